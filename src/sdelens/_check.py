@@ -1,0 +1,111 @@
+"""Input guards: every message names the argument, what came, and what to do instead."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["at_least", "choice", "finite_array", "fraction", "nonnegative", "positive", "whole"]
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is abstract (inside a JAX transformation), so that it cannot be inspected."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def number(name: str, value: Any) -> Any:
+    """Return `value` as a Python float; tracers pass untouched.
+
+    Raises:
+        TypeError: if it is not a real number.
+        ValueError: if it is NaN or infinite.
+    """
+    if is_traced(value):
+        return value
+    scalar = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    scalar = scalar or (isinstance(value, np.ndarray | jax.Array) and np.ndim(value) == 0)
+    if not scalar or not np.issubdtype(np.asarray(value).dtype, np.number):
+        raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); give a real number.")
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError(f"{name}: got {result}; give a finite number.")
+    return result
+
+
+def positive(name: str, value: Any) -> Any:
+    """Return `value` as a float > 0."""
+    value = number(name, value)
+    if not is_traced(value) and value <= 0:
+        raise ValueError(f"{name}: got {value}; it must be greater than 0.")
+    return value
+
+
+def nonnegative(name: str, value: Any) -> Any:
+    """Return `value` as a float ≥ 0."""
+    value = number(name, value)
+    if not is_traced(value) and value < 0:
+        raise ValueError(f"{name}: got {value}; it must be 0 or greater.")
+    return value
+
+
+def fraction(name: str, value: Any) -> Any:
+    """Return `value` as a float in [0, 1)."""
+    value = number(name, value)
+    if not is_traced(value) and not 0 <= value < 1:
+        raise ValueError(f"{name}: got {value}; it must lie in [0, 1), for example 0.9.")
+    return value
+
+
+def whole(name: str, value: Any) -> int:
+    """Return `value` as an int; floats are accepted only where they are whole, as 1e4 is."""
+    ok = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    ok = ok or (isinstance(value, float | np.floating) and float(value).is_integer())
+    if not ok:
+        raise TypeError(f"{name}: got {value!r}; give a whole number.")
+    return int(value)
+
+
+def at_least(name: str, value: Any, minimum: int) -> int:
+    """Return `value` as an int ≥ `minimum`."""
+    result = whole(name, value)
+    if result < minimum:
+        raise ValueError(f"{name}: got {result}; it must be {minimum} or more.")
+    return result
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """Return `value` if it is one of `known`; otherwise list them and suggest the nearest."""
+    options = list(known)
+    if value in options:
+        return str(value)
+    near = difflib.get_close_matches(str(value).lower(), [o.lower() for o in options], n=1, cutoff=0.5)
+    hint = ""
+    if near:
+        hint = f" Did you mean {next(o for o in options if o.lower() == near[0])!r}?"
+    listed = ", ".join(repr(o) for o in options)
+    raise ValueError(f"{name}: got {value!r}; choose one of {listed}.{hint}")
+
+
+def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
+    """Return `value` as a floating array with a number of axes in `dims` and finite entries."""
+    if is_traced(value):
+        return value
+    try:
+        array = np.asarray(value)
+        if not np.issubdtype(array.dtype, np.floating):
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: got {value!r}; give numbers.") from error
+    if array.ndim not in dims:
+        allowed = " or ".join(str(d) for d in dims)
+        raise ValueError(f"{name}: got an array of shape {array.shape}; it must have {allowed} axes.")
+    if array.size == 0:
+        raise ValueError(f"{name}: got an empty array; give at least one number.")
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name}: entry {where} is {array[where]}; every entry must be finite.")
+    return array

@@ -1,0 +1,33 @@
+"""The names users type, as plain text: no JAX here, so that the shell answers at once."""
+
+from typing import Final
+
+__all__ = ["DATASETS", "DECAYS", "INTEGRATORS", "MODELS", "NETWORKS", "NOISES", "OPTIMIZERS", "PROBLEMS"]
+
+OPTIMIZERS: Final = {
+    "sgd": "SGD",
+    "signsgd": "SignSGD",
+    "rmspropw": "RMSpropW (weight decay 0: RMSprop)",
+    "adamw": "AdamW (weight decay 0: Adam)",
+}
+MODELS: Final = {
+    "optimizer": "the discrete optimizer, through optax",
+    "sde": "the SDE of arXiv 2411.15958",
+    "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
+}
+PROBLEMS: Final = {
+    "quadratic": "½ xᵀHx",
+    "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
+    "embedded-saddle": "½ xᵀHx + ¼ λ Σx⁴ − ⅓ ξ Σx³",
+    "mlp": "10 hidden layers of 20 ReLU units, binary cross-entropy",
+}
+NETWORKS: Final = ("mlp",)
+DATASETS: Final = {"breast-cancer": "569 × 30, two classes, bundled with scikit-learn"}
+NOISES: Final = {"gaussian": "independent normal noise on every coordinate of the full gradient"}
+INTEGRATORS: Final = {
+    "sequential": "V, then M, then X, each with the newest values",
+    "euler": "Euler-Maruyama with the new V",
+}
+BIAS_CORRECTIONS: Final = ("discrete", "exponential")
+DECAYS: Final = ("coupled", "independent")
+ACCUMULATOR_STARTS: Final = ("second-moment", "zero")

@@ -1,0 +1,136 @@
+"""Parameters as one flat vector: splitting a pytree into floating arrays and the rest, and back."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = ["Layout", "column", "flatten_parameters"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the coordinates of a flat vector lie in a pytree of parameters.
+
+    Attributes:
+        treedef: structure of the pytree.
+        shapes: shape per leaf; None where the leaf is not a parameter.
+        dtypes: name of the dtype per leaf; None where the leaf is not a parameter.
+        names: path of every leaf, as in ``['dense'].weight``.
+        static: the leaves that are not parameters (functions, strings, …), None elsewhere.
+    """
+
+    treedef: Hashable
+    shapes: tuple[tuple[int, ...] | None, ...]
+    dtypes: tuple[str | None, ...]
+    names: tuple[str, ...]
+    static: tuple[Any, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return sum(int(np.prod(s)) for s in self.shapes if s is not None)
+
+    def unravel(self, flat: Array) -> Any:
+        """The pytree whose floating leaves are filled from `flat`, of shape (size,)."""
+        leaves, offset = [], 0
+        for shape, dtype, static in zip(self.shapes, self.dtypes, self.static, strict=True):
+            if shape is None:
+                leaves.append(static)
+                continue
+            count = int(np.prod(shape))
+            leaves.append(flat[offset : offset + count].reshape(shape).astype(dtype))
+            offset += count
+        return jax.tree.unflatten(self.treedef, leaves)  # type: ignore[arg-type]
+
+    def ravel(self, tree: Any) -> Array:
+        """The flat vector of the floating leaves of a pytree of this layout."""
+        leaves = jax.tree.leaves(tree, is_leaf=_is_none)
+        parts = [jnp.ravel(a) for a, s in zip(leaves, self.shapes, strict=True) if s is not None]
+        return jnp.concatenate(parts)
+
+    def broadcast(self, name: str, tree: Any) -> np.ndarray:
+        """One number per coordinate from a pytree of the same structure, each leaf broadcast to the parameter's.
+
+        Raises:
+            ValueError: naming the first leaf whose shape does not fit, or the structures if they differ.
+        """
+        leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
+        if len(leaves) != len(self.shapes):
+            raise ValueError(
+                f"{name}: got a pytree {treedef} of {len(leaves)} leaves; the parameters have "
+                f"{len(self.shapes)}: {', '.join(self.names)}. Give a scalar or a pytree of that structure."
+            )
+        parts = []
+        for leaf, shape, label in zip(leaves, self.shapes, self.names, strict=True):
+            if shape is None:
+                continue
+            try:
+                parts.append(np.broadcast_to(np.asarray(leaf, dtype=np.float64), shape).ravel())
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{name}: leaf {label or 'parameters'} has shape {np.shape(leaf)}, the parameter there has "
+                    f"{shape}; give a scalar or an array that broadcasts to it."
+                ) from error
+        return np.concatenate(parts)
+
+
+def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
+    """Split `tree` into one flat vector of its floating arrays and a `Layout` that puts it back.
+
+    Floating arrays (NumPy or JAX) are the parameters; functions, strings, Python numbers and None
+    pass through untouched.
+
+    Raises:
+        TypeError: if a leaf is an integer or Boolean array, a complex array or a random key.
+        ValueError: if there is no parameter, or one is not finite.
+    """
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
+    names, shapes, dtypes, static, parts = [], [], [], [], []
+    for path, leaf in with_paths:
+        label = jax.tree_util.keystr(path)
+        names.append(label)
+        if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            shapes.append(None)
+            dtypes.append(None)
+            static.append(leaf)
+            continue
+        where = f"{name}{label}"
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise TypeError(
+                f"{where}: is a random key; parameters must be floating arrays. Close over the key in the loss instead."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{where}: is an array of {leaf.dtype}; parameters must be floating arrays. Cast it with "
+                ".astype('float32'), or close over it in the loss if it is not to be trained."
+            )
+        array = jnp.asarray(leaf)
+        if not bool(jnp.isfinite(array).all()):
+            raise ValueError(f"{where}: has entries that are not finite; start from finite parameters.")
+        shapes.append(array.shape)
+        dtypes.append(array.dtype.name)
+        static.append(None)
+        parts.append(array.ravel())
+    if not parts or sum(p.size for p in parts) == 0:
+        raise ValueError(
+            f"{name}: has no floating array among its {len(names)} leaves; give the parameters as arrays, "
+            "for example jnp.array([1.0, 2.0])."
+        )
+    dtype = jnp.result_type(*[p.dtype for p in parts])
+    flat = jnp.concatenate([p.astype(dtype) for p in parts])
+    return flat, Layout(treedef, tuple(shapes), tuple(dtypes), tuple(names), tuple(static))
+
+
+def column(values: Array, like: Array) -> Array:
+    """`values`, a scalar or one per coordinate, shaped to multiply `like`: (d,) or (d, P)."""
+    values = jnp.asarray(values)
+    return values[:, None] if values.ndim == 1 and like.ndim == 2 else values
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None

@@ -1,0 +1,249 @@
+"""Thousands of paths at once: sharded over the devices, chunked in memory, reduced as they run.
+
+Paths lie on the last axis of every array. A chunk of paths is split over all devices with `shard_map`; each device advances
+its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
+The host runs short segments one after another, long enough that their start-up does not count (about half a second), and joins their
+records; that is where progress is reported. Random numbers depend on the global index of a path (`_random`), never on
+where or with whom it runs.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sdelens._random import Stream, stream_key
+from sdelens.integrate import Stepper
+from sdelens.statistics import GROUPS, Record, Summary, merge, observe
+
+__all__ = ["MAX_COORDINATES", "Plan", "chunk_size", "record_steps", "run_ensemble"]
+
+MAX_COORDINATES = 64
+"""Moments of single coordinates are kept up to this dimension."""
+
+_SEGMENT_SECONDS = 0.5
+_SEGMENT_RECORDS = 256
+_CHUNK_BYTES = 2**30
+_AXIS = "paths"
+
+
+class Plan(NamedTuple):
+    """How an ensemble is run; hashable, so that equal plans share one compilation.
+
+    Attributes:
+        steps: optimizer steps.
+        paths: number of paths.
+        record_every: steps between records; the last step is always recorded.
+        chunk: paths in flight at once.
+        keep_paths: number of paths whose whole course is kept.
+        devices: the devices to shard over.
+    """
+
+    steps: int
+    paths: int
+    record_every: int
+    chunk: int
+    keep_paths: int
+    devices: tuple[Any, ...]
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of paths."""
+        return min(GROUPS, self.paths)
+
+
+def record_steps(steps: int, record_every: int) -> np.ndarray:
+    """Recorded steps: 0, every `record_every`-th, and the last."""
+    return np.minimum(np.arange(-(-steps // record_every) + 1) * record_every, steps)
+
+
+def chunk_size(stepper: Stepper, paths: int, devices: int) -> int:
+    """Paths in flight such that states and temporaries stay near 1 GiB; a multiple of the devices."""
+    state = jax.eval_shape(stepper.init)
+    size = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
+    # Measured: the step holds about three further copies of the state (gradient, noise, increments).
+    fitting = max(_CHUNK_BYTES // (4 * size), devices)
+    return min(-(-paths // devices), fitting // devices) * devices
+
+
+def run_ensemble(
+    stepper: Stepper,
+    plan: Plan,
+    seed: int,
+    stream: str,
+    offset: float,
+    progress: Callable[[int], None] | None = None,
+) -> Summary:
+    """Run all paths of `stepper` and return their statistics at the recorded steps.
+
+    Args:
+        stepper: what to run.
+        plan: sizes and devices.
+        seed: seed of all randomness.
+        stream: name of the stream of random numbers; equal names share their draws.
+        offset: subtracted from the loss before quantiles.
+        progress: called with the number of path-steps done since its last call.
+    """
+    summary: Summary | None = None
+    for first in range(0, plan.paths, plan.chunk):
+        summary = merge(summary, _run_chunk(stepper, plan, seed, stream, offset, first, progress))
+    assert summary is not None
+    return summary._replace(kept=summary.kept[:, : plan.keep_paths])
+
+
+def _run_chunk(
+    stepper: Stepper,
+    plan: Plan,
+    seed: int,
+    stream: str,
+    offset: float,
+    first: int,
+    progress: Callable[[int], None] | None,
+) -> Summary:
+    mesh = Mesh(np.array(plan.devices), (_AXIS,))
+    width = min(plan.chunk, -(-(plan.paths - first) // len(plan.devices)) * len(plan.devices))
+    if first > 0:
+        width = plan.chunk  # one compilation for all chunks; the surplus paths never count
+    static = _Static(mesh, plan.groups, plan.record_every, plan.keep_paths)
+    sharded = NamedSharding(mesh, PartitionSpec(_AXIS))
+    paths = jax.device_put(np.arange(first, first + width, dtype=np.uint32), sharded)
+    carry = _start(stepper, paths, plan.paths, static)
+    key = stream_key(seed, stream)
+    records = len(record_steps(plan.steps, plan.record_every))
+    buffer = min(records, _SEGMENT_RECORDS)
+    counted = min(width, plan.paths - first)
+    parts: list[Summary] = []
+    done, length, reported = 0, 1, 0
+    while done < records:
+        length = min(length, records - done, buffer)
+        begin = time.perf_counter()
+        carry, out = _segment(stepper, carry, paths, key, (done, length, plan.steps, offset), static, buffer)
+        parts.append(_to_summary(jax.tree.map(np.asarray, out), length))
+        seconds = max(time.perf_counter() - begin, 1e-6)
+        done += length
+        if progress is not None:
+            steps_done = min(done * plan.record_every, plan.steps)
+            progress((steps_done - reported) * counted)
+            reported = steps_done
+        # The first segment compiles, so its time says little; later ones set the length, at most doubling it.
+        length = 2 if done == length else max(1, min(2 * length, int(length * _SEGMENT_SECONDS / seconds)))
+    return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+
+
+class _Static(NamedTuple):
+    mesh: Mesh
+    groups: int
+    record_every: int
+    keep_paths: int
+
+
+class _Carry(NamedTuple):
+    state: Any
+    alive: Array
+
+
+@partial(jax.jit, static_argnames=("total", "static"))
+def _start(stepper: Stepper, paths: Array, total: int, static: _Static) -> _Carry:
+    """Every path at the start; paths beyond `total` fill up the devices and never count."""
+    sharding = partial(NamedSharding, static.mesh)
+
+    def spread(leaf: Array) -> Array:
+        if leaf.ndim == 0:
+            return lax.with_sharding_constraint(leaf, sharding(PartitionSpec()))
+        wide = jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
+        return lax.with_sharding_constraint(wide, sharding(PartitionSpec(None, _AXIS)))
+
+    state = jax.tree.map(lambda a: spread(jnp.asarray(a)), stepper.init())
+    return _Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(_AXIS))))
+
+
+@partial(jax.jit, static_argnames=("static", "buffer"), donate_argnames=("carry",))
+def _segment(
+    stepper: Stepper,
+    carry: _Carry,
+    paths: Array,
+    key: Array,
+    span: tuple[Any, Any, Any, Any],
+    static: _Static,
+    buffer: int,
+) -> tuple[_Carry, Record]:
+    """Advance by `length` records, from record `done` on; the buffer's first `length` entries are filled."""
+    by_path = jax.tree.map(_spec, carry)
+
+    @partial(
+        jax.shard_map,
+        mesh=static.mesh,
+        in_specs=(PartitionSpec(), by_path, PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec()),
+        out_specs=(by_path, PartitionSpec(_AXIS)),
+        check_vma=False,
+    )
+    def shard(
+        stepper: Stepper, carry: _Carry, paths: Array, key: Array, span: tuple[Any, Any, Any, Any]
+    ) -> tuple[_Carry, Record]:
+        done, length, steps, offset = span
+        stream = Stream(key, paths)
+
+        def advance(k: Array, state: Any) -> Any:
+            _, grad = stepper.evaluate(stepper.position(state))
+            return stepper.step(k, state, grad, stream)
+
+        def record(carry: _Carry) -> tuple[_Carry, Record, Array]:
+            x = stepper.position(carry.state)
+            loss, grad = stepper.evaluate(x)
+            # A coordinate that is not finite makes the sum so; one that overflows in the sum is as good as diverged.
+            alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(jnp.sum(grad, axis=0) + jnp.sum(x, axis=0))
+            observed = observe(
+                loss,
+                grad,
+                x,
+                alive,
+                paths[0].astype(jnp.int32),
+                static.groups,
+                offset,
+                x.shape[0] <= MAX_COORDINATES,
+                min(static.keep_paths, x.shape[1]),
+            )
+            return _Carry(carry.state, alive), observed, grad
+
+        def body(i: Array, loop: tuple[_Carry, Record]) -> tuple[_Carry, Record]:
+            carry, out = loop
+            carry, observed, grad = record(carry)
+            out = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), i, 0), out, observed)
+            k = (done + i) * static.record_every
+            count = jnp.clip(steps - k, 0, static.record_every)
+            state = lax.cond(count > 0, lambda s: stepper.step(k, s, grad, stream), lambda s: s, carry.state)
+            if static.record_every > 1:
+                state = lax.fori_loop(k + 1, k + count, advance, state)
+            return _Carry(state, carry.alive), out
+
+        empty = jax.eval_shape(lambda c: record(c)[1], carry)
+        out = jax.tree.map(lambda a: jnp.zeros((buffer, *a.shape), a.dtype), empty)
+        carry, out = lax.fori_loop(0, length, body, (carry, out))
+        return carry, jax.tree.map(lambda a: a[None], out)
+
+    return shard(stepper, carry, paths, key, span)
+
+
+def _spec(leaf: Array) -> PartitionSpec:
+    return PartitionSpec() if leaf.ndim == 0 else PartitionSpec(*[None] * (leaf.ndim - 1), _AXIS)
+
+
+def _to_summary(out: Record, length: int) -> Summary:
+    """Join the shards' records of one segment: leaves of shape (devices, buffer, …)."""
+    summary: Summary | None = None
+    for device in range(out.count.shape[0]):
+        leaves = (np.asarray(leaf[device, :length]) for leaf in out)
+        record = Record(*leaves)
+        floats = {
+            name: getattr(record, name).astype(np.float64) for name in ("count", "mean", "m2", "grad_norm", "x_mean", "x_m2")
+        }
+        part = Summary(**floats, histogram=record.histogram.astype(np.int64), kept=record.kept)
+        summary = merge(summary, part)
+    assert summary is not None
+    return summary

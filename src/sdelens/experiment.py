@@ -1,0 +1,460 @@
+"""The front door: check everything once, run the models, return a `Result`."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from sdelens import _check
+from sdelens._names import BIAS_CORRECTIONS, INTEGRATORS
+from sdelens.ensemble import MAX_COORDINATES, Plan, chunk_size, record_steps, run_ensemble
+from sdelens.integrate import Discrete, EulerMaruyama, Stepper
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Optimizer
+from sdelens.problems import AbstractProblem
+from sdelens.result import FORMAT, Result
+from sdelens.sdes import build_sde, sdes_of
+from sdelens.statistics import Summary, quantiles
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Estimate", "compare", "estimate", "models_of", "simulate"]
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Quantiles of the loss over paths that a result holds."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """How one model of a comparison is integrated."""
+
+    model: str
+    integrator: str
+    substeps: int
+    bias_correction: str
+    coarse: str | None = None
+
+    @property
+    def stream(self) -> str:
+        """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
+        return "optimizer" if self.model == "optimizer" else f"brownian/{self.substeps}"
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """Everything validated, ready to run."""
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: Optimizer
+    models: dict[str, _Model]
+    plan: Plan
+    seed: int
+    given_noise: AbstractNoise
+
+    def stepper(self, model: _Model) -> Stepper:
+        if model.model == "optimizer":
+            return Discrete(self.problem, self.noise, self.optimizer)
+        sde = build_sde(model.model, self.problem, self.noise, self.optimizer, model.bias_correction)
+        return EulerMaruyama(sde, self.optimizer.lr, model.integrator, model.substeps)
+
+
+def models_of(optimizer: Optimizer) -> list[str]:
+    """Names of the models that exist for an optimizer: ``"optimizer"``, ``"sde"``, and where there is one the earlier SDE."""
+    return ["optimizer", *sdes_of(optimizer)]
+
+
+def simulate(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    model: str = "sde",
+    *,
+    steps: int,
+    paths: int = 1024,
+    seed: int = 0,
+    record_every: int = 1,
+    integrator: str = "sequential",
+    substeps: int = 1,
+    bias_correction: str = "discrete",
+    keep_paths: int = 0,
+    chunk: int | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Run one model of an optimizer on a problem under noise, over many paths.
+
+    Args:
+        problem: what is minimised.
+        noise: law of the gradient noise.
+        optimizer: specification of the optimizer.
+        model: ``"optimizer"`` (discrete, through optax), ``"sde"``, or ``"malladi2022"`` (RMSprop and Adam only).
+        steps: optimizer steps.
+        paths: independent paths.
+        seed: seed of all randomness; equal seeds on one machine give equal bits.
+        record_every: steps between records; the start and the last step are always recorded.
+        integrator: ``"sequential"`` or ``"euler"``; see `sdelens.integrate`.
+        substeps: integration steps per optimizer step.
+        bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
+        keep_paths: number of paths whose whole course is kept, as ``path_x``.
+        chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
+        devices: the devices to shard over, by default all; the numbers do not depend on them beyond rounding.
+        progress: show a bar; by default if standard error is a terminal.
+
+    Returns:
+        A `Result` with one model.
+
+    Raises:
+        ValueError, TypeError: naming the argument, before anything runs.
+
+    Warns:
+        RuntimeWarning: if paths diverged; they are counted and leave the averages.
+    """
+    models = {model: {"model": model}}
+    options = dict(integrator=integrator, substeps=substeps, bias_correction=bias_correction)
+    run = dict(steps=steps, paths=paths, seed=seed, record_every=record_every, keep_paths=keep_paths)
+    return _run(_prepare(problem, noise, optimizer, models, options, run, chunk, devices), progress)
+
+
+def compare(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    steps: int,
+    paths: int = 1024,
+    seed: int = 0,
+    record_every: int = 1,
+    integrator: str = "sequential",
+    substeps: int = 1,
+    bias_correction: str = "discrete",
+    keep_paths: int = 0,
+    chunk: int | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Run several models of one optimizer side by side.
+
+    The optimizer has its own noise; SDEs share one Brownian motion. With ``substeps`` > 1 every SDE is also
+    run at Δt = η, as ``"<name>, 1 substep"``, so that the table tells modelling from discretisation error.
+
+    Args:
+        problem: what is minimised.
+        noise: law of the gradient noise.
+        optimizer: specification of the optimizer.
+        models: names, by default all that exist for this optimizer; or a mapping from labels of your own to options
+            (``model``, ``integrator``, ``substeps``, ``bias_correction``), for example
+            ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``.
+        steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices, progress: as in
+            `simulate`.
+
+    Returns:
+        A `Result`; print it, or see its `errors`, `plot`, `save`.
+
+    Raises:
+        ValueError, TypeError: naming the argument, before anything runs.
+
+    Warns:
+        RuntimeWarning: if paths diverged; they are counted and leave the averages.
+
+    Example:
+        >>> import sdelens as sl
+        >>> result = sl.compare(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SGD(lr=0.1), steps=20, paths=64)
+        >>> result.models
+        ['optimizer', 'sde']
+    """
+    options = dict(integrator=integrator, substeps=substeps, bias_correction=bias_correction)
+    run = dict(steps=steps, paths=paths, seed=seed, record_every=record_every, keep_paths=keep_paths)
+    return _run(_prepare(problem, noise, optimizer, models, options, run, chunk, devices), progress)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a comparison would cost.
+
+    Attributes:
+        seconds: running time, compilation included.
+        compile_seconds: compilation alone.
+        memory_bytes: memory of the states in flight and of the result.
+        result_bytes: size of the result.
+    """
+
+    seconds: float
+    compile_seconds: float
+    memory_bytes: int
+    result_bytes: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of them compiling), "
+            f"{self.memory_bytes / 2**20:.0f} MiB in memory, {self.result_bytes / 2**20:.1f} MiB of results"
+        )
+
+
+def estimate(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    steps: int,
+    paths: int = 1024,
+    seed: int = 0,
+    record_every: int = 1,
+    integrator: str = "sequential",
+    substeps: int = 1,
+    bias_correction: str = "discrete",
+    keep_paths: int = 0,
+    chunk: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Estimate:
+    """Time and memory that `compare` with the same arguments would take, measured on a few steps of each model.
+
+    Raises:
+        ValueError, TypeError: as `compare`.
+    """
+    options = dict(integrator=integrator, substeps=substeps, bias_correction=bias_correction)
+    run = dict(steps=steps, paths=paths, seed=seed, record_every=record_every, keep_paths=keep_paths)
+    experiment = _prepare(problem, noise, optimizer, models, options, run, chunk, devices)
+    plan = experiment.plan
+    records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
+    few = plan._replace(steps=min(plan.steps, records * plan.record_every), paths=min(plan.paths, plan.chunk))
+    seconds = compiling = 0.0
+    state = 0
+    for model in experiment.models.values():
+        stepper = experiment.stepper(model)
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0)
+            times.append(time.perf_counter() - begin)
+        scale = plan.steps / few.steps * plan.paths / few.paths
+        seconds += times[0] - times[1] + times[1] * scale
+        compiling += times[0] - times[1]
+        leaves = jax.tree.leaves(jax.eval_shape(stepper.init))
+        state = max(state, sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves))
+    numbers = 12 + plan.groups * 2 + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
+    numbers += plan.keep_paths * problem.dim
+    results = 8 * numbers * len(record_steps(plan.steps, plan.record_every)) * len(experiment.models)
+    return Estimate(seconds, compiling, 4 * state * plan.chunk + results, results)
+
+
+def _prepare(
+    problem: Any,
+    noise: Any,
+    optimizer: Any,
+    models: Any,
+    options: dict[str, Any],
+    run: dict[str, Any],
+    chunk: int | None,
+    devices: Sequence[Any] | None,
+) -> _Experiment:
+    for name, value, kind, hint in (
+        ("problem", problem, AbstractProblem, "sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
+        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale)"),
+        ("optimizer", optimizer, Optimizer, "sl.SGD, sl.SignSGD, sl.RMSpropW or sl.AdamW"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: got {type(value).__name__}; give one of {hint}.")
+    steps = _check.at_least("steps", run["steps"], 1)
+    paths = _check.at_least("paths", run["paths"], 1)
+    if paths >= 2**31:
+        raise ValueError(f"paths: got {paths}; at most 2³¹ − 1 paths can be told apart.")
+    every = _check.at_least("record_every", run["record_every"], 1)
+    keep = _check.at_least("keep_paths", run["keep_paths"], 0)
+    seed = _check.at_least("seed", run["seed"], 0)
+    if seed >= 2**64:
+        raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
+    chosen = _models(optimizer, models, options)
+    available = tuple(jax.devices() if devices is None else devices)
+    if not available:
+        raise ValueError("devices: got none; give at least one of jax.devices().")
+    bound = noise.bind(problem)
+    used = available[: min(len(available), paths)]
+    plan = Plan(steps, paths, min(every, steps), paths, min(keep, paths), used)
+    experiment = _Experiment(problem, bound, optimizer, chosen, plan, seed, noise)
+    if chunk is None:
+        width = min(chunk_size(experiment.stepper(m), paths, len(used)) for m in chosen.values())
+    else:
+        width = -(-min(_check.at_least("chunk", chunk, 1), paths) // len(used)) * len(used)
+    return replace(experiment, plan=plan._replace(chunk=width))
+
+
+def _models(optimizer: Optimizer, models: Any, options: dict[str, Any]) -> dict[str, _Model]:
+    known = models_of(optimizer)
+    if models is None:
+        models = known
+    if isinstance(models, str):
+        raise TypeError(f"models: got the text {models!r}; give a list, for example ['optimizer', {models!r}].")
+    if not isinstance(models, Mapping):
+        models = {str(name): {} for name in models}
+    if not models:
+        raise ValueError(f"models: is empty; choose from {known}.")
+    chosen: dict[str, _Model] = {}
+    allowed = [f.name for f in fields(_Model) if f.name != "coarse"]
+    for label, own in models.items():
+        if not isinstance(own, Mapping):
+            raise TypeError(f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}.")
+        for key in own:
+            _check.choice(f"models[{label!r}]", key, allowed)
+        merged = {"model": label, **options, **own}
+        where = "model" if len(models) == 1 else "models"
+        if merged["model"] not in known and merged["model"] in ("sde", "malladi2022"):
+            raise ValueError(
+                f"{where}: {merged['model']!r} does not exist for {optimizer.name}; its models are {', '.join(known)}."
+            )
+        model = _Model(
+            _check.choice(where, merged["model"], known),
+            _check.choice("integrator", merged["integrator"], INTEGRATORS),
+            _check.at_least("substeps", merged["substeps"], 1),
+            _check.choice("bias_correction", merged["bias_correction"], BIAS_CORRECTIONS),
+        )
+        if model.model == "optimizer":
+            model = replace(model, substeps=1)
+        if model.substeps > 1 and len(models) > 1:
+            coarse = f"{label}, 1 substep"
+            chosen[label] = replace(model, coarse=coarse)
+            chosen[coarse] = replace(model, substeps=1)
+        else:
+            chosen[label] = model
+    return chosen
+
+
+def _run(experiment: _Experiment, progress: bool | None) -> Result:
+    plan, models = experiment.plan, experiment.models
+    infimum = experiment.problem.infimum
+    parts = {}
+    with _progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
+        for label, model in models.items():
+            begin = time.perf_counter()
+            report(0, label)
+            summary = run_ensemble(
+                experiment.stepper(model),
+                plan,
+                experiment.seed,
+                model.stream,
+                infimum or 0.0,
+                lambda done, label=label: report(done, label),  # type: ignore[misc]
+            )
+            parts[label] = (summary, time.perf_counter() - begin)
+            _warn_of_divergence(label, summary, plan)
+    return Result(_dataset(experiment, parts))
+
+
+def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
+    lost = int(plan.paths - summary.paths[-1])
+    if lost:
+        steps = record_steps(plan.steps, plan.record_every)
+        first = int(steps[np.argmax(summary.paths < plan.paths)])
+        warnings.warn(
+            f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the averages "
+            "from then on. A smaller lr may keep them.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -> "xr.Dataset":
+    import xarray as xr
+
+    plan, problem, optimizer = experiment.plan, experiment.problem, experiment.optimizer
+    steps = record_steps(plan.steps, plan.record_every)
+    offset = problem.infimum or 0.0
+    levels = np.array(LEVELS)
+    datasets = []
+    for summary, _ in parts.values():
+        mean, std = summary.overall()
+        n_paths = summary.paths
+        empty = summary.count == 0
+        values: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+            "loss_mean": (("step",), mean),
+            "loss_std": (("step",), std),
+            "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
+            "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean).T),
+            "group_paths": (("group", "step"), summary.count.astype(np.int64).T),
+            "loss_quantile": (("quantile", "step"), (quantiles(summary.histogram, levels) + offset).T),
+            "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
+            "n_paths": (("step",), n_paths.astype(np.int64)),
+        }
+        if problem.dim <= MAX_COORDINATES:
+            alive = n_paths[:, None]
+            values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.x_mean))
+            x_var = np.where(alive < 2, np.nan, summary.x_m2 / np.maximum(alive - 1, 1))
+            values["x_var"] = (("step", "coordinate"), x_var)
+        if plan.keep_paths:
+            values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
+        datasets.append(xr.Dataset(values))
+    joined = xr.concat(datasets, dim=xr.DataArray(list(parts), dims="model", name="model"))
+    joined = joined.assign_coords(
+        step=("step", steps),
+        time=("step", steps * float(optimizer.lr)),
+        quantile=("quantile", levels),
+        group=("group", np.arange(plan.groups)),
+    )
+    return joined.assign_attrs(_attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()}))
+
+
+def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str, Any]:
+    plan, devices = experiment.plan, experiment.plan.devices
+    described = [experiment.problem.describe(), experiment.noise.describe(), experiment.optimizer.describe()]
+    models = {
+        label: {f.name: getattr(m, f.name) for f in fields(m)} | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
+        for label, m in experiment.models.items()
+    }
+    run = {
+        "steps": plan.steps,
+        "paths": plan.paths,
+        "seed": experiment.seed,
+        "record_every": plan.record_every,
+        "keep_paths": plan.keep_paths,
+        "chunk": plan.chunk,
+        "dim": experiment.problem.dim,
+        "dtype": experiment.problem.start.dtype.name,
+    }
+    device = {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "cores": os.cpu_count() or 1,
+    }
+    versions = {name: version(name) for name in ("sdelens", "jax", "optax", "numpy")}
+    infimum = experiment.problem.infimum
+    return {
+        "sdelens_format": FORMAT,
+        "problem": json.dumps(described[0]),
+        "noise": json.dumps(described[1]),
+        "optimizer": json.dumps(described[2]),
+        "models": json.dumps(models),
+        "run": json.dumps(run),
+        "device": json.dumps(device),
+        "versions": json.dumps({"python": sys.version.split()[0], **versions}),
+        "infimum": float("nan") if infimum is None else infimum,
+        "rerunnable": int(all(d.get("rerunnable", True) for d in described)),
+    }
+
+
+@contextmanager
+def _progress_bar(wanted: bool | None, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar on standard error, or nothing; `report(done, label)` advances it."""
+    if not (sys.stderr.isatty() if wanted is None else wanted):
+        yield lambda done, label: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, label: bar.update(task, advance=done, description=label)

@@ -1,0 +1,47 @@
+"""The optimizer itself: real optax steps on noisy gradients."""
+
+from typing import Any, NamedTuple
+
+import optax
+from jax import Array
+
+from sdelens._random import Stream
+from sdelens.integrate._base import Stepper
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Optimizer
+from sdelens.problems import AbstractProblem
+
+__all__ = ["Discrete"]
+
+
+class DiscreteState(NamedTuple):
+    """Parameters and the optax state beside them."""
+
+    x: Any
+    inner: optax.OptState
+
+
+class Discrete(Stepper):
+    """x, optax state ← optax update with g = ∇f(x) + Z.
+
+    The specified optimizers are element-wise, so one update serves all paths at once and their counters stay scalars.
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: Optimizer
+
+    def init(self) -> DiscreteState:  # noqa: D102
+        state = self.optimizer.initial_state(self.problem, self.noise)
+        return DiscreteState(state.x, self.optimizer.optax_state(state))
+
+    def position(self, state: DiscreteState) -> Array:  # noqa: D102
+        return state.x
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.problem.evaluate(x)
+
+    def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
+        noisy = grad + self.noise.sample(state.x, stream.at(k))
+        updates, inner = self.optimizer.to_optax().update(noisy, state.inner, state.x)
+        return DiscreteState(optax.apply_updates(state.x, updates), inner)

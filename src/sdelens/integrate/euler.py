@@ -1,0 +1,77 @@
+r"""Integrators of SDEs with a fixed step Δt = η/n.
+
+``euler`` (the paper's choice): Y ← Y + drift Δt + diffusion ΔW with ΔW = √Δt ξ, but V is advanced first and P
+uses the new V.
+
+``sequential``: V, then M, then X, each with the newest values of the others and all with the same ΔW. At n = 1 this is
+what the algorithms themselves do, and the noise of the new M reaches X within the step, which Euler-Maruyama delays by one.
+
+For SGD and SignSGD the two coincide. Both have weak order 1.
+"""
+
+from typing import Final
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sdelens._random import Stream
+from sdelens.integrate._base import Stepper
+from sdelens.optimizers import State
+from sdelens.sdes import SDE, Instant
+
+__all__ = ["STAGES", "EulerMaruyama"]
+
+STAGES: Final = {"sequential": (("v",), ("m",), ("x",)), "euler": (("v",), ("m", "x"))}
+"""Per integrator, the components that are advanced together, in order."""
+
+
+class EulerMaruyama(Stepper):
+    """One optimizer step η as `substeps` steps of Δt = η/substeps of an SDE.
+
+    Attributes:
+        sde: the equation.
+        lr: η.
+        integrator: ``"sequential"`` or ``"euler"``.
+        substeps: n ≥ 1; as it grows the SDE itself is resolved.
+    """
+
+    sde: SDE
+    lr: float
+    integrator: str = eqx.field(default="sequential", static=True)
+    substeps: int = eqx.field(default=1, static=True)
+
+    def init(self) -> State:  # noqa: D102
+        return self.sde.init()
+
+    def position(self, state: State) -> Array:  # noqa: D102
+        return state.x
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.sde.evaluate(x)
+
+    def step(self, k: Array, state: State, grad: Array, stream: Stream) -> State:  # noqa: D102
+        if self.substeps == 1:
+            return self._substep(k, 0, state, grad, stream)
+
+        def body(j: Array, y: State) -> State:
+            return self._substep(k, j, y, self.sde.evaluate(y.x)[1], stream)
+
+        return lax.fori_loop(0, self.substeps, body, state)
+
+    def _substep(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:
+        dt = self.lr / self.substeps
+        shape, dtype = self.sde.noise_shape, y.x.dtype
+        normal = stream.at(k, j).normal(int(np.prod(shape)), dtype).reshape(*shape, -1)
+        dW = jnp.sqrt(dt) * normal
+        t = Instant(k, k * self.lr + j * dt)
+        ahead: dict[str, float] = {}
+        for stage in STAGES[self.integrator]:
+            names = [name for name in stage if getattr(y, name) is not None]
+            drift = self.sde.drift(t, y, grad, ahead)
+            noise = self.sde.apply_diffusion(t, y, grad, dW)
+            new = {n: getattr(y, n) + getattr(drift, n) * dt + getattr(noise, n) for n in names}
+            y = y._replace(**{n: a.astype(dtype) for n, a in new.items()})
+            ahead |= dict.fromkeys(names, dt)
+        return y

@@ -1,0 +1,275 @@
+"""Optimizers as frozen specifications: one object from which everything else is derived.
+
+The discrete run (`to_optax`), the initial state, the SDEs, and whatever else knows an optimizer read the same object,
+so they cannot disagree. The numbers are pytree leaves: a change of the learning rate compiles nothing again.
+Time is t = kη at step k, with η = `lr`.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sdelens import _check
+from sdelens._names import ACCUMULATOR_STARTS, DECAYS
+from sdelens._tree import column
+
+if TYPE_CHECKING:
+    from sdelens.noise import AbstractNoise
+    from sdelens.problems import AbstractProblem
+
+__all__ = ["SGD", "AdamW", "Optimizer", "RMSpropW", "SignSGD", "State"]
+
+Schedule = Callable[[Any], Any]
+
+
+class State(NamedTuple):
+    """State of an optimizer or of its SDE, each component of shape (d,), or (d, P) for P paths.
+
+    Attributes:
+        x: parameters.
+        m: first-moment accumulator, None where the optimizer has none.
+        v: second-moment accumulator, None where the optimizer has none.
+    """
+
+    x: Any
+    m: Any = None
+    v: Any = None
+
+
+class Optimizer(eqx.Module):
+    """What all specifications share: learning rate η, decoupled decay θ, and a schedule h.
+
+    One step is x ← x − ηhₖ·direction − decay·x, where the decay is ηhₖθ if `decay` is ``"coupled"`` (PyTorch and optax)
+    and hₖθ if ``"independent"``.
+    """
+
+    name: eqx.AbstractClassVar[str]
+    lr: eqx.AbstractVar[float]
+    weight_decay: eqx.AbstractVar[float]
+    decay: eqx.AbstractVar[str]
+    schedule: eqx.AbstractVar[Schedule | None]
+
+    @abc.abstractmethod
+    def _direction(self) -> optax.GradientTransformation:
+        """The optax transformation of the gradient before decay and learning rate."""
+
+    @abc.abstractmethod
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:
+        """State at step 0, each component of shape (d,)."""
+
+    @property
+    def decay_rate(self) -> Any:
+        """Rate of decay per unit of time t = kη: θ if coupled, θ/η if independent."""
+        return self.weight_decay if self.decay == "coupled" else self.weight_decay / self.lr
+
+    def multiplier(self, step: Any) -> Any:
+        """Schedule h at a step: 1 without a schedule."""
+        return 1.0 if self.schedule is None else self.schedule(step)
+
+    def to_optax(self) -> optax.GradientTransformation:
+        """The optimizer as an optax transformation; `update` needs the parameters. Accumulators start at 0."""
+        rate: Any = self.lr
+        if self.schedule is not None:
+            schedule, lr = self.schedule, self.lr
+            rate = lambda count: lr * schedule(count)  # noqa: E731
+        decay = optax.add_decayed_weights(self.decay_rate)
+        return optax.chain(self._direction(), decay, optax.scale_by_learning_rate(rate))
+
+    def optax_state(self, state: State) -> optax.OptState:
+        """The state of `to_optax()` at step 0 with the accumulators of `state`, for example `initial_state`'s."""
+        inner = self.to_optax().init(state.x)
+        moments = {"mu": state.m, "nu": state.v}
+        return optax.tree.set(inner, **{k: a for k, a in moments.items() if a is not None})
+
+    def describe(self) -> dict[str, Any]:
+        """The numbers and options, JSON types only; ``rerunnable`` is False if the schedule is a function."""
+        described: dict[str, Any] = {"name": self.name}
+        for field in self.__dataclass_fields__:
+            value = getattr(self, field)
+            if field != "schedule":
+                described[field] = value if isinstance(value, str) else float(value)
+        if self.schedule is not None:
+            described |= {"schedule": getattr(self.schedule, "__qualname__", "custom"), "rerunnable": False}
+        return described
+
+    def _check_common(self) -> dict[str, Any]:
+        _check.choice("decay", self.decay, DECAYS)
+        if self.schedule is not None and not callable(self.schedule):
+            raise TypeError(f"schedule: got {self.schedule!r}; give a function of the step number with values in [0, 1].")
+        if self.schedule is not None:
+            first = float(self.schedule(0))
+            if not 0 <= first <= 1:
+                raise ValueError(
+                    f"schedule: is {first} at step 0; it multiplies lr and must lie in [0, 1]. "
+                    "Give lr the peak value, and the schedule the rest."
+                )
+        return {}
+
+
+def _float(check: Callable[[str, Any], Any], name: str) -> Callable[[Any], Any]:
+    return lambda value: check(name, value)
+
+
+class SGD(Optimizer):
+    r"""Stochastic gradient descent with decoupled weight decay: x ← x − ηg − ηθx.
+
+    Args:
+        lr: η > 0.
+        weight_decay: θ ≥ 0.
+        decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
+        schedule: function of the step number with values in [0, 1] that multiplies η, or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
+    """
+
+    name: ClassVar[str] = "sgd"
+    lr: float = eqx.field(converter=_float(_check.positive, "lr"))
+    weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
+    decay: str = eqx.field(default="coupled", static=True)
+    schedule: Schedule | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self) -> None:
+        self._check_common()
+
+    def _direction(self) -> optax.GradientTransformation:
+        return optax.identity()
+
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
+        return State(problem.start)
+
+
+class SignSGD(Optimizer):
+    r"""Sign descent with decoupled weight decay: x ← x − η sign(g) − ηθx, with sign(0) = 0.
+
+    Args and errors as for `SGD`.
+    """
+
+    name: ClassVar[str] = "signsgd"
+    lr: float = eqx.field(converter=_float(_check.positive, "lr"))
+    weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
+    decay: str = eqx.field(default="coupled", static=True)
+    schedule: Schedule | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self) -> None:
+        self._check_common()
+
+    def _direction(self) -> optax.GradientTransformation:
+        return optax.scale_by_sign()
+
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
+        return State(problem.start)
+
+
+class RMSpropW(Optimizer):
+    r"""RMSprop with decoupled weight decay.
+
+    v ← β₂v + (1 − β₂)g²;  x ← x − ηg/(√v + ε) − ηθx, with the *new* v and ε outside the root.
+
+    Unlike optax's `rmsprop`, whose ε is inside the root by default; PyTorch's RMSprop has it outside, as here.
+
+    Args:
+        lr: η > 0.
+        b2: β₂ in [0, 1), the decay of the second moment.
+        eps: ε ≥ 0.
+        weight_decay: θ ≥ 0.
+        v0: accumulator at step 0: ``"second-moment"`` is E g² = (∇f)² + diag Σ at the start, ``"zero"`` is 0.
+        decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
+        schedule: function of the step number with values in [0, 1] that multiplies η, or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
+    """
+
+    name: ClassVar[str] = "rmspropw"
+    lr: float = eqx.field(converter=_float(_check.positive, "lr"))
+    b2: float = eqx.field(default=0.99, converter=_float(_check.fraction, "b2"))
+    eps: float = eqx.field(default=1e-8, converter=_float(_check.nonnegative, "eps"))
+    weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
+    v0: str = eqx.field(default="second-moment", static=True)
+    decay: str = eqx.field(default="coupled", static=True)
+    schedule: Schedule | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self) -> None:
+        self._check_common()
+        _check.choice("v0", self.v0, ACCUMULATOR_STARTS)
+
+    @property
+    def rho2(self) -> Any:
+        """ρ₂ = (1 − β₂)/η, the rate at which V forgets, per unit of time."""
+        return (1 - self.b2) / self.lr
+
+    def _direction(self) -> optax.GradientTransformation:
+        return optax.scale_by_rms(self.b2, _floor(self.eps), eps_in_sqrt=False, bias_correction=False)
+
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
+        x = problem.start
+        if self.v0 == "zero":
+            return State(x, v=jnp.zeros_like(x))
+        _, grad = problem.evaluate(x)
+        return State(x, v=(grad**2 + column(noise.variance(x), x)).astype(x.dtype))
+
+
+class AdamW(Optimizer):
+    r"""Adam with decoupled weight decay.
+
+    m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;  x ← x − η m̂/(√v̂ + ε) − ηθx, with m̂ = m/(1 − β₁ᵏ⁺¹) and
+    v̂ = v/(1 − β₂ᵏ⁺¹) at step k = 0, 1, …; m and v start at 0.
+
+    Args:
+        lr: η > 0.
+        b1: β₁ in [0, 1), the decay of the first moment.
+        b2: β₂ in [0, 1), the decay of the second moment.
+        eps: ε ≥ 0, outside the root.
+        weight_decay: θ ≥ 0.
+        decay: ``"coupled"`` (η multiplies θ, as in PyTorch and optax) or ``"independent"``.
+        schedule: function of the step number with values in [0, 1] that multiplies η, or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
+    """
+
+    name: ClassVar[str] = "adamw"
+    lr: float = eqx.field(converter=_float(_check.positive, "lr"))
+    b1: float = eqx.field(default=0.9, converter=_float(_check.fraction, "b1"))
+    b2: float = eqx.field(default=0.999, converter=_float(_check.fraction, "b2"))
+    eps: float = eqx.field(default=1e-8, converter=_float(_check.nonnegative, "eps"))
+    weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
+    decay: str = eqx.field(default="coupled", static=True)
+    schedule: Schedule | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self) -> None:
+        self._check_common()
+
+    @property
+    def rho1(self) -> Any:
+        """ρ₁ = (1 − β₁)/η, the rate at which M forgets, per unit of time."""
+        return (1 - self.b1) / self.lr
+
+    @property
+    def rho2(self) -> Any:
+        """ρ₂ = (1 − β₂)/η, the rate at which V forgets, per unit of time."""
+        return (1 - self.b2) / self.lr
+
+    def _direction(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(self.b1, self.b2, _floor(self.eps))
+
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
+        x = problem.start
+        return State(x, m=jnp.zeros_like(x), v=jnp.zeros_like(x))
+
+
+def _floor(eps: Any) -> Any:
+    """ε, or the least normal float32 where ε is 0: a coordinate with neither gradient nor noise then stays still."""
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    return jnp.maximum(eps, tiny) if _check.is_traced(eps) else max(eps, tiny)
+
+
+def precondition(numerator: Array, v: Array, eps: Any) -> Array:
+    """numerator / (√v + ε), and 0 where both numerator and v are 0."""
+    return numerator / (jnp.sqrt(v) + _floor(eps))

@@ -1,0 +1,146 @@
+"""Figures: from a dataset to matplotlib, with one colour and line style per kind of model throughout."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["STYLE", "plot_losses"]
+
+STYLE: Final[dict[str, Any]] = {
+    "figure.figsize": (5.6, 4.8),
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+"""matplotlib settings of the library's figures: ``with plt.style.context(sdelens.plotting.STYLE)``."""
+
+# Okabe and Ito's palette, safe for colour-blind readers; the dashes tell models apart in black and white.
+_LOOKS: Final[dict[str, dict[str, Any]]] = {
+    "optimizer": {"color": "#000000", "linestyle": "-", "linewidth": 2.4, "alpha": 0.75},
+    "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
+    "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
+}
+_SPARE: Final = [
+    {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
+    {"color": "#E69F00", "linestyle": (0, (8, 3))},
+    {"color": "#56B4E9", "linestyle": (0, (2, 2))},
+]
+_NAMES: Final = {
+    "optimizer": "optimizer",
+    "sde": "SDE (2411.15958)",
+    "malladi2022": "earlier SDE (2205.10287)",
+}
+_NORMAL_99: Final = 2.5758
+"""Two-sided 99 % point of the normal law."""
+
+
+def look_of(models: list[str]) -> dict[str, dict[str, Any]]:
+    """Colour and line style per model: fixed for the known, from the rest of the palette for others."""
+    spare = iter(_SPARE * (1 + len(models) // len(_SPARE)))
+    return {model: _LOOKS[model] if model in _LOOKS else next(spare) for model in models}
+
+
+def plot_losses(dataset: "xr.Dataset", reference: str, minimum: float) -> "Figure":
+    """Mean loss less `minimum` per model, and, if `reference` is among them, relative differences from it below.
+
+    Bands: above, the middle 90 % of the reference's paths; below, 99 % intervals of the difference of means.
+    """
+    models = [str(m) for m in dataset.model.values]
+    looks = look_of(models)
+    compared = reference in models and len(models) > 1
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            2 if compared else 1,
+            sharex=True,
+            squeeze=False,
+            gridspec_kw={"height_ratios": [2.2, 1]} if compared else None,
+            figsize=(5.6, 4.8 if compared else 3.4),
+        )
+        top: Axes = axes[0, 0]
+        shown = reference if reference in models else models[0]
+        _plot_curves(top, dataset, models, shown, looks, minimum)
+        bottom: Axes = axes[-1, 0]
+        if compared:
+            _plot_differences(bottom, dataset, models, reference, looks, minimum)
+        bottom.set_xlabel("time  $t = k\\eta$")
+        top.set_title(_title(dataset), loc="left")
+        figure.align_ylabels()
+    plt.close(figure)
+    return figure
+
+
+def _plot_curves(
+    axes: "Axes", dataset: "xr.Dataset", models: list[str], shown: str, looks: dict[str, Any], minimum: float
+) -> None:
+    time = dataset.time.values
+    low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
+    mean = dataset.loss_mean.values - minimum
+    finite = mean[np.isfinite(mean)]
+    logarithmic = bool(finite.size and finite.min() > 0)
+    band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
+    label = f"{_NAMES.get(shown, shown)}: middle 90 % of paths"
+    floor = 1e-3 * finite.min() if logarithmic else -np.inf
+    axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
+    for model in models:
+        curve = dataset.loss_mean.sel(model=model).values - minimum
+        axes.plot(time, curve, label=_NAMES.get(model, model), **looks[model])
+    if logarithmic:
+        axes.set_yscale("log")
+        positive_low = low[low > 0.02 * finite.min()]
+        axes.set_ylim(bottom=0.8 * min(finite.min(), positive_low.min() if positive_low.size else np.inf))
+    known = np.isfinite(dataset.attrs["infimum"]) and minimum != 0
+    axes.set_ylabel("mean loss $-$ infimum" if known else "mean loss" if minimum == 0 else "mean loss $-$ smallest")
+    axes.legend()
+
+
+def _plot_differences(
+    axes: "Axes", dataset: "xr.Dataset", models: list[str], reference: str, looks: dict[str, Any], minimum: float
+) -> None:
+    time = dataset.time.values
+    base = dataset.loss_mean.sel(model=reference).values - minimum
+    sem_base = dataset.loss_sem.sel(model=reference).values
+    base = np.where(base > 0, base, np.nan)
+    spread = []
+    for model in (m for m in models if m != reference):
+        here = dataset.sel(model=model)
+        ratio = 100 * (here.loss_mean.values - minimum - base) / base
+        half = 100 * _NORMAL_99 * np.hypot(here.loss_sem.values, sem_base) / base
+        look = {k: v for k, v in looks[model].items() if k != "alpha"}
+        axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0)
+        axes.plot(time, ratio, **look)
+        spread += [np.abs(ratio), half]
+    axes.axhline(0, color="black", linewidth=0.8)
+    values = np.concatenate(spread)
+    values = values[np.isfinite(values)]
+    if values.size and np.quantile(values, 0.98) > 30:
+        axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+        top = 10 ** np.ceil(np.log10(values.max()))
+        ticks = [t for t in (-100, -10, -1, 0, 1, 10, 100, 1000, 1e4) if abs(t) <= top]
+        axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_ylabel("difference (%)")
+
+
+def _title(dataset: "xr.Dataset") -> str:
+    import json
+
+    optimizer, problem = json.loads(dataset.attrs["optimizer"]), json.loads(dataset.attrs["problem"])
+    run = json.loads(dataset.attrs["run"])
+    names = {"sgd": "SGD", "signsgd": "SignSGD", "rmspropw": "RMSpropW", "adamw": "AdamW"}
+    name = names.get(optimizer["name"], optimizer["name"])
+    return f"{name} on {problem['name']}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}, {run['paths']} paths"

@@ -1,0 +1,190 @@
+"""Landscapes in closed form. Each is written for x of shape (d,) or (d, P) at once, paths last."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from sdelens import _check
+from sdelens._tree import Layout, column, flatten_parameters
+from sdelens.problems._base import AbstractProblem
+
+__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock"]
+
+
+class Quadratic(AbstractProblem):
+    r"""Quadratic loss f(x) = ½ xᵀ H x, minimised at 0 where H is positive.
+
+    Args:
+        curvature: H: its diagonal, shape (d,), or a symmetric matrix, shape (d, d). A scalar is the curvature of every
+            coordinate of `start`.
+        start: x₀, a scalar or shape (d,).
+
+    Raises:
+        ValueError: if `curvature` is not finite or not symmetric, or the shapes do not fit.
+
+    Example:
+        >>> import sdelens as sl
+        >>> float(sl.Quadratic([1.0, 4.0], start=1.0).loss(sl.Quadratic([1.0, 4.0], start=1.0).start))
+        2.5
+    """
+
+    start: Array
+    curvature: Array
+    _infimum: float | None = eqx.field(static=True)
+
+    def __init__(self, curvature: ArrayLike, start: ArrayLike = 1.0) -> None:
+        curvature, start = _curvature_and_start(curvature, start)
+        self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
+        lowest = curvature.min() if curvature.ndim == 1 else np.linalg.eigvalsh(curvature).min()
+        self._infimum = 0.0 if lowest >= 0 else None
+
+    @property
+    def layout(self) -> Layout:  # noqa: D102
+        return _vector_layout(self.start)
+
+    @property
+    def infimum(self) -> float | None:  # noqa: D102
+        return self._infimum
+
+    def loss(self, x: Array) -> Array:  # noqa: D102
+        return 0.5 * jnp.sum(x * _times(self.curvature, x), axis=0)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        grad = _times(self.curvature, x)
+        return 0.5 * jnp.sum(x * grad, axis=0), grad
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {"name": "quadratic", "curvature": _plain(self.curvature), "start": _plain(self.start)}
+
+
+class Rosenbrock(AbstractProblem):
+    r"""Rosenbrock's valley f(x) = Σᵢ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)², with infimum 0 at x = 1 for a = 1.
+
+    Args:
+        start: x₀, shape (d,), d ≥ 2.
+        a: position of the minimum.
+        b: steepness of the valley's walls.
+    """
+
+    start: Array
+    a: float
+    b: float
+    _infimum: float | None = eqx.field(static=True)
+
+    def __init__(self, start: ArrayLike = (-1.0, 1.5), a: float = 1.0, b: float = 100.0) -> None:
+        start = _check.finite_array("start", start, (1,))
+        if start.shape[0] < 2:
+            raise ValueError(f"start: got {start.shape[0]} coordinate; Rosenbrock's function needs 2 or more.")
+        self.start = jnp.asarray(start)
+        self.a, self.b = _check.number("a", a), _check.nonnegative("b", b)
+        # All terms vanish together at x₁ = a, x₂ = a², …; with more than two coordinates only if a² = a.
+        self._infimum = 0.0 if start.shape[0] == 2 or self.a in (0.0, 1.0) else None
+
+    @property
+    def layout(self) -> Layout:  # noqa: D102
+        return _vector_layout(self.start)
+
+    @property
+    def infimum(self) -> float | None:  # noqa: D102
+        return self._infimum
+
+    def loss(self, x: Array) -> Array:  # noqa: D102
+        head, tail = x[:-1], x[1:]
+        return jnp.sum((self.a - head) ** 2 + self.b * (tail - head**2) ** 2, axis=0)
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {"name": "rosenbrock", "start": _plain(self.start), "a": float(self.a), "b": float(self.b)}
+
+
+class EmbeddedSaddle(AbstractProblem):
+    r"""A saddle between minima, f(x) = ½ xᵀ H x + ¼ λ Σᵢ xᵢ⁴ − ⅓ ξ Σᵢ xᵢ³.
+
+    Args:
+        curvature: H as in `Quadratic`; a negative entry makes the origin a saddle.
+        lam: λ > 0, which keeps the loss bounded below.
+        xi: ξ, which makes one of the minima deeper.
+        start: x₀, a scalar or shape (d,).
+    """
+
+    start: Array
+    curvature: Array
+    lam: float
+    xi: float
+    _infimum: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        curvature: ArrayLike = (-1.0, 2.0),
+        lam: float = 1.0,
+        xi: float = 0.1,
+        start: ArrayLike = (0.2, 1.5),
+    ) -> None:
+        curvature, start = _curvature_and_start(curvature, start)
+        self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
+        self.lam, self.xi = _check.positive("lam", lam), _check.number("xi", xi)
+        self._infimum = _separable_infimum(curvature, self.lam, self.xi) if curvature.ndim == 1 else None
+
+    @property
+    def layout(self) -> Layout:  # noqa: D102
+        return _vector_layout(self.start)
+
+    @property
+    def infimum(self) -> float | None:  # noqa: D102
+        return self._infimum
+
+    def loss(self, x: Array) -> Array:  # noqa: D102
+        quartic = 0.25 * self.lam * x**4 - self.xi / 3 * x**3
+        return jnp.sum(0.5 * x * _times(self.curvature, x) + quartic, axis=0)
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "name": "embedded-saddle",
+            "curvature": _plain(self.curvature),
+            "lam": float(self.lam),
+            "xi": float(self.xi),
+            "start": _plain(self.start),
+        }
+
+
+def _curvature_and_start(curvature: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
+    curvature = _check.finite_array("curvature", curvature, (0, 1, 2))
+    start = _check.finite_array("start", start, (0, 1))
+    if curvature.ndim == 2:
+        if curvature.shape[0] != curvature.shape[1]:
+            raise ValueError(f"curvature: got shape {curvature.shape}; a matrix must be square.")
+        gap = float(np.abs(curvature - curvature.T).max())
+        if gap > 1e-6 * np.abs(curvature).max():
+            raise ValueError(f"curvature: is not symmetric (largest difference {gap:.3g}); use (H + H.T) / 2.")
+    dim = start.shape[0] if curvature.ndim == 0 and start.ndim == 1 else max(curvature.size, 1)
+    dim = curvature.shape[0] if curvature.ndim == 2 else dim
+    if start.ndim == 1 and start.shape[0] != dim:
+        raise ValueError(f"start: got shape {start.shape}; the curvature has {dim} coordinates.")
+    dtype = np.result_type(curvature, start)
+    if curvature.ndim == 0:
+        curvature = np.full(dim, curvature)
+    return curvature.astype(dtype), np.broadcast_to(start, (dim,)).astype(dtype)
+
+
+def _separable_infimum(curvature: np.ndarray, lam: float, xi: float) -> float:
+    """Sum over coordinates of the least value of ½hx² + ¼λx⁴ − ⅓ξx³, at the real roots of its derivative."""
+    total = 0.0
+    for h in curvature:
+        points = np.array([0.0, *[r.real for r in np.roots([lam, -xi, h]) if abs(r.imag) < 1e-12]])
+        total += float(np.min(0.5 * h * points**2 + 0.25 * lam * points**4 - xi / 3 * points**3))
+    return total
+
+
+def _times(curvature: Array, x: Array) -> Array:
+    return column(curvature, x) * x if curvature.ndim == 1 else curvature @ x
+
+
+def _vector_layout(start: Array) -> Layout:
+    return flatten_parameters(np.zeros(start.shape, start.dtype))[1]
+
+
+def _plain(array: Array) -> Any:
+    return np.asarray(array, dtype=np.float64).tolist()

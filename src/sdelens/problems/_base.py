@@ -1,0 +1,180 @@
+"""What is minimised: the interface of a problem, and `Problem` for a function of the user's own."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sdelens._tree import Layout, flatten_parameters
+
+__all__ = ["AbstractProblem", "Problem"]
+
+
+class AbstractProblem(eqx.Module):
+    """A loss f of d parameters, a start, and what is known of the minimum.
+
+    Everywhere below a path's parameters are one flat vector x of shape (d,), and many paths are an array of shape
+    (d, P), paths last: `loss` and `evaluate` take either.
+    """
+
+    start: eqx.AbstractVar[Array]
+    """Flat start, shape (d,)."""
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters d."""
+        return int(self.start.shape[0])
+
+    @property
+    def infimum(self) -> float | None:
+        """The infimum of the loss where it is known, else None; errors are measured relative to it."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def layout(self) -> Layout:
+        """How the d coordinates lie in the user's pytree of parameters."""
+
+    @abc.abstractmethod
+    def loss(self, x: Array) -> Array:
+        """f(x): shape () for x of shape (d,), shape (P,) for x of shape (d, P)."""
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
+        """f(x) and ∇f(x), the gradient in the shape of x."""
+
+        def total(x: Array) -> tuple[Array, Array]:
+            loss = self.loss(x)
+            return loss.sum(), loss
+
+        (_, loss), grad = jax.value_and_grad(total, has_aux=True)(x)
+        return loss, grad
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What it takes to build the problem again: JSON types only; ``rerunnable`` False where that cannot be."""
+
+
+class Problem(AbstractProblem):
+    r"""Any loss of any pytree of parameters, with or without data.
+
+    Without data, ``loss(params) -> scalar`` is minimised. With data, ``loss(params, data) -> per-example losses`` of
+    shape (n,), and their mean is minimised. Floating arrays of `start` are the parameters; functions, strings and
+    Python numbers in it pass through untouched, so Flax, Haiku and Equinox models fit.
+
+    Args:
+        loss: a function of JAX operations, deterministic and differentiable.
+        start: pytree at which every path starts.
+        data: pytree of arrays with a common first axis of n examples, or None.
+        infimum: the infimum of the loss, if known (0 for a non-negative loss); errors are relative to it.
+
+    Raises:
+        TypeError: if a leaf of `start` is an integer array or random key, or the loss is not a real array.
+        ValueError: if the loss has the wrong shape, differs between two calls, or is not finite at the start.
+
+    Example:
+        >>> import jax.numpy as jnp, sdelens as sl
+        >>> problem = sl.Problem(lambda p: jnp.sum(p["w"] ** 2) + p["b"] ** 4,
+        ...                      start={"w": jnp.ones(3), "b": jnp.array(2.0)}, infimum=0.0)
+        >>> problem.dim
+        4
+    """
+
+    start: Array
+    data: Any
+    _loss: Callable[..., Array] = eqx.field(static=True)
+    _layout: Layout = eqx.field(static=True)
+    _infimum: float | None = eqx.field(static=True)
+    _description: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        loss: Callable[..., Array],
+        start: Any,
+        data: Any = None,
+        *,
+        infimum: float | None = None,
+        _description: dict[str, Any] | None = None,
+    ) -> None:
+        if not callable(loss):
+            raise TypeError(f"loss: got {loss!r}; give a function loss(params) or loss(params, data).")
+        self.start, self._layout = flatten_parameters(start)
+        self.data = None if data is None else jax.tree.map(jnp.asarray, data)
+        self._loss = loss
+        self._infimum = None if infimum is None else float(infimum)
+        name = getattr(loss, "__qualname__", type(loss).__name__)
+        described = _description or {"name": "custom", "loss": name, "rerunnable": False}
+        self._description = tuple(described.items())
+        _check_loss(self)
+
+    @property
+    def layout(self) -> Layout:  # noqa: D102
+        return self._layout
+
+    @property
+    def infimum(self) -> float | None:  # noqa: D102
+        return self._infimum
+
+    def loss(self, x: Array) -> Array:  # noqa: D102
+        return self._per_path(self._scalar_loss, x)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self._per_path(jax.value_and_grad(self._scalar_loss), x)
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return dict(self._description)
+
+    def _scalar_loss(self, x: Array) -> Array:
+        params = self._layout.unravel(x)
+        if self.data is None:
+            return self._loss(params)
+        return jnp.mean(self._loss(params, self.data))
+
+    def _per_path(self, function: Callable[[Array], Any], x: Array) -> Any:
+        if x.ndim == 1:
+            return function(x)
+        # One path after another keeps a network's activations in a CPU core's cache (measured 1.4 times faster
+        # than vmap on the Breast-Cancer MLP); accelerators want the whole batch at once.
+        if jax.default_backend() == "cpu":
+            out = lax.map(function, x.T)
+        else:
+            out = jax.vmap(function)(x.T)
+        return jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), out)
+
+
+def _check_loss(problem: Problem) -> None:
+    """Evaluate the loss twice at the start, outside any compilation, and refuse what cannot be simulated."""
+    params = problem.layout.unravel(problem.start)
+    arguments = (params,) if problem.data is None else (params, problem.data)
+    first, second = (problem._loss(*arguments) for _ in range(2))
+    try:
+        values = jnp.asarray(first)
+    except TypeError as error:
+        raise TypeError(f"loss: returned {type(first).__name__}; return a real JAX array.") from error
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"loss: returned {values.dtype}; return a real floating value.")
+    if problem.data is None:
+        if values.shape != ():
+            raise ValueError(
+                f"loss: returned shape {values.shape} at the start; return a scalar (sum or average it), or give "
+                "`data` and return one loss per example."
+            )
+    else:
+        sizes = {int(np.shape(leaf)[0]) if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(problem.data)}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"data: leaves have first axes {sorted(sizes)}; all need the same number of examples.")
+        if values.shape != (n := sizes.pop(),):
+            raise ValueError(
+                f"loss: returned shape {values.shape} for {n} examples; return one loss per example, shape ({n},)."
+            )
+    if not bool(jnp.isfinite(values).all()):
+        raise ValueError(f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; begin where it is finite.")
+    if not np.array_equal(np.asarray(values), np.asarray(second)):
+        raise ValueError(
+            "loss: two calls at the start differ, so it is random. Switch dropout and batch-norm to evaluation "
+            "mode; noise belongs in the `noise` argument."
+        )

@@ -1,0 +1,56 @@
+"""SDEs of optimizers, one file per model, and the table of which exist for which optimizer."""
+
+from collections.abc import Callable
+
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
+from sdelens.problems import AbstractProblem
+from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes.adamw import AdamWSDE
+from sdelens.sdes.malladi2022 import Malladi2022SDE
+from sdelens.sdes.rmspropw import RMSpropWSDE
+from sdelens.sdes.sgd import SGDSDE
+from sdelens.sdes.signsgd import SignSGDSDE
+
+__all__ = [
+    "SDE",
+    "SGDSDE",
+    "AdamWSDE",
+    "Instant",
+    "Malladi2022SDE",
+    "RMSpropWSDE",
+    "SignSGDSDE",
+    "build_sde",
+    "sdes_of",
+]
+
+Builder = Callable[[AbstractProblem, AbstractNoise, Optimizer, str], SDE]
+
+_SDES: dict[type[Optimizer], dict[str, Builder]] = {
+    SGD: {"sde": lambda p, n, o, _: SGDSDE(p, n, o)},
+    SignSGD: {"sde": lambda p, n, o, _: SignSGDSDE(p, n, o)},
+    RMSpropW: {
+        "sde": lambda p, n, o, _: RMSpropWSDE(p, n, o),
+        "malladi2022": lambda p, n, o, _: Malladi2022SDE(RMSpropWSDE(p, n, o)),
+    },
+    AdamW: {
+        "sde": lambda p, n, o, b: AdamWSDE(p, n, o, b),
+        "malladi2022": lambda p, n, o, b: Malladi2022SDE(AdamWSDE(p, n, o, b)),
+    },
+}
+
+
+def sdes_of(optimizer: Optimizer) -> list[str]:
+    """Names of the SDEs that exist for an optimizer."""
+    return list(_SDES[type(optimizer)])
+
+
+def build_sde(
+    name: str,
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    bias_correction: str = "discrete",
+) -> SDE:
+    """The SDE of that name; `noise` is bound to the problem, and `name` is one of `sdes_of(optimizer)`."""
+    return _SDES[type(optimizer)][name](problem, noise, optimizer, bias_correction)

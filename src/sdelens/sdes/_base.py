@@ -1,0 +1,64 @@
+"""The interface of an SDE; integrators know SDEs through it alone."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+from jax import Array
+
+from sdelens.optimizers import State
+
+__all__ = ["SDE", "Instant"]
+
+
+class Instant(NamedTuple):
+    """A moment of the run.
+
+    Attributes:
+        step: the optimizer step k within which the moment lies: coefficients that change from step to step (bias
+            correction, schedule) are held over the whole of it, substeps included.
+        time: t in [kη, (k + 1)η).
+    """
+
+    step: Array
+    time: Array
+
+
+class SDE(eqx.Module):
+    """dY = drift(t, Y) dt + diffusion(t, Y) dW, for a state Y = (X, M, V) and several Brownian motions W.
+
+    Components are element-wise in their shapes, (d,) for one path or (d, P) for many, so one definition serves both.
+    `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all that need it.
+    """
+
+    @abc.abstractmethod
+    def init(self) -> State:
+        """State at t = 0, each component of shape (d,)."""
+
+    @abc.abstractmethod
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
+        """f(x) and ∇f(x)."""
+
+    @property
+    @abc.abstractmethod
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of dW per path; many paths add a last axis."""
+
+    @abc.abstractmethod
+    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:
+        """Drift of every component.
+
+        Args:
+            t: the moment.
+            y: the state.
+            grad: ∇f(y.x).
+            ahead: components the integrator has already advanced within this step, by name, and by how much time. A
+                drift that looks ahead of t on purpose takes that much off, lest it be counted twice.
+        """
+
+    @abc.abstractmethod
+    def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
+        """Diffusion times dW for every component, 0 for those without noise."""
+
+

@@ -1,0 +1,76 @@
+"""The SDE of Adam and AdamW."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+
+from sdelens import _check
+from sdelens._names import BIAS_CORRECTIONS
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import AdamW, State, precondition
+from sdelens.problems import AbstractProblem
+from sdelens.sdes._base import SDE, Instant
+
+__all__ = ["AdamWSDE"]
+
+
+class AdamWSDE(SDE):
+    r"""SDE of Adam with decoupled weight decay.
+
+    dX = −h (√γ₂/γ₁) P⁻¹ (M + ηρ₁(∇f − M)) dt − hθX dt
+    dM = ρ₁(∇f − M) dt + √η ρ₁ Σ^{1/2} dW
+    dV = ρ₂((∇f)² + diag Σ − V) dt
+
+    with P = diag(√V) + ε√γ₂ I, ρᵢ = (1 − βᵢ)/η, θ the decay rate per unit of time and h the schedule's multiplier. M + ηρ₁(∇f − M)
+    is M one optimizer step ahead, in the mean.
+
+    Source: arXiv 2411.15958, which has γᵢ(t) = 1 − e^{−ρᵢt}, singular at t = 0. Where this departs from it:
+
+    - γᵢ = 1 − βᵢ^{k+1}, the algorithm's own bias correction, held over optimizer step k, substeps included
+      (``bias_correction="discrete"``). The limit η → 0 is the same and the error 7-11 times smaller. With ``"exponential"``
+      γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's at the end of the step.
+    - Where the integrator has already advanced M by some Δt (``sequential``), the drift of X looks ahead only by the
+      remaining η − Δt: at Δt = η X moves by the new M alone, as in the algorithm; as Δt → 0 the paper's drift returns.
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: AdamW
+    bias_correction: str = eqx.field(default="discrete", static=True)
+
+    def __check_init__(self) -> None:
+        _check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+
+    def init(self) -> State:  # noqa: D102
+        return self.optimizer.initial_state(self.problem, self.noise)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.problem.evaluate(x)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.noise.noise_shape(self.problem.dim)
+
+    def gamma(self, beta: Any, step: Array) -> Array:
+        """γ of the optimizer step k, in (0, 1]."""
+        steps = step.astype(jnp.result_type(float)) + 1
+        rate = jnp.log(beta) if self.bias_correction == "discrete" else beta - 1
+        return -jnp.expm1(steps * rate)
+
+    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+        opt = self.optimizer
+        gamma1 = self.gamma(opt.b1, t.step).astype(y.x.dtype)
+        gamma2 = self.gamma(opt.b2, t.step).astype(y.x.dtype)
+        toward = opt.rho1 * (grad - y.m)
+        look_ahead = y.m + (opt.lr - ahead.get("m", 0.0)) * toward
+        # √γ₂ P⁻¹ = 1/(√(V/γ₂) + ε)
+        direction = precondition(look_ahead / gamma1, y.v / gamma2, opt.eps)
+        dx = -opt.multiplier(t.step) * (direction + opt.decay_rate * y.x)
+        return State(dx, m=toward, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
+
+    def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
+        size = jnp.sqrt(self.optimizer.lr) * self.optimizer.rho1
+        return State(0.0, m=size * self.noise.apply_root(y.x, dW), v=0.0)

@@ -1,0 +1,51 @@
+"""The earlier SDEs of RMSprop and Adam, the baseline."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax import Array
+
+from sdelens.optimizers import State
+from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes.adamw import AdamWSDE
+from sdelens.sdes.rmspropw import RMSpropWSDE
+
+__all__ = ["Malladi2022SDE"]
+
+
+class Malladi2022SDE(SDE):
+    r"""SDEs of RMSprop and Adam by Malladi, Lyu, Panigrahi, Arora 2022 (arXiv 2205.10287), in the time t = kη.
+
+    They are the later ones of arXiv 2411.15958 but for the accumulator, which follows the noise alone,
+
+    dV = ρ₂(diag Σ − V) dt,
+
+    since they assume noise that dominates the gradient; and, for Adam, X moves by M alone: no ηρ₁(∇f − M).
+
+    Where this departs from them: they have no decoupled decay and no schedule. Both get the −θX dt and the multiplier of the later
+    SDEs, so that a comparison is about V alone. Theirs is stated in the time t = kη², with constants rescaled to match.
+
+    Args:
+        later: the later SDE, `RMSpropWSDE` or `AdamWSDE`, whose drift of V is replaced.
+    """
+
+    later: RMSpropWSDE | AdamWSDE
+
+    def init(self) -> State:  # noqa: D102
+        return self.later.init()
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.later.evaluate(x)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.later.noise_shape
+
+    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+        optimizer = self.later.optimizer
+        # Told that M is a whole step ahead, the later drift adds no look-ahead of its own.
+        drift = self.later.drift(t, y, grad, {**ahead, "m": optimizer.lr})
+        return drift._replace(v=optimizer.rho2 * (self.later.noise.variance(y.x) - y.v))
+
+    def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
+        return self.later.apply_diffusion(t, y, grad, dW)

@@ -1,0 +1,51 @@
+"""The SDE of RMSprop and RMSpropW."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import RMSpropW, State, precondition
+from sdelens.problems import AbstractProblem
+from sdelens.sdes._base import SDE, Instant
+
+__all__ = ["RMSpropWSDE"]
+
+
+class RMSpropWSDE(SDE):
+    r"""SDE of RMSprop with decoupled weight decay.
+
+    dX = −h P⁻¹(∇f dt + √η Σ^{1/2} dW) − hθX dt
+    dV = ρ₂((∇f)² + diag Σ − V) dt
+
+    with P = diag(√V) + εI, ρ₂ = (1 − β₂)/η, θ the decay rate per unit of time and h the schedule's multiplier.
+
+    Source: arXiv 2411.15958. The integrators advance V first and use the new V in P, as the algorithm does (with the old
+    V the first step from V = 0 divides by ε).
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: RMSpropW
+
+    def init(self) -> State:  # noqa: D102
+        return self.optimizer.initial_state(self.problem, self.noise)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.problem.evaluate(x)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.noise.noise_shape(self.problem.dim)
+
+    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+        opt = self.optimizer
+        dx = -opt.multiplier(t.step) * (precondition(grad, y.v, opt.eps) + opt.decay_rate * y.x)
+        return State(dx, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
+
+    def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
+        opt = self.optimizer
+        size = -opt.multiplier(t.step) * jnp.sqrt(opt.lr)
+        return State(size * precondition(self.noise.apply_root(y.x, dW), y.v, opt.eps), v=0.0)

@@ -1,0 +1,47 @@
+"""The SDE of SGD."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import SGD, State
+from sdelens.problems import AbstractProblem
+from sdelens.sdes._base import SDE, Instant
+
+__all__ = ["SGDSDE"]
+
+
+class SGDSDE(SDE):
+    r"""First-order SDE of SGD with decoupled weight decay.
+
+    dX = −h(∇f(X) + θX) dt + h √η Σ(X)^{1/2} dW
+
+    with η `lr`, θ the decay rate per unit of time and h the schedule's multiplier.
+
+    Source: Li, Tai, E 2017 (arXiv 1511.06251); arXiv 2411.15958. At Δt = η under Gaussian noise its Euler-Maruyama scheme
+    *is* SGD, so only substeps show the error of the SDE itself.
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: SGD
+
+    def init(self) -> State:  # noqa: D102
+        return self.optimizer.initial_state(self.problem, self.noise)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.problem.evaluate(x)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.noise.noise_shape(self.problem.dim)
+
+    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+        return State(-self.optimizer.multiplier(t.step) * (grad + self.optimizer.decay_rate * y.x))
+
+    def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
+        size = self.optimizer.multiplier(t.step) * jnp.sqrt(self.optimizer.lr)
+        return State(size * self.noise.apply_root(y.x, dW))

@@ -1,0 +1,179 @@
+"""Statistics of an ensemble, reduced inside the scan: what is kept of thousands of paths at one recorded step.
+
+On the device `observe` reduces the paths of one shard; on the host `merge` joins shards and chunks in float64. Both work on counts,
+means and sums of squared deviations (Chan, Golub, LeVeque 1983), so that no order of joining loses digits.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = ["BUCKETS", "GROUPS", "QUANTILE_ERROR", "Record", "Summary", "merge", "observe", "quantiles"]
+
+GROUPS = 64
+"""Path i belongs to group i mod min(64, paths)."""
+
+_MANTISSA_BITS = 5
+_EXPONENTS = (-32, 32)
+_POSITIVE = (_EXPONENTS[1] - _EXPONENTS[0]) << _MANTISSA_BITS
+BUCKETS = 2 * _POSITIVE + 1
+"""Buckets of the quantile sketch: floats by sign, exponent and leading 5 bits of mantissa, and one for 0."""
+QUANTILE_ERROR = 2.0 ** -(_MANTISSA_BITS + 1)
+"""Largest relative error of a quantile, 1.6 %, of losses (less the infimum) between 2⁻³² and 2³²."""
+
+
+class Record(NamedTuple):
+    """One recorded step of one shard of paths.
+
+    Attributes:
+        count: living paths per group, shape (G,).
+        mean: mean loss per group, shape (G,).
+        m2: sum of squared deviations from that mean, shape (G,).
+        grad_norm: mean of ‖∇f‖ over living paths, shape ().
+        histogram: counts per bucket of the quantile sketch, shape (BUCKETS,).
+        x_mean: mean of x over living paths, shape (d,) or (0,).
+        x_m2: sum of squared deviations from it, shape (d,) or (0,).
+        kept: x of the first paths of the shard, shape (kept, d).
+    """
+
+    count: Any
+    mean: Any
+    m2: Any
+    grad_norm: Any
+    histogram: Any
+    x_mean: Any
+    x_m2: Any
+    kept: Any
+
+
+def observe(
+    loss: Array, grad: Array, x: Array, alive: Array, first: Array, groups: int, offset: float, coordinates: bool, keep: int
+) -> Record:
+    """Reduce one shard's paths to a `Record`.
+
+    Args:
+        loss: shape (P,).
+        grad: shape (d, P).
+        x: shape (d, P).
+        alive: which paths count, Boolean of shape (P,).
+        first: global index of the shard's first path; the others follow it.
+        groups: number of groups G.
+        offset: subtracted from the loss before the quantile sketch.
+        coordinates: whether moments of x are kept.
+        keep: number of paths of the shard whose x is kept.
+    """
+    loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
+    count = _by_group(alive.astype(loss32.dtype), first, groups)
+    divisor = jnp.maximum(count, 1)
+    mean = _by_group(jnp.where(alive, loss32, 0), first, groups) / divisor
+    own = _of_group(mean, first, loss.shape[0])
+    m2 = _by_group(jnp.where(alive, (loss32 - own) ** 2, 0), first, groups)
+    total = jnp.maximum(count.sum(), 1)
+    norm = jnp.sqrt(jnp.sum(grad.astype(loss32.dtype) ** 2, axis=0))
+    d = x.shape[0] if coordinates else 0
+    wide = x[:d].astype(loss32.dtype)
+    x_mean = jnp.sum(jnp.where(alive, wide, 0), axis=1) / total
+    x_m2 = jnp.sum(jnp.where(alive, (wide - x_mean[:, None]) ** 2, 0), axis=1)
+    index = jnp.where(alive, _bucket(loss32 - offset), BUCKETS)
+    histogram = jnp.zeros(BUCKETS, jnp.int32).at[index].add(1, mode="drop")
+    grad_norm = jnp.sum(jnp.where(alive, norm, 0)) / total
+    return Record(count, mean, m2, grad_norm, histogram, x_mean, x_m2, x[:, :keep].T)
+
+
+def _by_group(values: Array, first: Array, groups: int) -> Array:
+    """Sums over the paths of each group, shape (groups,): path i is in group i mod groups."""
+    padded = jnp.pad(values, (0, -values.shape[0] % groups))
+    return jnp.roll(padded.reshape(-1, groups).sum(axis=0), first % groups)
+
+
+def _of_group(values: Array, first: Array, paths: int) -> Array:
+    """Each path's group value, shape (paths,)."""
+    return jnp.tile(jnp.roll(values, -(first % values.shape[0])), -(-paths // values.shape[0]))[:paths]
+
+
+def _bucket(values: Array) -> Array:
+    """Bucket of each value: monotone in the value, from its float32 bit pattern."""
+    bits = jax.lax.bitcast_convert_type(jnp.abs(values).astype(jnp.float32), jnp.int32)
+    lowest = (_EXPONENTS[0] + 127) << _MANTISSA_BITS
+    magnitude = jnp.clip((bits >> (23 - _MANTISSA_BITS)) - lowest + 1, 0, _POSITIVE)
+    return _POSITIVE + jnp.where(values < 0, -magnitude, magnitude)
+
+
+def _bucket_edges() -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of every bucket, ascending."""
+    k = np.arange(_POSITIVE + 1)
+    steps = 1 << _MANTISSA_BITS
+    edges = 2.0 ** (_EXPONENTS[0] + k // steps) * (1 + (k % steps) / steps)
+    low = np.concatenate([-edges[1:][::-1], [0.0], edges[:-1]])
+    high = np.concatenate([-edges[:-1][::-1], [0.0], edges[1:]])
+    return low, high
+
+
+def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Quantiles from sketches: histogram of shape (records, BUCKETS) to shape (records, levels); NaN where empty.
+
+    Interpolates within the bucket; the error is at most `QUANTILE_ERROR` of the value from the bucket's middle.
+    """
+    low, high = _bucket_edges()
+    cumulative = np.cumsum(histogram, axis=1)
+    total = cumulative[:, -1]
+    result = np.full((histogram.shape[0], len(levels)), np.nan)
+    for r in np.flatnonzero(total):
+        rank = levels * total[r]
+        i = np.searchsorted(cumulative[r], rank, side="left").clip(0, BUCKETS - 1)
+        before = cumulative[r][i] - histogram[r][i]
+        share = (rank - before) / np.maximum(histogram[r][i], 1)
+        result[r] = low[i] + share.clip(0, 1) * (high[i] - low[i])
+    return result
+
+
+class Summary(NamedTuple):
+    """Records of the whole ensemble; R recorded steps, G groups, d coordinates, in float64."""
+
+    count: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+    grad_norm: np.ndarray
+    histogram: np.ndarray
+    x_mean: np.ndarray
+    x_m2: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def paths(self) -> np.ndarray:
+        """Living paths per record, shape (R,)."""
+        return self.count.sum(axis=1)
+
+    def overall(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the loss over all living paths, each of shape (R,)."""
+        n = np.maximum(self.paths, 1)
+        mean = (self.count * self.mean).sum(axis=1) / n
+        m2 = self.m2.sum(axis=1) + (self.count * (self.mean - mean[:, None]) ** 2).sum(axis=1)
+        std = np.sqrt(m2 / np.maximum(n - 1, 1))
+        empty = self.paths == 0
+        return np.where(empty, np.nan, mean), np.where(self.paths < 2, np.nan, std)
+
+
+def merge(a: Summary | None, b: Summary) -> Summary:
+    """Join the summaries of two disjoint sets of paths; `None` is the empty set."""
+    if a is None:
+        return b
+    count = a.count + b.count
+    mean, m2 = _join(a.count, a.mean, a.m2, b.count, b.mean, b.m2)
+    na, nb = a.paths[:, None], b.paths[:, None]
+    x_mean, x_m2 = _join(na, a.x_mean, a.x_m2, nb, b.x_mean, b.x_m2)
+    total = np.maximum(na + nb, 1)[:, 0]
+    grad_norm = (na[:, 0] * a.grad_norm + nb[:, 0] * b.grad_norm) / total
+    kept = np.concatenate([a.kept, b.kept], axis=1)
+    return Summary(count, mean, m2, grad_norm, a.histogram + b.histogram, x_mean, x_m2, kept)
+
+
+def _join(
+    na: np.ndarray, mean_a: np.ndarray, m2_a: np.ndarray, nb: np.ndarray, mean_b: np.ndarray, m2_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    n = np.maximum(na + nb, 1)
+    delta = mean_b - mean_a
+    return mean_a + delta * nb / n, m2_a + m2_b + delta**2 * na * nb / n
