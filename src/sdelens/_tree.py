@@ -1,5 +1,7 @@
 """Parameters as one flat vector: splitting a pytree into floating arrays and the rest, and back."""
 
+import functools
+import operator
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["Layout", "column", "flatten_parameters"]
+__all__ = ["Layout", "column", "flatten_parameters", "sum_coordinates"]
+
+_UNROLL = 16
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,18 @@ def column(values: Array, like: Array) -> Array:
     """`values`, a scalar or one per coordinate, shaped to multiply `like`: (d,) or (d, P)."""
     values = jnp.asarray(values)
     return values[:, None] if values.ndim == 1 and like.ndim == 2 else values
+
+
+def sum_coordinates(values: Array) -> Array:
+    """Sum over the first axis: () for (d,), (P,) for (d, P).
+
+    XLA's CPU reduction over a leading axis is scalar code, 5 to 50 times slower than these (measured at d = 10).
+    """
+    if values.ndim == 1:
+        return jnp.sum(values)
+    if values.shape[0] <= _UNROLL:
+        return functools.reduce(operator.add, values)
+    return jnp.matmul(jnp.ones(values.shape[0], values.dtype), values, precision="highest")
 
 
 def _is_none(leaf: Any) -> bool:

@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens._random import Stream, stream_key
+from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
 from sdelens.statistics import GROUPS, Record, Summary, merge, observe
 
@@ -196,11 +197,12 @@ def _segment(
         def record(carry: _Carry) -> tuple[_Carry, Record, Array]:
             x = stepper.position(carry.state)
             loss, grad = stepper.evaluate(x)
-            # A coordinate that is not finite makes the sum so; one that overflows in the sum is as good as diverged.
-            alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(jnp.sum(grad, axis=0) + jnp.sum(x, axis=0))
+            # A coordinate that is not finite makes the sums so; one that overflows them is as good as diverged.
+            square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
+            alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x))
             observed = observe(
                 loss,
-                grad,
+                jnp.sqrt(square),
                 x,
                 alive,
                 paths[0].astype(jnp.int32),

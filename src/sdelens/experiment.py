@@ -240,7 +240,7 @@ def estimate(
             begin = time.perf_counter()
             run_ensemble(stepper, few, experiment.seed, model.stream, 0.0)
             times.append(time.perf_counter() - begin)
-        scale = plan.steps / few.steps * plan.paths / few.paths
+        scale = (plan.steps + 1) / (few.steps + 1) * plan.paths / few.paths
         seconds += times[0] - times[1] + times[1] * scale
         compiling += times[0] - times[1]
         leaves = jax.tree.leaves(jax.eval_shape(stepper.init))

@@ -132,7 +132,7 @@ def _plot_differences(
         axes.set_yscale("symlog", linthresh=1, linscale=0.5)
         top = 10 ** np.ceil(np.log10(values.max()))
         ticks = [t for t in (-100, -10, -1, 0, 1, 10, 100, 1000, 1e4) if abs(t) <= top]
-        axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
     axes.set_ylabel("difference (%)")
 
 

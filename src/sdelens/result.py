@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Result", "atomic_path", "load"]
+__all__ = ["Result", "atomic_path", "load", "text_table"]
 
 FORMAT = 1
 
@@ -189,21 +189,22 @@ class Result:
 
     def __str__(self) -> str:
         """The table of errors, or of final losses where there is nothing to compare, as plain text."""
-        return "\n".join([self._title(), "", *_text_table(*self._rows()), "", *self._notes()])
+        return "\n".join([self.title(), "", *text_table(*self.table()), "", *self.notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, rows = self._rows()
+        head, rows = self.table()
         cells = "".join("<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows)
         header = "".join(f'<th scope="col">{_escape(c)}</th>' for c in head)
-        notes = "<br>".join(_escape(n) for n in self._notes())
+        notes = "<br>".join(_escape(n) for n in self.notes())
         return (
-            f"<table><caption>{_escape(self._title())}</caption><thead><tr>{header}</tr></thead>"
+            f"<table><caption>{_escape(self.title())}</caption><thead><tr>{header}</tr></thead>"
             f"<tbody>{cells}</tbody></table><p>{notes}</p>"
         )
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """One line: what was run."""
         info, run = self.info, self.info["run"]
         numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
         return (
@@ -211,7 +212,8 @@ class Result:
             f"{info['noise']['name']} noise: {run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
         )
 
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the printed table, as text."""
         final = self.dataset.isel(step=-1)
         head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "diverged"]
         frame = self.errors() if "optimizer" in self.models and len(self.models) > 1 else None
@@ -235,7 +237,8 @@ class Result:
                 row.append("-" if np.isnan(value) else _percent(value))
         return head, rows
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """What the table's columns mean, the devices used, and how to use more."""
         device = self.info["device"]
         seconds = sum(m["wall_time"] for m in self.info["models"].values())
         notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
@@ -320,7 +323,8 @@ def _percent(value: float) -> str:
     return "diverged" if np.isnan(value) else f"{100 * value:.2g} %"
 
 
-def _text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table with aligned columns, the first to the left, the others to the right."""
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

@@ -95,7 +95,9 @@ def tracking_error(
     star = model.statistics(*model.weights(draws_a, draws_b))
     pivot = star.error2 - (error2 + floor2)
     tails = np.quantile(pivot, [confidence, 1 - confidence])
-    lower, upper = np.sqrt(np.maximum(error2 - tails, 0.0))
+    lower = np.sqrt(max(error2 - tails[0], 0.0))
+    # An estimate that noise has pushed below 0 must not pull the upper limit down with it.
+    upper = np.sqrt(max(error2, 0.0) - min(tails[1], 0.0))
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
     return TrackingError(error, float(lower), float(upper), floor, shift, float(shifts[0]), float(shifts[1]))
 

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from sdelens import _check
-from sdelens._tree import Layout, column, flatten_parameters
+from sdelens._tree import Layout, column, flatten_parameters, sum_coordinates
 from sdelens.problems._base import AbstractProblem
 
 __all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock"]
@@ -51,11 +51,11 @@ class Quadratic(AbstractProblem):
         return self._infimum
 
     def loss(self, x: Array) -> Array:  # noqa: D102
-        return 0.5 * jnp.sum(x * _times(self.curvature, x), axis=0)
+        return 0.5 * sum_coordinates(x * _times(self.curvature, x))
 
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         grad = _times(self.curvature, x)
-        return 0.5 * jnp.sum(x * grad, axis=0), grad
+        return 0.5 * sum_coordinates(x * grad), grad
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"name": "quadratic", "curvature": _plain(self.curvature), "start": _plain(self.start)}
@@ -94,7 +94,7 @@ class Rosenbrock(AbstractProblem):
 
     def loss(self, x: Array) -> Array:  # noqa: D102
         head, tail = x[:-1], x[1:]
-        return jnp.sum((self.a - head) ** 2 + self.b * (tail - head**2) ** 2, axis=0)
+        return sum_coordinates((self.a - head) ** 2 + self.b * (tail - head**2) ** 2)
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"name": "rosenbrock", "start": _plain(self.start), "a": float(self.a), "b": float(self.b)}
@@ -138,7 +138,7 @@ class EmbeddedSaddle(AbstractProblem):
 
     def loss(self, x: Array) -> Array:  # noqa: D102
         quartic = 0.25 * self.lam * x**4 - self.xi / 3 * x**3
-        return jnp.sum(0.5 * x * _times(self.curvature, x) + quartic, axis=0)
+        return sum_coordinates(0.5 * x * _times(self.curvature, x) + quartic)
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -179,7 +179,7 @@ def _separable_infimum(curvature: np.ndarray, lam: float, xi: float) -> float:
 
 
 def _times(curvature: Array, x: Array) -> Array:
-    return column(curvature, x) * x if curvature.ndim == 1 else curvature @ x
+    return column(curvature, x) * x if curvature.ndim == 1 else jnp.matmul(curvature, x, precision="highest")
 
 
 def _vector_layout(start: Array) -> Layout:

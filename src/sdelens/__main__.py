@@ -1,0 +1,5 @@
+"""``python -m sdelens``."""
+
+from sdelens.cli import app
+
+app(prog_name="sdelens")

@@ -1,0 +1,70 @@
+"""Folders people open: results with their figures and tables, and one page that shows them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+
+from sdelens.result import Result, atomic_path
+
+__all__ = ["claim_folder", "write_report"]
+
+
+def claim_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Make the folder if need be, and be sure before a run that results can be written there.
+
+    Raises:
+        OSError: if it cannot be made or written, or is a file.
+        FileExistsError: if it holds results already and `overwrite` is False.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"out: {str(folder)!r} is a file; give a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".sdelens-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(f"out: {str(folder)!r} cannot be written ({error.strerror}); give another folder.") from error
+    if not overwrite and (folder / "index.html").exists():
+        raise FileExistsError(f"out: {str(folder)!r} holds results already; give another folder or --overwrite.")
+    return folder
+
+
+def write_report(folder: str | os.PathLike[str], results: Mapping[str, Result], title: str, command: str) -> Path:
+    """Write each result as NetCDF, figure (PNG, PDF) and table (CSV, LaTeX), and an ``index.html`` that shows them all.
+
+    Args:
+        folder: an existing folder.
+        results: by a name that serves in file names.
+        title: heading of the page.
+        command: the command that makes it again, shown on the page.
+
+    Returns:
+        Path of ``index.html``.
+    """
+    folder = Path(folder)
+    entries = []
+    for name, result in results.items():
+        files = [f"{name}.nc", f"{name}.pdf"]
+        result.save(folder / files[0])
+        for suffix in ("png", "pdf"):
+            result.plot(folder / f"{name}.{suffix}")
+        if "optimizer" in result.models and len(result.models) > 1:
+            files += [f"{name}.csv", f"{name}.tex"]
+            result.export(folder / f"{name}.csv")
+            result.export(folder / f"{name}.tex")
+        head, rows = result.table()
+        alt = f"Mean-loss curves over time of {', '.join(result.models)}, with their differences below; the numbers are in the table."
+        entries.append(
+            {"name": name, "title": result.title(), "figure": f"{name}.png", "alt": alt, "head": head, "rows": rows}
+            | {"files": files, "notes": result.notes()}
+        )
+    loader = jinja2.PackageLoader("sdelens")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.get_template("index.html").render(title=title, entries=entries, command=command)
+    with atomic_path(folder / "index.html") as temporary:
+        Path(temporary).write_text(page, encoding="utf-8")
+    return folder / "index.html"
