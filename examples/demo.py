@@ -1,7 +1,7 @@
 """Four optimizers, each against its SDEs, on a quadratic and on a neural network with real data.
 
-`make demo` runs this file: one table on the screen; figures, tables, NetCDF files and an index.html in the folder `demo`.
-It takes about three minutes on two cores. Everything here is the public API; copy what you need.
+`make demo` runs this file: one table on the screen; figures, tables, NetCDF files and an index.html in the folder
+`demo`. It takes about three minutes on two cores. Everything here is the public API; copy what you need.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The names users type, as plain text: no JAX here, so that the shell answers at once."""
 
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["DATASETS", "DECAYS", "INTEGRATORS", "MODELS", "NETWORKS", "NOISES", "OPTIMIZERS", "PROBLEMS"]
 
@@ -31,3 +31,16 @@ INTEGRATORS: Final = {
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
 DECAYS: Final = ("coupled", "independent")
 ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
+
+
+def optimizer_label(optimizer: dict[str, Any]) -> str:
+    """An optimizer's name as it is written."""
+    names = {"sgd": "SGD", "signsgd": "SignSGD", "rmspropw": "RMSpropW", "adamw": "AdamW"}
+    return names.get(optimizer["name"], str(optimizer["name"]))
+
+
+def problem_label(problem: dict[str, Any]) -> str:
+    """A problem's name as it is written, with its data set if there is one."""
+    names = {"mlp": "MLP", "rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
+    name = names.get(problem["name"], str(problem["name"]))
+    return f"{name} ({problem['dataset']})" if "dataset" in problem else name

@@ -49,7 +49,7 @@ class Layout:
             count = int(np.prod(shape))
             leaves.append(flat[offset : offset + count].reshape(shape).astype(dtype))
             offset += count
-        return jax.tree.unflatten(self.treedef, leaves)  # type: ignore[arg-type]
+        return jax.tree.unflatten(self.treedef, leaves)
 
     def ravel(self, tree: Any) -> Array:
         """The flat vector of the floating leaves of a pytree of this layout."""
@@ -94,7 +94,11 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
         ValueError: if there is no parameter, or one is not finite.
     """
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
-    names, shapes, dtypes, static, parts = [], [], [], [], []
+    names: list[str] = []
+    shapes: list[tuple[int, ...] | None] = []
+    dtypes: list[str | None] = []
+    static: list[Any] = []
+    parts: list[Array] = []
     for path, leaf in with_paths:
         label = jax.tree_util.keystr(path)
         names.append(label)

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import shlex
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,7 +81,9 @@ def compare(
         str | None,
         typer.Option(help="Diagonal of H, comma-separated (quadratic, embedded-saddle). quadratic: default 1,2,3,4,5."),
     ] = None,
-    start: Annotated[str | None, typer.Option(help="Start: one number for all coordinates, or comma-separated.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Start: one number for all coordinates, or comma-separated.")
+    ] = None,
     lam: Annotated[float | None, typer.Option(help="λ of embedded-saddle (default 1).")] = None,
     xi: Annotated[float | None, typer.Option(help="ξ of embedded-saddle (default 0.1).")] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Data of a network. {_listing(_names.DATASETS)}")] = None,
@@ -190,11 +194,8 @@ def info(
         typer.echo(json.dumps(found, indent=2))
         return
     for key, value in found.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(value)
-        typer.echo(f"{key:12} {value}")
+        pairs = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+        typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
 @app.callback(invoke_without_command=True)
@@ -232,9 +233,7 @@ def _setting(given: dict[str, Any]) -> _Setting:
     for option in sorted(every & given.keys()):
         takers = [name for name, options in _ACCEPTS.items() if option in options]
         if not {optimizer, problem} & set(takers):
-            raise ValueError(
-                f"{option}: {optimizer} on {problem} does not take it; it belongs to {', '.join(takers)}."
-            )
+            raise ValueError(f"{option}: {optimizer} on {problem} does not take it; it belongs to {', '.join(takers)}.")
     own = {k: given[k] for k in _ACCEPTS[optimizer] if k in given}
     common = {k: given[k] for k in ("lr", "weight_decay", "decay")}
     kinds = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
@@ -263,9 +262,6 @@ def _numbers(name: str, text: str) -> float | list[float]:
 
 
 def _command_line() -> str:
-    import shlex
-    import sys
-
     return shlex.join(sys.argv[1:])
 
 

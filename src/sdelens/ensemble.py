@@ -1,10 +1,10 @@
 """Thousands of paths at once: sharded over the devices, chunked in memory, reduced as they run.
 
-Paths lie on the last axis of every array. A chunk of paths is split over all devices with `shard_map`; each device advances
-its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
-The host runs short segments one after another, long enough that their start-up does not count (about half a second), and joins their
-records; that is where progress is reported. Random numbers depend on the global index of a path (`_random`), never on
-where or with whom it runs.
+Paths lie on the last axis of every array. A chunk of paths is split over all devices with `shard_map`; each device
+advances its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
+The host runs short segments one after another, long enough that their start-up does not count (about half a second),
+and joins their records; that is where progress is reported. Random numbers depend on the global index of a path
+(`_random`), never on where or with whom it runs.
 """
 
 import time
@@ -239,11 +239,12 @@ def _spec(leaf: Array) -> PartitionSpec:
 def _to_summary(out: Record, length: int) -> Summary:
     """Join the shards' records of one segment: leaves of shape (devices, buffer, …)."""
     summary: Summary | None = None
-    for device in range(out.count.shape[0]):
+    for device in range(out.living.shape[0]):
         leaves = (np.asarray(leaf[device, :length]) for leaf in out)
         record = Record(*leaves)
         floats = {
-            name: getattr(record, name).astype(np.float64) for name in ("count", "mean", "m2", "grad_norm", "x_mean", "x_m2")
+            name: getattr(record, name).astype(np.float64)
+            for name in ("living", "mean", "m2", "grad_norm", "x_mean", "x_m2")
         }
         part = Summary(**floats, histogram=record.histogram.astype(np.int64), kept=record.kept)
         summary = merge(summary, part)

@@ -51,6 +51,41 @@ class _Model:
 
 
 @dataclass(frozen=True)
+class _Options:
+    """The options that `simulate`, `compare` and `estimate` share, as given."""
+
+    steps: int
+    paths: int = 1024
+    seed: int = 0
+    record_every: int = 1
+    integrator: str = "sequential"
+    substeps: int = 1
+    bias_correction: str = "discrete"
+    keep_paths: int = 0
+    chunk: int | None = None
+    devices: Sequence[Any] | None = None
+
+    def plan(self) -> Plan:
+        """The plan of the run, checked; its chunk is still to be settled.
+
+        Raises:
+            ValueError, TypeError: naming the option out of range.
+        """
+        steps = _check.at_least("steps", self.steps, 1)
+        paths = _check.at_least("paths", self.paths, 1)
+        if paths >= 2**31:
+            raise ValueError(f"paths: got {paths}; at most 2³¹ - 1 paths can be told apart.")
+        every = min(_check.at_least("record_every", self.record_every, 1), steps)
+        keep = min(_check.at_least("keep_paths", self.keep_paths, 0), paths)
+        available = tuple(jax.devices() if self.devices is None else self.devices)
+        if not available:
+            raise ValueError("devices: got none; give at least one of jax.devices().")
+        used = available[:paths]
+        chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)
+        return Plan(steps, paths, every, -(-chunk // len(used)) * len(used), keep, used)
+
+
+@dataclass(frozen=True)
 class _Experiment:
     """Everything validated, ready to run."""
 
@@ -60,7 +95,6 @@ class _Experiment:
     models: dict[str, _Model]
     plan: Plan
     seed: int
-    given_noise: AbstractNoise
 
     def stepper(self, model: _Model) -> Stepper:
         if model.model == "optimizer":
@@ -70,7 +104,7 @@ class _Experiment:
 
 
 def models_of(optimizer: Optimizer) -> list[str]:
-    """Names of the models that exist for an optimizer: ``"optimizer"``, ``"sde"``, and where there is one the earlier SDE."""
+    """Names of the models that exist for an optimizer: itself, its SDE, and where there is one the earlier SDE."""
     return ["optimizer", *sdes_of(optimizer)]
 
 
@@ -120,10 +154,10 @@ def simulate(
     Warns:
         RuntimeWarning: if paths diverged; they are counted and leave the averages.
     """
-    models = {model: {"model": model}}
-    options = dict(integrator=integrator, substeps=substeps, bias_correction=bias_correction)
-    run = dict(steps=steps, paths=paths, seed=seed, record_every=record_every, keep_paths=keep_paths)
-    return _run(_prepare(problem, noise, optimizer, models, options, run, chunk, devices), progress)
+    options = _Options(
+        steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices
+    )
+    return _run(_prepare(problem, noise, optimizer, [model], options), progress)
 
 
 def compare(
@@ -156,8 +190,17 @@ def compare(
         models: names, by default all that exist for this optimizer; or a mapping from labels of your own to options
             (``model``, ``integrator``, ``substeps``, ``bias_correction``), for example
             ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``.
-        steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices, progress: as in
-            `simulate`.
+        steps: optimizer steps.
+        paths: independent paths per model.
+        seed: seed of all randomness; equal seeds on one machine give equal bits.
+        record_every: steps between records; the start and the last step are always recorded.
+        integrator: ``"sequential"`` or ``"euler"``; see `sdelens.integrate`.
+        substeps: integration steps per optimizer step.
+        bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
+        keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
+        chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
+        devices: the devices to shard over, by default all; the numbers do not depend on them beyond rounding.
+        progress: show a bar; by default if standard error is a terminal.
 
     Returns:
         A `Result`; print it, or see its `errors`, `plot`, `save`.
@@ -174,9 +217,10 @@ def compare(
         >>> result.models
         ['optimizer', 'sde']
     """
-    options = dict(integrator=integrator, substeps=substeps, bias_correction=bias_correction)
-    run = dict(steps=steps, paths=paths, seed=seed, record_every=record_every, keep_paths=keep_paths)
-    return _run(_prepare(problem, noise, optimizer, models, options, run, chunk, devices), progress)
+    options = _Options(
+        steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices
+    )
+    return _run(_prepare(problem, noise, optimizer, models, options), progress)
 
 
 @dataclass(frozen=True)
@@ -208,26 +252,21 @@ def estimate(
     noise: AbstractNoise,
     optimizer: Optimizer,
     models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    steps: int,
-    paths: int = 1024,
-    seed: int = 0,
-    record_every: int = 1,
-    integrator: str = "sequential",
-    substeps: int = 1,
-    bias_correction: str = "discrete",
-    keep_paths: int = 0,
-    chunk: int | None = None,
-    devices: Sequence[Any] | None = None,
+    **options: Any,
 ) -> Estimate:
     """Time and memory that `compare` with the same arguments would take, measured on a few steps of each model.
+
+    Args:
+        problem: what is minimised.
+        noise: law of the gradient noise.
+        optimizer: specification of the optimizer.
+        models: as in `compare`.
+        **options: the keyword options of `compare`, but for ``progress``.
 
     Raises:
         ValueError, TypeError: as `compare`.
     """
-    options = dict(integrator=integrator, substeps=substeps, bias_correction=bias_correction)
-    run = dict(steps=steps, paths=paths, seed=seed, record_every=record_every, keep_paths=keep_paths)
-    experiment = _prepare(problem, noise, optimizer, models, options, run, chunk, devices)
+    experiment = _prepare(problem, noise, optimizer, models, _Options(**options))
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
     few = plan._replace(steps=min(plan.steps, records * plan.record_every), paths=min(plan.paths, plan.chunk))
@@ -251,16 +290,7 @@ def estimate(
     return Estimate(seconds, compiling, 4 * state * plan.chunk + results, results)
 
 
-def _prepare(
-    problem: Any,
-    noise: Any,
-    optimizer: Any,
-    models: Any,
-    options: dict[str, Any],
-    run: dict[str, Any],
-    chunk: int | None,
-    devices: Sequence[Any] | None,
-) -> _Experiment:
+def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: _Options) -> _Experiment:
     for name, value, kind, hint in (
         ("problem", problem, AbstractProblem, "sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
         ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale)"),
@@ -268,31 +298,19 @@ def _prepare(
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{name}: got {type(value).__name__}; give one of {hint}.")
-    steps = _check.at_least("steps", run["steps"], 1)
-    paths = _check.at_least("paths", run["paths"], 1)
-    if paths >= 2**31:
-        raise ValueError(f"paths: got {paths}; at most 2³¹ − 1 paths can be told apart.")
-    every = _check.at_least("record_every", run["record_every"], 1)
-    keep = _check.at_least("keep_paths", run["keep_paths"], 0)
-    seed = _check.at_least("seed", run["seed"], 0)
+    plan = options.plan()
+    seed = _check.at_least("seed", options.seed, 0)
     if seed >= 2**64:
         raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
     chosen = _models(optimizer, models, options)
-    available = tuple(jax.devices() if devices is None else devices)
-    if not available:
-        raise ValueError("devices: got none; give at least one of jax.devices().")
-    bound = noise.bind(problem)
-    used = available[: min(len(available), paths)]
-    plan = Plan(steps, paths, min(every, steps), paths, min(keep, paths), used)
-    experiment = _Experiment(problem, bound, optimizer, chosen, plan, seed, noise)
-    if chunk is None:
-        width = min(chunk_size(experiment.stepper(m), paths, len(used)) for m in chosen.values())
-    else:
-        width = -(-min(_check.at_least("chunk", chunk, 1), paths) // len(used)) * len(used)
-    return replace(experiment, plan=plan._replace(chunk=width))
+    experiment = _Experiment(problem, noise.bind(problem), optimizer, chosen, plan, seed)
+    if options.chunk is None:
+        fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
+        experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
+    return experiment
 
 
-def _models(optimizer: Optimizer, models: Any, options: dict[str, Any]) -> dict[str, _Model]:
+def _models(optimizer: Optimizer, models: Any, options: _Options) -> dict[str, _Model]:
     known = models_of(optimizer)
     if models is None:
         models = known
@@ -306,10 +324,13 @@ def _models(optimizer: Optimizer, models: Any, options: dict[str, Any]) -> dict[
     allowed = [f.name for f in fields(_Model) if f.name != "coarse"]
     for label, own in models.items():
         if not isinstance(own, Mapping):
-            raise TypeError(f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}.")
+            raise TypeError(
+                f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}."
+            )
         for key in own:
             _check.choice(f"models[{label!r}]", key, allowed)
-        merged = {"model": label, **options, **own}
+        common = {k: getattr(options, k) for k in ("integrator", "substeps", "bias_correction")}
+        merged = {"model": label, **common, **own}
         where = "model" if len(models) == 1 else "models"
         if merged["model"] not in known and merged["model"] in ("sde", "malladi2022"):
             raise ValueError(
@@ -359,8 +380,8 @@ def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
         steps = record_steps(plan.steps, plan.record_every)
         first = int(steps[np.argmax(summary.paths < plan.paths)])
         warnings.warn(
-            f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the averages "
-            "from then on. A smaller lr may keep them.",
+            f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the "
+            "averages from then on. A smaller lr may keep them.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -377,13 +398,13 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
     for summary, _ in parts.values():
         mean, std = summary.overall()
         n_paths = summary.paths
-        empty = summary.count == 0
+        empty = summary.living == 0
         values: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
             "loss_mean": (("step",), mean),
             "loss_std": (("step",), std),
             "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
             "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean).T),
-            "group_paths": (("group", "step"), summary.count.astype(np.int64).T),
+            "group_paths": (("group", "step"), summary.living.astype(np.int64).T),
             "loss_quantile": (("quantile", "step"), (quantiles(summary.histogram, levels) + offset).T),
             "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
             "n_paths": (("step",), n_paths.astype(np.int64)),
@@ -410,7 +431,8 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
     plan, devices = experiment.plan, experiment.plan.devices
     described = [experiment.problem.describe(), experiment.noise.describe(), experiment.optimizer.describe()]
     models = {
-        label: {f.name: getattr(m, f.name) for f in fields(m)} | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
+        label: {f.name: getattr(m, f.name) for f in fields(m)}
+        | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
         for label, m in experiment.models.items()
     }
     run = {

@@ -57,8 +57,8 @@ class GaussianNoise(AbstractNoise):
             the parameters whose leaves broadcast to theirs.
 
     Raises:
-        ValueError: if a scale is not greater than 0 and finite; and, once it meets a problem, if a leaf's shape does not
-            fit, naming the leaf.
+        ValueError: if a scale is not greater than 0 and finite; and, once it meets a problem, if a leaf's shape does
+            not fit, naming the leaf.
     """
 
     scale: Any

@@ -100,7 +100,9 @@ class Optimizer(eqx.Module):
     def _check_common(self) -> dict[str, Any]:
         _check.choice("decay", self.decay, DECAYS)
         if self.schedule is not None and not callable(self.schedule):
-            raise TypeError(f"schedule: got {self.schedule!r}; give a function of the step number with values in [0, 1].")
+            raise TypeError(
+                f"schedule: got {self.schedule!r}; give a function of the step number with values in [0, 1]."
+            )
         if self.schedule is not None:
             first = float(self.schedule(0))
             if not 0 <= first <= 1:
@@ -271,5 +273,5 @@ def _floor(eps: Any) -> Any:
 
 
 def precondition(numerator: Array, v: Array, eps: Any) -> Array:
-    """numerator / (√v + ε), and 0 where both numerator and v are 0."""
+    """Numerator / (√v + ε), and 0 where both numerator and v are 0."""
     return numerator / (jnp.sqrt(v) + _floor(eps))

@@ -1,9 +1,13 @@
 """Figures: from a dataset to matplotlib, with one colour and line style per kind of model throughout."""
 
+import itertools
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+from sdelens._names import optimizer_label, problem_label
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +39,7 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
     "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
 }
-_SPARE: Final = [
+_SPARE: Final[list[dict[str, Any]]] = [
     {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
     {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
     {"color": "#E69F00", "linestyle": (0, (8, 3))},
@@ -52,7 +56,7 @@ _NORMAL_99: Final = 2.5758
 
 def look_of(models: list[str]) -> dict[str, dict[str, Any]]:
     """Colour and line style per model: fixed for the known, from the rest of the palette for others."""
-    spare = iter(_SPARE * (1 + len(models) // len(_SPARE)))
+    spare = itertools.cycle(_SPARE)
     return {model: _LOOKS[model] if model in _LOOKS else next(spare) for model in models}
 
 
@@ -137,10 +141,9 @@ def _plot_differences(
 
 
 def _title(dataset: "xr.Dataset") -> str:
-    import json
-
     optimizer, problem = json.loads(dataset.attrs["optimizer"]), json.loads(dataset.attrs["problem"])
     run = json.loads(dataset.attrs["run"])
-    names = {"sgd": "SGD", "signsgd": "SignSGD", "rmspropw": "RMSpropW", "adamw": "AdamW"}
-    name = names.get(optimizer["name"], optimizer["name"])
-    return f"{name} on {problem['name']}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}, {run['paths']} paths"
+    name = optimizer_label(optimizer)
+    return (
+        f"{name} on {problem_label(problem)}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}, {run['paths']} paths"
+    )

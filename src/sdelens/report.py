@@ -57,7 +57,8 @@ def write_report(folder: str | os.PathLike[str], results: Mapping[str, Result], 
             result.export(folder / f"{name}.csv")
             result.export(folder / f"{name}.tex")
         head, rows = result.table()
-        alt = f"Mean-loss curves over time of {', '.join(result.models)}, with their differences below; the numbers are in the table."
+        names = ", ".join(result.models)
+        alt = f"Mean-loss curves over time of {names}, with their differences below; the numbers are in the table."
         entries.append(
             {"name": name, "title": result.title(), "figure": f"{name}.png", "alt": alt, "head": head, "rows": rows}
             | {"files": files, "notes": result.notes()}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens import _check
+from sdelens._names import optimizer_label, problem_label
 from sdelens.tracking import Curves, tracking_error
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ FORMAT = 1
 class Result:
     """What a run measured.
 
-    ``dataset`` is an `xarray.Dataset` with dimensions ``model``, ``step`` (0 is the start; coordinate ``time`` = kη), ``group``,
-    ``quantile`` and, where the problem has at most 64 parameters, ``coordinate``:
+    ``dataset`` is an `xarray.Dataset` with dimensions ``model``, ``step`` (0 is the start; coordinate ``time`` = kη),
+    ``group``, ``quantile`` and, where the problem has at most 64 parameters, ``coordinate``:
 
     - ``loss_mean, loss_std, loss_sem`` (model, step): over the living paths;
     - ``loss_group_mean, group_paths`` (model, group, step): mean and number of living paths, path i in group i mod G;
@@ -37,8 +38,8 @@ class Result:
     - ``n_paths`` (model, step): paths still finite; the others have left the averages;
     - ``path_x`` (model, path, step, parameter): with ``keep_paths``.
 
-    Attributes hold what it takes to run it again, as JSON: ``problem, noise, optimizer, run, models, versions, device``, and
-    ``rerunnable``, 0 where a function of the user's own cannot be written down.
+    Attributes hold what it takes to run it again, as JSON: ``problem, noise, optimizer, run, models, versions,
+    device``, and ``rerunnable``, 0 where a function of the user's own cannot be written down.
     """
 
     def __init__(self, dataset: "xr.Dataset") -> None:
@@ -82,8 +83,9 @@ class Result:
     def errors(self, reference: str = "optimizer", confidence: float = 0.99) -> "pd.DataFrame":
         r"""Tracking error of every model against `reference`.
 
-        The error is ‖a − b‖/‖b − b_min‖ of the mean-loss curves over the recorded steps, with the bias of Monte-Carlo noise removed;
-        b_min is the problem's infimum, or the reference's smallest mean loss where that is not known. Columns:
+        The error is ‖a − b‖/‖b − b_min‖ of the mean-loss curves over the recorded steps, with the bias of Monte-Carlo
+        noise removed; b_min is the problem's infimum, or the reference's smallest mean loss where that is not known.
+        Columns:
 
         - ``error, lower, upper``: with one-sided limits at `confidence`, by bootstrap over groups of paths;
         - ``floor``: what a perfect model would show at these path numbers before the correction;
@@ -154,7 +156,9 @@ class Result:
             known = figure.canvas.get_supported_filetypes()
             suffix = Path(path).suffix.lstrip(".").lower()
             if suffix not in known:
-                raise ValueError(f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}.")
+                raise ValueError(
+                    f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}."
+                )
             with atomic_path(path) as temporary:
                 figure.savefig(temporary, format=suffix, dpi=200)
         return figure
@@ -208,7 +212,7 @@ class Result:
         info, run = self.info, self.info["run"]
         numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
         return (
-            f"{info['optimizer']['name']} ({numbers}) on {info['problem']['name']}, d = {run['dim']}, "
+            f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
             f"{info['noise']['name']} noise: {run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
         )
 
@@ -216,25 +220,25 @@ class Result:
         """Header and rows of the printed table, as text."""
         final = self.dataset.isel(step=-1)
         head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "diverged"]
-        frame = self.errors() if "optimizer" in self.models and len(self.models) > 1 else None
+        compared = "optimizer" in self.models and len(self.models) > 1
+        errors: dict[Any, dict[Any, Any]] = self.errors().to_dict("index") if compared else {}
+        resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
         rows = []
         for model in self.models:
             here = final.sel(model=model)
-            loss = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
             n_paths = self.dataset.n_paths.sel(model=model).values
-            diverged = str(int(n_paths[0] - n_paths[-1]))
-            if frame is None or model not in frame.index:
-                rows.append([model, loss, "-", "-", "-", "-", diverged])
-                continue
-            row = frame.loc[model]
-            limits = f"{_percent(row.lower)} – {_percent(row.upper)}"
-            shift = f"{100 * row.late_shift:+.2g} %"
-            rows.append([model, loss, _percent(row.error), limits, _percent(row.floor), shift, diverged])
-        if frame is not None and frame.discretisation.notna().any():
+            start = [model, f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"]
+            middle = ["-"] * 4
+            split = ["-"] if resolved else []
+            if model in errors:
+                row = errors[model]
+                limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}"
+                middle = [_percent(row["error"]), limits, _percent(row["floor"]), f"{100 * row['late_shift']:+.2g} %"]
+                if np.isfinite(row["discretisation"]):
+                    split = [_percent(row["discretisation"])]
+            rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
+        if resolved:
             head.append("discretisation")
-            for row in rows:
-                value = frame.discretisation.get(row[0], np.nan)
-                row.append("-" if np.isnan(value) else _percent(value))
         return head, rows
 
     def notes(self) -> list[str]:
@@ -244,14 +248,14 @@ class Result:
         notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
         if device["platform"] == "cpu" and device["count"] < device["cores"]:
             notes.append(
-                f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) before "
-                "the first use of JAX makes each a device."
+                f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
+                "before the first use of JAX makes each a device."
             )
         if "optimizer" in self.models and len(self.models) > 1:
             notes.insert(
                 0,
-                "error: relative L2 of the mean-loss curve against the optimizer, Monte-Carlo noise removed; limits: one-sided; "
-                "floor: what a perfect model shows; last third: relative shift of the mean loss.",
+                "error: relative L2 of the mean-loss curve against the optimizer, Monte-Carlo noise removed; limits: "
+                "one-sided; floor: what a perfect model shows; last third: relative shift of the mean loss.",
             )
         return notes
 
@@ -295,7 +299,8 @@ def load(path: str | os.PathLike[str]) -> Result:
         raise ValueError(f"path: {str(path)!r} is a NetCDF file, but not one that Result.save wrote.")
     if int(dataset.attrs["sdelens_format"]) > FORMAT:
         raise ValueError(
-            f"path: {str(path)!r} has format {dataset.attrs['sdelens_format']}, this version reads up to {FORMAT}; upgrade sdelens."
+            f"path: {str(path)!r} has format {dataset.attrs['sdelens_format']}, this version reads up to {FORMAT}; "
+            "upgrade sdelens."
         )
     return Result(dataset)
 
@@ -328,7 +333,9 @@ def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
-        first, *rest = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        first, *rest = (
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
         return "  ".join([first, *rest]).rstrip()
 
     return [line(head), "  ".join("-" * w for w in widths), *[line(r) for r in rows]]

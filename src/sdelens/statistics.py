@@ -1,7 +1,8 @@
 """Statistics of an ensemble, reduced inside the scan: what is kept of thousands of paths at one recorded step.
 
-On the device `observe` reduces the paths of one shard; on the host `merge` joins shards and chunks in float64. Both work on counts,
-means and sums of squared deviations (Chan, Golub, LeVeque 1983), so that no order of joining loses digits.
+On the device `observe` reduces the paths of one shard; on the host `merge` joins shards and chunks in float64. Both
+work on counts, means and sums of squared deviations (Chan, Golub, LeVeque 1983), so that no order of joining loses
+digits.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ class Record(NamedTuple):
     """One recorded step of one shard of paths.
 
     Attributes:
-        count: living paths per group, shape (G,).
+        living: living paths per group, shape (G,).
         mean: mean loss per group, shape (G,).
         m2: sum of squared deviations from that mean, shape (G,).
         grad_norm: mean of ‖∇f‖ over living paths, shape ().
@@ -39,7 +40,7 @@ class Record(NamedTuple):
         kept: x of the first paths of the shard, shape (kept, d).
     """
 
-    count: Any
+    living: Any
     mean: Any
     m2: Any
     grad_norm: Any
@@ -50,7 +51,15 @@ class Record(NamedTuple):
 
 
 def observe(
-    loss: Array, norm: Array, x: Array, alive: Array, first: Array, groups: int, offset: float, coordinates: bool, keep: int
+    loss: Array,
+    norm: Array,
+    x: Array,
+    alive: Array,
+    first: Array,
+    groups: int,
+    offset: float,
+    coordinates: bool,
+    keep: int,
 ) -> Record:
     """Reduce one shard's paths to a `Record`.
 
@@ -66,12 +75,12 @@ def observe(
         keep: number of paths of the shard whose x is kept.
     """
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
-    count = _by_group(alive.astype(loss32.dtype), first, groups)
-    divisor = jnp.maximum(count, 1)
+    living = _by_group(alive.astype(loss32.dtype), first, groups)
+    divisor = jnp.maximum(living, 1)
     mean = _by_group(jnp.where(alive, loss32, 0), first, groups) / divisor
     own = _of_group(mean, first, loss.shape[0])
     m2 = _by_group(jnp.where(alive, (loss32 - own) ** 2, 0), first, groups)
-    total = jnp.maximum(count.sum(), 1)
+    total = jnp.maximum(living.sum(), 1)
     d = x.shape[0] if coordinates else 0
     wide = x[:d].astype(loss32.dtype)
     ones = jnp.ones(loss.shape[0], loss32.dtype)  # a product with ones is a faster and more exact sum on a CPU
@@ -80,7 +89,7 @@ def observe(
     index = jnp.where(alive, _bucket(loss32 - offset), BUCKETS)
     histogram = jnp.zeros(BUCKETS, jnp.int32).at[index].add(1, mode="drop")
     grad_norm = jnp.sum(jnp.where(alive, norm, 0)) / total
-    return Record(count, mean, m2, grad_norm, histogram, x_mean, x_m2, x[:, :keep].T)
+    return Record(living, mean, m2, grad_norm, histogram, x_mean, x_m2, x[:, :keep].T)
 
 
 def _by_group(values: Array, first: Array, groups: int) -> Array:
@@ -133,7 +142,7 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
 class Summary(NamedTuple):
     """Records of the whole ensemble; R recorded steps, G groups, d coordinates, in float64."""
 
-    count: np.ndarray
+    living: np.ndarray
     mean: np.ndarray
     m2: np.ndarray
     grad_norm: np.ndarray
@@ -145,13 +154,13 @@ class Summary(NamedTuple):
     @property
     def paths(self) -> np.ndarray:
         """Living paths per record, shape (R,)."""
-        return self.count.sum(axis=1)
+        return self.living.sum(axis=1)
 
     def overall(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the loss over all living paths, each of shape (R,)."""
         n = np.maximum(self.paths, 1)
-        mean = (self.count * self.mean).sum(axis=1) / n
-        m2 = self.m2.sum(axis=1) + (self.count * (self.mean - mean[:, None]) ** 2).sum(axis=1)
+        mean = (self.living * self.mean).sum(axis=1) / n
+        m2 = self.m2.sum(axis=1) + (self.living * (self.mean - mean[:, None]) ** 2).sum(axis=1)
         std = np.sqrt(m2 / np.maximum(n - 1, 1))
         empty = self.paths == 0
         return np.where(empty, np.nan, mean), np.where(self.paths < 2, np.nan, std)
@@ -161,14 +170,14 @@ def merge(a: Summary | None, b: Summary) -> Summary:
     """Join the summaries of two disjoint sets of paths; `None` is the empty set."""
     if a is None:
         return b
-    count = a.count + b.count
-    mean, m2 = _join(a.count, a.mean, a.m2, b.count, b.mean, b.m2)
+    living = a.living + b.living
+    mean, m2 = _join(a.living, a.mean, a.m2, b.living, b.mean, b.m2)
     na, nb = a.paths[:, None], b.paths[:, None]
     x_mean, x_m2 = _join(na, a.x_mean, a.x_m2, nb, b.x_mean, b.x_m2)
     total = np.maximum(na + nb, 1)[:, 0]
     grad_norm = (na[:, 0] * a.grad_norm + nb[:, 0] * b.grad_norm) / total
     kept = np.concatenate([a.kept, b.kept], axis=1)
-    return Summary(count, mean, m2, grad_norm, a.histogram + b.histogram, x_mean, x_m2, kept)
+    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, x_mean, x_m2, kept)
 
 
 def _join(

@@ -1,16 +1,16 @@
 r"""How well one mean curve tracks another: relative L2 errors with Monte-Carlo noise taken out and bounded.
 
-Everything is a function of group means: paths are split into G groups, and each curve is the weighted mean of its groups' curves
-a_g (R recorded steps). With â, b̂ the two means and D = â − b̂,
+Everything is a function of group means: paths are split into G groups, and each curve is the weighted mean of its
+groups' curves a_g (R recorded steps). With â, b̂ the two means and D = â − b̂,
 
     error² = (‖D‖² − tr Ĉ) / (‖b̂ − b_min‖² − tr Ĉ_b),    floor² = tr Ĉ / (‖b̂ − b_min‖² − tr Ĉ_b),
 
-where Ĉ is the covariance of D estimated from the scatter of the groups: E‖D‖² = ‖δ‖² + tr C for the true difference δ, so the
-bias of the naive error is removed, and the floor is what a perfect model would show without that.
+where Ĉ is the covariance of D estimated from the scatter of the groups: E‖D‖² = ‖δ‖² + tr C for the true difference δ,
+so the bias of the naive error is removed, and the floor is what a perfect model would show without that.
 
-Limits are by the basic (pivotal) bootstrap over groups: resampled curves give T* − ‖D‖², whose distribution stands for that
-of the estimate about the truth. In the bootstrap's world the true difference is D, which is longer than δ, so the pivot
-is wider than need be and the limits err on the safe side (checked by simulation in the tests). All resamples are
+Limits are by the basic (pivotal) bootstrap over groups: resampled curves give T* − ‖D‖², whose distribution stands for
+that of the estimate about the truth. In the bootstrap's world the true difference is D, which is longer than δ, so the
+pivot is wider than need be and the limits err on the safe side (checked by simulation in the tests). All resamples are
 quadratic forms in one Gram matrix, so their cost does not depend on the number of recorded steps.
 """
 

@@ -4,7 +4,8 @@ r"""Integrators of SDEs with a fixed step Δt = η/n.
 uses the new V.
 
 ``sequential``: V, then M, then X, each with the newest values of the others and all with the same ΔW. At n = 1 this is
-what the algorithms themselves do, and the noise of the new M reaches X within the step, which Euler-Maruyama delays by one.
+what the algorithms themselves do, and the noise of the new M reaches X within the step, which Euler-Maruyama delays by
+one.
 
 For SGD and SignSGD the two coincide. Both have weak order 1.
 """

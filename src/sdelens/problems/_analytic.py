@@ -6,7 +6,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from sdelens import _check
 from sdelens._tree import Layout, column, flatten_parameters, sum_coordinates
@@ -36,28 +35,28 @@ class Quadratic(AbstractProblem):
     curvature: Array
     _infimum: float | None = eqx.field(static=True)
 
-    def __init__(self, curvature: ArrayLike, start: ArrayLike = 1.0) -> None:
+    def __init__(self, curvature: Any, start: Any = 1.0) -> None:
         curvature, start = _curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
         lowest = curvature.min() if curvature.ndim == 1 else np.linalg.eigvalsh(curvature).min()
         self._infimum = 0.0 if lowest >= 0 else None
 
     @property
-    def layout(self) -> Layout:  # noqa: D102
+    def layout(self) -> Layout:
         return _vector_layout(self.start)
 
     @property
-    def infimum(self) -> float | None:  # noqa: D102
+    def infimum(self) -> float | None:
         return self._infimum
 
-    def loss(self, x: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array) -> Array:
         return 0.5 * sum_coordinates(x * _times(self.curvature, x))
 
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
         grad = _times(self.curvature, x)
         return 0.5 * sum_coordinates(x * grad), grad
 
-    def describe(self) -> dict[str, Any]:  # noqa: D102
+    def describe(self) -> dict[str, Any]:
         return {"name": "quadratic", "curvature": _plain(self.curvature), "start": _plain(self.start)}
 
 
@@ -75,7 +74,7 @@ class Rosenbrock(AbstractProblem):
     b: float
     _infimum: float | None = eqx.field(static=True)
 
-    def __init__(self, start: ArrayLike = (-1.0, 1.5), a: float = 1.0, b: float = 100.0) -> None:
+    def __init__(self, start: Any = (-1.0, 1.5), a: float = 1.0, b: float = 100.0) -> None:
         start = _check.finite_array("start", start, (1,))
         if start.shape[0] < 2:
             raise ValueError(f"start: got {start.shape[0]} coordinate; Rosenbrock's function needs 2 or more.")
@@ -85,18 +84,18 @@ class Rosenbrock(AbstractProblem):
         self._infimum = 0.0 if start.shape[0] == 2 or self.a in (0.0, 1.0) else None
 
     @property
-    def layout(self) -> Layout:  # noqa: D102
+    def layout(self) -> Layout:
         return _vector_layout(self.start)
 
     @property
-    def infimum(self) -> float | None:  # noqa: D102
+    def infimum(self) -> float | None:
         return self._infimum
 
-    def loss(self, x: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array) -> Array:
         head, tail = x[:-1], x[1:]
         return sum_coordinates((self.a - head) ** 2 + self.b * (tail - head**2) ** 2)
 
-    def describe(self) -> dict[str, Any]:  # noqa: D102
+    def describe(self) -> dict[str, Any]:
         return {"name": "rosenbrock", "start": _plain(self.start), "a": float(self.a), "b": float(self.b)}
 
 
@@ -118,10 +117,10 @@ class EmbeddedSaddle(AbstractProblem):
 
     def __init__(
         self,
-        curvature: ArrayLike = (-1.0, 2.0),
+        curvature: Any = (-1.0, 2.0),
         lam: float = 1.0,
         xi: float = 0.1,
-        start: ArrayLike = (0.2, 1.5),
+        start: Any = (0.2, 1.5),
     ) -> None:
         curvature, start = _curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
@@ -129,18 +128,18 @@ class EmbeddedSaddle(AbstractProblem):
         self._infimum = _separable_infimum(curvature, self.lam, self.xi) if curvature.ndim == 1 else None
 
     @property
-    def layout(self) -> Layout:  # noqa: D102
+    def layout(self) -> Layout:
         return _vector_layout(self.start)
 
     @property
-    def infimum(self) -> float | None:  # noqa: D102
+    def infimum(self) -> float | None:
         return self._infimum
 
-    def loss(self, x: Array) -> Array:  # noqa: D102
+    def loss(self, x: Array) -> Array:
         quartic = 0.25 * self.lam * x**4 - self.xi / 3 * x**3
         return sum_coordinates(0.5 * x * _times(self.curvature, x) + quartic)
 
-    def describe(self) -> dict[str, Any]:  # noqa: D102
+    def describe(self) -> dict[str, Any]:
         return {
             "name": "embedded-saddle",
             "curvature": _plain(self.curvature),

@@ -1,6 +1,7 @@
 """SDEs of optimizers, one file per model, and the table of which exist for which optimizer."""
 
 from collections.abc import Callable
+from typing import Any
 
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
@@ -24,9 +25,9 @@ __all__ = [
     "sdes_of",
 ]
 
-Builder = Callable[[AbstractProblem, AbstractNoise, Optimizer, str], SDE]
+_Builder = Callable[[AbstractProblem, AbstractNoise, Any, str], SDE]
 
-_SDES: dict[type[Optimizer], dict[str, Builder]] = {
+_SDES: dict[type[Optimizer], dict[str, _Builder]] = {
     SGD: {"sde": lambda p, n, o, _: SGDSDE(p, n, o)},
     SignSGD: {"sde": lambda p, n, o, _: SignSGDSDE(p, n, o)},
     RMSpropW: {
@@ -34,7 +35,7 @@ _SDES: dict[type[Optimizer], dict[str, Builder]] = {
         "malladi2022": lambda p, n, o, _: Malladi2022SDE(RMSpropWSDE(p, n, o)),
     },
     AdamW: {
-        "sde": lambda p, n, o, b: AdamWSDE(p, n, o, b),
+        "sde": AdamWSDE,
         "malladi2022": lambda p, n, o, b: Malladi2022SDE(AdamWSDE(p, n, o, b)),
     },
 }

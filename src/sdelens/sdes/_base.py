@@ -60,5 +60,3 @@ class SDE(eqx.Module):
     @abc.abstractmethod
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
         """Diffusion times dW for every component, 0 for those without noise."""
-
-

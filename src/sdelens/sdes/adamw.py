@@ -24,14 +24,14 @@ class AdamWSDE(SDE):
     dM = ρ₁(∇f − M) dt + √η ρ₁ Σ^{1/2} dW
     dV = ρ₂((∇f)² + diag Σ − V) dt
 
-    with P = diag(√V) + ε√γ₂ I, ρᵢ = (1 − βᵢ)/η, θ the decay rate per unit of time and h the schedule's multiplier. M + ηρ₁(∇f − M)
-    is M one optimizer step ahead, in the mean.
+    with P = diag(√V) + ε√γ₂ I, ρᵢ = (1 − βᵢ)/η, θ the decay rate per unit of time and h the schedule's multiplier.
+    M + ηρ₁(∇f − M) is M one optimizer step ahead, in the mean.
 
     Source: arXiv 2411.15958, which has γᵢ(t) = 1 − e^{−ρᵢt}, singular at t = 0. Where this departs from it:
 
     - γᵢ = 1 − βᵢ^{k+1}, the algorithm's own bias correction, held over optimizer step k, substeps included
-      (``bias_correction="discrete"``). The limit η → 0 is the same and the error 7-11 times smaller. With ``"exponential"``
-      γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's at the end of the step.
+      (``bias_correction="discrete"``). The limit η → 0 is the same and the error 7-11 times smaller. With
+      ``"exponential"`` γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's at the end of the step.
     - Where the integrator has already advanced M by some Δt (``sequential``), the drift of X looks ahead only by the
       remaining η − Δt: at Δt = η X moves by the new M alone, as in the algorithm; as Δt → 0 the paper's drift returns.
     """

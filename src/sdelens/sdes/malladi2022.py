@@ -22,8 +22,8 @@ class Malladi2022SDE(SDE):
 
     since they assume noise that dominates the gradient; and, for Adam, X moves by M alone: no ηρ₁(∇f − M).
 
-    Where this departs from them: they have no decoupled decay and no schedule. Both get the −θX dt and the multiplier of the later
-    SDEs, so that a comparison is about V alone. Theirs is stated in the time t = kη², with constants rescaled to match.
+    Where this departs from them: they have no decoupled decay and no schedule. Both get the −θX dt and the multiplier
+    of the later SDEs, so that a comparison is about V alone; and their time is rescaled to t = kη.
 
     Args:
         later: the later SDE, `RMSpropWSDE` or `AdamWSDE`, whose drift of V is replaced.

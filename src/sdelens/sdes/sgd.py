@@ -21,8 +21,8 @@ class SGDSDE(SDE):
 
     with η `lr`, θ the decay rate per unit of time and h the schedule's multiplier.
 
-    Source: Li, Tai, E 2017 (arXiv 1511.06251); arXiv 2411.15958. At Δt = η under Gaussian noise its Euler-Maruyama scheme
-    *is* SGD, so only substeps show the error of the SDE itself.
+    Source: Li, Tai, E 2017 (arXiv 1511.06251); arXiv 2411.15958. At Δt = η under Gaussian noise its Euler-Maruyama
+    scheme *is* SGD, so only substeps show the error of the SDE itself.
     """
 
     problem: AbstractProblem
