@@ -2,4 +2,5 @@
 
 from sdelens.cli import app
 
-app(prog_name="sdelens")
+if __name__ == "__main__":
+    app(prog_name="sdelens")

@@ -2,7 +2,6 @@
 
 import functools
 import operator
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ class Layout:
         static: the leaves that are not parameters (functions, strings, …), None elsewhere.
     """
 
-    treedef: Hashable
+    treedef: Any
     shapes: tuple[tuple[int, ...] | None, ...]
     dtypes: tuple[str | None, ...]
     names: tuple[str, ...]
@@ -63,12 +62,13 @@ class Layout:
         Raises:
             ValueError: naming the first leaf whose shape does not fit, or the structures if they differ.
         """
-        leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
-        if len(leaves) != len(self.shapes):
+        try:
+            leaves = self.treedef.flatten_up_to(tree)
+        except ValueError as error:
             raise ValueError(
-                f"{name}: got a pytree {treedef} of {len(leaves)} leaves; the parameters have "
-                f"{len(self.shapes)}: {', '.join(self.names)}. Give a scalar or a pytree of that structure."
-            )
+                f"{name}: got a pytree of another structure than the parameters', which have leaves "
+                f"{', '.join(self.names)}; give a scalar or a pytree of that structure."
+            ) from error
         parts = []
         for leaf, shape, label in zip(leaves, self.shapes, self.names, strict=True):
             if shape is None:

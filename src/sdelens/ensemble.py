@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdelens._random import Stream, stream_key
 from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
-from sdelens.statistics import GROUPS, Record, Summary, merge, observe
+from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe
 
 __all__ = ["MAX_COORDINATES", "Plan", "chunk_size", "record_steps", "run_ensemble"]
 
@@ -30,6 +30,7 @@ MAX_COORDINATES = 64
 
 _SEGMENT_SECONDS = 0.5
 _SEGMENT_RECORDS = 256
+_BUFFER_BYTES = 2**26
 _CHUNK_BYTES = 2**30
 _AXIS = "paths"
 
@@ -117,7 +118,7 @@ def _run_chunk(
     carry = _start(stepper, paths, plan.paths, static)
     key = stream_key(seed, stream)
     records = len(record_steps(plan.steps, plan.record_every))
-    buffer = min(records, _SEGMENT_RECORDS)
+    buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
     counted = min(width, plan.paths - first)
     parts: list[Summary] = []
     done, length, reported = 0, 1, 0
@@ -135,6 +136,13 @@ def _run_chunk(
         # The first segment compiles, so its time says little; later ones set the length, at most doubling it.
         length = 2 if done == length else max(1, min(2 * length, int(length * _SEGMENT_SECONDS / seconds)))
     return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+
+
+def _buffer_records(records: int, kept_numbers: int) -> int:
+    """Records of one segment: a power of two, so that runs of other lengths need no compilation of their own."""
+    fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + kept_numbers)))
+    longest = 1 << (min(fitting, _SEGMENT_RECORDS).bit_length() - 1)
+    return min(longest, 1 << (records - 1).bit_length())
 
 
 class _Static(NamedTuple):

@@ -6,6 +6,7 @@ Time is t = kη at step k, with η = `lr`.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -89,10 +90,10 @@ class Optimizer(eqx.Module):
     def describe(self) -> dict[str, Any]:
         """The numbers and options, JSON types only; ``rerunnable`` is False if the schedule is a function."""
         described: dict[str, Any] = {"name": self.name}
-        for field in self.__dataclass_fields__:
-            value = getattr(self, field)
-            if field != "schedule":
-                described[field] = value if isinstance(value, str) else float(value)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "schedule":
+                described[field.name] = value if isinstance(value, str) else float(value)
         if self.schedule is not None:
             described |= {"schedule": getattr(self.schedule, "__qualname__", "custom"), "rerunnable": False}
         return described

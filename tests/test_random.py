@@ -1,0 +1,81 @@
+"""Random numbers: the generator is JAX's, the law is right, and no number depends on how paths are grouped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.random import threefry_2x32
+from scipy import stats
+
+from sdelens._random import Stream, stream_key, threefry2x32
+
+SAMPLES = 200_000
+ALPHA = 1e-5  # false-alarm rate of each test of a law
+
+
+def stream(paths, seed=0, name="test"):
+    return Stream(stream_key(seed, name), jnp.asarray(paths, jnp.uint32))
+
+
+def test_threefry_equals_jax_bit_for_bit():
+    rng = np.random.default_rng(0)
+    key = rng.integers(0, 2**32, 2, dtype=np.uint32)
+    counter = rng.integers(0, 2**32, (2, 1000), dtype=np.uint32)
+    ours = threefry2x32((jnp.uint32(key[0]), jnp.uint32(key[1])), (jnp.asarray(counter[0]), jnp.asarray(counter[1])))
+    theirs = threefry_2x32(jnp.asarray(key), jnp.asarray(counter.ravel()))
+    np.testing.assert_array_equal(np.concatenate(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_normal_law(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        draws = np.asarray(stream(range(SAMPLES // 100)).at(3).normal(100, jnp.dtype(dtype)))
+    assert draws.shape == (100, SAMPLES // 100)
+    assert draws.dtype == dtype
+    assert stats.kstest(draws.ravel(), "norm").pvalue > ALPHA
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_uniform_law_on_the_open_interval(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        draws = np.asarray(stream(range(SAMPLES // 100)).at(3).uniform(100, jnp.dtype(dtype)))
+    assert draws.min() > 0
+    assert draws.max() < 1
+    assert stats.kstest(draws.ravel(), "uniform").pvalue > ALPHA
+
+
+@pytest.mark.parametrize("axis", ["step", "substep", "lane", "seed", "name", "path", "coordinate"])
+def test_draws_that_differ_in_one_index_are_uncorrelated(axis):
+    def draw(step=1, substep=0, lane=0, seed=0, name="a", shift=0):
+        return np.asarray(stream(np.arange(2000) + shift, seed, name).at(step, substep).normal(50, jnp.float32, lane))
+
+    a = draw()
+    others = {
+        "step": lambda: draw(step=2),
+        "substep": lambda: draw(substep=1),
+        "lane": lambda: draw(lane=1),
+        "seed": lambda: draw(seed=1),
+        "name": lambda: draw(name="b"),
+        "path": lambda: draw(shift=2000),
+        "coordinate": lambda: np.roll(a, 1, axis=0),
+    }
+    b = others[axis]()
+    correlation = (a * b).mean() * np.sqrt(a.size)  # standard normal under independence
+    assert abs(correlation) < stats.norm.isf(ALPHA / 2)
+
+
+def test_draws_depend_on_the_global_path_alone():
+    whole = stream(range(10)).at(5).normal(7, jnp.float32)
+    part = stream(range(4, 8)).at(5).normal(7, jnp.float32)
+    np.testing.assert_array_equal(whole[:, 4:8], part)
+
+
+def test_draws_depend_on_the_flat_coordinate_alone():
+    more, fewer = (stream(range(3)).at(5).normal(n, jnp.float32) for n in (9, 4))
+    np.testing.assert_array_equal(more[:4], fewer)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
+def test_every_seed_up_to_64_bits_has_its_own_stream(seed):
+    keys = {tuple(np.asarray(stream_key(s, "x")).tolist()) for s in (seed, seed ^ 1, seed ^ (1 << 40))}
+    assert len(keys) == 3
