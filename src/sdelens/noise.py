@@ -78,7 +78,7 @@ class GaussianNoise(AbstractNoise):
             array = np.asarray(scale, dtype=np.float64)
             if array.shape == (problem.dim,) or array.ndim == 0:
                 return GaussianNoise(jnp.asarray(array, dtype))
-            if len(problem.layout.shapes) == 1:
+            if problem.layout.shapes[1:] == () and array.ndim > 1:
                 return GaussianNoise(jnp.asarray(problem.layout.broadcast("scale", array), dtype))
             raise ValueError(
                 f"scale: got shape {array.shape}; the problem has {problem.dim} coordinates. Give a scalar, shape "

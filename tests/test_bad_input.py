@@ -1,0 +1,169 @@
+"""Every bad input is refused before anything runs, with the argument, the value and the remedy."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdelens as sl
+
+NAN, INF = float("nan"), float("inf")
+PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.AdamW(0.1)
+COUNTER = itertools.count()
+
+
+def compare(problem=PROBLEM, noise=NOISE, optimizer=OPTIMIZER, models=None, **options):
+    return sl.compare(problem, noise, optimizer, models, **({"steps": 2, "paths": 4} | options))
+
+
+def two_leaves():
+    return sl.Problem(lambda p: (p["a"] ** 2).sum() + (p["b"] ** 2).sum(), {"a": jnp.ones(2), "b": jnp.ones((2, 3))})
+
+
+CASES = {
+    # numbers of the optimizer
+    "lr zero": (lambda: sl.SGD(0.0), "lr: got 0.0; it must be greater than 0"),
+    "lr negative": (lambda: sl.AdamW(-1e-3), "lr: got -0.001"),
+    "lr nan": (lambda: sl.SignSGD(NAN), "lr: got nan; give a finite number"),
+    "lr infinite": (lambda: sl.RMSpropW(INF), "lr: got inf"),
+    "lr text": (lambda: sl.SGD("0.1"), "lr: got '0.1' (str); give a real number"),
+    "lr none": (lambda: sl.SGD(None), "lr: got None"),
+    "lr bool": (lambda: sl.SGD(True), "lr: got True"),
+    "lr array": (lambda: sl.SGD(np.ones(2)), "lr: got array"),
+    "lr complex": (lambda: sl.SGD(1j), "lr: got 1j"),
+    "b1 one": (lambda: sl.AdamW(0.1, b1=1.0), "b1: got 1.0; it must lie in [0, 1)"),
+    "b2 negative": (lambda: sl.AdamW(0.1, b2=-0.1), "b2: got -0.1"),
+    "b2 large": (lambda: sl.RMSpropW(0.1, b2=1.5), "b2: got 1.5"),
+    "eps negative": (lambda: sl.AdamW(0.1, eps=-1e-8), "eps: got -1e-08; it must be 0 or greater"),
+    "decay negative": (lambda: sl.SGD(0.1, weight_decay=-1), "weight_decay: got -1.0"),
+    "decay kind": (lambda: sl.SGD(0.1, decay="l2"), "decay: got 'l2'; choose one of 'coupled', 'independent'"),
+    "v0": (lambda: sl.RMSpropW(0.1, v0="one"), "v0: got 'one'; choose one of 'second-moment', 'zero'"),
+    "schedule": (lambda: sl.SGD(0.1, schedule=0.5), "schedule: got 0.5; give a function"),
+    "schedule above one": (lambda: sl.SGD(0.1, schedule=lambda k: 2.0), "schedule: is 2.0 at step 0"),
+    # noise
+    "scale zero": (lambda: sl.GaussianNoise(0.0), "scale: got 0.0; the standard deviation must be greater than 0"),
+    "scale negative": (lambda: sl.GaussianNoise([1.0, -2.0]), "got -2.0"),
+    "scale nan": (lambda: sl.GaussianNoise(np.array([1.0, NAN])), "scale: entry (1,) is nan"),
+    "scale leaf": (lambda: sl.GaussianNoise({"a": 1.0, "b": np.zeros(2)}), "scale['b']: got 0.0"),
+    "scale text": (lambda: sl.GaussianNoise("big"), "scale: got 'big'"),
+    "scale shape": (
+        lambda: compare(noise=sl.GaussianNoise([1.0, 1.0, 1.0])),
+        "scale: got shape (3,); the problem has 2",
+    ),
+    "scale leaf shape": (
+        lambda: compare(two_leaves(), sl.GaussianNoise({"a": np.ones(2), "b": np.ones(4)})),
+        "scale: leaf ['b'] has shape (4,), the parameter there has (2, 3)",
+    ),
+    "scale structure": (lambda: compare(two_leaves(), sl.GaussianNoise({"a": 1.0})), "scale: got a pytree of another"),
+    "scale vector": (lambda: compare(two_leaves(), sl.GaussianNoise([1.0, 2.0])), "the problem has 8 coordinates"),
+    # the run
+    "steps zero": (lambda: compare(steps=0), "steps: got 0; it must be 1 or more"),
+    "steps half": (lambda: compare(steps=1.5), "steps: got 1.5; give a whole number"),
+    "steps text": (lambda: compare(steps="10"), "steps: got '10'"),
+    "paths zero": (lambda: compare(paths=0), "paths: got 0"),
+    "paths negative": (lambda: compare(paths=-3), "paths: got -3"),
+    "paths many": (lambda: compare(paths=2**31), "paths: got 2147483648"),
+    "record_every": (lambda: compare(record_every=0), "record_every: got 0"),
+    "substeps": (lambda: compare(substeps=0), "substeps: got 0"),
+    "keep_paths": (lambda: compare(keep_paths=-1), "keep_paths: got -1"),
+    "chunk": (lambda: compare(chunk=0), "chunk: got 0"),
+    "seed": (lambda: compare(seed=-1), "seed: got -1"),
+    "seed large": (lambda: compare(seed=2**64), "seed: got 18446744073709551616"),
+    "devices": (lambda: compare(devices=[]), "devices: got none"),
+    "integrator": (lambda: compare(integrator="heun"), "integrator: got 'heun'; choose one of 'sequential', 'euler'"),
+    "bias correction": (lambda: compare(bias_correction="none"), "bias_correction: got 'none'"),
+    "model": (lambda: compare(models=["optimiser"]), "Did you mean 'optimizer'?"),
+    "model of another": (
+        lambda: compare(optimizer=sl.SGD(0.1), models=["optimizer", "malladi2022"]),
+        "models: 'malladi2022' does not exist for sgd; its models are optimizer, sde",
+    ),
+    "models text": (lambda: compare(models="sde"), "models: got the text 'sde'; give a list"),
+    "models empty": (lambda: compare(models=[]), "models: is empty"),
+    "models misspelt option": (lambda: compare(models={"a": {"integrater": "euler"}}), "Did you mean 'integrator'?"),
+    "models option kind": (lambda: compare(models={"a": "sde"}), "models['a']: got 'sde'; give a mapping"),
+    "problem kind": (lambda: compare(problem=lambda x: x), "problem: got function; give one of"),
+    "noise kind": (lambda: compare(noise=1.0), "noise: got float"),
+    "optimizer kind": (lambda: compare(optimizer="adamw"), "optimizer: got str"),
+    # names
+    "network": (lambda: sl.network("mpl"), "name: got 'mpl'; choose one of 'mlp'. Did you mean 'mlp'?"),
+    "dataset": (lambda: sl.network("mlp", dataset="brest-cancer"), "Did you mean 'breast-cancer'?"),
+    "width": (lambda: sl.network("mlp", width=0), "width: got 0"),
+    # problems
+    "curvature nan": (lambda: sl.Quadratic([1.0, NAN]), "curvature: entry (1,) is nan"),
+    "curvature infinite": (lambda: sl.Quadratic(INF), "curvature: entry () is inf"),
+    "curvature asymmetric": (lambda: sl.Quadratic([[1.0, 2.0], [0.0, 1.0]]), "curvature: is not symmetric"),
+    "curvature not square": (
+        lambda: sl.Quadratic(np.ones((2, 3))),
+        "curvature: got shape (2, 3); a matrix must be square",
+    ),
+    "curvature cube": (lambda: sl.Quadratic(np.ones((2, 2, 2))), "it must have 0 or 1 or 2 axes"),
+    "curvature empty": (lambda: sl.Quadratic([]), "curvature: got an empty array"),
+    "curvature text": (lambda: sl.Quadratic("steep"), "curvature: got 'steep'; give numbers"),
+    "start shape": (lambda: sl.Quadratic([1.0, 2.0], start=[1.0]), "start: got shape (1,); the curvature has 2"),
+    "start nan": (lambda: sl.Rosenbrock([NAN, 1.0]), "start: entry (0,) is nan"),
+    "rosenbrock one": (lambda: sl.Rosenbrock([1.0]), "start: got 1 coordinate"),
+    "lam": (lambda: sl.EmbeddedSaddle(lam=0.0), "lam: got 0.0"),
+    "loss vector": (
+        lambda: sl.Problem(lambda p: p**2, jnp.ones(2)),
+        "loss: returned shape (2,) at the start; return a scalar",
+    ),
+    "loss random": (
+        lambda: sl.Problem(lambda p: p.sum() * next(COUNTER), jnp.ones(2)),
+        "loss: two calls at the start differ, so it is random",
+    ),
+    "loss nan": (lambda: sl.Problem(lambda p: jnp.log(p).sum(), -jnp.ones(2)), "loss: is nan at the start"),
+    "loss integer": (lambda: sl.Problem(lambda p: jnp.int32(1), jnp.ones(2)), "loss: returned int32"),
+    "loss text": (lambda: sl.Problem(lambda p: "small", jnp.ones(2)), "loss: returned str"),
+    "loss not callable": (lambda: sl.Problem(1.0, jnp.ones(2)), "loss: got 1.0; give a function"),
+    "loss per example": (
+        lambda: sl.Problem(lambda p, d: (d @ p).mean(), jnp.ones(2), np.ones((5, 2))),
+        "loss: returned shape () for 5 examples; return one loss per example, shape (5,)",
+    ),
+    "data sizes": (
+        lambda: sl.Problem(lambda p, d: d[0] @ p, jnp.ones(2), (np.ones((5, 2)), np.ones(4))),
+        "data: leaves have first axes [4, 5]",
+    ),
+    "start integers": (
+        lambda: sl.Problem(lambda p: p["a"].sum() * 1.0, {"a": jnp.arange(2)}),
+        "start['a']: is an array of int32; parameters must be floating arrays. Cast it",
+    ),
+    "start key": (
+        lambda: sl.Problem(lambda p: p["w"].sum(), {"w": jnp.ones(2), "key": jax.random.key(0)}),
+        "start['key']: is a random key",
+    ),
+    "start old key": (
+        lambda: sl.Problem(lambda p: p["w"].sum(), {"w": jnp.ones(2), "key": jax.random.PRNGKey(0)}),
+        "start['key']: is an array of uint32",
+    ),
+    "start without arrays": (lambda: sl.Problem(lambda p: 1.0, {"a": "text"}), "start: has no floating array"),
+    "start infinite": (
+        lambda: sl.Problem(lambda p: p.sum(), jnp.array([INF])),
+        "start: has entries that are not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("action", "message"), CASES.values(), ids=CASES.keys())
+def test_refused_with_the_argument_the_value_and_the_remedy(action, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        action()
+
+
+@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(1), np.array(0.5), jnp.array(0.5)], ids=repr)
+def test_numbers_of_every_kind_are_taken(number):
+    assert isinstance(sl.SGD(number).lr, float)
+
+
+@pytest.mark.parametrize("count", [3, np.int64(3), 3.0], ids=repr)
+def test_whole_numbers_of_every_kind_are_taken(count):
+    assert compare(steps=count).dataset.sizes["step"] == 4
+
+
+def test_estimate_refuses_what_compare_refuses():
+    with pytest.raises(ValueError, match="steps: got 0"):
+        sl.estimate(PROBLEM, NOISE, OPTIMIZER, steps=0)
+    with pytest.raises(TypeError, match="stepz"):
+        sl.estimate(PROBLEM, NOISE, OPTIMIZER, stepz=1)

@@ -1,0 +1,191 @@
+"""Results: what they hold, the table of errors, files, figures."""
+
+import io
+import os
+from pathlib import Path
+
+import h5netcdf
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import sdelens as sl
+from sdelens.result import atomic_path
+
+PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return sl.compare(PROBLEM, NOISE, OPTIMIZER, steps=30, paths=200, record_every=3)
+
+
+def test_dataset_has_the_documented_variables(result):
+    data = result.dataset
+    assert set(data.data_vars) == {
+        *("loss_mean", "loss_std", "loss_sem", "loss_group_mean", "group_paths", "loss_quantile"),
+        *("grad_norm_mean", "x_mean", "x_var", "n_paths"),
+    }
+    assert list(data.model.values) == ["optimizer", "sde", "malladi2022"]
+    assert (data.loss_quantile.diff("quantile") >= 0).all()
+    np.testing.assert_allclose(data.loss_sem, data.loss_std / np.sqrt(200))
+    weighted = (data.loss_group_mean * data.group_paths).sum("group") / data.group_paths.sum("group")
+    np.testing.assert_allclose(weighted, data.loss_mean, rtol=1e-6)
+
+
+def test_attributes_are_enough_to_run_it_again(result):
+    info = result.info
+    assert info["rerunnable"] == 1
+    problem = sl.Quadratic(info["problem"]["curvature"], info["problem"]["start"])
+    noise = sl.GaussianNoise(info["noise"]["scale"])
+    options = {k: v for k, v in info["optimizer"].items() if k != "name"}
+    run = {k: info["run"][k] for k in ("steps", "paths", "seed", "record_every")}
+    again = sl.compare(problem, noise, sl.RMSpropW(**options), **run)
+    for name in result.dataset.data_vars:
+        np.testing.assert_array_equal(again.dataset[name], result.dataset[name])
+
+
+def test_a_function_of_the_users_is_not_rerunnable():
+    problem = sl.Problem(lambda p: (p**2).sum(), np.ones(2))
+    assert sl.simulate(problem, NOISE, sl.SGD(0.1), steps=2, paths=8).info["rerunnable"] == 0
+    schedule = sl.SGD(0.1, schedule=lambda k: 1.0)
+    assert sl.simulate(PROBLEM, NOISE, schedule, steps=2, paths=8).info["rerunnable"] == 0
+
+
+def test_round_trip_through_a_file(result, tmp_path):
+    result.save(tmp_path / "a.nc")
+    assert os.listdir(tmp_path) == ["a.nc"]
+    back = sl.load(tmp_path / "a.nc")
+    assert back.dataset.identical(result.dataset)
+    pd.testing.assert_frame_equal(back.errors(), result.errors())
+    assert str(back) == str(result)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused(result, tmp_path, keep):
+    path = tmp_path / "a.nc"
+    result.save(path)
+    size = path.stat().st_size
+    with path.open("rb+") as file:
+        file.truncate(int(keep * size) if keep < 1 else keep)
+    with pytest.raises(ValueError, match=r"path: .*a\.nc' is truncated or not a NetCDF file"):
+        sl.load(path)
+
+
+def test_files_that_are_not_ours_are_refused(tmp_path):
+    (tmp_path / "a.nc").write_text("not NetCDF at all")
+    with pytest.raises(ValueError, match="truncated or not a NetCDF file"):
+        sl.load(tmp_path / "a.nc")
+    with h5netcdf.File(tmp_path / "b.nc", "w") as file:
+        file.dimensions = {"x": 2}
+        file.create_variable("v", ("x",), float)[:] = [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"not one that Result\.save wrote"):
+        sl.load(tmp_path / "b.nc")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        sl.load(tmp_path / "c.nc")
+
+
+def test_nothing_is_written_half(result, tmp_path, monkeypatch):
+    target = tmp_path / "a.nc"
+    target.write_text("what was there")
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("xarray.Dataset.to_netcdf", fail)
+    with pytest.raises(OSError, match="disk full"):
+        result.save(target)
+    assert os.listdir(tmp_path) == ["a.nc"]
+    assert target.read_text() == "what was there"
+
+
+def test_atomic_path_needs_its_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"), atomic_path(tmp_path / "no" / "a.nc"):
+        pass
+
+
+def test_table_and_html_show_every_model(result):
+    text, html = str(result), result._repr_html_()
+    for word in ("optimizer", "sde", "malladi2022", "RMSpropW", "quadratic", "200 paths", "floor"):
+        assert word in text
+        assert word in html
+    assert html.count("<tr>") == 4
+
+
+def test_export(result, tmp_path):
+    result.export(tmp_path / "t.csv")
+    frame = pd.read_csv(tmp_path / "t.csv", index_col="model")
+    pd.testing.assert_frame_equal(frame, result.errors(), check_dtype=False)
+    result.export(tmp_path / "t.tex")
+    tex = (tmp_path / "t.tex").read_text()
+    assert r"\toprule" in tex
+    assert "malladi2022" in tex
+    with pytest.raises(ValueError, match=r"end it in \.csv or \.tex"):
+        result.export(tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_figures_in_every_usual_format(result, tmp_path, suffix):
+    figure = result.plot(tmp_path / f"f.{suffix}")
+    assert (tmp_path / f"f.{suffix}").stat().st_size > 5000
+    top, bottom = figure.axes
+    labels = [t.get_text() for t in top.get_legend().get_texts()]
+    assert len(labels) == 4
+    assert top.get_ylabel()
+    assert "%" in bottom.get_ylabel()
+    if suffix == "png":
+        pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "f.png").read_bytes())).convert("L"))
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert border.min() > 200  # nothing is cut off at the edge
+
+
+def test_figure_of_one_model_and_of_an_unknown_format(tmp_path):
+    alone = sl.simulate(PROBLEM, NOISE, OPTIMIZER, steps=10, paths=20)
+    assert len(alone.plot().axes) == 1
+    assert "sde" in str(alone)
+    with pytest.raises(ValueError, match=r"path: got .*; end it in one of"):
+        alone.plot(tmp_path / "f.xyz")
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_labels_of_ones_own_and_their_errors():
+    models = {
+        "optimizer": {},
+        "euler": {"model": "sde", "integrator": "euler"},
+        "fine": {"model": "sde", "substeps": 4},
+    }
+    compared = sl.compare(PROBLEM, NOISE, sl.AdamW(0.05, 0.8, 0.9), models, steps=20, paths=100)
+    assert compared.models == ["optimizer", "euler", "fine", "fine, 1 substep"]
+    frame = compared.errors()
+    assert list(frame.index) == ["euler", "fine", "fine, 1 substep"]
+    assert np.isfinite(frame.discretisation["fine"])
+    assert frame.discretisation.drop("fine").isna().all()
+    assert "discretisation" in str(compared)
+
+
+def test_merge_joins_models_of_one_experiment():
+    common = {"steps": 12, "paths": 40}
+    a = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "optimizer", **common)
+    b = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", **common)
+    both = sl.compare(PROBLEM, NOISE, OPTIMIZER, ["optimizer", "sde"], **common)
+    merged = a.merge(b)
+    np.testing.assert_array_equal(merged.dataset.loss_mean, both.dataset.loss_mean)
+    pd.testing.assert_frame_equal(merged.errors(), both.errors())
+    with pytest.raises(ValueError, match="same name"):
+        a.merge(a)
+    with pytest.raises(ValueError, match="differs in run"):
+        a.merge(sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", steps=13, paths=40))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reference": "adam"}, "reference: got 'adam'"),
+        ({"confidence": 1.0}, "confidence: got 1.0"),
+        ({"confidence": 0.3}, "confidence: got 0.3"),
+    ],
+)
+def test_bad_arguments_of_errors(result, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        result.errors(**arguments)
