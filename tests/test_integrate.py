@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import references
 
+import references
 import sdelens as sl
 from sdelens._random import Stream, stream_key
 from sdelens.integrate import Discrete, EulerMaruyama

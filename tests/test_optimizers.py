@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import references
 
+import references
 import sdelens as sl
 
 STEPS, DIM, LR, THETA = 100, 7, 0.03, 0.2

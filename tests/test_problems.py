@@ -9,7 +9,8 @@ import pytest
 import sdelens as sl
 
 RNG = np.random.default_rng(0)
-MATRIX = (lambda a: a @ a.T)(RNG.normal(size=(4, 4)))
+FACTOR = RNG.normal(size=(4, 4))
+MATRIX = FACTOR @ FACTOR.T
 
 
 def analytic():

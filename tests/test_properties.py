@@ -17,7 +17,7 @@ CASES = [(name, model) for name, spec in OPTIMIZERS.items() for model in sl.mode
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
 NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
 
-table = pytest.mark.parametrize(("name", "model"), CASES, ids=lambda c: str(c))
+table = pytest.mark.parametrize(("name", "model"), CASES, ids=str)
 
 
 def run(name, model, problem=PROBLEM, noise=NOISE, **options):

@@ -1,7 +1,6 @@
 """Results: what they hold, the table of errors, files, figures."""
 
 import io
-import os
 from pathlib import Path
 
 import h5netcdf
@@ -55,7 +54,7 @@ def test_a_function_of_the_users_is_not_rerunnable():
 
 def test_round_trip_through_a_file(result, tmp_path):
     result.save(tmp_path / "a.nc")
-    assert os.listdir(tmp_path) == ["a.nc"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
     back = sl.load(tmp_path / "a.nc")
     assert back.dataset.identical(result.dataset)
     pd.testing.assert_frame_equal(back.errors(), result.errors())
@@ -96,7 +95,7 @@ def test_nothing_is_written_half(result, tmp_path, monkeypatch):
     monkeypatch.setattr("xarray.Dataset.to_netcdf", fail)
     with pytest.raises(OSError, match="disk full"):
         result.save(target)
-    assert os.listdir(tmp_path) == ["a.nc"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
     assert target.read_text() == "what was there"
 
 

@@ -19,8 +19,8 @@ class SGDSDE(SDE):
 
     dX = −h(∇f(X) + θX) dt − h √η Σ(X)^{1/2} dW
 
-    with η `lr`, θ the decay rate per unit of time and h the schedule's multiplier. The sign of dW, free in law, makes it the
-    gradient noise itself.
+    with η `lr`, θ the decay rate per unit of time and h the schedule's multiplier. The sign of dW, free in
+    law, makes it the gradient noise itself.
 
     Source: Li, Tai, E 2017 (arXiv 1511.06251); arXiv 2411.15958. At Δt = η under Gaussian noise its Euler-Maruyama
     scheme *is* SGD, so only substeps show the error of the SDE itself.

@@ -1,0 +1,126 @@
+"""The shell, through its real entry points."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdelens as sl
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = Path(sys.executable).with_name("sdelens")
+SMALL = ("--steps", "12", "--paths", "70")
+
+
+def shell(*arguments, command=(str(SCRIPT),), cwd=None, expect=0):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def test_compare_prints_the_table_and_writes_the_folder(tmp_path):
+    out = tmp_path / "new" / "folder"
+    done = shell("compare", "--optimizer", "rmspropw", *SMALL, "--seed", "3", "--out", str(out))
+    assert "malladi2022" in done.stdout
+    assert "RMSpropW" in done.stdout
+    names = {p.name for p in out.iterdir()}
+    assert names == {"index.html", *(f"rmspropw-quadratic.{s}" for s in ("nc", "png", "pdf", "csv", "tex"))}
+    page = (out / "index.html").read_text()
+    assert 'src="rmspropw-quadratic.png"' in page
+    assert "sdelens compare --optimizer rmspropw" in page
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (out / link).is_file()
+    result = sl.load(out / "rmspropw-quadratic.nc")
+    assert result.info["run"]["seed"] == 3
+    again = shell("compare", "--optimizer", "rmspropw", *SMALL, "--out", str(out), expect=2)
+    assert "holds results already" in again.stderr
+    shell("compare", "--optimizer", "rmspropw", *SMALL, "--out", str(out), "--overwrite")
+
+
+def test_python_m_gives_the_library_s_numbers():
+    options = ("--optimizer", "sgd", "--lr", "0.1", "--curvature", "1,4", "--start", "2", "--scale", "0.5,1", *SMALL)
+    done = shell("compare", *options, command=(sys.executable, "-m", "sdelens"))
+    noise = sl.GaussianNoise([0.5, 1.0])
+    result = sl.compare(sl.Quadratic([1.0, 4.0], 2.0), noise, sl.SGD(0.1), steps=12, paths=70)
+    assert str(result).splitlines()[:5] == done.stdout.splitlines()[:5]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--problem", "rosenbrock", "--optimizer", "signsgd", "--lr", "0.001", "--start", "0.5,0.5"),
+        ("--problem", "embedded-saddle", "--lam", "2", "--optimizer", "adamw", "--b1", "0.8", "--integrator", "euler"),
+        ("--problem", "mlp", "--width", "4", "--depth", "2", "--dataset", "breast-cancer", "--models", "optimizer,sde"),
+    ],
+    ids=lambda o: o[1],
+)
+def test_every_problem_by_name(options):
+    assert "sde" in shell("compare", *options, *SMALL).stdout
+
+
+def test_dry_run_runs_and_writes_nothing(tmp_path):
+    out = tmp_path / "out"
+    done = shell("compare", *SMALL, "--dry-run", "--out", str(out))
+    assert re.fullmatch(r"This would take about \d+ s .* MiB in memory, .* MiB of results\.\n", done.stdout)
+    assert not out.exists()
+
+
+def test_info():
+    found = json.loads(shell("info", "--json", "--devices", "3").stdout)
+    assert len(found["devices"]) == 3
+    assert found["optimizers"] == ["sgd", "signsgd", "rmspropw", "adamw"]
+    assert "sdelens" in shell("info").stdout
+
+
+def test_help_documents_every_option_and_imports_no_jax():
+    text = shell("compare", "--help").stdout
+    for name in ("optimizer", "noise", "problem", "dry-run", "out", "integrator", "substeps", "bias-correction", "chunk"):
+        assert f"--{name}" in text
+    for block in re.split(r"\n  (?=--)", text.split("Options:")[1])[1:]:
+        assert len(block.split(None, 2)) == 3, f"no help for {block}"
+    code = "import sys, sdelens.cli; sys.exit(any(m in sys.modules for m in ('jax', 'xarray', 'numpy', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_version():
+    assert shell("--version").stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--optimizer", "adam"), "optimizer: got 'adam'; choose one of"),
+        (("--problem", "quadratik"), "Did you mean 'quadratic'?"),
+        (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
+        (("--problem", "mlp", "--dataset", "mnits"), "dataset: got 'mnits'"),
+        (("--lr", "-1"), "lr: got -1.0"),
+        (("--optimizer", "sgd", "--b1", "0.9"), "b1: sgd on quadratic does not take it; it belongs to adamw"),
+        (("--curvature", "1,x"), "curvature: got '1,x'; give numbers separated by commas"),
+        (("--models", "optimizer,sdee"), "Did you mean 'sde'?"),
+        (("--scale", "1,2"), "scale: got shape (2,); the problem has 5 coordinates"),
+        (("--steps", "0"), "steps: got 0"),
+        (("--devices", "0"), "devices: got 0"),
+        (("--out", "/proc/sdelens"), "out: '/proc/sdelens' cannot be written"),
+        (("--out", __file__), "is a file; give a folder"),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, tuple) else "",
+)
+def test_errors_are_one_line_with_the_remedy(arguments, message):
+    done = shell("compare", *arguments, expect=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_demo_runs_at_small_size(tmp_path):
+    demo = (sys.executable, str(ROOT / "examples" / "demo.py"), "--small", "--out", str(tmp_path / "demo"))
+    done = shell(command=demo)
+    assert len(re.findall(r"^(quadratic|mlp) ", done.stdout, re.M)) == 20
+    page = (tmp_path / "demo" / "index.html").read_text()
+    assert page.count("<figure>") == 8
+    assert len(list((tmp_path / "demo").glob("*.nc"))) == 8
