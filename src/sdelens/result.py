@@ -89,7 +89,8 @@ class Result:
 
         - ``error, lower, upper``: with one-sided limits at `confidence`, by bootstrap over groups of paths;
         - ``floor``: what a perfect model would show at these path numbers before the correction;
-        - ``late_error, late_lower, late_upper``: the same over the last third of the run;
+        - ``late_error, late_lower, late_upper``: the same over the last third of the run (relative to the height of the
+          whole curve where the infimum is not known);
         - ``late_shift, late_shift_lower, late_shift_upper``: relative difference of the mean loss over the last third;
         - ``discretisation``: for a model run with substeps beside itself at Δt = η, the error between these two: what
           ``error`` says is then the error of the equation, this is the integrator's;
@@ -118,7 +119,11 @@ class Result:
             full = tracking_error(self._curves(model), self._curves(reference), self._minimum(reference), confidence)
             third = self._third()
             late = tracking_error(
-                self._curves(model, third), self._curves(reference, third), self._minimum(reference), confidence
+                self._curves(model, third),
+                self._curves(reference, third),
+                self._minimum(reference),
+                confidence,
+                height=self._height(reference),
             )
             coarse = self.info["models"][model].get("coarse")
             steps = np.nan
@@ -265,6 +270,16 @@ class Result:
     def _minimum(self, reference: str) -> float:
         infimum = float(self.dataset.attrs["infimum"])
         return infimum if np.isfinite(infimum) else float(self.dataset.loss_mean.sel(model=reference).min())
+
+    def _height(self, reference: str) -> float | None:
+        """What late errors are relative to: the late loss itself, but the whole run's where the infimum is not known.
+
+        A plateau less its own smallest value is mere noise, and no yardstick.
+        """
+        if np.isfinite(float(self.dataset.attrs["infimum"])):
+            return None
+        curve = self.dataset.loss_mean.sel(model=reference).values - self._minimum(reference)
+        return float(np.sqrt(np.nanmean(curve**2)))
 
     def _third(self) -> slice:
         steps = self.dataset.step.values

@@ -8,12 +8,14 @@ groups' curves a_g (R recorded steps). With â, b̂ the two means and D = â −
 where Ĉ is the covariance of D estimated from the scatter of the groups: E‖D‖² = ‖δ‖² + tr C for the true difference δ,
 so the bias of the naive error is removed, and the floor is what a perfect model would show without that.
 
-Limits are by the basic (pivotal) bootstrap over groups: resampled curves give T* − ‖D‖², whose distribution stands for
-that of the estimate about the truth. In the bootstrap's world the true difference is D, which is longer than δ, so the
-pivot is wider than need be and the limits err on the safe side (checked by simulation in the tests). All resamples are
-quadratic forms in one Gram matrix, so their cost does not depend on the number of recorded steps.
+Limits invert a test. Were the true difference of length θ, ‖D‖² would be the law of ‖θu + n‖² with n the noise of D;
+u, its unknown direction, is taken as that in which the noise is largest, which is least favourable: it spreads ‖D‖² the
+most. The upper limit is the largest θ that makes a ‖D‖ as small as the one observed no rarer than 1 − confidence, the
+lower limit the least θ that makes one as large no rarer; n is drawn by bootstrap over groups, and with it the scale
+‖b̂ − b_min‖. All resamples are quadratic forms in one Gram matrix, so their cost does not depend on the number of steps.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +66,7 @@ def tracking_error(
     confidence: float = 0.99,
     resamples: int = 4000,
     seed: int = 0,
+    height: float | None = None,
 ) -> TrackingError:
     """Bias-corrected relative L2 error of `curve` against `reference`, with one-sided confidence limits.
 
@@ -74,72 +77,144 @@ def tracking_error(
         confidence: one-sided confidence of each limit.
         resamples: bootstrap resamples.
         seed: their seed.
+        height: root mean square of the reference less `minimum` that errors are relative to, by default its own.
 
     Returns:
-        The error and its limits; NaN throughout where a group has no finite path at some step, and NaN limits where
-        there are fewer than two groups.
+        The error and its limits; NaN throughout where a group has no finite path at some step or the height is not
+        resolved, and NaN limits and floor where there are fewer than two groups.
     """
     a, b = curve.groups, reference.groups
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return TrackingError(*[np.nan] * 7)
     paired = curve.stream == reference.stream and a.shape[0] == b.shape[0]
-    model = _Bootstrap(a, b, curve.counts, reference.counts, minimum, paired)
-    point = model.statistics(*model.weights(np.ones((1, a.shape[0])), np.ones((1, b.shape[0]))))
-    error2, floor2 = float(point.error2[0]), float(point.floor2[0])
-    error, floor, shift = np.sqrt(max(error2, 0.0)), np.sqrt(floor2), float(point.shift[0])
+    model = _Bootstrap(a, b, curve.counts, reference.counts, minimum, paired, height)
+    point = model.statistics(np.ones((1, a.shape[0])), np.ones((1, b.shape[0])))
+    norm2, noise2, scale2 = float(point.norm2[0]), float(point.noise2[0]), float(point.scale2[0])
+    if scale2 <= 0:
+        return TrackingError(*[np.nan] * 7)
+    error, shift = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2)), float(point.shift[0])
     if min(a.shape[0], b.shape[0]) < 2:
-        return TrackingError(error, np.nan, np.nan, floor, shift, np.nan, np.nan)
+        return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     draws_a = rng.multinomial(a.shape[0], np.full(a.shape[0], 1 / a.shape[0]), resamples)
     draws_b = draws_a if paired else rng.multinomial(b.shape[0], np.full(b.shape[0], 1 / b.shape[0]), resamples)
-    star = model.statistics(*model.weights(draws_a, draws_b))
-    pivot = star.error2 - (error2 + floor2)
-    tails = np.quantile(pivot, [confidence, 1 - confidence])
-    lower = np.sqrt(max(error2 - tails[0], 0.0))
-    # An estimate that noise has pushed below 0 must not pull the upper limit down with it.
-    upper = np.sqrt(max(error2, 0.0) - min(tails[1], 0.0))
+    star = model.statistics(draws_a, draws_b)
+    lower, upper = _invert(norm2 / scale2, star, confidence)
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
-    return TrackingError(error, float(lower), float(upper), floor, shift, float(shifts[0]), float(shifts[1]))
+    floor = float(np.sqrt(max(noise2, 0.0) / scale2))
+    return TrackingError(error, lower, upper, floor, shift, float(shifts[0]), float(shifts[1]))
+
+
+def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[float, float]:
+    """Limits of the relative error given the observed ‖D‖²/scale² and resampled noise."""
+    size = np.sqrt(star.scale2.mean())
+
+    def share_below(theta: float) -> float:
+        square = (theta * size) ** 2 + 2 * theta * size * star.along + star.noise_norm2
+        return float(np.mean(square / star.scale2 <= observed))
+
+    # share_below falls from share_below(0) to 0 as θ grows; beyond √observed + the longest noise it is 0.
+    top = np.sqrt(observed) + np.sqrt(np.max(star.noise_norm2) / np.min(star.scale2)) + 1e-300
+    upper = _bisect(lambda theta: share_below(theta) >= 1 - confidence, 0.0, 2 * top)
+    lower = _bisect(lambda theta: share_below(theta) >= confidence, 0.0, 2 * top)
+    return lower, upper
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The last θ in [low, high] up to which `holds`, to 12 digits; `low` where it never does."""
+    if not holds(low):
+        return low
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 class _Statistics(NamedTuple):
-    error2: np.ndarray
-    floor2: np.ndarray
+    """Per resample: ‖D‖², its noise tr Ĉ, ‖b̂ − b_min‖² less its noise, the relative shift; and of the noise n = D* − D
+    its squared length and its component along the direction in which noise is largest."""
+
+    norm2: np.ndarray
+    noise2: np.ndarray
+    scale2: np.ndarray
     shift: np.ndarray
+    noise_norm2: np.ndarray
+    along: np.ndarray
 
 
 class _Bootstrap:
-    """All resamples as quadratic forms in the Gram matrix of the centred group curves."""
+    """All resamples as linear and quadratic forms in the Gram matrix of the centred group curves.
+
+    A resampled difference is D* = r S with S the stacked curves of both models' groups and r their signed weights.
+    """
 
     def __init__(
-        self, a: np.ndarray, b: np.ndarray, na: np.ndarray, nb: np.ndarray, minimum: float, paired: bool
+        self,
+        a: np.ndarray,
+        b: np.ndarray,
+        na: np.ndarray,
+        nb: np.ndarray,
+        minimum: float,
+        paired: bool,
+        height: float | None,
     ) -> None:
-        base = nb @ b / nb.sum()
-        a, b, height = a - base, b - base, base - minimum
+        self.base = nb @ b / nb.sum()
         self.paired, self.na, self.nb = paired, na, nb
-        self.gram_aa, self.gram_ab, self.gram_bb = a @ a.T, a @ b.T, b @ b.T
-        self.height2, self.b_height = height @ height, b @ height
-        self.mean_a, self.mean_b, self.mean_height = a.mean(axis=1), b.mean(axis=1), height.mean()
+        a, b, above = a - self.base, b - self.base, self.base - minimum
+        self.gram = np.concatenate([a, b]) @ np.concatenate([a, b]).T
+        self.fixed2 = None if height is None else height**2 * a.shape[1]
+        self.above2, self.b_above = above @ above, b @ above
+        self.means = np.concatenate([a.mean(axis=1), b.mean(axis=1)])
+        self.mean_above = above.mean() if height is None else None
+        self.height = height
 
-    def weights(self, draws_a: np.ndarray, draws_b: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Weights of the groups in the mean and in its variance, for draws of shape (resamples, G)."""
+    def statistics(self, draws_a: np.ndarray, draws_b: np.ndarray) -> _Statistics:
+        """Statistics of draws of groups, each of shape (resamples, G)."""
         p, u = _weights(draws_a, self.na)
         q, w = _weights(draws_b, self.nb)
-        return p, u, q, w
+        groups = p.shape[1]
+        gram_bb = self.gram[groups:, groups:]
+        r = np.concatenate([p, -q], axis=1)
+        centre = np.concatenate([self.na / self.na.sum(), -self.nb / self.nb.sum()])
+        noise_b = _scatter(q, w, gram_bb)
+        noise = self._noise(p, u, noise_b)
+        scale2 = np.full(len(p), self.fixed2)
+        above = np.full(len(p), self.height)
+        if self.height is None:
+            scale2 = self.above2 + 2 * q @ self.b_above + _form(q, gram_bb) - noise_b
+            above = self.mean_above + q @ self.means[groups:]
+        n = r - centre
+        return _Statistics(
+            _form(r, self.gram), noise, scale2, r @ self.means / above, _form(n, self.gram), n @ self._loudest(groups)
+        )
 
-    def statistics(self, p: np.ndarray, u: np.ndarray, q: np.ndarray, w: np.ndarray) -> _Statistics:
-        norm2 = _form(p, self.gram_aa) - 2 * np.einsum("ri,ij,rj->r", p, self.gram_ab, q, optimize=True)
-        norm2 = norm2 + _form(q, self.gram_bb)
-        noise_b = _scatter(q, w, self.gram_bb)
-        if self.paired:
-            gram = self.gram_aa + self.gram_bb - self.gram_ab - self.gram_ab.T
-            noise = _scatter(p, u, gram)
-        else:
-            noise = _scatter(p, u, self.gram_aa) + noise_b
-        scale2 = self.height2 + 2 * q @ self.b_height + _form(q, self.gram_bb) - noise_b
-        mean = self.mean_height + q @ self.mean_b
-        shift = (p @ self.mean_a - q @ self.mean_b) / mean
-        return _Statistics((norm2 - noise) / scale2, noise / scale2, shift)
+    def _noise(self, p: np.ndarray, u: np.ndarray, noise_b: np.ndarray) -> np.ndarray:
+        groups = p.shape[1]
+        gram = self.gram[:groups, :groups]
+        if not self.paired:
+            return _scatter(p, u, gram) + noise_b
+        cross = self.gram[:groups, groups:]
+        return _scatter(p, u, gram + self.gram[groups:, groups:] - cross - cross.T)
+
+    def _loudest(self, groups: int) -> np.ndarray:
+        """Inner products of the stacked curves with the unit vector along which the noise of D varies most."""
+        units = _unit_deviations(self.na, self.nb, self.paired, groups)
+        values, vectors = np.linalg.eigh(units @ self.gram @ units.T)
+        if values[-1] <= 0:
+            return np.zeros(len(self.gram))
+        weights = vectors[:, -1] @ units / np.sqrt(values[-1])
+        return self.gram @ weights
+
+
+def _unit_deviations(na: np.ndarray, nb: np.ndarray, paired: bool, groups: int) -> np.ndarray:
+    """Rows whose product with the stacked curves are independent parts of the noise of D, one per group."""
+    share_a, share_b = na / na.sum(), nb / nb.sum()
+    part_a = np.diag(share_a) - np.outer(share_a, share_a)
+    part_b = np.diag(share_b) - np.outer(share_b, share_b)
+    if paired:
+        return np.concatenate([part_a, -part_b], axis=1)
+    zeros = np.zeros((groups, len(nb)))
+    return np.block([[part_a, zeros], [zeros.T, -part_b]])
 
 
 def _weights(draws: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
