@@ -1,9 +1,8 @@
 """Speed of an ensemble against diffrax, both doing the same in one run: ratios, interleaved, medians.
 
 The task: the RMSpropW SDE on a quadratic (d = 10), 4000 paths × 2000 steps of Δt = η, the mean loss every 10 steps.
-diffrax runs `Euler` with `UnsafeBrownianPath` (its fastest) over `vmap`ped paths, with XLA free to use all cores on one device
-(its usual way) and sharded over one device per core; the faster counts. sdelens also records what it always does:
-moments, groups and quantiles. Compilation is left out of both.
+diffrax runs `Euler` with `UnsafeBrownianPath` (its fastest) over `vmap`ped paths: on one device, where XLA may use all
+cores (the usual way), and sharded by hand over one device per core. sdelens also records what it always does:
 
     python benchmarks/ensemble.py --json ensemble.json
 """
@@ -136,11 +135,15 @@ def main():
             run(1 + round_)
             seconds[name].append(time.perf_counter() - begin)
     work = a.paths * a.steps * DIM
-    print(f"\n{'':22} {'median s':>9} {'min':>8} {'max':>8} {'ns':>7} {'ratio':>7}   (ns per path, step and coordinate)")
+    print(
+        f"\n{'':22} {'median s':>9} {'min':>8} {'max':>8} {'ns':>7} {'ratio':>7}   (ns per path, step and coordinate)"
+    )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():
         ratio = statistics.median(v / s for v, s in zip(values, seconds["sdelens"], strict=True))
-        row = f"{medians[name]:9.3f} {min(values):8.3f} {max(values):8.3f} {1e9 * medians[name] / work:7.2f} {ratio:7.1f}"
+        row = (
+            f"{medians[name]:9.3f} {min(values):8.3f} {max(values):8.3f} {1e9 * medians[name] / work:7.2f} {ratio:7.1f}"
+        )
         print(f"{name:22} {row}")
     if a.json:
         packages = {name: version(name) for name in ("sdelens", "jax", "jaxlib", "diffrax", "numpy")}

@@ -1,4 +1,8 @@
-"""Two CPU devices for every test, chosen before JAX starts."""
+"""Two CPU devices for every test, chosen before JAX starts; one BLAS thread, since tests run side by side."""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 

@@ -1,8 +1,8 @@
 """What the library must show: how well each SDE tracks, with 99 % limits, at full size.
 
-Bounds are requirements fixed beforehand, far (2 to 30 times) from what is measured, so another seed passes as well: each upper
-limit is one-sided at 99 %, and each comparison below would fail by chance only if the estimate were off by ten
-or more of its standard errors.
+Bounds are requirements fixed beforehand, far (2 to 30 times) from what is measured, so another seed passes as well:
+each upper limit is one-sided at 99 %, and each comparison below would fail by chance only if the estimate were off by
+ten or more of its standard errors.
 """
 
 import numpy as np
@@ -69,11 +69,16 @@ def test_breast_cancer_mlp(optimizer, scale):
 
 
 def test_the_error_of_the_sde_itself_is_of_order_eta():
-    """SGD with the SDE resolved: E x_k = (1-ηλ)^k x₀ against e^{-λt} x₀ is off by ≈ ηλ²t/2; halving η halves the error."""
+    """SGD with the SDE resolved: E x_k = (1-ηλ)^k x₀ against e^{-λt} x₀ is off by ≈ ηλ²t/2; half η, half the error."""
     found = {}
     for lr in (0.2, 0.1):
         result = sl.compare(
-            sl.Quadratic([1.0], start=4.0), sl.GaussianNoise(0.1), sl.SGD(lr), steps=round(2 / lr), paths=40_000, substeps=32
+            sl.Quadratic([1.0], start=4.0),
+            sl.GaussianNoise(0.1),
+            sl.SGD(lr),
+            steps=round(2 / lr),
+            paths=40_000,
+            substeps=32,
         )
         errors = result.errors()
         found[lr] = errors.error["sde"]

@@ -34,6 +34,8 @@ CASES = {
     "lr bool": (lambda: sl.SGD(True), "lr: got True"),
     "lr array": (lambda: sl.SGD(np.ones(2)), "lr: got array"),
     "lr complex": (lambda: sl.SGD(1j), "lr: got 1j"),
+    "lr tiny": (lambda: sl.SGD(1e-60), "lr: got 1e-60, which float32 cannot hold"),
+    "lr complex array": (lambda: sl.SGD(np.array(1j)), "give a real number"),
     "b1 one": (lambda: sl.AdamW(0.1, b1=1.0), "b1: got 1.0; it must lie in [0, 1)"),
     "b2 negative": (lambda: sl.AdamW(0.1, b2=-0.1), "b2: got -0.1"),
     "b2 large": (lambda: sl.RMSpropW(0.1, b2=1.5), "b2: got 1.5"),
@@ -42,7 +44,14 @@ CASES = {
     "decay kind": (lambda: sl.SGD(0.1, decay="l2"), "decay: got 'l2'; choose one of 'coupled', 'independent'"),
     "v0": (lambda: sl.RMSpropW(0.1, v0="one"), "v0: got 'one'; choose one of 'second-moment', 'zero'"),
     "schedule": (lambda: sl.SGD(0.1, schedule=0.5), "schedule: got 0.5; give a function"),
-    "schedule above one": (lambda: sl.SGD(0.1, schedule=lambda k: 2.0), "schedule: is 2.0 at step 0"),
+    "schedule above one": (
+        lambda: compare(optimizer=sl.SGD(0.1, schedule=lambda k: 0.4 * k), steps=9),
+        "schedule: is 1.2",
+    ),
+    "schedule in python": (
+        lambda: sl.SGD(0.1, schedule=lambda k: 1.0 if k < 3 else 0.5),
+        "schedule: branches on the step in Python",
+    ),
     # noise
     "scale zero": (lambda: sl.GaussianNoise(0.0), "scale: got 0.0; the standard deviation must be greater than 0"),
     "scale negative": (lambda: sl.GaussianNoise([1.0, -2.0]), "got -2.0"),
@@ -72,7 +81,11 @@ CASES = {
     "chunk": (lambda: compare(chunk=0), "chunk: got 0"),
     "seed": (lambda: compare(seed=-1), "seed: got -1"),
     "seed large": (lambda: compare(seed=2**64), "seed: got 18446744073709551616"),
-    "devices": (lambda: compare(devices=[]), "devices: got none"),
+    "devices": (lambda: compare(devices=[]), "devices: got (); give a number"),
+    "devices many": (lambda: compare(devices=99), "devices: got 99; JAX finds 2 (cpu)"),
+    "devices text": (lambda: compare(devices="cpu"), "devices: got 'cpu'"),
+    "devices twice": (lambda: compare(devices=jax.devices()[:1] * 2), "different ones of jax.devices()"),
+    "steps many": (lambda: compare(steps=2**31), "steps: got 2147483648; it must be less"),
     "integrator": (lambda: compare(integrator="heun"), "integrator: got 'heun'; choose one of 'sequential', 'euler'"),
     "bias correction": (lambda: compare(bias_correction="none"), "bias_correction: got 'none'"),
     "model": (lambda: compare(models=["optimiser"]), "Did you mean 'optimizer'?"),
@@ -80,6 +93,7 @@ CASES = {
         lambda: compare(optimizer=sl.SGD(0.1), models=["optimizer", "malladi2022"]),
         "models: 'malladi2022' does not exist for sgd; its models are optimizer, sde",
     ),
+    "models twice": (lambda: compare(models=["sde", "sde"]), "models: got ['sde', 'sde']; name each once"),
     "models text": (lambda: compare(models="sde"), "models: got the text 'sde'; give a list"),
     "models empty": (lambda: compare(models=[]), "models: is empty"),
     "models misspelt option": (lambda: compare(models={"a": {"integrater": "euler"}}), "Did you mean 'integrator'?"),
@@ -101,7 +115,12 @@ CASES = {
     ),
     "curvature cube": (lambda: sl.Quadratic(np.ones((2, 2, 2))), "it must have 0 or 1 or 2 axes"),
     "curvature empty": (lambda: sl.Quadratic([]), "curvature: got an empty array"),
-    "curvature text": (lambda: sl.Quadratic("steep"), "curvature: got 'steep'; give numbers"),
+    "curvature text": (lambda: sl.Quadratic("steep"), "curvature: got 'steep'; give real numbers"),
+    "curvature digits": (lambda: sl.Quadratic(["1", "2"]), "curvature: got ['1', '2']; give real numbers"),
+    "curvature complex": (lambda: sl.Quadratic([1j]), "give real numbers"),
+    "curvature none": (lambda: sl.Quadratic(None), "curvature: got None; give real numbers"),
+    "curvature ragged": (lambda: sl.Quadratic([[1.0], [1.0, 2.0]]), "curvature: got rows of different lengths"),
+    "curvature huge": (lambda: sl.Quadratic([1e60, 1.0]), "which float32 cannot hold"),
     "start shape": (lambda: sl.Quadratic([1.0, 2.0], start=[1.0]), "start: got shape (1,); the curvature has 2"),
     "start nan": (lambda: sl.Rosenbrock([NAN, 1.0]), "start: entry (0,) is nan"),
     "rosenbrock one": (lambda: sl.Rosenbrock([1.0]), "start: got 1 coordinate"),
@@ -117,6 +136,25 @@ CASES = {
     "loss nan": (lambda: sl.Problem(lambda p: jnp.log(p).sum(), -jnp.ones(2)), "loss: is nan at the start"),
     "loss integer": (lambda: sl.Problem(lambda p: jnp.int32(1), jnp.ones(2)), "loss: returned int32"),
     "loss text": (lambda: sl.Problem(lambda p: "small", jnp.ones(2)), "loss: returned str"),
+    "loss in numpy": (
+        lambda: sl.Problem(lambda p: jnp.sum(p) * float(np.asarray(p)[0]), jnp.ones(2)),
+        "loss: cannot be compiled",
+    ),
+    "loss with if": (
+        lambda: sl.Problem(lambda p: p.sum() if p[0] > 0 else -p.sum(), jnp.ones(2)),
+        "loss: cannot be compiled",
+    ),
+    "loss gradient": (
+        lambda: sl.Problem(lambda p: jnp.sqrt(jnp.sum(p**2)), jnp.zeros(2)),
+        "loss: its gradient is not finite at the start",
+    ),
+    "infimum above": (
+        lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum=9),
+        "infimum: got 9.0, above the loss 2",
+    ),
+    "infimum nan": (lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum=NAN), "infimum: got nan"),
+    "infimum text": (lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum="0"), "infimum: got '0'"),
+    "data text": (lambda: sl.Problem(lambda p, d: p, jnp.ones(2), {"a": "abc"}), "data: "),
     "loss not callable": (lambda: sl.Problem(1.0, jnp.ones(2)), "loss: got 1.0; give a function"),
     "loss per example": (
         lambda: sl.Problem(lambda p, d: (d @ p).mean(), jnp.ones(2), np.ones((5, 2))),
@@ -152,12 +190,14 @@ def test_refused_with_the_argument_the_value_and_the_remedy(action, message):
         action()
 
 
-@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(1), np.array(0.5), jnp.array(0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "number", [1, 0.5, np.float32(0.5), np.int64(1), np.array(0.5), jnp.array(0.5), jnp.bfloat16(0.5)], ids=repr
+)
 def test_numbers_of_every_kind_are_taken(number):
     assert isinstance(sl.SGD(number).lr, float)
 
 
-@pytest.mark.parametrize("count", [3, np.int64(3), 3.0], ids=repr)
+@pytest.mark.parametrize("count", [3, np.int64(3), 3.0, jnp.array(3)], ids=repr)
 def test_whole_numbers_of_every_kind_are_taken(count):
     assert compare(steps=count).dataset.sizes["step"] == 4
 
@@ -165,5 +205,23 @@ def test_whole_numbers_of_every_kind_are_taken(count):
 def test_estimate_refuses_what_compare_refuses():
     with pytest.raises(ValueError, match="steps: got 0"):
         sl.estimate(PROBLEM, NOISE, OPTIMIZER, steps=0)
-    with pytest.raises(TypeError, match="stepz"):
+    with pytest.raises(ValueError, match="Did you mean 'steps'"):
         sl.estimate(PROBLEM, NOISE, OPTIMIZER, stepz=1)
+    with pytest.raises(TypeError, match="steps: is missing"):
+        sl.estimate(PROBLEM, NOISE, OPTIMIZER, paths=1)
+    with pytest.raises(ValueError, match="estimate's option: got 'progress'"):
+        sl.estimate(PROBLEM, NOISE, OPTIMIZER, steps=1, progress=True)
+
+
+def test_a_loss_changed_after_a_run_is_noticed():
+    class Loss:
+        factor = 1.0
+
+        def __call__(self, p):
+            return self.factor * jnp.sum(p**2)
+
+    loss = Loss()
+    compare(sl.Problem(loss, jnp.ones(2)))
+    loss.factor = 5.0
+    with pytest.raises(ValueError, match="loss: is 10 at the start now, but 2 in the compiled run"):
+        compare(sl.Problem(loss, jnp.ones(2)))

@@ -79,7 +79,17 @@ def test_info():
 
 def test_help_documents_every_option_and_imports_no_jax():
     text = shell("compare", "--help").stdout
-    for name in ("optimizer", "noise", "problem", "dry-run", "out", "integrator", "substeps", "bias-correction", "chunk"):
+    for name in (
+        "optimizer",
+        "noise",
+        "problem",
+        "dry-run",
+        "out",
+        "integrator",
+        "substeps",
+        "bias-correction",
+        "chunk",
+    ):
         assert f"--{name}" in text
     for block in re.split(r"\n  (?=--)", text.split("Options:")[1])[1:]:
         assert len(block.split(None, 2)) == 3, f"no help for {block}"

@@ -7,7 +7,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 from scipy import stats
 
-from sdelens._random import Stream, stream_key, threefry2x32
+from sdelens._random import Stream, _normal_quantile, stream_key, threefry2x32
 
 SAMPLES = 200_000
 ALPHA = 1e-5  # false-alarm rate of each test of a law
@@ -22,6 +22,7 @@ def test_threefry_equals_jax_bit_for_bit():
     key = rng.integers(0, 2**32, 2, dtype=np.uint32)
     counter = rng.integers(0, 2**32, (2, 1000), dtype=np.uint32)
     ours = threefry2x32((jnp.uint32(key[0]), jnp.uint32(key[1])), (jnp.asarray(counter[0]), jnp.asarray(counter[1])))
+    np.testing.assert_array_equal(ours, threefry2x32((key[:1], key[1:]), (counter[0], counter[1])))  # NumPy alike
     theirs = threefry_2x32(jnp.asarray(key), jnp.asarray(counter.ravel()))
     np.testing.assert_array_equal(np.concatenate(ours), np.asarray(theirs))
 
@@ -42,6 +43,13 @@ def test_uniform_law_on_the_open_interval(dtype):
     assert draws.min() > 0
     assert draws.max() < 1
     assert stats.kstest(draws.ravel(), "uniform").pvalue > ALPHA
+
+
+def test_normal_quantile_is_accurate_over_all_its_inputs():
+    x = (np.arange(1, 2**23, 2, dtype=np.float64) * 2.0**-23).astype(np.float32)
+    ours = np.asarray(jax.jit(_normal_quantile)(np.concatenate([-x, x])), np.float64)
+    exact = stats.norm.ppf(0.5 + 0.5 * np.concatenate([-x, x]).astype(np.float64))
+    assert (np.abs(ours - exact) <= 1e-6 * np.abs(exact)).all()
 
 
 @pytest.mark.parametrize("axis", ["step", "substep", "lane", "seed", "name", "path", "coordinate"])

@@ -173,8 +173,31 @@ def test_merge_joins_models_of_one_experiment():
     pd.testing.assert_frame_equal(merged.errors(), both.errors())
     with pytest.raises(ValueError, match="same name"):
         a.merge(a)
+    chunked = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", chunk=16, **common)
+    np.testing.assert_allclose(a.merge(chunked).dataset.loss_mean, both.dataset.loss_mean, rtol=1e-5)
+    with pytest.raises(TypeError, match="other: got str"):
+        a.merge("b")
     with pytest.raises(ValueError, match="differs in run"):
         a.merge(sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", steps=13, paths=40))
+
+
+def test_merge_tells_functions_apart():
+    def run(loss, start, model):
+        problem = sl.Problem(loss, start * np.ones(2), infimum=0.0)
+        return sl.simulate(problem, NOISE, sl.SGD(0.1), model, steps=2, paths=8)
+
+    first = run(lambda p: (p**2).sum(), 1.0, "optimizer")
+    assert first.merge(run(lambda p: (p**2).sum(), 1.0, "sde")).models == ["optimizer", "sde"]
+    for loss, start in ((lambda p: (p**4).sum(), 1.0), (lambda p: (p**2).sum(), 2.0)):
+        with pytest.raises(ValueError, match="differs in problem"):
+            first.merge(run(loss, start, "sde"))
+
+
+def test_late_errors_without_an_infimum_are_relative_to_the_whole_curve():
+    """Two models equal in law, on a plateau: without the infimum the late loss is no yardstick of its own."""
+    problem = sl.Problem(lambda p: (p**2).sum() / 2 + 3, np.ones(2))
+    errors = sl.compare(problem, NOISE, sl.SGD(0.05), steps=600, paths=256, record_every=10).errors()
+    assert errors.late_upper["sde"] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def _is_real(dtype: Any) -> bool:
+    """Whether the dtype holds real numbers; JAX's own floating types, such as bfloat16, count."""
+    return bool(jax.numpy.issubdtype(dtype, np.integer) or jax.numpy.issubdtype(dtype, np.floating))
+
+
 def number(name: str, value: Any) -> Any:
     """Return `value` as a Python float; tracers pass untouched.
 
@@ -26,13 +31,18 @@ def number(name: str, value: Any) -> Any:
     """
     if is_traced(value):
         return value
-    scalar = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    scalar = scalar or (isinstance(value, np.ndarray | jax.Array) and np.ndim(value) == 0)
-    if not scalar or not np.issubdtype(np.asarray(value).dtype, np.number):
+    known = isinstance(value, numbers.Real | np.generic | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not known or np.ndim(value) or not _is_real(np.asarray(value).dtype):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); give a real number.")
     result = float(value)
     if not math.isfinite(result):
         raise ValueError(f"{name}: got {result}; give a finite number.")
+    with np.errstate(over="ignore"):
+        rounded = np.float32(result)
+    if not np.isfinite(rounded) or (result != 0 and rounded == 0):
+        raise ValueError(
+            f"{name}: got {result}, which float32 cannot hold; give a number between 1e-38 and 3e38 in size."
+        )
     return result
 
 
@@ -62,6 +72,8 @@ def fraction(name: str, value: Any) -> Any:
 
 def whole(name: str, value: Any) -> int:
     """Return `value` as an int; floats are accepted only where they are whole, as 1e4 is."""
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0:
+        value = value.item()
     ok = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     ok = ok or (isinstance(value, float | np.floating) and float(value).is_integer())
     if not ok:
@@ -96,10 +108,12 @@ def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
         return value
     try:
         array = np.asarray(value)
-        if not np.issubdtype(array.dtype, np.floating):
-            array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: got {value!r}; give numbers.") from error
+    except ValueError as error:
+        raise TypeError(f"{name}: got rows of different lengths; give an array.") from error
+    if not _is_real(array.dtype):
+        raise TypeError(f"{name}: got {value!r}; give real numbers.")
+    if array.dtype != np.float32:
+        array = array.astype(np.float64)
     if array.ndim not in dims:
         allowed = " or ".join(str(d) for d in dims)
         raise ValueError(f"{name}: got an array of shape {array.shape}; it must have {allowed} axes.")
@@ -108,4 +122,8 @@ def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name}: entry {where} is {array[where]}; every entry must be finite.")
+    if np.abs(array).max() > np.finfo(np.float32).max:
+        raise ValueError(
+            f"{name}: has an entry of size {np.abs(array).max():.3g}, which float32 cannot hold; rescale it."
+        )
     return array

@@ -9,7 +9,7 @@ arithmetic around it, which makes a normal draw 2-3 times cheaper on a CPU than 
 """
 
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ from jax import Array, lax
 __all__ = ["Stream", "stream_key", "threefry2x32"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
-Words = tuple[Array, Array]
+_PARITY = np.uint32(0x1BD11BDA)
+Words = tuple[Any, Any]
 
 
 def threefry2x32(key: Words, counter: Words) -> Words:
     """Two random words for each pair of counter words, by 20 rounds of Threefry-2x32 (uint32, broadcasting)."""
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ _PARITY)
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
     for i in range(5):
         for rotation in _ROTATIONS[i % 2]:
@@ -33,16 +33,14 @@ def threefry2x32(key: Words, counter: Words) -> Words:
             x1 = (x1 << rotation) | (x1 >> (32 - rotation))
             x1 = x1 ^ x0
         x0 = x0 + schedule[(i + 1) % 3]
-        x1 = x1 + schedule[(i + 2) % 3] + jnp.uint32(i + 1)
+        x1 = x1 + schedule[(i + 2) % 3] + np.uint32(i + 1)
     return x0, x1
 
 
-def stream_key(seed: int, name: str) -> Array:
+def stream_key(seed: int, name: str) -> np.ndarray:
     """Key of a named stream: uint32 of shape (2,). Streams of different names or seeds are independent."""
-    low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    label = np.uint32(zlib.crc32(name.encode()))
-    words = threefry2x32((jnp.uint32(low), jnp.uint32(high)), (jnp.uint32(label), jnp.uint32(0)))
-    return jnp.stack(words)
+    words = np.array([seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(name.encode()), 0], np.uint32)[:, None]
+    return np.concatenate(threefry2x32((words[0], words[1]), (words[2], words[3])))
 
 
 class Stream(NamedTuple):
@@ -81,8 +79,28 @@ class Stream(NamedTuple):
             uniform = self.uniform(size, dtype, lane)
             return np.sqrt(2.0) * lax.erf_inv(2.0 * uniform - 1.0)
         first, _ = self.bits(size, lane)
-        symmetric = 2.0 * _unit(first) - 1.0
-        return (np.float32(np.sqrt(2.0)) * lax.erf_inv(symmetric)).astype(dtype)
+        return _normal_quantile(2.0 * _unit(first) - 1.0).astype(dtype)
+
+
+_CENTRE: tuple[float, ...] = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087)
+_CENTRE += (-0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
+_TAIL: tuple[float, ...] = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773)
+_TAIL += (-0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
+
+
+def _normal_quantile(x: Array) -> Array:
+    """√2 erf⁻¹(x) in float32 for |x| < 1, within 3e-7 of its size.
+
+    The polynomials are Giles's (2010, *Approximating the erfinv function*), as in XLA's own, but with w = −log(1 − x²)
+    taken as the plain logarithm of (1 − x)(1 + x), which is faster and, here, more accurate than its log1p.
+    """
+    w = -jnp.log((1 - x) * (1 + x))
+    root = np.sqrt(2.0)
+    centre, tail = jnp.float32(root * _CENTRE[0]), jnp.float32(root * _TAIL[0])
+    for a, b in zip(_CENTRE[1:], _TAIL[1:], strict=True):
+        centre = np.float32(root * a) + centre * (w - np.float32(2.5))
+        tail = np.float32(root * b) + tail * (jnp.sqrt(w) - np.float32(3))
+    return jnp.where(w < 5, centre, tail) * x
 
 
 def _unit(word: Array) -> Array:

@@ -56,6 +56,16 @@ class Layout:
         parts = [jnp.ravel(a) for a, s in zip(leaves, self.shapes, strict=True) if s is not None]
         return jnp.concatenate(parts)
 
+    def matches(self, tree: Any) -> bool:
+        """Whether `tree` has the structure of the parameters, of more than one leaf."""
+        if len(self.shapes) < 2:
+            return False
+        try:
+            self.treedef.flatten_up_to(tree)
+        except ValueError:
+            return False
+        return True
+
     def broadcast(self, name: str, tree: Any) -> np.ndarray:
         """One number per coordinate from a pytree of the same structure, each leaf broadcast to the parameter's.
 
@@ -117,7 +127,7 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
                 f"{where}: is an array of {leaf.dtype}; parameters must be floating arrays. Cast it with "
                 ".astype('float32'), or close over it in the loss if it is not to be trained."
             )
-        array = jnp.asarray(leaf)
+        array = jnp.asarray(np.asarray(leaf))  # through NumPy: bound to no device
         if not bool(jnp.isfinite(array).all()):
             raise ValueError(f"{where}: has entries that are not finite; start from finite parameters.")
         shapes.append(array.shape)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdelens._random import Stream, stream_key
 from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
-from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe
+from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
 
 __all__ = ["MAX_COORDINATES", "Plan", "chunk_size", "record_steps", "run_ensemble"]
 
@@ -80,6 +80,7 @@ def run_ensemble(
     seed: int,
     stream: str,
     offset: float,
+    levels: np.ndarray,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
     """Run all paths of `stepper` and return their statistics at the recorded steps.
@@ -90,13 +91,17 @@ def run_ensemble(
         seed: seed of all randomness.
         stream: name of the stream of random numbers; equal names share their draws.
         offset: subtracted from the loss before quantiles.
+        levels: levels of the quantiles, which take the place of the histogram in the summary.
         progress: called with the number of path-steps done since its last call.
     """
     summary: Summary | None = None
+    one_chunk = plan.paths <= plan.chunk
     for first in range(0, plan.paths, plan.chunk):
-        summary = merge(summary, _run_chunk(stepper, plan, seed, stream, offset, first, progress))
+        part = _run_chunk(stepper, plan, seed, stream, offset, first, levels if one_chunk else None, progress)
+        summary = merge(summary, part)
+        summary = summary._replace(kept=summary.kept[:, : plan.keep_paths])
     assert summary is not None
-    return summary._replace(kept=summary.kept[:, : plan.keep_paths])
+    return summary if one_chunk else summary._replace(histogram=quantiles(summary.histogram, levels))
 
 
 def _run_chunk(
@@ -106,8 +111,10 @@ def _run_chunk(
     stream: str,
     offset: float,
     first: int,
+    levels: np.ndarray | None,
     progress: Callable[[int], None] | None,
 ) -> Summary:
+    """Run one chunk; its sketches become quantiles at once if `levels` are given, lest they pile up."""
     mesh = Mesh(np.array(plan.devices), (_AXIS,))
     width = min(plan.chunk, -(-(plan.paths - first) // len(plan.devices)) * len(plan.devices))
     if first > 0:
@@ -126,7 +133,10 @@ def _run_chunk(
         length = min(length, records - done, buffer)
         begin = time.perf_counter()
         carry, out = _segment(stepper, carry, paths, key, (done, length, plan.steps, offset), static, buffer)
-        parts.append(_to_summary(jax.tree.map(np.asarray, out), length))
+        part = _to_summary(jax.tree.map(np.asarray, out), length)
+        if levels is not None:
+            part = part._replace(histogram=quantiles(part.histogram, levels))
+        parts.append(part)
         seconds = max(time.perf_counter() - begin, 1e-6)
         done += length
         if progress is not None:
@@ -254,7 +264,7 @@ def _to_summary(out: Record, length: int) -> Summary:
             name: getattr(record, name).astype(np.float64)
             for name in ("living", "mean", "m2", "grad_norm", "x_mean", "x_m2")
         }
-        part = Summary(**floats, histogram=record.histogram.astype(np.int64), kept=record.kept)
+        part = Summary(**floats, histogram=record.histogram, kept=record.kept)
         summary = merge(summary, part)
     assert summary is not None
     return summary

@@ -23,7 +23,7 @@ from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import FORMAT, Result
 from sdelens.sdes import build_sde, sdes_of
-from sdelens.statistics import Summary, quantiles
+from sdelens.statistics import BUCKETS, Summary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,7 +63,7 @@ class _Options:
     bias_correction: str = "discrete"
     keep_paths: int = 0
     chunk: int | None = None
-    devices: Sequence[Any] | None = None
+    devices: int | Sequence[Any] | None = None
 
     def plan(self) -> Plan:
         """The plan of the run, checked; its chunk is still to be settled.
@@ -77,12 +77,27 @@ class _Options:
             raise ValueError(f"paths: got {paths}; at most 2³¹ - 1 paths can be told apart.")
         every = min(_check.at_least("record_every", self.record_every, 1), steps)
         keep = min(_check.at_least("keep_paths", self.keep_paths, 0), paths)
-        available = tuple(jax.devices() if self.devices is None else self.devices)
-        if not available:
-            raise ValueError("devices: got none; give at least one of jax.devices().")
-        used = available[:paths]
+        if max(steps, every) >= 2**31:
+            raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
+        used = _chosen_devices(self.devices)[:paths]
         chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)
         return Plan(steps, paths, every, -(-chunk // len(used)) * len(used), keep, used)
+
+
+def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
+    """The devices to shard over: all, the first few, or those given."""
+    found = tuple(jax.devices())
+    if wanted is None:
+        return found
+    if not isinstance(wanted, Sequence) or isinstance(wanted, str):
+        count = _check.at_least("devices", wanted, 1)
+        if count > len(found):
+            raise ValueError(f"devices: got {count}; JAX finds {len(found)} ({found[0].platform}).")
+        return found[:count]
+    given = tuple(wanted)
+    if not given or not all(isinstance(d, jax.Device) for d in given) or len(set(given)) < len(given):
+        raise ValueError(f"devices: got {given}; give a number, or different ones of jax.devices().")
+    return given
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ def simulate(
     bias_correction: str = "discrete",
     keep_paths: int = 0,
     chunk: int | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
 ) -> Result:
     """Run one model of an optimizer on a problem under noise, over many paths.
@@ -142,7 +157,7 @@ def simulate(
         bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
         keep_paths: number of paths whose whole course is kept, as ``path_x``.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
-        devices: the devices to shard over, by default all; the numbers do not depend on them beyond rounding.
+        devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
         progress: show a bar; by default if standard error is a terminal.
 
     Returns:
@@ -175,7 +190,7 @@ def compare(
     bias_correction: str = "discrete",
     keep_paths: int = 0,
     chunk: int | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
 ) -> Result:
     """Run several models of one optimizer side by side.
@@ -199,7 +214,7 @@ def compare(
         bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
         keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
-        devices: the devices to shard over, by default all; the numbers do not depend on them beyond rounding.
+        devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
         progress: show a bar; by default if standard error is a terminal.
 
     Returns:
@@ -230,7 +245,8 @@ class Estimate:
     Attributes:
         seconds: running time, compilation included.
         compile_seconds: compilation alone.
-        memory_bytes: memory of the states in flight and of the result.
+        memory_bytes: memory of the states in flight, the statistics and the result; what a gradient needs besides (a
+            network's activations) and JAX itself come on top.
         result_bytes: size of the result.
     """
 
@@ -266,6 +282,10 @@ def estimate(
     Raises:
         ValueError, TypeError: as `compare`.
     """
+    for name in options:
+        _check.choice("estimate's option", name, [f.name for f in fields(_Options)])
+    if "steps" not in options:
+        raise TypeError("steps: is missing; give the number of optimizer steps.")
     experiment = _prepare(problem, noise, optimizer, models, _Options(**options))
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
@@ -277,7 +297,7 @@ def estimate(
         times = []
         for _ in range(2):
             begin = time.perf_counter()
-            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0)
+            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS))
             times.append(time.perf_counter() - begin)
         scale = (plan.steps + 1) / (few.steps + 1) * plan.paths / few.paths
         seconds += times[0] - times[1] + times[1] * scale
@@ -286,8 +306,10 @@ def estimate(
         state = max(state, sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves))
     numbers = 12 + plan.groups * 2 + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
     numbers += plan.keep_paths * problem.dim
-    results = 8 * numbers * len(record_steps(plan.steps, plan.record_every)) * len(experiment.models)
-    return Estimate(seconds, compiling, 4 * state * plan.chunk + results, results)
+    recorded = len(record_steps(plan.steps, plan.record_every))
+    results = 8 * numbers * recorded * len(experiment.models)
+    sketches = 4 * BUCKETS * (recorded if plan.paths > plan.chunk else min(recorded, 256))
+    return Estimate(seconds, compiling, 4 * state * plan.chunk + 2 * results + sketches, results)
 
 
 def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: _Options) -> _Experiment:
@@ -303,11 +325,27 @@ def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: _Op
     if seed >= 2**64:
         raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
     chosen = _models(optimizer, models, options)
+    _check_schedule(optimizer, plan.steps)
     experiment = _Experiment(problem, noise.bind(problem), optimizer, chosen, plan, seed)
     if options.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
+
+
+def _check_schedule(optimizer: Optimizer, steps: int) -> None:
+    """Refuse a schedule that leaves [0, 1] within the run (looked at in at most 10 000 steps of it)."""
+    if optimizer.schedule is None:
+        return
+    at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
+    values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(
+            f"schedule: is {values[first]} at step {at[first]}; it multiplies lr and must lie in [0, 1]. "
+            "Give lr the peak value, and the schedule the rest."
+        )
 
 
 def _models(optimizer: Optimizer, models: Any, options: _Options) -> dict[str, _Model]:
@@ -317,12 +355,15 @@ def _models(optimizer: Optimizer, models: Any, options: _Options) -> dict[str, _
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example ['optimizer', {models!r}].")
     if not isinstance(models, Mapping):
-        models = {str(name): {} for name in models}
+        names = [str(name) for name in models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: got {names}; name each once, or give labels: {{'a': {{'model': 'sde'}}, ...}}.")
+        models = {name: {} for name in names}
     if not models:
         raise ValueError(f"models: is empty; choose from {known}.")
     chosen: dict[str, _Model] = {}
     allowed = [f.name for f in fields(_Model) if f.name != "coarse"]
-    for label, own in models.items():
+    for label, own in ((str(label), own) for label, own in models.items()):
         if not isinstance(own, Mapping):
             raise TypeError(
                 f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}."
@@ -356,6 +397,7 @@ def _models(optimizer: Optimizer, models: Any, options: _Options) -> dict[str, _
 def _run(experiment: _Experiment, progress: bool | None) -> Result:
     plan, models = experiment.plan, experiment.models
     infimum = experiment.problem.infimum
+    start_loss = float(experiment.problem.loss(experiment.problem.start))
     parts = {}
     with _progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
         for label, model in models.items():
@@ -367,10 +409,18 @@ def _run(experiment: _Experiment, progress: bool | None) -> Result:
                 experiment.seed,
                 model.stream,
                 infimum or 0.0,
+                np.array(LEVELS),
                 lambda done, label=label: report(done, label),  # type: ignore[misc]
             )
             parts[label] = (summary, time.perf_counter() - begin)
             _warn_of_divergence(label, summary, plan)
+            first = summary.overall()[0][0]
+            if not np.isclose(first, start_loss, rtol=1e-2, atol=1e-30):
+                raise ValueError(
+                    f"loss: is {start_loss:.6g} at the start now, but {first:.6g} in the compiled run. It must depend "
+                    "on its arguments alone; a function or object changed after an earlier run is not noticed. "
+                    "Define it anew."
+                )
     return Result(_dataset(experiment, parts))
 
 
@@ -405,7 +455,7 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
             "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
             "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean).T),
             "group_paths": (("group", "step"), summary.living.astype(np.int64).T),
-            "loss_quantile": (("quantile", "step"), (quantiles(summary.histogram, levels) + offset).T),
+            "loss_quantile": (("quantile", "step"), (summary.histogram + offset).T),
             "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
             "n_paths": (("step",), n_paths.astype(np.int64)),
         }
@@ -441,7 +491,6 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "seed": experiment.seed,
         "record_every": plan.record_every,
         "keep_paths": plan.keep_paths,
-        "chunk": plan.chunk,
         "dim": experiment.problem.dim,
         "dtype": experiment.problem.start.dtype.name,
     }
@@ -450,6 +499,7 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "kind": devices[0].device_kind,
         "count": len(devices),
         "cores": os.cpu_count() or 1,
+        "chunk": plan.chunk,
     }
     versions = {name: version(name) for name in ("sdelens", "jax", "optax", "numpy")}
     infimum = experiment.problem.infimum

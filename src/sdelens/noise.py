@@ -74,7 +74,7 @@ class GaussianNoise(AbstractNoise):
 
     def bind(self, problem: AbstractProblem) -> "GaussianNoise":  # noqa: D102
         scale, dtype = self.scale, problem.start.dtype
-        if _is_vector(scale):
+        if _is_vector(scale) and not problem.layout.matches(scale):
             array = np.asarray(scale, dtype=np.float64)
             if array.shape == (problem.dim,) or array.ndim == 0:
                 return GaussianNoise(jnp.asarray(array, dtype))

@@ -32,7 +32,7 @@ class Result:
 
     - ``loss_mean, loss_std, loss_sem`` (model, step): over the living paths;
     - ``loss_group_mean, group_paths`` (model, group, step): mean and number of living paths, path i in group i mod G;
-    - ``loss_quantile`` (model, quantile, step): within 1.6 % of the loss less its infimum;
+    - ``loss_quantile`` (model, quantile, step): to 1.6 % of the loss less its infimum, if that is 2⁻³² to 2³² in size;
     - ``grad_norm_mean`` (model, step): mean of ‖∇f‖;
     - ``x_mean, x_var`` (model, step, coordinate);
     - ``n_paths`` (model, step): paths still finite; the others have left the averages;
@@ -69,12 +69,15 @@ class Result:
         """
         import xarray as xr
 
+        if not isinstance(other, Result):
+            raise TypeError(f"other: got {type(other).__name__}; give a Result.")
         shared = set(self.models) & set(other.models)
         if shared:
             raise ValueError(f"other: has models {sorted(shared)} of the same name; rename one.")
-        for key in ("problem", "noise", "optimizer", "run"):
-            if self.dataset.attrs[key] != other.dataset.attrs[key]:
-                raise ValueError(f"other: differs in {key}: {other.dataset.attrs[key]}; merge runs of one experiment.")
+        for key in ("problem", "noise", "optimizer", "run", "infimum"):
+            mine, theirs = self.dataset.attrs[key], other.dataset.attrs[key]
+            if mine != theirs and not (mine != mine and theirs != theirs):  # noqa: PLR0124 (NaN: no infimum known)
+                raise ValueError(f"other: differs in {key}: {theirs}; merge runs of one experiment.")
         attrs = dict(self.dataset.attrs)
         attrs["models"] = json.dumps({**self.info["models"], **other.info["models"]})
         joined = xr.concat([self.dataset, other.dataset], dim="model", combine_attrs="override")
@@ -156,6 +159,8 @@ class Result:
         """
         from sdelens.plotting import plot_losses
 
+        if reference != "optimizer":
+            _check.choice("reference", reference, self.models)
         figure = plot_losses(self.dataset, reference, self._minimum(self._reference_or_first(reference)))
         if path is not None:
             known = figure.canvas.get_supported_filetypes()
@@ -191,7 +196,7 @@ class Result:
         """Write the dataset as NetCDF (HDF5); the file appears whole or not at all.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if it cannot be written, or `path` is a folder.
         """
         with atomic_path(path) as temporary:
             self.dataset.to_netcdf(temporary, engine="h5netcdf")
@@ -237,8 +242,10 @@ class Result:
             split = ["-"] if resolved else []
             if model in errors:
                 row = errors[model]
-                limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}"
-                middle = [_percent(row["error"]), limits, _percent(row["floor"]), f"{100 * row['late_shift']:+.2g} %"]
+                limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
+                shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
+                error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _percent(row["error"])
+                middle = [error, limits, _percent(row["floor"]), shift]
                 if np.isfinite(row["discretisation"]):
                     split = [_percent(row["discretisation"])]
             rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
@@ -261,6 +268,12 @@ class Result:
                 0,
                 "error: relative L2 of the mean-loss curve against the optimizer, Monte-Carlo noise removed; limits: "
                 "one-sided; floor: what a perfect model shows; last third: relative shift of the mean loss.",
+            )
+        lost = self.dataset.n_paths.isel(step=0) - self.dataset.n_paths.isel(step=-1)
+        if int(lost.sum()):
+            notes.insert(
+                0,
+                "Paths that diverge inflate mean, spread and errors until they overflow; then they leave the averages.",
             )
         return notes
 
@@ -324,6 +337,8 @@ def load(path: str | os.PathLike[str]) -> Result:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary name beside `path` that takes its place when the block ends well, and vanishes otherwise."""
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path: {str(target)!r} is a folder; give the name of a file.")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; make it first.")
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
@@ -340,7 +355,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _percent(value: float) -> str:
-    return "diverged" if np.isnan(value) else f"{100 * value:.2g} %"
+    return "-" if np.isnan(value) else f"{100 * value:.2g} %"
 
 
 def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -17,13 +17,13 @@ __all__ = ["BUCKETS", "GROUPS", "QUANTILE_ERROR", "Record", "Summary", "merge", 
 GROUPS = 64
 """Path i belongs to group i mod min(64, paths)."""
 
-_MANTISSA_BITS = 5
+_MANTISSA_BITS = 6
 _EXPONENTS = (-32, 32)
 _POSITIVE = (_EXPONENTS[1] - _EXPONENTS[0]) << _MANTISSA_BITS
 BUCKETS = 2 * _POSITIVE + 1
-"""Buckets of the quantile sketch: floats by sign, exponent and leading 5 bits of mantissa, and one for 0."""
-QUANTILE_ERROR = 2.0 ** -(_MANTISSA_BITS + 1)
-"""Largest relative error of a quantile, 1.6 %, of losses (less the infimum) between 2⁻³² and 2³²."""
+"""Buckets of the quantile sketch: floats by sign, exponent and leading 6 bits of mantissa, and one for 0."""
+QUANTILE_ERROR = 2.0**-_MANTISSA_BITS
+"""Largest relative error of a quantile, 1.6 %, of losses (less the infimum) of size 2⁻³² to 2³²; others saturate."""
 
 
 class Record(NamedTuple):
@@ -124,15 +124,19 @@ def _bucket_edges() -> tuple[np.ndarray, np.ndarray]:
 def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Quantiles from sketches: histogram of shape (records, BUCKETS) to shape (records, levels); NaN where empty.
 
-    Interpolates within the bucket; the error is at most `QUANTILE_ERROR` of the value from the bucket's middle.
+    Interpolates within the bucket; the error is at most the bucket's width, `QUANTILE_ERROR` of the value.
     """
     low, high = _bucket_edges()
+    used = np.flatnonzero(histogram.any(axis=0))
+    histogram, low, high = histogram[:, used], low[used], high[used]
+    if not used.size:
+        return np.full((histogram.shape[0], len(levels)), np.nan)
     cumulative = np.cumsum(histogram, axis=1)
     total = cumulative[:, -1]
     result = np.full((histogram.shape[0], len(levels)), np.nan)
     for r in np.flatnonzero(total):
         rank = levels * total[r]
-        i = np.searchsorted(cumulative[r], rank, side="left").clip(0, BUCKETS - 1)
+        i = np.searchsorted(cumulative[r], rank, side="left").clip(0, used.size - 1)
         before = cumulative[r][i] - histogram[r][i]
         share = (rank - before) / np.maximum(histogram[r][i], 1)
         result[r] = low[i] + share.clip(0, 1) * (high[i] - low[i])
@@ -140,7 +144,11 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class Summary(NamedTuple):
-    """Records of the whole ensemble; R recorded steps, G groups, d coordinates, in float64."""
+    """Records of the whole ensemble; R recorded steps, G groups, d coordinates, in float64.
+
+    `histogram` holds the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
+    quantiles themselves, of shape (R, levels): sketches of long runs are large.
+    """
 
     living: np.ndarray
     mean: np.ndarray

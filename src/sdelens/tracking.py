@@ -131,8 +131,11 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
 
 
 class _Statistics(NamedTuple):
-    """Per resample: ‖D‖², its noise tr Ĉ, ‖b̂ − b_min‖² less its noise, the relative shift; and of the noise n = D* − D
-    its squared length and its component along the direction in which noise is largest."""
+    """Statistics of every resample, each of shape (resamples,).
+
+    They are ‖D‖², its noise tr Ĉ, ‖b̂ − b_min‖² less its noise, and the relative shift; and of the noise n = D* − D its
+    squared length and its component along the direction in which noise is largest.
+    """
 
     norm2: np.ndarray
     noise2: np.ndarray

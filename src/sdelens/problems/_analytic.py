@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -33,13 +32,13 @@ class Quadratic(AbstractProblem):
 
     start: Array
     curvature: Array
-    _infimum: float | None = eqx.field(static=True)
+    _infimum: float | None
 
     def __init__(self, curvature: Any, start: Any = 1.0) -> None:
         curvature, start = _curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
         lowest = curvature.min() if curvature.ndim == 1 else np.linalg.eigvalsh(curvature).min()
-        self._infimum = 0.0 if lowest >= 0 else None
+        self._infimum = 0.0 if lowest >= -1e-6 * np.abs(curvature).max() else None
 
     @property
     def layout(self) -> Layout:
@@ -72,7 +71,7 @@ class Rosenbrock(AbstractProblem):
     start: Array
     a: float
     b: float
-    _infimum: float | None = eqx.field(static=True)
+    _infimum: float | None
 
     def __init__(self, start: Any = (-1.0, 1.5), a: float = 1.0, b: float = 100.0) -> None:
         start = _check.finite_array("start", start, (1,))
@@ -113,7 +112,7 @@ class EmbeddedSaddle(AbstractProblem):
     curvature: Array
     lam: float
     xi: float
-    _infimum: float | None = eqx.field(static=True)
+    _infimum: float | None
 
     def __init__(
         self,

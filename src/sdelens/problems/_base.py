@@ -1,6 +1,7 @@
 """What is minimised: the interface of a problem, and `Problem` for a function of the user's own."""
 
 import abc
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from sdelens import _check
 from sdelens._tree import Layout, flatten_parameters
 
 __all__ = ["AbstractProblem", "Problem"]
@@ -88,7 +90,7 @@ class Problem(AbstractProblem):
     data: Any
     _loss: Callable[..., Array] = eqx.field(static=True)
     _layout: Layout = eqx.field(static=True)
-    _infimum: float | None = eqx.field(static=True)
+    _infimum: float | None
     _description: tuple[tuple[str, Any], ...] = eqx.field(static=True)
 
     def __init__(
@@ -103,11 +105,16 @@ class Problem(AbstractProblem):
         if not callable(loss):
             raise TypeError(f"loss: got {loss!r}; give a function loss(params) or loss(params, data).")
         self.start, self._layout = flatten_parameters(start)
-        self.data = None if data is None else jax.tree.map(jnp.asarray, data)
+        self.data = None if data is None else _as_data(data)
         self._loss = loss
-        self._infimum = None if infimum is None else float(infimum)
+        self._infimum = None if infimum is None else _check.number("infimum", infimum)
         name = getattr(loss, "__qualname__", type(loss).__name__)
-        described = _description or {"name": "custom", "loss": name, "rerunnable": False}
+        described = _description or {
+            "name": "custom",
+            "loss": name,
+            "fingerprint": _fingerprint(loss, self.start, self.data),
+            "rerunnable": False,
+        }
         self._description = tuple(described.items())
         _check_loss(self)
 
@@ -143,6 +150,22 @@ class Problem(AbstractProblem):
         return jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), out)
 
 
+def _as_data(data: Any) -> Any:
+    """Data as arrays that are bound to no device."""
+    try:
+        return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), data)
+    except TypeError as error:
+        raise TypeError(f"data: {error}; give a pytree of numeric arrays.") from error
+
+
+def _fingerprint(loss: Callable[..., Array], *arrays: Any) -> str:
+    """Eight hex digits that change with the loss's code, the start and the data; for telling runs apart."""
+    code = getattr(loss, "__code__", None)
+    parts = [b"" if code is None else code.co_code + repr(code.co_consts).encode()]
+    parts += [np.asarray(a).tobytes() for a in jax.tree.leaves(arrays)]
+    return f"{zlib.crc32(b''.join(parts)):08x}"
+
+
 def _check_loss(problem: Problem) -> None:
     """Evaluate the loss twice at the start, outside any compilation, and refuse what cannot be simulated."""
     params = problem.layout.unravel(problem.start)
@@ -172,8 +195,20 @@ def _check_loss(problem: Problem) -> None:
         raise ValueError(
             f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; begin where it is finite."
         )
+    if problem.infimum is not None and problem.infimum > float(values.mean()) * (1 + 1e-6) + 1e-30:
+        raise ValueError(f"infimum: got {problem.infimum}, above the loss {float(values.mean()):.6g} at the start.")
     if not np.array_equal(np.asarray(values), np.asarray(second)):
         raise ValueError(
             "loss: two calls at the start differ, so it is random. Switch dropout and batch-norm to evaluation "
             "mode; noise belongs in the `noise` argument."
         )
+    try:
+        jax.eval_shape(problem.evaluate, problem.start)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise TypeError(
+            "loss: cannot be compiled, because it turns an array into a Python or NumPy value. Use jax.numpy in place "
+            "of NumPy, and jnp.where or lax.cond in place of `if`."
+        ) from error
+    _, grad = problem.evaluate(problem.start)
+    if not bool(jnp.isfinite(grad).all()):
+        raise ValueError("loss: its gradient is not finite at the start; begin where the loss is differentiable.")
