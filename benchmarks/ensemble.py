@@ -2,7 +2,8 @@
 
 The task: the RMSpropW SDE on a quadratic (d = 10), 4000 paths × 2000 steps of Δt = η, the mean loss every 10 steps.
 diffrax runs `Euler` with `UnsafeBrownianPath` (its fastest) over `vmap`ped paths: on one device, where XLA may use all
-cores (the usual way), and sharded by hand over one device per core. sdelens also records what it always does:
+cores (the usual way), and sharded by hand over one device per core. sdelens also records what it always does: moments,
+groups and quantiles. Compilation is left out of both.
 
     python benchmarks/ensemble.py --json ensemble.json
 """

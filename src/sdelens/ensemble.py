@@ -128,7 +128,7 @@ def _run_chunk(
     buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
     counted = min(width, plan.paths - first)
     parts: list[Summary] = []
-    done, length, reported = 0, 1, 0
+    done, length, reported = 0, 2, 0
     while done < records:
         length = min(length, records - done, buffer)
         begin = time.perf_counter()
@@ -143,8 +143,8 @@ def _run_chunk(
             steps_done = min(done * plan.record_every, plan.steps)
             progress((steps_done - reported) * counted)
             reported = steps_done
-        # The first segment compiles, so its time says little; later ones set the length, at most doubling it.
-        length = 2 if done == length else max(1, min(2 * length, int(length * _SEGMENT_SECONDS / seconds)))
+        # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
+        length = max(1, min(4 * length, int(length * _SEGMENT_SECONDS / seconds)))
     return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
 
 

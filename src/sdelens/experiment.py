@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -444,7 +445,7 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
     steps = record_steps(plan.steps, plan.record_every)
     offset = problem.infimum or 0.0
     levels = np.array(LEVELS)
-    datasets = []
+    columns: dict[str, tuple[tuple[str, ...], list[np.ndarray]]] = {}
     for summary, _ in parts.values():
         mean, std = summary.overall()
         n_paths = summary.paths
@@ -466,15 +467,18 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
             values["x_var"] = (("step", "coordinate"), x_var)
         if plan.keep_paths:
             values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
-        datasets.append(xr.Dataset(values))
-    joined = xr.concat(datasets, dim=xr.DataArray(list(parts), dims="model", name="model"))
-    joined = joined.assign_coords(
-        step=("step", steps),
-        time=("step", steps * float(optimizer.lr)),
-        quantile=("quantile", levels),
-        group=("group", np.arange(plan.groups)),
-    )
-    return joined.assign_attrs(_attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()}))
+        for name, (dims, array) in values.items():
+            columns.setdefault(name, (("model", *dims), []))[1].append(array)
+    coordinates = {
+        "model": list(parts),
+        "step": steps,
+        "time": ("step", steps * float(optimizer.lr)),
+        "quantile": levels,
+        "group": np.arange(plan.groups),
+    }
+    attributes = _attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()})
+    variables = {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}
+    return xr.Dataset(variables, coordinates, attributes)
 
 
 def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str, Any]:
@@ -501,7 +505,6 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "cores": os.cpu_count() or 1,
         "chunk": plan.chunk,
     }
-    versions = {name: version(name) for name in ("sdelens", "jax", "optax", "numpy")}
     infimum = experiment.problem.infimum
     return {
         "sdelens_format": FORMAT,
@@ -511,10 +514,15 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "models": json.dumps(models),
         "run": json.dumps(run),
         "device": json.dumps(device),
-        "versions": json.dumps({"python": sys.version.split()[0], **versions}),
+        "versions": json.dumps(_versions()),
         "infimum": float("nan") if infimum is None else infimum,
         "rerunnable": int(all(d.get("rerunnable", True) for d in described)),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **{name: version(name) for name in ("sdelens", "jax", "optax", "numpy")}}
 
 
 @contextmanager
