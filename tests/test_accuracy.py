@@ -1,8 +1,8 @@
 """What the library must show: how well each SDE tracks, with 99 % limits, at full size.
 
 Bounds are requirements fixed beforehand, far (2 to 30 times) from what is measured, so another seed passes as well:
-each upper limit is one-sided at 99 %, and each comparison below would fail by chance only if the estimate were off by
-ten or more of its standard errors.
+each upper limit is one-sided at 99 %. The tightest is the network with SGD and SignSGD, 64 paths: of 300 comparisons of
+redrawn groups of one and the same law none exceeded its bound (99 % quantile 2.6 %, bound 3 %).
 """
 
 import numpy as np

@@ -163,6 +163,12 @@ def test_all_paths_diverged_is_nan_not_a_number():
     assert "diverged" in str(result)
 
 
+def test_a_progress_bar_changes_no_number(capfd):
+    bar, silent = run("sgd", "sde", progress=True), run("sgd", "sde", progress=False)
+    np.testing.assert_array_equal(bar.loss_mean, silent.loss_mean)
+    assert "sde" in capfd.readouterr().err
+
+
 def test_exact_moments_of_sgd_on_a_quadratic():
     """x_k has mean (1-ηλ)^k x₀ and variance η²σ²(1-(1-ηλ)^2k)/(1-(1-ηλ)²), for SGD and for Euler at Δt = η."""
     lr, curvature, sigma, paths = 0.1, np.array([0.5, 1.0, 4.0]), np.array([1.0, 2.0, 0.5]), 20_000

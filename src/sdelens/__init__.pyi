@@ -3,7 +3,6 @@ from .data import load_dataset as load_dataset
 from .experiment import Estimate as Estimate
 from .experiment import compare as compare
 from .experiment import estimate as estimate
-from .experiment import models_of as models_of
 from .experiment import simulate as simulate
 from .noise import GaussianNoise as GaussianNoise
 from .optimizers import SGD as SGD
@@ -19,3 +18,4 @@ from .problems import Rosenbrock as Rosenbrock
 from .problems import network as network
 from .result import Result as Result
 from .result import load as load
+from .settings import models_of as models_of

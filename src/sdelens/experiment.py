@@ -16,89 +16,23 @@ import jax
 import numpy as np
 
 from sdelens import _check
-from sdelens._names import BIAS_CORRECTIONS, INTEGRATORS
 from sdelens.ensemble import MAX_COORDINATES, Plan, chunk_size, record_steps, run_ensemble
 from sdelens.integrate import Discrete, EulerMaruyama, Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import FORMAT, Result
-from sdelens.sdes import build_sde, sdes_of
+from sdelens.sdes import build_sde
+from sdelens.settings import Model, Options, check_schedule, chosen_models
 from sdelens.statistics import BUCKETS, Summary
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Estimate", "compare", "estimate", "models_of", "simulate"]
+__all__ = ["Estimate", "compare", "estimate", "simulate"]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the loss over paths that a result holds."""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """How one model of a comparison is integrated."""
-
-    model: str
-    integrator: str
-    substeps: int
-    bias_correction: str
-    coarse: str | None = None
-
-    @property
-    def stream(self) -> str:
-        """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
-        return "optimizer" if self.model == "optimizer" else f"brownian/{self.substeps}"
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The options that `simulate`, `compare` and `estimate` share, as given."""
-
-    steps: int
-    paths: int = 1024
-    seed: int = 0
-    record_every: int = 1
-    integrator: str = "sequential"
-    substeps: int = 1
-    bias_correction: str = "discrete"
-    keep_paths: int = 0
-    chunk: int | None = None
-    devices: int | Sequence[Any] | None = None
-
-    def plan(self) -> Plan:
-        """The plan of the run, checked; its chunk is still to be settled.
-
-        Raises:
-            ValueError, TypeError: naming the option out of range.
-        """
-        steps = _check.at_least("steps", self.steps, 1)
-        paths = _check.at_least("paths", self.paths, 1)
-        if paths >= 2**31:
-            raise ValueError(f"paths: got {paths}; at most 2³¹ - 1 paths can be told apart.")
-        every = min(_check.at_least("record_every", self.record_every, 1), steps)
-        keep = min(_check.at_least("keep_paths", self.keep_paths, 0), paths)
-        if max(steps, every) >= 2**31:
-            raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
-        used = _chosen_devices(self.devices)[:paths]
-        chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)
-        return Plan(steps, paths, every, -(-chunk // len(used)) * len(used), keep, used)
-
-
-def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
-    """The devices to shard over: all, the first few, or those given."""
-    found = tuple(jax.devices())
-    if wanted is None:
-        return found
-    if not isinstance(wanted, Sequence) or isinstance(wanted, str):
-        count = _check.at_least("devices", wanted, 1)
-        if count > len(found):
-            raise ValueError(f"devices: got {count}; JAX finds {len(found)} ({found[0].platform}).")
-        return found[:count]
-    given = tuple(wanted)
-    if not given or not all(isinstance(d, jax.Device) for d in given) or len(set(given)) < len(given):
-        raise ValueError(f"devices: got {given}; give a number, or different ones of jax.devices().")
-    return given
 
 
 @dataclass(frozen=True)
@@ -108,20 +42,15 @@ class _Experiment:
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: Optimizer
-    models: dict[str, _Model]
+    models: dict[str, Model]
     plan: Plan
     seed: int
 
-    def stepper(self, model: _Model) -> Stepper:
+    def stepper(self, model: Model) -> Stepper:
         if model.model == "optimizer":
             return Discrete(self.problem, self.noise, self.optimizer)
         sde = build_sde(model.model, self.problem, self.noise, self.optimizer, model.bias_correction)
         return EulerMaruyama(sde, self.optimizer.lr, model.integrator, model.substeps)
-
-
-def models_of(optimizer: Optimizer) -> list[str]:
-    """Names of the models that exist for an optimizer: itself, its SDE, and where there is one the earlier SDE."""
-    return ["optimizer", *sdes_of(optimizer)]
 
 
 def simulate(
@@ -170,7 +99,7 @@ def simulate(
     Warns:
         RuntimeWarning: if paths diverged; they are counted and leave the averages.
     """
-    options = _Options(
+    options = Options(
         steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices
     )
     return _run(_prepare(problem, noise, optimizer, [model], options), progress)
@@ -233,7 +162,7 @@ def compare(
         >>> result.models
         ['optimizer', 'sde']
     """
-    options = _Options(
+    options = Options(
         steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices
     )
     return _run(_prepare(problem, noise, optimizer, models, options), progress)
@@ -284,10 +213,10 @@ def estimate(
         ValueError, TypeError: as `compare`.
     """
     for name in options:
-        _check.choice("estimate's option", name, [f.name for f in fields(_Options)])
+        _check.choice("estimate's option", name, [f.name for f in fields(Options)])
     if "steps" not in options:
         raise TypeError("steps: is missing; give the number of optimizer steps.")
-    experiment = _prepare(problem, noise, optimizer, models, _Options(**options))
+    experiment = _prepare(problem, noise, optimizer, models, Options(**options))
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
     few = plan._replace(steps=min(plan.steps, records * plan.record_every), paths=min(plan.paths, plan.chunk))
@@ -313,7 +242,7 @@ def estimate(
     return Estimate(seconds, compiling, 4 * state * plan.chunk + 2 * results + sketches, results)
 
 
-def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: _Options) -> _Experiment:
+def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
     for name, value, kind, hint in (
         ("problem", problem, AbstractProblem, "sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
         ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale)"),
@@ -325,74 +254,13 @@ def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: _Op
     seed = _check.at_least("seed", options.seed, 0)
     if seed >= 2**64:
         raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
-    chosen = _models(optimizer, models, options)
-    _check_schedule(optimizer, plan.steps)
+    chosen = chosen_models(optimizer, models, options)
+    check_schedule(optimizer, plan.steps)
     experiment = _Experiment(problem, noise.bind(problem), optimizer, chosen, plan, seed)
     if options.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
-
-
-def _check_schedule(optimizer: Optimizer, steps: int) -> None:
-    """Refuse a schedule that leaves [0, 1] within the run (looked at in at most 10 000 steps of it)."""
-    if optimizer.schedule is None:
-        return
-    at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
-    values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
-    outside = ~((values >= 0) & (values <= 1))
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(
-            f"schedule: is {values[first]} at step {at[first]}; it multiplies lr and must lie in [0, 1]. "
-            "Give lr the peak value, and the schedule the rest."
-        )
-
-
-def _models(optimizer: Optimizer, models: Any, options: _Options) -> dict[str, _Model]:
-    known = models_of(optimizer)
-    if models is None:
-        models = known
-    if isinstance(models, str):
-        raise TypeError(f"models: got the text {models!r}; give a list, for example ['optimizer', {models!r}].")
-    if not isinstance(models, Mapping):
-        names = [str(name) for name in models]
-        if len(set(names)) < len(names):
-            raise ValueError(f"models: got {names}; name each once, or give labels: {{'a': {{'model': 'sde'}}, ...}}.")
-        models = {name: {} for name in names}
-    if not models:
-        raise ValueError(f"models: is empty; choose from {known}.")
-    chosen: dict[str, _Model] = {}
-    allowed = [f.name for f in fields(_Model) if f.name != "coarse"]
-    for label, own in ((str(label), own) for label, own in models.items()):
-        if not isinstance(own, Mapping):
-            raise TypeError(
-                f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}."
-            )
-        for key in own:
-            _check.choice(f"models[{label!r}]", key, allowed)
-        common = {k: getattr(options, k) for k in ("integrator", "substeps", "bias_correction")}
-        merged = {"model": label, **common, **own}
-        where = "model" if len(models) == 1 else "models"
-        if merged["model"] not in known and merged["model"] in ("sde", "malladi2022"):
-            raise ValueError(
-                f"{where}: {merged['model']!r} does not exist for {optimizer.name}; its models are {', '.join(known)}."
-            )
-        model = _Model(
-            _check.choice(where, merged["model"], known),
-            _check.choice("integrator", merged["integrator"], INTEGRATORS),
-            _check.at_least("substeps", merged["substeps"], 1),
-            _check.choice("bias_correction", merged["bias_correction"], BIAS_CORRECTIONS),
-        )
-        if model.model == "optimizer":
-            model = replace(model, substeps=1)
-        if model.substeps > 1 and len(models) > 1:
-            coarse = f"{label}, 1 substep"
-            chosen[label] = replace(model, coarse=coarse)
-            chosen[coarse] = replace(model, substeps=1)
-        else:
-            chosen[label] = model
-    return chosen
 
 
 def _run(experiment: _Experiment, progress: bool | None) -> Result:

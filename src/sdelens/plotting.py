@@ -50,6 +50,7 @@ _NAMES: Final = {
     "sde": "SDE (2411.15958)",
     "malladi2022": "earlier SDE (2205.10287)",
 }
+_LOG_FROM: Final = 5.0
 _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
 
@@ -96,7 +97,8 @@ def _plot_curves(
     low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
     mean = dataset.loss_mean.values - minimum
     finite = mean[np.isfinite(mean)]
-    logarithmic = bool(finite.size and finite.min() > 0)
+    # Less than a factor of five is easier to read on a linear axis.
+    logarithmic = bool(finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
     band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
     label = f"{_NAMES.get(shown, shown)}: middle 90 % of paths"
     floor = 1e-3 * finite.min() if logarithmic else -np.inf

@@ -220,10 +220,11 @@ class Result:
     def title(self) -> str:
         """One line: what was run."""
         info, run = self.info, self.info["run"]
+        noise = str(info["noise"]["name"]).capitalize()
         numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
         return (
             f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
-            f"{info['noise']['name']} noise: {run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
+            f"{noise} noise: {run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jax import Array
 
-from sdelens.optimizers import State
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Optimizer, State
+from sdelens.problems import AbstractProblem
 
-__all__ = ["SDE", "Instant"]
+__all__ = ["SDE", "Instant", "OptimizerSDE"]
 
 
 class Instant(NamedTuple):
@@ -60,3 +62,22 @@ class SDE(eqx.Module):
     @abc.abstractmethod
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
         """Diffusion times dW for every component, 0 for those without noise."""
+
+
+class OptimizerSDE(SDE):
+    """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion."""
+
+    problem: eqx.AbstractVar[AbstractProblem]
+    noise: eqx.AbstractVar[AbstractNoise]
+    optimizer: eqx.AbstractVar[Optimizer]
+
+    def init(self) -> State:
+        return self.optimizer.initial_state(self.problem, self.noise)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
+        return self.problem.evaluate(x)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """That of the gradient noise."""
+        return self.noise.noise_shape(self.problem.dim)

@@ -12,12 +12,12 @@ from sdelens._names import BIAS_CORRECTIONS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import AdamW, State, precondition
 from sdelens.problems import AbstractProblem
-from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["AdamWSDE"]
 
 
-class AdamWSDE(SDE):
+class AdamWSDE(OptimizerSDE):
     r"""SDE of Adam with decoupled weight decay.
 
     dX = −h (√γ₂/γ₁) P⁻¹ (M + ηρ₁(∇f − M)) dt − hθX dt
@@ -43,16 +43,6 @@ class AdamWSDE(SDE):
 
     def __check_init__(self) -> None:
         _check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-
-    def init(self) -> State:  # noqa: D102
-        return self.optimizer.initial_state(self.problem, self.noise)
-
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
-        return self.problem.evaluate(x)
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
-        return self.noise.noise_shape(self.problem.dim)
 
     def gamma(self, beta: Any, step: Array) -> Array:
         """γ of the optimizer step k, in (0, 1]."""

@@ -9,12 +9,12 @@ from jax import Array
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import RMSpropW, State, precondition
 from sdelens.problems import AbstractProblem
-from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["RMSpropWSDE"]
 
 
-class RMSpropWSDE(SDE):
+class RMSpropWSDE(OptimizerSDE):
     r"""SDE of RMSprop with decoupled weight decay.
 
     dX = −h P⁻¹(∇f dt + √η Σ^{1/2} dW) − hθX dt
@@ -29,16 +29,6 @@ class RMSpropWSDE(SDE):
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: RMSpropW
-
-    def init(self) -> State:  # noqa: D102
-        return self.optimizer.initial_state(self.problem, self.noise)
-
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
-        return self.problem.evaluate(x)
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
-        return self.noise.noise_shape(self.problem.dim)
 
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
         opt = self.optimizer

@@ -9,12 +9,12 @@ from jax import Array
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, State
 from sdelens.problems import AbstractProblem
-from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["SGDSDE"]
 
 
-class SGDSDE(SDE):
+class SGDSDE(OptimizerSDE):
     r"""First-order SDE of SGD with decoupled weight decay.
 
     dX = −h(∇f(X) + θX) dt − h √η Σ(X)^{1/2} dW
@@ -29,16 +29,6 @@ class SGDSDE(SDE):
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: SGD
-
-    def init(self) -> State:  # noqa: D102
-        return self.optimizer.initial_state(self.problem, self.noise)
-
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
-        return self.problem.evaluate(x)
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
-        return self.noise.noise_shape(self.problem.dim)
 
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
         return State(-self.optimizer.multiplier(t.step) * (grad + self.optimizer.decay_rate * y.x))

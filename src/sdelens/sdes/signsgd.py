@@ -9,12 +9,12 @@ from jax import Array
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SignSGD, State
 from sdelens.problems import AbstractProblem
-from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["SignSGDSDE"]
 
 
-class SignSGDSDE(SDE):
+class SignSGDSDE(OptimizerSDE):
     r"""SDE of SignSGD with decoupled weight decay, for noise with independent coordinates.
 
     dX = −h(e(X) + θX) dt − h √η √(1 − e(X)²) dW,  e = E sign(g) = 1 − 2 P(g < 0), element-wise.
@@ -29,12 +29,6 @@ class SignSGDSDE(SDE):
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: SignSGD
-
-    def init(self) -> State:  # noqa: D102
-        return self.optimizer.initial_state(self.problem, self.noise)
-
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
-        return self.problem.evaluate(x)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
