@@ -154,6 +154,11 @@ CASES = {
     ),
     "infimum nan": (lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum=NAN), "infimum: got nan"),
     "infimum text": (lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum="0"), "infimum: got '0'"),
+    "loss arguments": (
+        lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), np.ones(3)),
+        "It is called as loss(params, data)",
+    ),
+    "optimizer class": (lambda: compare(optimizer=sl.SGD), "optimizer: got the class SGD itself"),
     "data text": (lambda: sl.Problem(lambda p, d: p, jnp.ones(2), {"a": "abc"}), "data: "),
     "loss not callable": (lambda: sl.Problem(1.0, jnp.ones(2)), "loss: got 1.0; give a function"),
     "loss per example": (

@@ -101,6 +101,17 @@ def test_version():
     assert shell("--version").stdout.strip() == "0.1.0"
 
 
+def test_warnings_and_missing_devices_are_one_line():
+    done = shell("compare", "--optimizer", "sgd", "--lr", "10", "--steps", "300", "--paths", "16")
+    assert done.stderr.startswith("sdelens: warning: 16 of 16 paths of 'optimizer' diverged")
+    assert ".py" not in done.stderr
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    done = subprocess.run([str(SCRIPT), "info"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "JAX_PLATFORMS='cuda'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

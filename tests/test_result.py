@@ -163,6 +163,36 @@ def test_labels_of_ones_own_and_their_errors():
     assert "discretisation" in str(compared)
 
 
+def test_the_optimizer_is_known_under_any_label(tmp_path):
+    models = {"AdamW, $\\beta$_1": {"model": "optimizer"}, "mine": {"model": "sde"}}
+    compared = sl.compare(PROBLEM, NOISE, OPTIMIZER, models, steps=10, paths=40)
+    assert list(compared.errors().index) == ["mine"]
+    assert len(compared.plot(tmp_path / "f.png").axes) == 2
+    alone = sl.compare(PROBLEM, NOISE, OPTIMIZER, ["sde", "malladi2022"], steps=10, paths=40)
+    assert "no optimizer among the models" in str(alone)
+    with pytest.raises(ValueError, match="reference: there is no optimizer"):
+        alone.errors()
+    assert list(alone.errors("sde").index) == ["malladi2022"]
+
+
+def test_an_infimum_above_the_losses_is_noticed():
+    problem = sl.Problem(lambda p: (p**2).sum(), np.ones(2), infimum=1.0)
+    with pytest.warns(RuntimeWarning, match="infimum: was given as 1, but the mean loss"):
+        sl.simulate(problem, sl.GaussianNoise(0.01), sl.SGD(0.1), steps=30, paths=20)
+
+
+def test_a_schedule_that_holds_the_learning_rate_itself_is_noticed():
+    with pytest.warns(UserWarning, match=r"schedule: never exceeds 0\.01"):
+        sl.simulate(PROBLEM, NOISE, sl.SGD(0.01, schedule=lambda k: 0.01), steps=3, paths=8)
+
+
+def test_the_title_names_schedule_and_decay():
+    optimizer = sl.SGD(0.1, 0.1, decay="independent", schedule=lambda k: 1 / (1 + k))
+    text = str(sl.simulate(PROBLEM, NOISE, optimizer, steps=3, paths=8))
+    assert "schedule" in text
+    assert "independent decay" in text
+
+
 def test_merge_joins_models_of_one_experiment():
     common = {"steps": 12, "paths": 40}
     a = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "optimizer", **common)

@@ -97,6 +97,14 @@ def test_groups_of_unequal_size_are_weighted():
     assert tracking_error(a, b, 0.0, resamples=2).shift == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("groups", [1, 7])
+def test_few_groups_have_no_limits(groups):
+    rng = np.random.default_rng(0)
+    few = tracking_error(sample(rng, REFERENCE, 0.05, groups), sample(rng, REFERENCE, 0.05, groups), 0.0)
+    assert np.isnan([few.lower, few.upper, few.floor, few.shift_lower, few.shift_upper]).all()
+    assert np.isfinite([few.error, few.shift]).all()
+
+
 def test_one_group_has_no_limits_and_a_lost_group_no_answer():
     one = Curves(REFERENCE[None], np.ones(1), "a")
     result = tracking_error(one, one._replace(stream="b", groups=one.groups * 1.1), 0.0)

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -140,6 +141,8 @@ def compare(
             chunk=chunk,
         )
         _compare(setting, wanted, run, None if dry_run else out, overwrite, dry_run)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         _fail(error)
 
@@ -215,6 +218,14 @@ def _start_jax(devices: int | None) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices or _cores())
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        _fail(
+            RuntimeError(f"JAX finds no device (JAX_PLATFORMS={asked!r}); unset it, or set it to cpu. {error}".strip())
+        )
+    warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
 
 
 def _cores() -> int:

@@ -244,12 +244,14 @@ def estimate(
 
 def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
     for name, value, kind, hint in (
-        ("problem", problem, AbstractProblem, "sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
+        ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
         ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale)"),
-        ("optimizer", optimizer, Optimizer, "sl.SGD, sl.SignSGD, sl.RMSpropW or sl.AdamW"),
+        ("optimizer", optimizer, Optimizer, "one of sl.SGD, sl.SignSGD, sl.RMSpropW or sl.AdamW"),
     ):
         if not isinstance(value, kind):
-            raise TypeError(f"{name}: got {type(value).__name__}; give one of {hint}.")
+            if isinstance(value, type):
+                raise TypeError(f"{name}: got the class {value.__name__} itself; call it with its arguments.")
+            raise TypeError(f"{name}: got {type(value).__name__}; give {hint}.")
     plan = options.plan()
     seed = _check.at_least("seed", options.seed, 0)
     if seed >= 2**64:
@@ -283,7 +285,15 @@ def _run(experiment: _Experiment, progress: bool | None) -> Result:
             )
             parts[label] = (summary, time.perf_counter() - begin)
             _warn_of_divergence(label, summary, plan)
-            first = summary.overall()[0][0]
+            mean = summary.overall()[0]
+            first = mean[0]
+            if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(start_loss - infimum):
+                warnings.warn(
+                    f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
+                    "errors relative to it are wrong. Give the true infimum, or None.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             if not np.isclose(first, start_loss, rtol=1e-2, atol=1e-30):
                 raise ValueError(
                     f"loss: is {start_loss:.6g} at the start now, but {first:.6g} in the compiled run. It must depend "

@@ -80,9 +80,10 @@ class GaussianNoise(AbstractNoise):
                 return GaussianNoise(jnp.asarray(array, dtype))
             if problem.layout.shapes[1:] == () and array.ndim > 1:
                 return GaussianNoise(jnp.asarray(problem.layout.broadcast("scale", array), dtype))
+            names = [name for name in problem.layout.names if name]
             raise ValueError(
-                f"scale: got shape {array.shape}; the problem has {problem.dim} coordinates. Give a scalar, shape "
-                f"({problem.dim},), or a pytree with leaves {', '.join(problem.layout.names)}."
+                f"scale: got shape {array.shape}; the problem has {problem.dim} coordinates. Give one number, or "
+                f"{problem.dim} of them" + (f", or a pytree with leaves {', '.join(names)}." if names else ".")
             )
         return GaussianNoise(jnp.asarray(problem.layout.broadcast("scale", scale), dtype))
 

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from sdelens._names import optimizer_label, problem_label
 
@@ -55,20 +57,34 @@ _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
 
 
-def look_of(models: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line style per model: fixed for the known, from the rest of the palette for others."""
-    spare = itertools.cycle(_SPARE)
-    return {model: _LOOKS[model] if model in _LOOKS else next(spare) for model in models}
+def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Colour and line style per label: the first of each known kind has that kind's, others the rest of the palette."""
+    spare, known = itertools.cycle(_SPARE), dict(_LOOKS)
+    return {label: known.pop(kind) if kind in known else next(spare) for label, kind in kinds.items()}
 
 
-def plot_losses(dataset: "xr.Dataset", reference: str, minimum: float) -> "Figure":
-    """Mean loss less `minimum` per model, and, if `reference` is among them, relative differences from it below.
+def _written(label: str) -> str:
+    return _NAMES.get(label, label).replace("$", r"\$")
+
+
+def plot_losses(
+    dataset: "xr.Dataset", reference: str, kinds: Mapping[str, str], compared: bool, height: float | None
+) -> "Figure":
+    """Mean loss per model, less the infimum where it is known, and differences from the reference below.
 
     Bands: above, the middle 90 % of the reference's paths; below, 99 % intervals of the difference of means.
+
+    Args:
+        dataset: a result's.
+        reference: label of the model that has the grey band and that others are compared with.
+        kinds: kind of model (``"optimizer"``, ``"sde"``, …) per label.
+        compared: whether there is a lower panel.
+        height: what differences are relative to; by default the reference's mean loss less the infimum at that time.
     """
     models = [str(m) for m in dataset.model.values]
-    looks = look_of(models)
-    compared = reference in models and len(models) > 1
+    looks = look_of({model: kinds[model] for model in models})
+    infimum = float(dataset.attrs["infimum"])
+    minimum = infimum if np.isfinite(infimum) else 0.0
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(
             2 if compared else 1,
@@ -78,11 +94,14 @@ def plot_losses(dataset: "xr.Dataset", reference: str, minimum: float) -> "Figur
             figsize=(5.6, 4.8 if compared else 3.4),
         )
         top: Axes = axes[0, 0]
-        shown = reference if reference in models else models[0]
-        _plot_curves(top, dataset, models, shown, looks, minimum)
+        _plot_curves(top, dataset, models, reference, looks, minimum)
         bottom: Axes = axes[-1, 0]
         if compared:
-            _plot_differences(bottom, dataset, models, reference, looks, minimum)
+            base = dataset.loss_mean.sel(model=reference).values - minimum
+            scale = np.where(base > 0, base, np.nan) if height is None else np.full(base.shape, height)
+            _plot_differences(bottom, dataset, models, reference, looks, scale)
+            relative = "difference (%)" if height is None else "difference\n(% of height)"
+            bottom.set_ylabel(relative)
         bottom.set_xlabel("time  $t = k\\eta$")
         top.set_title(_title(dataset), loc="left")
         figure.align_ylabels()
@@ -100,35 +119,34 @@ def _plot_curves(
     # Less than a factor of five is easier to read on a linear axis.
     logarithmic = bool(finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
     band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
-    label = f"{_NAMES.get(shown, shown)}: middle 90 % of paths"
+    label = f"{_written(shown)}: middle 90 % of paths"
     floor = 1e-3 * finite.min() if logarithmic else -np.inf
     axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
-        axes.plot(time, curve, label=_NAMES.get(model, model), **looks[model])
+        axes.plot(time, curve, label=_written(model), **looks[model])
     if logarithmic:
         axes.set_yscale("log")
         positive_low = low[low > 0.02 * finite.min()]
         axes.set_ylim(bottom=0.8 * min(finite.min(), positive_low.min() if positive_low.size else np.inf))
-    known = np.isfinite(dataset.attrs["infimum"]) and minimum != 0
-    axes.set_ylabel("mean loss $-$ infimum" if known else "mean loss" if minimum == 0 else "mean loss $-$ smallest")
+    axes.set_ylabel("mean loss" if minimum == 0 else "mean loss $-$ infimum")
     axes.legend()
 
 
 def _plot_differences(
-    axes: "Axes", dataset: "xr.Dataset", models: list[str], reference: str, looks: dict[str, Any], minimum: float
+    axes: "Axes", dataset: "xr.Dataset", models: list[str], reference: str, looks: dict[str, Any], scale: np.ndarray
 ) -> None:
     time = dataset.time.values
-    base = dataset.loss_mean.sel(model=reference).values - minimum
+    base = dataset.loss_mean.sel(model=reference).values
     sem_base = dataset.loss_sem.sel(model=reference).values
-    base = np.where(base > 0, base, np.nan)
     spread = []
     for model in (m for m in models if m != reference):
         here = dataset.sel(model=model)
-        ratio = 100 * (here.loss_mean.values - minimum - base) / base
-        half = 100 * _NORMAL_99 * np.hypot(here.loss_sem.values, sem_base) / base
+        ratio = 100 * (here.loss_mean.values - base) / scale
+        half = 100 * _NORMAL_99 * np.hypot(here.loss_sem.values, sem_base) / scale
         look = {k: v for k, v in looks[model].items() if k != "alpha"}
-        axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0)
+        label = None if spread else "99 % interval"
+        axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0, label=label)
         axes.plot(time, ratio, **look)
         spread += [np.abs(ratio), half]
     axes.axhline(0, color="black", linewidth=0.8)
@@ -137,9 +155,13 @@ def _plot_differences(
     if values.size and np.quantile(values, 0.98) > 30:
         axes.set_yscale("symlog", linthresh=1, linscale=0.5)
         top = 10 ** np.ceil(np.log10(values.max()))
-        ticks = [t for t in (-100, -10, -1, 0, 1, 10, 100, 1000, 1e4) if abs(t) <= top]
+        decades = 10.0 ** np.arange(0, np.log10(top) + 1, 1 + np.log10(top) // 5)
+        ticks = [*-decades[::-1], 0.0, *decades]
+        ticks = [t for t in ticks if t >= min(values.min(), -1) * 10 and abs(t) <= top]
         axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
-    axes.set_ylabel("difference (%)")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.legend(loc="best", handlelength=1.2, borderpad=0.1)
 
 
 def _title(dataset: "xr.Dataset") -> str:

@@ -52,7 +52,7 @@ def write_report(folder: str | os.PathLike[str], results: Mapping[str, Result], 
         result.save(folder / files[0])
         for suffix in ("png", "pdf"):
             result.plot(folder / f"{name}.{suffix}")
-        if "optimizer" in result.models and len(result.models) > 1:
+        if result.compares:
             files += [f"{name}.csv", f"{name}.tex"]
             result.export(folder / f"{name}.csv")
             result.export(folder / f"{name}.tex")

@@ -36,7 +36,7 @@ class Result:
     - ``grad_norm_mean`` (model, step): mean of ‖∇f‖;
     - ``x_mean, x_var`` (model, step, coordinate);
     - ``n_paths`` (model, step): paths still finite; the others have left the averages;
-    - ``path_x`` (model, path, step, parameter): with ``keep_paths``.
+    - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`.
 
     Attributes hold what it takes to run it again, as JSON: ``problem, noise, optimizer, run, models, versions,
     device``, and ``rerunnable``, 0 where a function of the user's own cannot be written down.
@@ -49,6 +49,11 @@ class Result:
     def models(self) -> list[str]:
         """Names of the models, in the order they were run."""
         return [str(m) for m in self.dataset.model.values]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the optimizer is there with something to compare."""
+        return self._optimizer is not None and len(self.models) > 1
 
     @property
     def info(self) -> dict[str, Any]:
@@ -83,7 +88,7 @@ class Result:
         joined = xr.concat([self.dataset, other.dataset], dim="model", combine_attrs="override")
         return Result(joined.assign_attrs(attrs))
 
-    def errors(self, reference: str = "optimizer", confidence: float = 0.99) -> "pd.DataFrame":
+    def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
         r"""Tracking error of every model against `reference`.
 
         The error is ‖a − b‖/‖b − b_min‖ of the mean-loss curves over the recorded steps, with the bias of Monte-Carlo
@@ -100,18 +105,19 @@ class Result:
         - ``diverged``: paths that left the averages.
 
         Args:
-            reference: name of the model to compare with.
+            reference: label of the model to compare with, by default that of the optimizer.
             confidence: one-sided confidence of each limit, in (0.5, 1).
 
         Returns:
             A data frame with one row per other model; NaN where a whole group of paths diverged.
 
         Raises:
-            ValueError: if `reference` is not among the models, or `confidence` not in (0.5, 1).
+            ValueError: if `reference` is not among the models, if it is not given and there is no optimizer, or
+                if `confidence` is not in (0.5, 1).
         """
         import pandas as pd
 
-        _check.choice("reference", reference, self.models)
+        reference = self._reference(reference)
         confidence = _check.number("confidence", confidence)
         if not 0.5 < confidence < 1:
             raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
@@ -151,7 +157,7 @@ class Result:
         frame.index.name = "model"
         return frame
 
-    def plot(self, path: str | os.PathLike[str] | None = None, reference: str = "optimizer") -> "Figure":
+    def plot(self, path: str | os.PathLike[str] | None = None, reference: str | None = None) -> "Figure":
         """Mean-loss curves with bands, and their relative difference from `reference` below; saved if `path` is given.
 
         Raises:
@@ -159,9 +165,10 @@ class Result:
         """
         from sdelens.plotting import plot_losses
 
-        if reference != "optimizer":
-            _check.choice("reference", reference, self.models)
-        figure = plot_losses(self.dataset, reference, self._minimum(self._reference_or_first(reference)))
+        compared = self.compares if reference is None else len(self.models) > 1
+        shown = self._reference(reference) if compared else self.models[0]
+        kinds = {label: model["model"] for label, model in self.info["models"].items()}
+        figure = plot_losses(self.dataset, shown, kinds, compared, self._height(shown))
         if path is not None:
             known = figure.canvas.get_supported_filetypes()
             suffix = Path(path).suffix.lstrip(".").lower()
@@ -173,7 +180,7 @@ class Result:
                 figure.savefig(temporary, format=suffix, dpi=200)
         return figure
 
-    def export(self, path: str | os.PathLike[str], reference: str = "optimizer", confidence: float = 0.99) -> None:
+    def export(self, path: str | os.PathLike[str], reference: str | None = None, confidence: float = 0.99) -> None:
         """Write the table of `errors` as ``.csv`` or ``.tex`` (a LaTeX tabular with booktabs rules).
 
         Raises:
@@ -222,6 +229,8 @@ class Result:
         info, run = self.info, self.info["run"]
         noise = str(info["noise"]["name"]).capitalize()
         numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
+        numbers += f", schedule {info['optimizer']['schedule']}" if "schedule" in info["optimizer"] else ""
+        numbers += ", independent decay" if info["optimizer"]["decay"] == "independent" else ""
         return (
             f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
             f"{noise} noise: {run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
@@ -231,7 +240,7 @@ class Result:
         """Header and rows of the printed table, as text."""
         final = self.dataset.isel(step=-1)
         head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "diverged"]
-        compared = "optimizer" in self.models and len(self.models) > 1
+        compared = self.compares
         errors: dict[Any, dict[Any, Any]] = self.errors().to_dict("index") if compared else {}
         resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
         rows = []
@@ -264,12 +273,15 @@ class Result:
                 f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
                 "before the first use of JAX makes each a device."
             )
-        if "optimizer" in self.models and len(self.models) > 1:
+        if self.compares:
+            scale = "" if np.isfinite(float(self.dataset.attrs["infimum"])) else " less its smallest value"
             notes.insert(
                 0,
-                "error: relative L2 of the mean-loss curve against the optimizer, Monte-Carlo noise removed; limits: "
-                "one-sided; floor: what a perfect model shows; last third: relative shift of the mean loss.",
+                f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
+                "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of the mean loss.",
             )
+        elif len(self.models) > 1:
+            notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
         lost = self.dataset.n_paths.isel(step=0) - self.dataset.n_paths.isel(step=-1)
         if int(lost.sum()):
             notes.insert(
@@ -278,8 +290,17 @@ class Result:
             )
         return notes
 
-    def _reference_or_first(self, reference: str) -> str:
-        return reference if reference in self.models else self.models[0]
+    @property
+    def _optimizer(self) -> str | None:
+        """Label of the discrete optimizer, if it was run."""
+        return next((label for label in self.models if self.info["models"][label]["model"] == "optimizer"), None)
+
+    def _reference(self, reference: str | None) -> str:
+        if reference is not None:
+            return _check.choice("reference", reference, self.models)
+        if self._optimizer is None:
+            raise ValueError(f"reference: there is no optimizer among the models; name one of {self.models}.")
+        return self._optimizer
 
     def _minimum(self, reference: str) -> float:
         infimum = float(self.dataset.attrs["infimum"])
@@ -315,6 +336,8 @@ def load(path: str | os.PathLike[str]) -> Result:
     """
     import xarray as xr
 
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"path: {str(path)!r} is a folder; give the .nc file in it.")
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: there is no file {str(path)!r}.")
     try:

@@ -1,5 +1,6 @@
 """What a run is to do, checked before anything runs: sizes, devices, and which models are integrated how."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,6 +15,8 @@ from sdelens.optimizers import Optimizer
 from sdelens.sdes import sdes_of
 
 __all__ = ["Model", "Options", "check_schedule", "chosen_models", "models_of"]
+
+_LOW_PEAK = 0.2
 
 
 def models_of(optimizer: Optimizer) -> list[str]:
@@ -93,6 +96,13 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
         return
     at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
     values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
+    if values.size and values.max() < _LOW_PEAK:
+        warnings.warn(
+            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds the "
+            "learning rate itself, divide it by its peak and give the peak as lr.",
+            UserWarning,
+            stacklevel=5,
+        )
     outside = ~((values >= 0) & (values <= 1))
     if outside.any():
         first = int(np.argmax(outside))

@@ -20,7 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Curves", "TrackingError", "tracking_error"]
+__all__ = ["FEWEST_GROUPS", "Curves", "TrackingError", "tracking_error"]
+
+FEWEST_GROUPS = 8
+"""With fewer groups the bootstrap says too little about the noise, and no limits are given."""
 
 
 class Curves(NamedTuple):
@@ -81,7 +84,7 @@ def tracking_error(
 
     Returns:
         The error and its limits; NaN throughout where a group has no finite path at some step or the height is not
-        resolved, and NaN limits and floor where there are fewer than two groups.
+        resolved, and NaN limits and floor where there are fewer than eight groups.
     """
     a, b = curve.groups, reference.groups
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -93,7 +96,7 @@ def tracking_error(
     if scale2 <= 0:
         return TrackingError(*[np.nan] * 7)
     error, shift = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2)), float(point.shift[0])
-    if min(a.shape[0], b.shape[0]) < 2:
+    if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS:
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     rng = np.random.default_rng(seed)
     draws_a = rng.multinomial(a.shape[0], np.full(a.shape[0], 1 / a.shape[0]), resamples)

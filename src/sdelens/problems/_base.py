@@ -170,7 +170,11 @@ def _check_loss(problem: Problem) -> None:
     """Evaluate the loss twice at the start, outside any compilation, and refuse what cannot be simulated."""
     params = problem.layout.unravel(problem.start)
     arguments = (params,) if problem.data is None else (params, problem.data)
-    first, second = (problem._loss(*arguments) for _ in range(2))
+    try:
+        first, second = (problem._loss(*arguments) for _ in range(2))
+    except TypeError as error:
+        call = "loss(params)" if problem.data is None else "loss(params, data)"
+        raise TypeError(f"loss: {error}. It is called as {call}.") from error
     try:
         values = jnp.asarray(first)
     except TypeError as error:
