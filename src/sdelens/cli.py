@@ -221,10 +221,8 @@ def _start_jax(devices: int | None) -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        _fail(
-            RuntimeError(f"JAX finds no device (JAX_PLATFORMS={asked!r}); unset it, or set it to cpu. {error}".strip())
-        )
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+        _fail(RuntimeError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()))
     warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
 
 

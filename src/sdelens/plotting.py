@@ -53,6 +53,7 @@ _NAMES: Final = {
     "malladi2022": "earlier SDE (2205.10287)",
 }
 _LOG_FROM: Final = 5.0
+_SYMLOG_FROM: Final = 30.0
 _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
 
@@ -139,25 +140,25 @@ def _plot_differences(
     time = dataset.time.values
     base = dataset.loss_mean.sel(model=reference).values
     sem_base = dataset.loss_sem.sel(model=reference).values
-    spread = []
+    edges: list[np.ndarray] = []
     for model in (m for m in models if m != reference):
         here = dataset.sel(model=model)
         ratio = 100 * (here.loss_mean.values - base) / scale
         half = 100 * _NORMAL_99 * np.hypot(here.loss_sem.values, sem_base) / scale
         look = {k: v for k, v in looks[model].items() if k != "alpha"}
-        label = None if spread else "99 % interval"
+        label = None if edges else "99 % interval"
         axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0, label=label)
         axes.plot(time, ratio, **look)
-        spread += [np.abs(ratio), half]
+        edges += [ratio - half, ratio + half]
     axes.axhline(0, color="black", linewidth=0.8)
-    values = np.concatenate(spread)
+    values = np.concatenate(edges)
     values = values[np.isfinite(values)]
-    if values.size and np.quantile(values, 0.98) > 30:
+    if values.size and np.quantile(np.abs(values), 0.98) > _SYMLOG_FROM:
+        low, high = (max(np.ceil(np.log10(max(v, 1.0))), 0) for v in (-values.min(), values.max()))
         axes.set_yscale("symlog", linthresh=1, linscale=0.5)
-        top = 10 ** np.ceil(np.log10(values.max()))
-        decades = 10.0 ** np.arange(0, np.log10(top) + 1, 1 + np.log10(top) // 5)
-        ticks = [*-decades[::-1], 0.0, *decades]
-        ticks = [t for t in ticks if t >= min(values.min(), -1) * 10 and abs(t) <= top]
+        axes.set_ylim(-(10**low), 10**high)
+        stride = 1 + (low + high) // 6
+        ticks = [*-(10.0 ** np.arange(0, low + 1, stride))[::-1], 0.0, *10.0 ** np.arange(0, high + 1, stride)]
         axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))

@@ -278,7 +278,7 @@ class Result:
             notes.insert(
                 0,
                 f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
-                "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of the mean loss.",
+                "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean.",
             )
         elif len(self.models) > 1:
             notes.insert(0, "No errors: there is no optimizer among the models to compare with.")

@@ -98,8 +98,8 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
     values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
     if values.size and values.max() < _LOW_PEAK:
         warnings.warn(
-            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds the "
-            "learning rate itself, divide it by its peak and give the peak as lr.",
+            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds "
+            "the learning rate itself, divide it by its peak and give the peak as lr.",
             UserWarning,
             stacklevel=5,
         )

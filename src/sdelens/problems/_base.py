@@ -206,6 +206,11 @@ def _check_loss(problem: Problem) -> None:
             "loss: two calls at the start differ, so it is random. Switch dropout and batch-norm to evaluation "
             "mode; noise belongs in the `noise` argument."
         )
+    _check_gradient(problem)
+
+
+def _check_gradient(problem: Problem) -> None:
+    """Refuse a loss that cannot be traced, or whose gradient at the start is not finite."""
     try:
         jax.eval_shape(problem.evaluate, problem.start)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
