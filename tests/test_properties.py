@@ -185,10 +185,9 @@ def test_exact_moments_of_sgd_on_a_quadratic():
 
 
 def test_substeps_converge_to_the_exact_ornstein_uhlenbeck_law():
-    lr, curvature, sigma, paths = 0.2, 2.0, 1.0, 20_000
+    curvature, sigma, paths = 2.0, 1.0, 20_000
     data = run("sgd", "sde", sl.Quadratic([curvature]), sl.GaussianNoise(sigma), paths=paths, substeps=64, steps=20)
     rate, horizon = curvature + 0.1, 20 * 0.05
-    del lr
     mean, variance = np.exp(-rate * horizon), 0.05 * sigma**2 * (1 - np.exp(-2 * rate * horizon)) / (2 * rate)
     # Euler at Δt = η/64 is off by at most λΔt = 0.2 % in both; 5 standard errors on top
     assert abs(float(data.x_mean[-1, 0]) - mean) < 5 * np.sqrt(variance / paths) + 0.004 * mean

@@ -2,7 +2,20 @@
 
 from typing import Any, Final
 
-__all__ = ["DATASETS", "DECAYS", "INTEGRATORS", "MODELS", "NETWORKS", "NOISES", "OPTIMIZERS", "PROBLEMS"]
+__all__ = [
+    "ACCUMULATOR_STARTS",
+    "BIAS_CORRECTIONS",
+    "DATASETS",
+    "DECAYS",
+    "INTEGRATORS",
+    "MODELS",
+    "NETWORKS",
+    "NOISES",
+    "OPTIMIZERS",
+    "PROBLEMS",
+    "optimizer_label",
+    "problem_label",
+]
 
 OPTIMIZERS: Final = {
     "sgd": "SGD",

@@ -23,7 +23,7 @@ from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
 from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
 
-__all__ = ["MAX_COORDINATES", "Plan", "chunk_size", "record_steps", "run_ensemble"]
+__all__ = ["MAX_COORDINATES", "Plan", "chunk_size", "path_bytes", "record_steps", "run_ensemble"]
 
 MAX_COORDINATES = 64
 """Moments of single coordinates are kept up to this dimension."""
@@ -65,12 +65,15 @@ def record_steps(steps: int, record_every: int) -> np.ndarray:
     return np.minimum(np.arange(-(-steps // record_every) + 1) * record_every, steps)
 
 
+def path_bytes(stepper: Stepper) -> int:
+    """Memory of one path in flight: its state, and about three further copies (gradient, noise, increments)."""
+    leaves = jax.tree.leaves(jax.eval_shape(stepper.init))
+    return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves)
+
+
 def chunk_size(stepper: Stepper, paths: int, devices: int) -> int:
     """Paths in flight such that states and temporaries stay near 1 GiB; a multiple of the devices."""
-    state = jax.eval_shape(stepper.init)
-    size = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(state))
-    # Measured: the step holds about three further copies of the state (gradient, noise, increments).
-    fitting = max(_CHUNK_BYTES // (4 * size), devices)
+    fitting = max(_CHUNK_BYTES // path_bytes(stepper), devices)
     return min(-(-paths // devices), fitting // devices) * devices
 
 
@@ -114,19 +117,19 @@ def _run_chunk(
     levels: np.ndarray | None,
     progress: Callable[[int], None] | None,
 ) -> Summary:
-    """Run one chunk; its sketches become quantiles at once if `levels` are given, lest they pile up."""
+    """Run one chunk; its sketches become quantiles at once if `levels` are given, lest they pile up.
+
+    All chunks have one width, so that they share a compilation; surplus paths of the last never count.
+    """
     mesh = Mesh(np.array(plan.devices), (_AXIS,))
-    width = min(plan.chunk, -(-(plan.paths - first) // len(plan.devices)) * len(plan.devices))
-    if first > 0:
-        width = plan.chunk  # one compilation for all chunks; the surplus paths never count
     static = _Static(mesh, plan.groups, plan.record_every, plan.keep_paths)
     sharded = NamedSharding(mesh, PartitionSpec(_AXIS))
-    paths = jax.device_put(np.arange(first, first + width, dtype=np.uint32), sharded)
+    paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     carry = _start(stepper, paths, plan.paths, static)
     key = stream_key(seed, stream)
     records = len(record_steps(plan.steps, plan.record_every))
     buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
-    counted = min(width, plan.paths - first)
+    counted = min(plan.chunk, plan.paths - first)
     parts: list[Summary] = []
     done, length, reported = 0, 2, 0
     while done < records:
@@ -167,8 +170,8 @@ class _Carry(NamedTuple):
     alive: Array
 
 
-@partial(jax.jit, static_argnames=("total", "static"))
-def _start(stepper: Stepper, paths: Array, total: int, static: _Static) -> _Carry:
+@partial(jax.jit, static_argnames=("static",))
+def _start(stepper: Stepper, paths: Array, total: Any, static: _Static) -> _Carry:
     """Every path at the start; paths beyond `total` fill up the devices and never count."""
     sharding = partial(NamedSharding, static.mesh)
 

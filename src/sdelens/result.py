@@ -134,7 +134,7 @@ class Result:
                 confidence,
                 height=self._height(reference),
             )
-            coarse = self.info["models"][model].get("coarse")
+            coarse = self._settings[model].get("coarse")
             steps = np.nan
             if coarse in self.models:
                 steps = tracking_error(self._curves(coarse), self._curves(model), self._minimum(reference)).error
@@ -167,7 +167,7 @@ class Result:
 
         compared = self.compares if reference is None else len(self.models) > 1
         shown = self._reference(reference) if compared else self.models[0]
-        kinds = {label: model["model"] for label, model in self.info["models"].items()}
+        kinds = {label: model["model"] for label, model in self._settings.items()}
         figure = plot_losses(self.dataset, shown, kinds, compared, self._height(shown))
         if path is not None:
             known = figure.canvas.get_supported_filetypes()
@@ -291,9 +291,15 @@ class Result:
         return notes
 
     @property
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """How each model was run, by label."""
+        decoded: dict[str, dict[str, Any]] = json.loads(self.dataset.attrs["models"])
+        return decoded
+
+    @property
     def _optimizer(self) -> str | None:
         """Label of the discrete optimizer, if it was run."""
-        return next((label for label in self.models if self.info["models"][label]["model"] == "optimizer"), None)
+        return next((label for label in self.models if self._settings[label]["model"] == "optimizer"), None)
 
     def _reference(self, reference: str | None) -> str:
         if reference is not None:
@@ -324,7 +330,7 @@ class Result:
         here = self.dataset.sel(model=model)
         groups = here.loss_group_mean.transpose("group", "step").values[:, part]
         counts = here.group_paths.isel(step=0).values.astype(float)
-        return Curves(groups, counts, self.info["models"][model]["stream"])
+        return Curves(groups, counts, self._settings[model]["stream"])
 
 
 def load(path: str | os.PathLike[str]) -> Result:

@@ -67,7 +67,7 @@ class Options:
             raise ValueError(f"paths: got {paths}; at most 2³¹ - 1 paths can be told apart.")
         every = min(_check.at_least("record_every", self.record_every, 1), steps)
         keep = min(_check.at_least("keep_paths", self.keep_paths, 0), paths)
-        if max(steps, every) >= 2**31:
+        if steps >= 2**31:
             raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
         used = _chosen_devices(self.devices)[:paths]
         chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)

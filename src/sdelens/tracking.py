@@ -84,7 +84,7 @@ def tracking_error(
 
     Returns:
         The error and its limits; NaN throughout where a group has no finite path at some step or the height is not
-        resolved, and NaN limits and floor where there are fewer than eight groups.
+        positive, and NaN limits and floor where there are fewer than eight groups or the height is not resolved.
     """
     a, b = curve.groups, reference.groups
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -102,6 +102,8 @@ def tracking_error(
     draws_a = rng.multinomial(a.shape[0], np.full(a.shape[0], 1 / a.shape[0]), resamples)
     draws_b = draws_a if paired else rng.multinomial(b.shape[0], np.full(b.shape[0], 1 / b.shape[0]), resamples)
     star = model.statistics(draws_a, draws_b)
+    if star.scale2.min() <= 0:  # the height is not told from noise, so nothing relative to it has limits
+        return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     lower, upper = _invert(norm2 / scale2, star, confidence)
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
     floor = float(np.sqrt(max(noise2, 0.0) / scale2))
@@ -164,15 +166,12 @@ class _Bootstrap:
         paired: bool,
         height: float | None,
     ) -> None:
-        self.base = nb @ b / nb.sum()
-        self.paired, self.na, self.nb = paired, na, nb
-        a, b, above = a - self.base, b - self.base, self.base - minimum
-        self.gram = np.concatenate([a, b]) @ np.concatenate([a, b]).T
-        self.fixed2 = None if height is None else height**2 * a.shape[1]
-        self.above2, self.b_above = above @ above, b @ above
-        self.means = np.concatenate([a.mean(axis=1), b.mean(axis=1)])
-        self.mean_above = above.mean() if height is None else None
-        self.height = height
+        base = nb @ b / nb.sum()
+        self.paired, self.na, self.nb, self.height = paired, na, nb, height
+        stacked, above = np.concatenate([a, b]) - base, base - minimum
+        self.records, self.gram, self.means = a.shape[1], stacked @ stacked.T, stacked.mean(axis=1)
+        self.above2, self.b_above, self.mean_above = above @ above, stacked[len(a) :] @ above, above.mean()
+        self.loudest = self._loudest(len(a))
 
     def statistics(self, draws_a: np.ndarray, draws_b: np.ndarray) -> _Statistics:
         """Statistics of draws of groups, each of shape (resamples, G)."""
@@ -184,14 +183,14 @@ class _Bootstrap:
         centre = np.concatenate([self.na / self.na.sum(), -self.nb / self.nb.sum()])
         noise_b = _scatter(q, w, gram_bb)
         noise = self._noise(p, u, noise_b)
-        scale2 = np.full(len(p), self.fixed2)
-        above = np.full(len(p), self.height)
-        if self.height is None:
+        if self.height is not None:
+            scale2, above = np.full(len(p), self.height**2 * self.records), np.full(len(p), self.height)
+        else:
             scale2 = self.above2 + 2 * q @ self.b_above + _form(q, gram_bb) - noise_b
             above = self.mean_above + q @ self.means[groups:]
         n = r - centre
         return _Statistics(
-            _form(r, self.gram), noise, scale2, r @ self.means / above, _form(n, self.gram), n @ self._loudest(groups)
+            _form(r, self.gram), noise, scale2, r @ self.means / above, _form(n, self.gram), n @ self.loudest
         )
 
     def _noise(self, p: np.ndarray, u: np.ndarray, noise_b: np.ndarray) -> np.ndarray:
