@@ -71,11 +71,15 @@ def rmspropw_sde(x, v, gradient, sigma, normals, lr, theta, b2, eps, *, substeps
     return x, None, v
 
 
-def sgd_sde(x, gradient, sigma, normals, lr, theta, *, substeps):
+def sgd_sde(x, gradient, sigma, normals, lr, theta, *, substeps, curvature=None):
+    """Of second order if the Hessian's diagonal is given."""
     dt = lr / substeps
     for k in range(normals.shape[0]):
         for j in range(substeps):
-            x = x - (gradient(x) + theta * x) * dt - math.sqrt(lr) * sigma * math.sqrt(dt) * normals[k, j]
+            total = gradient(x) + theta * x
+            if curvature is not None:
+                total = total + 0.5 * lr * (curvature + theta) * total
+            x = x - total * dt - math.sqrt(lr) * sigma * math.sqrt(dt) * normals[k, j]
     return x, None, None
 
 

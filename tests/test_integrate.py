@@ -10,6 +10,7 @@ import sdelens as sl
 from sdelens._random import Stream, stream_key
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.sdes import Instant, Malladi2022SDE, RMSpropWSDE, build_sde, sdes_of
+from sdelens.starts import Start
 
 LR, THETA, B1, B2, EPS, STEPS = 0.05, 0.3, 0.8, 0.9, 1e-3, 12
 CURVATURE, SIGMA, START = np.array([0.5, 1.0, 3.0]), np.array([0.7, 1.5, 0.2]), np.array([1.0, -2.0, 0.5])
@@ -40,9 +41,9 @@ def test_integrators_equal_the_references(name, model, integrator, substeps):
         problem = sl.Quadratic(CURVATURE, START)
         noise = sl.GaussianNoise(SIGMA).bind(problem)
         sde = build_sde(model, problem, noise, OPTIMIZERS[name])
-        stepper = EulerMaruyama(sde, LR, integrator, substeps)
+        stepper = EulerMaruyama(sde, LR, Start(problem.start), integrator, substeps)
         stream = Stream(stream_key(0, "test"), jnp.array([4], jnp.uint32))
-        y = jax.tree.map(lambda a: a[:, None], stepper.init())
+        y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
         draw = jax.jit(lambda k, j: stream.at(k, j).normal(3, jnp.dtype(jnp.float64))[:, 0])
         normals = np.array([[draw(k, j) for j in range(substeps)] for k in range(STEPS)])
         step = jax.jit(lambda k, y: stepper.step(k, y, sde.evaluate(y.x)[1], stream))
@@ -52,14 +53,16 @@ def test_integrators_equal_the_references(name, model, integrator, substeps):
     common = (gradient, SIGMA, normals, LR, THETA)
     v0 = gradient(START) ** 2 + SIGMA**2
     expected = {
-        "sgd": lambda: references.sgd_sde(START, *common, substeps=substeps),
+        "sgd": lambda: references.sgd_sde(
+            START, *common, substeps=substeps, curvature=CURVATURE if model == "second-order" else None
+        ),
         "signsgd": lambda: references.signsgd_sde(START, *common, substeps=substeps),
         "rmspropw": lambda: references.rmspropw_sde(START, v0, *common, B2, EPS, substeps=substeps, earlier=earlier),
         "adamw": lambda: references.adamw_sde(
             START, *common, B1, B2, EPS, integrator=integrator, substeps=substeps, earlier=earlier
         ),
     }[name]()
-    for ours, theirs in zip(y, expected, strict=True):
+    for ours, theirs in zip(y[:3], expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             np.testing.assert_allclose(ours[:, 0], theirs, rtol=1e-6, atol=1e-9)  # √2 of erf is float32
@@ -80,10 +83,10 @@ def test_at_equal_steps_euler_is_sgd():
     problem = sl.Quadratic(CURVATURE, START)
     noise = sl.GaussianNoise(SIGMA).bind(problem)
     stream = Stream(stream_key(0, "same"), jnp.arange(5, dtype=jnp.uint32))
-    discrete = Discrete(problem, noise, OPTIMIZERS["sgd"])
-    euler = EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS["sgd"]), LR)
-    a = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), discrete.init())
-    b = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), euler.init())
+    discrete = Discrete(problem, noise, OPTIMIZERS["sgd"], Start(problem.start))
+    euler = EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS["sgd"]), LR, Start(problem.start))
+    a = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), discrete.init(stream))
+    b = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), euler.init(stream))
     first, second = (
         jax.jit(lambda k, y, s=s: s.step(k, y, problem.evaluate(y.x)[1], stream)) for s in (discrete, euler)
     )
@@ -100,11 +103,11 @@ def test_without_noise_the_sequential_scheme_is_the_algorithm(name):
         noise = sl.GaussianNoise(1e-9).bind(problem)
         runs = []
         for stepper in (
-            Discrete(problem, noise, OPTIMIZERS[name]),
-            EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS[name]), LR),
+            Discrete(problem, noise, OPTIMIZERS[name], Start(problem.start)),
+            EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS[name]), LR, Start(problem.start)),
         ):
             stream = Stream(stream_key(0, "x"), jnp.zeros(1, jnp.uint32))
-            y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init())
+            y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
             step = jax.jit(lambda k, y, s=stepper, r=stream: s.step(k, y, problem.evaluate(s.position(y))[1], r))
             for k in range(10):
                 y = step(k, y)
@@ -117,7 +120,7 @@ def test_the_earlier_sde_differs_in_v_and_the_look_ahead_alone():
         problem = sl.Quadratic(CURVATURE, START)
         noise = sl.GaussianNoise(SIGMA).bind(problem)
         later, earlier = (build_sde(m, problem, noise, OPTIMIZERS["adamw"]) for m in ("sde", "malladi2022"))
-        y = sl.State(jnp.asarray(START), jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 2.0, 3.0]))
+        y = sl.State(jnp.asarray(START), jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 2.0, 3.0]), jnp.array(0))
         grad = problem.evaluate(y.x)[1]
         t = Instant(jnp.array(5), jnp.array(5 * LR))
         a, b = later.drift(t, y, grad, {}), earlier.drift(t, y, grad, {})
@@ -137,9 +140,9 @@ def test_first_step_from_a_zero_accumulator_divides_by_no_zero(earlier, eps):
     problem = sl.Quadratic(CURVATURE, START)
     noise = sl.GaussianNoise(SIGMA).bind(problem)
     later = RMSpropWSDE(problem, noise, sl.RMSpropW(LR, B2, eps, v0="zero"))
-    stepper = EulerMaruyama(Malladi2022SDE(later) if earlier else later, LR)
-    y = jax.tree.map(lambda a: a[:, None], stepper.init())
+    stepper = EulerMaruyama(Malladi2022SDE(later) if earlier else later, LR, Start(problem.start))
     stream = Stream(stream_key(0, "x"), jnp.zeros(1, jnp.uint32))
+    y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
     y = stepper.step(jnp.array(0), y, problem.evaluate(y.x)[1], stream)
     square = SIGMA**2 + (0 if earlier else gradient(START) ** 2)
     largest = LR * (np.abs(gradient(START)) + 5.3 * SIGMA) / np.sqrt((1 - B2) * square)

@@ -55,7 +55,7 @@ def test_moments_are_placed_into_the_optax_state():
 def test_rmsprop_accumulator_at_the_start(v0, expected):
     problem = sl.Quadratic([2.0, 1.0], start=1.0)
     noise = sl.GaussianNoise([3.0, 0.5]).bind(problem)
-    np.testing.assert_allclose(sl.RMSpropW(0.1, v0=v0).initial_state(problem, noise).v, expected)
+    np.testing.assert_allclose(sl.RMSpropW(0.1, v0=v0).initial_state(problem, noise, problem.start).v, expected)
 
 
 def test_numbers_are_leaves_and_the_rest_is_structure():

@@ -14,11 +14,11 @@ def summary_of(loss, x, alive, first, groups):
         jnp.asarray(loss),
         jnp.asarray(loss) * 0 + 2,
         jnp.asarray(x),
+        jnp.asarray(x),
         jnp.asarray(alive),
         jnp.asarray(first, jnp.int32),
         groups,
         0.0,
-        True,
         0,
     )
     wide = [np.asarray(leaf)[None] for leaf in record]
@@ -49,8 +49,8 @@ def test_merged_shards_equal_numpy(sizes, groups, seed):
     assert merged.paths[0] == alive.sum()
     if alive.any():
         np.testing.assert_allclose(mean[0], kept.mean(), rtol=1e-6)
-        np.testing.assert_allclose(merged.x_mean[0], x[:, alive].mean(axis=1), atol=1e-6)
-        np.testing.assert_allclose(merged.x_m2[0], alive.sum() * x[:, alive].var(axis=1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(merged.seen_mean[0], x[:, alive].mean(axis=1), atol=1e-6)
+        np.testing.assert_allclose(merged.seen_m2[0], alive.sum() * x[:, alive].var(axis=1), rtol=1e-4, atol=1e-5)
     if alive.sum() > 1:
         np.testing.assert_allclose(std[0], kept.std(ddof=1), rtol=2e-3, atol=1e-4)
     for g in range(groups):

@@ -5,11 +5,18 @@ from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate
 from .noise import GaussianNoise as GaussianNoise
+from .noise import LaplaceNoise as LaplaceNoise
+from .noise import StudentTNoise as StudentTNoise
+from .noise import SumNoise as SumNoise
+from .noise import SymmetricNoise as SymmetricNoise
+from .noise import UniformNoise as UniformNoise
 from .optimizers import SGD as SGD
 from .optimizers import AdamW as AdamW
 from .optimizers import RMSpropW as RMSpropW
 from .optimizers import SignSGD as SignSGD
 from .optimizers import State as State
+from .order import WeakOrder as WeakOrder
+from .order import weak_order as weak_order
 from .problems import MLP as MLP
 from .problems import EmbeddedSaddle as EmbeddedSaddle
 from .problems import Problem as Problem
@@ -18,4 +25,7 @@ from .problems import Rosenbrock as Rosenbrock
 from .problems import network as network
 from .result import Result as Result
 from .result import load as load
+from .schedules import Cosine as Cosine
+from .schedules import Polynomial as Polynomial
+from .schedules import Warmup as Warmup
 from .settings import models_of as models_of

@@ -7,12 +7,15 @@ __all__ = [
     "BIAS_CORRECTIONS",
     "DATASETS",
     "DECAYS",
+    "INCREMENTS",
     "INTEGRATORS",
     "MODELS",
     "NETWORKS",
     "NOISES",
+    "ON_REQUEST",
     "OPTIMIZERS",
     "PROBLEMS",
+    "SCHEDULES",
     "optimizer_label",
     "problem_label",
 ]
@@ -27,7 +30,10 @@ MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
     "sde": "the SDE of arXiv 2411.15958",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
+    "second-order": "the SDE of weak order 2 of arXiv 1511.06251 (SGD only; use substeps; run where it is named)",
 }
+ON_REQUEST: Final = ("second-order",)
+"""Models run only where they are named: at the default of one substep this one says less than the first-order SDE."""
 PROBLEMS: Final = {
     "quadratic": "½ xᵀHx",
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
@@ -36,10 +42,23 @@ PROBLEMS: Final = {
 }
 NETWORKS: Final = ("mlp",)
 DATASETS: Final = {"breast-cancer": "569 × 30, two classes, bundled with scikit-learn"}
-NOISES: Final = {"gaussian": "independent normal noise on every coordinate of the full gradient"}
+NOISES: Final = {
+    "gaussian": "normal noise on the full gradient, independent on every coordinate or with --covariance",
+    "student-t": "heavy tails, with --df degrees of freedom; infinite variance for 2 and less",
+    "laplace": "double-exponential",
+    "uniform": "on an interval about 0",
+}
+SCHEDULES: Final = {
+    "cosine": "half a cosine over --schedule-steps, down to --end",
+    "polynomial": "(1 + t)^-power in time t = kη",
+}
 INTEGRATORS: Final = {
     "sequential": "V, then M, then X, each with the newest values",
     "euler": "Euler-Maruyama with the new V",
+}
+INCREMENTS: Final = {
+    "gaussian": "normal increments of Brownian motion",
+    "rademacher": "plus or minus √Δt, one random bit each",
 }
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
 DECAYS: Final = ("coupled", "independent")

@@ -73,6 +73,23 @@ class Stream(NamedTuple):
             return (word.astype(jnp.float64) + 0.5) * 2.0**-52
         return _unit(first).astype(dtype)
 
+    def uniforms(self, size: int, dtype: jnp.dtype, lane: int = 0) -> tuple[Array, Array]:
+        """Two independent uniforms as `uniform`, each of shape (size, P), in float32 for the price of one."""
+        if dtype == jnp.float64:
+            return self.uniform(size, dtype, 2 * lane), self.uniform(size, dtype, 2 * lane + 1)
+        first, second = self.bits(size, lane)
+        return _unit(first).astype(dtype), _unit(second).astype(dtype)
+
+    def signs(self, size: int, dtype: jnp.dtype, lane: int = 0) -> Array:
+        """±1 with equal probability, shape (size, P): one bit each, coordinate c is bit c mod 64 of block ⌊c/64⌋."""
+        words = jnp.stack(self.bits(-(-size // 64), lane), axis=1)  # (blocks, 2, P)
+        # Without the barrier every bit would draw its own word.
+        words = lax.optimization_barrier(words.reshape(-1, 1, words.shape[-1]))
+        used = min(size, 32)
+        bits = (words << (31 - lax.iota(jnp.uint32, used)[None, :, None])) & jnp.uint32(0x80000000)
+        ones = lax.bitcast_convert_type(bits | jnp.uint32(0x3F800000), jnp.float32)
+        return ones.reshape(-1, words.shape[-1])[:size].astype(dtype)
+
     def normal(self, size: int, dtype: jnp.dtype, lane: int = 0) -> Array:
         """Standard normal, shape (size, P), by inversion; |value| ≤ 5.3 in float32 (probability 1e-7 beyond)."""
         if dtype == jnp.float64:

@@ -23,10 +23,7 @@ from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
 from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
 
-__all__ = ["MAX_COORDINATES", "Plan", "chunk_size", "path_bytes", "record_steps", "run_ensemble"]
-
-MAX_COORDINATES = 64
-"""Moments of single coordinates are kept up to this dimension."""
+__all__ = ["Plan", "chunk_size", "path_bytes", "record_steps", "run_ensemble"]
 
 _SEGMENT_SECONDS = 0.5
 _SEGMENT_RECORDS = 256
@@ -67,7 +64,8 @@ def record_steps(steps: int, record_every: int) -> np.ndarray:
 
 def path_bytes(stepper: Stepper) -> int:
     """Memory of one path in flight: its state, and about three further copies (gradient, noise, increments)."""
-    leaves = jax.tree.leaves(jax.eval_shape(stepper.init))
+    one = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
+    leaves = jax.tree.leaves(jax.eval_shape(stepper.init, one))
     return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
@@ -122,11 +120,11 @@ def _run_chunk(
     All chunks have one width, so that they share a compilation; surplus paths of the last never count.
     """
     mesh = Mesh(np.array(plan.devices), (_AXIS,))
-    static = _Static(mesh, plan.groups, plan.record_every, plan.keep_paths)
+    static = _Static(mesh, plan.groups, plan.record_every > 1, plan.keep_paths)
     sharded = NamedSharding(mesh, PartitionSpec(_AXIS))
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
-    carry = _start(stepper, paths, plan.paths, static)
     key = stream_key(seed, stream)
+    carry = _start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.paths, static)
     records = len(record_steps(plan.steps, plan.record_every))
     buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
     counted = min(plan.chunk, plan.paths - first)
@@ -135,7 +133,8 @@ def _run_chunk(
     while done < records:
         length = min(length, records - done, buffer)
         begin = time.perf_counter()
-        carry, out = _segment(stepper, carry, paths, key, (done, length, plan.steps, offset), static, buffer)
+        span = _Span(done, length, plan.steps, plan.record_every, offset)
+        carry, out = _segment(stepper, carry, paths, key, span, static, buffer)
         part = _to_summary(jax.tree.map(np.asarray, out), length)
         if levels is not None:
             part = part._replace(histogram=quantiles(part.histogram, levels))
@@ -161,8 +160,18 @@ def _buffer_records(records: int, kept_numbers: int) -> int:
 class _Static(NamedTuple):
     mesh: Mesh
     groups: int
-    record_every: int
+    thinned: bool
     keep_paths: int
+
+
+class _Span(NamedTuple):
+    """Records of one segment: `length` of them from record `done` on, of a run of `steps`."""
+
+    done: Any
+    length: Any
+    steps: Any
+    record_every: Any
+    offset: Any
 
 
 class _Carry(NamedTuple):
@@ -171,17 +180,17 @@ class _Carry(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("static",))
-def _start(stepper: Stepper, paths: Array, total: Any, static: _Static) -> _Carry:
+def _start(stepper: Stepper, paths: Array, key: Array, total: Any, static: _Static) -> _Carry:
     """Every path at the start; paths beyond `total` fill up the devices and never count."""
     sharding = partial(NamedSharding, static.mesh)
 
     def spread(leaf: Array) -> Array:
         if leaf.ndim == 0:
             return lax.with_sharding_constraint(leaf, sharding(PartitionSpec()))
-        wide = jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
+        wide = leaf if leaf.ndim == 2 else jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
         return lax.with_sharding_constraint(wide, sharding(PartitionSpec(None, _AXIS)))
 
-    state = jax.tree.map(lambda a: spread(jnp.asarray(a)), stepper.init())
+    state = jax.tree.map(lambda a: spread(jnp.asarray(a)), stepper.init(Stream(key, paths)))
     return _Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(_AXIS))))
 
 
@@ -191,11 +200,11 @@ def _segment(
     carry: _Carry,
     paths: Array,
     key: Array,
-    span: tuple[Any, Any, Any, Any],
+    span: _Span,
     static: _Static,
     buffer: int,
 ) -> tuple[_Carry, Record]:
-    """Advance by `length` records, from record `done` on; the buffer's first `length` entries are filled."""
+    """Advance by the records of `span`; as many of the buffer's first entries are filled."""
     by_path = jax.tree.map(_spec, carry)
 
     @partial(
@@ -205,10 +214,7 @@ def _segment(
         out_specs=(by_path, PartitionSpec(_AXIS)),
         check_vma=False,
     )
-    def shard(
-        stepper: Stepper, carry: _Carry, paths: Array, key: Array, span: tuple[Any, Any, Any, Any]
-    ) -> tuple[_Carry, Record]:
-        done, length, steps, offset = span
+    def shard(stepper: Stepper, carry: _Carry, paths: Array, key: Array, span: _Span) -> tuple[_Carry, Record]:
         stream = Stream(key, paths)
 
         def advance(k: Array, state: Any) -> Any:
@@ -225,11 +231,11 @@ def _segment(
                 loss,
                 jnp.sqrt(square),
                 x,
+                stepper.observables(carry.state),
                 alive,
                 paths[0].astype(jnp.int32),
                 static.groups,
-                offset,
-                x.shape[0] <= MAX_COORDINATES,
+                span.offset,
                 min(static.keep_paths, x.shape[1]),
             )
             return _Carry(carry.state, alive), observed, grad
@@ -238,16 +244,16 @@ def _segment(
             carry, out = loop
             carry, observed, grad = record(carry)
             out = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), i, 0), out, observed)
-            k = (done + i) * static.record_every
-            count = jnp.clip(steps - k, 0, static.record_every)
+            k = (span.done + i) * span.record_every
+            count = jnp.clip(span.steps - k, 0, span.record_every)
             state = lax.cond(count > 0, lambda s: stepper.step(k, s, grad, stream), lambda s: s, carry.state)
-            if static.record_every > 1:
+            if static.thinned:
                 state = lax.fori_loop(k + 1, k + count, advance, state)
             return _Carry(state, carry.alive), out
 
         empty = jax.eval_shape(lambda c: record(c)[1], carry)
         out = jax.tree.map(lambda a: jnp.zeros((buffer, *a.shape), a.dtype), empty)
-        carry, out = lax.fori_loop(0, length, body, (carry, out))
+        carry, out = lax.fori_loop(0, span.length, body, (carry, out))
         return carry, jax.tree.map(lambda a: a[None], out)
 
     return shard(stepper, carry, paths, key, span)
@@ -265,7 +271,7 @@ def _to_summary(out: Record, length: int) -> Summary:
         record = Record(*leaves)
         floats = {
             name: getattr(record, name).astype(np.float64)
-            for name in ("living", "mean", "m2", "grad_norm", "x_mean", "x_m2")
+            for name in ("living", "mean", "m2", "grad_norm", "seen_mean", "seen_m2")
         }
         part = Summary(**floats, histogram=record.histogram, kept=record.kept)
         summary = merge(summary, part)

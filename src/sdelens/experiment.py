@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens import _check
-from sdelens.ensemble import MAX_COORDINATES, Plan, chunk_size, path_bytes, record_steps, run_ensemble
-from sdelens.integrate import Discrete, EulerMaruyama, Stepper
+from sdelens.ensemble import Plan, chunk_size, path_bytes, record_steps, run_ensemble
+from sdelens.integrate import MAX_COORDINATES, Discrete, EulerMaruyama, Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import FORMAT, Result
 from sdelens.sdes import build_sde
-from sdelens.settings import Model, Options, check_schedule, chosen_models
+from sdelens.settings import Model, Options, check_schedule, check_start, chosen_models
+from sdelens.starts import Start, start_of
 from sdelens.statistics import BUCKETS, Summary
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Estimate", "compare", "estimate", "simulate"]
+__all__ = ["Estimate", "check_subject", "compare", "estimate", "progress_bar", "simulate"]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the loss over paths that a result holds."""
@@ -42,14 +43,21 @@ class _Experiment:
     noise: AbstractNoise
     optimizer: Optimizer
     models: dict[str, Model]
+    start: Start
     plan: Plan
     seed: int
 
     def stepper(self, model: Model) -> Stepper:
         if model.model == "optimizer":
-            return Discrete(self.problem, self.noise, self.optimizer)
+            return Discrete(self.problem, self.noise, self.optimizer, self.start)
         sde = build_sde(model.model, self.problem, self.noise, self.optimizer, model.bias_correction)
-        return EulerMaruyama(sde, self.optimizer.lr, model.integrator, model.substeps)
+        options = (model.integrator, model.substeps, model.increments)
+        return EulerMaruyama(sde, self.optimizer.lr, self.start, *options)
+
+    @property
+    def start_loss(self) -> float | None:
+        """The loss at the start, None where that is random."""
+        return None if self.start.x is None else float(self.problem.loss(self.start.x))
 
 
 def simulate(
@@ -65,6 +73,8 @@ def simulate(
     integrator: str = "sequential",
     substeps: int = 1,
     bias_correction: str = "discrete",
+    increments: str = "gaussian",
+    start: Any = None,
     keep_paths: int = 0,
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
@@ -76,7 +86,8 @@ def simulate(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        model: ``"optimizer"`` (discrete, through optax), ``"sde"``, or ``"malladi2022"`` (RMSprop and Adam only).
+        model: ``"optimizer"`` (discrete, through optax), ``"sde"``, ``"malladi2022"`` (RMSprop and Adam only), or
+            ``"second-order"`` (SGD only).
         steps: optimizer steps.
         paths: independent paths.
         seed: seed of all randomness; equal seeds on one machine give equal bits.
@@ -84,6 +95,11 @@ def simulate(
         integrator: ``"sequential"`` or ``"euler"``; see `sdelens.integrate`.
         substeps: integration steps per optimizer step.
         bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
+        increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
+        start: where to start: parameters like the problem's, by default its own; a function from a random key to such
+            parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
+            the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
+            that are not given start as the optimizer's ``v0`` says.
         keep_paths: number of paths whose whole course is kept, as ``path_x``.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
@@ -99,7 +115,18 @@ def simulate(
         RuntimeWarning: if paths diverged; they are counted and leave the averages.
     """
     options = Options(
-        steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices
+        steps=steps,
+        paths=paths,
+        seed=seed,
+        record_every=record_every,
+        integrator=integrator,
+        substeps=substeps,
+        bias_correction=bias_correction,
+        increments=increments,
+        start=start,
+        keep_paths=keep_paths,
+        chunk=chunk,
+        devices=devices,
     )
     return _run(_prepare(problem, noise, optimizer, [model], options), progress)
 
@@ -117,6 +144,8 @@ def compare(
     integrator: str = "sequential",
     substeps: int = 1,
     bias_correction: str = "discrete",
+    increments: str = "gaussian",
+    start: Any = None,
     keep_paths: int = 0,
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
@@ -131,8 +160,9 @@ def compare(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        models: names, by default all that exist for this optimizer; or a mapping from labels of your own to options
-            (``model``, ``integrator``, ``substeps``, ``bias_correction``), for example
+        models: names, by default all that exist for this optimizer but ``"second-order"``, which needs substeps; or a
+            mapping from labels of your own to options (``model``, ``integrator``, ``substeps``, ``bias_correction``,
+            ``increments``), for example
             ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``.
         steps: optimizer steps.
         paths: independent paths per model.
@@ -141,6 +171,11 @@ def compare(
         integrator: ``"sequential"`` or ``"euler"``; see `sdelens.integrate`.
         substeps: integration steps per optimizer step.
         bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
+        increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
+        start: where to start: parameters like the problem's, by default its own; a function from a random key to such
+            parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
+            the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
+            that are not given start as the optimizer's ``v0`` says.
         keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
@@ -162,7 +197,18 @@ def compare(
         ['optimizer', 'sde']
     """
     options = Options(
-        steps, paths, seed, record_every, integrator, substeps, bias_correction, keep_paths, chunk, devices
+        steps=steps,
+        paths=paths,
+        seed=seed,
+        record_every=record_every,
+        integrator=integrator,
+        substeps=substeps,
+        bias_correction=bias_correction,
+        increments=increments,
+        start=start,
+        keep_paths=keep_paths,
+        chunk=chunk,
+        devices=devices,
     )
     return _run(_prepare(problem, noise, optimizer, models, options), progress)
 
@@ -240,23 +286,34 @@ def estimate(
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)
 
 
-def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
+def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
+    """Refuse a problem, noise or optimizer of the wrong kind.
+
+    Raises:
+        TypeError: naming the argument and what it may be.
+    """
     for name, value, kind, hint in (
         ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
-        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale)"),
+        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale) or another law"),
         ("optimizer", optimizer, Optimizer, "one of sl.SGD, sl.SignSGD, sl.RMSpropW or sl.AdamW"),
     ):
         if not isinstance(value, kind):
             if isinstance(value, type):
                 raise TypeError(f"{name}: got the class {value.__name__} itself; call it with its arguments.")
             raise TypeError(f"{name}: got {type(value).__name__}; give {hint}.")
-    plan = options.plan()
-    seed = _check.at_least("seed", options.seed, 0)
-    if seed >= 2**64:
-        raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
+
+
+def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
+    check_subject(problem, noise, optimizer)
+    plan, seed = options.plan(), options.checked_seed()
     chosen = chosen_models(optimizer, models, options)
     check_schedule(optimizer, plan.steps)
-    experiment = _Experiment(problem, noise.bind(problem), optimizer, chosen, plan, seed)
+    start = start_of(options.start, problem, optimizer)
+    bound = noise.bind(problem)
+    check_start(optimizer, bound, problem, start)
+    experiment = _Experiment(problem, bound, optimizer, chosen, start, plan, seed)
+    for model in chosen.values():  # what cannot be built is refused before anything runs
+        experiment.stepper(model)
     if options.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
@@ -266,9 +323,9 @@ def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opt
 def _run(experiment: _Experiment, progress: bool | None) -> Result:
     plan, models = experiment.plan, experiment.models
     infimum = experiment.problem.infimum
-    start_loss = float(experiment.problem.loss(experiment.problem.start))
+    start_loss = experiment.start_loss
     parts = {}
-    with _progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
+    with progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
         for label, model in models.items():
             begin = time.perf_counter()
             report(0, label)
@@ -285,7 +342,7 @@ def _run(experiment: _Experiment, progress: bool | None) -> Result:
             _warn_of_divergence(label, summary, plan)
             mean = summary.overall()[0]
             first = mean[0]
-            if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(start_loss - infimum):
+            if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(first - infimum):
                 warnings.warn(
                     f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
                     "errors relative to it are wrong. Give the true infimum, or None.",
@@ -293,7 +350,9 @@ def _run(experiment: _Experiment, progress: bool | None) -> Result:
                     stacklevel=3,
                 )
             # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
-            if not np.isclose(first, start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
+            if start_loss is not None and not np.isclose(
+                first, start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))
+            ):
                 raise ValueError(
                     f"loss: is {start_loss:.6g} at the start now, but {first:.6g} in the compiled run. It must depend "
                     "on its arguments alone; a function or object changed after an earlier run is not noticed. "
@@ -339,8 +398,8 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
         }
         if problem.dim <= MAX_COORDINATES:
             alive = n_paths[:, None]
-            values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.x_mean))
-            x_var = np.where(alive < 2, np.nan, summary.x_m2 / np.maximum(alive - 1, 1))
+            values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.seen_mean))
+            x_var = np.where(alive < 2, np.nan, summary.seen_m2 / np.maximum(alive - 1, 1))
             values["x_var"] = (("step", "coordinate"), x_var)
         if plan.keep_paths:
             values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
@@ -361,6 +420,7 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
 def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str, Any]:
     plan, devices = experiment.plan, experiment.plan.devices
     described = [experiment.problem.describe(), experiment.noise.describe(), experiment.optimizer.describe()]
+    started = experiment.start.describe()
     models = {
         label: {f.name: getattr(m, f.name) for f in fields(m)}
         | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
@@ -374,6 +434,7 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "keep_paths": plan.keep_paths,
         "dim": experiment.problem.dim,
         "dtype": experiment.problem.start.dtype.name,
+        **started,
     }
     device = {
         "platform": devices[0].platform,
@@ -393,7 +454,7 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "device": json.dumps(device),
         "versions": json.dumps(_versions()),
         "infimum": float("nan") if infimum is None else infimum,
-        "rerunnable": int(all(d.get("rerunnable", True) for d in described)),
+        "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, started])),
     }
 
 
@@ -403,7 +464,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _progress_bar(wanted: bool | None, total: int) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(wanted: bool | None, total: int) -> Iterator[Callable[[int, str], None]]:
     """A bar on standard error, or nothing; `report(done, label)` advances it."""
     if not (sys.stderr.isatty() if wanted is None else wanted):
         yield lambda done, label: None

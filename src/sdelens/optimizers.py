@@ -8,17 +8,16 @@ Time is t = kη at step k, with η = `lr`.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
 from sdelens import _check
 from sdelens._names import ACCUMULATOR_STARTS, DECAYS
-from sdelens._tree import column
+from sdelens.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SGD", "AdamW", "Optimizer", "RMSpropW", "SignSGD", "State"]
 
-Schedule = Callable[[Any], Any]
+_CONVERGED = 2**30
+"""Updates after which no bias is left to correct for any decay that float32 tells from 1."""
 
 
 class State(NamedTuple):
@@ -36,11 +36,14 @@ class State(NamedTuple):
         x: parameters.
         m: first-moment accumulator, None where the optimizer has none.
         v: second-moment accumulator, None where the optimizer has none.
+        count: number of gradients m and v had averaged at step 0, shared by all paths; Adam's bias correction goes by
+            it. None where the optimizer corrects none.
     """
 
     x: Any
     m: Any = None
     v: Any = None
+    count: Any = None
 
 
 class Optimizer(eqx.Module):
@@ -56,13 +59,43 @@ class Optimizer(eqx.Module):
     decay: eqx.AbstractVar[str]
     schedule: eqx.AbstractVar[Schedule | None]
 
+    def __check_init__(self) -> None:
+        _check.choice("decay", self.decay, DECAYS)
+
     @abc.abstractmethod
     def _direction(self) -> optax.GradientTransformation:
         """The optax transformation of the gradient before decay and learning rate."""
 
     @abc.abstractmethod
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:
-        """State at step 0, each component of shape (d,)."""
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+        """State at step 0 of paths at x, each component of its shape, (d,) or (d, P)."""
+
+    def at_lr(self, lr: float) -> Self:
+        """The same optimizer in continuous time at another learning rate.
+
+        ρ = (1 − β)/η, the decay θ per unit of time, ε, and the schedule as a function of t = kη are kept: the family of
+        which an SDE is the limit as η → 0.
+
+        Raises:
+            ValueError: if ηρ > 1, so that a β would be negative; the message names the largest legal η.
+        """
+        lr = _check.positive("lr", lr)
+        ratio = lr / self.lr
+        changed: dict[str, Any] = {"lr": lr}
+        for name in ("b1", "b2"):
+            if hasattr(self, name):
+                forgets = (1 - getattr(self, name)) * ratio
+                if forgets > 1:
+                    raise ValueError(
+                        f"lr: got {lr:g}, at which {name} = {1 - forgets:.3g} is negative; with (1 - {name})/lr = "
+                        f"{forgets / lr:g} held, lr may be at most {lr / forgets:g}."
+                    )
+                changed[name] = 1 - forgets
+        if self.decay == "independent":
+            changed["weight_decay"] = self.weight_decay * ratio
+        if self.schedule is not None:
+            changed["schedule"] = self.schedule.stretched(1 / ratio)
+        return dataclasses.replace(self, **changed)
 
     @property
     def decay_rate(self) -> Any:
@@ -71,22 +104,26 @@ class Optimizer(eqx.Module):
 
     def multiplier(self, step: Any) -> Any:
         """Schedule h at a step: 1 without a schedule."""
-        return 1.0 if self.schedule is None else self.schedule(step)
+        return 1.0 if self.schedule is None else self.schedule(step, self.lr)
 
     def to_optax(self) -> optax.GradientTransformation:
         """The optimizer as an optax transformation; `update` needs the parameters. Accumulators start at 0."""
         rate: Any = self.lr
         if self.schedule is not None:
-            schedule, lr = self.schedule, self.lr
-            rate = lambda count: lr * schedule(count)  # noqa: E731
+            rate = lambda count: self.lr * self.multiplier(count)  # noqa: E731
         decay = optax.add_decayed_weights(self.decay_rate)
         return optax.chain(self._direction(), decay, optax.scale_by_learning_rate(rate))
 
     def optax_state(self, state: State) -> optax.OptState:
         """The state of `to_optax()` at step 0 with the accumulators of `state`, for example `initial_state`'s."""
         inner = self.to_optax().init(state.x)
-        moments = {"mu": state.m, "nu": state.v}
-        return optax.tree.set(inner, **{k: a for k, a in moments.items() if a is not None})
+        parts = {"mu": state.m, "nu": state.v, "count": state.count}
+        # The count of the moments, not that of a schedule.
+        return optax.tree.set(
+            inner,
+            lambda path, _: getattr(path[-1], "tuple_name", "") != "ScaleByScheduleState",
+            **{k: a for k, a in parts.items() if a is not None},
+        )
 
     def describe(self) -> dict[str, Any]:
         """The numbers and options, JSON types only; ``rerunnable`` is False if the schedule is a function."""
@@ -96,22 +133,9 @@ class Optimizer(eqx.Module):
             if field.name != "schedule":
                 described[field.name] = value if isinstance(value, str) else float(value)
         if self.schedule is not None:
-            described |= {"schedule": getattr(self.schedule, "__qualname__", "custom"), "rerunnable": False}
+            described["schedule"] = schedule = self.schedule.describe()
+            described |= {} if schedule.get("rerunnable", True) else {"rerunnable": False}
         return described
-
-    def _check_common(self) -> None:
-        _check.choice("decay", self.decay, DECAYS)
-        if self.schedule is not None and not callable(self.schedule):
-            raise TypeError(
-                f"schedule: got {self.schedule!r}; give a function of the step number with values in [0, 1]."
-            )
-        if self.schedule is not None:
-            try:
-                jax.eval_shape(self.schedule, jax.ShapeDtypeStruct((), jnp.int32))
-            except jax.errors.JAXTypeError as error:
-                raise TypeError(
-                    "schedule: branches on the step in Python; write it with jnp.where or optax.schedules."
-                ) from error
 
 
 def _float(check: Callable[[str, Any], Any], name: str) -> Callable[[Any], Any]:
@@ -125,7 +149,8 @@ class SGD(Optimizer):
         lr: η > 0.
         weight_decay: θ ≥ 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: function of the step number with values in [0, 1] that multiplies η, or None.
+        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+            [0, 1]; or None.
 
     Raises:
         ValueError, TypeError: naming the argument out of its range.
@@ -135,16 +160,13 @@ class SGD(Optimizer):
     lr: float = eqx.field(converter=_float(_check.positive, "lr"))
     weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
-    schedule: Schedule | None = eqx.field(default=None, static=True)
-
-    def __check_init__(self) -> None:
-        self._check_common()
+    schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def _direction(self) -> optax.GradientTransformation:
         return optax.identity()
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
-        return State(problem.start)
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:  # noqa: D102
+        return State(x)
 
 
 class SignSGD(Optimizer):
@@ -157,16 +179,13 @@ class SignSGD(Optimizer):
     lr: float = eqx.field(converter=_float(_check.positive, "lr"))
     weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
-    schedule: Schedule | None = eqx.field(default=None, static=True)
-
-    def __check_init__(self) -> None:
-        self._check_common()
+    schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_sign()
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
-        return State(problem.start)
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:  # noqa: D102
+        return State(x)
 
 
 class RMSpropW(Optimizer):
@@ -183,7 +202,8 @@ class RMSpropW(Optimizer):
         weight_decay: θ ≥ 0.
         v0: accumulator at step 0: ``"second-moment"`` is E g² = (∇f)² + diag Σ at the start, ``"zero"`` is 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: function of the step number with values in [0, 1] that multiplies η, or None.
+        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+            [0, 1]; or None.
 
     Raises:
         ValueError, TypeError: naming the argument out of its range.
@@ -196,10 +216,9 @@ class RMSpropW(Optimizer):
     weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
     v0: str = eqx.field(default="second-moment", static=True)
     decay: str = eqx.field(default="coupled", static=True)
-    schedule: Schedule | None = eqx.field(default=None, static=True)
+    schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def __check_init__(self) -> None:
-        self._check_common()
         _check.choice("v0", self.v0, ACCUMULATOR_STARTS)
 
     @property
@@ -210,19 +229,17 @@ class RMSpropW(Optimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_rms(self.b2, _floor(self.eps), eps_in_sqrt=False, bias_correction=False)
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
-        x = problem.start
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:  # noqa: D102
         if self.v0 == "zero":
             return State(x, v=jnp.zeros_like(x))
-        _, grad = problem.evaluate(x)
-        return State(x, v=(grad**2 + column(noise.variance(x), x)).astype(x.dtype))
+        return State(x, v=_second_moment(problem, noise, x)[1])
 
 
 class AdamW(Optimizer):
     r"""Adam with decoupled weight decay.
 
     m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;  x ← x − η m̂/(√v̂ + ε) − ηθx, with m̂ = m/(1 − β₁ᵏ⁺¹) and
-    v̂ = v/(1 − β₂ᵏ⁺¹) at step k = 0, 1, …; m and v start at 0.
+    v̂ = v/(1 − β₂ᵏ⁺¹) at step k = 0, 1, ….
 
     Args:
         lr: η > 0.
@@ -230,8 +247,12 @@ class AdamW(Optimizer):
         b2: β₂ in [0, 1), the decay of the second moment.
         eps: ε ≥ 0, outside the root.
         weight_decay: θ ≥ 0.
+        v0: accumulators at step 0: ``"zero"`` is m = v = 0, corrected for that bias, as everyone's Adam; with
+            ``"second-moment"`` they start where they would settle at the start, m = ∇f and v = (∇f)² + diag Σ, with
+            no bias to correct: 1 in place of both 1 − βᵏ⁺¹.
         decay: ``"coupled"`` (η multiplies θ, as in PyTorch and optax) or ``"independent"``.
-        schedule: function of the step number with values in [0, 1] that multiplies η, or None.
+        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+            [0, 1]; or None.
 
     Raises:
         ValueError, TypeError: naming the argument out of its range.
@@ -243,11 +264,12 @@ class AdamW(Optimizer):
     b2: float = eqx.field(default=0.999, converter=_float(_check.fraction, "b2"))
     eps: float = eqx.field(default=1e-8, converter=_float(_check.nonnegative, "eps"))
     weight_decay: float = eqx.field(default=0.0, converter=_float(_check.nonnegative, "weight_decay"))
+    v0: str = eqx.field(default="zero", static=True)
     decay: str = eqx.field(default="coupled", static=True)
-    schedule: Schedule | None = eqx.field(default=None, static=True)
+    schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def __check_init__(self) -> None:
-        self._check_common()
+        _check.choice("v0", self.v0, ACCUMULATOR_STARTS)
 
     @property
     def rho1(self) -> Any:
@@ -262,9 +284,17 @@ class AdamW(Optimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, _floor(self.eps))
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise") -> State:  # noqa: D102
-        x = problem.start
-        return State(x, m=jnp.zeros_like(x), v=jnp.zeros_like(x))
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:  # noqa: D102
+        if self.v0 == "zero":
+            return State(x, jnp.zeros_like(x), jnp.zeros_like(x), jnp.asarray(0, jnp.int32))
+        grad, square = _second_moment(problem, noise, x)
+        return State(x, grad, square, jnp.asarray(_CONVERGED, jnp.int32))
+
+
+def _second_moment(problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> tuple[Array, Array]:
+    """∇f and E g² = (∇f)² + diag Σ at x."""
+    _, grad = problem.evaluate(x)
+    return grad, (grad**2 + noise.variance(x)).astype(x.dtype)
 
 
 def _floor(eps: Any) -> Any:

@@ -12,11 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from sdelens._names import optimizer_label, problem_label
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["STYLE", "plot_losses"]
+__all__ = ["STYLE", "plot_losses", "plot_orders"]
 
 STYLE: Final[dict[str, Any]] = {
     "figure.figsize": (5.6, 4.8),
@@ -40,9 +41,9 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "optimizer": {"color": "#000000", "linestyle": "-", "linewidth": 2.4, "alpha": 0.75},
     "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
     "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
+    "second-order": {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
 }
 _SPARE: Final[list[dict[str, Any]]] = [
-    {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
     {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
     {"color": "#E69F00", "linestyle": (0, (8, 3))},
     {"color": "#56B4E9", "linestyle": (0, (2, 2))},
@@ -51,6 +52,7 @@ _NAMES: Final = {
     "optimizer": "optimizer",
     "sde": "SDE (2411.15958)",
     "malladi2022": "earlier SDE (2205.10287)",
+    "second-order": "second-order SDE (1511.06251)",
 }
 _LOG_FROM: Final = 5.0
 _SYMLOG_FROM: Final = 30.0
@@ -163,6 +165,67 @@ def _plot_differences(
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.legend(loc="best", handlelength=1.2, borderpad=0.1)
+
+
+def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> "Figure":
+    """Errors of a weak-order study against η, one panel per scheme, with its fitted slopes and lines of slope 1 and 2.
+
+    Args:
+        errors: columns model, scheme, function, lr, error and sem; faint lines are single functions, bold ones all.
+        slopes: fitted slopes by (model, scheme, function).
+        title: above the first panel.
+        rounding: errors below it are rounding errors.
+    """
+    schemes = list(dict.fromkeys(errors.scheme))
+    models = list(dict.fromkeys(errors.model))
+    looks = look_of({model: model for model in models})
+    headings = {"resolved": "SDE resolved", "Δt = η": "one step $\\Delta t = \\eta$"}
+    with plt.style.context(STYLE):
+        figure, panels = plt.subplots(
+            1, len(schemes), sharex=True, sharey=True, squeeze=False, figsize=(3.6 * len(schemes), 3.6)
+        )
+        shown = errors[(errors.function == "all") & (errors.error > rounding)]
+        top = float(shown.error.max()) if len(shown) else 1.0
+        lowest = max(float(shown.error.min()) if len(shown) else 1e-6, 1e-5 * top)
+        for panel, scheme in zip(panels[0], schemes, strict=True):
+            for model, function in itertools.product(models, dict.fromkeys(errors.function)):
+                part = errors[(errors.model == model) & (errors.scheme == scheme) & (errors.function == function)]
+                part = part[part.error > 0]
+                look = {k: v for k, v in looks[model].items() if k != "alpha"}
+                if function != "all":
+                    panel.plot(part.lr, part.error, color=look["color"], alpha=0.25, linewidth=0.7)
+                    continue
+                slope = slopes.loc[(model, scheme, "all"), "slope"]
+                label = _written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
+                half = np.minimum(_NORMAL_99 * part["sem"], 0.99 * part.error)
+                panel.errorbar(part.lr, part.error, half, label=label, marker="o", markersize=3.5, capsize=2, **look)
+            _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
+            panel.set_title(headings.get(scheme, scheme), loc="left")
+            panel.set_xlabel("learning rate $\\eta$")
+            panel.legend(title="fitted slope", loc="lower right")
+        panels[0, 0].set_ylabel("relative weak error")
+        figure.suptitle(title, x=0.02, ha="left", fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) -> None:
+    """Log-log axes that hold the errors, and grey lines of slope 1 and 2 from their upper right corner."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = np.unique(lrs)
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0.4 * lowest, 3 * top)
+    ends = np.array([lrs.min(), lrs.max()])
+    for order, dashes in ((1, (0, (4, 3))), (2, (0, (1, 2)))):
+        line = 2 * top * (ends / lrs.max()) ** order
+        axes.plot(ends, line, color="0.6", linewidth=0.9, linestyle=dashes, zorder=0)
+        at = float(ends[0] ** 0.88 * ends[1] ** 0.12)
+        value = 2 * top * (at / lrs.max()) ** order
+        if value > lowest:
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+            axes.annotate(f"slope {order}", (at, value), color="0.35", fontsize=7, ha="center", va="center", bbox=box)
 
 
 def _title(dataset: "xr.Dataset") -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Result", "atomic_path", "load", "text_table"]
+__all__ = ["Result", "atomic_path", "load", "save_figure", "text_table"]
 
 FORMAT = 1
 
@@ -170,14 +170,7 @@ class Result:
         kinds = {label: model["model"] for label, model in self._settings.items()}
         figure = plot_losses(self.dataset, shown, kinds, compared, self._height(shown))
         if path is not None:
-            known = figure.canvas.get_supported_filetypes()
-            suffix = Path(path).suffix.lstrip(".").lower()
-            if suffix not in known:
-                raise ValueError(
-                    f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}."
-                )
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=suffix, dpi=200)
+            save_figure(figure, path)
         return figure
 
     def export(self, path: str | os.PathLike[str], reference: str | None = None, confidence: float = 0.99) -> None:
@@ -229,7 +222,8 @@ class Result:
         info, run = self.info, self.info["run"]
         noise = str(info["noise"]["name"]).capitalize()
         numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
-        numbers += f", schedule {info['optimizer']['schedule']}" if "schedule" in info["optimizer"] else ""
+        if "schedule" in info["optimizer"]:
+            numbers += f", schedule {info['optimizer']['schedule']['name']}"
         numbers += ", independent decay" if info["optimizer"]["decay"] == "independent" else ""
         return (
             f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
@@ -386,6 +380,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def _percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.2g} %"
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure in the format of the ending of `path`; the file appears whole or not at all.
+
+    Raises:
+        ValueError: if the ending is not one matplotlib writes.
+    """
+    known = figure.canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.lstrip(".").lower()
+    if suffix not in known:
+        raise ValueError(f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}.")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=200)
 
 
 def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:

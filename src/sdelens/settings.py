@@ -9,18 +9,22 @@ import jax
 import numpy as np
 
 from sdelens import _check
-from sdelens._names import BIAS_CORRECTIONS, INTEGRATORS
+from sdelens._names import BIAS_CORRECTIONS, INCREMENTS, INTEGRATORS, MODELS, ON_REQUEST
 from sdelens.ensemble import Plan
+from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
+from sdelens.problems import AbstractProblem
 from sdelens.sdes import sdes_of
+from sdelens.starts import Start
 
-__all__ = ["Model", "Options", "check_schedule", "chosen_models", "models_of"]
+__all__ = ["Model", "Options", "check_schedule", "check_start", "chosen_models", "models_of"]
 
 _LOW_PEAK = 0.2
+_MOTIONS = {"gaussian": "brownian", "rademacher": "rademacher"}
 
 
 def models_of(optimizer: Optimizer) -> list[str]:
-    """Names of the models that exist for an optimizer: itself, its SDE, and where there is one the earlier SDE."""
+    """Names of the models that exist for an optimizer: itself, its SDE, and an earlier or second-order one if any."""
     return ["optimizer", *sdes_of(optimizer)]
 
 
@@ -32,12 +36,13 @@ class Model:
     integrator: str
     substeps: int
     bias_correction: str
+    increments: str
     coarse: str | None = None
 
     @property
     def stream(self) -> str:
         """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
-        return "optimizer" if self.model == "optimizer" else f"brownian/{self.substeps}"
+        return "optimizer" if self.model == "optimizer" else f"{_MOTIONS[self.increments]}/{self.substeps}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Options:
     integrator: str = "sequential"
     substeps: int = 1
     bias_correction: str = "discrete"
+    increments: str = "gaussian"
+    start: Any = None
     keep_paths: int = 0
     chunk: int | None = None
     devices: int | Sequence[Any] | None = None
@@ -72,6 +79,17 @@ class Options:
         used = _chosen_devices(self.devices)[:paths]
         chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)
         return Plan(steps, paths, every, -(-chunk // len(used)) * len(used), keep, used)
+
+    def checked_seed(self) -> int:
+        """The seed, checked.
+
+        Raises:
+            ValueError, TypeError: if it is not a whole number in [0, 2⁶⁴).
+        """
+        seed = _check.at_least("seed", self.seed, 0)
+        if seed >= 2**64:
+            raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
+        return seed
 
 
 def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
@@ -112,6 +130,17 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
         )
 
 
+def check_start(optimizer: Optimizer, noise: AbstractNoise, problem: AbstractProblem, start: Start) -> None:
+    """Refuse an accumulator that starts at a second moment which is infinite."""
+    if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
+        return
+    if not np.isfinite(np.asarray(noise.variance(problem.start))).all():
+        raise ValueError(
+            f"v0: is 'second-moment', but {noise.describe()['name']} noise has no finite variance here, so E g² is "
+            "infinite. Use v0='zero', or start from a State with your own v."
+        )
+
+
 def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[str, Model]:
     """The models to run by label: all, those named, or those described; with substeps also each at Δt = η.
 
@@ -120,7 +149,7 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
     """
     known = models_of(optimizer)
     if models is None:
-        models = known
+        models = [name for name in known if name not in ON_REQUEST]
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example ['optimizer', {models!r}].")
     if not isinstance(models, Mapping):
@@ -139,10 +168,10 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
             )
         for key in own:
             _check.choice(f"models[{label!r}]", key, allowed)
-        common = {k: getattr(options, k) for k in ("integrator", "substeps", "bias_correction")}
+        common = {k: getattr(options, k) for k in ("integrator", "substeps", "bias_correction", "increments")}
         merged = {"model": label, **common, **own}
         where = "model" if len(models) == 1 else "models"
-        if merged["model"] not in known and merged["model"] in ("sde", "malladi2022"):
+        if merged["model"] not in known and merged["model"] in MODELS:
             raise ValueError(
                 f"{where}: {merged['model']!r} does not exist for {optimizer.name}; its models are {', '.join(known)}."
             )
@@ -151,6 +180,7 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
             _check.choice("integrator", merged["integrator"], INTEGRATORS),
             _check.at_least("substeps", merged["substeps"], 1),
             _check.choice("bias_correction", merged["bias_correction"], BIAS_CORRECTIONS),
+            _check.choice("increments", merged["increments"], INCREMENTS),
         )
         if model.model == "optimizer":
             model = replace(model, substeps=1)

@@ -35,8 +35,8 @@ class Record(NamedTuple):
         m2: sum of squared deviations from that mean, shape (G,).
         grad_norm: mean of ‖∇f‖ over living paths, shape ().
         histogram: counts per bucket of the quantile sketch, shape (BUCKETS,).
-        x_mean: mean of x over living paths, shape (d,) or (0,).
-        x_m2: sum of squared deviations from it, shape (d,) or (0,).
+        seen_mean: mean of the observables over living paths, shape (K,).
+        seen_m2: sum of squared deviations from it, shape (K,).
         kept: x of the first paths of the shard, shape (kept, d).
     """
 
@@ -45,8 +45,8 @@ class Record(NamedTuple):
     m2: Any
     grad_norm: Any
     histogram: Any
-    x_mean: Any
-    x_m2: Any
+    seen_mean: Any
+    seen_m2: Any
     kept: Any
 
 
@@ -54,11 +54,11 @@ def observe(
     loss: Array,
     norm: Array,
     x: Array,
+    seen: Array,
     alive: Array,
     first: Array,
     groups: int,
     offset: float,
-    coordinates: bool,
     keep: int,
 ) -> Record:
     """Reduce one shard's paths to a `Record`.
@@ -67,11 +67,11 @@ def observe(
         loss: shape (P,).
         norm: ‖∇f‖, shape (P,).
         x: shape (d, P).
+        seen: observables, shape (K, P).
         alive: which paths count, Boolean of shape (P,).
         first: global index of the shard's first path; the others follow it.
         groups: number of groups G.
         offset: subtracted from the loss before the quantile sketch.
-        coordinates: whether moments of x are kept.
         keep: number of paths of the shard whose x is kept.
     """
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
@@ -81,15 +81,14 @@ def observe(
     own = _of_group(mean, first, loss.shape[0])
     m2 = _by_group(jnp.where(alive, (loss32 - own) ** 2, 0), first, groups)
     total = jnp.maximum(living.sum(), 1)
-    d = x.shape[0] if coordinates else 0
-    wide = x[:d].astype(loss32.dtype)
+    wide = seen.astype(loss32.dtype)
     ones = jnp.ones(loss.shape[0], loss32.dtype)  # a product with ones is a faster and more exact sum on a CPU
-    x_mean = jnp.matmul(jnp.where(alive, wide, 0), ones, precision="highest") / total
-    x_m2 = jnp.matmul(jnp.where(alive, (wide - x_mean[:, None]) ** 2, 0), ones, precision="highest")
+    seen_mean = jnp.matmul(jnp.where(alive, wide, 0), ones, precision="highest") / total
+    seen_m2 = jnp.matmul(jnp.where(alive, (wide - seen_mean[:, None]) ** 2, 0), ones, precision="highest")
     index = jnp.where(alive, _bucket(loss32 - offset), BUCKETS)
     histogram = jnp.zeros(BUCKETS, jnp.int32).at[index].add(1, mode="drop")
     grad_norm = jnp.sum(jnp.where(alive, norm, 0)) / total
-    return Record(living, mean, m2, grad_norm, histogram, x_mean, x_m2, x[:, :keep].T)
+    return Record(living, mean, m2, grad_norm, histogram, seen_mean, seen_m2, x[:, :keep].T)
 
 
 def _by_group(values: Array, first: Array, groups: int) -> Array:
@@ -144,7 +143,7 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class Summary(NamedTuple):
-    """Records of the whole ensemble; R recorded steps, G groups, d coordinates, in float64.
+    """Records of the whole ensemble; R recorded steps, G groups, K observables, in float64.
 
     `histogram` holds the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
     quantiles themselves, of shape (R, levels): sketches of long runs are large.
@@ -155,8 +154,8 @@ class Summary(NamedTuple):
     m2: np.ndarray
     grad_norm: np.ndarray
     histogram: np.ndarray
-    x_mean: np.ndarray
-    x_m2: np.ndarray
+    seen_mean: np.ndarray
+    seen_m2: np.ndarray
     kept: np.ndarray
 
     @property
@@ -181,11 +180,11 @@ def merge(a: Summary | None, b: Summary) -> Summary:
     living = a.living + b.living
     mean, m2 = _join(a.living, a.mean, a.m2, b.living, b.mean, b.m2)
     na, nb = a.paths[:, None], b.paths[:, None]
-    x_mean, x_m2 = _join(na, a.x_mean, a.x_m2, nb, b.x_mean, b.x_m2)
+    seen_mean, seen_m2 = _join(na, a.seen_mean, a.seen_m2, nb, b.seen_mean, b.seen_m2)
     total = np.maximum(na + nb, 1)[:, 0]
     grad_norm = (na[:, 0] * a.grad_norm + nb[:, 0] * b.grad_norm) / total
     kept = np.concatenate([a.kept, b.kept], axis=1)
-    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, x_mean, x_m2, kept)
+    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, seen_mean, seen_m2, kept)
 
 
 def _join(

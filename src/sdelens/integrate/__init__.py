@@ -1,7 +1,8 @@
 """Steppers: the discrete optimizer and the integrators of its SDEs."""
 
-from sdelens.integrate._base import Stepper
+from sdelens.integrate._base import MAX_COORDINATES, Stepper
+from sdelens.integrate.coupled import Coupled
 from sdelens.integrate.discrete import Discrete
 from sdelens.integrate.euler import STAGES, EulerMaruyama
 
-__all__ = ["STAGES", "Discrete", "EulerMaruyama", "Stepper"]
+__all__ = ["MAX_COORDINATES", "STAGES", "Coupled", "Discrete", "EulerMaruyama", "Stepper"]

@@ -8,19 +8,27 @@ from jax import Array
 
 from sdelens._random import Stream
 
-__all__ = ["Stepper"]
+__all__ = ["MAX_COORDINATES", "Stepper"]
+
+MAX_COORDINATES = 64
+"""Moments of single coordinates are recorded up to this dimension."""
 
 
 class Stepper(eqx.Module):
     """One optimizer step after another, for many paths at once (paths on the last axis)."""
 
     @abc.abstractmethod
-    def init(self) -> Any:
-        """State of one path at step 0: arrays of shape (d,), and scalars that all paths share."""
+    def init(self, stream: Stream) -> Any:
+        """State at step 0: arrays of shape (d,) or (d, P), and scalars, for all paths alike unless they have P."""
 
     @abc.abstractmethod
     def position(self, state: Any) -> Array:
         """The parameters x of a state."""
+
+    def observables(self, state: Any) -> Array:
+        """What moments are recorded of, shape (K, P): the coordinates, where there are at most 64."""
+        x = self.position(state)
+        return x if x.shape[0] <= MAX_COORDINATES else x[:0]
 
     @abc.abstractmethod
     def evaluate(self, x: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from sdelens.integrate._base import Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
+from sdelens.starts import Start
 
 __all__ = ["Discrete"]
 
@@ -30,9 +31,10 @@ class Discrete(Stepper):
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: Optimizer
+    start: Start
 
-    def init(self) -> DiscreteState:  # noqa: D102
-        state = self.optimizer.initial_state(self.problem, self.noise)
+    def init(self, stream: Stream) -> DiscreteState:  # noqa: D102
+        state = self.start.state(stream, lambda x: self.optimizer.initial_state(self.problem, self.noise, x))
         return DiscreteState(state.x, self.optimizer.optax_state(state))
 
     def position(self, state: DiscreteState) -> Array:  # noqa: D102
@@ -42,6 +44,9 @@ class Discrete(Stepper):
         return self.problem.evaluate(x)
 
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
-        noisy = grad + self.noise.sample(state.x, stream.at(k))
+        return self.advance(state, grad + self.noise.sample(state.x, stream.at(k)))
+
+    def advance(self, state: DiscreteState, noisy: Array) -> DiscreteState:
+        """One update with a given stochastic gradient."""
         updates, inner = self.optimizer.to_optax().update(noisy, state.inner, state.x)
         return DiscreteState(optax.apply_updates(state.x, updates), inner)

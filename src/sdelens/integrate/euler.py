@@ -7,7 +7,8 @@ uses the new V.
 what the algorithms themselves do, and the noise of the new M reaches X within the step, which Euler-Maruyama delays by
 one.
 
-For SGD and SignSGD the two coincide. Both have weak order 1.
+For SGD and SignSGD the two coincide. Both have weak order 1, with Gaussian ξ and with ξ = ±1 alike: what it takes is
+that the first three moments of ΔW match (Kloeden and Platen 1992, section 14.1). A sign costs one random bit.
 """
 
 from typing import Final
@@ -21,6 +22,7 @@ from sdelens._random import Stream
 from sdelens.integrate._base import Stepper
 from sdelens.optimizers import State
 from sdelens.sdes import SDE, Instant
+from sdelens.starts import Start
 
 __all__ = ["STAGES", "EulerMaruyama"]
 
@@ -35,16 +37,20 @@ class EulerMaruyama(Stepper):
         sde: the equation.
         lr: η.
         integrator: ``"sequential"`` or ``"euler"``.
+        start: where the paths start.
         substeps: n ≥ 1; as it grows the SDE itself is resolved.
+        increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
     """
 
     sde: SDE
     lr: float
+    start: Start
     integrator: str = eqx.field(default="sequential", static=True)
     substeps: int = eqx.field(default=1, static=True)
+    increments: str = eqx.field(default="gaussian", static=True)
 
-    def init(self) -> State:  # noqa: D102
-        return self.sde.init()
+    def init(self, stream: Stream) -> State:  # noqa: D102
+        return self.start.state(stream, self.sde.init)
 
     def position(self, state: State) -> Array:  # noqa: D102
         return state.x
@@ -62,10 +68,14 @@ class EulerMaruyama(Stepper):
         return lax.fori_loop(0, self.substeps, body, state)
 
     def _substep(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:
-        dt = self.lr / self.substeps
-        shape, dtype = self.sde.noise_shape, y.x.dtype
-        normal = stream.at(k, j).normal(int(np.prod(shape)), dtype).reshape(*shape, -1)
-        dW = jnp.sqrt(dt) * normal
+        shape, draws = self.sde.noise_shape, stream.at(k, j)
+        draw = draws.normal if self.increments == "gaussian" else draws.signs
+        xi = draw(int(np.prod(shape)), y.x.dtype).reshape(*shape, -1)
+        return self.advance(k, j, y, grad, jnp.sqrt(self.lr / self.substeps) * xi)
+
+    def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:
+        """Substep j of step k with a given increment of Brownian motion."""
+        dt, dtype = self.lr / self.substeps, y.x.dtype
         t = Instant(k, k * self.lr + j * dt)
         ahead: dict[str, float] = {}
         for stage in STAGES[self.integrator]:

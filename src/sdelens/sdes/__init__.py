@@ -10,7 +10,7 @@ from sdelens.sdes._base import SDE, Instant
 from sdelens.sdes.adamw import AdamWSDE
 from sdelens.sdes.malladi2022 import Malladi2022SDE
 from sdelens.sdes.rmspropw import RMSpropWSDE
-from sdelens.sdes.sgd import SGDSDE
+from sdelens.sdes.sgd import SGDSDE, SecondOrderSGDSDE
 from sdelens.sdes.signsgd import SignSGDSDE
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Instant",
     "Malladi2022SDE",
     "RMSpropWSDE",
+    "SecondOrderSGDSDE",
     "SignSGDSDE",
     "build_sde",
     "sdes_of",
@@ -28,7 +29,10 @@ __all__ = [
 _Builder = Callable[[AbstractProblem, AbstractNoise, Any, str], SDE]
 
 _SDES: dict[type[Optimizer], dict[str, _Builder]] = {
-    SGD: {"sde": lambda p, n, o, _: SGDSDE(p, n, o)},
+    SGD: {
+        "sde": lambda p, n, o, _: SGDSDE(p, n, o),
+        "second-order": lambda p, n, o, _: SecondOrderSGDSDE(p, n, o),
+    },
     SignSGD: {"sde": lambda p, n, o, _: SignSGDSDE(p, n, o)},
     RMSpropW: {
         "sde": lambda p, n, o, _: RMSpropWSDE(p, n, o),

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jax import Array
 
+from sdelens import _check
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, State
 from sdelens.problems import AbstractProblem
@@ -35,8 +37,8 @@ class SDE(eqx.Module):
     """
 
     @abc.abstractmethod
-    def init(self) -> State:
-        """State at t = 0, each component of shape (d,)."""
+    def init(self, x: Array) -> State:
+        """State at t = 0 of paths at x, each component of its shape, (d,) or (d, P)."""
 
     @abc.abstractmethod
     def evaluate(self, x: Array) -> tuple[Array, Array]:
@@ -71,8 +73,8 @@ class OptimizerSDE(SDE):
     noise: eqx.AbstractVar[AbstractNoise]
     optimizer: eqx.AbstractVar[Optimizer]
 
-    def init(self) -> State:
-        return self.optimizer.initial_state(self.problem, self.noise)
+    def init(self, x: Array) -> State:
+        return self.optimizer.initial_state(self.problem, self.noise, x)
 
     def evaluate(self, x: Array) -> tuple[Array, Array]:
         return self.problem.evaluate(x)
@@ -81,3 +83,15 @@ class OptimizerSDE(SDE):
     def noise_shape(self) -> tuple[int, ...]:
         """That of the gradient noise."""
         return self.noise.noise_shape(self.problem.dim)
+
+    def _require_variance(self) -> None:
+        """Refuse noise of infinite variance, which no Brownian motion imitates."""
+        start = self.problem.start
+        variance = self.noise.variance(start)
+        if not _check.is_traced(variance) and not bool(jnp.isfinite(variance).all()):
+            raise ValueError(
+                f"noise: {self.noise.describe()['name']} noise has no finite variance here, and the SDE of "
+                f"{self.optimizer.name} is driven by Brownian motion with the noise's covariance, so it does not exist "
+                "(sums of such noise tend to jump processes). Run models=['optimizer'] alone, or use SignSGD, whose "
+                "SDE needs no variance."
+            )

@@ -30,8 +30,8 @@ class AdamWSDE(OptimizerSDE):
     Source: arXiv 2411.15958, which has γᵢ(t) = 1 − e^{−ρᵢt}, singular at t = 0. Where this departs from it:
 
     - γᵢ = 1 − βᵢ^{k+1}, the algorithm's own bias correction, held over optimizer step k, substeps included
-      (``bias_correction="discrete"``). The limit η → 0 is the same and the error 7-11 times smaller. With
-      ``"exponential"`` γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's at the end of the step.
+      (``bias_correction="discrete"``; k counts on from the start's ``count``). The limit η → 0 is the same and the
+      error 7-11 times smaller. With ``"exponential"`` γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's at the end of the step.
     - Where the integrator has already advanced M by some Δt (``sequential``), the drift of X looks ahead only by the
       remaining η − Δt: at Δt = η X moves by the new M alone, as in the algorithm; as Δt → 0 the paper's drift returns.
     """
@@ -43,17 +43,19 @@ class AdamWSDE(OptimizerSDE):
 
     def __check_init__(self) -> None:
         _check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        self._require_variance()
 
     def gamma(self, beta: Any, step: Array) -> Array:
-        """γ of the optimizer step k, in (0, 1]."""
+        """γ after step + 1 averaged gradients, in (0, 1]."""
         steps = step.astype(jnp.result_type(float)) + 1
         rate = jnp.log(beta) if self.bias_correction == "discrete" else beta - 1
         return -jnp.expm1(steps * rate)
 
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
         opt = self.optimizer
-        gamma1 = self.gamma(opt.b1, t.step).astype(y.x.dtype)
-        gamma2 = self.gamma(opt.b2, t.step).astype(y.x.dtype)
+        count = t.step + y.count
+        gamma1 = self.gamma(opt.b1, count).astype(y.x.dtype)
+        gamma2 = self.gamma(opt.b2, count).astype(y.x.dtype)
         toward = opt.rho1 * (grad - y.m)
         look_ahead = y.m + (opt.lr - ahead.get("m", 0.0)) * toward
         # √γ₂ P⁻¹ = 1/(√(V/γ₂) + ε)

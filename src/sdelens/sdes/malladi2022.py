@@ -31,8 +31,8 @@ class Malladi2022SDE(SDE):
 
     later: RMSpropWSDE | AdamWSDE
 
-    def init(self) -> State:  # noqa: D102
-        return self.later.init()
+    def init(self, x: Array) -> State:  # noqa: D102
+        return self.later.init(x)
 
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.later.evaluate(x)

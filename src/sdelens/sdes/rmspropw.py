@@ -30,6 +30,9 @@ class RMSpropWSDE(OptimizerSDE):
     noise: AbstractNoise
     optimizer: RMSpropW
 
+    def __check_init__(self) -> None:
+        self._require_variance()
+
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
         opt = self.optimizer
         dx = -opt.multiplier(t.step) * (precondition(grad, y.v, opt.eps) + opt.decay_rate * y.x)

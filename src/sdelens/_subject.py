@@ -1,0 +1,221 @@
+"""The shell's options for problem, noise and optimizer, shared by its commands, and the objects they name."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdelens import _names
+
+if TYPE_CHECKING:
+    from sdelens.noise import AbstractNoise
+    from sdelens.optimizers import Optimizer
+    from sdelens.problems import AbstractProblem
+
+__all__ = ["Subject", "build_subject", "listing", "numbers", "takes_subject"]
+
+_ACCEPTS = {
+    "sgd": (),
+    "signsgd": (),
+    "rmspropw": ("b2", "eps", "v0"),
+    "adamw": ("b1", "b2", "eps", "v0"),
+    "quadratic": ("curvature", "start"),
+    "rosenbrock": ("start",),
+    "embedded-saddle": ("curvature", "start", "lam", "xi"),
+    "mlp": ("dataset", "width", "depth", "init_seed"),
+    "gaussian": ("covariance",),
+    "student-t": ("df",),
+    "laplace": (),
+    "uniform": (),
+    "cosine": ("schedule_steps", "end"),
+    "polynomial": ("power",),
+}
+"""Options each optimizer, problem, noise or schedule takes beyond those common to all."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Problem, noise and optimizer of one command."""
+
+    problem: "AbstractProblem"
+    noise: "AbstractNoise"
+    optimizer: "Optimizer"
+
+
+def listing(names: dict[str, str]) -> str:
+    """Names and meanings in one line of help."""
+    return "; ".join(f"{name}: {meaning}" for name, meaning in names.items())
+
+
+def numbers(name: str, text: str) -> float | list[float]:
+    """One number, or a list of comma-separated ones."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{name}: got {text!r}; give numbers separated by commas, for example 1,2.5,4.") from error
+    return values[0] if len(values) == 1 else values
+
+
+def _options(
+    optimizer: Annotated[str, typer.Option(help=listing(_names.OPTIMIZERS))] = "adamw",
+    lr: Annotated[float, typer.Option(help="Learning rate η, the unit of time.")] = 0.01,
+    b1: Annotated[float | None, typer.Option(help="Decay of the first moment (adamw; default 0.9).")] = None,
+    b2: Annotated[
+        float | None,
+        typer.Option(help="Decay of the second moment (adamw: default 0.999; rmspropw: default 0.99)."),
+    ] = None,
+    eps: Annotated[float | None, typer.Option(help="ε outside the root (adamw, rmspropw; default 1e-8).")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay θ.")] = 0.0,
+    decay: Annotated[
+        str,
+        typer.Option(help="'coupled': η multiplies θ, as in PyTorch; 'independent': it does not."),
+    ] = "coupled",
+    v0: Annotated[
+        str | None,
+        typer.Option(
+            help="Accumulators at the start: 'zero' (adamw's default) or 'second-moment' (rmspropw's), where they "
+            "would settle at the start."
+        ),
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"What multiplies lr. {listing(_names.SCHEDULES)}")] = None,
+    schedule_steps: Annotated[int | None, typer.Option(help="Steps of cosine, after the warm-up.")] = None,
+    end: Annotated[float | None, typer.Option(help="Last multiplier of cosine (default 0).")] = None,
+    power: Annotated[float | None, typer.Option(help="Power ϑ of polynomial.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of a linear warm-up before the schedule.")] = None,
+    problem: Annotated[str, typer.Option(help=listing(_names.PROBLEMS))] = "quadratic",
+    curvature: Annotated[
+        str | None,
+        typer.Option(help="Diagonal of H, comma-separated (quadratic, embedded-saddle). quadratic: default 1,2,3,4,5."),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Start: one number for all coordinates, or comma-separated.")
+    ] = None,
+    lam: Annotated[float | None, typer.Option(help="λ of embedded-saddle (default 1).")] = None,
+    xi: Annotated[float | None, typer.Option(help="ξ of embedded-saddle (default 0.1).")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Data of a network. {listing(_names.DATASETS)}")] = None,
+    width: Annotated[int | None, typer.Option(help="Units of a hidden layer (mlp; default 20).")] = None,
+    depth: Annotated[int | None, typer.Option(help="Hidden layers (mlp; default 10).")] = None,
+    init_seed: Annotated[int | None, typer.Option(help="Seed of a network's initialisation (default 0).")] = None,
+    noise: Annotated[str, typer.Option(help=listing(_names.NOISES))] = "gaussian",
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="Scale of the gradient noise, one number or comma-separated per coordinate (default 1): the standard "
+            "deviation of gaussian, σ of student-t, b of laplace, the half-width of uniform."
+        ),
+    ] = None,
+    covariance: Annotated[
+        Path | None, typer.Option(help="File with Σ in place of the scale: .npy, or text with a row a line (gaussian).")
+    ] = None,
+    df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t.")] = None,
+) -> None:
+    """Template of the options; never called."""
+
+
+_PARAMETERS = inspect.signature(_options).parameters
+
+
+def takes_subject(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options above before its own; it gets their values as its first argument."""
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> None:
+        chosen = {name: given.pop(name) for name in _PARAMETERS}
+        command({name: value for name, value in chosen.items() if value is not None}, **given)
+
+    merged = [*_PARAMETERS.values(), *own]
+    wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in merged}
+    return wrapped
+
+
+def build_subject(given: dict[str, Any]) -> Subject:
+    """The objects that the options name.
+
+    Raises:
+        ValueError: naming an option that is misspelt, or that what was chosen does not take.
+    """
+    import sdelens as sl
+    from sdelens import _check
+
+    optimizer = _check.choice("optimizer", given["optimizer"], _names.OPTIMIZERS)
+    problem = _check.choice("problem", given["problem"], _names.PROBLEMS)
+    noise = _check.choice("noise", given["noise"], _names.NOISES)
+    schedule = _check.choice("schedule", given["schedule"], _names.SCHEDULES) if "schedule" in given else None
+    chosen = {optimizer, problem, noise, schedule}
+    for option in sorted({option for options in _ACCEPTS.values() for option in options} & given.keys()):
+        takers = [name for name, options in _ACCEPTS.items() if option in options]
+        if not chosen & set(takers):
+            raise ValueError(
+                f"{option}: {optimizer} on {problem} with {noise} noise does not take it; it belongs to "
+                f"{', '.join(takers)}."
+            )
+    own = {k: given[k] for k in _ACCEPTS[optimizer] if k in given}
+    common = {k: given[k] for k in ("lr", "weight_decay", "decay")}
+    kinds = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
+    made = kinds[optimizer](**common, **own, schedule=_schedule(schedule, given))
+    return Subject(_problem(problem, given), _noise(noise, given), made)
+
+
+def _schedule(name: str | None, given: dict[str, Any]) -> Any:
+    import sdelens as sl
+
+    needs = {"cosine": "schedule_steps", "polynomial": "power"}
+    if name is not None and needs[name] not in given:
+        raise ValueError(f"schedule: {name} needs --{needs[name].replace('_', '-')}.")
+    made: Any = None
+    if name == "cosine":
+        made = sl.Cosine(given["schedule_steps"], given.get("end", 0.0))
+    elif name == "polynomial":
+        made = sl.Polynomial(given["power"])
+    return sl.Warmup(given["warmup"], made) if "warmup" in given else made
+
+
+def _problem(name: str, given: dict[str, Any]) -> "AbstractProblem":
+    import sdelens as sl
+
+    options = {k: given[k] for k in _ACCEPTS[name] if k in given}
+    for option in ("curvature", "start"):
+        if option in options:
+            options[option] = numbers(option, options[option])
+    if name in _names.NETWORKS:
+        options["seed"] = options.pop("init_seed", 0)
+        return sl.network(name, **options)
+    if name == "quadratic":
+        return sl.Quadratic(**{"curvature": [1.0, 2.0, 3.0, 4.0, 5.0], **options})
+    return {"rosenbrock": sl.Rosenbrock, "embedded-saddle": sl.EmbeddedSaddle}[name](**options)
+
+
+def _noise(name: str, given: dict[str, Any]) -> "AbstractNoise":
+    import sdelens as sl
+
+    if "covariance" in given:
+        if "scale" in given:
+            raise ValueError("covariance: takes the place of the scale; give one of them.")
+        return sl.GaussianNoise(covariance=_matrix(given["covariance"]))
+    scale = numbers("scale", given.get("scale", "1"))
+    if name == "student-t":
+        if "df" not in given:
+            raise ValueError("noise: student-t needs --df, its degrees of freedom.")
+        return sl.StudentTNoise(scale, given["df"])
+    return {"gaussian": sl.GaussianNoise, "laplace": sl.LaplaceNoise, "uniform": sl.UniformNoise}[name](scale)
+
+
+def _matrix(path: Path) -> Any:
+    import numpy as np
+
+    if not path.exists():
+        raise ValueError(f"covariance: there is no file {str(path)!r}.")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        text = path.read_text(encoding="utf-8")
+        rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
+        return np.array([[float(value) for value in row] for row in rows])
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"covariance: cannot read {str(path)!r} as a matrix of numbers ({error}).") from error

@@ -1,0 +1,84 @@
+"""The optimizer and several integrations of its SDEs on one Brownian path, for differences with little noise."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array, lax
+
+from sdelens._random import Stream
+from sdelens.integrate._base import Stepper
+from sdelens.integrate.discrete import Discrete
+from sdelens.integrate.euler import EulerMaruyama
+
+__all__ = ["Coupled"]
+
+_OWN_NOISE = 2**31
+"""Substep whose draws are those of noise that no Brownian motion drives."""
+
+
+class Coupled(Stepper):
+    """Steppers of one experiment that share their random numbers.
+
+    The finest integration's increments ΔW make up those of all others, and under normal noise the optimizer's too: its
+    gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step. Paths then differ by what the models differ
+    in, not by their noise. Other noise is drawn by itself.
+
+    Attributes:
+        optimizer: the discrete optimizer, whose position counts as that of the path.
+        integrations: of its SDEs, each with a number of substeps that divides the largest.
+        functions: (positions of the optimizer and of every integration, each of shape (d, P)) -> observables (K, P).
+    """
+
+    optimizer: Discrete
+    integrations: tuple[EulerMaruyama, ...]
+    functions: Callable[[tuple[Array, ...]], Array] = eqx.field(static=True)
+
+    def init(self, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
+        return tuple(stepper.init(stream) for stepper in self._all)
+
+    def position(self, state: tuple[Any, ...]) -> Array:  # noqa: D102
+        return self.optimizer.position(state[0])
+
+    def observables(self, state: tuple[Any, ...]) -> Array:  # noqa: D102
+        return self.functions(tuple(s.position(y) for s, y in zip(self._all, state, strict=True)))
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.optimizer.evaluate(x)
+
+    def step(self, k: Array, state: tuple[Any, ...], grad: Array, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
+        finest = max(s.substeps for s in self.integrations)
+        shape, dtype = self.integrations[0].sde.noise_shape, grad.dtype
+        size = math.prod(shape)
+        xi = lax.map(lambda j: stream.at(k, j).normal(size, dtype), jnp.arange(finest))
+        noise, discrete = self.optimizer.noise, state[0]
+        if noise.normal and shape == noise.noise_shape(grad.shape[0]):
+            total = xi.sum(axis=0).reshape(*shape, -1) / math.sqrt(finest)
+            drawn = noise.apply_root(discrete.x, total)
+        else:
+            drawn = noise.sample(discrete.x, stream.at(k, _OWN_NOISE))
+        moved: list[Any] = [self.optimizer.advance(discrete, grad + drawn)]
+        for stepper, y in zip(self.integrations, state[1:], strict=True):
+            n = stepper.substeps
+            joined = xi.reshape(n, finest // n, size, -1).sum(axis=1).reshape(n, *shape, -1)
+            dW = jnp.sqrt(stepper.lr / finest) * joined
+            moved.append(_integrate(stepper, k, y, dW))
+        return tuple(moved)
+
+    @property
+    def _all(self) -> tuple[Stepper, ...]:
+        return (self.optimizer, *self.integrations)
+
+
+def _integrate(stepper: EulerMaruyama, k: Array, y: Any, dW: Array) -> Any:
+    """One optimizer step of an integration with given increments, of shape (substeps, …, P)."""
+
+    def body(j: Array, y: Any) -> Any:
+        grad = stepper.sde.evaluate(y.x)[1]
+        return stepper.advance(k, j, y, grad, lax.dynamic_index_in_dim(dW, j, keepdims=False))
+
+    if stepper.substeps == 1:
+        return body(jnp.asarray(0), y)
+    return lax.fori_loop(0, stepper.substeps, body, y)

@@ -1,0 +1,16 @@
+"""Gradient noise: g(x) = ∇f(x) + Z with a symmetric Z, one family of laws per file."""
+
+from sdelens.noise._base import AbstractNoise
+from sdelens.noise._gaussian import GaussianNoise
+from sdelens.noise._sum import SumNoise
+from sdelens.noise._symmetric import LaplaceNoise, StudentTNoise, SymmetricNoise, UniformNoise
+
+__all__ = [
+    "AbstractNoise",
+    "GaussianNoise",
+    "LaplaceNoise",
+    "StudentTNoise",
+    "SumNoise",
+    "SymmetricNoise",
+    "UniformNoise",
+]

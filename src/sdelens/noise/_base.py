@@ -1,0 +1,151 @@
+"""What every law of gradient noise can do, and how its numbers are laid out along the coordinates."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sdelens import _check
+from sdelens._random import Stream
+from sdelens._tree import column
+from sdelens.problems import AbstractProblem
+
+__all__ = ["AbstractNoise", "described", "laid_out", "positive"]
+
+
+class AbstractNoise(eqx.Module):
+    """A symmetric law of Z. Methods take x and ∇f of shape (d,) or (d, P) and return shapes that broadcast to it.
+
+    The methods with a body are those of noise with independent coordinates.
+    """
+
+    normal: ClassVar[bool] = False
+    """Whether Z has the law of `apply_root` of standard normal numbers."""
+    independent: ClassVar[bool] = True
+    """Whether the coordinates of Z are independent and their laws the same at every x."""
+
+    @abc.abstractmethod
+    def bind(self, problem: AbstractProblem) -> "AbstractNoise":
+        """The same law with its numbers laid out along the problem's flat coordinates, checked."""
+
+    @abc.abstractmethod
+    def sample(self, x: Array, stream: Stream) -> Array:
+        """One draw of Z for every path: shape (d, P)."""
+
+    @abc.abstractmethod
+    def variance(self, x: Array) -> Array:
+        """Diagonal of Σ = Cov Z, infinite where it does not exist."""
+
+    @abc.abstractmethod
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        """E sign(∇f + Z), element-wise; its derivative in ∇f is 2p(∇f), smooth at 0."""
+
+    @abc.abstractmethod
+    def density(self, z: Array, x: Array) -> Array:
+        """Density p of one coordinate of Z at z, element-wise."""
+
+    @abc.abstractmethod
+    def quadrature(self, x: Array) -> tuple[Array, Array]:
+        """Nodes z, shape (K, 1) or (K, d), and weights, shape (K,) or (K, d), such that E u(Zᵢ) ≈ Σₖ wₖ u(zₖᵢ)."""
+
+    @abc.abstractmethod
+    def at_batch_ratio(self, ratio: float) -> "AbstractNoise":
+        """The law of the noise when the batch is `ratio` times as large.
+
+        Raises:
+            ValueError: if `ratio` is not positive, or the averaged law is not known.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What it takes to build the noise again, JSON types only; ``rerunnable`` False where that cannot be."""
+
+    def noise_shape(self, dim: int) -> tuple[int, ...]:
+        """Shape, per path, of the Brownian motion that `apply_root` takes."""
+        return (dim,)
+
+    def apply_root(self, x: Array, dW: Array) -> Array:
+        """Σ^{1/2} dW, of the shape of x."""
+        return jnp.sqrt(self.variance(x)) * dW
+
+    def sign_shape(self, dim: int) -> tuple[int, ...]:
+        """Shape, per path, of the Brownian motion that `apply_sign_root` takes.
+
+        Raises:
+            ValueError: if the covariance of the signs is not known.
+        """
+        return (dim,)
+
+    def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
+        """Cov(sign(∇f + Z))^{1/2} dW, of the shape of x."""
+        mean = self.mean_sign(grad, x)
+        # (1 - e)(1 + e) keeps its digits as |e| -> 1, where 1 - e² can come out below 0.
+        return jnp.sqrt((1 - mean) * (1 + mean)) * dW
+
+    def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
+        """The sum of two independent noises."""
+        from sdelens.noise._sum import SumNoise
+
+        return SumNoise((self, other)) if isinstance(other, AbstractNoise) else NotImplemented
+
+
+def positive(name: str, value: Any, meaning: str) -> Any:
+    """`value`, a number, array or pytree of them, if every entry is finite and greater than 0.
+
+    Raises:
+        ValueError, TypeError: naming the leaf, what came, and what it means.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+        label = f"{name}{jax.tree_util.keystr(path)}"
+        array = _check.finite_array(label, leaf, tuple(range(9)))
+        if not _check.is_traced(array) and (array <= 0).any():
+            raise ValueError(f"{label}: got {float(array.min())}; {meaning} must be greater than 0.")
+    return value
+
+
+def laid_out(name: str, value: Any, problem: AbstractProblem) -> Array:
+    """`value` as one number for all coordinates, shape (), or one for each, shape (d,).
+
+    Args:
+        name: the argument's name, for messages.
+        value: a scalar, an array of d numbers, or a pytree of the parameters' structure with leaves that broadcast.
+        problem: whose coordinates these are.
+
+    Raises:
+        ValueError: if a shape does not fit, naming the leaf.
+    """
+    dtype = problem.start.dtype
+    if _is_vector(value) and not problem.layout.matches(value):
+        array = np.asarray(value, dtype=np.float64)
+        if array.shape == (problem.dim,) or array.ndim == 0:
+            return jnp.asarray(array, dtype)
+        if problem.layout.shapes[1:] == () and array.ndim > 1:
+            return jnp.asarray(problem.layout.broadcast(name, array), dtype)
+        names = [leaf for leaf in problem.layout.names if leaf]
+        raise ValueError(
+            f"{name}: got shape {array.shape}; the problem has {problem.dim} coordinates. Give one number, or "
+            f"{problem.dim} of them" + (f", or a pytree with leaves {', '.join(names)}." if names else ".")
+        )
+    return jnp.asarray(problem.layout.broadcast(name, value), dtype)
+
+
+def described(value: Any) -> float | list[float]:
+    """The numbers of a scalar, array or pytree for `describe`: one number where all are equal."""
+    values = np.concatenate([np.ravel(np.asarray(a, dtype=np.float64)) for a in jax.tree.leaves(value)])
+    return float(values[0]) if bool((values == values[0]).all()) else values.tolist()
+
+
+def standardised(z: Array, scale: Array, x: Array) -> Array:
+    """z/σ for a scale laid out by `laid_out`."""
+    return z / column(scale, x)
+
+
+def _is_vector(value: Any) -> bool:
+    """Whether `value` is one array or a list of numbers rather than a pytree of leaves."""
+    if isinstance(value, list | tuple):
+        return all(np.ndim(a) == 0 and not isinstance(a, dict) for a in value)
+    return jax.tree_util.all_leaves([value])

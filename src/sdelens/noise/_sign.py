@@ -1,0 +1,120 @@
+r"""The covariance of sign(μ + N(0, R)) for correlated normal noise.
+
+Per pair of coordinates with means a, b (in standard deviations) and correlation r, the derivative in r of
+P(both positive) is the bivariate normal density at (a, b) (Plackett 1954), so that
+
+    Cov(sign, sign) = 4 ∫₀ʳ φ₂(a, b; t) dt = (2/π) ∫₀^{arcsin r} exp(−(a² + b² − 2ab sin θ)/(2 cos² θ)) dθ.
+
+`SignCovariance` integrates that with Gauss and Legendre's rule and takes a root per path, for d ≤ 64. Above, it expands
+φ₂ in Hermite polynomials (Mehler 1866), Cov = Σₙ cₙ(a) cₙ(b) rⁿ/n! with cₙ(a) = 2φ(a) Heₙ₋₁(−a): powers of R, entry by
+entry, are positive semi-definite (Schur), and their roots are found once for all paths.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = ["EXACT_UP_TO", "SignCovariance", "exact_root"]
+
+EXACT_UP_TO = 64
+"""Largest dimension for which the covariance of the signs is found, and factored, path by path."""
+
+_TERMS = 6
+_LEGENDRE = np.polynomial.legendre.leggauss(24)
+
+
+def exact_root(matrix: Array) -> Array:
+    """The symmetric root of a positive semi-definite matrix."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return (vectors * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T
+
+
+class SignCovariance(eqx.Module):
+    """Cov sign(μ + N(0, R)) as a function of μ/σ, by way of a root applied to Brownian increments.
+
+    Attributes:
+        correlation: R, shape (d, d).
+        roots: of the entry-wise powers R¹ … R⁶ and of the normalised remainder at μ = 0, shape (7, d, d); None for
+            d ≤ 64, where none are needed.
+    """
+
+    correlation: Array
+    roots: Array | None
+
+    def __init__(self, correlation: np.ndarray, dtype: Any) -> None:
+        self.correlation = jnp.asarray(correlation, dtype)
+        self.roots = None
+        if correlation.shape[0] > EXACT_UP_TO:
+            powers = [correlation**n for n in range(1, _TERMS + 1)]
+            zero = np.zeros(1)
+            series = [_coefficient(n, zero)[0] ** 2 / math.factorial(n) for n in range(1, _TERMS + 1)]
+            rest = (2 / np.pi) * np.arcsin(correlation) - sum(s * p for s, p in zip(series, powers, strict=True))
+            self.roots = jnp.asarray(np.stack([_root(p) for p in [*powers, rest / (1 - sum(series))]]), dtype)
+
+    @classmethod
+    def exact(cls, correlation: Array) -> "SignCovariance":
+        """For a traced correlation of at most 64 rows."""
+        blank = cls(np.eye(1), correlation.dtype)
+        return eqx.tree_at(lambda c: c.correlation, blank, correlation)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, per path, of the Brownian motion that `apply_root` takes: one per root and coordinate."""
+        dim = self.correlation.shape[0]
+        return (dim,) if self.roots is None else (_TERMS + 1, dim)
+
+    def covariance(self, mean: Array) -> Array:
+        """Of one path with means μ/σ of shape (d,), by quadrature: shape (d, d)."""
+        angle = jnp.arcsin(self.correlation)
+        a, b = mean[:, None], mean[None, :]
+        nodes, weights = (jnp.asarray(v, mean.dtype) for v in _LEGENDRE)
+
+        def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+            # Nodes in v with θ = arcsin(r)(1 − (1 − v)²/…): the integrand is steep near θ = ±π/2 alone.
+            position, weight = node
+            v = 0.5 * (position + 1)
+            theta, jacobian = angle * v * (2 - v), 2 * angle * (1 - v)
+            cosine2 = jnp.maximum(jnp.cos(theta) ** 2, jnp.finfo(mean.dtype).tiny)
+            exponent = (a * a + b * b - 2 * a * b * jnp.sin(theta)) / (2 * cosine2)
+            return total + 0.5 * weight * jacobian * jnp.exp(-exponent), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros_like(angle), (nodes, weights))
+        e = jax.lax.erf(mean / math.sqrt(2))
+        matrix = (2 / math.pi) * total
+        return matrix.at[jnp.diag_indices(mean.shape[0])].set((1 - e) * (1 + e))
+
+    def apply_root(self, mean: Array, dW: Array) -> Array:
+        """Root times increments: means μ/σ of shape (d,) or (d, P), increments of `shape` or `shape` and P."""
+        if self.roots is None:
+
+            def one(mean: Array, dW: Array) -> Array:
+                return exact_root(self.covariance(mean)) @ dW
+
+            return one(mean, dW) if mean.ndim == 1 else jax.vmap(one, in_axes=-1, out_axes=-1)(mean, dW)
+        e = jax.lax.erf(mean / math.sqrt(2))
+        rest = (1 - e) * (1 + e)
+        total = jnp.zeros_like(mean)
+        for n in range(1, _TERMS + 1):
+            size = _coefficient(n, mean) / math.sqrt(math.factorial(n))
+            rest = rest - size**2
+            total = total + size * jnp.matmul(self.roots[n - 1], dW[n - 1], precision="highest")
+        last = jnp.matmul(self.roots[-1], dW[-1], precision="highest")
+        return total + jnp.sqrt(jnp.maximum(rest, 0)) * last
+
+
+def _coefficient(n: int, a: Any) -> Any:
+    """cₙ(a) = 2φ(a) Heₙ₋₁(−a)."""
+    before, here = jnp.zeros_like(a), jnp.ones_like(a)
+    for k in range(n - 1):
+        before, here = here, -a * here - k * before
+    return 2 * jnp.exp(-0.5 * a**2) / math.sqrt(2 * math.pi) * here
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

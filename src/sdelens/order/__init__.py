@@ -1,0 +1,6 @@
+"""The weak order of an SDE, measured."""
+
+from sdelens.order._result import WeakOrder
+from sdelens.order._study import weak_order
+
+__all__ = ["WeakOrder", "weak_order"]
