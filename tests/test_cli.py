@@ -120,7 +120,10 @@ def test_warnings_and_missing_devices_are_one_line():
         (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
         (("--problem", "mlp", "--dataset", "mnits"), "dataset: got 'mnits'"),
         (("--lr", "-1"), "lr: got -1.0"),
-        (("--optimizer", "sgd", "--b1", "0.9"), "b1: sgd on quadratic does not take it; it belongs to adamw"),
+        (
+            ("--optimizer", "sgd", "--b1", "0.9"),
+            "b1: sgd on quadratic with gaussian noise does not take it; it belongs to adamw",
+        ),
         (("--curvature", "1,x"), "curvature: got '1,x'; give numbers separated by commas"),
         (("--models", "optimizer,sdee"), "Did you mean 'sde'?"),
         (("--scale", "1,2"), "scale: got shape (2,); the problem has 5 coordinates"),

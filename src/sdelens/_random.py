@@ -82,11 +82,19 @@ class Stream(NamedTuple):
 
     def signs(self, size: int, dtype: jnp.dtype, lane: int = 0) -> Array:
         """±1 with equal probability, shape (size, P): one bit each, coordinate c is bit c mod 64 of block ⌊c/64⌋."""
-        words = jnp.stack(self.bits(-(-size // 64), lane), axis=1)  # (blocks, 2, P)
-        # Without the barrier every bit would draw its own word.
-        words = lax.optimization_barrier(words.reshape(-1, 1, words.shape[-1]))
-        used = min(size, 32)
-        bits = (words << (31 - lax.iota(jnp.uint32, used)[None, :, None])) & jnp.uint32(0x80000000)
+        blocks, used = -(-size // 64), 1 if size <= 32 else 2
+
+        def drawn() -> Array:
+            return jnp.stack(self.bits(blocks, lane)[:used], axis=1)
+
+        def never() -> Array:
+            return jnp.zeros((blocks, used, self.paths.shape[0]), jnp.uint32)
+
+        # XLA would fuse the words into what uses their bits, and draw one for every bit; across a conditional, whose
+        # condition it cannot know to hold, it does not fuse.
+        words = lax.cond((self.key[0] | 1) != 0, drawn, never)
+        words = words.reshape(-1, 1, words.shape[-1])
+        bits = (words << (31 - lax.iota(jnp.uint32, min(size, 32))[None, :, None])) & jnp.uint32(0x80000000)
         ones = lax.bitcast_convert_type(bits | jnp.uint32(0x3F800000), jnp.float32)
         return ones.reshape(-1, words.shape[-1])[:size].astype(dtype)
 

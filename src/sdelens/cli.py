@@ -115,6 +115,7 @@ def order(
     ] = None,
     integrator: Annotated[str, typer.Option(help=listing(_names.INTEGRATORS))] = "sequential",
     bias_correction: Annotated[str, typer.Option(help="Adam's SDEs: 'discrete' or 'exponential'.")] = "discrete",
+    increments: Annotated[str, typer.Option(help=listing(_names.INCREMENTS))] = "gaussian",
     method: Annotated[
         str, typer.Option(help="'coupled' paths, transition 'kernel's (signsgd, separable problems), or 'auto'.")
     ] = "auto",
@@ -142,6 +143,7 @@ def order(
             substeps=substeps,
             integrator=integrator,
             bias_correction=bias_correction,
+            increments=increments,
             method=method,
             seed=seed,
         )

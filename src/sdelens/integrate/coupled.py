@@ -23,7 +23,8 @@ class Coupled(Stepper):
     """Steppers of one experiment that share their random numbers.
 
     The finest integration's increments ΔW make up those of all others, and under normal noise the optimizer's too: its
-    gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step. Paths then differ by what the models differ
+    gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step. Rademacher increments are the signs of the
+    normal ones, with which they have a correlation of √(2/π). Paths then differ by what the models differ
     in, not by their noise. Other noise is drawn by itself.
 
     Attributes:
@@ -64,6 +65,8 @@ class Coupled(Stepper):
             n = stepper.substeps
             joined = xi.reshape(n, finest // n, size, -1).sum(axis=1).reshape(n, *shape, -1)
             dW = jnp.sqrt(stepper.lr / finest) * joined
+            if stepper.increments == "rademacher":
+                dW = jnp.sqrt(stepper.lr / n) * jnp.where(joined < 0, -1, 1).astype(dtype)
             moved.append(_integrate(stepper, k, y, dW))
         return tuple(moved)
 

@@ -83,8 +83,9 @@ class AbstractNoise(eqx.Module):
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         """Cov(sign(∇f + Z))^{1/2} dW, of the shape of x."""
         mean = self.mean_sign(grad, x)
-        # (1 - e)(1 + e) keeps its digits as |e| -> 1, where 1 - e² can come out below 0.
-        return jnp.sqrt((1 - mean) * (1 + mean)) * dW
+        # (1 - e)(1 + e) keeps its digits as |e| -> 1, where 1 - e² can come out below 0. √0 has no derivative.
+        variance = jnp.maximum((1 - mean) * (1 + mean), jnp.finfo(mean.dtype).tiny)
+        return jnp.sqrt(variance) * dW
 
     def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
         """The sum of two independent noises."""

@@ -25,6 +25,13 @@ NODES = 64
 """Quadrature nodes of one law."""
 _LEGENDRE = np.polynomial.legendre.leggauss(NODES)
 
+
+def _half_rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on (0, 1), twice as dense towards 0, where the tail of a law is."""
+    half, weight = (_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2
+    return half**2, 2 * half * weight
+
+
 _LEAST_DF = 0.2
 _CLOSED_FORM_DF = 32
 
@@ -90,7 +97,8 @@ class StudentTNoise(ScaledNoise):
 
     The variance is σ²ν/(ν − 2) for ν > 2 and infinite otherwise; for ν ≤ 1 there is no mean either. SignSGD needs
     neither. E sign(g) = 2F_ν(∇f/σ) − 1 = sign(s) I_{s²/(ν+s²)}(½, ν/2), in closed form for whole ν up to 32
-    (Abramowitz and Stegun 26.7.3-4, which is far faster), by the incomplete beta function otherwise.
+    (Abramowitz and Stegun 26.7.3-4) and by Hill's expansion (1970, *Algorithm 395*) above; by the incomplete beta
+    function, which is some hundred times slower than the noise itself, otherwise.
 
     Draws are exact, by Bailey's polar method (1994): T = √(ν(U^{−2/ν} − 1)) cos(2πW).
 
@@ -105,7 +113,7 @@ class StudentTNoise(ScaledNoise):
     name: ClassVar[str] = "student-t"
     scale: Any
     df: float
-    _whole: int | None = eqx.field(static=True)
+    _form: int | str = eqx.field(static=True)
 
     def __init__(self, scale: Any, df: float) -> None:
         self.scale = positive("scale", scale, "the scale")
@@ -114,8 +122,12 @@ class StudentTNoise(ScaledNoise):
             raise ValueError(
                 f"df: got {self.df:g}; below {_LEAST_DF} draws exceed what float32 can hold. Give {_LEAST_DF} or more."
             )
-        whole = not _check.is_traced(self.df) and self.df <= _CLOSED_FORM_DF and self.df == int(self.df)
-        self._whole = int(self.df) if whole else None
+        self._form = "beta"
+        if not _check.is_traced(self.df):
+            if self.df > _CLOSED_FORM_DF:
+                self._form = "hill"
+            elif self.df == int(self.df):
+                self._form = int(self.df)
 
     def standard_sample(self, x: Array, stream: Stream) -> Array:
         radius, angle = stream.uniforms(x.shape[0], x.dtype)
@@ -127,9 +139,10 @@ class StudentTNoise(ScaledNoise):
         return jnp.where(df > 2, df / jnp.where(df > 2, df - 2, 1), jnp.inf)
 
     def standard_mean_sign(self, s: Array) -> Array:
-        if self._whole is not None:
-            return _t_mean_sign_whole(s, self._whole)
-        return _t_mean_sign(s, jnp.asarray(self.df, s.dtype))
+        if isinstance(self._form, int):
+            return _t_mean_sign_whole(s, self._form)
+        function = _t_mean_sign_many if self._form == "hill" else _t_mean_sign
+        return function(s, jnp.asarray(self.df, s.dtype))
 
     def standard_density(self, s: Array) -> Array:
         return _t_density(s, jnp.asarray(self.df, s.dtype))
@@ -150,7 +163,7 @@ class StudentTNoise(ScaledNoise):
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         """For ν = 1 the mean of any number of draws has the law of one; for other ν it is refused."""
         _check.positive("ratio", ratio)
-        return self if self._whole == 1 else super().at_batch_ratio(ratio)
+        return self if self._form == 1 else super().at_batch_ratio(ratio)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "scale": described(self.scale), "df": float(self.df)}
@@ -185,8 +198,8 @@ class LaplaceNoise(ScaledNoise):
         return 0.5 * jnp.exp(-jnp.abs(s))
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
-        half, weight = (_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2
-        standard = -np.log(half)
+        share, weight = _half_rule()
+        standard = -np.log(share)
         return self._nodes(np.concatenate([standard, -standard]), np.concatenate([weight, weight]) / 2, x)
 
 
@@ -309,10 +322,9 @@ class SymmetricNoise(ScaledNoise):
         return self.pdf(s)
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
-        half = jnp.asarray((_LEGENDRE[0] + 1) / 4, x.dtype)
-        standard = self.ppf(half)
-        weight = np.concatenate([_LEGENDRE[1], _LEGENDRE[1]]) / 4
-        return self._nodes(jnp.concatenate([standard, -standard]), weight, x)
+        share, weight = _half_rule()
+        standard = self.ppf(jnp.asarray(share / 2, x.dtype))
+        return self._nodes(jnp.concatenate([standard, -standard]), np.concatenate([weight, weight]) / 2, x)
 
     def describe(self) -> dict[str, Any]:
         law = getattr(self.cdf, "__qualname__", "custom")
@@ -360,7 +372,11 @@ def _cosine(turns: Array) -> Array:
 
 def _t_log_norm(df: Array) -> Array:
     """Logarithm of the density of Student's t at 0."""
-    return gammaln((df + 1) / 2) - gammaln(df / 2) - 0.5 * jnp.log(df * np.pi)
+    # Γ((ν+1)/2)/(Γ(ν/2)√(ν/2)) by its series where logarithms of Γ would cancel to few digits.
+    inverse = 1 / jnp.maximum(df, 20)
+    far = jnp.log1p(-inverse / 4 + inverse**2 / 32 + 5 * inverse**3 / 128)
+    near = gammaln((df + 1) / 2) - gammaln(df / 2) - 0.5 * jnp.log(df / 2)
+    return jnp.where(df > 20, far, near) - 0.5 * math.log(2 * math.pi)
 
 
 def _t_density(s: Array, df: Array) -> Array:
@@ -379,6 +395,20 @@ def _t_mean_sign(s: Array, df: Array) -> Array:
 
 
 _t_mean_sign.defjvps(lambda t, _, s, df: 2 * _t_density(s, df) * t, None)
+
+
+@jax.custom_jvp
+def _t_mean_sign_many(s: Array, df: Array) -> Array:
+    """2F_ν(s) − 1 for ν > 32: erf of Hill's normal deviate, within 1e-7."""
+    a = df - 0.5
+    b = 48 * a**2
+    w2 = a * jnp.log1p(jnp.minimum(jnp.abs(s), 1e18) ** 2 / df)
+    w = jnp.sqrt(w2)
+    correction = (((4 * w2 + 33) * w2 + 240) * w2 + 855) / (10 * b * (b + 0.8 * w2**2 + 100))
+    return jnp.sign(s) * jax.lax.erf(w * (1 + (w2 + 3) / b - correction) / math.sqrt(2))
+
+
+_t_mean_sign_many.defjvps(lambda t, _, s, df: 2 * _t_density(s, df) * t, None)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -44,8 +44,9 @@ class WeakOrder:
         r"""Size of the error per model, scheme, test function and lr.
 
         It is the root mean square over the times of error/|u|, with |u| the largest |E u(xₖ)| of that function, start
-        included, less what noise adds; the function ``"all"`` is the root mean square over them all. ``sem`` is its
-        standard error; ``unresolved`` the largest share that the SDE's integration may have.
+        included, less what noise adds; the function ``"all"`` is the root mean square over them all. ``sem`` bounds
+        its standard error, however the terms are correlated; ``unresolved`` is the largest share
+        that the SDE's integration may have.
         """
         import pandas as pd
 
@@ -57,8 +58,10 @@ class WeakOrder:
                 relative, sem = own.error / own["size"], own["sem"] / own["size"]
                 square = float(np.mean(relative**2 - sem**2))
                 value = math.sqrt(max(square, 0.0))
-                # δ method: the square has variance Σ (2 error sem)² + 2 sem⁴, over the number of terms squared.
-                spread = float(np.sqrt(np.sum(4 * relative**2 * sem**2 + 2 * sem**4))) / len(own)
+                # What all terms' errors add, were they fully correlated: paths and functions are common to them.
+                spread = (
+                    float(np.mean(np.abs(relative) * sem)) / value if value > 0 else float(np.sqrt(np.mean(sem**2)))
+                )
                 rows.append(
                     {
                         "model": model,
@@ -66,7 +69,7 @@ class WeakOrder:
                         "function": name,
                         "lr": lr,
                         "error": value,
-                        "sem": spread / (2 * value) if value > 0 else math.sqrt(spread),
+                        "sem": spread,
                         "unresolved": float((own.unresolved / own["size"]).max()),
                     }
                 )
@@ -89,7 +92,7 @@ class WeakOrder:
             x, count = np.log(part.lr.to_numpy()), len(part)
             error, sem = part.error.to_numpy(), part["sem"].to_numpy()
             row = {"slope": np.nan, "lower": np.nan, "upper": np.nan, "smallest": error[-1], "sem": sem[-1]}
-            noise = (sem / np.maximum(error, 1e-300)) ** 2
+            noise = np.divide(sem, error, out=np.full(count, np.inf), where=error > 0) ** 2
             if (error > np.maximum(2 * sem, self.info["rounding"])).all():
                 weights = 1 / np.maximum(noise, max(noise.mean(), 1e-12))
                 centred = x - np.average(x, weights=weights)

@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from sdelens import _check
+from sdelens._names import INCREMENTS, INTEGRATORS
 from sdelens.ensemble import run_ensemble
 from sdelens.experiment import check_subject, progress_bar
 from sdelens.integrate import Coupled, Discrete, EulerMaruyama
@@ -59,6 +60,7 @@ def weak_order(
     substeps: int | None = None,
     integrator: str = "sequential",
     bias_correction: str = "discrete",
+    increments: str = "gaussian",
     start: Any = None,
     method: str = "auto",
     seed: int = 0,
@@ -88,6 +90,8 @@ def weak_order(
             is below the Monte-Carlo error.
         integrator: ``"sequential"`` or ``"euler"``.
         bias_correction: for Adam's SDEs.
+        increments: ``"gaussian"`` or ``"rademacher"``; the latter, as signs of the former, are coupled less closely and
+            take more paths (a million for errors of 1e-3).
         start: as in `compare`.
         method: ``"coupled"``, ``"kernel"`` (SignSGD on a separable problem), or ``"auto"``: the kernel where it exists.
         seed: seed of all randomness.
@@ -125,14 +129,19 @@ def weak_order(
     kernel = _kernel_exists(problem, bound, optimizer, begin, functions)
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
-    study = _Study(problem, noise, family, named, tests, float(horizon), times, begin, seed)
-    used = "kernel" if method != "coupled" and kernel is None else "coupled"
+    study = _Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
+    wanted = method == "kernel" or (method == "auto" and increments == "gaussian")
+    used = "kernel" if wanted and kernel is None else "coupled"
     if used == "kernel":
         rows = study.by_kernel()
     else:
         for name in named:
             build_sde(name, problem, bound, optimizer, bias_correction)
-        style = (_check.choice("integrator", integrator, ("sequential", "euler")), bias_correction)
+        style = _Style(
+            _check.choice("integrator", integrator, INTEGRATORS),
+            bias_correction,
+            _check.choice("increments", increments, INCREMENTS),
+        )
         rows = study.by_coupling(bound, plan, substeps, style, progress)
     info = {
         "optimizer": optimizer.describe(),
@@ -214,9 +223,17 @@ class _Row(NamedTuple):
     method: str
 
 
+class _Style(NamedTuple):
+    """How SDEs are integrated."""
+
+    integrator: str
+    bias_correction: str
+    increments: str
+
+
 @dataclass(frozen=True)
 class _Study:
-    """Everything checked, ready to run."""
+    """Everything checked, ready to run; `lr` is that of the optimizer as given, to which a saved start belongs."""
 
     problem: AbstractProblem
     noise: AbstractNoise
@@ -226,6 +243,7 @@ class _Study:
     horizon: float
     times: int
     start: Start
+    lr: float
     seed: int
 
     def steps(self, optimizer: Optimizer) -> list[int]:
@@ -265,7 +283,7 @@ class _Study:
         return rows
 
     def by_coupling(
-        self, noise: AbstractNoise, plan: Any, substeps: int | None, style: tuple[str, str], progress: bool | None
+        self, noise: AbstractNoise, plan: Any, substeps: int | None, style: _Style, progress: bool | None
     ) -> list[_Row]:
         """Monte Carlo on common Brownian paths."""
         functions = _coupled_functions([test.value for test in self.tests], len(self.models))
@@ -294,18 +312,19 @@ class _Study:
         noise: AbstractNoise,
         optimizer: Optimizer,
         n: int,
-        style: tuple[str, str],
+        style: _Style,
         plan: Any,
         functions: Callable[[tuple[Array, ...]], Array],
         report: Callable[[int], None],
     ) -> list[_Row]:
-        start = self.start.scaled(self.family[0].lr / optimizer.lr)
-        integrator, bias_correction = style
+        start = self.start.scaled(self.lr / optimizer.lr)
         integrations = []
         for model in self.models:
-            sde = build_sde(model, self.problem, noise, optimizer, bias_correction)
-            levels = (n, n // 2, n // 4, 1)
-            integrations += [EulerMaruyama(sde, optimizer.lr, start, integrator, level) for level in levels]
+            sde = build_sde(model, self.problem, noise, optimizer, style.bias_correction)
+            integrations += [
+                EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments)
+                for level in (n, n // 2, n // 4, 1)
+            ]
         discrete = Discrete(self.problem, noise, optimizer, start)
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
