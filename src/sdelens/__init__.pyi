@@ -1,4 +1,6 @@
 from . import plotting as plotting
+from ._diffrax import DiffraxSDE as DiffraxSDE
+from ._diffrax import to_diffrax as to_diffrax
 from .data import load_dataset as load_dataset
 from .experiment import Estimate as Estimate
 from .experiment import compare as compare

@@ -298,9 +298,12 @@ def _second_moment(problem: "AbstractProblem", noise: "AbstractNoise", x: Array)
 
 
 def _floor(eps: Any) -> Any:
-    """ε, or the least normal float32 where ε is 0: a coordinate with neither gradient nor noise then stays still."""
-    tiny = float(jnp.finfo(jnp.float32).tiny)
-    return jnp.maximum(eps, tiny) if _check.is_traced(eps) else max(eps, tiny)
+    """ε, or where ε is 0 the least number whose square float32 holds.
+
+    A coordinate with neither gradient nor noise then stays still, and one whose squares underflow nearly so.
+    """
+    least = float(jnp.finfo(jnp.float32).tiny) ** 0.5
+    return jnp.maximum(eps, least) if _check.is_traced(eps) else max(eps, least)
 
 
 def precondition(numerator: Array, v: Array, eps: Any) -> Array:

@@ -84,8 +84,10 @@ def _random(function: Callable[[Any], Any], problem: AbstractProblem) -> Start:
     try:
         first = _flat("start", function(jax.random.key(0)), problem)
         jax.eval_shape(sampler, jax.random.key(0))
-    except jax.errors.JAXTypeError as error:
-        raise TypeError("start: cannot be compiled as a function of a random key; use jax.random in it.") from error
+    except (jax.errors.JAXTypeError, TypeError) as error:
+        raise TypeError(
+            f"start: cannot be compiled as a function of a random key; use jax.random in it. ({error})"
+        ) from error
     if np.array_equal(first, _flat("start", function(jax.random.key(1)), problem)):
         raise ValueError("start: returned the same parameters for two keys; give them as they are, or use the key.")
     return Start(None, sampler=sampler, label=getattr(function, "__qualname__", "function"))
@@ -133,7 +135,8 @@ def _flat(name: str, value: Any, problem: AbstractProblem) -> Array:
             ) from error
         for leaf, shape, label in zip(leaves, layout.shapes, layout.names, strict=True):
             if shape is not None and np.shape(leaf) != shape:
-                raise ValueError(f"{name}{label}: got shape {np.shape(leaf)}; the parameter there has {shape}.")
+                found = f"shape {np.shape(leaf)}" if _is_numeric(leaf) or np.isscalar(leaf) else type(leaf).__name__
+                raise ValueError(f"{name}{label}: got {found}; the parameter there has shape {shape}.")
         flat = layout.ravel(jax.tree.map(jnp.asarray, value)).astype(problem.start.dtype)
     if not bool(jnp.isfinite(flat).all()):
         raise ValueError(f"{name}: has entries that are not finite.")

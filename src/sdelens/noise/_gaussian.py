@@ -14,7 +14,7 @@ from sdelens import _check
 from sdelens._random import Stream
 from sdelens._tree import column
 from sdelens.noise._base import AbstractNoise, described, laid_out, positive
-from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, exact_root
+from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise._symmetric import NODES
 from sdelens.problems import AbstractProblem
 
@@ -196,7 +196,7 @@ class _VaryingMatrix(_VaryingDiagonal):
         return _per_path(lambda p: jnp.diag(self.function(p)), x)
 
     def apply_root(self, x: Array, dW: Array) -> Array:
-        return _per_path(lambda p, w: exact_root(self.function(p)) @ w, x, dW)
+        return _per_path(lambda p, w: lower_root(self.function(p)) @ w, x, dW)
 
     def sign_shape(self, dim: int) -> tuple[int, ...]:
         if dim > EXACT_UP_TO:

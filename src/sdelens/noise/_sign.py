@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["EXACT_UP_TO", "SignCovariance", "exact_root"]
+__all__ = ["EXACT_UP_TO", "SignCovariance", "lower_root"]
 
 EXACT_UP_TO = 64
 """Largest dimension for which the covariance of the signs is found, and factored, path by path."""
@@ -28,10 +28,25 @@ _TERMS = 6
 _LEGENDRE = np.polynomial.legendre.leggauss(24)
 
 
-def exact_root(matrix: Array) -> Array:
-    """The symmetric root of a positive semi-definite matrix."""
-    values, vectors = jnp.linalg.eigh(matrix)
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0))) @ vectors.T
+def lower_root(matrix: Array) -> Array:
+    """Cholesky's factor of a positive semi-definite matrix: columns whose pivot is rounding are left out.
+
+    LAPACK's factorisations, which XLA runs on a CPU's shared threads, wait for each other without end when several
+    devices call them at once (jaxlib 0.10.2); and theirs have no derivative where the matrix is singular.
+    """
+    size = matrix.shape[0]
+    least = 8 * jnp.finfo(matrix.dtype).eps * jnp.diag(matrix)
+    index = jnp.arange(size)
+
+    def column(j: Array, loop: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest, root = loop
+        pivot = rest[j, j]
+        used = pivot > least[j]
+        scaled = rest[:, j] / jnp.sqrt(jnp.where(used, pivot, 1))
+        own = jnp.where(used & (index >= j), scaled, 0)
+        return rest - own[:, None] * own[None, :], root.at[:, j].set(own)
+
+    return jax.lax.fori_loop(0, size, column, (matrix, jnp.zeros_like(matrix)))[1]
 
 
 class SignCovariance(eqx.Module):
@@ -93,7 +108,7 @@ class SignCovariance(eqx.Module):
         if self.roots is None:
 
             def one(mean: Array, dW: Array) -> Array:
-                return exact_root(self.covariance(mean)) @ dW
+                return lower_root(self.covariance(mean)) @ dW
 
             return one(mean, dW) if mean.ndim == 1 else jax.vmap(one, in_axes=-1, out_axes=-1)(mean, dW)
         e = jax.lax.erf(mean / math.sqrt(2))

@@ -1,0 +1,134 @@
+"""Where runs start: given parameters, random ones, and saved accumulators; none of them divides by zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sdelens as sl
+from sdelens.settings import models_of
+
+PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
+NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
+OPTIMIZERS = {
+    "sgd": sl.SGD(0.05, 0.1),
+    "signsgd": sl.SignSGD(0.05, 0.1),
+    "rmspropw": sl.RMSpropW(0.05, 0.9, 1e-6, 0.1),
+    "rmspropw from 0": sl.RMSpropW(0.05, 0.9, 0.0, 0.1, v0="zero"),
+    "adamw": sl.AdamW(0.05, 0.8, 0.9, 0.0, 0.1),
+    "adamw settled": sl.AdamW(0.05, 0.8, 0.9, 1e-6, 0.1, v0="second-moment"),
+}
+ALL = [(name, model) for name, optimizer in OPTIMIZERS.items() for model in models_of(optimizer)]
+
+
+def run(optimizer, model="optimizer", problem=PROBLEM, noise=NOISE, **options):
+    return sl.simulate(
+        problem, noise, optimizer, model, **({"steps": 5, "paths": 64, "keep_paths": 64} | options)
+    ).dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("sgd", "optimizer"), ("rmspropw", "malladi2022"), ("adamw settled", "sde")]
+)
+def test_random_starts_are_drawn_for_every_path(name, model):
+    """Means of 4096 draws within 5 standard errors: 6 statistics, false alarms 4e-6."""
+    start = lambda key: 1.0 + 0.5 * jax.random.normal(key, (3,))  # noqa: E731
+    data = run(OPTIMIZERS[name], model, paths=4096, keep_paths=3, start=start)
+    first = data.isel(model=0, step=0)
+    assert (abs(first.x_mean - 1) < 5 * 0.5 / np.sqrt(4096)).all()
+    assert (abs(first.x_var - 0.25) < 5 * 0.25 * np.sqrt(2 / 4096)).all()
+    assert np.isfinite(data.path_x).all()
+    assert not data.attrs["rerunnable"]
+
+
+def test_random_starts_do_not_depend_on_chunks_or_devices():
+    start = lambda key: jax.random.uniform(key, (3,))  # noqa: E731
+    plain = run(OPTIMIZERS["adamw"], "sde", start=start)
+    for options in ({"chunk": 16}, {"devices": 1}):
+        np.testing.assert_allclose(
+            run(OPTIMIZERS["adamw"], "sde", start=start, **options).path_x, plain.path_x, rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("name", "model"), ALL)
+def test_no_model_divides_by_zero_at_the_start(name, model):
+    """Coordinates without a gradient and hardly any noise, whose square float32 holds or not; also with ε = 0."""
+    problem = sl.Quadratic([0.0, 0.0, 1.0], start=[1.0, 0.0, 3.0])
+    data = run(OPTIMIZERS[name], model, problem, sl.GaussianNoise([1e-30, 1e-10, 1.0]), steps=50)
+    assert np.isfinite(data.path_x).all()
+    assert float(abs(data.path_x).max()) < 20
+
+
+def test_a_saved_state_continues_the_optimizer_where_it_stopped():
+    """Ten optax steps, saved, and ten more: the run from the saved state equals optax's own, noise as good as none."""
+    spec, noise = sl.AdamW(0.05, 0.8, 0.95, 1e-6, 0.1), sl.GaussianNoise(1e-12)
+    tx, x = spec.to_optax(), PROBLEM.start
+    state = tx.init(x)
+    for k in range(20):
+        if k == 10:
+            saved = sl.State(x, optax.tree.get(state, "mu"), optax.tree.get(state, "nu"), 10)
+        updates, state = tx.update(PROBLEM.evaluate(x)[1], state, x)
+        x = optax.apply_updates(x, updates)
+    for model in ("optimizer", "sde"):  # at Δt = η and without noise the sequential scheme is the algorithm
+        end = run(spec, model, noise=noise, start=saved, steps=10, paths=1, keep_paths=1).path_x.values[0, 0, -1]
+        np.testing.assert_allclose(end, x, rtol=1e-5, atol=1e-6)
+    fresh = run(spec, noise=noise, start=np.asarray(saved.x), steps=10, paths=1, keep_paths=1).path_x.values[0, 0, -1]
+    assert np.abs(fresh - np.asarray(x)).max() > 0.05
+
+
+def test_a_saved_rmsprop_accumulator_and_pytree_parts():
+    tree = sl.Problem(
+        lambda p: 0.5 * (p["a"] ** 2).sum() + p["b"] ** 2, {"a": jnp.ones((1, 2)), "b": jnp.array(2.0)}, infimum=0.0
+    )
+    parts = {"a": jnp.array([[0.5, 1.0]]), "b": jnp.array(4.0)}
+    spec, noise = sl.RMSpropW(0.1, 0.9, 0.0), sl.GaussianNoise(1e-12)
+    end = run(spec, problem=tree, noise=noise, start=sl.State(None, v=parts), steps=1, paths=1).path_x.values[0, 0, -1]
+    grad, v = np.array([1.0, 1.0, 4.0]), np.array([0.5, 1.0, 4.0])
+    np.testing.assert_allclose(end, [1, 1, 2] - 0.1 * grad / np.sqrt(0.9 * v + 0.1 * grad**2), rtol=1e-5)
+    flat = run(spec, problem=tree, noise=noise, start=sl.State(None, v=v), steps=1, paths=1).path_x.values[0, 0, -1]
+    np.testing.assert_array_equal(end, flat)
+
+
+def test_adam_that_starts_settled_corrects_no_bias():
+    """M = ∇f and V = E g², so the first step is η∇f/√V, noise apart, for optimizer and SDE."""
+    noise = sl.GaussianNoise(1e-12)
+    for model in ("optimizer", "sde"):
+        end = run(sl.AdamW(0.05, 0.8, 0.9, v0="second-moment"), model, noise=noise, steps=1).path_x.values[0, 0, -1]
+        np.testing.assert_allclose(end, np.asarray(PROBLEM.start) - 0.05 * np.sign(PROBLEM.start), rtol=1e-5)
+
+
+BAD = {
+    "shape": (sl.SGD(0.1), [1.0, 2.0], "start: got shape (2,); the parameter there has shape (3,)"),
+    "structure": (sl.SGD(0.1), {"w": np.ones(3)}, "start: got dict; the parameter there has shape (3,)"),
+    "not finite": (sl.SGD(0.1), np.array([1.0, np.nan, 0.0]), "start: has entries that are not finite"),
+    "constant function": (sl.SGD(0.1), lambda key: jnp.ones(3), "start: returned the same parameters for two keys"),
+    "function of NumPy": (
+        sl.SGD(0.1),
+        lambda key: np.asarray(key) + 1.0,
+        "start: cannot be compiled as a function of a random key",
+    ),
+    "wrong function": (sl.SGD(0.1), lambda key: jax.random.normal(key, (4,)), "start: got shape (4,)"),
+    "no accumulator": (sl.SGD(0.1), sl.State(None, v=np.ones(3)), "start.v: sgd has no such accumulator"),
+    "negative v": (
+        sl.RMSpropW(0.1),
+        sl.State(None, v=-np.ones(3)),
+        "start.v: got -1.0; second moments are 0 or greater",
+    ),
+    "v of another size": (sl.RMSpropW(0.1), sl.State(None, v=np.ones(2)), "start.v: got shape (2,)"),
+    "adam without count": (
+        sl.AdamW(0.1),
+        sl.State(None, np.zeros(3), np.ones(3)),
+        "start: for adamw give m, v and count together",
+    ),
+    "adam without m": (sl.AdamW(0.1), sl.State(None, v=np.ones(3), count=3), "give m, v and count together"),
+    "count": (sl.AdamW(0.1), sl.State(None, np.zeros(3), np.ones(3), -1), "start.count: got -1"),
+    "count of another": (sl.RMSpropW(0.1), sl.State(None, v=np.ones(3), count=1), "start.count: rmspropw corrects no"),
+}
+
+
+@pytest.mark.parametrize(("optimizer", "start", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_starts_are_refused(optimizer, start, message):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        run(optimizer, start=start)
+    assert message in str(caught.value)
