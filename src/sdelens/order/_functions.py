@@ -77,8 +77,10 @@ def _loss_parts(problem: AbstractProblem, z: Array) -> Array:
 
 
 def _user_function(problem: AbstractProblem, name: str, function: Callable[[Any], Any]) -> TestFunction:
+    layout = problem.layout
+
     def value(x: Array) -> Array:
-        return jax.vmap(lambda p: jnp.asarray(function(problem.layout.unravel(p))), in_axes=-1)(x)
+        return jax.vmap(lambda p: jnp.asarray(function(layout.unravel(p))), in_axes=-1)(x)
 
     try:
         shape = jax.eval_shape(value, problem.start[:, None]).shape

@@ -1,10 +1,10 @@
 """Expectations of SignSGD and its SDE without sampling, coordinate by coordinate, by transition kernels.
 
 Where the loss is a sum over coordinates and the noise independent, every coordinate is a Markov chain on the line. One
-step maps a function u to (Au)(x) = E[u(x') | x]. On Chebyshev nodes A is a matrix: x' takes two values in SignSGD, and
-is normal in an Euler-Maruyama substep, which Gauss-Hermite's rule reduces to a few; u between the nodes is its
-polynomial interpolant. Everything is in float64 and goes through the library's own steppers, so that it is their
-expectation that is found.
+step maps a function u to (Au)(x) = E[u(x') | x]. On Chebyshev nodes A is a matrix: x' takes two values in SignSGD and
+in an Euler-Maruyama substep with Rademacher increments, and is normal with Gaussian ones, which Gauss-Hermite's rule
+reduces to a few; u between the nodes is its polynomial interpolant. Everything is in float64 and goes through the
+library's own steppers, so that it is their expectation that is found.
 """
 
 import dataclasses
@@ -28,7 +28,11 @@ __all__ = ["SignChain", "is_separable"]
 
 _NODES = 161
 _BARYCENTRIC = np.where(np.arange(_NODES) % 2, -1.0, 1.0) * np.where(np.arange(_NODES) % (_NODES - 1), 1.0, 0.5)
-_HERMITE = np.polynomial.hermite_e.hermegauss(32)
+_INCREMENTS = {
+    "gaussian": np.polynomial.hermite_e.hermegauss(32),
+    "rademacher": (np.array([-1.0, 1.0]), np.array([1.0, 1.0])),
+}
+"""Nodes and weights of the law of ξ."""
 
 
 def is_separable(problem: AbstractProblem, noise: AbstractNoise) -> bool:
@@ -55,12 +59,20 @@ class SignChain:
         optimizer: its learning rate is that of every step.
         start: x₀, shape (d,).
         horizon: longest time; it bounds how far paths get, since no coordinate moves faster than 1.
+        increments: of the SDE's integration, ``"gaussian"`` or ``"rademacher"``.
     """
 
     def __init__(
-        self, problem: AbstractProblem, noise: AbstractNoise, optimizer: SignSGD, start: np.ndarray, horizon: float
+        self,
+        problem: AbstractProblem,
+        noise: AbstractNoise,
+        optimizer: SignSGD,
+        start: np.ndarray,
+        horizon: float,
+        increments: str = "gaussian",
     ) -> None:
         self.problem, self.noise, self.optimizer, self.x0 = problem, noise, optimizer, np.asarray(start, np.float64)
+        self.increments = increments
         reach = horizon + 6 * np.sqrt(optimizer.lr * horizon) + 2 * optimizer.lr
         self.low = np.minimum(self.x0, 0 if optimizer.weight_decay else np.inf) - reach
         self.high = np.maximum(self.x0, 0 if optimizer.weight_decay else -np.inf) + reach
@@ -122,7 +134,7 @@ class SignChain:
         sde = build_sde("sde", self.problem, self.noise, optimizer)
         stepper = EulerMaruyama(sde, optimizer.lr, Start(self.problem.start), substeps=substeps)
         advance = jax.jit(lambda z: stepper.advance(jnp.asarray(0), 0, State(x), grad, z * jnp.ones_like(x)).x)
-        nodes, weights = _HERMITE
+        nodes, weights = _INCREMENTS[self.increments]
         size = np.sqrt(optimizer.lr / substeps)
         moves = [
             (np.asarray(advance(size * z)), np.full(x.shape, w / weights.sum()))

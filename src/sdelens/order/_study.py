@@ -90,8 +90,8 @@ def weak_order(
             is below the Monte-Carlo error.
         integrator: ``"sequential"`` or ``"euler"``.
         bias_correction: for Adam's SDEs.
-        increments: ``"gaussian"`` or ``"rademacher"``; the latter, as signs of the former, are coupled less closely and
-            take more paths (a million for errors of 1e-3).
+        increments: ``"gaussian"`` or ``"rademacher"``; coupled, the latter are the signs of the former, follow the
+            optimizer less closely and take more paths (a million for errors of 1e-3).
         start: as in `compare`.
         method: ``"coupled"``, ``"kernel"`` (SignSGD on a separable problem), or ``"auto"``: the kernel where it exists.
         seed: seed of all randomness.
@@ -130,19 +130,17 @@ def weak_order(
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
     study = _Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
-    wanted = method == "kernel" or (method == "auto" and increments == "gaussian")
-    used = "kernel" if wanted and kernel is None else "coupled"
-    if used == "kernel":
-        rows = study.by_kernel()
+    style = _Style(
+        _check.choice("integrator", integrator, INTEGRATORS),
+        bias_correction,
+        _check.choice("increments", increments, INCREMENTS),
+    )
+    for name in named:
+        build_sde(name, problem, bound, optimizer, bias_correction)
+    if method != "coupled" and kernel is None:
+        used, rows = "kernel", study.by_kernel(style.increments)
     else:
-        for name in named:
-            build_sde(name, problem, bound, optimizer, bias_correction)
-        style = _Style(
-            _check.choice("integrator", integrator, INTEGRATORS),
-            bias_correction,
-            _check.choice("increments", increments, INCREMENTS),
-        )
-        rows = study.by_coupling(bound, plan, substeps, style, progress)
+        used, rows = "coupled", study.by_coupling(bound, plan, substeps, style, progress)
     info = {
         "optimizer": optimizer.describe(),
         "problem": problem.describe(),
@@ -251,7 +249,7 @@ class _Study:
         between = round(self.horizon / (self.times * optimizer.lr))
         return [between * n for n in range(1, self.times + 1)]
 
-    def by_kernel(self) -> list[_Row]:
+    def by_kernel(self, increments: str) -> list[_Row]:
         """Deterministic, in float64."""
         rows: list[_Row] = []
         with jax.enable_x64(True):
@@ -259,7 +257,7 @@ class _Study:
             noise, x0 = self.noise.bind(problem), np.asarray(self.start.x, np.float64)
             for optimizer in self.family:
                 assert isinstance(optimizer, SignSGD)
-                chain = SignChain(problem, noise, optimizer, x0, self.horizon)
+                chain = SignChain(problem, noise, optimizer, x0, self.horizon, increments)
                 grid = jnp.asarray(chain.grid)
                 parts = np.stack([np.asarray(test.parts(grid)) for test in self.tests if test.parts is not None])
                 steps = self.steps(optimizer)
