@@ -8,8 +8,11 @@ import pytest
 import references
 import sdelens as sl
 from sdelens._random import Stream, stream_key
-from sdelens.integrate import Discrete, EulerMaruyama
+from sdelens._tree import sum_coordinates
+from sdelens.ensemble import run_ensemble
+from sdelens.integrate import Coupled, Discrete, EulerMaruyama
 from sdelens.sdes import Instant, Malladi2022SDE, RMSpropWSDE, build_sde, sdes_of
+from sdelens.settings import Options
 from sdelens.starts import Start
 
 LR, THETA, B1, B2, EPS, STEPS = 0.05, 0.3, 0.8, 0.9, 1e-3, 12
@@ -147,3 +150,34 @@ def test_first_step_from_a_zero_accumulator_divides_by_no_zero(earlier, eps):
     square = SIGMA**2 + (0 if earlier else gradient(START) ** 2)
     largest = LR * (np.abs(gradient(START)) + 5.3 * SIGMA) / np.sqrt((1 - B2) * square)
     assert (np.abs(np.asarray(y.x[:, 0]) - START) <= largest).all()
+
+
+STRONG = {
+    "additive noise": (sl.GaussianNoise([0.7, 1.5, 0.2]), sl.SGD(0.4, THETA), 1.0),
+    "noise of x": (sl.GaussianNoise(covariance=lambda x: 0.1 + x**2), sl.SGD(0.4, THETA), 0.5),
+    "noise of the sign": (sl.GaussianNoise([0.7, 1.5, 0.2]), sl.SignSGD(0.4, THETA), 0.5),
+}
+
+
+@pytest.mark.parametrize(("noise", "optimizer", "expected"), STRONG.values(), ids=STRONG.keys())
+def test_strong_convergence_of_euler_on_one_brownian_path(noise, optimizer, expected):
+    """√E‖X(n) − X(1024)‖² for n = 16 … 128 substeps on the same path falls like n^-1 (additive noise) or n^-½.
+
+    Over 2000 paths the slope has a standard error below 0.02; what the finest path itself leaves out, and the next
+    order, are worth up to 0.1.
+    """
+    problem = sl.Quadratic(CURVATURE, START)
+    noise = noise.bind(problem)
+    sde, start = build_sde("sde", problem, noise, optimizer), Start(problem.start)
+    levels = [1024, 128, 64, 32, 16]
+
+    def distances(positions):
+        _, finest, *others = positions
+        return jnp.stack([sum_coordinates((x - finest) ** 2) for x in others])
+
+    integrations = tuple(EulerMaruyama(sde, optimizer.lr, start, "euler", n) for n in levels)
+    stepper = Coupled(Discrete(problem, noise, optimizer, start), integrations, distances)
+    plan = Options(steps=3, paths=2000, record_every=3).plan()
+    mean = run_ensemble(stepper, plan, 0, "strong", 0.0, np.array([0.5])).seen_mean[-1]
+    slope = np.polyfit(np.log(levels[1:]), 0.5 * np.log(mean), 1)[0]
+    assert slope == pytest.approx(-expected, abs=0.15)

@@ -59,13 +59,14 @@ def test_kernels_of_signsgd_against_enumeration():
     assert study.info["method"] == "kernel"
     tests = {"loss": lambda x: x**2, "x1": lambda x: x, "x1²": lambda x: x**2}
     for lr, (name, u) in itertools.product(LRS, tests.items()):
-        assert of(study, "resolved", lr, name).expected == pytest.approx(
-            lattice_expectation(lr, round(0.8 / lr), u), abs=2e-8
-        )
+        row = of(study, "resolved", lr, name)
+        assert row.expected == pytest.approx(lattice_expectation(lr, round(0.8 / lr), u), abs=2e-7)
+        assert row.unresolved < 2e-3 * abs(row.error)
 
 
-@pytest.mark.parametrize("increments", ["gaussian", "rademacher"])
-@pytest.mark.parametrize("schedule", [None, sl.Cosine(12)], ids=["constant", "cosine"])
+@pytest.mark.parametrize(
+    ("increments", "schedule"), [("gaussian", None), ("rademacher", None), ("gaussian", sl.Cosine(12))]
+)
 def test_kernels_agree_with_coupled_paths(increments, schedule):
     """18 differences in standard errors: above 5 in 1e-5 of cases."""
     problem = sl.EmbeddedSaddle(start=(0.5, 1.5))
@@ -237,7 +238,8 @@ def test_every_sde_is_of_weak_order_one(name, problem):
     assert row.lower > 0.75
     assert row.upper < 1.3
     resolved = study.table[study.table.scheme == "resolved"]
-    assert (resolved.unresolved <= np.maximum(resolved["sem"], 2e-6 * resolved["size"])).all()
+    typical = resolved.groupby(["model", "lr", "function"]).error.transform(lambda e: np.sqrt(np.mean(e**2)))
+    assert (resolved.unresolved <= np.maximum(resolved["sem"], 0.01 * typical)).all()
     if name == "sgd":
         second = slopes.loc[("second-order", "resolved", "all")]
         assert second.slope == pytest.approx(2, abs=0.3)

@@ -24,10 +24,10 @@ from sdelens.schedules import as_schedule
 from sdelens.sdes import build_sde
 from sdelens.starts import Start
 
-__all__ = ["SignChain", "is_separable"]
+__all__ = ["NODES", "SignChain", "is_separable"]
 
-_NODES = 161
-_BARYCENTRIC = np.where(np.arange(_NODES) % 2, -1.0, 1.0) * np.where(np.arange(_NODES) % (_NODES - 1), 1.0, 0.5)
+NODES = (161, 129)
+"""Chebyshev nodes of the expectations that are used, and of those they are checked against."""
 _INCREMENTS = {
     "gaussian": np.polynomial.hermite_e.hermegauss(32),
     "rademacher": (np.array([-1.0, 1.0]), np.array([1.0, 1.0])),
@@ -60,6 +60,7 @@ class SignChain:
         start: x₀, shape (d,).
         horizon: longest time; it bounds how far paths get, since no coordinate moves faster than 1.
         increments: of the SDE's integration, ``"gaussian"`` or ``"rademacher"``.
+        nodes: number of nodes, odd.
     """
 
     def __init__(
@@ -70,15 +71,17 @@ class SignChain:
         start: np.ndarray,
         horizon: float,
         increments: str = "gaussian",
+        nodes: int = NODES[0],
     ) -> None:
         self.problem, self.noise, self.optimizer, self.x0 = problem, noise, optimizer, np.asarray(start, np.float64)
-        self.increments = increments
+        self.increments, self.nodes = increments, nodes
         reach = horizon + 6 * np.sqrt(optimizer.lr * horizon) + 2 * optimizer.lr
         self.low = np.minimum(self.x0, 0 if optimizer.weight_decay else np.inf) - reach
         self.high = np.maximum(self.x0, 0 if optimizer.weight_decay else -np.inf) + reach
-        angles = np.cos(np.pi * np.arange(_NODES) / (_NODES - 1))
+        angles = np.cos(np.pi * np.arange(nodes) / (nodes - 1))
+        barycentric = np.where(np.arange(nodes) % 2, -1.0, 1.0) * np.where(np.arange(nodes) % (nodes - 1), 1.0, 0.5)
         self.grid = 0.5 * (self.low + self.high)[:, None] + 0.5 * (self.high - self.low)[:, None] * angles
-        self._interpolants = [BarycentricInterpolator(nodes, np.eye(_NODES), wi=_BARYCENTRIC) for nodes in self.grid]
+        self._interpolants = [BarycentricInterpolator(at, np.eye(nodes), wi=barycentric) for at in self.grid]
         self._kernels: dict[Any, list[np.ndarray]] = {}
 
     def expectations(self, parts: np.ndarray, steps: list[int], substeps: int | None) -> np.ndarray:
@@ -144,7 +147,7 @@ class SignChain:
 
     def _matrices(self, moves: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
         return [
-            sum((w[i][:, None] * self._interpolate(i, to[i]) for to, w in moves), np.zeros((_NODES, _NODES)))
+            sum((w[i][:, None] * self._interpolate(i, to[i]) for to, w in moves), np.zeros((self.nodes, self.nodes)))
             for i in range(len(self.x0))
         ]
 
