@@ -182,7 +182,7 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
     headings = {"resolved": "SDE resolved", "Δt = η": "one step $\\Delta t = \\eta$"}
     with plt.style.context(STYLE):
         figure, panels = plt.subplots(
-            1, len(schemes), sharex=True, sharey=True, squeeze=False, figsize=(3.6 * len(schemes), 3.6)
+            1, len(schemes), sharex=True, sharey=True, squeeze=False, figsize=(3.6 * len(schemes), 4.1)
         )
         shown = errors[(errors.function == "all") & (errors.error > rounding)]
         top = float(shown.error.max()) if len(shown) else 1.0
@@ -202,7 +202,8 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
             _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
             panel.set_title(headings.get(scheme, scheme), loc="left")
             panel.set_xlabel("learning rate $\\eta$")
-            panel.legend(title="fitted slope", loc="lower right")
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+            panel.legend(title="fitted slope (faint: single test functions)", **where)
         panels[0, 0].set_ylabel("relative weak error")
         figure.suptitle(title, x=0.02, ha="left", fontsize=9)
     plt.close(figure)
@@ -215,6 +216,7 @@ def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) 
     axes.set_yscale("log")
     ticks = np.unique(lrs)
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xlim(0.87 * ticks[0], 1.15 * ticks[-1])
     axes.minorticks_off()
     axes.set_ylim(0.4 * lowest, 3 * top)
     ends = np.array([lrs.min(), lrs.max()])

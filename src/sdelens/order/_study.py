@@ -13,25 +13,19 @@ Two ways to bring the Monte-Carlo error below the bias:
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from sdelens import _check
 from sdelens._names import INCREMENTS, INTEGRATORS
-from sdelens.ensemble import run_ensemble
-from sdelens.experiment import check_subject, progress_bar
-from sdelens.integrate import Coupled, Discrete, EulerMaruyama
+from sdelens.experiment import check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import TestFunction, test_functions
-from sdelens.order._kernel import NODES, SignChain, is_separable
-from sdelens.order._result import COARSE, RESOLVED, WeakOrder
+from sdelens.order._kernel import is_separable
+from sdelens.order._result import WeakOrder
+from sdelens.order._runs import Row, Study, Style
 from sdelens.problems import AbstractProblem
 from sdelens.sdes import build_sde, sdes_of
 from sdelens.settings import Options, check_schedule, check_start
@@ -41,10 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["weak_order"]
-
-_FEWEST_SUBSTEPS, _MOST_SUBSTEPS = 8, 128
-_RESOLVED_SHARE = 1 / 200
-_CHUNK = 8192
 
 
 def weak_order(
@@ -130,8 +120,8 @@ def weak_order(
     kernel = _kernel_exists(problem, bound, optimizer, begin, functions)
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
-    study = _Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
-    style = _Style(
+    study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
+    style = Style(
         _check.choice("integrator", integrator, INTEGRATORS),
         bias_correction,
         _check.choice("increments", increments, INCREMENTS),
@@ -208,212 +198,7 @@ def _kernel_exists(
     return None if is_separable(problem, noise) else "the problem is not separable into independent coordinates"
 
 
-class _Row(NamedTuple):
-    model: str
-    scheme: str
-    lr: float
-    time: float
-    function: str
-    expected: float
-    error: float
-    sem: float
-    unresolved: float
-    substeps: int
-    method: str
-
-
-class _Style(NamedTuple):
-    """How SDEs are integrated."""
-
-    integrator: str
-    bias_correction: str
-    increments: str
-
-
-@dataclass(frozen=True)
-class _Study:
-    """Everything checked, ready to run; `lr` is that of the optimizer as given, to which a saved start belongs."""
-
-    problem: AbstractProblem
-    noise: AbstractNoise
-    family: list[Optimizer]
-    models: list[str]
-    tests: list[TestFunction]
-    horizon: float
-    times: int
-    start: Start
-    lr: float
-    seed: int
-
-    def steps(self, optimizer: Optimizer) -> list[int]:
-        """Optimizer steps at the times compared."""
-        between = round(self.horizon / (self.times * optimizer.lr))
-        return [between * n for n in range(1, self.times + 1)]
-
-    def by_kernel(self, increments: str) -> list[_Row]:
-        """Deterministic, in float64."""
-        rows: list[_Row] = []
-        with jax.enable_x64(True):
-            problem = jax.tree.map(_wide, self.problem)
-            noise, x0 = self.noise.bind(problem), np.asarray(self.start.x, np.float64)
-            for optimizer in self.family:
-                assert isinstance(optimizer, SignSGD)
-                steps = self.steps(optimizer)
-                grids = []
-                for nodes in NODES:
-                    chain = SignChain(problem, noise, optimizer, x0, self.horizon, increments, nodes)
-                    grids.append({n: self._expected(chain, steps, n) for n in (None, 1, 4, 8, 16)})
-                truth = grids[0][None]
-                found = [_kernel_errors(grid) for grid in grids]
-                for scheme, n in ((RESOLVED, 16), (COARSE, 1)):
-                    (error, left), (check, _) = (by_scheme[scheme] for by_scheme in found)
-                    rows += self._rows(
-                        "sde", scheme, optimizer, truth, error, 0 * truth, left + np.abs(error - check), n
-                    )
-        return rows
-
-    def _expected(self, chain: SignChain, steps: list[int], substeps: int | None) -> np.ndarray:
-        """E u at `steps`, shape (times, functions)."""
-        grid = jnp.asarray(chain.grid)
-        parts = np.stack([np.asarray(test.parts(grid)) for test in self.tests if test.parts is not None])
-        values = chain.expectations(parts, steps, substeps)
-        product = np.array([test.product for test in self.tests])
-        return np.where(product, values.prod(axis=-1), values.sum(axis=-1))
-
-    def by_coupling(
-        self, noise: AbstractNoise, plan: Any, substeps: int | None, style: _Style, progress: bool | None
-    ) -> list[_Row]:
-        """Monte Carlo on common Brownian paths."""
-        functions = _coupled_functions([test.value for test in self.tests], len(self.models))
-        rows: list[_Row] = []
-        total = sum(self.steps(o)[-1] for o in self.family) * plan.paths
-        with progress_bar(progress, total) as report:
-            for optimizer in self.family:
-                n = _FEWEST_SUBSTEPS if substeps is None else substeps
-                while True:
-                    tick = partial(self._tick, report, f"η = {optimizer.lr:g}")
-                    found = self._coupled_run(noise, optimizer, n, style, plan, functions, tick)
-                    if substeps is not None or n >= _MOST_SUBSTEPS or _is_resolved(found):
-                        break
-                    n *= 2
-                rows += found
-        return rows
-
-    @staticmethod
-    def _tick(report: Callable[[int, str], None], label: str, done: int) -> None:
-        report(done, label)
-
-    def _coupled_run(
-        self,
-        noise: AbstractNoise,
-        optimizer: Optimizer,
-        n: int,
-        style: _Style,
-        plan: Any,
-        functions: Callable[[tuple[Array, ...]], Array],
-        report: Callable[[int], None],
-    ) -> list[_Row]:
-        start = self.start.scaled(self.lr / optimizer.lr)
-        integrations = []
-        for model in self.models:
-            sde = build_sde(model, self.problem, noise, optimizer, style.bias_correction)
-            integrations += [
-                EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments)
-                for level in (n, n // 2, n // 4, 1)
-            ]
-        discrete = Discrete(self.problem, noise, optimizer, start)
-        stepper = Coupled(discrete, tuple(integrations), functions)
-        steps = self.steps(optimizer)
-        devices = len(plan.devices)
-        width = min(-(-plan.paths // devices), _CHUNK) * devices
-        own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
-        summary = run_ensemble(stepper, own, self.seed, f"order/{optimizer.lr:.9g}", 0.0, np.array([0.5]), report)
-        count = summary.paths[1:, None, None]
-        if (summary.paths[-1] < 2) or not np.isfinite(summary.seen_mean).all():
-            raise ValueError(f"lrs: at lr {optimizer.lr:g} paths diverge; begin with a smaller one.")
-        shape = (len(steps), 1 + 3 * len(self.models), len(self.tests))
-        mean = summary.seen_mean[1:].reshape(shape)
-        sem = np.sqrt(summary.seen_m2[1:].reshape(shape) / (count * np.maximum(count - 1, 1)))
-        rows: list[_Row] = []
-        for i, model in enumerate(self.models):
-            fine, left, coarse = 1 + 3 * i, 2 + 3 * i, 3 + 3 * i
-            zero = np.zeros(shape[::2])
-            common = (optimizer, mean[:, 0])
-            rows += self._rows(model, RESOLVED, *common, mean[:, fine], sem[:, fine], np.abs(mean[:, left]) / 3, n)
-            rows += self._rows(model, COARSE, *common, mean[:, coarse], sem[:, coarse], zero, 1)
-        return rows
-
-    def _rows(
-        self,
-        model: str,
-        scheme: str,
-        optimizer: Optimizer,
-        expected: np.ndarray,
-        error: np.ndarray,
-        sem: np.ndarray,
-        left: np.ndarray,
-        substeps: int,
-    ) -> list[_Row]:
-        """Rows of arrays of shape (times, functions)."""
-        method = "coupled" if sem.any() else "kernel"
-        return [
-            _Row(
-                model,
-                scheme,
-                float(optimizer.lr),
-                step * float(optimizer.lr),
-                test.name,
-                float(expected[i, j]),
-                float(error[i, j]),
-                float(sem[i, j]),
-                float(left[i, j]),
-                substeps,
-                method,
-            )
-            for i, step in enumerate(self.steps(optimizer))
-            for j, test in enumerate(self.tests)
-        ]
-
-
-def _kernel_errors(expected: dict[int | None, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weak errors, and what the integration may have left, from expectations by number of substeps."""
-    truth, four, eight, sixteen = (expected[n] for n in (None, 4, 8, 16))
-    first = 2 * sixteen - eight
-    resolved = (4 * first - (2 * eight - four)) / 3
-    return {RESOLVED: (truth - resolved, np.abs(resolved - first)), COARSE: (truth - expected[1], 0 * truth)}
-
-
-def _is_resolved(rows: list[_Row]) -> bool:
-    """Whether what the integration leaves is below the Monte-Carlo error, or a small share of the error measured."""
-    sizes: dict[tuple[str, str], list[float]] = {}
-    for row in (row for row in rows if row.scheme == RESOLVED):
-        sizes.setdefault((row.model, row.function), []).append(row.error)
-    share = {key: _RESOLVED_SHARE * float(np.sqrt(np.mean(np.square(errors)))) for key, errors in sizes.items()}
-    return all(
-        row.unresolved <= max(row.sem, share[row.model, row.function], 1e-7 * abs(row.expected))
-        for row in rows
-        if row.scheme == RESOLVED
-    )
-
-
-def _coupled_functions(tests: list[Callable[[Array], Array]], models: int) -> Callable[[tuple[Array, ...]], Array]:
-    """Observables of coupled positions: u of the optimizer, and per model three differences.
-
-    With E(n) the integration of n substeps: u − (2E(n) − E(n/2)); its change from (2E(n/2) − E(n/4)); and u − E(1).
-    """
-
-    def observables(positions: tuple[Array, ...]) -> Array:
-        values = [jnp.stack([u(x) for u in tests]) for x in positions]
-        truth, rows = values[0], [values[0]]
-        for i in range(models):
-            fine, half, quarter, one = values[1 + 4 * i : 5 + 4 * i]
-            rows += [truth - (2 * fine - half), (2 * fine - half) - (2 * half - quarter), truth - one]
-        return jnp.concatenate(rows)
-
-    return observables
-
-
-def _with_sizes(rows: list[_Row], problem: AbstractProblem, start: Start, tests: list[TestFunction]) -> "pd.DataFrame":
+def _with_sizes(rows: list[Row], problem: AbstractProblem, start: Start, tests: list[TestFunction]) -> "pd.DataFrame":
     """The table with the size of every test function: the largest |E u|, start included."""
     import pandas as pd
 
@@ -423,9 +208,3 @@ def _with_sizes(rows: list[_Row], problem: AbstractProblem, start: Start, tests:
     largest = table.expected.abs().groupby(table.function).max()
     table["size"] = [max(largest[name], at_start[name], 1e-300) for name in table.function]
     return table
-
-
-def _wide(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.asarray(np.asarray(leaf), jnp.float64)
-    return leaf

@@ -1,0 +1,248 @@
+"""Running a weak-order study: coupled paths or transition kernels, to rows of errors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sdelens.ensemble import run_ensemble
+from sdelens.experiment import progress_bar
+from sdelens.integrate import Coupled, Discrete, EulerMaruyama
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Optimizer, SignSGD
+from sdelens.order._functions import TestFunction
+from sdelens.order._kernel import NODES, SignChain
+from sdelens.order._result import COARSE, RESOLVED
+from sdelens.problems import AbstractProblem
+from sdelens.sdes import build_sde
+from sdelens.starts import Start
+
+__all__ = ["Row", "Study", "Style"]
+
+_FEWEST_SUBSTEPS, _MOST_SUBSTEPS = 8, 128
+_RESOLVED_SHARE = 1 / 200
+_HELPS = 0.9
+_CHUNK = 8192
+
+
+class Row(NamedTuple):
+    model: str
+    scheme: str
+    lr: float
+    time: float
+    function: str
+    expected: float
+    error: float
+    sem: float
+    unresolved: float
+    substeps: int
+    method: str
+
+
+class Style(NamedTuple):
+    """How SDEs are integrated."""
+
+    integrator: str
+    bias_correction: str
+    increments: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything checked, ready to run; `lr` is that of the optimizer as given, to which a saved start belongs."""
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    family: list[Optimizer]
+    models: list[str]
+    tests: list[TestFunction]
+    horizon: float
+    times: int
+    start: Start
+    lr: float
+    seed: int
+
+    def steps(self, optimizer: Optimizer) -> list[int]:
+        """Optimizer steps at the times compared."""
+        between = round(self.horizon / (self.times * optimizer.lr))
+        return [between * n for n in range(1, self.times + 1)]
+
+    def by_kernel(self, increments: str) -> list[Row]:
+        """Deterministic, in float64."""
+        rows: list[Row] = []
+        with jax.enable_x64(True):
+            problem = jax.tree.map(_wide, self.problem)
+            noise, x0 = self.noise.bind(problem), np.asarray(self.start.x, np.float64)
+            for optimizer in self.family:
+                assert isinstance(optimizer, SignSGD)
+                steps = self.steps(optimizer)
+                grids = []
+                for nodes in NODES:
+                    chain = SignChain(problem, noise, optimizer, x0, self.horizon, increments, nodes)
+                    grids.append({n: self._expected(chain, steps, n) for n in (None, 1, 4, 8, 16)})
+                truth = grids[0][None]
+                found = [_kernel_errors(grid) for grid in grids]
+                for scheme, n in ((RESOLVED, 16), (COARSE, 1)):
+                    (error, left), (check, _) = (by_scheme[scheme] for by_scheme in found)
+                    rows += self._rows(
+                        "sde", scheme, optimizer, truth, error, 0 * truth, left + np.abs(error - check), n
+                    )
+        return rows
+
+    def _expected(self, chain: SignChain, steps: list[int], substeps: int | None) -> np.ndarray:
+        """E u at `steps`, shape (times, functions)."""
+        grid = jnp.asarray(chain.grid)
+        parts = np.stack([np.asarray(test.parts(grid)) for test in self.tests if test.parts is not None])
+        values = chain.expectations(parts, steps, substeps)
+        product = np.array([test.product for test in self.tests])
+        return np.where(product, values.prod(axis=-1), values.sum(axis=-1))
+
+    def by_coupling(
+        self, noise: AbstractNoise, plan: Any, substeps: int | None, style: Style, progress: bool | None
+    ) -> list[Row]:
+        """Monte Carlo on common Brownian paths."""
+        functions = _coupled_functions([test.value for test in self.tests], len(self.models))
+        rows: list[Row] = []
+        total = sum(self.steps(o)[-1] for o in self.family) * plan.paths
+        with progress_bar(progress, total) as report:
+            for optimizer in self.family:
+                tick = partial(self._tick, report, f"η = {optimizer.lr:g}")
+                run = partial(
+                    self._coupled_run, noise, optimizer, style=style, plan=plan, functions=functions, report=tick
+                )
+                n = _FEWEST_SUBSTEPS if substeps is None else substeps
+                found = run(n)
+                excess = _excess(found)
+                while substeps is None and excess > 1 and n < _MOST_SUBSTEPS:
+                    n *= 2
+                    finer = run(n)
+                    before, excess = excess, _excess(finer)
+                    if excess > _HELPS * before:  # what is left now is rounding, which more substeps only add to
+                        break
+                    found = finer
+                rows += found
+        return rows
+
+    @staticmethod
+    def _tick(report: Callable[[int, str], None], label: str, done: int) -> None:
+        report(done, label)
+
+    def _coupled_run(
+        self,
+        noise: AbstractNoise,
+        optimizer: Optimizer,
+        n: int,
+        style: Style,
+        plan: Any,
+        functions: Callable[[tuple[Array, ...]], Array],
+        report: Callable[[int], None],
+    ) -> list[Row]:
+        start = self.start.scaled(self.lr / optimizer.lr)
+        integrations = []
+        for model in self.models:
+            sde = build_sde(model, self.problem, noise, optimizer, style.bias_correction)
+            integrations += [
+                EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments)
+                for level in (n, n // 2, n // 4, 1)
+            ]
+        discrete = Discrete(self.problem, noise, optimizer, start)
+        stepper = Coupled(discrete, tuple(integrations), functions)
+        steps = self.steps(optimizer)
+        devices = len(plan.devices)
+        width = min(-(-plan.paths // devices), _CHUNK) * devices
+        own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
+        summary = run_ensemble(stepper, own, self.seed, f"order/{optimizer.lr:.9g}", 0.0, np.array([0.5]), report)
+        count = summary.paths[1:, None, None]
+        if (summary.paths[-1] < 2) or not np.isfinite(summary.seen_mean).all():
+            raise ValueError(f"lrs: at lr {optimizer.lr:g} paths diverge; begin with a smaller one.")
+        shape = (len(steps), 1 + 3 * len(self.models), len(self.tests))
+        mean = summary.seen_mean[1:].reshape(shape)
+        sem = np.sqrt(summary.seen_m2[1:].reshape(shape) / (count * np.maximum(count - 1, 1)))
+        rows: list[Row] = []
+        for i, model in enumerate(self.models):
+            fine, left, coarse = 1 + 3 * i, 2 + 3 * i, 3 + 3 * i
+            zero = np.zeros(shape[::2])
+            common = (optimizer, mean[:, 0])
+            rows += self._rows(model, RESOLVED, *common, mean[:, fine], sem[:, fine], np.abs(mean[:, left]) / 3, n)
+            rows += self._rows(model, COARSE, *common, mean[:, coarse], sem[:, coarse], zero, 1)
+        return rows
+
+    def _rows(
+        self,
+        model: str,
+        scheme: str,
+        optimizer: Optimizer,
+        expected: np.ndarray,
+        error: np.ndarray,
+        sem: np.ndarray,
+        left: np.ndarray,
+        substeps: int,
+    ) -> list[Row]:
+        """Rows of arrays of shape (times, functions)."""
+        method = "coupled" if sem.any() else "kernel"
+        return [
+            Row(
+                model,
+                scheme,
+                float(optimizer.lr),
+                step * float(optimizer.lr),
+                test.name,
+                float(expected[i, j]),
+                float(error[i, j]),
+                float(sem[i, j]),
+                float(left[i, j]),
+                substeps,
+                method,
+            )
+            for i, step in enumerate(self.steps(optimizer))
+            for j, test in enumerate(self.tests)
+        ]
+
+
+def _kernel_errors(expected: dict[int | None, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weak errors, and what the integration may have left, from expectations by number of substeps."""
+    truth, four, eight, sixteen = (expected[n] for n in (None, 4, 8, 16))
+    first = 2 * sixteen - eight
+    resolved = (4 * first - (2 * eight - four)) / 3
+    return {RESOLVED: (truth - resolved, np.abs(resolved - first)), COARSE: (truth - expected[1], 0 * truth)}
+
+
+def _excess(rows: list[Row]) -> float:
+    """How often what the integration leaves holds the Monte-Carlo error, or a small share of the error itself."""
+    resolved = [row for row in rows if row.scheme == RESOLVED]
+    errors: dict[tuple[str, str], list[float]] = {}
+    for row in resolved:
+        errors.setdefault((row.model, row.function), []).append(row.error)
+    share = {key: _RESOLVED_SHARE * float(np.sqrt(np.mean(np.square(own)))) for key, own in errors.items()}
+    return max(
+        row.unresolved / max(row.sem, share[row.model, row.function], 1e-7 * abs(row.expected), 1e-300)
+        for row in resolved
+    )
+
+
+def _coupled_functions(tests: list[Callable[[Array], Array]], models: int) -> Callable[[tuple[Array, ...]], Array]:
+    """Observables of coupled positions: u of the optimizer, and per model three differences.
+
+    With E(n) the integration of n substeps: u − (2E(n) − E(n/2)); its change from (2E(n/2) − E(n/4)); and u − E(1).
+    """
+
+    def observables(positions: tuple[Array, ...]) -> Array:
+        values = [jnp.stack([u(x) for u in tests]) for x in positions]
+        truth, rows = values[0], [values[0]]
+        for i in range(models):
+            fine, half, quarter, one = values[1 + 4 * i : 5 + 4 * i]
+            rows += [truth - (2 * fine - half), (2 * fine - half) - (2 * half - quarter), truth - one]
+        return jnp.concatenate(rows)
+
+    return observables
+
+
+def _wide(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.asarray(np.asarray(leaf), jnp.float64)
+    return leaf
