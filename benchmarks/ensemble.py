@@ -2,8 +2,8 @@
 
 The task: the RMSpropW SDE on a quadratic (d = 10), 4000 paths × 2000 steps of Δt = η, the mean loss every 10 steps.
 diffrax runs `Euler` with `UnsafeBrownianPath` (its fastest) over `vmap`ped paths: on one device, where XLA may use all
-cores (the usual way), and sharded by hand over one device per core. sdelens also records what it always does: moments,
-groups and quantiles. Compilation is left out of both.
+cores (the usual way), and sharded by hand over one device per core. sdelens runs with normal increments and with
+Rademacher ones, and records what it always does: moments, groups and quantiles. Compilation is left out of all.
 
     python benchmarks/ensemble.py --json ensemble.json
 """
@@ -32,13 +32,14 @@ DIM, ETA, B2, THETA, EPS, SIGMA = 10, 0.01, 0.99, 0.1, 1e-8, 1.0
 CURVATURE = np.linspace(1.0, 5.0, DIM)
 
 
-def sdelens_run(paths, steps, every):
+def sdelens_run(paths, steps, every, increments):
     """The public API, from a specification to a `Result`."""
     problem, noise = sl.Quadratic(CURVATURE, start=2.0), sl.GaussianNoise(SIGMA)
     optimizer = sl.RMSpropW(ETA, B2, EPS, THETA)
 
     def run(seed):
-        result = sl.simulate(problem, noise, optimizer, steps=steps, paths=paths, record_every=every, seed=seed)
+        options = {"steps": steps, "paths": paths, "record_every": every, "increments": increments}
+        result = sl.simulate(problem, noise, optimizer, seed=seed, **options)
         return result.dataset.loss_mean.values[0]
 
     return run
@@ -119,7 +120,8 @@ def main():
     a = parser.parse_args()
     size = (a.paths, a.steps, a.record_every)
     contenders = {
-        "sdelens": sdelens_run(*size),
+        "sdelens": sdelens_run(*size, "gaussian"),
+        "sdelens, rademacher": sdelens_run(*size, "rademacher"),
         "diffrax, one device": diffrax_run(*size, jax.devices()[:1]),
         f"diffrax, {len(jax.devices())} devices": diffrax_run(*size, jax.devices()),
     }
@@ -143,7 +145,7 @@ def main():
     for name, values in seconds.items():
         ratio = statistics.median(v / s for v, s in zip(values, seconds["sdelens"], strict=True))
         row = (
-            f"{medians[name]:9.3f} {min(values):8.3f} {max(values):8.3f} {1e9 * medians[name] / work:7.2f} {ratio:7.1f}"
+            f"{medians[name]:9.3f} {min(values):8.3f} {max(values):8.3f} {1e9 * medians[name] / work:7.2f} {ratio:7.2f}"
         )
         print(f"{name:22} {row}")
     if a.json:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from jax.scipy.stats import logistic, norm
 
 import sdelens as sl
 
@@ -68,7 +70,115 @@ CASES = {
     ),
     "scale structure": (lambda: compare(two_leaves(), sl.GaussianNoise({"a": 1.0})), "scale: got a pytree of another"),
     "scale vector": (lambda: compare(two_leaves(), sl.GaussianNoise([1.0, 2.0])), "the problem has 8 coordinates"),
+    "scale and covariance": (lambda: sl.GaussianNoise(1.0, covariance=np.eye(2)), "scale: give either the scale or"),
+    "no scale": (sl.GaussianNoise, "scale: give either the scale or covariance=..."),
+    "covariance asymmetric": (
+        lambda: sl.GaussianNoise(covariance=[[1.0, 0.5], [0.2, 1.0]]),
+        "covariance: is not symmetric (largest difference 0.3); use (C + C.T) / 2",
+    ),
+    "covariance diagonal": (
+        lambda: sl.GaussianNoise(covariance=[[1.0, 0.0], [0.0, 0.0]]),
+        "covariance: its diagonal is 0 at entry 1; every variance must be positive",
+    ),
+    "covariance indefinite": (
+        lambda: sl.GaussianNoise(covariance=[[1.0, 2.0], [2.0, 1.0]]),
+        "covariance: is not positive semi-definite (lowest eigenvalue -1)",
+    ),
+    "covariance not square": (
+        lambda: sl.GaussianNoise(covariance=np.ones((2, 3))),
+        "covariance: got shape (2, 3); a covariance matrix is square",
+    ),
+    "covariance vector": (lambda: sl.GaussianNoise(covariance=[1.0, 2.0]), "covariance: got an array of shape (2,)"),
+    "covariance nan": (
+        lambda: sl.GaussianNoise(covariance=[[1.0, NAN], [NAN, 1.0]]),
+        "covariance: entry (0, 1) is nan",
+    ),
+    "covariance large": (lambda: sl.GaussianNoise(covariance=np.eye(2001)), "matrices may have up to 2000"),
+    "covariance size": (
+        lambda: compare(noise=sl.GaussianNoise(covariance=np.eye(3))),
+        "covariance: got shape (3, 3); the problem has 2 coordinates, so give (2, 2)",
+    ),
+    "covariance function size": (
+        lambda: compare(noise=sl.GaussianNoise(covariance=lambda x: jnp.eye(3))),
+        "covariance: returned shape (3, 3); return (2, 2), or variances of shape (2,) or ()",
+    ),
+    "covariance function negative": (
+        lambda: compare(noise=sl.GaussianNoise(covariance=lambda x: x - 5)),
+        "covariance at the start: got -4.0; a variance must be greater than 0",
+    ),
+    "covariance function indefinite": (
+        lambda: compare(noise=sl.GaussianNoise(covariance=lambda x: jnp.array([[1.0, 2.0], [2.0, 1.0]]))),
+        "covariance at the start: is not positive semi-definite",
+    ),
+    "covariance function of numpy": (
+        lambda: compare(noise=sl.GaussianNoise(covariance=lambda x: np.diag(np.asarray(x)))),
+        "covariance: cannot be compiled as a function of the parameters",
+    ),
+    "covariance of another pytree": (
+        lambda: compare(two_leaves(), sl.GaussianNoise(covariance=lambda p: jnp.ones(3))),
+        "covariance: returned shape (3,); return (8, 8), or variances of shape (8,) or ()",
+    ),
+    "df zero": (lambda: sl.StudentTNoise(1.0, 0), "df: got 0.0; it must be greater than 0"),
+    "df small": (lambda: sl.StudentTNoise(1.0, 0.1), "df: got 0.1; below 0.2 draws exceed what float32 can hold"),
+    "df nan": (lambda: sl.StudentTNoise(1.0, NAN), "df: got nan"),
+    "t scale": (lambda: sl.StudentTNoise(-1.0, 3), "scale: got -1.0; the scale must be greater than 0"),
+    "laplace scale": (lambda: sl.LaplaceNoise(np.array([1.0, 0.0])), "scale: got 0.0"),
+    "half-width": (lambda: sl.UniformNoise(0.0), "scale: got 0.0; the half-width must be greater than 0"),
+    "t leaf": (
+        lambda: compare(two_leaves(), sl.StudentTNoise({"a": 1.0, "b": np.ones(4)}, 3)),
+        "scale: leaf ['b'] has shape (4,)",
+    ),
+    "cdf shifted": (
+        lambda: sl.SymmetricNoise(lambda s: logistic.cdf(s - 1), logistic.ppf, variance=3.3),
+        "cdf: is not that of a law symmetric about 0: F(0) + F(-0) is",
+    ),
+    "cdf one-sided": (
+        lambda: sl.SymmetricNoise(lambda s: jnp.where(s > 0, 1 - jnp.exp(-s), 0.0), logistic.ppf, variance=1.0),
+        "cdf: is not that of a law symmetric about 0",
+    ),
+    "cdf falling": (
+        lambda: sl.SymmetricNoise(lambda s: logistic.cdf(-s), logistic.ppf, variance=3.3),
+        "cdf: does not rise from ½ at 0 towards 1",
+    ),
+    "cdf flat": (
+        lambda: sl.SymmetricNoise(lambda s: 0.5 + 0 * s, logistic.ppf, variance=3.3),
+        "cdf: does not rise from ½ at 0 towards 1",
+    ),
+    "cdf of SciPy": (
+        lambda: sl.SymmetricNoise(scipy.stats.logistic.cdf, logistic.ppf, variance=3.3),
+        "cdf: cannot be compiled",
+    ),
+    "cdf a number": (lambda: sl.SymmetricNoise(0.5, logistic.ppf, variance=3.3), "cdf: got 0.5; give a function"),
+    "cdf of all": (
+        lambda: sl.SymmetricNoise(jnp.sum, logistic.ppf, variance=3.3),
+        "cdf: is not element-wise",
+    ),
+    "ppf of another": (
+        lambda: sl.SymmetricNoise(logistic.cdf, norm.ppf, variance=3.3),
+        "ppf: is not the inverse of cdf",
+    ),
+    "variance of another": (
+        lambda: sl.SymmetricNoise(logistic.cdf, logistic.ppf, variance=1.0),
+        "variance: got 1, but all but the outermost 1/8000 of the law alone has",
+    ),
+    "sum of one": (lambda: sl.SumNoise([NOISE]), "terms: got 1; a sum needs two or more noises"),
+    "sum of numbers": (lambda: sl.SumNoise([NOISE, 1.0]), "terms: got float; give noises"),
+    "sum with a covariance": (
+        lambda: compare(noise=sl.GaussianNoise(covariance=np.eye(2)) + sl.LaplaceNoise(1.0)),
+        "terms: a covariance matrix or function cannot be summed with another noise",
+    ),
+    "ratio": (lambda: NOISE.at_batch_ratio(0), "ratio: got 0.0; it must be greater than 0"),
+    "ratio of a law": (
+        lambda: sl.LaplaceNoise(1.0).at_batch_ratio(4),
+        "ratio: got 4, but the average of several draws",
+    ),
+    # learning rates
+    "other lr": (
+        lambda: sl.AdamW(0.01, 0.9, 0.99).at_lr(0.2),
+        "lr: got 0.2, at which b1 = -1 is negative; with (1 - b1)/lr = 10 held, lr may be at most 0.1",
+    ),
     # the run
+    "increments": (lambda: compare(increments="poisson"), "increments: got 'poisson'; choose one of 'gaussian'"),
     "steps zero": (lambda: compare(steps=0), "steps: got 0; it must be 1 or more"),
     "steps half": (lambda: compare(steps=1.5), "steps: got 1.5; give a whole number"),
     "steps text": (lambda: compare(steps="10"), "steps: got '10'"),

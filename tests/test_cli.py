@@ -128,6 +128,13 @@ def test_warnings_and_missing_devices_are_one_line():
         (("--models", "optimizer,sdee"), "Did you mean 'sde'?"),
         (("--scale", "1,2"), "scale: got shape (2,); the problem has 5 coordinates"),
         (("--steps", "0"), "steps: got 0"),
+        (("--noise", "student-t"), "noise: student-t needs --df"),
+        (("--df", "3"), "df: adamw on quadratic with gaussian noise does not take it; it belongs to student-t"),
+        (("--noise", "student-t", "--df", "2"), "no finite variance"),
+        (("--covariance", "nowhere.npy"), "covariance: there is no file 'nowhere.npy'"),
+        (("--covariance", "nowhere.npy", "--scale", "1"), "covariance: takes the place of the scale"),
+        (("--schedule", "cosine"), "schedule: cosine needs --schedule-steps"),
+        (("--increments", "poisson"), "increments: got 'poisson'"),
         (("--devices", "0"), "devices: got 0"),
         (("--out", "/proc/sdelens"), "out: '/proc/sdelens' cannot be written"),
         (("--out", __file__), "is a file; give a folder"),
@@ -139,6 +146,39 @@ def test_errors_are_one_line_with_the_remedy(arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_order_prints_the_slopes_and_writes_the_folder(tmp_path):
+    subject = ("--optimizer", "signsgd", "--curvature", "1,2", "--start", "1")
+    options = ("--lrs", "0.2,0.1,0.05", "--horizon", "0.8", "--out", str(tmp_path / "o"))
+    done = shell("order", *subject, *options)
+    assert re.search(r"sde +resolved +[01]\.\d+ ", done.stdout)
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {
+        f"order-signsgd-quadratic.{s}" for s in ("csv", "png", "pdf")
+    }
+    study = sl.weak_order(sl.Quadratic([1.0, 2.0], 1.0), sl.GaussianNoise(1.0), sl.SignSGD(0.01), [0.2, 0.1, 0.05], 0.8)
+    assert f"{study.slope:.3f}" in done.stdout
+    refused = shell("order", *subject, "--lrs", "0.1,0.2,0.4", expect=2)
+    assert "lrs: got [0.1, 0.2, 0.4]; give decreasing learning rates" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_noise_and_schedules_by_name(tmp_path):
+    matrix = tmp_path / "covariance.txt"
+    matrix.write_text("1 0.5\n0.5 2\n")
+    two = ("--curvature", "1,2", *SMALL)
+    for options, law in (
+        (("--optimizer", "signsgd", "--noise", "student-t", "--df", "1"), sl.StudentTNoise(1.0, 1)),
+        (("--optimizer", "sgd", "--covariance", str(matrix)), sl.GaussianNoise(covariance=[[1.0, 0.5], [0.5, 2.0]])),
+    ):
+        out = tmp_path / law.bind(sl.Quadratic([1.0, 2.0])).describe()["name"]
+        schedule = ("--schedule", "cosine", "--schedule-steps", "10", "--end", "0.1", "--warmup", "2")
+        shell("compare", *options, *two, *schedule, "--increments", "rademacher", "--lr", "0.1", "--out", str(out))
+        spec = {"signsgd": sl.SignSGD, "sgd": sl.SGD}[options[1]](0.1, schedule=sl.Warmup(2, sl.Cosine(10, 0.1)))
+        ours = sl.compare(sl.Quadratic([1.0, 2.0]), law, spec, steps=12, paths=70, increments="rademacher")
+        theirs = sl.load(next(out.glob("*.nc")))
+        assert theirs.info["optimizer"] == ours.info["optimizer"]
+        assert abs(theirs.dataset.loss_mean - ours.dataset.loss_mean).max() < 1e-6
 
 
 def test_the_demo_runs_at_small_size(tmp_path):

@@ -1,5 +1,6 @@
 """Weak order: expectations against exact ones, the fit and its interval, and what the SDEs must show."""
 
+import dataclasses
 import itertools
 import math
 
@@ -252,11 +253,12 @@ def test_every_sde_is_of_weak_order_one(name, problem):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rmspropw", "adamw"])
 def test_from_accumulators_at_zero_the_order_is_less(name):
-    import dataclasses
-
+    """√V ~ √t at the start: the first steps are of size √η for RMSprop; Adam's bias correction leaves η log(1/η)."""
     spec = dataclasses.replace(FAMILY[name], v0="zero")
-    row = sl.weak_order(PROBLEMS["quadratic"], UNIT, spec, STUDY, 1.6, ["sde"]).slopes().loc[("sde", "resolved", "all")]
-    assert 0.4 < row.slope < 0.95
+    study = sl.weak_order(PROBLEMS["quadratic"], UNIT, spec, STUDY, 1.6, ["sde"], substeps=64)
+    row = study.slopes().loc[("sde", "resolved", "all")]
+    assert row.upper < 0.9
+    assert row.slope > 0.3
 
 
 @pytest.mark.slow

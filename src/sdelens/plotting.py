@@ -202,7 +202,7 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
             _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
             panel.set_title(headings.get(scheme, scheme), loc="left")
             panel.set_xlabel("learning rate $\\eta$")
-            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "handlelength": 3.2}
             panel.legend(title="fitted slope (faint: single test functions)", **where)
         panels[0, 0].set_ylabel("relative weak error")
         figure.suptitle(title, x=0.02, ha="left", fontsize=9)

@@ -15,7 +15,7 @@ from jax import Array
 
 from sdelens import _check
 
-__all__ = ["Cosine", "Polynomial", "Schedule", "Warmup", "as_schedule"]
+__all__ = ["Constant", "Cosine", "Polynomial", "Schedule", "Warmup", "as_schedule"]
 
 
 class Schedule(eqx.Module):
@@ -102,6 +102,18 @@ class Warmup(Schedule):
         then = None if self.then is None else self.then.describe()
         described = {"name": "warmup", "steps": float(self.steps), "then": then}
         return described if then is None or then.get("rerunnable", True) else described | {"rerunnable": False}
+
+
+class Constant(Schedule):
+    """One value at every step."""
+
+    value: float
+
+    def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
+        return jnp.asarray(self.value, float)
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {"name": "constant", "value": float(self.value)}
 
 
 class _Custom(Schedule):

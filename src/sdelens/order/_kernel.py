@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.interpolate import BarycentricInterpolator
 
 from sdelens.integrate import Discrete, EulerMaruyama
@@ -20,7 +21,7 @@ from sdelens.integrate.discrete import DiscreteState
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SignSGD, State
 from sdelens.problems import AbstractProblem
-from sdelens.schedules import as_schedule
+from sdelens.schedules import Constant
 from sdelens.sdes import build_sde
 from sdelens.starts import Start
 
@@ -48,6 +49,12 @@ def is_separable(problem: AbstractProblem, noise: AbstractNoise) -> bool:
         if np.abs(np.delete(column, i, axis=0)).max(initial=0.0) > 1e-6 * (1 + np.abs(column).max()):
             return False
     return True
+
+
+@jax.jit
+def _moved(stepper: EulerMaruyama, x: Array, grad: Array, increment: Any) -> Array:
+    """One substep from x with the same increment for all coordinates."""
+    return stepper.advance(jnp.asarray(0), 0, State(x), grad, increment * jnp.ones_like(x)).x
 
 
 class SignChain:
@@ -113,7 +120,7 @@ class SignChain:
         h = float(self.optimizer.multiplier(k))
         key = (h, substeps)
         if key not in self._kernels:
-            held = dataclasses.replace(self.optimizer, schedule=None if h == 1 else as_schedule(lambda _: h))
+            held = dataclasses.replace(self.optimizer, schedule=Constant(h))
             if len(self._kernels) > 4096:
                 self._kernels.clear()
             self._kernels[key] = self._discrete(held) if substeps is None else self._euler(held, substeps)
@@ -136,11 +143,10 @@ class SignChain:
         grad = self.problem.evaluate(x)[1]
         sde = build_sde("sde", self.problem, self.noise, optimizer)
         stepper = EulerMaruyama(sde, optimizer.lr, Start(self.problem.start), substeps=substeps)
-        advance = jax.jit(lambda z: stepper.advance(jnp.asarray(0), 0, State(x), grad, z * jnp.ones_like(x)).x)
         nodes, weights = _INCREMENTS[self.increments]
         size = np.sqrt(optimizer.lr / substeps)
         moves = [
-            (np.asarray(advance(size * z)), np.full(x.shape, w / weights.sum()))
+            (np.asarray(_moved(stepper, x, grad, size * z)), np.full(x.shape, w / weights.sum()))
             for z, w in zip(nodes, weights, strict=True)
         ]
         return [np.linalg.matrix_power(kernel, substeps) for kernel in self._matrices(moves)]
