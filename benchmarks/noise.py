@@ -39,20 +39,23 @@ def accumulated(draw):
     return jax.jit(lambda: jax.lax.fori_loop(0, STEPS, lambda k, total: total + draw(k), jnp.zeros((DIM, PATHS))))
 
 
+def sampled(law, stream):
+    """Draws of a law by step."""
+    bound, x = law.bind(PROBLEM), jnp.ones((DIM, PATHS))
+    return lambda k: bound.sample(x, stream.at(k))
+
+
 def main():
     """Interleave the laws, print medians and ratios, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the measurements and the environment here")
     a = parser.parse_args()
-    x = jnp.ones((DIM, PATHS))
     stream = Stream(jnp.asarray(stream_key(0, "benchmark")), jnp.arange(PATHS, dtype=jnp.uint32))
-    runs = {
-        name: accumulated(lambda k, law=law.bind(PROBLEM): law.sample(x, stream.at(k))) for name, law in LAWS.items()
-    }
+    runs = {name: accumulated(sampled(law, stream)) for name, law in LAWS.items()}
     key = jax.random.key(0)
-    runs["jax.random.normal"] = accumulated(lambda k: jax.random.normal(jax.random.fold_in(key, k), x.shape))
-    runs["jax.random.t, df 3"] = accumulated(lambda k: jax.random.t(jax.random.fold_in(key, k), 3.0, x.shape))
+    runs["jax.random.normal"] = accumulated(lambda k: jax.random.normal(jax.random.fold_in(key, k), (DIM, PATHS)))
+    runs["jax.random.t, df 3"] = accumulated(lambda k: jax.random.t(jax.random.fold_in(key, k), 3.0, (DIM, PATHS)))
     seconds = {name: [] for name in runs}
     for run in runs.values():
         run().block_until_ready()

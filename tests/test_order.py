@@ -90,6 +90,17 @@ def test_kernels_under_heavy_tails_and_correlated_noise():
     assert coupled.info["method"] == "coupled"
 
 
+def test_noise_that_no_brownian_path_makes_is_drawn_by_itself():
+    """SGD's first two moments are the same under every law of one variance, and so are its errors."""
+    laplace = sl.LaplaceNoise(math.sqrt(0.5))
+    options = {"times": 1, "paths": 20_000, "substeps": 8}
+    study = sl.weak_order(LINE, laplace, sl.SGD(0.1), LRS, 0.8, ["sde"], **options)
+    normal = sl.weak_order(LINE, UNIT, sl.SGD(0.1), LRS, 0.8, ["sde"], **options)
+    for lr, name in itertools.product(LRS, ("x1", "x1²")):
+        a, b = (of(s, "resolved", lr, name) for s in (study, normal))
+        assert abs(a.error - b.error) < 5 * math.hypot(a["sem"], b["sem"])
+
+
 def test_functions_of_your_own_see_the_parameters():
     problem = sl.Problem(lambda p: jnp.sum(p["w"] ** 2) + p["b"] ** 2, {"w": jnp.ones(2), "b": jnp.array(2.0)})
     functions = {"b": lambda p: p["b"], "w": lambda p: p["w"].sum()}

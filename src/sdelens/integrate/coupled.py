@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from sdelens._random import Stream
@@ -15,7 +16,7 @@ from sdelens.integrate.euler import EulerMaruyama
 
 __all__ = ["Coupled"]
 
-_OWN_NOISE = 2**31
+_OWN_NOISE = np.uint32(2**31)
 """Substep whose draws are those of noise that no Brownian motion drives."""
 
 

@@ -171,6 +171,11 @@ class WeakOrder:
                 "At Δt = η the scheme for SGD is SGD itself (under normal noise), and that for SignSGD has its first "
                 "two moments exactly: agreement there says nothing of the SDE."
             )
+        if self.info["optimizer"].get("v0") == "zero":
+            notes.append(
+                "Accumulators start at 0, where the coefficients are not bounded: the order is then less than 1. See "
+                "v0='second-moment'."
+            )
         return notes
 
     def _title(self) -> str:
