@@ -54,7 +54,7 @@ class Stream(NamedTuple):
     key: Array
     paths: Array
 
-    def at(self, step: Array | int, substep: Array | int = 0) -> "Stream":
+    def at(self, step: Array | int, substep: Array | int | np.integer = 0) -> "Stream":
         """The stream of one step and substep; its draws are independent of all others'."""
         counter = (jnp.asarray(step).astype(jnp.uint32), jnp.asarray(substep).astype(jnp.uint32))
         return self._replace(key=jnp.stack(threefry2x32((self.key[0], self.key[1]), counter)))
