@@ -77,8 +77,8 @@ def weak_order(
             square (else their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), s² the mean square of
             x₀, or 1 where that is 0.
         paths: coupled paths per lr.
-        substeps: of the resolved SDE on coupled paths, a multiple of 4; by default 8, doubled up to 128 until what extrapolation leaves
-            is below the Monte-Carlo error or ½ % of the error itself.
+        substeps: of the resolved SDE on coupled paths, a multiple of 4; by default 8, doubled up to 128 until what
+            extrapolation leaves is below the Monte-Carlo error or ½ % of the error itself.
         integrator: ``"sequential"`` or ``"euler"``.
         bias_correction: for Adam's SDEs.
         increments: ``"gaussian"`` or ``"rademacher"``; coupled, the latter are the signs of the former, follow the
