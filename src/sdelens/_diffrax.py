@@ -15,7 +15,7 @@ from sdelens import _check
 from sdelens._random import Stream
 from sdelens.experiment import check_subject
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import Optimizer, State
+from sdelens.optimizers import SGD, AdamW, Optimizer, State
 from sdelens.problems import AbstractProblem
 from sdelens.sdes import SDE, Instant, build_sde, sdes_of
 from sdelens.settings import check_start
@@ -69,7 +69,7 @@ class DiffraxSDE(eqx.Module):
         if (horizon is None) != (tol is None):
             raise ValueError(f"horizon, tol: got {horizon} and {tol}; a VirtualBrownianTree needs both.")
         shape, dtype = self.sde.noise_shape, self.start_dtype
-        own = jax.random.fold_in(key, 1)
+        own = jax.random.fold_in(_checked_key(key), 1)
         area = _levy_area(self.solver)
         if tol is None:
             path: Any = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct(shape, dtype), own, levy_area=area)
@@ -93,7 +93,7 @@ class DiffraxSDE(eqx.Module):
         return jax.eval_shape(self._begin, jax.random.key(0)).x.dtype
 
     def _begin(self, key: Array | None) -> State:
-        key = jax.random.key(0) if key is None else jax.random.fold_in(key, 0)
+        key = jax.random.key(0) if key is None else jax.random.fold_in(_checked_key(key), 0)
         stream = Stream(jax.random.bits(key, (2,), jnp.uint32), jnp.zeros(1, jnp.uint32))
         state = self.start.state(stream, self.sde.init)
         return jax.tree.map(lambda a: a[..., 0] if jnp.ndim(a) == 2 else a, state)
@@ -172,9 +172,9 @@ def to_diffrax(
     and RMSprop under a constant Σ) the correction is 0.
 
     V enters P at the same time as X, where the library's own integrators use the new V; the limit Δt → 0 is the same,
-    but V must start above 0: Adam with ``v0="second-moment"`` or from a saved state.
-    Bias correction and schedule are those of the step k = ⌊t/η⌋: use ``diffrax.StepTo(ts=bridge.times(steps, n))`` or,
-    with adaptive steps, ``jump_ts=bridge.times(steps)``.
+    but V must start above 0: Adam with ``v0="second-moment"`` or from a saved state. Bias correction and schedule are
+    those of the step k = ⌊t/η⌋ (told apart for some thousand steps in float32): use
+    ``diffrax.StepTo(ts=bridge.times(steps, n))`` or, with adaptive steps, ``jump_ts=bridge.times(steps)``.
 
     Args:
         problem: what is minimised.
@@ -186,7 +186,8 @@ def to_diffrax(
         start: as in `compare`.
 
     Returns:
-        A `DiffraxSDE`: `terms`, `y0` and `times` are what `diffrax.diffeqsolve` takes. Independent noise gives a
+        A `DiffraxSDE`: `terms`, `y0` and `times` are what `diffrax.diffeqsolve` takes, with `solver`, the one given
+        here: a solver of the other sense would solve another equation. Independent noise gives a
         diagonal diffusion; other noise a matrix of shape (d, m), which is meant for small d.
 
     Raises:
@@ -195,11 +196,11 @@ def to_diffrax(
 
     Example:
         >>> import diffrax, jax, sdelens as sl
-        >>> solver = diffrax.EulerHeun()
-        >>> bridge = sl.to_diffrax(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.1), solver=solver)
+        >>> optimizer, heun = sl.SignSGD(0.1), diffrax.EulerHeun()
+        >>> bridge = sl.to_diffrax(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), optimizer, solver=heun)
         >>> def path(key):
         ...     steps = diffrax.StepTo(ts=bridge.times(10, substeps=2))
-        ...     return diffrax.diffeqsolve(bridge.terms(key), solver, 0.0, 1.0, None, bridge.y0(key),
+        ...     return diffrax.diffeqsolve(bridge.terms(key), bridge.solver, 0.0, 1.0, None, bridge.y0(key),
         ...                                stepsize_controller=steps, adjoint=diffrax.ForwardMode()).ys.x[-1]
         >>> jax.vmap(path)(jax.random.split(jax.random.key(0), 5)).shape
         (5, 2)
@@ -230,7 +231,7 @@ def to_diffrax(
     stratonovich = isinstance(base, diffrax.AbstractStratonovichSolver)
     bridge = DiffraxSDE(solver, sde, begin, float(optimizer.lr), stratonovich, diagonal)
     additive = isinstance(base, diffrax.AbstractSRK) and base.tableau.is_additive_noise()
-    if additive and not _is_additive(bridge):
+    if additive and not (isinstance(optimizer, SGD | AdamW) and _is_additive(bridge)):
         raise ValueError(
             f"solver: {type(base).__name__} is for additive noise, but the diffusion of {optimizer.name}'s SDE depends "
             "on the state here; use diffrax.SPaRK() or diffrax.GeneralShARK()."
@@ -246,6 +247,12 @@ def _is_additive(bridge: DiffraxSDE) -> bool:
     other = jax.tree.map(lambda a, b: a.astype(b.dtype), other, at)
     pairs = zip(*(jax.tree.leaves(bridge._diffusion(0.0, y)) for y in (at, other)), strict=True)
     return all(np.allclose(a, b, rtol=1e-5, atol=1e-12) for a, b in pairs)
+
+
+def _checked_key(key: Any) -> Array:
+    if not (isinstance(key, jax.Array) and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)):
+        raise TypeError(f"key: got {key!r}; give a random key, for example jax.random.key(0).")
+    return key
 
 
 def _levy_area(solver: Any) -> Any:

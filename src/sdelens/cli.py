@@ -130,7 +130,8 @@ def order(
         from sdelens.report import claim_folder
 
         setting = build_subject(subject)
-        folder = None if out is None else claim_folder(out, overwrite)
+        name = f"order-{setting.optimizer.name}-{setting.problem.describe()['name']}"
+        folder = None if out is None else claim_folder(out, overwrite, f"{name}.csv")
         study = sl.weak_order(
             setting.problem,
             setting.noise,
@@ -149,7 +150,6 @@ def order(
         )
         typer.echo(str(study))
         if folder is not None:
-            name = f"order-{setting.optimizer.name}-{study.info['problem']['name']}"
             study.export(folder / f"{name}.csv")
             for ending in ("png", "pdf"):
                 study.plot(folder / f"{name}.{ending}")

@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
     from sdelens.problems import AbstractProblem
 
-__all__ = ["SGD", "AdamW", "Optimizer", "RMSpropW", "SignSGD", "State"]
+__all__ = ["CONVERGED", "SGD", "AdamW", "Optimizer", "RMSpropW", "SignSGD", "State"]
 
-_CONVERGED = 2**30
+CONVERGED = 2**30
 """Updates after which no bias is left to correct for any decay that float32 tells from 1."""
 
 
 class State(NamedTuple):
     """State of an optimizer or of its SDE, each component of shape (d,), or (d, P) for P paths.
+
+    As a `start`, each part is a flat vector or a pytree like the parameters: ``State(x, m, v, count)`` with optax's
+    ``mu``, ``nu`` and ``count``, or PyTorch's ``exp_avg``, ``exp_avg_sq`` and ``step``; x None is the problem's start.
 
     Attributes:
         x: parameters.
@@ -85,6 +88,8 @@ class Optimizer(eqx.Module):
         for name in ("b1", "b2"):
             if hasattr(self, name):
                 forgets = (1 - getattr(self, name)) * ratio
+                if 1 < forgets < 1 + 1e-9:  # rounding
+                    forgets = 1.0
                 if forgets > 1:
                     raise ValueError(
                         f"lr: got {lr:g}, at which {name} = {1 - forgets:.3g} is negative; with (1 - {name})/lr = "
@@ -288,7 +293,7 @@ class AdamW(Optimizer):
         if self.v0 == "zero":
             return State(x, jnp.zeros_like(x), jnp.zeros_like(x), jnp.asarray(0, jnp.int32))
         grad, square = _second_moment(problem, noise, x)
-        return State(x, grad, square, jnp.asarray(_CONVERGED, jnp.int32))
+        return State(x, grad, square, jnp.asarray(CONVERGED, jnp.int32))
 
 
 def _second_moment(problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> tuple[Array, Array]:

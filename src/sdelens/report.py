@@ -11,12 +11,12 @@ from sdelens.result import Result, atomic_path
 __all__ = ["claim_folder", "write_report"]
 
 
-def claim_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+def claim_folder(path: str | os.PathLike[str], overwrite: bool = False, marker: str = "index.html") -> Path:
     """Make the folder if need be, and be sure before a run that results can be written there.
 
     Raises:
         OSError: if it cannot be made or written, or is a file.
-        FileExistsError: if it holds results already and `overwrite` is False.
+        FileExistsError: if it holds results already, of which `marker` is one, and `overwrite` is False.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -28,7 +28,7 @@ def claim_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
         probe.unlink()
     except OSError as error:
         raise type(error)(f"out: {str(folder)!r} cannot be written ({error.strerror}); give another folder.") from error
-    if not overwrite and (folder / "index.html").exists():
+    if not overwrite and (folder / marker).exists():
         raise FileExistsError(f"out: {str(folder)!r} holds results already; give another folder or --overwrite.")
     return folder
 

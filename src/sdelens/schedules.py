@@ -38,8 +38,15 @@ class Cosine(Schedule):
     r"""Half a cosine from 1 down to `end`, which is kept afterwards: hₖ = end + (1 − end)(1 + cos(πk/steps))/2.
 
     Args:
-        steps: optimizer steps until the end, at least 1.
+        steps: optimizer steps until the end, a whole number of at least 1.
         end: last value, in [0, 1).
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
+
+    Example:
+        >>> import sdelens as sl
+        >>> optimizer = sl.AdamW(lr=0.01, schedule=sl.Warmup(100, sl.Cosine(900)))
     """
 
     steps: float
@@ -60,10 +67,13 @@ class Cosine(Schedule):
 class Polynomial(Schedule):
     r"""Decay like a power of time: h(t) = (1 + t)^{−ϑ} with t = kη.
 
-    SGD's loss goes to its infimum for ½ < ϑ ≤ 1 on strongly convex problems.
+    SGD's loss goes to its infimum for ½ < ϑ ≤ 1 on strongly convex problems (Robbins and Monro 1951).
 
     Args:
         power: ϑ > 0.
+
+    Raises:
+        ValueError, TypeError: if it is not a number greater than 0.
     """
 
     power: float
@@ -84,6 +94,9 @@ class Warmup(Schedule):
     Args:
         steps: optimizer steps of the rise, at least 1.
         then: the schedule that follows, or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
     """
 
     steps: float
@@ -117,11 +130,15 @@ class Constant(Schedule):
 
 
 class _Custom(Schedule):
-    """A function of the step."""
+    """A function of the step, which may or may not take fractions of one."""
 
     function: Callable[[Any], Any] = eqx.field(static=True)
+    fractional: bool = eqx.field(static=True)
 
     def __call__(self, step: Any, lr: Any) -> Array:
+        step = jnp.asarray(step)
+        if not self.fractional and not jnp.issubdtype(step.dtype, jnp.integer):
+            step = jnp.floor(step + 1e-3).astype(jnp.int32)
         return self.function(step)
 
     def describe(self) -> dict[str, Any]:
@@ -134,6 +151,9 @@ class _Stretched(Schedule):
 
     def __call__(self, step: Any, lr: Any) -> Array:
         return self.schedule(jnp.asarray(step, float) / self.ratio, lr * self.ratio)
+
+    def stretched(self, ratio: float) -> Schedule:
+        return _Stretched(self.schedule, self.ratio * ratio)
 
     def describe(self) -> dict[str, Any]:
         return {**self.schedule.describe(), "stretched": float(self.ratio)}
@@ -158,4 +178,8 @@ def as_schedule(value: Any) -> Schedule | None:
         raise TypeError(
             "schedule: branches on the step in Python; write it with jnp.where or optax.schedules."
         ) from error
-    return _Custom(value)
+    try:
+        jax.eval_shape(value, jax.ShapeDtypeStruct((), jnp.float32))
+    except TypeError:  # one that indexes a table
+        return _Custom(value, fractional=False)
+    return _Custom(value, fractional=True)

@@ -114,7 +114,7 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
         return
     at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
     values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
-    if values.size and values.max() < _LOW_PEAK:
+    if values.size and 0 <= values.max() < _LOW_PEAK:
         warnings.warn(
             f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds "
             "the learning rate itself, divide it by its peak and give the peak as lr.",

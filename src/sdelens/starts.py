@@ -12,7 +12,7 @@ from jax import Array
 from sdelens import _check
 from sdelens._random import Stream
 from sdelens._tree import Layout
-from sdelens.optimizers import AdamW, Optimizer, RMSpropW, State
+from sdelens.optimizers import CONVERGED, AdamW, Optimizer, RMSpropW, State
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Start", "start_of"]
@@ -53,7 +53,14 @@ class Start(eqx.Module):
         """With the count of averaged gradients times `ratio`, for a learning rate divided by it."""
         if self.saved.count is None:
             return self
-        return eqx.tree_at(lambda s: s.saved.count, self, jnp.round(self.saved.count * ratio).astype(jnp.int32))
+        count = min(round(int(self.saved.count) * float(ratio)), CONVERGED)
+        return eqx.tree_at(lambda s: s.saved.count, self, jnp.asarray(count, jnp.int32))
+
+    def centre(self) -> Array:
+        """Where paths start on average, of a random start the mean of 1024 draws: shape (d,)."""
+        stream = Stream(jnp.zeros(2, jnp.uint32), jnp.arange(1024, dtype=jnp.uint32))
+        x = self.state(stream, State).x
+        return x if x.ndim == 1 else x.mean(axis=-1)
 
     def describe(self) -> dict[str, Any]:
         """What it takes to start there again, JSON types only; ``rerunnable`` False for saved states and functions."""
@@ -70,6 +77,11 @@ def start_of(given: Any, problem: AbstractProblem, optimizer: Optimizer) -> Star
         return Start(problem.start)
     if isinstance(given, State):
         return _saved(given, problem, optimizer)
+    if isinstance(given, str) or (isinstance(given, tuple) and any(hasattr(part, "_fields") for part in given)):
+        raise TypeError(
+            f"start: got {type(given).__name__}; give parameters, a function of a key, or for a saved state of optax "
+            "sl.State(x, m, v, count) with its `mu`, `nu` and `count`."
+        )
     if callable(given):
         return _random(given, problem)
     return Start(_flat("start", given, problem), label="given parameters")
@@ -82,12 +94,16 @@ def _random(function: Callable[[Any], Any], problem: AbstractProblem) -> Start:
         return layout.ravel(function(key)).astype(dtype)
 
     try:
-        first = _flat("start", function(jax.random.key(0)), problem)
+        first, again = (_flat("start", function(jax.random.key(0)), problem) for _ in range(2))
         jax.eval_shape(sampler, jax.random.key(0))
     except (jax.errors.JAXTypeError, TypeError) as error:
         raise TypeError(
             f"start: cannot be compiled as a function of a random key; use jax.random in it. ({error})"
         ) from error
+    if not np.array_equal(first, again):
+        raise ValueError(
+            "start: returned other parameters for the same key; draw with jax.random from the key it gets."
+        )
     if np.array_equal(first, _flat("start", function(jax.random.key(1)), problem)):
         raise ValueError("start: returned the same parameters for two keys; give them as they are, or use the key.")
     return Start(None, sampler=sampler, label=getattr(function, "__qualname__", "function"))
@@ -113,7 +129,7 @@ def _saved(given: State, problem: AbstractProblem, optimizer: Optimizer) -> Star
                 "(`step` in a PyTorch optimizer's state, `count` in optax's)."
             )
         if given.count is not None:
-            parts["count"] = jnp.asarray(min(_check.at_least("start.count", given.count, 0), 2**30), jnp.int32)
+            parts["count"] = jnp.asarray(min(_check.at_least("start.count", given.count, 0), CONVERGED), jnp.int32)
     elif given.count is not None:
         raise ValueError(f"start.count: {optimizer.name} corrects no bias; leave it out.")
     return Start(x, State(None, **parts), label="saved state" if parts else "given parameters")
@@ -137,7 +153,8 @@ def _flat(name: str, value: Any, problem: AbstractProblem) -> Array:
             if shape is not None and np.shape(leaf) != shape:
                 found = f"shape {np.shape(leaf)}" if _is_numeric(leaf) or np.isscalar(leaf) else type(leaf).__name__
                 raise ValueError(f"{name}{label}: got {found}; the parameter there has shape {shape}.")
-        flat = layout.ravel(jax.tree.map(jnp.asarray, value)).astype(problem.start.dtype)
+        parts = [jnp.ravel(jnp.asarray(a)) for a, s in zip(leaves, layout.shapes, strict=True) if s is not None]
+        flat = jnp.concatenate(parts).astype(problem.start.dtype)
     if not bool(jnp.isfinite(flat).all()):
         raise ValueError(f"{name}: has entries that are not finite.")
     return flat

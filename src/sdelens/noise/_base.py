@@ -100,7 +100,7 @@ def positive(name: str, value: Any, meaning: str) -> Any:
     Raises:
         ValueError, TypeError: naming the leaf, what came, and what it means.
     """
-    for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda leaf: leaf is None)[0]:
         label = f"{name}{jax.tree_util.keystr(path)}"
         array = _check.finite_array(label, leaf, tuple(range(9)))
         if not _check.is_traced(array) and (array <= 0).any():

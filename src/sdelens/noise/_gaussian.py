@@ -18,7 +18,7 @@ from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise._symmetric import NODES
 from sdelens.problems import AbstractProblem
 
-__all__ = ["GaussianNoise"]
+__all__ = ["Correlated", "GaussianNoise"]
 
 MAX_MATRIX = 2000
 """Largest dimension of a covariance matrix."""
@@ -57,8 +57,10 @@ class GaussianNoise(AbstractNoise):
     covariance: Any = None
 
     def __init__(self, scale: Any = None, *, covariance: Any = None) -> None:
-        if (scale is None) == (covariance is None):
-            raise TypeError("scale: give either the scale or covariance=..., and not both.")
+        if scale is None and covariance is None:
+            raise TypeError("scale: is missing; give the standard deviation, or covariance=...")
+        if scale is not None and covariance is not None:
+            raise TypeError("scale: was given beside the covariance; give one of them.")
         self.scale = None if scale is None else positive("scale", scale, "the standard deviation")
         self.covariance = _Varying(covariance) if callable(covariance) else _checked_matrix(covariance)
 
@@ -72,7 +74,7 @@ class GaussianNoise(AbstractNoise):
                 f"covariance: got shape {self.covariance.shape}; the problem has {problem.dim} coordinates, so give "
                 f"({problem.dim}, {problem.dim})."
             )
-        return _Correlated(self.covariance, problem.start.dtype)
+        return Correlated(self.covariance, problem.start.dtype)
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return column(self.scale, x) * stream.normal(x.shape[0], x.dtype)
@@ -125,7 +127,7 @@ class _Normal(AbstractNoise):
         raise TypeError("ratio: take it of the noise before it is bound to a problem.")
 
 
-class _Correlated(_Normal):
+class Correlated(_Normal):
     """N(0, Σ) with a constant matrix, bound."""
 
     matrix: Array
@@ -140,7 +142,7 @@ class _Correlated(_Normal):
         sd = np.sqrt(np.diag(matrix))
         self.signs = SignCovariance(np.clip(matrix / np.outer(sd, sd), -1, 1), dtype)
 
-    def bind(self, problem: AbstractProblem) -> "_Correlated":
+    def bind(self, problem: AbstractProblem) -> "Correlated":
         return self
 
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -242,16 +244,23 @@ class _Varying:
                 raise ValueError(f"covariance: is of size {dim}; matrices may have up to {MAX_MATRIX} rows.")
             _checked_matrix(raw(problem.start), "covariance at the start")
             return _VaryingMatrix(lambda x: raw(x).astype(dtype), label)
-        if shape is not None and shape not in ((), (dim,), (1, 1)):
-            raise ValueError(
-                f"covariance: returned shape {shape}; return ({dim}, {dim}), or variances of shape ({dim},) or ()."
-            )
 
         def variances(x: Array) -> Array:
             values = raw(x)
-            flat = layout.ravel(values) if shape is None else jnp.broadcast_to(jnp.ravel(values), (dim,))
-            return flat.astype(dtype)
+            if shape in ((), (dim,), (1, 1)):
+                return jnp.broadcast_to(jnp.ravel(values), (dim,)).astype(dtype)
+            leaves = zip(layout.treedef.flatten_up_to(values), layout.shapes, strict=True)
+            parts = [jnp.broadcast_to(leaf, s).ravel() for leaf, s in leaves if s is not None]
+            return jnp.concatenate(parts).astype(dtype)
 
+        try:
+            jax.eval_shape(variances, problem.start)
+        except (ValueError, TypeError) as error:
+            found = f"shape {shape}" if shape is not None else "a pytree that is not like the parameters"
+            raise ValueError(
+                f"covariance: returned {found}; return ({dim}, {dim}), or variances of shape ({dim},) or (), or a "
+                "pytree like the parameters."
+            ) from error
         positive("covariance at the start", np.asarray(variances(problem.start)), "a variance")
         return _VaryingDiagonal(variances, label)
 

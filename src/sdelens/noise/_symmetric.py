@@ -117,10 +117,10 @@ class StudentTNoise(ScaledNoise):
 
     def __init__(self, scale: Any, df: float) -> None:
         self.scale = positive("scale", scale, "the scale")
-        self.df = _check.positive("df", df)
+        self.df = _check.number("df", df)
         if not _check.is_traced(self.df) and self.df < _LEAST_DF:
             raise ValueError(
-                f"df: got {self.df:g}; below {_LEAST_DF} draws exceed what float32 can hold. Give {_LEAST_DF} or more."
+                f"df: got {self.df:g}; give {_LEAST_DF} or more (below that, draws exceed what float32 can hold)."
             )
         self._form = "beta"
         if not _check.is_traced(self.df):
@@ -148,17 +148,19 @@ class StudentTNoise(ScaledNoise):
         return _t_density(s, jnp.asarray(self.df, s.dtype))
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
-        """In θ with s = √ν tan θ: the density becomes proportional to cos^{ν−1} θ, and the rule is Gauss-Legendre's."""
-        # θ = ½π(1 - v^3) near the ends: cos θ vanishes there slowly enough for ν < 1.
-        half, weight = (_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2
-        off = (np.pi / 2) * half**3
-        jacobian = (3 * np.pi / 2) * half**2 * weight
+        """By Gauss and Legendre, for ν ≤ 8 in θ with s = √ν tan θ, for others in v with s = 2v/(1 − v²)."""
         df = jnp.asarray(self.df, x.dtype)
-        density = jnp.asarray(np.sin(off), x.dtype) ** (df - 1) * jnp.asarray(jacobian, x.dtype)
-        standard = jnp.sqrt(df) / jnp.asarray(np.tan(off), x.dtype)
-        both = jnp.concatenate([-standard, standard[::-1]])
-        weights = jnp.concatenate([density, density[::-1]]) / (2 * density.sum())
-        return self._nodes(both, weights, x)
+        half, weight = (_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2
+        # θ = ½π(1 - u³) near the ends: cos θ vanishes there slowly enough for ν < 1. Its density is ∝ cos^{ν−1} θ.
+        off = (np.pi / 2) * half**3
+        heavy = jnp.sqrt(df) / jnp.asarray(np.tan(off), x.dtype)
+        heavy_weight = jnp.asarray(np.sin(off), x.dtype) ** (df - 1) * jnp.asarray(half**2 * weight, x.dtype)
+        light = jnp.asarray(2 * half / (1 - half**2), x.dtype)
+        light_weight = _t_density(light, df) * jnp.asarray(weight * (1 + half**2) / (1 - half**2) ** 2, x.dtype)
+        standard = jnp.where(df <= 8, heavy[::-1], light)
+        share = jnp.where(df <= 8, heavy_weight[::-1], light_weight)
+        weights = jnp.concatenate([share[::-1], share]) / (2 * share.sum())
+        return self._nodes(jnp.concatenate([-standard[::-1], standard]), weights, x)
 
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         """For ν = 1 the mean of any number of draws has the law of one; for other ν it is refused."""
@@ -243,8 +245,9 @@ class SymmetricNoise(ScaledNoise):
         cdf: F, a function of JAX operations, element-wise, with F(−s) = 1 − F(s).
         ppf: its inverse on (0, 1).
         scale: σ > 0: as for `GaussianNoise`.
-        variance: Var X, `math.inf` where there is none.
-        pdf: F′, by default by automatic differentiation of `cdf`.
+        variance: Var X, `math.inf` where there is none. It drives the SDEs of SGD, RMSprop and Adam, and cannot be
+            checked from above, since a tail may hold any amount.
+        pdf: F′, the density and the derivative of E sign, by default by automatic differentiation of `cdf`.
 
     Raises:
         ValueError, TypeError: if `cdf` is not that of a symmetric law, `ppf` not its inverse, a function cannot be
@@ -297,6 +300,16 @@ class SymmetricNoise(ScaledNoise):
         if not np.abs(inverse - u).max() < 1e-4:
             at = int(np.nanargmax(np.abs(inverse - u))) if np.isfinite(inverse).any() else 0
             raise ValueError(f"ppf: is not the inverse of cdf: cdf(ppf({u[at]:g})) = {inverse[at]:g}.")
+        points = np.array([-1.5, -0.4, 0.3, 0.8, 2.0])
+        given, slope = (
+            np.asarray(f(jnp.asarray(points, float)), np.float64) for f in (self.pdf, _derivative(self.cdf))
+        )
+        if np.isfinite(slope).all() and not np.abs(given - slope).max() < 1e-3 * max(1.0, np.abs(slope).max()):
+            worst = int(np.argmax(np.abs(given - slope)))
+            raise ValueError(
+                f"pdf: is not the derivative of cdf: at {points[worst]:g} it is {given[worst]:.4g}, where that is "
+                f"{slope[worst]:.4g}."
+            )
         centre = float(self.pdf(jnp.asarray(0.0)))
         if not (math.isfinite(centre) and centre > 0):
             raise ValueError(f"pdf: is {centre} at 0; give a law with a density there, and pdf=... if cdf hides it.")

@@ -25,10 +25,19 @@ class TestFunction:
     product: bool = False
 
 
-def test_functions(problem: AbstractProblem, given: Mapping[str, Callable[[Any], Any]] | None) -> list[TestFunction]:
+def test_functions(
+    problem: AbstractProblem, given: Mapping[str, Callable[[Any], Any]] | None, start: Array
+) -> list[TestFunction]:
+    """The user's functions, or the default ones with a bump about `start`.
+
+    Raises:
+        ValueError, TypeError: naming the function that cannot be used.
+    """
     if given is not None:
+        if not isinstance(given, Mapping) or not given:
+            raise TypeError(f"functions: got {given!r}; give a mapping from names to functions of the parameters.")
         return [_user_function(problem, str(name), function) for name, function in given.items()]
-    start, dim = problem.start, problem.dim
+    dim = problem.dim
     functions = [TestFunction("loss", problem.loss, partial(_loss_parts, problem))]
     if dim <= 4:
         for i in range(dim):
@@ -78,9 +87,11 @@ def _loss_parts(problem: AbstractProblem, z: Array) -> Array:
 
 def _user_function(problem: AbstractProblem, name: str, function: Callable[[Any], Any]) -> TestFunction:
     layout = problem.layout
+    if name == "all":
+        raise ValueError("functions: the name 'all' stands for all of them together; choose another.")
 
     def value(x: Array) -> Array:
-        return jax.vmap(lambda p: jnp.asarray(function(layout.unravel(p))), in_axes=-1)(x)
+        return jax.vmap(lambda p: jnp.asarray(function(layout.unravel(p)), x.dtype), in_axes=-1)(x)
 
     try:
         shape = jax.eval_shape(value, problem.start[:, None]).shape

@@ -1,10 +1,11 @@
 """Expectations of SignSGD and its SDE without sampling, coordinate by coordinate, by transition kernels.
 
-Where the loss is a sum over coordinates and the noise independent, every coordinate is a Markov chain on the line. One
-step maps a function u to (Au)(x) = E[u(x') | x]. On Chebyshev nodes A is a matrix: x' takes two values in SignSGD and
-in an Euler-Maruyama substep with Rademacher increments, and is normal with Gaussian ones, which Gauss-Hermite's rule
-reduces to a few; u between the nodes is its polynomial interpolant. Everything is in float64 and goes through the
-library's own steppers, so that it is their expectation that is found.
+Where the loss is a sum over coordinates and the noise independent, every coordinate is a Markov chain on the line.
+In one step x' takes two values in SignSGD and in an Euler-Maruyama substep with Rademacher increments, and is normal
+with Gaussian ones, which Gauss-Hermite's rule reduces to a few. The law of x is carried as weights on a uniform grid:
+mass at a point between nodes is shared by the six nearest, with Lagrange's weights, so that expectations of smooth
+functions keep their value. Spacing follows from how fast E sign(g) varies. Everything is in float64 and goes through
+the library's own steppers, so that it is their expectation that is found.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.interpolate import BarycentricInterpolator
+from scipy import sparse
 
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.integrate.discrete import DiscreteState
@@ -25,12 +26,16 @@ from sdelens.schedules import Constant
 from sdelens.sdes import build_sde
 from sdelens.starts import Start
 
-__all__ = ["NODES", "SignChain", "is_separable"]
+__all__ = ["FINENESS", "SignChain", "TooSteepError", "is_separable"]
 
-NODES = (161, 129)
-"""Chebyshev nodes of the expectations that are used, and of those they are checked against."""
+FINENESS = (1.0, 0.75)
+"""Relative number of nodes of the expectations that are used, and of those they are checked against."""
+
+_STENCIL = np.arange(-2, 4)
+_FEWEST, _MOST = 201, 20_001
+_PER_TRANSITION = 25
 _INCREMENTS = {
-    "gaussian": np.polynomial.hermite_e.hermegauss(32),
+    "gaussian": np.polynomial.hermite_e.hermegauss(12),
     "rademacher": (np.array([-1.0, 1.0]), np.array([1.0, 1.0])),
 }
 """Nodes and weights of the law of ξ."""
@@ -51,6 +56,10 @@ def is_separable(problem: AbstractProblem, noise: AbstractNoise) -> bool:
     return True
 
 
+class TooSteepError(ValueError):
+    """E sign(g) varies too fast for any grid of reasonable size."""
+
+
 @jax.jit
 def _moved(stepper: EulerMaruyama, x: Array, grad: Array, increment: Any) -> Array:
     """One substep from x with the same increment for all coordinates."""
@@ -67,7 +76,10 @@ class SignChain:
         start: x₀, shape (d,).
         horizon: longest time; it bounds how far paths get, since no coordinate moves faster than 1.
         increments: of the SDE's integration, ``"gaussian"`` or ``"rademacher"``.
-        nodes: number of nodes, odd.
+        fineness: number of nodes relative to the usual.
+
+    Raises:
+        TooSteepError: if E sign(g) varies too fast for a grid of 20 000 nodes.
     """
 
     def __init__(
@@ -78,55 +90,56 @@ class SignChain:
         start: np.ndarray,
         horizon: float,
         increments: str = "gaussian",
-        nodes: int = NODES[0],
+        fineness: float = 1.0,
     ) -> None:
         self.problem, self.noise, self.optimizer, self.x0 = problem, noise, optimizer, np.asarray(start, np.float64)
-        self.increments, self.nodes = increments, nodes
+        self.increments = increments
         reach = horizon + 6 * np.sqrt(optimizer.lr * horizon) + 2 * optimizer.lr
         self.low = np.minimum(self.x0, 0 if optimizer.weight_decay else np.inf) - reach
         self.high = np.maximum(self.x0, 0 if optimizer.weight_decay else -np.inf) + reach
-        angles = np.cos(np.pi * np.arange(nodes) / (nodes - 1))
-        barycentric = np.where(np.arange(nodes) % 2, -1.0, 1.0) * np.where(np.arange(nodes) % (nodes - 1), 1.0, 0.5)
-        self.grid = 0.5 * (self.low + self.high)[:, None] + 0.5 * (self.high - self.low)[:, None] * angles
-        self._interpolants = [BarycentricInterpolator(at, np.eye(nodes), wi=barycentric) for at in self.grid]
-        self._kernels: dict[Any, list[np.ndarray]] = {}
+        self.nodes = self._count(fineness)
+        share = np.linspace(0, 1, self.nodes)
+        self.grid = self.low[:, None] + (self.high - self.low)[:, None] * share
 
     def expectations(self, parts: np.ndarray, steps: list[int], substeps: int | None) -> np.ndarray:
         """E uᵢ(xₖ,ᵢ) of functions given on the grid, shape (U, d, nodes), at `steps`: shape (times, U, d).
 
         Args:
             parts: values of every function's part of every coordinate at `grid`.
-            steps: numbers of optimizer steps.
+            steps: numbers of optimizer steps, increasing.
             substeps: of the SDE's integration; None for SignSGD itself.
         """
-        result = np.empty((len(steps), *parts.shape[:2]))
-        constant = self.optimizer.schedule is None
-        for i in range(len(self.x0)):
-            at_start = self._interpolate(i, self.x0[i : i + 1])
-            values, done = parts[:, i].T, 0
-            for n, count in enumerate(steps):
-                if constant:
-                    kernel = self._kernel(0, substeps)[i]
-                    values = np.linalg.matrix_power(kernel, count - done) @ values
-                    done = count
-                else:
-                    values = parts[:, i].T
-                    for k in reversed(range(count)):
-                        values = self._kernel(k, substeps)[i] @ values
-                result[n, :, i] = (at_start @ values)[0]
-        return result
+        laws = [self._matrix(i, [(self.x0[i : i + 1], np.ones(1))]).toarray()[0] for i in range(len(self.x0))]
+        found, kernels, held = [], self._kernels(1.0, substeps), 1.0
+        for k in range(steps[-1]):
+            h = float(self.optimizer.multiplier(k))
+            if h != held:
+                kernels, held = self._kernels(h, substeps), h
+            for _ in range(substeps or 1):
+                laws = [kernel @ law for kernel, law in zip(kernels, laws, strict=True)]
+            if k + 1 in steps:
+                found.append(np.stack([parts[:, i] @ law for i, law in enumerate(laws)], axis=-1))
+        return np.stack(found)
 
-    def _kernel(self, k: int, substeps: int | None) -> list[np.ndarray]:
-        h = float(self.optimizer.multiplier(k))
-        key = (h, substeps)
-        if key not in self._kernels:
-            held = dataclasses.replace(self.optimizer, schedule=Constant(h))
-            if len(self._kernels) > 4096:
-                self._kernels.clear()
-            self._kernels[key] = self._discrete(held) if substeps is None else self._euler(held, substeps)
-        return self._kernels[key]
+    def _count(self, fineness: float) -> int:
+        """Nodes such that E sign(g) rises from −1 to 1 over some fifty of them, where it rises fastest."""
+        x = jnp.asarray(self.low[:, None] + (self.high - self.low)[:, None] * np.linspace(0, 1, _MOST))
+        mean = np.asarray(jnp.broadcast_to(self.noise.mean_sign(self.problem.evaluate(x)[1], x), x.shape))
+        steepest = np.abs(np.diff(mean, axis=1)).max(axis=1) * (_MOST - 1)  # per width of the grid
+        if (needed := _PER_TRANSITION * steepest.max()) > _MOST:
+            raise TooSteepError(
+                f"E sign(g) varies within {100 / steepest.max():.2g} % of the way that paths may go, which {_MOST} "
+                "nodes do not resolve"
+            )
+        return int(fineness * max(needed, _FEWEST))
 
-    def _discrete(self, optimizer: SignSGD) -> list[np.ndarray]:
+    def _kernels(self, h: float, substeps: int | None) -> list[Any]:
+        """Sparse matrices, one per coordinate, from the law before a (sub)step to the law after it."""
+        held = dataclasses.replace(self.optimizer, schedule=Constant(h))
+        moves = self._discrete(held) if substeps is None else self._euler(held, substeps)
+        return [self._matrix(i, [(to[i], weight[i]) for to, weight in moves]).T.tocsr() for i in range(len(self.x0))]
+
+    def _discrete(self, optimizer: SignSGD) -> list[tuple[np.ndarray, np.ndarray]]:
         x = jnp.asarray(self.grid)
         grad = self.problem.evaluate(x)[1]
         mean = np.asarray(jnp.broadcast_to(self.noise.mean_sign(grad, x), x.shape))
@@ -136,28 +149,39 @@ class SignChain:
             state = DiscreteState(x, optimizer.optax_state(State(x)))
             moved = np.asarray(stepper.advance(state, jnp.full_like(x, sign)).x)
             moves.append((moved, 0.5 * (1 + sign * mean)))
-        return self._matrices(moves)
+        return moves
 
-    def _euler(self, optimizer: SignSGD, substeps: int) -> list[np.ndarray]:
+    def _euler(self, optimizer: SignSGD, substeps: int) -> list[tuple[np.ndarray, np.ndarray]]:
         x = jnp.asarray(self.grid)
         grad = self.problem.evaluate(x)[1]
         sde = build_sde("sde", self.problem, self.noise, optimizer)
         stepper = EulerMaruyama(sde, optimizer.lr, Start(self.problem.start), substeps=substeps)
         nodes, weights = _INCREMENTS[self.increments]
         size = np.sqrt(optimizer.lr / substeps)
-        moves = [
+        return [
             (np.asarray(_moved(stepper, x, grad, size * z)), np.full(x.shape, w / weights.sum()))
             for z, w in zip(nodes, weights, strict=True)
         ]
-        return [np.linalg.matrix_power(kernel, substeps) for kernel in self._matrices(moves)]
 
-    def _matrices(self, moves: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        return [
-            sum((w[i][:, None] * self._interpolate(i, to[i]) for to, w in moves), np.zeros((self.nodes, self.nodes)))
-            for i in range(len(self.x0))
-        ]
+    def _matrix(self, i: int, moves: list[tuple[np.ndarray, np.ndarray]]) -> Any:
+        """Σ weight · (values at the points moved to), as a sparse matrix of values at coordinate i's nodes."""
+        rows = np.concatenate([np.repeat(np.arange(len(to)), len(_STENCIL)) for to, _ in moves])
+        shared = [self._shared(i, to) for to, _ in moves]
+        columns = np.concatenate([columns.ravel() for columns, _ in shared])
+        values = np.concatenate([(w[:, None] * own).ravel() for (_, own), (_, w) in zip(shared, moves, strict=True)])
+        return sparse.coo_array((values, (rows, columns)), (len(moves[0][0]), self.nodes)).tocsr()
 
-    def _interpolate(self, i: int, points: np.ndarray) -> np.ndarray:
-        """Matrix from values at coordinate i's nodes to values at `points`, held within the grid."""
-        inside = np.clip(points, self.low[i], self.high[i])
-        return self._interpolants[i](inside)
+    def _shared(self, i: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Six of coordinate i's nodes and their weights for each point, held within the grid: each (points, 6)."""
+        at = (np.clip(points, self.low[i], self.high[i]) - self.low[i]) / (self.high[i] - self.low[i])
+        cell = np.clip(np.floor(at * (self.nodes - 1)).astype(int), 0, self.nodes - 2)
+        offset = at * (self.nodes - 1) - cell
+        weights = np.empty((len(points), len(_STENCIL)))
+        for column, node in enumerate(_STENCIL):
+            others = np.delete(_STENCIL, column)
+            weights[:, column] = np.prod((offset[:, None] - others) / (node - others), axis=1)
+        # Linear in the outermost cells, which are too far out to matter and need not be accurate.
+        edge = (cell < -_STENCIL[0]) | (cell > self.nodes - 1 - _STENCIL[-1])
+        linear = np.where(_STENCIL == 0, 1 - offset[:, None], np.where(_STENCIL == 1, offset[:, None], 0.0))
+        weights[edge] = linear[edge]
+        return np.clip(cell[:, None] + _STENCIL, 0, self.nodes - 1), weights

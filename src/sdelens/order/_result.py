@@ -26,7 +26,8 @@ class WeakOrder:
     Attributes:
         table: a data frame with one row per model, scheme (``"resolved"`` or ``"Δt = η"``), lr, time and test function:
             ``expected`` is E u(xₖ) of the optimizer, ``error`` E u(xₖ) − E u(X), ``sem`` its standard error,
-            ``unresolved`` the error that the integration of the SDE may have left, ``substeps`` and ``method``.
+            ``unresolved`` the error that the integration of the SDE may have left, estimated; ``size`` the largest
+            |E u| of the function, start included, that errors are relative to; ``substeps`` and ``method``.
         info: what was run.
     """
 
@@ -45,8 +46,8 @@ class WeakOrder:
 
         It is the root mean square over the times of error/|u|, with |u| the largest |E u(xₖ)| of that function, start
         included, less what noise adds; the function ``"all"`` is the root mean square over them all. ``sem`` bounds
-        its standard error, however the terms are correlated; ``unresolved`` is the largest share
-        that the SDE's integration may have.
+        its standard error, however the terms are correlated; ``unresolved`` is what the SDE's integration may have
+        left, estimated, as a root mean square too.
         """
         import pandas as pd
 
@@ -70,7 +71,7 @@ class WeakOrder:
                         "lr": lr,
                         "error": value,
                         "sem": spread,
-                        "unresolved": float((own.unresolved / own["size"]).max()),
+                        "unresolved": float(np.sqrt(np.mean((own.unresolved / own["size"]) ** 2))),
                     }
                 )
         return pd.DataFrame(rows)
@@ -81,8 +82,8 @@ class WeakOrder:
         ``lower`` and ``upper`` are two-sided limits at `confidence` by Student's t with two degrees of freedom less
         than there are η, from the larger of the residual scatter and the Monte-Carlo error: a curve that is bent, or
         noisy, has a wide interval. ``smallest`` is the error at the least η: the plateau of a model that does not
-        converge. Slopes are NaN where an error is not told from 0: below twice its standard error, or below
-        ``info["rounding"]``.
+        converge. Slopes are NaN where an error is not told from 0: below twice its standard error, twice what its
+        integration may have left, or ``info["rounding"]``.
         """
         import pandas as pd
         from scipy import stats
@@ -92,15 +93,16 @@ class WeakOrder:
             x, count = np.log(part.lr.to_numpy()), len(part)
             error, sem = part.error.to_numpy(), part["sem"].to_numpy()
             row = {"slope": np.nan, "lower": np.nan, "upper": np.nan, "smallest": error[-1], "sem": sem[-1]}
-            noise = np.divide(sem, error, out=np.full(count, np.inf), where=error > 0) ** 2
-            if (error > np.maximum(2 * sem, self.info["rounding"])).all():
+            doubt = np.hypot(sem, part.unresolved.to_numpy())
+            noise = np.divide(doubt, error, out=np.full(count, np.inf), where=error > 0) ** 2
+            if (error > np.maximum(2 * doubt, self.info["rounding"])).all():
                 weights = 1 / np.maximum(noise, max(noise.mean(), 1e-12))
                 centred = x - np.average(x, weights=weights)
                 y = np.log(error)
                 slope = np.sum(weights * centred * y) / np.sum(weights * centred**2)
                 fit = np.average(y, weights=weights) + slope * centred
                 scatter = np.sum(weights * (y - fit) ** 2) / max(count - 2, 1)
-                variance = max(scatter, 1.0 if sem.any() else 0.0) / np.sum(weights * centred**2)
+                variance = max(scatter, 1.0 if doubt.any() else 0.0) / np.sum(weights * centred**2)
                 half = stats.t.ppf(0.5 + self.confidence / 2, max(count - 2, 1)) * math.sqrt(variance)
                 row |= {"slope": slope, "lower": slope - half, "upper": slope + half}
             rows[(model, scheme, name)] = row
@@ -143,7 +145,7 @@ class WeakOrder:
                     model,
                     scheme,
                     f"{row.slope:.3f}" if known else "not resolved",
-                    f"{row.lower:.2f} – {row.upper:.2f}" if known else "-",
+                    f"{row.lower:.2f} – {row.upper:.2f}".replace("-", "\N{MINUS SIGN}") if known else "-",
                     *(f"{e:.2e} ± {s:.0e}" for e, s in zip(part.error, part["sem"], strict=True)),
                 ]
             )
@@ -160,12 +162,14 @@ class WeakOrder:
         ]
         left = float((used.unresolved / used["size"]).max())
         if self.info["method"] == "kernel":
-            notes.append(f"Transition kernels: no Monte-Carlo error; numerical error at most {left:.1e}.")
+            notes.append(f"Transition kernels: no Monte-Carlo error; numerical error estimated at {left:.1e} or less.")
         else:
             notes.append(
-                f"{self.info['paths']} coupled paths; substeps {used.substeps.min()} to {used.substeps.max()}, "
-                f"extrapolated, with at most {left:.1e} of the integrator's error left."
+                f"{self.info['paths']} paths; substeps {used.substeps.min()} to {used.substeps.max()}, "
+                f"extrapolated, which leaves an estimated {left:.1e} or less of the integrator's error."
             )
+            if self.slopes().slope.isna().any():
+                notes.append("'not resolved': below twice its standard error. Four times the paths halve that.")
         if self.info["optimizer"]["name"] in ("sgd", "signsgd"):
             notes.append(
                 "At Δt = η the scheme for SGD is SGD itself (under normal noise), and that for SignSGD has its first "
@@ -173,8 +177,8 @@ class WeakOrder:
             )
         if self.info["optimizer"].get("v0") == "zero":
             notes.append(
-                "Accumulators start at 0, where the coefficients are not bounded: the order is then less than 1. See "
-                "v0='second-moment'."
+                "Accumulators start at 0, where the coefficients are not bounded: the order is then less than 1. Start "
+                "from the second moment (v0) to see the order itself."
             )
         return notes
 

@@ -16,7 +16,7 @@ from sdelens.integrate import Coupled, Discrete, EulerMaruyama
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import TestFunction
-from sdelens.order._kernel import NODES, SignChain
+from sdelens.order._kernel import FINENESS, SignChain
 from sdelens.order._result import COARSE, RESOLVED
 from sdelens.problems import AbstractProblem
 from sdelens.sdes import build_sde
@@ -27,7 +27,7 @@ __all__ = ["Row", "Study", "Style"]
 _FEWEST_SUBSTEPS, _MOST_SUBSTEPS = 8, 128
 _RESOLVED_SHARE = 1 / 200
 _HELPS = 0.9
-_CHUNK = 8192
+_CHUNK, _CHUNK_BYTES = 8192, 2**29
 
 
 class Row(NamedTuple):
@@ -40,6 +40,7 @@ class Row(NamedTuple):
     error: float
     sem: float
     unresolved: float
+    at_start: float
     substeps: int
     method: str
 
@@ -82,17 +83,21 @@ class Study:
                 assert isinstance(optimizer, SignSGD)
                 steps = self.steps(optimizer)
                 grids = []
-                for nodes in NODES:
-                    chain = SignChain(problem, noise, optimizer, x0, self.horizon, increments, nodes)
+                for fineness in FINENESS:
+                    chain = SignChain(problem, noise, optimizer, x0, self.horizon, increments, fineness)
                     grids.append({n: self._expected(chain, steps, n) for n in (None, 1, 4, 8, 16)})
-                truth = grids[0][None]
+                truth, at_start = grids[0][None], self._at(x0)
                 found = [_kernel_errors(grid) for grid in grids]
                 for scheme, n in ((RESOLVED, 16), (COARSE, 1)):
                     (error, left), (check, _) = (by_scheme[scheme] for by_scheme in found)
                     rows += self._rows(
-                        "sde", scheme, optimizer, truth, error, 0 * truth, left + np.abs(error - check), n
+                        "sde", scheme, optimizer, at_start, truth, error, 0 * truth, left + np.abs(error - check), n
                     )
         return rows
+
+    def _at(self, x0: np.ndarray) -> np.ndarray:
+        """U at one point."""
+        return np.array([float(test.value(jnp.asarray(x0)[:, None])[0]) for test in self.tests])
 
     def _expected(self, chain: SignChain, steps: list[int], substeps: int | None) -> np.ndarray:
         """E u at `steps`, shape (times, functions)."""
@@ -154,12 +159,18 @@ class Study:
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
         devices = len(plan.devices)
-        width = min(-(-plan.paths // devices), _CHUNK) * devices
+        numbers = self.problem.dim * (4 * n + 8 * len(integrations))
+        fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
+        width = min(-(-plan.paths // devices), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
         summary = run_ensemble(stepper, own, self.seed, f"order/{optimizer.lr:.9g}", 0.0, np.array([0.5]), report)
         count = summary.paths[1:, None, None]
-        if (summary.paths[-1] < 2) or not np.isfinite(summary.seen_mean).all():
-            raise ValueError(f"lrs: at lr {optimizer.lr:g} paths diverge; begin with a smaller one.")
+        lost = int(plan.paths - summary.paths[-1])
+        if lost or not np.isfinite(summary.seen_mean).all():
+            which = f"{lost} of {plan.paths} paths of the optimizer" if lost else "paths of an SDE"
+            raise ValueError(
+                f"lrs: at lr {optimizer.lr:g} {which} diverge, and expectations mean nothing; begin lower."
+            )
         shape = (len(steps), 1 + 3 * len(self.models), len(self.tests))
         mean = summary.seen_mean[1:].reshape(shape)
         sem = np.sqrt(summary.seen_m2[1:].reshape(shape) / (count * np.maximum(count - 1, 1)))
@@ -167,7 +178,7 @@ class Study:
         for i, model in enumerate(self.models):
             fine, left, coarse = 1 + 3 * i, 2 + 3 * i, 3 + 3 * i
             zero = np.zeros(shape[::2])
-            common = (optimizer, mean[:, 0])
+            common = (optimizer, summary.seen_mean[0, : len(self.tests)], mean[:, 0])
             rows += self._rows(model, RESOLVED, *common, mean[:, fine], sem[:, fine], np.abs(mean[:, left]) / 3, n)
             rows += self._rows(model, COARSE, *common, mean[:, coarse], sem[:, coarse], zero, 1)
         return rows
@@ -177,6 +188,7 @@ class Study:
         model: str,
         scheme: str,
         optimizer: Optimizer,
+        at_start: np.ndarray,
         expected: np.ndarray,
         error: np.ndarray,
         sem: np.ndarray,
@@ -196,6 +208,7 @@ class Study:
                 float(error[i, j]),
                 float(sem[i, j]),
                 float(left[i, j]),
+                float(at_start[j]),
                 substeps,
                 method,
             )

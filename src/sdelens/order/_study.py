@@ -22,8 +22,8 @@ from sdelens._names import INCREMENTS, INTEGRATORS
 from sdelens.experiment import check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
-from sdelens.order._functions import TestFunction, test_functions
-from sdelens.order._kernel import is_separable
+from sdelens.order._functions import test_functions
+from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
 from sdelens.order._runs import Row, Study, Style
 from sdelens.problems import AbstractProblem
@@ -107,6 +107,8 @@ def weak_order(
     named = _checked_models(optimizer, models)
     if substeps is not None and (_check.at_least("substeps", substeps, 4) % 4):
         raise ValueError(f"substeps: got {substeps}; give a multiple of 4, since n, n/2 and n/4 are run.")
+    if (fewest := _check.at_least("paths", paths, 1)) < 2:
+        raise ValueError(f"paths: got {fewest}; a standard error needs 2 or more.")
     options = Options(steps=1, paths=paths, seed=seed, integrator=integrator, substeps=1, devices=devices)
     plan = options.plan()
     seed = options.checked_seed()
@@ -116,7 +118,7 @@ def weak_order(
     for member in family:
         check_schedule(member, round(horizon / member.lr))
     _check.choice("method", method, ("auto", "coupled", "kernel"))
-    tests = test_functions(problem, functions)
+    tests = test_functions(problem, functions, begin.centre())
     kernel = _kernel_exists(problem, bound, optimizer, begin, functions)
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
@@ -128,34 +130,48 @@ def weak_order(
     )
     for name in named:
         build_sde(name, problem, bound, optimizer, bias_correction)
+    used, rows = "coupled", None
     if method != "coupled" and kernel is None:
-        used, rows = "kernel", study.by_kernel(style.increments)
-    else:
-        used, rows = "coupled", study.by_coupling(bound, plan, substeps, style, progress)
+        try:
+            used, rows = "kernel", study.by_kernel(style.increments)
+        except TooSteepError as error:
+            if method == "kernel":
+                raise ValueError(f"method: got 'kernel', but {error}; use 'coupled'.") from error
+    if rows is None:
+        rows = study.by_coupling(bound, plan, substeps, style, progress)
     info = {
         "optimizer": optimizer.describe(),
         "problem": problem.describe(),
         "noise": bound.describe(),
         "dim": problem.dim,
+        "lrs": rates,
         "horizon": float(horizon),
+        "times": times,
+        **style._asdict(),
+        **begin.describe(),
         "paths": 0 if used == "kernel" else plan.paths,
         "method": used,
         "rounding": 1e-7 if used == "kernel" else 1e-6,
         "seed": seed,
     }
-    return WeakOrder(_with_sizes(rows, problem, begin, tests), info)
+    return WeakOrder(_with_sizes(rows), info)
 
 
 def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> list[float]:
-    rates = [_check.positive(f"lrs[{i}]", lr) for i, lr in enumerate(np.atleast_1d(np.asarray(lrs)))]
+    if isinstance(lrs, str) or np.ndim(lrs) != 1:
+        raise TypeError(f"lrs: got {lrs!r}; give a list of decreasing learning rates, for example [0.2, 0.1, 0.05].")
+    rates = [_check.positive(f"lrs[{i}]", lr) for i, lr in enumerate(lrs)]
     if len(rates) < 3:
-        raise ValueError(f"lrs: got {len(rates)}; a slope with an interval needs three or more.")
+        raise ValueError(f"lrs: got {len(rates)} of them; a slope with an interval needs three or more.")
     if any(b >= a for a, b in itertools.pairwise(rates)):
         raise ValueError(f"lrs: got {rates}; give decreasing learning rates.")
     horizon = _check.positive("horizon", horizon)
     _check.at_least("times", times, 1)
     if horizon < rates[0] * (1 - 1e-9):
-        raise ValueError(f"horizon: got {horizon:g}, shorter than one step of {rates[0]:g}.")
+        raise ValueError(
+            f"horizon: got {horizon:g}, shorter than one step of {rates[0]:g}; with {times} times give at least "
+            f"{times * rates[0]:g}."
+        )
     limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in ("b1", "b2") if hasattr(optimizer, b)]
     if limits and rates[0] > min(limits) * (1 + 1e-9):
         raise ValueError(
@@ -198,13 +214,11 @@ def _kernel_exists(
     return None if is_separable(problem, noise) else "the problem is not separable into independent coordinates"
 
 
-def _with_sizes(rows: list[Row], problem: AbstractProblem, start: Start, tests: list[TestFunction]) -> "pd.DataFrame":
+def _with_sizes(rows: list[Row]) -> "pd.DataFrame":
     """The table with the size of every test function: the largest |E u|, start included."""
     import pandas as pd
 
     table = pd.DataFrame(rows)
-    x0 = problem.start if start.x is None else start.x
-    at_start = {test.name: abs(float(test.value(x0[:, None])[0])) for test in tests}
-    largest = table.expected.abs().groupby(table.function).max()
-    table["size"] = [max(largest[name], at_start[name], 1e-300) for name in table.function]
-    return table
+    largest = table[["expected", "at_start"]].abs().max(axis=1).groupby(table.function).max()
+    table["size"] = [max(float(largest[name]), 1e-300) for name in table.function]
+    return table.drop(columns="at_start")
