@@ -70,8 +70,12 @@ CASES = {
     ),
     "scale structure": (lambda: compare(two_leaves(), sl.GaussianNoise({"a": 1.0})), "scale: got a pytree of another"),
     "scale vector": (lambda: compare(two_leaves(), sl.GaussianNoise([1.0, 2.0])), "the problem has 8 coordinates"),
-    "scale and covariance": (lambda: sl.GaussianNoise(1.0, covariance=np.eye(2)), "scale: give either the scale or"),
-    "no scale": (sl.GaussianNoise, "scale: give either the scale or covariance=..."),
+    "scale and covariance": (
+        lambda: sl.GaussianNoise(1.0, covariance=np.eye(2)),
+        "scale: was given beside the covariance",
+    ),
+    "no scale": (sl.GaussianNoise, "scale: is missing; give the standard deviation, or covariance=..."),
+    "t scale none": (lambda: sl.StudentTNoise(None, 3), "scale: got None; give real numbers"),
     "covariance asymmetric": (
         lambda: sl.GaussianNoise(covariance=[[1.0, 0.5], [0.2, 1.0]]),
         "covariance: is not symmetric (largest difference 0.3); use (C + C.T) / 2",
@@ -118,8 +122,11 @@ CASES = {
         lambda: compare(two_leaves(), sl.GaussianNoise(covariance=lambda p: jnp.ones(3))),
         "covariance: returned shape (3,); return (8, 8), or variances of shape (8,) or ()",
     ),
-    "df zero": (lambda: sl.StudentTNoise(1.0, 0), "df: got 0.0; it must be greater than 0"),
-    "df small": (lambda: sl.StudentTNoise(1.0, 0.1), "df: got 0.1; below 0.2 draws exceed what float32 can hold"),
+    "df zero": (lambda: sl.StudentTNoise(1.0, 0), "df: got 0; give 0.2 or more"),
+    "df small": (
+        lambda: sl.StudentTNoise(1.0, 0.1),
+        "df: got 0.1; give 0.2 or more (below that, draws exceed what float32 can hold)",
+    ),
     "df nan": (lambda: sl.StudentTNoise(1.0, NAN), "df: got nan"),
     "t scale": (lambda: sl.StudentTNoise(-1.0, 3), "scale: got -1.0; the scale must be greater than 0"),
     "laplace scale": (lambda: sl.LaplaceNoise(np.array([1.0, 0.0])), "scale: got 0.0"),
@@ -156,6 +163,14 @@ CASES = {
     "ppf of another": (
         lambda: sl.SymmetricNoise(logistic.cdf, norm.ppf, variance=3.3),
         "ppf: is not the inverse of cdf",
+    ),
+    "pdf of another": (
+        lambda: sl.SymmetricNoise(logistic.cdf, logistic.ppf, variance=3.3, pdf=norm.pdf),
+        "pdf: is not the derivative of cdf: at 0.3 it is 0.3814, where that is 0.2445",
+    ),
+    "covariance of other leaves": (
+        lambda: compare(two_leaves(), sl.GaussianNoise(covariance=lambda p: {"a": p["a"], "c": 1.0})),
+        "covariance: returned a pytree that is not like the parameters",
     ),
     "variance of another": (
         lambda: sl.SymmetricNoise(logistic.cdf, logistic.ppf, variance=1.0),

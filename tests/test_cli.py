@@ -158,6 +158,8 @@ def test_order_prints_the_slopes_and_writes_the_folder(tmp_path):
     }
     study = sl.weak_order(sl.Quadratic([1.0, 2.0], 1.0), sl.GaussianNoise(1.0), sl.SignSGD(0.01), [0.2, 0.1, 0.05], 0.8)
     assert f"{study.slope:.3f}" in done.stdout
+    again = shell("order", *subject, *options, expect=2)
+    assert "holds results already; give another folder or --overwrite" in again.stderr
     refused = shell("order", *subject, "--lrs", "0.1,0.2,0.4", expect=2)
     assert "lrs: got [0.1, 0.2, 0.4]; give decreasing learning rates" in refused.stderr
     assert "Traceback" not in refused.stderr

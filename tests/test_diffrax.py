@@ -178,6 +178,11 @@ BAD = {
     "ode solver": ({"solver": diffrax.Tsit5()}, sl.SGD(0.1), "solver: got Tsit5; give a diffrax solver for SDEs"),
     "solver class": ({"solver": diffrax.Euler}, sl.SGD(0.1), "solver: got Euler"),
     "additive": ({"solver": diffrax.ShARK()}, sl.RMSpropW(0.1), "solver: ShARK is for additive noise"),
+    "additive, saturated": (
+        {"solver": diffrax.ShARK(), "start": [30.0, 30.0, 30.0]},
+        sl.SignSGD(0.1),
+        "solver: ShARK is for additive noise",
+    ),
     "additive sign": ({"solver": diffrax.SRA1()}, sl.SignSGD(0.1), "solver: SRA1 is for additive noise"),
     "start": ({"start": [1.0]}, sl.SGD(0.1), "start: got shape (1,); the parameter there has shape (3,)"),
     "zero": ({}, sl.AdamW(0.1), "start: V starts at 0, and adamw's SDE divides by √V"),
@@ -202,4 +207,6 @@ def test_terms_and_starts_refuse_what_is_missing():
         bridge.terms(jax.random.key(0), horizon=1.0, tol=-1.0)
     with pytest.raises(ValueError, match="no finite variance"):
         sl.to_diffrax(PROBLEM, sl.StudentTNoise(1.0, 2), sl.SGD(0.1))
+    with pytest.raises(TypeError, match=r"key: got 0; give a random key"):
+        sl.to_diffrax(PROBLEM, NOISE, sl.SGD(0.1)).terms(0)
     assert jnp.shape(sl.to_diffrax(PROBLEM, NOISE, ADAM).y0().v) == (3,)

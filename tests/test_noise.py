@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.stats import logistic
-from scipy import stats
+from scipy import integrate, stats
 
 import sdelens as sl
 from sdelens._random import Stream, stream_key
@@ -254,6 +254,28 @@ def test_signsgd_under_correlated_noise_has_the_optimizers_covariance():
     products = moved["optimizer"][:, None] * moved["optimizer"][None]
     error = products.std(axis=-1) / np.sqrt(products.shape[-1])
     assert np.abs((products.mean(axis=-1) - exact) / error).max() < 5
+
+
+def test_a_covariance_and_normal_noise_are_added():
+    problem, matrix = sl.Quadratic([1.0, 2.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
+    noise = sl.GaussianNoise(covariance=matrix) + sl.GaussianNoise([1.0, 2.0]) + sl.GaussianNoise(covariance=np.eye(2))
+    np.testing.assert_allclose(noise.bind(problem).matrix, matrix + np.diag([2.0, 5.0]))
+
+
+def test_variances_from_a_function_may_have_the_shape_of_the_parameters():
+    square = sl.Problem(lambda p: (p**2).sum(), jnp.full((2, 2), 2.0))
+    np.testing.assert_allclose(sl.GaussianNoise(covariance=lambda p: p**2).bind(square).variance(square.start), 4.0)
+    tree = sl.Problem(lambda p: (p["a"] ** 2).sum() + (p["b"] ** 2).sum(), {"a": jnp.ones(2), "b": jnp.ones(3)})
+    bound = sl.GaussianNoise(covariance=lambda p: {"a": 1.0, "b": 2.0}).bind(tree)
+    np.testing.assert_allclose(bound.variance(tree.start), [1.0, 1.0, 2.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("df", [0.5, 5, 8, 9, 40, 1e4, 1e6])
+def test_sums_with_student_t_against_reference_quadrature(df):
+    bound = (sl.GaussianNoise(1.0) + sl.StudentTNoise(0.8, df)).bind(ONE)
+    for g in (0.1, 1.0, 3.0):
+        exact = integrate.quad(lambda z, g=g: stats.norm.pdf(z) * (2 * stats.t.cdf((g + z) / 0.8, df) - 1), -10, 10)[0]
+        assert float(bound.mean_sign(column([g]), column([g]))[0, 0]) == pytest.approx(exact, abs=1e-5)
 
 
 def test_a_covariance_that_depends_on_the_parameters():

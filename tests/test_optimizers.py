@@ -65,6 +65,13 @@ def test_numbers_are_leaves_and_the_rest_is_structure():
     assert (doubled.lr, doubled.weight_decay) == (0.2, 0.6)
 
 
+def test_the_family_at_another_learning_rate_keeps_rho_and_decay_per_time():
+    spec = sl.AdamW(0.1, 0.5, 0.8, 1e-6, 0.3, decay="independent").at_lr(0.05)
+    assert (spec.b1, spec.b2, spec.weight_decay) == pytest.approx((0.75, 0.9, 0.15))
+    assert (spec.rho1, spec.rho2, spec.decay_rate) == pytest.approx((5.0, 2.0, 3.0))
+    assert sl.AdamW(0.3, 0.7, 0.9).at_lr(1.0).b1 == 0  # the largest legal one, rounding allowed for
+
+
 def test_specifications_are_frozen():
     with pytest.raises(AttributeError):
         sl.SGD(0.1).lr = 0.2

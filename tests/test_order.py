@@ -44,10 +44,10 @@ def test_sgd_on_a_quadratic_against_exact_moments():
     assert study.slope == pytest.approx(1, abs=0.1)
 
 
-def lattice_expectation(lr, steps, u):
-    """E u(x) of SignSGD on LINE under UNIT by enumeration: x stays on x₀ + ηZ."""
-    x = 1.5 + lr * np.arange(-steps, steps + 1)
-    up = np.array([0.5 * math.erfc(v * 2 / math.sqrt(2)) for v in x])  # P(g < 0)
+def lattice_expectation(lr, steps, u, x0, sigma):
+    """E u(x) of SignSGD on ½x² under normal noise by enumeration: x stays on x₀ + ηZ."""
+    x = x0 + lr * np.arange(-steps, steps + 1)
+    up = np.array([0.5 * math.erfc(v / sigma / math.sqrt(2)) for v in x])  # P(g < 0)
     p = np.zeros(len(x))
     p[steps] = 1
     for _ in range(steps):
@@ -55,14 +55,33 @@ def lattice_expectation(lr, steps, u):
     return p @ u(x)
 
 
-def test_kernels_of_signsgd_against_enumeration():
-    study = sl.weak_order(LINE, UNIT, sl.SignSGD(0.1), LRS, 0.8, times=2)
+@pytest.mark.parametrize(
+    ("sigma", "start", "horizon", "lrs"),
+    [
+        (1.0, 1.5, 0.8, [0.2, 0.1, 0.05]),
+        (1.0, 1.0, 0.4, [0.02, 0.005, 0.0025]),
+        (0.02, 0.5, 0.8, [0.08, 0.04, 0.02]),
+        (1.0, 8.0, 24.0, [0.4, 0.2, 0.1]),
+    ],
+    ids=["usual", "many steps", "steep", "far"],
+)
+def test_kernels_of_signsgd_against_enumeration(sigma, start, horizon, lrs):
+    problem, noise = sl.Quadratic([1.0], start=[start]), sl.GaussianNoise(sigma)
+    study = sl.weak_order(problem, noise, sl.SignSGD(0.1), lrs, horizon, times=2)
     assert study.info["method"] == "kernel"
-    tests = {"loss": lambda x: x**2, "x1": lambda x: x, "x1²": lambda x: x**2}
-    for lr, (name, u) in itertools.product(LRS, tests.items()):
+    tests = {"loss": lambda x: x**2 / 2, "x1": lambda x: x, "x1²": lambda x: x**2}
+    for lr, (name, u) in itertools.product(lrs, tests.items()):
         row = of(study, "resolved", lr, name)
-        assert row.expected == pytest.approx(lattice_expectation(lr, round(0.8 / lr), u), abs=2e-7)
-        assert row.unresolved < 2e-3 * abs(row.error)
+        exact = lattice_expectation(lr, round(horizon / lr), u, start, sigma)
+        assert row.expected == pytest.approx(exact, rel=1e-6, abs=1e-9)
+
+
+def test_a_sign_too_steep_for_any_grid_goes_to_paths():
+    problem, noise, spec = sl.Quadratic([1.0], start=[0.5]), sl.GaussianNoise(1e-5), sl.SignSGD(0.1)
+    with pytest.raises(ValueError, match=r"method: got 'kernel', but E sign\(g\) varies within"):
+        sl.weak_order(problem, noise, spec, LRS, 0.4, times=1, method="kernel")
+    study = sl.weak_order(problem, noise, spec, LRS, 0.4, times=1, paths=50, substeps=4)
+    assert study.info["method"] == "coupled"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +140,24 @@ def test_functions_of_your_own_on_a_landscape():
     assert set(study.table.function) == {"tail"}
 
 
+def test_a_random_start_sets_the_scale_of_its_errors():
+    """Not the problem's own start, which no path visits."""
+    far = sl.Quadratic([2.0], start=1000.0)
+    start = lambda key: 1.5 + 0.1 * jax.random.normal(key, (1,))  # noqa: E731
+    study = sl.weak_order(far, UNIT, sl.SGD(0.1), LRS, 0.8, ["sde"], times=2, paths=2000, start=start)
+    assert study.slope == pytest.approx(1, abs=0.1)
+    assert of(study, "resolved", 0.2, "x1")["size"] == pytest.approx(1.5, abs=0.05)
+    assert of(study, "resolved", 0.2, "bump").expected > 0.1
+
+
+def test_an_old_saved_state_does_not_overflow():
+    saved = sl.State(np.array([0.5]), np.array([0.5]), np.array([2.0]), 2**30)
+    study = sl.weak_order(
+        LINE, UNIT, sl.AdamW(0.1, 0.5, 0.8), [0.1, 0.05, 0.025], 0.4, ["sde"], times=1, start=saved, paths=2000
+    )
+    assert of(study, "resolved", 0.025, "loss").error < 0.05
+
+
 def test_a_saved_start_keeps_its_age_in_time():
     """AdamW's state after 8 gradients at lr 0.1 is one after 16 at 0.05: γ as a function of time goes on."""
     saved = sl.State(None, np.array([0.5]), np.array([2.0]), 8)
@@ -130,6 +167,13 @@ def test_a_saved_start_keeps_its_age_in_time():
     shrunk = study.errors()
     total = shrunk[(shrunk.scheme == "resolved") & (shrunk.function == "all")].error.to_numpy()
     assert total[-1] < 0.5 * total[0]
+
+
+def test_what_the_integration_leaves_counts_against_a_slope():
+    rng = np.random.default_rng(0)
+    study = synthetic(lambda lr: 0.1 * lr, 1e-6, rng)
+    study.table["unresolved"] = study.table.error.abs()
+    assert np.isnan(study.slopes().loc[("sde", "resolved", "all"), "slope"])
 
 
 def synthetic(law, noise, rng, lrs=(0.08, 0.04, 0.02, 0.01), times=4, functions=3):
@@ -184,7 +228,7 @@ def order(optimizer=None, lrs=(0.2, 0.1, 0.05), horizon=0.8, models=None, proble
 
 
 BAD = {
-    "few": (lambda: order(lrs=[0.2, 0.1]), "lrs: got 2; a slope with an interval needs three or more"),
+    "few": (lambda: order(lrs=[0.2, 0.1]), "lrs: got 2 of them; a slope with an interval needs three or more"),
     "increasing": (lambda: order(lrs=[0.05, 0.1, 0.2]), "lrs: got [0.05, 0.1, 0.2]; give decreasing learning rates"),
     "equal": (lambda: order(lrs=[0.1, 0.1, 0.05]), "give decreasing learning rates"),
     "negative": (lambda: order(lrs=[0.2, 0.1, -0.1]), "lrs[2]: got -0.1; it must be greater than 0"),
@@ -192,7 +236,16 @@ BAD = {
         lambda: order(sl.AdamW(0.1, 0.5, 0.9), lrs=[0.4, 0.2, 0.1]),
         "lrs: got 0.4, at which ηρ > 1 and a β would be negative; with this optimizer's ρ the largest legal η is 0.2",
     ),
-    "horizon": (lambda: order(horizon=0.1), "horizon: got 0.1, shorter than one step of 0.2"),
+    "horizon": (
+        lambda: order(horizon=0.1),
+        "horizon: got 0.1, shorter than one step of 0.2; with 4 times give at least 0.8",
+    ),
+    "one lr": (lambda: order(lrs=0.1), "lrs: got 0.1; give a list of decreasing learning rates"),
+    "lrs text": (lambda: order(lrs="0.2,0.1"), "lrs: got '0.2,0.1'; give a list"),
+    "one path": (lambda: order(paths=1), "paths: got 1; a standard error needs 2 or more"),
+    "functions list": (lambda: order(functions=[abs]), "give a mapping from names to functions of the parameters"),
+    "no functions": (lambda: order(functions={}), "functions: got {}; give a mapping"),
+    "function all": (lambda: order(functions={"all": lambda p: p[0]}), "functions: the name 'all' stands for all"),
     "times": (lambda: order(horizon=0.5), "it must be whole for every lr. Change the horizon (to"),
     "model": (lambda: order(models=["malladi2022"]), "models: got 'malladi2022'; choose one of 'sde', 'second-order'"),
     "models text": (lambda: order(models="sde"), "models: got the text 'sde'; give a list"),
@@ -210,7 +263,11 @@ BAD = {
     "function of NumPy": (lambda: order(functions={"x": lambda p: float(p[0])}), "functions['x']: cannot be compiled"),
     "diverges": (
         lambda: order(problem=sl.Quadratic([1e6], start=1e30), lrs=[0.2, 0.1, 0.05], substeps=4, paths=4),
-        "paths diverge; begin with a smaller one",
+        "diverge, and expectations mean nothing; begin lower",
+    ),
+    "some diverge": (
+        lambda: order(problem=sl.EmbeddedSaddle(start=(1.5, 1.5)), noise=sl.GaussianNoise(4.0), paths=4000, substeps=4),
+        "lrs: at lr 0.2 ",
     ),
     "variance": (lambda: order(noise=sl.StudentTNoise(1.0, 2)), "no finite variance"),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ SCHEDULES = {
     "warm-up": sl.Warmup(10),
     "warm-up, cosine": sl.Warmup(10, sl.Cosine(30)),
     "function": lambda k: 1 / (1 + 0.1 * k),
+    "table": lambda k: jnp.linspace(1.0, 0.0, 200)[k],
 }
 OPTIMIZERS = {
     "sgd": sl.SGD(0.05, 0.1),
@@ -84,6 +86,7 @@ def test_a_decaying_schedule_takes_sgd_to_the_minimum_and_a_constant_rate_does_n
 def test_another_learning_rate_keeps_the_schedule_as_a_function_of_time(schedule):
     spec = sl.SGD(0.1, schedule=schedule)
     half = spec.at_lr(0.05)
+    assert half.at_lr(0.025).describe()["schedule"].get("stretched") == 4
     steps = np.arange(50)
     np.testing.assert_allclose(
         [half.multiplier(2 * k) for k in steps], [spec.multiplier(k) for k in steps], rtol=1e-5, atol=1e-6

@@ -103,6 +103,13 @@ BAD = {
     "structure": (sl.SGD(0.1), {"w": np.ones(3)}, "start: got dict; the parameter there has shape (3,)"),
     "not finite": (sl.SGD(0.1), np.array([1.0, np.nan, 0.0]), "start: has entries that are not finite"),
     "constant function": (sl.SGD(0.1), lambda key: jnp.ones(3), "start: returned the same parameters for two keys"),
+    "random by itself": (
+        sl.SGD(0.1),
+        lambda key: np.random.rand(3),
+        "start: returned other parameters for the same key",
+    ),
+    "optax's state": (sl.AdamW(0.1), sl.AdamW(0.1).to_optax().init(jnp.ones(3)), "start: got tuple; give parameters"),
+    "text": (sl.SGD(0.1), "1,2,3", "start: got str"),
     "function of NumPy": (
         sl.SGD(0.1),
         lambda key: np.asarray(key) + 1.0,

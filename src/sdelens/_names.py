@@ -44,7 +44,7 @@ NETWORKS: Final = ("mlp",)
 DATASETS: Final = {"breast-cancer": "569 × 30, two classes, bundled with scikit-learn"}
 NOISES: Final = {
     "gaussian": "normal noise on the full gradient, independent on every coordinate or with --covariance",
-    "student-t": "heavy tails, with --df degrees of freedom; infinite variance for 2 and less",
+    "student-t": "heavy tails, with --df degrees of freedom: 1 is Cauchy, infinite variance for 2 and less",
     "laplace": "double-exponential",
     "uniform": "on an interval about 0",
 }

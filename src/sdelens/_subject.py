@@ -111,7 +111,7 @@ def _options(
     covariance: Annotated[
         Path | None, typer.Option(help="File with Σ in place of the scale: .npy, or text with a row a line (gaussian).")
     ] = None,
-    df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t.")] = None,
+    df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t, at least 0.2.")] = None,
 ) -> None:
     """Template of the options; never called."""
 

@@ -74,7 +74,7 @@ class SignChain:
         noise: bound to it.
         optimizer: its learning rate is that of every step.
         start: x₀, shape (d,).
-        horizon: longest time; it bounds how far paths get, since no coordinate moves faster than 1.
+        reach: how far from x₀ paths may get.
         increments: of the SDE's integration, ``"gaussian"`` or ``"rademacher"``.
         fineness: number of nodes relative to the usual.
 
@@ -88,13 +88,12 @@ class SignChain:
         noise: AbstractNoise,
         optimizer: SignSGD,
         start: np.ndarray,
-        horizon: float,
+        reach: float,
         increments: str = "gaussian",
         fineness: float = 1.0,
     ) -> None:
         self.problem, self.noise, self.optimizer, self.x0 = problem, noise, optimizer, np.asarray(start, np.float64)
         self.increments = increments
-        reach = horizon + 6 * np.sqrt(optimizer.lr * horizon) + 2 * optimizer.lr
         self.low = np.minimum(self.x0, 0 if optimizer.weight_decay else np.inf) - reach
         self.high = np.maximum(self.x0, 0 if optimizer.weight_decay else -np.inf) + reach
         self.nodes = self._count(fineness)
