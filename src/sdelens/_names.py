@@ -16,8 +16,10 @@ __all__ = [
     "OPTIMIZERS",
     "PROBLEMS",
     "SCHEDULES",
+    "noise_label",
     "optimizer_label",
     "problem_label",
+    "schedule_label",
 ]
 
 OPTIMIZERS: Final = {
@@ -76,3 +78,22 @@ def problem_label(problem: dict[str, Any]) -> str:
     names = {"mlp": "MLP", "rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
     name = names.get(problem["name"], str(problem["name"]))
     return f"{name} ({problem['dataset']})" if "dataset" in problem else name
+
+
+def noise_label(noise: dict[str, Any]) -> str:
+    """A noise law's name as it is written, with what tells it from others of its kind."""
+    if noise["name"] == "sum":
+        return " + ".join(noise_label(term) for term in noise["terms"])
+    names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace"}
+    name = names.get(noise["name"], str(noise["name"]))
+    details = ["covariance"] if "covariance" in noise else []
+    details += [f"ν = {noise['df']:g}"] if "df" in noise else []
+    details += [str(noise["cdf"])] if "cdf" in noise else []
+    details += [f"scale {noise['scale']:g}"] if isinstance(noise.get("scale"), float) else []
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def schedule_label(schedule: dict[str, Any]) -> str:
+    """A schedule's name, with that of the one that follows it."""
+    then = schedule.get("then")
+    return f"{schedule['name']}, then {schedule_label(then)}" if then else str(schedule["name"])

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from sdelens._names import optimizer_label, problem_label
+from sdelens._names import noise_label, optimizer_label, problem_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +164,7 @@ def _plot_differences(
         axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.legend(loc="best", handlelength=1.2, borderpad=0.1)
+    axes.legend(loc="best", handlelength=1.2, borderpad=0.1, frameon=True, framealpha=0.7, edgecolor="none")
 
 
 def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> "Figure":
@@ -203,7 +203,7 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
             panel.set_title(headings.get(scheme, scheme), loc="left")
             panel.set_xlabel("learning rate $\\eta$")
             where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "handlelength": 3.2}
-            panel.legend(title="fitted slope (faint: single test functions)", **where)
+            panel.legend(title="fitted slope (bars: 99 %; faint: single functions)", **where)
         panels[0, 0].set_ylabel("relative weak error")
         figure.suptitle(title, x=0.02, ha="left", fontsize=9)
     plt.close(figure)
@@ -231,9 +231,10 @@ def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) 
 
 
 def _title(dataset: "xr.Dataset") -> str:
-    optimizer, problem = json.loads(dataset.attrs["optimizer"]), json.loads(dataset.attrs["problem"])
+    optimizer, problem, noise = (json.loads(dataset.attrs[name]) for name in ("optimizer", "problem", "noise"))
     run = json.loads(dataset.attrs["run"])
     name = optimizer_label(optimizer)
     return (
-        f"{name} on {problem_label(problem)}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}, {run['paths']} paths"
+        f"{name} on {problem_label(problem)}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}\n"
+        f"{noise_label(noise)} noise, {run['paths']} paths"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens import _check
-from sdelens._names import optimizer_label, problem_label
+from sdelens._names import noise_label, optimizer_label, problem_label, schedule_label
 from sdelens.tracking import Curves, tracking_error
 
 if TYPE_CHECKING:
@@ -220,14 +220,14 @@ class Result:
     def title(self) -> str:
         """One line: what was run."""
         info, run = self.info, self.info["run"]
-        noise = str(info["noise"]["name"]).capitalize()
         numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
         if "schedule" in info["optimizer"]:
-            numbers += f", schedule {info['optimizer']['schedule']['name']}"
+            numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
         numbers += ", independent decay" if info["optimizer"]["decay"] == "independent" else ""
+        start = f"start: {run['start']}, " if "start" in run else ""
         return (
             f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
-            f"{noise} noise: {run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
+            f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:

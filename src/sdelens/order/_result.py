@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens._names import optimizer_label, problem_label
+from sdelens._names import noise_label, optimizer_label, problem_label
 from sdelens.result import atomic_path, save_figure, text_table
 
 if TYPE_CHECKING:
@@ -185,6 +185,6 @@ class WeakOrder:
     def _title(self) -> str:
         info = self.info
         return (
-            f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, d = {info['dim']}, horizon "
-            f"{info['horizon']:g}: weak order"
+            f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, d = {info['dim']}, "
+            f"{noise_label(info['noise'])} noise, horizon {info['horizon']:g}: weak order"
         )
