@@ -183,6 +183,7 @@ def test_noise_and_schedules_by_name(tmp_path):
         assert abs(theirs.dataset.loss_mean - ours.dataset.loss_mean).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_demo_runs_at_small_size(tmp_path):
     demo = (sys.executable, str(ROOT / "examples" / "demo.py"), "--small", "--out", str(tmp_path / "demo"))
     done = shell(command=demo)

@@ -103,6 +103,7 @@ def geometric(brownian):
     return 2.0 * np.exp(-(LAMBDA + ETA * C / 2) * HORIZON - np.sqrt(ETA * C) * brownian)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [diffrax.ItoMilstein(), diffrax.StratonovichMilstein(), diffrax.Heun(), diffrax.SPaRK()],

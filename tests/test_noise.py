@@ -318,6 +318,7 @@ def test_a_second_moment_that_is_infinite_is_no_start():
         sl.simulate(ONE, HEAVY, sl.RMSpropW(0.01), "optimizer", steps=2, paths=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("df", [1, 2, 5])
 def test_signsgd_tracks_under_heavy_tails(df):
     """λ = ½, 1, 2, 5; σ = 1, ½, 1, 2; the upper limit is one-sided at 99 %."""

@@ -60,8 +60,8 @@ def lattice_expectation(lr, steps, u, x0, sigma):
     [
         (1.0, 1.5, 0.8, [0.2, 0.1, 0.05]),
         (1.0, 1.0, 0.4, [0.02, 0.005, 0.0025]),
-        (0.02, 0.5, 0.8, [0.08, 0.04, 0.02]),
-        (1.0, 8.0, 24.0, [0.4, 0.2, 0.1]),
+        pytest.param(0.02, 0.5, 0.8, [0.08, 0.04, 0.02], marks=pytest.mark.slow),
+        pytest.param(1.0, 8.0, 24.0, [0.4, 0.2, 0.1], marks=pytest.mark.slow),
     ],
     ids=["usual", "many steps", "steep", "far"],
 )
@@ -84,6 +84,7 @@ def test_a_sign_too_steep_for_any_grid_goes_to_paths():
     assert study.info["method"] == "coupled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("increments", "schedule"), [("gaussian", None), ("rademacher", None), ("gaussian", sl.Cosine(12))]
 )
@@ -308,7 +309,8 @@ def test_every_sde_is_of_weak_order_one(name, problem):
     assert row.upper < 1.3
     resolved = study.table[study.table.scheme == "resolved"]
     typical = resolved.groupby(["model", "lr", "function"]).error.transform(lambda e: np.sqrt(np.mean(e**2)))
-    assert (resolved.unresolved <= np.maximum(resolved["sem"], 0.01 * typical)).all()
+    rounding = 1e-6 * resolved["size"]  # of thousands of substeps in float32
+    assert (resolved.unresolved <= np.maximum(resolved["sem"], 0.01 * typical) + rounding).all()
     if name == "sgd":
         second = slopes.loc[("second-order", "resolved", "all")]
         assert second.slope == pytest.approx(2, abs=0.3)
