@@ -145,7 +145,7 @@ class WeakOrder:
                     model,
                     scheme,
                     f"{row.slope:.3f}" if known else "not resolved",
-                    f"{row.lower:.2f} – {row.upper:.2f}".replace("-", "\N{MINUS SIGN}") if known else "-",
+                    f"{_two(row.lower)} – {_two(row.upper)}" if known else "-",
                     *(f"{e:.2e} ± {s:.0e}" for e, s in zip(part.error, part["sem"], strict=True)),
                 ]
             )
@@ -188,3 +188,8 @@ class WeakOrder:
             f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, d = {info['dim']}, "
             f"{noise_label(info['noise'])} noise, horizon {info['horizon']:g}: weak order"
         )
+
+
+def _two(value: float) -> str:
+    """Two decimals, with a true minus sign and no minus before 0."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
