@@ -51,7 +51,7 @@ def test_adamw_late_loss_and_bias_corrections():
 
 
 def test_euler_s_late_loss_falls_short_in_proportion_to_eta_and_sequential_s_does_not():
-    """AdamW at three η: `euler` misses at least 30, 15 and 7.5 % of the late loss, `sequential` at most 1.5 %."""
+    """AdamW at three η: `euler` misses at least 30, 15 and 7.5 % of the late loss, `sequential` at most 3 and 1.5 %."""
     models = {"optimizer": {}, "sequential": {"model": "sde"}, "euler": {"model": "sde", "integrator": "euler"}}
     family = sl.AdamW(LR, 0.9, 0.99, weight_decay=THETA)
     shifts = {}
@@ -60,7 +60,7 @@ def test_euler_s_late_loss_falls_short_in_proportion_to_eta_and_sequential_s_doe
         errors = run.errors(confidence=0.99)
         assert errors.upper.max() <= 2e-3  # over the whole curve the two are alike
         late = errors[["late_shift_lower", "late_shift_upper"]]
-        assert (late.loc["sequential"].abs() <= 0.015).all()
+        assert (late.loc["sequential"].abs() <= max(0.015, 1.5 * lr)).all()
         assert late.loc["euler", "late_shift_upper"] < -15 * lr
         shifts[lr] = errors.late_shift["euler"]
     assert shifts[0.02] / shifts[0.005] == pytest.approx(4, abs=0.6)

@@ -163,7 +163,7 @@ STRONG = {
 def test_strong_convergence_of_euler_on_one_brownian_path(noise, optimizer, expected):
     """√E‖X(n) − X(1024)‖² for n = 16 … 128 substeps on the same path falls like n^-1 (additive noise) or n^-½.
 
-    Over 2000 paths the slope has a standard error below 0.02; what the finest path itself leaves out, and the next
+    Over 2000 paths the slope has a standard error of 0.02; what the finest path itself leaves out, and the next
     order, are worth up to 0.1.
     """
     problem = sl.Quadratic(CURVATURE, START)
@@ -180,4 +180,4 @@ def test_strong_convergence_of_euler_on_one_brownian_path(noise, optimizer, expe
     plan = Options(steps=3, paths=2000, record_every=3).plan()
     mean = run_ensemble(stepper, plan, 0, "strong", 0.0, np.array([0.5])).seen_mean[-1]
     slope = np.polyfit(np.log(levels[1:]), 0.5 * np.log(mean), 1)[0]
-    assert slope == pytest.approx(-expected, abs=0.15)
+    assert slope == pytest.approx(-expected, abs=0.2)
