@@ -169,7 +169,7 @@ def to_diffrax(
     The equation is dY = b(t, Y) dt + σ(t, Y) dW in the sense of Itô. Solvers that converge to Stratonovich's sense
     (`diffrax.EulerHeun`, `Heun`, `SPaRK`, …) get the drift b − ½ Σⱼ (∂σⱼ)σⱼ, with σⱼ the columns of σ, found by one
     Jacobian-vector product per column: the two then agree in law. Where σ does not depend on what it drives (SGD, Adam
-    and RMSprop under a constant Σ) the correction is 0.
+    and RMSprop under a constant Σ) the correction is 0 (Kloeden and Platen 1992, section 4.9).
 
     V enters P at the same time as X, where the library's own integrators use the new V; the limit Δt → 0 is the same,
     but V must start above 0: Adam with ``v0="second-moment"`` or from a saved state. Bias correction and schedule are

@@ -108,6 +108,10 @@ class StudentTNoise(ScaledNoise):
 
     Raises:
         ValueError, TypeError: naming the argument out of its range.
+
+    Example:
+        >>> import sdelens as sl
+        >>> cauchy = sl.StudentTNoise(scale=0.5, df=1)
     """
 
     name: ClassVar[str] = "student-t"

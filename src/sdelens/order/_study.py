@@ -65,6 +65,8 @@ def weak_order(
     accumulators that start at 0 the order is less than 1, since the coefficients are not bounded there: use
     ``v0="second-moment"``.
 
+    Source of the notion: Kloeden and Platen 1992, chapter 9; for optimizers Li, Tai, E 2017 (arXiv 1511.06251).
+
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
