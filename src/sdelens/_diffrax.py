@@ -32,8 +32,11 @@ class DiffraxSDE(eqx.Module):
 
     Attributes:
         solver: the diffrax solver it was made for.
+        sde: the equation, in the sense of Itô.
+        start: where paths start.
         stratonovich: whether the drift is that of the Stratonovich form.
         lr: η, the length of an optimizer step in time t = kη.
+        diagonal: whether the diffusion is an element-wise product rather than a matrix.
     """
 
     solver: Any
@@ -68,15 +71,14 @@ class DiffraxSDE(eqx.Module):
         """
         if (horizon is None) != (tol is None):
             raise ValueError(f"horizon, tol: got {horizon} and {tol}; a VirtualBrownianTree needs both.")
-        shape, dtype = self.sde.noise_shape, self.start_dtype
+        shape = jax.ShapeDtypeStruct(self.sde.noise_shape, self.start_dtype)
         own = jax.random.fold_in(_checked_key(key), 1)
         area = _levy_area(self.solver)
         if tol is None:
-            path: Any = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct(shape, dtype), own, levy_area=area)
+            path: Any = diffrax.UnsafeBrownianPath(shape, own, levy_area=area)
         else:
             end, tol = _check.positive("horizon", horizon), _check.positive("tol", tol)
-            struct = jax.ShapeDtypeStruct(shape, dtype)
-            path = diffrax.VirtualBrownianTree(0.0, end, tol, struct, own, levy_area=area)
+            path = diffrax.VirtualBrownianTree(0.0, end, tol, shape, own, levy_area=area)
         return diffrax.MultiTerm(diffrax.ODETerm(self._drift), _Diffusion(path, self._diffusion, self.diagonal))
 
     def times(self, steps: int, substeps: int = 1) -> Array:

@@ -62,7 +62,7 @@ class SumNoise(AbstractNoise):
             own = [np.diag(np.broadcast_to(np.asarray(scale, np.float64) ** 2, problem.dim))] if normal else []
             return Correlated(sum(own, total), problem.start.dtype)
         for term in others:
-            if type(term).__module__ == GaussianNoise.__module__ and not isinstance(term, GaussianNoise):
+            if term.normal and not isinstance(term, GaussianNoise):
                 raise ValueError(
                     "terms: a covariance matrix or function cannot be summed with another noise; add the matrices, or "
                     "the variances to the diagonal, yourself."

@@ -254,8 +254,8 @@ class SymmetricNoise(ScaledNoise):
         pdf: F′, the density and the derivative of E sign, by default by automatic differentiation of `cdf`.
 
     Raises:
-        ValueError, TypeError: if `cdf` is not that of a symmetric law, `ppf` not its inverse, a function cannot be
-            compiled, or `variance` is less than what the central part of the law has.
+        ValueError, TypeError: if `cdf` is not that of a symmetric law, `ppf` not its inverse or `pdf` not its
+            derivative, a function cannot be compiled, or `variance` is less than what the central part of the law has.
 
     Example:
         >>> import math, sdelens as sl

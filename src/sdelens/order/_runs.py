@@ -31,6 +31,8 @@ _CHUNK, _CHUNK_BYTES = 8192, 2**29
 
 
 class Row(NamedTuple):
+    """One row of a study's table, see `WeakOrder`; `at_start` is E u(x₀)."""
+
     model: str
     scheme: str
     lr: float
@@ -42,7 +44,6 @@ class Row(NamedTuple):
     unresolved: float
     at_start: float
     substeps: int
-    method: str
 
 
 class Style(NamedTuple):
@@ -88,7 +89,9 @@ class Study:
                 grids = []
                 for fineness in FINENESS:
                     chain = SignChain(problem, noise, optimizer, x0, reach, increments, fineness)
-                    grids.append({n: self._expected(chain, steps, n) for n in (None, 1, 4, 8, 16)})
+                    grid = jnp.asarray(chain.grid)
+                    parts = np.stack([np.asarray(test.parts(grid)) for test in self.tests if test.parts is not None])
+                    grids.append({n: self._expected(chain, parts, steps, n) for n in (None, 1, 4, 8, 16)})
                 truth, at_start = grids[0][None], self._at(x0)
                 found = [_kernel_errors(grid) for grid in grids]
                 for scheme, n in ((RESOLVED, 16), (COARSE, 1)):
@@ -99,13 +102,11 @@ class Study:
         return rows
 
     def _at(self, x0: np.ndarray) -> np.ndarray:
-        """U at one point."""
+        """Every u at one point, shape (functions,)."""
         return np.array([float(test.value(jnp.asarray(x0)[:, None])[0]) for test in self.tests])
 
-    def _expected(self, chain: SignChain, steps: list[int], substeps: int | None) -> np.ndarray:
-        """E u at `steps`, shape (times, functions)."""
-        grid = jnp.asarray(chain.grid)
-        parts = np.stack([np.asarray(test.parts(grid)) for test in self.tests if test.parts is not None])
+    def _expected(self, chain: SignChain, parts: np.ndarray, steps: list[int], substeps: int | None) -> np.ndarray:
+        """E u at `steps`, shape (times, functions), of functions with these parts on the chain's grid."""
         values = chain.expectations(parts, steps, substeps)
         product = np.array([test.product for test in self.tests])
         return np.where(product, values.prod(axis=-1), values.sum(axis=-1))
@@ -200,7 +201,6 @@ class Study:
         substeps: int,
     ) -> list[Row]:
         """Rows of arrays of shape (times, functions)."""
-        method = "coupled" if sem.any() else "kernel"
         return [
             Row(
                 model,
@@ -214,7 +214,6 @@ class Study:
                 float(left[i, j]),
                 float(at_start[j]),
                 substeps,
-                method,
             )
             for i, step in enumerate(self.steps(optimizer))
             for j, test in enumerate(self.tests)
@@ -230,7 +229,7 @@ def _kernel_errors(expected: dict[int | None, np.ndarray]) -> dict[str, tuple[np
 
 
 def _excess(rows: list[Row]) -> float:
-    """How often what the integration leaves holds the Monte-Carlo error, or a small share of the error itself."""
+    """Largest ratio of what the integration leaves to the Monte-Carlo error or, if greater, a share of the error."""
     resolved = [row for row in rows if row.scheme == RESOLVED]
     errors: dict[tuple[str, str], list[float]] = {}
     for row in resolved:

@@ -156,7 +156,7 @@ def weak_order(
         "rounding": 1e-7 if used == "kernel" else 1e-6,
         "seed": seed,
     }
-    return WeakOrder(_with_sizes(rows), info)
+    return WeakOrder(_with_sizes(rows).assign(method=used), info)
 
 
 def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> list[float]:
