@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import sdelens as sl
-from sdelens.result import atomic_path
+from sdelens._output import atomic_path
 
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
 

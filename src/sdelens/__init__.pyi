@@ -1,13 +1,15 @@
 from . import plotting as plotting
+from . import theory as theory
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
+from .case import Estimate as Estimate
 from .data import load_dataset as load_dataset
-from .experiment import Estimate as Estimate
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate
 from .noise import GaussianNoise as GaussianNoise
 from .noise import LaplaceNoise as LaplaceNoise
+from .noise import MinibatchNoise as MinibatchNoise
 from .noise import StudentTNoise as StudentTNoise
 from .noise import SumNoise as SumNoise
 from .noise import SymmetricNoise as SymmetricNoise
@@ -21,6 +23,7 @@ from .order import WeakOrder as WeakOrder
 from .order import weak_order as weak_order
 from .problems import MLP as MLP
 from .problems import EmbeddedSaddle as EmbeddedSaddle
+from .problems import LinearRegression as LinearRegression
 from .problems import Problem as Problem
 from .problems import Quadratic as Quadratic
 from .problems import Rosenbrock as Rosenbrock

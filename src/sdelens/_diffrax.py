@@ -13,12 +13,11 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._random import Stream
-from sdelens.experiment import check_subject
+from sdelens.case import check_start, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Optimizer, State
 from sdelens.problems import AbstractProblem
 from sdelens.sdes import SDE, Instant, build_sde, sdes_of
-from sdelens.settings import check_start
 from sdelens.starts import Start, start_of
 
 __all__ = ["DiffraxSDE", "to_diffrax"]

@@ -7,6 +7,7 @@ __all__ = [
     "BIAS_CORRECTIONS",
     "DATASETS",
     "DECAYS",
+    "FORMS",
     "INCREMENTS",
     "INTEGRATORS",
     "MODELS",
@@ -40,6 +41,7 @@ PROBLEMS: Final = {
     "quadratic": "½ xᵀHx",
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
     "embedded-saddle": "½ xᵀHx + ¼ λ Σx⁴ − ⅓ ξ Σx³",
+    "linear-regression": "½ E(φ·x − y)², φ normal with covariance --design, labels with --label-noise",
     "mlp": "10 hidden layers of 20 ReLU units, binary cross-entropy",
 }
 NETWORKS: Final = ("mlp",)
@@ -49,6 +51,7 @@ NOISES: Final = {
     "student-t": "heavy tails, with --df degrees of freedom: 1 is Cauchy, infinite variance for 2 and less",
     "laplace": "double-exponential",
     "uniform": "on an interval about 0",
+    "minibatch": "real mini-batches of --batch-size examples (linear-regression)",
 }
 SCHEDULES: Final = {
     "cosine": "half a cosine over --schedule-steps, down to --end",
@@ -61,6 +64,10 @@ INTEGRATORS: Final = {
 INCREMENTS: Final = {
     "gaussian": "normal increments of Brownian motion",
     "rademacher": "plus or minus √Δt, one random bit each",
+}
+FORMS: Final = {
+    "algorithm": "what holds for the discrete optimizer itself",
+    "paper": "what arXiv 2411.15958 states, of its SDE",
 }
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
 DECAYS: Final = ("coupled", "independent")
@@ -76,7 +83,10 @@ def optimizer_label(optimizer: dict[str, Any]) -> str:
 def problem_label(problem: dict[str, Any]) -> str:
     """A problem's name as it is written, with its data set if there is one."""
     names = {"mlp": "MLP", "rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
+    names["linear-regression"] = "linear regression"
     name = names.get(problem["name"], str(problem["name"]))
+    if "samples" in problem:
+        return f"{name} ({problem['samples']} examples)"
     return f"{name} ({problem['dataset']})" if "dataset" in problem else name
 
 
@@ -84,10 +94,11 @@ def noise_label(noise: dict[str, Any]) -> str:
     """A noise law's name as it is written, with what tells it from others of its kind."""
     if noise["name"] == "sum":
         return " + ".join(noise_label(term) for term in noise["terms"])
-    names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace"}
+    names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace", "minibatch": "mini-batch"}
     name = names.get(noise["name"], str(noise["name"]))
     details = ["covariance"] if "covariance" in noise else []
     details += [f"ν = {noise['df']:g}"] if "df" in noise else []
+    details += [f"B = {noise['batch_size']}"] if "batch_size" in noise else []
     details += [str(noise["cdf"])] if "cdf" in noise else []
     details += [f"scale {noise['scale']:g}"] if isinstance(noise.get("scale"), float) else []
     return f"{name} ({', '.join(details)})" if details else name

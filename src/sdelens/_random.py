@@ -59,13 +59,13 @@ class Stream(NamedTuple):
         counter = (jnp.asarray(step).astype(jnp.uint32), jnp.asarray(substep).astype(jnp.uint32))
         return self._replace(key=jnp.stack(threefry2x32((self.key[0], self.key[1]), counter)))
 
-    def bits(self, size: int, lane: int = 0) -> Words:
+    def bits(self, size: int, lane: int | Array = 0) -> Words:
         """Two independent words per coordinate and path: uint32, each of shape (size, P)."""
         key = threefry2x32((self.key[0], self.key[1]), (jnp.uint32(lane), jnp.uint32(0x5DE1E45)))
         coordinate = lax.iota(jnp.uint32, size)[:, None]
         return threefry2x32(key, (self.paths[None, :], coordinate))
 
-    def uniform(self, size: int, dtype: jnp.dtype, lane: int = 0) -> Array:
+    def uniform(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> Array:
         """Uniform on the open interval (0, 1), shape (size, P): midpoints of 2²³ (float64: 2⁵²) equal cells."""
         first, second = self.bits(size, lane)
         if dtype == jnp.float64:
@@ -73,14 +73,14 @@ class Stream(NamedTuple):
             return (word.astype(jnp.float64) + 0.5) * 2.0**-52
         return _unit(first).astype(dtype)
 
-    def uniforms(self, size: int, dtype: jnp.dtype, lane: int = 0) -> tuple[Array, Array]:
+    def uniforms(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> tuple[Array, Array]:
         """Two independent uniforms as `uniform`, each of shape (size, P), in float32 for the price of one."""
         if dtype == jnp.float64:
             return self.uniform(size, dtype, 2 * lane), self.uniform(size, dtype, 2 * lane + 1)
         first, second = self.bits(size, lane)
         return _unit(first).astype(dtype), _unit(second).astype(dtype)
 
-    def signs(self, size: int, dtype: jnp.dtype, lane: int = 0) -> Array:
+    def signs(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> Array:
         """±1 with equal probability, shape (size, P): one bit each, coordinate c is bit c mod 64 of block ⌊c/64⌋."""
         blocks, used = -(-size // 64), 1 if size <= 32 else 2
 
@@ -98,7 +98,7 @@ class Stream(NamedTuple):
         ones = lax.bitcast_convert_type(bits | jnp.uint32(0x3F800000), jnp.float32)
         return ones.reshape(-1, words.shape[-1])[:size].astype(dtype)
 
-    def normal(self, size: int, dtype: jnp.dtype, lane: int = 0) -> Array:
+    def normal(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> Array:
         """Standard normal, shape (size, P), by inversion; |value| ≤ 5.3 in float32 (probability 1e-7 beyond)."""
         if dtype == jnp.float64:
             uniform = self.uniform(size, dtype, lane)

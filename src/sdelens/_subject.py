@@ -1,5 +1,6 @@
 """The shell's options for problem, noise and optimizer, shared by its commands, and the objects they name."""
 
+import csv
 import functools
 import inspect
 from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sdelens.optimizers import Optimizer
     from sdelens.problems import AbstractProblem
 
-__all__ = ["Subject", "build_subject", "listing", "numbers", "takes_subject"]
+__all__ = ["Subject", "build_subject", "listing", "numbers", "read_curve", "takes_subject"]
 
 _ACCEPTS = {
     "sgd": (),
@@ -24,13 +25,15 @@ _ACCEPTS = {
     "rmspropw": ("b2", "eps", "v0"),
     "adamw": ("b1", "b2", "eps", "v0"),
     "quadratic": ("curvature", "start"),
+    "linear-regression": ("design", "label_noise", "solution", "start", "samples", "data_seed"),
     "rosenbrock": ("start",),
     "embedded-saddle": ("curvature", "start", "lam", "xi"),
     "mlp": ("dataset", "width", "depth", "init_seed"),
-    "gaussian": ("covariance",),
-    "student-t": ("df",),
-    "laplace": (),
-    "uniform": (),
+    "gaussian": ("covariance", "scale"),
+    "student-t": ("df", "scale"),
+    "laplace": ("scale",),
+    "uniform": ("scale",),
+    "minibatch": ("batch_size",),
     "cosine": ("schedule_steps", "end"),
     "polynomial": ("power",),
 }
@@ -96,6 +99,19 @@ def _options(
     ] = None,
     lam: Annotated[float | None, typer.Option(help="λ of embedded-saddle (default 1).")] = None,
     xi: Annotated[float | None, typer.Option(help="ξ of embedded-saddle (default 0.1).")] = None,
+    design: Annotated[
+        str | None, typer.Option(help="Diagonal of the features' covariance (linear-regression; default 1,1,1,1,1).")
+    ] = None,
+    label_noise: Annotated[
+        float | None, typer.Option(help="Standard deviation of the labels (linear-regression; default 1).")
+    ] = None,
+    solution: Annotated[
+        str | None, typer.Option(help="True coefficients, as --start (linear-regression; default 1).")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Examples of linear-regression; default: fresh ones at every step.")
+    ] = None,
+    data_seed: Annotated[int | None, typer.Option(help="Seed of those examples (default 0).")] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Data of a network. {listing(_names.DATASETS)}")] = None,
     width: Annotated[int | None, typer.Option(help="Units of a hidden layer (mlp; default 20).")] = None,
     depth: Annotated[int | None, typer.Option(help="Hidden layers (mlp; default 10).")] = None,
@@ -111,6 +127,7 @@ def _options(
     covariance: Annotated[
         Path | None, typer.Option(help="File with Σ in place of the scale: .npy, or text with a row a line (gaussian).")
     ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a mini-batch (minibatch).")] = None,
     df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t, at least 0.2.")] = None,
 ) -> None:
     """Template of the options; never called."""
@@ -180,12 +197,15 @@ def _problem(name: str, given: dict[str, Any]) -> "AbstractProblem":
     import sdelens as sl
 
     options = {k: given[k] for k in _ACCEPTS[name] if k in given}
-    for option in ("curvature", "start"):
+    for option in ("curvature", "start", "design", "solution"):
         if option in options:
             options[option] = numbers(option, options[option])
     if name in _names.NETWORKS:
         options["seed"] = options.pop("init_seed", 0)
         return sl.network(name, **options)
+    if name == "linear-regression":
+        options["seed"] = options.pop("data_seed", 0)
+        return sl.LinearRegression(options.pop("design", [1.0] * 5), options.pop("label_noise", 1.0), **options)
     if name == "quadratic":
         return sl.Quadratic(**{"curvature": [1.0, 2.0, 3.0, 4.0, 5.0], **options})
     return {"rosenbrock": sl.Rosenbrock, "embedded-saddle": sl.EmbeddedSaddle}[name](**options)
@@ -198,6 +218,10 @@ def _noise(name: str, given: dict[str, Any]) -> "AbstractNoise":
         if "scale" in given:
             raise ValueError("covariance: takes the place of the scale; give one of them.")
         return sl.GaussianNoise(covariance=_matrix(given["covariance"]))
+    if name == "minibatch":
+        if "batch_size" not in given:
+            raise ValueError("noise: minibatch needs --batch-size, the number of examples.")
+        return sl.MinibatchNoise(given["batch_size"])
     scale = numbers("scale", given.get("scale", "1"))
     if name == "student-t":
         if "df" not in given:
@@ -219,3 +243,41 @@ def _matrix(path: Path) -> Any:
         return np.array([[float(value) for value in row] for row in rows])
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"covariance: cannot read {str(path)!r} as a matrix of numbers ({error}).") from error
+
+
+def read_curve(path: Path) -> tuple[list[float], list[float]]:
+    """Steps and losses of a logged curve: a CSV file with columns ``step`` and ``loss``, or with two columns.
+
+    Raises:
+        ValueError: naming the line that is not one.
+    """
+    if not path.is_file():
+        raise ValueError(f"curve: there is no file {str(path)!r}.")
+    try:
+        rows = [
+            row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(c.strip() for c in row)
+        ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"curve: cannot read {str(path)!r} as CSV ({error}).") from error
+    columns, first = (0, 1), 0
+    if rows and not _is_number(rows[0][0]):
+        names, first = [cell.strip().lower() for cell in rows[0]], 1
+        if "step" not in names or "loss" not in names:
+            raise ValueError(f"curve: {str(path)!r} has columns {names}; name two of them step and loss.")
+        columns = names.index("step"), names.index("loss")
+    steps, losses = [], []
+    for line, row in enumerate(rows[first:], first + 1):
+        try:
+            steps.append(float(row[columns[0]]))
+            losses.append(float(row[columns[1]]))
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"curve: row {line} of {str(path)!r} is {row}; give a step and a loss.") from error
+    return steps, losses
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

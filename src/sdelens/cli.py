@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sdelens import _names
-from sdelens._subject import Subject, build_subject, listing, numbers, takes_subject
+from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
 
 __all__ = ["app"]
 
@@ -48,6 +48,13 @@ def compare(
         typer.Option(help="Adam's SDEs: 'discrete' (1 - b**(k+1)) or 'exponential' (the paper's)."),
     ] = "discrete",
     increments: Annotated[str, typer.Option(help=listing(_names.INCREMENTS))] = "gaussian",
+    theory: Annotated[
+        bool,
+        typer.Option("--theory", help="Add the prediction of the loss and its bound (quadratic, linear-regression)."),
+    ] = False,
+    curve: Annotated[
+        Path | None, typer.Option(help="CSV file of a logged loss curve to lay over, with columns step and loss.")
+    ] = None,
     keep_paths: Annotated[int, typer.Option(help="Number of paths whose whole course is kept.")] = 0,
     chunk: Annotated[int | None, typer.Option(help="Paths in flight at once; default: about 1 GiB of states.")] = None,
     devices: Annotated[
@@ -77,26 +84,74 @@ def compare(
             keep_paths=keep_paths,
             chunk=chunk,
         )
-        _compare(setting, wanted, run, None if dry_run else out, overwrite, dry_run)
+        logged = None if curve is None else read_curve(curve)
+        _compare(setting, wanted, run, theory, logged, None if dry_run else out, overwrite, dry_run)
 
 
 def _compare(
-    setting: Subject, models: list[str] | None, run: dict[str, Any], out: Path | None, overwrite: bool, dry_run: bool
+    setting: Subject,
+    models: list[str] | None,
+    run: dict[str, Any],
+    theory: bool,
+    logged: tuple[list[float], list[float]] | None,
+    out: Path | None,
+    overwrite: bool,
+    dry_run: bool,
 ) -> None:
     import sdelens as sl
-    from sdelens.report import claim_folder, write_report
+    from sdelens.report import claim_folder
 
-    subject = (setting.problem, setting.noise, setting.optimizer, models)
+    subject = (setting.problem, setting.noise, setting.optimizer)
     if dry_run:
-        typer.echo(f"This would take {sl.estimate(*subject, **run)}.")
+        typer.echo(f"This would take {sl.estimate(*subject, models, **run)}.")
         return
     folder = None if out is None else claim_folder(out, overwrite)
-    result = sl.compare(*subject, **run)
-    typer.echo(str(result))
-    if folder is not None:
-        name = f"{setting.optimizer.name}-{result.info['problem']['name']}"
-        page = write_report(folder, {name: result}, f"sdelens compare: {name}", f"sdelens {_command_line()}")
-        typer.echo(f"\nWritten to {page}")
+    result = sl.compare(*subject, models, **run)
+    remarks: list[str] = []
+    if theory:
+        result, remarks = sl.theory.add_theory(result, *subject)
+    if logged is not None:
+        steps, losses = logged
+        result = result.with_curve("logged", losses, steps)
+    typer.echo("\n".join([str(result), *remarks]))
+    _write(folder, setting, result, "compare")
+
+
+def _write(folder: Path | None, setting: Subject, result: Any, command: str) -> None:
+    """The result's files and page in the folder, if there is one."""
+    from sdelens.report import write_report
+
+    if folder is None:
+        return
+    name = f"{setting.optimizer.name}-{result.info['problem']['name']}"
+    page = write_report(folder, {name: result}, f"sdelens {command}: {name}", f"sdelens {_command_line()}")
+    typer.echo(f"\nWritten to {page}")
+
+
+@app.command()
+@takes_subject
+def predict(
+    subject: dict[str, Any],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
+    record_every: Annotated[int, typer.Option(help="Steps between records.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder for NetCDF, figure (PNG, PDF) and index.html.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+) -> None:
+    """Predict the loss curve, the law at rest, the bound and the phases without a simulation."""
+    with _shell(1):
+        import sdelens as sl
+        from sdelens.report import claim_folder
+
+        setting = build_subject(subject)
+        case = (setting.problem, setting.noise, setting.optimizer)
+        if dry_run:
+            typer.echo(f"This would take {sl.theory.estimate(*case, steps=steps, record_every=record_every)}.")
+            return
+        folder = None if out is None else claim_folder(out, overwrite)
+        found = sl.theory.overview(*case, steps=steps, record_every=record_every)
+        typer.echo(str(found))
+        _write(folder, setting, found.prediction, "predict")
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """The front door: check everything once, run the models, return a `Result`."""
 
-import json
 import os
 import sys
 import time
@@ -8,28 +7,26 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdelens import _check
+from sdelens.case import Case, Estimate, check_subject
 from sdelens.ensemble import Plan, chunk_size, path_bytes, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, EulerMaruyama, Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
-from sdelens.result import FORMAT, Result
+from sdelens.result import Result
 from sdelens.sdes import build_sde
-from sdelens.settings import Model, Options, check_schedule, check_start, chosen_models
-from sdelens.starts import Start, start_of
+from sdelens.settings import Model, Options, chosen_models
 from sdelens.statistics import BUCKETS, Summary
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Estimate", "check_subject", "compare", "estimate", "progress_bar", "simulate"]
+__all__ = ["compare", "estimate", "progress_bar", "simulate"]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the loss over paths that a result holds."""
@@ -39,25 +36,24 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 class _Experiment:
     """Everything validated, ready to run."""
 
-    problem: AbstractProblem
-    noise: AbstractNoise
-    optimizer: Optimizer
+    case: Case
     models: dict[str, Model]
-    start: Start
     plan: Plan
     seed: int
 
     def stepper(self, model: Model) -> Stepper:
+        case = self.case
         if model.model == "optimizer":
-            return Discrete(self.problem, self.noise, self.optimizer, self.start)
-        sde = build_sde(model.model, self.problem, self.noise, self.optimizer, model.bias_correction)
+            return Discrete(case.problem, case.noise, case.optimizer, case.start)
+        sde = build_sde(model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
         options = (model.integrator, model.substeps, model.increments)
-        return EulerMaruyama(sde, self.optimizer.lr, self.start, *options)
+        return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
 
     @property
     def start_loss(self) -> float | None:
         """The loss at the start, None where that is random."""
-        return None if self.start.x is None else float(self.problem.loss(self.start.x))
+        start = self.case.start.x
+        return None if start is None else float(self.case.problem.loss(start))
 
 
 def simulate(
@@ -213,31 +209,6 @@ def compare(
     return _run(_prepare(problem, noise, optimizer, models, options), progress)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a comparison would cost.
-
-    Attributes:
-        seconds: running time, compilation included.
-        compile_seconds: compilation alone.
-        memory_bytes: memory of the states in flight, the statistics and the result; what a gradient needs besides (a
-            network's activations) and JAX itself come on top.
-        result_bytes: size of the result.
-    """
-
-    seconds: float
-    compile_seconds: float
-    memory_bytes: int
-    result_bytes: int
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return (
-            f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of them compiling), "
-            f"{self.memory_bytes / 2**20:.0f} MiB in memory, {self.result_bytes / 2**20:.1f} MiB of results"
-        )
-
-
 def estimate(
     problem: AbstractProblem,
     noise: AbstractNoise,
@@ -286,32 +257,12 @@ def estimate(
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)
 
 
-def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
-    """Refuse a problem, noise or optimizer of the wrong kind.
-
-    Raises:
-        TypeError: naming the argument and what it may be.
-    """
-    for name, value, kind, hint in (
-        ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
-        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale) or another law"),
-        ("optimizer", optimizer, Optimizer, "one of sl.SGD, sl.SignSGD, sl.RMSpropW or sl.AdamW"),
-    ):
-        if not isinstance(value, kind):
-            if isinstance(value, type):
-                raise TypeError(f"{name}: got the class {value.__name__} itself; call it with its arguments.")
-            raise TypeError(f"{name}: got {type(value).__name__}; give {hint}.")
-
-
 def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
     check_subject(problem, noise, optimizer)
     plan, seed = options.plan(), options.checked_seed()
     chosen = chosen_models(optimizer, models, options)
-    check_schedule(optimizer, plan.steps)
-    start = start_of(options.start, problem, optimizer)
-    bound = noise.bind(problem)
-    check_start(optimizer, bound, problem, start)
-    experiment = _Experiment(problem, bound, optimizer, chosen, start, plan, seed)
+    case = Case.checked(problem, noise, optimizer, options.start, plan.steps)
+    experiment = _Experiment(case, chosen, plan, seed)
     for model in chosen.values():  # what cannot be built is refused before anything runs
         experiment.stepper(model)
     if options.chunk is None:
@@ -322,7 +273,7 @@ def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opt
 
 def _run(experiment: _Experiment, progress: bool | None) -> Result:
     plan, models = experiment.plan, experiment.models
-    infimum = experiment.problem.infimum
+    infimum = experiment.case.problem.infimum
     start_loss = experiment.start_loss
     parts = {}
     with progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
@@ -377,7 +328,8 @@ def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
 def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -> "xr.Dataset":
     import xarray as xr
 
-    plan, problem, optimizer = experiment.plan, experiment.problem, experiment.optimizer
+    plan, case = experiment.plan, experiment.case
+    problem, optimizer = case.problem, case.optimizer
     steps = record_steps(plan.steps, plan.record_every)
     offset = problem.infimum or 0.0
     levels = np.array(LEVELS)
@@ -419,8 +371,6 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
 
 def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str, Any]:
     plan, devices = experiment.plan, experiment.plan.devices
-    described = [experiment.problem.describe(), experiment.noise.describe(), experiment.optimizer.describe()]
-    started = experiment.start.describe()
     models = {
         label: {f.name: getattr(m, f.name) for f in fields(m)}
         | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
@@ -432,9 +382,6 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "seed": experiment.seed,
         "record_every": plan.record_every,
         "keep_paths": plan.keep_paths,
-        "dim": experiment.problem.dim,
-        "dtype": experiment.problem.start.dtype.name,
-        **started,
     }
     device = {
         "platform": devices[0].platform,
@@ -443,24 +390,7 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "cores": os.cpu_count() or 1,
         "chunk": plan.chunk,
     }
-    infimum = experiment.problem.infimum
-    return {
-        "sdelens_format": FORMAT,
-        "problem": json.dumps(described[0]),
-        "noise": json.dumps(described[1]),
-        "optimizer": json.dumps(described[2]),
-        "models": json.dumps(models),
-        "run": json.dumps(run),
-        "device": json.dumps(device),
-        "versions": json.dumps(_versions()),
-        "infimum": float("nan") if infimum is None else infimum,
-        "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, started])),
-    }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {"python": sys.version.split()[0], **{name: version(name) for name in ("sdelens", "jax", "optax", "numpy")}}
+    return experiment.case.attributes(run, models, device)
 
 
 @contextmanager

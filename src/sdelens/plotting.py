@@ -42,17 +42,24 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
     "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
     "second-order": {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "prediction": {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
+    "logged": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},
 }
+_BOUNDS: Final[list[dict[str, Any]]] = [
+    {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2},
+    {"color": "0.6", "linestyle": (0, (4, 1, 1, 1)), "linewidth": 1.2},
+]
 _SPARE: Final[list[dict[str, Any]]] = [
-    {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
-    {"color": "#E69F00", "linestyle": (0, (8, 3))},
     {"color": "#56B4E9", "linestyle": (0, (2, 2))},
+    {"color": "#F0E442", "linestyle": (0, (8, 3))},
+    {"color": "#999999", "linestyle": (0, (5, 1, 1, 1))},
 ]
 _NAMES: Final = {
     "optimizer": "optimizer",
     "sde": "SDE (2411.15958)",
     "malladi2022": "earlier SDE (2205.10287)",
     "second-order": "second-order SDE (1511.06251)",
+    "prediction": "prediction",
 }
 _LOG_FROM: Final = 5.0
 _SYMLOG_FROM: Final = 30.0
@@ -116,15 +123,17 @@ def _plot_curves(
     axes: "Axes", dataset: "xr.Dataset", models: list[str], shown: str, looks: dict[str, Any], minimum: float
 ) -> None:
     time = dataset.time.values
-    low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
     mean = dataset.loss_mean.values - minimum
     finite = mean[np.isfinite(mean)]
     # Less than a factor of five is easier to read on a linear axis.
     logarithmic = bool(finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
-    band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
-    label = f"{_written(shown)}: middle 90 % of paths"
-    floor = 1e-3 * finite.min() if logarithmic else -np.inf
-    axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
+    low = np.full(time.shape, np.nan)
+    if "loss_quantile" in dataset and bool(np.isfinite(dataset.loss_quantile.sel(model=shown)).any()):
+        low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
+        band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
+        label = f"{_written(shown)}: middle 90 % of paths"
+        floor = 1e-3 * finite.min() if logarithmic else -np.inf
+        axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
         axes.plot(time, curve, label=_written(model), **looks[model])
@@ -132,6 +141,12 @@ def _plot_curves(
         axes.set_yscale("log")
         positive_low = low[low > 0.02 * finite.min()]
         axes.set_ylim(bottom=0.8 * min(finite.min(), positive_low.min() if positive_low.size else np.inf))
+    if "loss_bound" in dataset:
+        limits = axes.get_ylim()
+        for label, look in zip(dataset.bound.values, itertools.cycle(_BOUNDS), strict=False):
+            bound = dataset.loss_bound.sel(bound=label).values - minimum
+            axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=_written(str(label)), **look)
+        axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     axes.set_ylabel("mean loss" if minimum == 0 else "mean loss $-$ infimum")
     axes.legend()
 
@@ -146,7 +161,8 @@ def _plot_differences(
     for model in (m for m in models if m != reference):
         here = dataset.sel(model=model)
         ratio = 100 * (here.loss_mean.values - base) / scale
-        half = 100 * _NORMAL_99 * np.hypot(here.loss_sem.values, sem_base) / scale
+        sem = np.hypot(np.nan_to_num(here.loss_sem.values), np.nan_to_num(sem_base))
+        half = 100 * _NORMAL_99 * sem / scale
         look = {k: v for k, v in looks[model].items() if k != "alpha"}
         label = None if edges else "99 % interval"
         axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0, label=label)
@@ -236,5 +252,5 @@ def _title(dataset: "xr.Dataset") -> str:
     name = optimizer_label(optimizer)
     return (
         f"{name} on {problem_label(problem)}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}\n"
-        f"{noise_label(noise)} noise, {run['paths']} paths"
+        f"{noise_label(noise)} noise" + (f", {run['paths']} paths" if "paths" in run else "")
     )

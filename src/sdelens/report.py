@@ -6,7 +6,8 @@ from pathlib import Path
 
 import jinja2
 
-from sdelens.result import Result, atomic_path
+from sdelens._output import atomic_path
+from sdelens.result import Result
 
 __all__ = ["claim_folder", "write_report"]
 

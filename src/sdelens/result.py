@@ -1,10 +1,7 @@
 """The outcome of a simulation or comparison: one dataset, its table of errors, its figure, its file."""
 
-import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +9,19 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._names import noise_label, optimizer_label, problem_label, schedule_label
-from sdelens.tracking import Curves, tracking_error
+from sdelens._output import atomic_path, save_figure, text_table
+from sdelens.tracking import FEWEST_GROUPS, Curves, tracking_error
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["Result", "atomic_path", "load", "save_figure", "text_table"]
+__all__ = ["PATHLESS", "Result", "load"]
 
 FORMAT = 1
+PATHLESS = ("prediction", "logged")
+"""Kinds of models that are one curve, not an ensemble."""
 
 
 class Result:
@@ -36,7 +36,10 @@ class Result:
     - ``grad_norm_mean`` (model, step): mean of ‖∇f‖;
     - ``x_mean, x_var`` (model, step, coordinate);
     - ``n_paths`` (model, step): paths still finite; the others have left the averages;
-    - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`.
+    - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`;
+    - ``loss_bound`` (bound, step): bounds added by `with_bound`.
+
+    A prediction (`sdelens.theory.predict`) or a curve of one's own has no paths, and NaN where it says nothing.
 
     Attributes hold what it takes to run it again, as JSON: ``problem, noise, optimizer, run, models, versions,
     device``, and ``rerunnable``, 0 where a function of the user's own cannot be written down.
@@ -67,26 +70,89 @@ class Result:
         return decoded
 
     def merge(self, other: "Result") -> "Result":
-        """Both results' models in one, the other's after these.
+        """Both results' models in one, the other's after these; a prediction joins the runs it predicts.
 
         Raises:
-            ValueError: if they share a model's name, or differ in problem, steps or paths.
+            ValueError: if they share a model's name, or differ in problem, noise, optimizer, start, steps or paths.
         """
-        import xarray as xr
-
         if not isinstance(other, Result):
             raise TypeError(f"other: got {type(other).__name__}; give a Result.")
         shared = set(self.models) & set(other.models)
         if shared:
             raise ValueError(f"other: has models {sorted(shared)} of the same name; rename one.")
-        for key in ("problem", "noise", "optimizer", "run", "infimum"):
+        for key in ("problem", "noise", "optimizer", "infimum"):
             mine, theirs = self.dataset.attrs[key], other.dataset.attrs[key]
             if mine != theirs and not (mine != mine and theirs != theirs):  # noqa: PLR0124 (NaN: no infimum known)
                 raise ValueError(f"other: differs in {key}: {theirs}; merge runs of one experiment.")
-        attrs = dict(self.dataset.attrs)
+        run, their_run = self.info["run"], other.info["run"]
+        for key in {"start", *(run.keys() & their_run.keys())}:
+            if run.get(key) != their_run.get(key):
+                raise ValueError(f"other: differs in {key}: {their_run.get(key)}; merge runs of one experiment.")
+        if not np.array_equal(self.dataset.step, other.dataset.step):
+            raise ValueError("other: is recorded at other steps; merge runs of one record_every.")
+        with_paths = self if "paths" in run or "paths" not in their_run else other
+        attrs = dict(with_paths.dataset.attrs) | {"run": json.dumps({**their_run, **run})}
         attrs["models"] = json.dumps({**self.info["models"], **other.info["models"]})
-        joined = xr.concat([self.dataset, other.dataset], dim="model", combine_attrs="override")
-        return Result(joined.assign_attrs(attrs))
+        return Result(_concatenated(self.dataset, other.dataset).assign_attrs(attrs))
+
+    def with_curve(self, label: str, losses: Any, steps: Any) -> "Result":
+        """With a loss curve of your own, for example a logged one, as a further model.
+
+        It is interpolated to the recorded steps and missing outside the logged ones, where `errors` leaves it out. What
+        noise it has is not known: its errors and limits count it as difference.
+
+        Args:
+            label: its name.
+            losses: shape (n,), n ≥ 2.
+            steps: optimizer steps at which they were logged, increasing, shape (n,).
+
+        Raises:
+            ValueError, TypeError: if the shapes differ, steps do not increase or none lies within the run, a loss is
+                not finite, or the label is taken.
+        """
+        import xarray as xr
+
+        losses, steps = (_check.finite_array(n, v, (1,)) for n, v in (("losses", losses), ("steps", steps)))
+        if losses.shape != steps.shape or losses.size < 2:
+            raise ValueError(f"losses: got {losses.size} for {steps.size} steps; give as many, two or more.")
+        if (np.diff(steps) <= 0).any():
+            raise ValueError("steps: do not increase; sort them, and give each once.")
+        own = self.dataset.step.values
+        curve = np.interp(own, steps, losses, left=np.nan, right=np.nan)
+        if np.isfinite(curve).sum() < 2:
+            raise ValueError(
+                f"steps: from {steps[0]:g} to {steps[-1]:g}; fewer than two recorded steps of this run, which has "
+                f"{own[-1]}, lie there."
+            )
+        missing, none = np.full(own.shape, np.nan), np.zeros(own.shape, np.int64)
+        columns = {"loss_mean": curve, "loss_std": missing, "loss_sem": missing, "n_paths": none}
+        variables = {name: (("model", "step"), values[None]) for name, values in columns.items()}
+        coordinates = {"model": [label], "step": own, "time": ("step", self.dataset.time.values)}
+        settings = {label: {"model": "logged", "stream": label, "wall_time": 0.0}}
+        attrs = dict(self.dataset.attrs) | {"models": json.dumps(settings)}
+        return self.merge(Result(xr.Dataset(variables, coordinates, attrs)))
+
+    def with_bound(self, label: str, losses: Any) -> "Result":
+        """With a bound of the loss at the recorded steps, shape (steps,), for the figure; infinite where there is none.
+
+        Raises:
+            ValueError: if the shape is another, an entry is NaN, or the label is taken.
+        """
+        import xarray as xr
+
+        values = np.asarray(losses, np.float64)
+        if values.shape != self.dataset.step.shape or np.isnan(values).any():
+            raise ValueError(
+                f"losses: got shape {values.shape}; give one number per recorded step, of which there are "
+                f"{self.dataset.step.size}, and infinity where there is no bound."
+            )
+        own = xr.DataArray(values[None], dims=("bound", "step"), coords={"bound": [label], "step": self.dataset.step})
+        if "loss_bound" in self.dataset:
+            if label in self.dataset.bound.values:
+                raise ValueError(f"label: there is a bound {label!r} already; name this one differently.")
+            own = xr.concat([self.dataset.loss_bound, own], dim="bound")
+        rest = self.dataset.drop_dims("bound", errors="ignore")
+        return Result(rest.assign(loss_bound=own.drop_vars("time", errors="ignore")))
 
     def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
         r"""Tracking error of every model against `reference`.
@@ -125,8 +191,11 @@ class Result:
         for model in self.models:
             if model == reference:
                 continue
-            full = tracking_error(self._curves(model), self._curves(reference), self._minimum(reference), confidence)
-            third = self._third()
+            covered = self._covered(model) & self._covered(reference)
+            full = tracking_error(
+                self._curves(model, covered), self._curves(reference, covered), self._minimum(reference), confidence
+            )
+            third = covered & self._third()
             late = tracking_error(
                 self._curves(model, third),
                 self._curves(reference, third),
@@ -227,7 +296,8 @@ class Result:
         start = f"start: {run['start']}, " if "start" in run else ""
         return (
             f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
-            f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps, {run['paths']} paths, seed {run['seed']}"
+            f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps"
+            + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -241,7 +311,8 @@ class Result:
         for model in self.models:
             here = final.sel(model=model)
             n_paths = self.dataset.n_paths.sel(model=model).values
-            start = [model, f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"]
+            final_loss = f"{float(here.loss_mean):.5g}" if np.isfinite(float(here.loss_mean)) else "-"
+            start = [model, f"{final_loss} ± {float(here.loss_sem):.1g}" if self._has_paths(model) else final_loss]
             middle = ["-"] * 4
             split = ["-"] if resolved else []
             if model in errors:
@@ -262,7 +333,7 @@ class Result:
         device = self.info["device"]
         seconds = sum(m["wall_time"] for m in self.info["models"].values())
         notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
-        if device["platform"] == "cpu" and device["count"] < device["cores"]:
+        if device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in self.info["run"]:
             notes.append(
                 f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
                 "before the first use of JAX makes each a device."
@@ -277,6 +348,10 @@ class Result:
         elif len(self.models) > 1:
             notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
         lost = self.dataset.n_paths.isel(step=0) - self.dataset.n_paths.isel(step=-1)
+        if "loss_bound" in self.dataset:
+            notes.insert(0, f"Bounds in the figure: {', '.join(str(b) for b in self.dataset.bound.values)}.")
+        if any(model["model"] == "prediction" for model in self._settings.values()):
+            notes.insert(0, "prediction: mean and covariance of the state from step to step, without paths.")
         if int(lost.sum()):
             notes.insert(
                 0,
@@ -316,15 +391,47 @@ class Result:
         curve = self.dataset.loss_mean.sel(model=reference).values - self._minimum(reference)
         return float(np.sqrt(np.nanmean(curve**2)))
 
-    def _third(self) -> slice:
+    def _third(self) -> np.ndarray:
+        """Which records lie in the last third of the run."""
         steps = self.dataset.step.values
-        return slice(int(np.searchsorted(steps, steps[-1] * 2 / 3)), None)
+        return np.asarray(steps >= steps[-1] * 2 / 3)
 
-    def _curves(self, model: str, part: slice = slice(None)) -> Curves:
+    def _covered(self, model: str) -> np.ndarray:
+        """Which records a model says something of: all, but for a logged curve."""
+        if self._settings[model]["model"] == "logged":
+            return np.isfinite(self.dataset.loss_mean.sel(model=model).values)
+        return np.ones(self.dataset.step.shape, bool)
+
+    def _has_paths(self, model: str) -> bool:
+        return self._settings[model]["model"] not in PATHLESS
+
+    def _curves(self, model: str, part: Any = slice(None)) -> Curves:
         here = self.dataset.sel(model=model)
+        if not self._has_paths(model):  # a curve without noise: every group has it
+            mean = np.broadcast_to(here.loss_mean.values[part], (FEWEST_GROUPS, here.loss_mean.values[part].size))
+            return Curves(mean, np.ones(FEWEST_GROUPS), self._settings[model]["stream"])
         groups = here.loss_group_mean.transpose("group", "step").values[:, part]
         counts = here.group_paths.isel(step=0).values.astype(float)
         return Curves(groups, counts, self._settings[model]["stream"])
+
+
+def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
+    """Both datasets' models; what one lacks is NaN there, or 0 paths."""
+    import xarray as xr
+
+    def filled(dataset: "xr.Dataset", like: "xr.Dataset") -> "xr.Dataset":
+        for name, values in like.data_vars.items():
+            if name not in dataset and "model" in values.dims:
+                one = values.isel(model=[0] * dataset.sizes["model"]).assign_coords(model=dataset.model)
+                fill = 0 if np.issubdtype(values.dtype, np.integer) else np.nan
+                dataset = dataset.assign({name: xr.full_like(one, fill)})
+        return dataset
+
+    bounds = [d.loss_bound for d in (first, second) if "loss_bound" in d]
+    first, second = (d.drop_dims("bound", errors="ignore") for d in (first, second))
+    parts = [filled(first, second), filled(second, first)]
+    joined = xr.concat(parts, dim="model", combine_attrs="override", join="exact")
+    return joined.assign(loss_bound=xr.concat(bounds, dim="bound")) if bounds else joined
 
 
 def load(path: str | os.PathLike[str]) -> Result:
@@ -357,56 +464,8 @@ def load(path: str | os.PathLike[str]) -> Result:
     return Result(dataset)
 
 
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary name beside `path` that takes its place when the block ends well, and vanishes otherwise."""
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"path: {str(target)!r} is a folder; give the name of a file.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; make it first.")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-
-
 def _percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.2g} %"
-
-
-def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format of the ending of `path`; the file appears whole or not at all.
-
-    Raises:
-        ValueError: if the ending is not one matplotlib writes.
-    """
-    known = figure.canvas.get_supported_filetypes()
-    suffix = Path(path).suffix.lstrip(".").lower()
-    if suffix not in known:
-        raise ValueError(f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}.")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=200)
-
-
-def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table with aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *rest]).rstrip()
-
-    return [line(head), "  ".join("-" * w for w in widths), *[line(r) for r in rows]]
 
 
 def _escape(text: str) -> str:

@@ -6,7 +6,7 @@ The numbers are pytree leaves, so that another length or power compiles nothing 
 import abc
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,8 +18,25 @@ from sdelens import _check
 __all__ = ["Constant", "Cosine", "Polynomial", "Schedule", "Warmup", "as_schedule"]
 
 
+class Limits(NamedTuple):
+    """What becomes of a schedule in the long run; None where that is not known.
+
+    Attributes:
+        vanishes: whether h → 0.
+        lasts: whether ∫ h dt = ∞.
+    """
+
+    vanishes: bool | None
+    lasts: bool | None
+
+
 class Schedule(eqx.Module):
     """A multiplier h of the learning rate."""
+
+    @property
+    def limits(self) -> Limits:
+        """Whether h → 0, and ∫ h dt = ∞: together what lets a loss with constant noise go to its infimum."""
+        return Limits(None, None)
 
     @abc.abstractmethod
     def __call__(self, step: Any, lr: Any) -> Array:
@@ -60,6 +77,10 @@ class Cosine(Schedule):
         share = jnp.clip(jnp.asarray(step, float) / self.steps, 0, 1)
         return self.end + (1 - self.end) * 0.5 * (1 + jnp.cos(math.pi * share))
 
+    @property
+    def limits(self) -> Limits:  # noqa: D102
+        return Limits(self.end == 0, self.end > 0)
+
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"name": "cosine", "steps": float(self.steps), "end": float(self.end)}
 
@@ -67,7 +88,8 @@ class Cosine(Schedule):
 class Polynomial(Schedule):
     r"""Decay like a power of time: h(t) = (1 + t)^{−ϑ} with t = kη.
 
-    SGD's loss goes to its infimum for ½ < ϑ ≤ 1 on strongly convex problems (Robbins and Monro 1951).
+    On strongly convex problems the mean loss of SGD and SignSGD goes to its infimum for ϑ ≤ 1 (∫h = ∞ and h → 0);
+    almost every path converges for ½ < ϑ ≤ 1 (Robbins and Monro 1951).
 
     Args:
         power: ϑ > 0.
@@ -83,6 +105,10 @@ class Polynomial(Schedule):
 
     def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
         return (1 + jnp.asarray(step, float) * lr) ** -self.power
+
+    @property
+    def limits(self) -> Limits:  # noqa: D102
+        return Limits(True, self.power <= 1)
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"name": "polynomial", "power": float(self.power)}
@@ -111,6 +137,10 @@ class Warmup(Schedule):
         after = 1.0 if self.then is None else self.then(jnp.maximum(step - self.steps, 0), lr)
         return jnp.where(step < self.steps, jnp.minimum((step + 1) / self.steps, 1), after)
 
+    @property
+    def limits(self) -> Limits:  # noqa: D102
+        return Limits(False, True) if self.then is None else self.then.limits
+
     def describe(self) -> dict[str, Any]:  # noqa: D102
         then = None if self.then is None else self.then.describe()
         described = {"name": "warmup", "steps": float(self.steps), "then": then}
@@ -124,6 +154,10 @@ class Constant(Schedule):
 
     def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
         return jnp.asarray(self.value, float)
+
+    @property
+    def limits(self) -> Limits:  # noqa: D102
+        return Limits(self.value == 0, self.value > 0)
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"name": "constant", "value": float(self.value)}
@@ -154,6 +188,10 @@ class _Stretched(Schedule):
 
     def stretched(self, ratio: float) -> Schedule:
         return _Stretched(self.schedule, self.ratio * ratio)
+
+    @property
+    def limits(self) -> Limits:
+        return self.schedule.limits
 
     def describe(self) -> dict[str, Any]:
         return {**self.schedule.describe(), "stretched": float(self.ratio)}

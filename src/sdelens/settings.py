@@ -1,25 +1,19 @@
 """What a run is to do, checked before anything runs: sizes, devices, and which models are integrated how."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from sdelens import _check
 from sdelens._names import BIAS_CORRECTIONS, INCREMENTS, INTEGRATORS, MODELS, ON_REQUEST
 from sdelens.ensemble import Plan
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
-from sdelens.problems import AbstractProblem
 from sdelens.sdes import sdes_of
-from sdelens.starts import Start
 
-__all__ = ["Model", "Options", "check_schedule", "check_start", "chosen_models", "models_of"]
+__all__ = ["Model", "Options", "chosen_models", "models_of"]
 
-_LOW_PEAK = 0.2
 _MOTIONS = {"gaussian": "brownian", "rademacher": "rademacher"}
 
 
@@ -106,39 +100,6 @@ def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
     if not given or not all(isinstance(d, jax.Device) for d in given) or len(set(given)) < len(given):
         raise ValueError(f"devices: got {given}; give a number, or different ones of jax.devices().")
     return given
-
-
-def check_schedule(optimizer: Optimizer, steps: int) -> None:
-    """Refuse a schedule that leaves [0, 1] within the run (looked at in at most 10 000 steps of it)."""
-    if optimizer.schedule is None:
-        return
-    at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
-    values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
-    if values.size and 0 <= values.max() < _LOW_PEAK:
-        warnings.warn(
-            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds "
-            "the learning rate itself, divide it by its peak and give the peak as lr.",
-            UserWarning,
-            stacklevel=5,
-        )
-    outside = ~((values >= 0) & (values <= 1))
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(
-            f"schedule: is {values[first]} at step {at[first]}; it multiplies lr and must lie in [0, 1]. "
-            "Give lr the peak value, and the schedule the rest."
-        )
-
-
-def check_start(optimizer: Optimizer, noise: AbstractNoise, problem: AbstractProblem, start: Start) -> None:
-    """Refuse an accumulator that starts at a second moment which is infinite."""
-    if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
-        return
-    if not np.isfinite(np.asarray(noise.variance(problem.start))).all():
-        raise ValueError(
-            f"v0: is 'second-moment', but {noise.describe()['name']} noise has no finite variance here, so E g² is "
-            "infinite. Use v0='zero', or start from a State with your own v."
-        )
 
 
 def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[str, Model]:

@@ -87,7 +87,7 @@ def tracking_error(
         positive, and NaN limits and floor where there are fewer than eight groups or the height is not resolved.
     """
     a, b = curve.groups, reference.groups
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    if not (a.shape[1] and np.isfinite(a).all() and np.isfinite(b).all()):
         return TrackingError(*[np.nan] * 7)
     paired = curve.stream == reference.stream and a.shape[0] == b.shape[0]
     model = _Bootstrap(a, b, curve.counts, reference.counts, minimum, paired, height)

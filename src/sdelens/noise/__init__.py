@@ -1,7 +1,8 @@
-"""Gradient noise: g(x) = ∇f(x) + Z with a symmetric Z, one family of laws per file."""
+"""Gradient noise: g(x) = ∇f(x) + Z, one family of laws per file."""
 
 from sdelens.noise._base import AbstractNoise
 from sdelens.noise._gaussian import GaussianNoise
+from sdelens.noise._minibatch import MinibatchNoise
 from sdelens.noise._sum import SumNoise
 from sdelens.noise._symmetric import LaplaceNoise, StudentTNoise, SymmetricNoise, UniformNoise
 
@@ -9,6 +10,7 @@ __all__ = [
     "AbstractNoise",
     "GaussianNoise",
     "LaplaceNoise",
+    "MinibatchNoise",
     "StudentTNoise",
     "SumNoise",
     "SymmetricNoise",

@@ -18,7 +18,10 @@ __all__ = ["AbstractNoise", "described", "laid_out", "positive"]
 
 
 class AbstractNoise(eqx.Module):
-    """A symmetric law of Z. Methods take x and ∇f of shape (d,) or (d, P) and return shapes that broadcast to it.
+    """A law of Z, symmetric but for mini-batches.
+
+    Methods take x and ∇f of shape (d,) or (d, P) and return shapes that
+    broadcast to it.
 
     The methods with a body are those of noise with independent coordinates.
     """

@@ -18,7 +18,7 @@ from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise._symmetric import NODES
 from sdelens.problems import AbstractProblem
 
-__all__ = ["Correlated", "GaussianNoise"]
+__all__ = ["Correlated", "GaussianNoise", "VaryingMatrix"]
 
 MAX_MATRIX = 2000
 """Largest dimension of a covariance matrix."""
@@ -191,7 +191,7 @@ class _VaryingDiagonal(_Normal):
         return {"name": "gaussian", "covariance": self.label, "rerunnable": False}
 
 
-class _VaryingMatrix(_VaryingDiagonal):
+class VaryingMatrix(_VaryingDiagonal):
     """N(0, Σ(x)), bound; `function` maps flat x of shape (d,) to a matrix of shape (d, d)."""
 
     def variance(self, x: Array) -> Array:
@@ -243,7 +243,7 @@ class _Varying:
             if dim > MAX_MATRIX:
                 raise ValueError(f"covariance: is of size {dim}; matrices may have up to {MAX_MATRIX} rows.")
             _checked_matrix(raw(problem.start), "covariance at the start")
-            return _VaryingMatrix(lambda x: raw(x).astype(dtype), label)
+            return VaryingMatrix(lambda x: raw(x).astype(dtype), label)
 
         def variances(x: Array) -> Array:
             values = raw(x)

@@ -19,13 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["EXACT_UP_TO", "SignCovariance", "lower_root"]
+__all__ = ["EXACT_UP_TO", "SignCovariance", "lower_root", "sign_covariance"]
 
 EXACT_UP_TO = 64
 """Largest dimension for which the covariance of the signs is found, and factored, path by path."""
 
 _TERMS = 6
 _LEGENDRE = np.polynomial.legendre.leggauss(24)
+_HERMITE_AT_ZERO = [float(np.polynomial.hermite_e.hermeval(0, [0] * n + [1])) for n in range(_TERMS)]
+_AT_ZERO = [2 / math.pi * h**2 / math.factorial(n + 1) for n, h in enumerate(_HERMITE_AT_ZERO)]
+"""cₙ(0)²/n! for n = 1, 2, …: the series at μ = 0."""
 
 
 def lower_root(matrix: Array) -> Array:
@@ -66,10 +69,8 @@ class SignCovariance(eqx.Module):
         self.roots = None
         if correlation.shape[0] > EXACT_UP_TO:
             powers = [correlation**n for n in range(1, _TERMS + 1)]
-            zero = np.zeros(1)
-            series = [_coefficient(n, zero)[0] ** 2 / math.factorial(n) for n in range(1, _TERMS + 1)]
-            rest = (2 / np.pi) * np.arcsin(correlation) - sum(s * p for s, p in zip(series, powers, strict=True))
-            self.roots = jnp.asarray(np.stack([_root(p) for p in [*powers, rest / (1 - sum(series))]]), dtype)
+            rest = (2 / np.pi) * np.arcsin(correlation) - sum(s * p for s, p in zip(_AT_ZERO, powers, strict=True))
+            self.roots = jnp.asarray(np.stack([_root(p) for p in [*powers, rest / (1 - sum(_AT_ZERO))]]), dtype)
 
     @classmethod
     def exact(cls, correlation: Array) -> "SignCovariance":
@@ -83,32 +84,12 @@ class SignCovariance(eqx.Module):
         dim = self.correlation.shape[0]
         return (dim,) if self.roots is None else (_TERMS + 1, dim)
 
-    def covariance(self, mean: Array) -> Array:
-        """Of one path with means μ/σ of shape (d,), by quadrature: shape (d, d)."""
-        angle = jnp.arcsin(self.correlation)
-        a, b = mean[:, None], mean[None, :]
-        nodes, weights = (jnp.asarray(v, mean.dtype) for v in _LEGENDRE)
-
-        def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
-            # Nodes in v with θ = arcsin(r)(1 − (1 − v)²/…): the integrand is steep near θ = ±π/2 alone.
-            position, weight = node
-            v = 0.5 * (position + 1)
-            theta, jacobian = angle * v * (2 - v), 2 * angle * (1 - v)
-            cosine2 = jnp.maximum(jnp.cos(theta) ** 2, jnp.finfo(mean.dtype).tiny)
-            exponent = (a * a + b * b - 2 * a * b * jnp.sin(theta)) / (2 * cosine2)
-            return total + 0.5 * weight * jacobian * jnp.exp(-exponent), None
-
-        total, _ = jax.lax.scan(add, jnp.zeros_like(angle), (nodes, weights))
-        e = jax.lax.erf(mean / math.sqrt(2))
-        matrix = (2 / math.pi) * total
-        return matrix.at[jnp.diag_indices(mean.shape[0])].set((1 - e) * (1 + e))
-
     def apply_root(self, mean: Array, dW: Array) -> Array:
         """Root times increments: means μ/σ of shape (d,) or (d, P), increments of `shape` or `shape` and P."""
         if self.roots is None:
 
             def one(mean: Array, dW: Array) -> Array:
-                return lower_root(self.covariance(mean)) @ dW
+                return lower_root(sign_covariance(self.correlation, mean)) @ dW
 
             return one(mean, dW) if mean.ndim == 1 else jax.vmap(one, in_axes=-1, out_axes=-1)(mean, dW)
         e = jax.lax.erf(mean / math.sqrt(2))
@@ -120,6 +101,43 @@ class SignCovariance(eqx.Module):
             total = total + size * jnp.matmul(self.roots[n - 1], dW[n - 1], precision="highest")
         last = jnp.matmul(self.roots[-1], dW[-1], precision="highest")
         return total + jnp.sqrt(jnp.maximum(rest, 0)) * last
+
+
+def sign_covariance(correlation: Array, mean: Array) -> Array:
+    """Cov sign(μ + N(0, R)) for μ of shape (d,): exact for d ≤ 64, by Hermite's series and its remainder above."""
+    e = jax.lax.erf(mean / math.sqrt(2))
+    own = (1 - e) * (1 + e)
+    if mean.shape[0] <= EXACT_UP_TO:
+        matrix = _by_quadrature(correlation, mean)
+    else:
+        matrix, power, rest, share = jnp.zeros_like(correlation), correlation, own, 1.0
+        pattern = (2 / math.pi) * jnp.arcsin(correlation)
+        for n in range(1, _TERMS + 1):
+            size = _coefficient(n, mean) / math.sqrt(math.factorial(n))
+            matrix, rest = matrix + size[:, None] * size[None, :] * power, rest - size**2
+            pattern, share = pattern - _AT_ZERO[n - 1] * power, share - _AT_ZERO[n - 1]
+            power = power * correlation
+        left = jnp.sqrt(jnp.maximum(rest, 0) / share)
+        matrix = matrix + left[:, None] * left[None, :] * pattern
+    return matrix.at[jnp.diag_indices(mean.shape[0])].set(own)
+
+
+def _by_quadrature(correlation: Array, mean: Array) -> Array:
+    angle = jnp.arcsin(correlation)
+    a, b = mean[:, None], mean[None, :]
+    nodes, weights = (jnp.asarray(v, mean.dtype) for v in _LEGENDRE)
+
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        # Nodes in v with θ = arcsin(r) v(2 − v): the integrand is steep near θ = ±π/2 alone.
+        position, weight = node
+        v = 0.5 * (position + 1)
+        theta, jacobian = angle * v * (2 - v), 2 * angle * (1 - v)
+        cosine2 = jnp.maximum(jnp.cos(theta) ** 2, jnp.finfo(mean.dtype).tiny)
+        exponent = (a * a + b * b - 2 * a * b * jnp.sin(theta)) / (2 * cosine2)
+        return total + 0.5 * weight * jacobian * jnp.exp(-exponent), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(angle), (nodes, weights))
+    return (2 / math.pi) * total
 
 
 def _coefficient(n: int, a: Any) -> Any:

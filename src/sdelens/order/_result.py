@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens._names import noise_label, optimizer_label, problem_label
-from sdelens.result import atomic_path, save_figure, text_table
+from sdelens._output import atomic_path, save_figure, text_table
 
 if TYPE_CHECKING:
     import pandas as pd

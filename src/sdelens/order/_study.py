@@ -19,7 +19,7 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._names import INCREMENTS, INTEGRATORS
-from sdelens.experiment import check_subject
+from sdelens.case import check_schedule, check_start, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import test_functions
@@ -28,7 +28,7 @@ from sdelens.order._result import WeakOrder
 from sdelens.order._runs import Row, Study, Style
 from sdelens.problems import AbstractProblem
 from sdelens.sdes import build_sde, sdes_of
-from sdelens.settings import Options, check_schedule, check_start
+from sdelens.settings import Options
 from sdelens.starts import Start, start_of
 
 if TYPE_CHECKING:

@@ -3,5 +3,15 @@
 from sdelens.problems._analytic import EmbeddedSaddle, Quadratic, Rosenbrock
 from sdelens.problems._base import AbstractProblem, Problem
 from sdelens.problems._network import MLP, network
+from sdelens.problems._regression import LinearRegression
 
-__all__ = ["MLP", "AbstractProblem", "EmbeddedSaddle", "Problem", "Quadratic", "Rosenbrock", "network"]
+__all__ = [
+    "MLP",
+    "AbstractProblem",
+    "EmbeddedSaddle",
+    "LinearRegression",
+    "Problem",
+    "Quadratic",
+    "Rosenbrock",
+    "network",
+]

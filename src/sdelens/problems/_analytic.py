@@ -10,7 +10,7 @@ from sdelens import _check
 from sdelens._tree import Layout, column, flatten_parameters, sum_coordinates
 from sdelens.problems._base import AbstractProblem
 
-__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock"]
+__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock", "curvature_and_start", "plain", "times", "vector_layout"]
 
 
 class Quadratic(AbstractProblem):
@@ -35,28 +35,33 @@ class Quadratic(AbstractProblem):
     _infimum: float | None
 
     def __init__(self, curvature: Any, start: Any = 1.0) -> None:
-        curvature, start = _curvature_and_start(curvature, start)
+        curvature, start = curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
         lowest = curvature.min() if curvature.ndim == 1 else np.linalg.eigvalsh(curvature).min()
         self._infimum = 0.0 if lowest >= -1e-6 * np.abs(curvature).max() else None
 
     @property
     def layout(self) -> Layout:
-        return _vector_layout(self.start)
+        return vector_layout(self.start)
 
     @property
     def infimum(self) -> float | None:
         return self._infimum
 
+    @property
+    def minimiser(self) -> Array:
+        """Where the gradient vanishes: 0."""
+        return jnp.zeros_like(self.start)
+
     def loss(self, x: Array) -> Array:
-        return 0.5 * sum_coordinates(x * _times(self.curvature, x))
+        return 0.5 * sum_coordinates(x * times(self.curvature, x))
 
     def evaluate(self, x: Array) -> tuple[Array, Array]:
-        grad = _times(self.curvature, x)
+        grad = times(self.curvature, x)
         return 0.5 * sum_coordinates(x * grad), grad
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "quadratic", "curvature": _plain(self.curvature), "start": _plain(self.start)}
+        return {"name": "quadratic", "curvature": plain(self.curvature), "start": plain(self.start)}
 
 
 class Rosenbrock(AbstractProblem):
@@ -84,7 +89,7 @@ class Rosenbrock(AbstractProblem):
 
     @property
     def layout(self) -> Layout:
-        return _vector_layout(self.start)
+        return vector_layout(self.start)
 
     @property
     def infimum(self) -> float | None:
@@ -95,7 +100,7 @@ class Rosenbrock(AbstractProblem):
         return sum_coordinates((self.a - head) ** 2 + self.b * (tail - head**2) ** 2)
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "rosenbrock", "start": _plain(self.start), "a": float(self.a), "b": float(self.b)}
+        return {"name": "rosenbrock", "start": plain(self.start), "a": float(self.a), "b": float(self.b)}
 
 
 class EmbeddedSaddle(AbstractProblem):
@@ -121,14 +126,14 @@ class EmbeddedSaddle(AbstractProblem):
         xi: float = 0.1,
         start: Any = (0.2, 1.5),
     ) -> None:
-        curvature, start = _curvature_and_start(curvature, start)
+        curvature, start = curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
         self.lam, self.xi = _check.positive("lam", lam), _check.number("xi", xi)
         self._infimum = _separable_infimum(curvature, self.lam, self.xi) if curvature.ndim == 1 else None
 
     @property
     def layout(self) -> Layout:
-        return _vector_layout(self.start)
+        return vector_layout(self.start)
 
     @property
     def infimum(self) -> float | None:
@@ -136,31 +141,32 @@ class EmbeddedSaddle(AbstractProblem):
 
     def loss(self, x: Array) -> Array:
         quartic = 0.25 * self.lam * x**4 - self.xi / 3 * x**3
-        return sum_coordinates(0.5 * x * _times(self.curvature, x) + quartic)
+        return sum_coordinates(0.5 * x * times(self.curvature, x) + quartic)
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": "embedded-saddle",
-            "curvature": _plain(self.curvature),
+            "curvature": plain(self.curvature),
             "lam": float(self.lam),
             "xi": float(self.xi),
-            "start": _plain(self.start),
+            "start": plain(self.start),
         }
 
 
-def _curvature_and_start(curvature: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
-    curvature = _check.finite_array("curvature", curvature, (0, 1, 2))
+def curvature_and_start(curvature: Any, start: Any, name: str = "curvature") -> tuple[np.ndarray, np.ndarray]:
+    """A diagonal or symmetric matrix and a point of as many coordinates, checked, in one dtype."""
+    curvature = _check.finite_array(name, curvature, (0, 1, 2))
     start = _check.finite_array("start", start, (0, 1))
     if curvature.ndim == 2:
         if curvature.shape[0] != curvature.shape[1]:
-            raise ValueError(f"curvature: got shape {curvature.shape}; a matrix must be square.")
+            raise ValueError(f"{name}: got shape {curvature.shape}; a matrix must be square.")
         gap = float(np.abs(curvature - curvature.T).max())
         if gap > 1e-6 * np.abs(curvature).max():
-            raise ValueError(f"curvature: is not symmetric (largest difference {gap:.3g}); use (H + H.T) / 2.")
+            raise ValueError(f"{name}: is not symmetric (largest difference {gap:.3g}); use (H + H.T) / 2.")
     dim = start.shape[0] if curvature.ndim == 0 and start.ndim == 1 else max(curvature.size, 1)
     dim = curvature.shape[0] if curvature.ndim == 2 else dim
     if start.ndim == 1 and start.shape[0] != dim:
-        raise ValueError(f"start: got shape {start.shape}; the curvature has {dim} coordinates.")
+        raise ValueError(f"start: got shape {start.shape}; the {name} has {dim} coordinates.")
     dtype = np.result_type(curvature, start)
     if curvature.ndim == 0:
         curvature = np.full(dim, curvature)
@@ -176,13 +182,16 @@ def _separable_infimum(curvature: np.ndarray, lam: float, xi: float) -> float:
     return total
 
 
-def _times(curvature: Array, x: Array) -> Array:
+def times(curvature: Array, x: Array) -> Array:
+    """Curvature, diagonal or a matrix, times x of shape (d,) or (d, P)."""
     return column(curvature, x) * x if curvature.ndim == 1 else jnp.matmul(curvature, x, precision="highest")
 
 
-def _vector_layout(start: Array) -> Layout:
+def vector_layout(start: Array) -> Layout:
+    """The layout of parameters that are one vector."""
     return flatten_parameters(np.zeros(start.shape, start.dtype))[1]
 
 
-def _plain(array: Array) -> Any:
+def plain(array: Array) -> Any:
+    """The array as lists of numbers, for `describe`."""
     return np.asarray(array, dtype=np.float64).tolist()

@@ -1,0 +1,61 @@
+"""What is written out: files that appear whole or not at all, figures, and tables of text."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["atomic_path", "save_figure", "text_table"]
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary name beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path: {str(target)!r} is a folder; give the name of a file.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; make it first.")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure in the format of the ending of `path`; the file appears whole or not at all.
+
+    Raises:
+        ValueError: if the ending is not one matplotlib writes.
+    """
+    known = figure.canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.lstrip(".").lower()
+    if suffix not in known:
+        raise ValueError(f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}.")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=200)
+
+
+def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table with aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return [line(head), "  ".join("-" * w for w in widths), *[line(r) for r in rows]]

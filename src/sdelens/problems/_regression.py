@@ -1,0 +1,140 @@
+"""Linear regression with a random Gaussian design, the model whose risk curves are known without a simulation."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sdelens import _check
+from sdelens._tree import Layout, column, sum_coordinates
+from sdelens.problems._analytic import curvature_and_start, plain, times, vector_layout
+from sdelens.problems._base import AbstractProblem
+
+__all__ = ["LinearRegression"]
+
+
+class LinearRegression(AbstractProblem):
+    r"""Least squares with a random Gaussian design: examples (φ, y) with φ ~ N(0, K) and y = φ·w + s·N(0, 1).
+
+    In one pass (`samples` None) the population risk f(x) = ½ E(φ·x − y)² = ½ (x − w)ᵀK(x − w) + ½s² is minimised, and
+    `MinibatchNoise` takes fresh examples at every step. With `samples` n, that many examples are drawn once, their mean
+    loss f(x) = Σ (φᵢ·x − yᵢ)²/(2n) is minimised, and mini-batches are drawn from them with replacement.
+
+    Args:
+        design_covariance: K: its diagonal, shape (d,), or a positive semi-definite matrix, shape (d, d).
+        label_noise: s ≥ 0, the standard deviation of the labels about φ·w.
+        solution: w, a scalar or shape (d,).
+        start: x₀, a scalar or shape (d,).
+        samples: number of examples n, or None for one pass over endless data.
+        seed: seed of those examples.
+
+    Raises:
+        ValueError, TypeError: naming the argument: a covariance that is none, shapes that do not fit.
+
+    Example:
+        >>> import sdelens as sl
+        >>> problem = sl.LinearRegression([1.0, 0.5, 0.25], label_noise=0.5)
+        >>> float(problem.infimum)
+        0.125
+    """
+
+    start: Array
+    design_covariance: Array
+    label_noise: float
+    solution: Array
+    features: Array | None
+    labels: Array | None
+    curvature: Array
+    minimiser: Array
+    _infimum: float
+    _seed: int
+
+    def __init__(
+        self,
+        design_covariance: Any,
+        label_noise: float,
+        *,
+        solution: Any = 1.0,
+        start: Any = 0.0,
+        samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        covariance, start = curvature_and_start(design_covariance, start, "design_covariance")
+        values = covariance if covariance.ndim == 1 else np.linalg.eigvalsh(covariance)
+        if values.min() < -1e-6 * np.abs(values).max():
+            raise ValueError(
+                f"design_covariance: is not positive semi-definite (lowest eigenvalue {values.min():.3g}); no features "
+                "have this covariance."
+            )
+        self.label_noise = _check.nonnegative("label_noise", label_noise)
+        solution = _check.finite_array("solution", solution, (0, 1))
+        if solution.ndim == 1 and solution.shape != start.shape:
+            raise ValueError(f"solution: got shape {solution.shape}; the design has {start.shape[0]} coordinates.")
+        solution = np.broadcast_to(solution, start.shape).astype(start.dtype)
+        self.start, self.design_covariance = jnp.asarray(start), jnp.asarray(covariance)
+        self.solution, self._seed = jnp.asarray(solution), _check.at_least("seed", seed, 0)
+        self.features = self.labels = None
+        self.curvature, self.minimiser = self.design_covariance, self.solution
+        self._infimum = 0.5 * self.label_noise**2
+        if samples is not None:
+            self._draw(_check.at_least("samples", samples, 1), np.asarray(covariance, np.float64), solution)
+
+    def _draw(self, samples: int, covariance: np.ndarray, solution: np.ndarray) -> None:
+        rng, dtype = np.random.default_rng(self._seed), self.start.dtype
+        normal = rng.standard_normal((samples, len(solution)))
+        features = normal * np.sqrt(covariance) if covariance.ndim == 1 else normal @ _root(covariance)
+        labels = features @ solution + self.label_noise * rng.standard_normal(samples)
+        minimiser = np.linalg.lstsq(features, labels, rcond=None)[0]
+        self._infimum = 0.5 * float(np.mean((features @ minimiser - labels) ** 2))
+        self.features, self.labels = jnp.asarray(features, dtype), jnp.asarray(labels, dtype)
+        self.curvature = jnp.asarray(features.T @ features / samples, dtype)
+        self.minimiser = jnp.asarray(minimiser, dtype)
+
+    @property
+    def layout(self) -> Layout:
+        return vector_layout(self.start)
+
+    @property
+    def infimum(self) -> float:
+        return self._infimum
+
+    @property
+    def samples(self) -> int | None:
+        """Number of examples n, None for one pass."""
+        return None if self.features is None else int(self.features.shape[0])
+
+    @property
+    def population(self) -> "LinearRegression":
+        """The problem of the population the examples are drawn from; its `loss` is the test risk."""
+        return LinearRegression(
+            np.asarray(self.design_covariance),
+            self.label_noise,
+            solution=np.asarray(self.solution),
+            start=np.asarray(self.start),
+        )
+
+    def loss(self, x: Array) -> Array:
+        return self.evaluate(x)[0]
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
+        off = x - column(self.minimiser, x)
+        grad = times(self.curvature, off)
+        return 0.5 * sum_coordinates(off * grad) + self._infimum, grad
+
+    def describe(self) -> dict[str, Any]:
+        described = {
+            "name": "linear-regression",
+            "design_covariance": plain(self.design_covariance),
+            "label_noise": float(self.label_noise),
+            "solution": plain(self.solution),
+            "start": plain(self.start),
+        }
+        return described if self.samples is None else described | {"samples": self.samples, "seed": self._seed}
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """The symmetric root of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    root: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return root

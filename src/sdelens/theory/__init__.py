@@ -1,0 +1,22 @@
+"""What theory predicts without simulating. It knows no SDE, so that its agreement with one is evidence."""
+
+from sdelens.theory._bounds import Assumption, LossBound, loss_bound
+from sdelens.theory._overview import Overview, add_theory, overview
+from sdelens.theory._phases import Phases, phases
+from sdelens.theory._predict import estimate, predict
+from sdelens.theory._stationary import Stationary, stationary
+
+__all__ = [
+    "Assumption",
+    "LossBound",
+    "Overview",
+    "Phases",
+    "Stationary",
+    "add_theory",
+    "estimate",
+    "loss_bound",
+    "overview",
+    "phases",
+    "predict",
+    "stationary",
+]

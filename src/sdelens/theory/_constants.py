@@ -1,0 +1,78 @@
+"""The constants of a loss that its bounds need: exact on quadratics, by Lanczos and Hutchinson on other problems."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from matfree import decomp, stochtrace
+
+from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
+
+__all__ = ["Constants", "constants"]
+
+_DEPTH = 40
+_PROBES = 64
+
+
+class Constants(NamedTuple):
+    """Curvature of a loss.
+
+    Attributes:
+        convexity: μ, the least eigenvalue of ∇²f.
+        smoothness: L, the largest.
+        trace: L_τ = tr ∇²f.
+        box: the largest sᵀ∇²f s over s in [−1, 1]ᵈ, or a bound of it; equal to the trace where ∇²f is diagonal.
+        row: largest row sum of |∇²f|, by coordinate, shape (d,); None where it is not known.
+        minimiser: x*, None where it is not known.
+        separable: whether ∇²f is diagonal.
+        exact: whether these hold everywhere, as on a quadratic, or were measured at the start.
+        source: how they were found.
+    """
+
+    convexity: float
+    smoothness: float
+    trace: float
+    box: float
+    row: np.ndarray | None
+    minimiser: np.ndarray | None
+    separable: bool
+    exact: bool
+    source: str
+
+
+def constants(problem: AbstractProblem) -> Constants:
+    """The constants of a problem."""
+    if not isinstance(problem, Quadratic | LinearRegression):
+        return _measured(problem)
+    curvature, at = np.asarray(problem.curvature, np.float64), np.asarray(problem.minimiser, np.float64)
+    if curvature.ndim == 1:
+        total = float(curvature.sum())
+        return Constants(
+            float(curvature.min()), float(curvature.max()), total, total, np.abs(curvature), at, True, True, "diagonal"
+        )
+    values = np.linalg.eigvalsh(curvature)
+    row = np.abs(curvature).sum(axis=1)
+    box = min(float(row.sum()), len(values) * float(values[-1]))
+    trace = float(values.sum())
+    return Constants(float(values[0]), float(values[-1]), trace, box, row, at, False, True, "eigenvalues")
+
+
+def _measured(problem: AbstractProblem) -> Constants:
+    """At the start, from products with the Hessian alone."""
+    x = problem.start
+
+    def product(v: Array) -> Array:
+        return jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (v.astype(x.dtype),))[1]
+
+    depth = min(problem.dim, _DEPTH)
+    first, second = jax.random.split(jax.random.key(0))
+    tridiagonal = jax.jit(lambda v: decomp.tridiag_sym(depth, custom_vjp=False)(product, v)[1])
+    small = np.asarray(tridiagonal(jax.random.normal(first, x.shape, x.dtype)), np.float64)
+    values = np.linalg.eigvalsh(small)
+    probes = stochtrace.sampler_signs(x, num=_PROBES)
+    estimate = stochtrace.estimator_monte_carlo_mean_and_sem(stochtrace.monte_carlo_trace(), probes)
+    trace, error = (float(v) for v in jax.jit(lambda key: estimate(product, key))(second))
+    source = f"at the start: Lanczos to depth {depth}, Hutchinson with {_PROBES} probes (tr ± {error:.2g})"
+    low, high = float(values[0]), float(values[-1])
+    return Constants(low, high, trace, problem.dim * high, None, None, False, False, source)

@@ -1,0 +1,307 @@
+r"""What a linear gradient and its noise do to a normal x ~ N(μ, S): the expectations that a closed theory needs.
+
+The gradient is ∇f = H(x − x*), on `Quadratic` and `LinearRegression`. A covariance is its diagonal, shape (d,), where
+nothing couples the coordinates, and a matrix otherwise; the functions of the algebra below take either, so that every
+formula is written once.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sdelens.noise import AbstractNoise
+from sdelens.noise._gaussian import VaryingMatrix
+from sdelens.noise._minibatch import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
+from sdelens.noise._sign import sign_covariance
+from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
+
+__all__ = [
+    "MAX_DENSE",
+    "LinearGradient",
+    "SignMoments",
+    "apply",
+    "congruent",
+    "diagonal",
+    "linear_gradient",
+    "rows",
+    "transpose",
+]
+
+MAX_DENSE = 2000
+"""Largest dimension in which coordinates may be coupled."""
+
+_HERMITE = np.polynomial.hermite_e.hermegauss(48)
+_MANY = 4096
+
+
+def apply(curvature: Array, covariance: Array) -> Array:
+    """H S."""
+    if curvature.ndim == covariance.ndim == 1:
+        return curvature * covariance
+    if curvature.ndim == 1:
+        return curvature[:, None] * covariance
+    return jnp.matmul(curvature, covariance, precision="highest")
+
+
+def rows(factor: Array, covariance: Array) -> Array:
+    """diag(p) S."""
+    return factor * covariance if covariance.ndim == 1 else factor[:, None] * covariance
+
+
+def transpose(covariance: Array) -> Array:
+    """Sᵀ."""
+    return covariance if covariance.ndim == 1 else covariance.T
+
+
+def diagonal(covariance: Array) -> Array:
+    """Diagonal of S."""
+    return covariance if covariance.ndim == 1 else jnp.diagonal(covariance)
+
+
+def congruent(factor: Array, covariance: Array) -> Array:
+    """diag(p) S diag(p)."""
+    return rows(factor, transpose(rows(factor, covariance)))
+
+
+class SignMoments(NamedTuple):
+    """Moments of sign(g) for normal x.
+
+    Attributes:
+        mean: E sign(g), shape (d,).
+        jacobian: J = E ∂E(sign(g) | x)/∂x, so that Cov(sign(g), x) = J S (Stein); its diagonal or a matrix.
+        covariance: Cov sign(g), that of x included; likewise.
+    """
+
+    mean: Array
+    jacobian: Array
+    covariance: Array
+
+
+class LinearGradient(eqx.Module):
+    """∇f = H(x − x*) under its noise.
+
+    Attributes:
+        curvature: H, shape (d,) or (d, d); the latter also where only the noise couples coordinates.
+        minimiser: x*, shape (d,).
+        infimum: f(x*).
+        noise: bound law of the noise.
+    """
+
+    curvature: Array
+    minimiser: Array
+    infimum: float
+    noise: AbstractNoise
+
+    def gradient(self, mean: Array) -> Array:
+        """E ∇f, shape (d,)."""
+        off = mean - self.minimiser
+        return self.curvature * off if self.curvature.ndim == 1 else apply(self.curvature, off[:, None])[:, 0]
+
+    def gradient_covariance(self, product: Array) -> Array:
+        """Cov ∇f = HSH, from H S."""
+        return apply(self.curvature, transpose(product))
+
+    def gradient_variance(self, product: Array) -> Array:
+        """Diagonal of HSH from H S, shape (d,)."""
+        return self.curvature * product if product.ndim == 1 else jnp.sum(product * self.curvature, axis=1)
+
+    def loss(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
+        """Mean and variance of f, exact for normal x."""
+        off, grad, product = mean - self.minimiser, self.gradient(mean), apply(self.curvature, covariance)
+        expected = self.infimum + 0.5 * (off @ grad + jnp.sum(diagonal(product)))
+        spread = covariance * grad**2 if covariance.ndim == 1 else grad * jnp.matmul(covariance, grad)
+        return expected, 0.5 * jnp.sum(product * transpose(product)) + jnp.sum(spread)
+
+    def noise_covariance(self, mean: Array, covariance: Array, product: Array) -> Array:
+        """E Σ(x); of noise whose covariance is a function of x, Σ(μ)."""
+        noise = self.noise
+        if isinstance(noise, ResamplingNoise):
+            weights = self._residual_moments(mean, covariance)
+            features = noise.problem.features
+            assert features is not None
+            second = jnp.matmul(features.T * (weights[0] ** 2 + weights[1]), features, precision="highest")
+            grad = self.gradient(mean)
+            total = second / features.shape[0] - jnp.outer(grad, grad) - self.gradient_covariance(product)
+            return total / noise.batch_size
+        if isinstance(noise, StreamingNoise):
+            grad, tau2 = self.gradient(mean), self._tau2(mean, covariance)
+            square = grad**2 if product.ndim == 1 else jnp.outer(grad, grad)
+            return (tau2 * self.curvature + self.gradient_covariance(product) + square) / noise.batch_size
+        if isinstance(noise, VaryingMatrix):
+            return noise.function(mean)
+        matrix = getattr(noise, "matrix", None)
+        if matrix is not None:
+            return matrix
+        variance = jnp.broadcast_to(noise.variance(mean), mean.shape).astype(mean.dtype)
+        return variance if covariance.ndim == 1 else jnp.diag(variance)
+
+    def signs(self, mean: Array, covariance: Array) -> SignMoments:
+        """Moments of sign(g)."""
+        grad, product = self.gradient(mean), apply(self.curvature, covariance)
+        if isinstance(self.noise, RegressionNoise):
+            return self._regression_signs(grad, mean, covariance, product)
+        if self.noise.normal:
+            return self._normal_signs(grad, self.noise_covariance(mean, covariance, product), product)
+        return self._symmetric_signs(grad, mean, product)
+
+    def _normal_signs(self, grad: Array, noise: Array, product: Array) -> SignMoments:
+        """For normal noise g itself is normal, and everything is exact."""
+        total = noise + self.gradient_covariance(product)
+        sd = jnp.sqrt(diagonal(total))
+        standard = grad / sd
+        mean = lax.erf(standard / math.sqrt(2))
+        slope = math.sqrt(2 / math.pi) * jnp.exp(-0.5 * standard**2) / sd
+        if product.ndim == 1:
+            covariance = (1 - mean) * (1 + mean)
+        else:
+            correlation = jnp.clip(total / jnp.outer(sd, sd), -1, 1)
+            covariance = sign_covariance(correlation, standard)
+        return SignMoments(mean, self._jacobian(slope), covariance)
+
+    def _symmetric_signs(self, grad: Array, mean: Array, product: Array) -> SignMoments:
+        """Independent noise of another law, by Gauss and Hermite's rule in ∇f."""
+        spread = self.gradient_variance(product)
+        sign, slope = self._over_gradient(
+            lambda g, x: (self.noise.mean_sign(g, x), 2 * self.noise.density(g, x)), grad, spread, mean
+        )
+        own = (1 - sign) * (1 + sign)
+        if product.ndim == 1:
+            return SignMoments(sign, self._jacobian(slope), own)
+        coupled = congruent(slope, self.gradient_covariance(product))
+        return SignMoments(sign, self._jacobian(slope), _with_diagonal(coupled, own))
+
+    def _regression_signs(self, grad: Array, mean: Array, covariance: Array, product: Array) -> SignMoments:
+        noise = self.noise
+        assert isinstance(noise, RegressionNoise)
+        variance = self.gradient_variance(product)
+        if isinstance(noise, ResamplingNoise):
+            sign, jacobian = self._resampled_signs(noise, mean, covariance, product)
+        else:
+            tau2 = self._tau2(mean, covariance)
+            single = diagonal(self.curvature) * tau2
+
+            def both(g: Array, x: Array) -> tuple[Array, Array]:
+                column = single[:, None] if g.ndim == 2 else single
+                g = jnp.clip(g, -0.9999 * jnp.sqrt(column), 0.9999 * jnp.sqrt(column))  # |c| < 1 by Cauchy and Schwarz
+                return jax.jvp(lambda g: sign_of_batch(noise.batch_size, g, column), (g,), (jnp.ones_like(g),))
+
+            sign, slope = self._over_gradient(both, grad, variance, mean)
+            # c = ∂f/(τ√K): the second term is what x changes by way of τ.
+            if product.ndim == 1:
+                jacobian = slope * (self.curvature - grad**2 / tau2)
+            else:
+                jacobian = rows(slope, self.curvature - jnp.outer(grad, grad) / tau2)
+        own = (1 - sign) * (1 + sign)
+        if product.ndim == 1:
+            return SignMoments(sign, jacobian, own)
+        if noise.batch_size == 1 and isinstance(noise, StreamingNoise):
+            root = noise.sign_root  # of E sign(g) sign(g)ᵀ, whatever x is
+            assert root is not None
+            second = jnp.matmul(root, root, precision="highest")
+            return SignMoments(sign, jacobian, _with_diagonal(second - jnp.outer(sign, sign), own))
+        # A normal copula: exact at ∇f = 0 and for large batches.
+        total = self.noise_covariance(mean, covariance, product) + self.gradient_covariance(product)
+        sd = jnp.sqrt(diagonal(total))
+        limit = 1 - 4 * jnp.finfo(sign.dtype).eps
+        standard = math.sqrt(2) * lax.erf_inv(jnp.clip(sign, -limit, limit))
+        coupled = sign_covariance(jnp.clip(total / jnp.outer(sd, sd), -1, 1), standard)
+        return SignMoments(sign, jacobian, coupled)
+
+    def _resampled_signs(
+        self, noise: ResamplingNoise, mean: Array, covariance: Array, product: Array
+    ) -> tuple[Array, Array]:
+        """E sign(g) and its Jacobian for batches of a sample: exact for B = 1.
+
+        For more, ∇f moves all examples' gradients together: as a function of ∂f, E sign is taken for an error function
+        of the value and slope found at μ, which a normal ∂f smooths in closed form.
+        """
+        features = noise.problem.features
+        assert features is not None
+        centre, spread = self._residual_moments(mean, covariance)
+        values, variances = features * centre[:, None], features**2 * spread[:, None]
+        variance = self.gradient_variance(product)
+        together = features * jnp.matmul(features, product.T, precision="highest")  # Cov(example's gradient, ∂f)
+        known = variance > 0
+        safe = jnp.where(known, variance, 1)
+        if noise.batch_size > 1:
+            variances = jnp.maximum(variances - together**2 / safe, 0)
+
+        def total(values: Array) -> tuple[Array, Array]:
+            sign = sign_of_resampled(values, variances, noise.batch_size)
+            return sign.sum(), sign
+
+        (_, sign), weights = jax.value_and_grad(total, has_aux=True)(values)
+        jacobian = jnp.matmul((weights * features).T, features, precision="highest")
+        if noise.batch_size == 1:
+            return sign, jacobian
+        slope = jnp.maximum((weights * jnp.where(known, together / safe, 1)).sum(axis=0), jnp.finfo(sign.dtype).tiny)
+        limit = 1 - 4 * jnp.finfo(sign.dtype).eps
+        centre = lax.erf_inv(jnp.clip(sign, -limit, limit))
+        width = math.sqrt(2 / math.pi) * jnp.exp(-(centre**2)) / slope
+        shrunk = 1 / jnp.sqrt(1 + variance / width**2)
+        smoothed = centre * shrunk
+        return lax.erf(smoothed), rows(shrunk * jnp.exp(centre**2 - smoothed**2), jacobian)
+
+    def _jacobian(self, slope: Array) -> Array:
+        return rows(slope, self.curvature)
+
+    def _over_gradient(self, function: Any, grad: Array, variance: Array, x: Array) -> tuple[Array, Array]:
+        """Expectations of two functions of ∇f, normal in every coordinate, shape (d,) each."""
+        nodes, weights = (jnp.asarray(v, grad.dtype) for v in (_HERMITE[0], _HERMITE[1] / _HERMITE[1].sum()))
+        sd = jnp.sqrt(jnp.maximum(variance, 0))
+        if grad.shape[0] <= _MANY:
+            first, second = function(grad[:, None] + sd[:, None] * nodes, x[:, None])
+            return first @ weights, second @ weights
+
+        def add(total: tuple[Array, Array], node: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            first, second = function(grad + sd * node[0], x)
+            return (total[0] + node[1] * first, total[1] + node[1] * second), None
+
+        zero = jnp.zeros_like(grad)
+        return lax.scan(add, (zero, zero), (nodes, weights))[0]
+
+    def _tau2(self, mean: Array, covariance: Array) -> Array:
+        """E of the variance of one example's residual, (x − w)ᵀK(x − w) + s²."""
+        return 2 * self.loss(mean, covariance)[0]
+
+    def _residual_moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
+        """Mean and variance of every example's residual, shape (n,) each."""
+        problem = self.noise.problem  # type: ignore[attr-defined]
+        centre = jnp.matmul(problem.features, mean, precision="highest") - problem.labels
+        product = jnp.matmul(problem.features, covariance, precision="highest")
+        return centre, jnp.sum(product * problem.features, axis=1)
+
+
+def linear_gradient(problem: AbstractProblem, noise: AbstractNoise) -> LinearGradient:
+    """The problem's gradient under its noise, a bound law.
+
+    Raises:
+        TypeError: if the gradient is not linear.
+        ValueError: if coordinates are coupled and there are more than 2000 of them.
+    """
+    if not isinstance(problem, Quadratic | LinearRegression):
+        raise TypeError(
+            f"problem: got {type(problem).__name__}; the theory needs a quadratic loss: sl.Quadratic or "
+            "sl.LinearRegression. Expand yours about its minimum: sl.Quadratic(hessian, start)."
+        )
+    curvature = problem.curvature
+    matrix = getattr(noise, "matrix", None) is not None or isinstance(noise, VaryingMatrix)
+    if curvature.ndim == 1 and matrix:
+        curvature = jnp.diag(curvature) if problem.dim <= MAX_DENSE else jnp.zeros((0, 0), curvature.dtype)
+    if curvature.ndim == 2 and problem.dim > MAX_DENSE:
+        raise ValueError(
+            f"problem: has {problem.dim} coupled coordinates; the theory takes up to {MAX_DENSE}, and any number where "
+            "curvature and noise are diagonal."
+        )
+    infimum = 0.0 if isinstance(problem, Quadratic) else problem.infimum
+    return LinearGradient(curvature, problem.minimiser, infimum, noise)
+
+
+def _with_diagonal(matrix: Array, values: Array) -> Array:
+    index = jnp.arange(values.shape[0])
+    return matrix.at[index, index].set(values)

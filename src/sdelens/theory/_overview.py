@@ -1,0 +1,144 @@
+"""Everything the theory says of one case, side by side, and laid over a simulation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sdelens._output import text_table
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Optimizer, SignSGD
+from sdelens.problems import AbstractProblem
+from sdelens.result import Result
+from sdelens.theory._bounds import LossBound, loss_bound
+from sdelens.theory._phases import Phases, phases
+from sdelens.theory._predict import predict
+from sdelens.theory._stationary import Stationary, stationary
+
+__all__ = ["Overview", "add_theory", "overview"]
+
+_SHOWN_TIMES = 7
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the theory says of one case.
+
+    Attributes:
+        prediction: the loss curve, with the bound in it where there is one.
+        stationary: the law at rest, None where there is none.
+        bound: bound of the mean loss.
+        phases: of SignSGD, along the predicted mean where d ≤ 64 and at the start otherwise; None for others.
+        remarks: what could not be said, and why.
+    """
+
+    prediction: Result
+    stationary: Stationary | None
+    bound: LossBound
+    phases: Phases | None
+    remarks: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """The loss at several times, at rest, its bound, and the phases."""
+        data = self.prediction.dataset.isel(model=0)
+        chosen = np.unique(np.linspace(0, data.sizes["step"] - 1, _SHOWN_TIMES).round().astype(int))
+        rows = []
+        for i in chosen:
+            here = data.isel(step=i)
+            bound = float(self.bound.loss[i])
+            cells = [float(here.time), float(here.loss_mean), float(here.loss_std)]
+            rows.append(
+                [str(int(here.step)), *(f"{v:.5g}" for v in cells), f"{bound:.5g}" if np.isfinite(bound) else "-"]
+            )
+        lines = [
+            self.prediction.title(),
+            "",
+            *text_table(["step", "time", "mean loss", "sd over paths", "bound"], rows),
+            "",
+        ]
+        if self.stationary is not None:
+            rest = self.stationary
+            lines.append(f"At rest: expected loss {rest.loss:.5g}, {rest.excess:.5g} above the infimum.")
+        lines += [str(self.bound)]
+        if self.phases is not None:
+            lines += ["", str(self.phases)]
+        return "\n".join([*lines, *self.remarks])
+
+
+def overview(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    record_every: int = 1,
+    start: Any = None,
+) -> Overview:
+    """The prediction, stationary law, bound and phases of one case in one call.
+
+    Args:
+        problem: `Quadratic` or `LinearRegression`.
+        noise: law of the gradient noise.
+        optimizer: specification.
+        steps: optimizer steps.
+        record_every: steps between records.
+        start: as in `predict`; the bound is given for the problem's own start only.
+
+    Returns:
+        An `Overview`; print it.
+
+    Raises:
+        ValueError, TypeError: as `predict`.
+    """
+    prediction = predict(problem, noise, optimizer, steps=steps, record_every=record_every, start=start)
+    remarks: list[str] = []
+    rest = _or_remark(lambda: stationary(problem, noise, optimizer), "stationary law", remarks)
+    bound = loss_bound(problem, noise, optimizer, prediction.dataset.time.values)
+    known = None
+    if isinstance(optimizer, SignSGD):
+        known = phases(problem, noise, along=prediction if "x_mean" in prediction.dataset else None)
+    if start is None and np.isfinite(bound.loss).any():
+        prediction = prediction.with_bound("bound", bound.loss)
+    return Overview(prediction, rest, bound, known, remarks)
+
+
+def add_theory(
+    result: Result, problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer
+) -> tuple[Result, list[str]]:
+    """A simulation with the prediction of its loss and the bound of it, where they exist.
+
+    Args:
+        result: of `compare` or `simulate`, from the problem's own start.
+        problem: as it was run.
+        noise: as it was run.
+        optimizer: as it was run.
+
+    Returns:
+        The result with a further model and a bound, and remarks on what does not exist and why.
+
+    Raises:
+        ValueError: if the result is of another case.
+    """
+    run, remarks = result.info["run"], list[str]()
+
+    def predicted() -> Result:
+        return predict(problem, noise, optimizer, steps=run["steps"], record_every=run["record_every"])
+
+    prediction = _or_remark(predicted, "prediction", remarks)
+    if prediction is not None:
+        result = result.merge(prediction)
+    bound = loss_bound(problem, noise, optimizer, result.dataset.time.values)
+    if np.isfinite(bound.loss).any():
+        result = result.with_bound("bound", bound.loss)
+    else:
+        remarks.append(f"No bound: {bound.reason}.")
+    return result, remarks
+
+
+def _or_remark(function: Callable[[], Any], what: str, remarks: list[str]) -> Any:
+    try:
+        return function()
+    except (ValueError, TypeError) as error:
+        remarks.append(f"No {what}: {error}")
+        return None

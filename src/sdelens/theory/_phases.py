@@ -1,0 +1,204 @@
+"""The three phases of SignSGD: how clearly the noise lets each coordinate's sign be seen."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.special import erfinv
+
+from sdelens import _check
+from sdelens._output import text_table
+from sdelens._tree import Layout, flatten_parameters
+from sdelens.noise import AbstractNoise
+from sdelens.problems import AbstractProblem
+from sdelens.result import Result
+
+__all__ = ["BOUNDARIES", "Phases", "phases", "signal"]
+
+BOUNDARIES: Final = (1.5, 1.0)
+"""|Y| above which a coordinate is in phase 1, and below which in phase 3."""
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Phases of every coordinate, at one point or along a trajectory of T points.
+
+    Attributes:
+        signal: |Y|, shape (d,) or (T, d).
+        phase: 1, 2 or 3, of the same shape.
+        shares: share of the coordinates in phase 1, 2 and 3, shape (3,) or (T, 3).
+        gradient_shares: share of ‖∇f‖² in each, likewise; NaN where the gradient is 0.
+        time: shape (T,), None at one point.
+    """
+
+    signal: np.ndarray
+    phase: np.ndarray
+    shares: np.ndarray
+    gradient_shares: np.ndarray
+    time: np.ndarray | None = None
+
+    @property
+    def left(self) -> np.ndarray:
+        """Time at which each coordinate has left phase 1 (row 0) and phase 2 (row 1) for good, shape (2, d).
+
+        It is the first recorded time from which on the coordinate is in a later phase: 0 where it always is, infinite
+        where it is not at the end.
+
+        Raises:
+            ValueError: at one point, which has no times.
+        """
+        if self.time is None:
+            raise ValueError("left: there is one point only; give phases() a trajectory by along=.")
+        out = np.empty((2, self.phase.shape[1]))
+        for row, last in enumerate((1, 2)):
+            inside = self.phase <= last
+            after = inside.shape[0] - np.argmax(inside[::-1], axis=0)  # first record after the last inside
+            after = np.where(inside.any(axis=0), after, 0)
+            out[row] = np.append(self.time, np.inf)[after]
+        return out
+
+    def __str__(self) -> str:
+        """The shares, at the start and the end of a trajectory, and when phases are left."""
+        head = ["", "phase 1", "phase 2", "phase 3"]
+        rows = []
+        points = [("", 0)] if self.time is None else [(f", t = {self.time[i]:g}", i) for i in (0, -1)]
+        for where, i in points:
+            for label, shares in (("coordinates", self.shares), ("of |grad|^2", self.gradient_shares)):
+                rows.append([label + where, *(f"{100 * v:.1f} %" for v in np.atleast_2d(shares)[i])])
+        lines = text_table(head, rows)
+        if self.time is not None:
+            for number, left in zip((1, 2), self.left, strict=True):
+                ends = f"{left.min():g} (first coordinate) to {left.max():g} (last)"
+                lines.append(f"Phase {number} is left from t = {ends}.")
+        return "\n".join(lines)
+
+
+def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any = None) -> Phases:
+    r"""Signal-to-noise ratio and phase of every coordinate.
+
+    |Y| = |∂f|/(√2 σ): phase 1, |Y| > 3/2, SignSGD moves as if without noise; phase 2, between; phase 3, |Y| < 1, its
+    drift is nearly linear in ∇f. For noise that is not normal |Y| = erf⁻¹|E sign(g)|, which for normal noise is the
+    same and needs no variance; it is infinite where the noise never turns the sign.
+
+    Args:
+        subject: a problem, whose gradient at the start is taken; or a gradient: an array of shape (d,), or of shape
+            (T, d) along a trajectory, or a pytree.
+        noise: law of the gradient noise.
+        along: with a problem, positions along a trajectory, shape (T, d), or a `Result`, whose first model's mean
+            trajectory is taken.
+        time: times of a trajectory given as an array, shape (T,); by default 0, 1, ….
+
+    Returns:
+        `Phases`; print it for a table.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+
+    Source: arXiv 2411.15958; the definition for other laws is ours.
+
+    Example:
+        >>> import sdelens as sl
+        >>> sl.theory.phases(sl.Quadratic([1.0, 4.0], start=[0.1, 1.0]), sl.GaussianNoise(1.0)).phase
+        array([3, 1])
+    """
+    if not isinstance(noise, AbstractNoise):
+        raise TypeError(f"noise: got {type(noise).__name__}; give sl.GaussianNoise(scale) or another law.")
+    if isinstance(subject, AbstractProblem):
+        x, time = _positions(subject, along, time)
+        gradient = np.asarray(jax.jit(lambda x: subject.evaluate(x)[1])(jnp.asarray(x.T, subject.start.dtype))).T
+        bound = noise.bind(subject)
+    else:
+        if along is not None:
+            raise TypeError("along: belongs to a problem; give the gradients along the trajectory, shape (T, d).")
+        gradient, holder = _gradients(subject)
+        x, bound = np.broadcast_to(np.asarray(holder.start), gradient.shape), noise.bind(holder)
+        time = _times(time, gradient)
+    value = np.abs(signal(bound, gradient.T, x.T).T)
+    phase = np.where(value > BOUNDARIES[0], 1, np.where(value >= BOUNDARIES[1], 2, 3))
+    within = phase[..., None] == np.arange(1, 4)
+    square = gradient.astype(np.float64) ** 2
+    total = square.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weighted = (square[..., None] * within).sum(axis=-2) / total
+    return Phases(value, phase, within.mean(axis=-2), weighted, time)
+
+
+def signal(noise: AbstractNoise, gradient: Any, x: Any) -> np.ndarray:
+    """Y of bound noise at gradients and positions of shape (d,) or (d, T)."""
+    dtype = jnp.result_type(float)
+    gradient, x = jnp.asarray(gradient, dtype), jnp.asarray(x, dtype)
+    if noise.normal:
+        return np.asarray(gradient / jnp.sqrt(2 * noise.variance(x)), np.float64)
+    sign = np.asarray(jnp.broadcast_to(noise.mean_sign(gradient, x), gradient.shape), np.float64)
+    return np.asarray(erfinv(np.clip(sign, -1, 1)))
+
+
+class _Holder(AbstractProblem):
+    """Coordinates without a loss, for noise to be laid out along."""
+
+    start: Array
+    _layout: Layout
+
+    @property
+    def layout(self) -> Layout:
+        return self._layout
+
+    def loss(self, x: Array) -> Array:
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "gradient"}
+
+
+def _gradients(subject: Any) -> tuple[np.ndarray, _Holder]:
+    """Gradients of shape (d,) or (T, d), and their coordinates."""
+    if (
+        isinstance(subject, np.ndarray | jax.Array | list | tuple)
+        and np.ndim(subject) > 0
+        and not hasattr(subject, "_fields")
+    ):
+        array = np.asarray(_check.finite_array("gradient", subject, (1, 2)))
+        flat, layout = flatten_parameters(array if array.ndim == 1 else array[0], "gradient")
+        return array, _Holder(flat, layout)
+    flat, layout = flatten_parameters(subject, "gradient")
+    return np.asarray(flat), _Holder(flat, layout)
+
+
+def _times(time: Any, gradient: np.ndarray) -> np.ndarray | None:
+    if gradient.ndim == 1:
+        if time is not None:
+            raise ValueError("time: there is one point only; give gradients of shape (T, d).")
+        return None
+    if time is None:
+        return np.arange(len(gradient), dtype=float)
+    array = np.asarray(_check.finite_array("time", time, (1,)), np.float64)
+    if array.shape != gradient.shape[:1]:
+        raise ValueError(f"time: got {array.size} times for {len(gradient)} points; give one each.")
+    return array
+
+
+def _positions(problem: AbstractProblem, along: Any, time: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    if along is None:
+        if time is not None:
+            raise ValueError("time: belongs to a trajectory; give its positions by along=.")
+        return np.asarray(problem.start), None
+    if isinstance(along, Result):
+        if "x_mean" not in along.dataset:
+            raise ValueError(f"along: the result holds no mean positions, since d = {problem.dim} > 64; give an array.")
+        along, time = along.dataset.x_mean.values[0], along.dataset.time.values
+    array = np.asarray(_check.finite_array("along", along, (2,)))
+    if array.shape[1] != problem.dim:
+        raise ValueError(
+            f"along: got shape {array.shape}; the problem has {problem.dim} coordinates, so give (T, {problem.dim})."
+        )
+    return array, _times(time, array)
+
+
+def boundary_slope() -> tuple[float, float]:
+    """Slope m and intercept q⁻ of the chord of erf between 1 and 3/2."""
+    slope = 2 * (math.erf(BOUNDARIES[0]) - math.erf(BOUNDARIES[1]))
+    return slope, math.erf(BOUNDARIES[1]) - slope

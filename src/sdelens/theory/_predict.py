@@ -1,0 +1,174 @@
+"""The front door of the Gaussian closure: a whole loss curve, as a `Result`."""
+
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sdelens import _check
+from sdelens._random import Stream
+from sdelens.case import Case, Estimate, check_subject
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Optimizer, SignSGD, State
+from sdelens.problems import AbstractProblem
+from sdelens.result import Result
+from sdelens.theory._closure import Record, propagate, start_moments
+from sdelens.theory._moments import LinearGradient, linear_gradient
+
+__all__ = ["estimate", "predict", "require_variance"]
+
+_SHOWN = 64
+"""Moments of single coordinates are kept up to this dimension, as in a simulation."""
+_START_DRAWS = 4096
+
+
+def predict(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    record_every: int = 1,
+    start: Any = None,
+) -> Result:
+    r"""Mean loss, mean and variance of the parameters over a whole run, without a simulation.
+
+    The mean and covariance of the optimizer's state are propagated from step to step under a normal law (a Gaussian
+    closure), in O(d) where curvature and noise are diagonal, in O(d³) a step otherwise (d ≤ 2000). With u = E ∇f, h
+    the schedule, α = 1 − ηhθ, and for one coordinate of curvature λ,
+
+    - SGD: μ ← αμ − ηhu, s ← (α − ηhλ)²s + η²h² E Σ. Exact.
+    - SignSGD: μ ← αμ − ηh E sign(g), s ← α²s − 2αηhJs + η²h² Var sign(g), the expectations over x and noise in closed
+      form for normal noise and by quadrature for other laws; exact if x is normal.
+    - RMSpropW, AdamW: linear in (x, m) given E v, which is propagated too; besides, 1/√E v stands for E 1/√v.
+
+    Relative L2 error of the loss curve against 20 000 simulated paths (d = 10, λ = 1…5, σ = 1, η = .01): SGD exact,
+    SignSGD 2e-5, RMSpropW (β₂ = .99) 1e-4, AdamW (.9, .99) 7e-4; t noise with ν = 2 and SignSGD 7e-5. It rises where v
+    fluctuates: with small β₂, and under heavy tails.
+
+    Args:
+        problem: `Quadratic` or `LinearRegression`.
+        noise: any law; of one whose covariance is a function of x, Σ at the mean is taken.
+        optimizer: specification.
+        steps: optimizer steps.
+        record_every: steps between records; the start and the last step are always recorded.
+        start: as in `sdelens.compare`; a random start is taken as normal with the moments of 4096 draws.
+
+    Returns:
+        A `Result` with one model, ``"prediction"``. Merge it into a simulation's to compare:
+        ``result.merge(prediction)``.
+
+    Raises:
+        TypeError: if the problem's gradient is not linear.
+        ValueError: if the noise has no variance and the optimizer is not SignSGD, or coordinates are coupled and d >
+            2000.
+
+    Source: derived here.
+
+    Example:
+        >>> import sdelens as sl
+        >>> curve = sl.theory.predict(sl.Quadratic([1.0, 4.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.01), steps=400)
+        >>> curve.models
+        ['prediction']
+    """
+    check_subject(problem, noise, optimizer)
+    steps = _check.at_least("steps", steps, 1)
+    every = min(_check.at_least("record_every", record_every, 1), steps)
+    case = Case.checked(problem, noise, optimizer, start, steps)
+    model = linear_gradient(problem, case.noise)
+    require_variance(case, "the closure")
+    begin = time.perf_counter()
+    state, spread = _start(case, model)
+    record = propagate(
+        model,
+        optimizer,
+        start_moments(state, spread, optimizer),
+        steps,
+        every,
+        problem.dim if problem.dim <= _SHOWN else 0,
+    )
+    record = jax.tree.map(np.asarray, record)
+    return Result(_dataset(case, record, steps, every, time.perf_counter() - begin))
+
+
+def estimate(
+    problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer, *, steps: int, record_every: int = 1
+) -> Estimate:
+    """Time and memory that `predict` with the same arguments would take, measured on a few steps.
+
+    Raises:
+        ValueError, TypeError: as `predict`.
+    """
+    steps = _check.at_least("steps", steps, 1)
+    every = min(_check.at_least("record_every", record_every, 1), steps)
+    few = min(steps, 3 * every)
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        predict(problem, noise, optimizer, steps=few, record_every=every)
+        times.append(time.perf_counter() - begin)
+    model = linear_gradient(problem, noise.bind(problem))
+    state = 6 * model.curvature.size * model.curvature.dtype.itemsize
+    kept = 2 * problem.dim if problem.dim <= _SHOWN else 0
+    result = 8 * (6 + kept) * (-(-steps // every) + 1)
+    compiling = max(times[0] - times[1], 0.0)
+    return Estimate(compiling + times[1] * max(steps / few, 1), compiling, 2 * state + 2 * result, result)
+
+
+def require_variance(case: Case, what: str) -> None:
+    """Refuse noise of infinite variance but for SignSGD, which needs none.
+
+    Raises:
+        ValueError: naming the law.
+    """
+    if isinstance(case.optimizer, SignSGD):
+        return
+    if not bool(jnp.isfinite(case.noise.variance(case.start.centre())).all()):
+        raise ValueError(
+            f"noise: {case.noise.describe()['name']} noise has no finite variance here, so the mean loss of "
+            f"{case.optimizer.name} is infinite or unknown, and {what} does not exist. SignSGD needs no variance."
+        )
+
+
+def _start(case: Case, model: LinearGradient) -> tuple[State, Array]:
+    """The optimizer's state at step 0, on average, and Cov x."""
+    start, optimizer = case.start, case.optimizer
+
+    def initial(x: Array) -> State:
+        return optimizer.initial_state(case.problem, case.noise, x)
+
+    stream = Stream(jnp.zeros(2, jnp.uint32), jnp.arange(_START_DRAWS, dtype=jnp.uint32))
+    state = start.state(stream, initial)
+    if state.x.ndim == 1:
+        return state, jnp.zeros_like(model.curvature)
+    spread = state.x.var(axis=1) if model.curvature.ndim == 1 else jnp.atleast_2d(jnp.cov(state.x))
+    return jax.tree.map(lambda a: a.mean(axis=-1) if a.ndim == 2 else a, state), spread
+
+
+def _dataset(case: Case, record: Record, steps: int, every: int, seconds: float) -> Any:
+    import xarray as xr
+
+    at = np.minimum(np.arange(len(record.loss)) * every, steps)
+    columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+        "loss_mean": (("step",), record.loss),
+        "loss_std": (("step",), np.sqrt(np.maximum(record.loss_variance, 0))),
+        "loss_sem": (("step",), np.zeros(len(at))),
+        "n_paths": (("step",), np.zeros(len(at), np.int64)),
+    }
+    if record.x.shape[1]:
+        columns["x_mean"] = (("step", "coordinate"), record.x)
+        columns["x_var"] = (("step", "coordinate"), record.x_variance)
+    variables = {
+        name: (("model", *dims), values[None].astype(np.int64 if name == "n_paths" else np.float64))
+        for name, (dims, values) in columns.items()
+    }
+    coordinates = {"model": ["prediction"], "step": at, "time": ("step", at * float(case.optimizer.lr))}
+    settings = {"prediction": {"model": "prediction", "stream": "prediction", "wall_time": round(seconds, 3)}}
+    device = jax.devices()[0]
+    where = {"platform": device.platform, "kind": device.device_kind, "count": 1, "cores": os.cpu_count() or 1}
+    attrs = case.attributes({"steps": steps, "record_every": every}, settings, where)
+    return xr.Dataset(variables, coordinates, attrs)
