@@ -91,3 +91,52 @@ def signsgd_sde(x, gradient, sigma, normals, lr, theta, *, substeps):
             e = erf(gradient(x) / (math.sqrt(2) * sigma))
             x = x - (e + theta * x) * dt - math.sqrt(lr) * np.sqrt(1 - e**2) * math.sqrt(dt) * normals[k, j]
     return x, None, None
+
+
+def closure_signsgd(curvature, sigma, start, lr, theta, steps):
+    """Mean and variance of SignSGD under normal noise, one step after another, independent coordinates."""
+    x, s = np.array(start, float), np.zeros_like(curvature)
+    c, erf = curvature / (math.sqrt(2) * sigma), np.vectorize(math.erf)
+    for _ in range(steps):
+        root = np.sqrt(1 + 2 * c**2 * s)
+        e = erf(c * x / root)
+        pull = s * 2 * c / math.sqrt(math.pi) * np.exp(-((c * x / root) ** 2)) / root
+        keep = 1 - lr * theta
+        x, s = keep * x - lr * e, keep**2 * s - 2 * lr * keep * pull + lr**2 * (1 - e**2)
+    return x, s
+
+
+def closure_rmspropw(curvature, sigma, start, lr, theta, b2, eps, steps):
+    """Mean and variance of RMSpropW with E v for v, from v at E g²."""
+    x, s = np.array(start, float), np.zeros_like(curvature)
+    v = (curvature * x) ** 2 + sigma**2
+    for _ in range(steps):
+        v = b2 * v + (1 - b2) * (curvature**2 * (x**2 + s) + sigma**2)
+        scale = np.sqrt(v) + eps
+        keep = 1 - lr * (curvature / scale + theta)
+        x, s = keep * x, keep**2 * s + (lr * sigma / scale) ** 2
+    return x, s
+
+
+def closure_adamw(curvature, sigma, start, lr, theta, b1, b2, eps, steps):
+    """Mean and covariance of AdamW's pair (x, m) per coordinate with E v for v, from m = v = 0."""
+    means, spreads = [], []
+    for lam, sd, x0 in zip(curvature, sigma, start, strict=True):
+        mean, cov, v = np.array([x0, 0.0]), np.zeros((2, 2)), 0.0
+        for k in range(steps):
+            v = b2 * v + (1 - b2) * (lam**2 * (mean[0] ** 2 + cov[0, 0]) + sd**2)
+            p = lr / ((1 - b1 ** (k + 1)) * (math.sqrt(v / (1 - b2 ** (k + 1))) + eps))
+            move = np.array([[1 - lr * theta - p * (1 - b1) * lam, -p * b1], [(1 - b1) * lam, b1]])
+            fresh = np.array([-p * (1 - b1), 1 - b1]) * sd
+            mean, cov = move @ mean, move @ cov @ move.T + np.outer(fresh, fresh)
+        means.append(mean[0])
+        spreads.append(cov[0, 0])
+    return np.array(means), np.array(spreads)
+
+
+def regression_batch(rng, covariance, label_noise, solution, x, batch_size, count):
+    """Mini-batch gradients of linear regression, drawn example by example: shape (count, d)."""
+    features = rng.multivariate_normal(np.zeros(len(x)), covariance, size=(count, batch_size))
+    labels = features @ solution + label_noise * rng.standard_normal((count, batch_size))
+    residuals = features @ x - labels
+    return (features * residuals[..., None]).mean(axis=1)

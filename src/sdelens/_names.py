@@ -85,6 +85,7 @@ def problem_label(problem: dict[str, Any]) -> str:
     names = {"mlp": "MLP", "rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
     names["linear-regression"] = "linear regression"
     name = names.get(problem["name"], str(problem["name"]))
+    name += " + L2" if "l2" in problem else ""
     if "samples" in problem:
         return f"{name} ({problem['samples']} examples)"
     return f"{name} ({problem['dataset']})" if "dataset" in problem else name

@@ -134,6 +134,11 @@ def _plot_curves(
         label = f"{_written(shown)}: middle 90 % of paths"
         floor = 1e-3 * finite.min() if logarithmic else -np.inf
         axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
+    elif np.isfinite(spread := dataset.loss_std.sel(model=shown).values).all():
+        curve = dataset.loss_mean.sel(model=shown).values - minimum
+        low = np.maximum(curve - spread, 0.1 * curve if logarithmic else -np.inf)
+        band = {"color": looks[shown]["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **band)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
         axes.plot(time, curve, label=_written(model), **looks[model])
@@ -148,7 +153,7 @@ def _plot_curves(
             axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=_written(str(label)), **look)
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     axes.set_ylabel("mean loss" if minimum == 0 else "mean loss $-$ infimum")
-    axes.legend()
+    axes.legend(frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def _plot_differences(

@@ -53,6 +53,13 @@ class Quadratic(AbstractProblem):
         """Where the gradient vanishes: 0."""
         return jnp.zeros_like(self.start)
 
+    def with_l2(self, strength: float) -> "Quadratic":
+        """The quadratic with `strength` added to every eigenvalue of H."""
+        strength = _check.nonnegative("strength", strength)
+        curvature = np.asarray(self.curvature, np.float64)
+        added = strength if curvature.ndim == 1 else strength * np.eye(len(curvature))
+        return Quadratic((curvature + added).astype(self.curvature.dtype), np.asarray(self.start))
+
     def loss(self, x: Array) -> Array:
         return 0.5 * sum_coordinates(x * times(self.curvature, x))
 

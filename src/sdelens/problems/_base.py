@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens import _check
-from sdelens._tree import Layout, flatten_parameters
+from sdelens._tree import Layout, flatten_parameters, sum_coordinates
 
 __all__ = ["AbstractProblem", "Problem"]
 
@@ -56,9 +56,45 @@ class AbstractProblem(eqx.Module):
         (_, loss), grad = jax.value_and_grad(total, has_aux=True)(x)
         return loss, grad
 
+    def with_l2(self, strength: float) -> "AbstractProblem":
+        """The problem of f(x) + ½ strength ‖x‖²: weight decay in the loss, which every gradient then contains.
+
+        With Adam it acts otherwise than the optimizer's decoupled `weight_decay`, since it is divided by √v too.
+
+        Raises:
+            ValueError, TypeError: if `strength` is not a number of 0 or greater.
+        """
+        return L2Problem(self, _check.nonnegative("strength", strength))
+
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """What it takes to build the problem again: JSON types only; ``rerunnable`` False where that cannot be."""
+
+
+class L2Problem(AbstractProblem):
+    """f(x) + ½ strength ‖x‖²; its infimum is not known."""
+
+    problem: AbstractProblem
+    strength: float
+
+    @property
+    def start(self) -> Array:  # type: ignore[override]
+        """That of the problem."""
+        return self.problem.start
+
+    @property
+    def layout(self) -> Layout:
+        return self.problem.layout
+
+    def loss(self, x: Array) -> Array:
+        return self.problem.loss(x) + 0.5 * self.strength * sum_coordinates(x * x)
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
+        loss, grad = self.problem.evaluate(x)
+        return loss + 0.5 * self.strength * sum_coordinates(x * x), grad + self.strength * x
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.problem.describe(), "l2": float(self.strength)}
 
 
 class Problem(AbstractProblem):

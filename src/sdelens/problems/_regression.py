@@ -78,10 +78,12 @@ class LinearRegression(AbstractProblem):
         self.curvature, self.minimiser = self.design_covariance, self.solution
         self._infimum = 0.5 * self.label_noise**2
         if samples is not None:
-            self._draw(_check.at_least("samples", samples, 1), np.asarray(covariance, np.float64), solution)
+            self._draw(_check.at_least("samples", samples, 1))
 
-    def _draw(self, samples: int, covariance: np.ndarray, solution: np.ndarray) -> None:
+    def _draw(self, samples: int) -> None:
+        """Draw the examples, from the numbers as they are kept, so that they can be drawn again."""
         rng, dtype = np.random.default_rng(self._seed), self.start.dtype
+        covariance, solution = (np.asarray(a, np.float64) for a in (self.design_covariance, self.solution))
         normal = rng.standard_normal((samples, len(solution)))
         features = normal * np.sqrt(covariance) if covariance.ndim == 1 else normal @ _root(covariance)
         labels = features @ solution + self.label_noise * rng.standard_normal(samples)

@@ -50,7 +50,7 @@ class LossBound:
     Attributes:
         times: t = kη.
         loss: bound of E f at these times; infinite where there is none.
-        asymptote: bound of E f as t → ∞ at constant learning rate; infinite where there is none.
+        asymptote: bound of E f as t → ∞; infinite where there is none, as with a schedule that does not last.
         rate: r, per unit of time, of the excess loss's exponential decay; NaN where it does not decay so.
         valid_until: time from which on it need no longer hold, infinite if it always does.
         assumptions: what it rests on, checked where that can be done.
@@ -78,14 +78,14 @@ class LossBound:
     def __str__(self) -> str:
         """The bound at the first and last time, the asymptote, and every assumption."""
         lines = [self.title]
-        if self.times.size:
-            lines.append(
-                f"E f <= {self.loss[0]:.6g} at t = {self.times[0]:g}, {self.loss[-1]:.6g} at t = {self.times[-1]:g}; "
-                f"asymptote {self.asymptote:.6g}, rate {self.rate:.4g} per unit of time."
-            )
+        ends = [i for i in (0, -1) if self.times.size and math.isfinite(self.loss[i])]
+        said = [f"{self.loss[i]:.6g} at t = {self.times[i]:g}" for i in ends]
+        if math.isfinite(self.asymptote):
+            said.append(f"{self.asymptote:.6g} as t → ∞, approached at the rate {self.rate:.4g} per unit of time")
+        lines += [f"E f ≤ {', '.join(said)}."] if said else []
         if math.isfinite(self.valid_until):
             lines.append(f"Holds until t = {self.valid_until:.4g}.")
-        lines += [f"No bound: {self.reason}"] if self.reason else []
+        lines += [f"{'Not at every time' if said else 'No bound'}: {self.reason}."] if self.reason else []
         lines += [self.condition] if self.condition else []
         marks = {True: "holds", False: "FAILS", None: "not checked"}
         lines += [f"  {marks[a.holds]:11}  {a.name}: {a.detail}" for a in self.assumptions]
@@ -348,7 +348,8 @@ def _finished(draft: _Draft, case: Case, times: np.ndarray, form: str, phase: in
     asymptote, values = math.inf, np.full(times.shape, math.inf)
     if not failing and infimum is not None:
         start = float(case.problem.loss(case.problem.start)) - infimum
-        if draft.root == 0:
+        lasting = optimizer.schedule is None or optimizer.schedule.limits.lasts is True
+        if draft.root == 0 and lasting:  # h ≤ 1, so that the bound at constant learning rate is one
             asymptote = infimum + 0.5 * lr * draft.drive / (draft.rate * (1 - lr * draft.quadratic))
         if draft.late_only:
             reason = draft.late_only
@@ -359,6 +360,8 @@ def _finished(draft: _Draft, case: Case, times: np.ndarray, form: str, phase: in
             if late.any():
                 reason = f"a coordinate may have left phase {phase} from t = {draft.valid_until:.4g} on"
     vanishes, condition = _vanishing(optimizer)
+    if vanishes and math.isfinite(asymptote):
+        asymptote = float(infimum or 0.0)
     name = f"{type(optimizer).__name__}, {'any start' if phase is None else f'phase {phase}'}"
     title = f"Bound of the mean loss ({form}): {name if isinstance(optimizer, SignSGD) else type(optimizer).__name__}"
     return LossBound(
@@ -432,7 +435,7 @@ def _vanishing(optimizer: Optimizer) -> tuple[bool | None, str]:
         return False, ""
     says = {True: "yes", False: "no", None: "not known"}
     return both, (
-        f"The loss goes to its infimum if the schedule h -> 0 (here: {says[limits.vanishes]}) and the integral of h "
+        f"The loss goes to its infimum if the schedule h → 0 (here: {says[limits.vanishes]}) and the integral of h "
         f"diverges (here: {says[limits.lasts]})."
     )
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from matfree import decomp, stochtrace
@@ -11,6 +12,8 @@ from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 
 __all__ = ["Constants", "constants"]
 
+_DENSE = 64
+"""Dimension up to which the Hessian is formed."""
 _DEPTH = 40
 _PROBES = 64
 
@@ -65,6 +68,10 @@ def _measured(problem: AbstractProblem) -> Constants:
     def product(v: Array) -> Array:
         return jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (v.astype(x.dtype),))[1]
 
+    if problem.dim <= _DENSE:
+        values = np.linalg.eigvalsh(np.asarray(jax.jit(jax.vmap(product))(jnp.eye(problem.dim)), np.float64))
+        low, high, source = float(values[0]), float(values[-1]), "the Hessian at the start"
+        return Constants(low, high, float(values.sum()), problem.dim * high, None, None, False, False, source)
     depth = min(problem.dim, _DEPTH)
     first, second = jax.random.split(jax.random.key(0))
     tridiagonal = jax.jit(lambda v: decomp.tridiag_sym(depth, custom_vjp=False)(product, v)[1])

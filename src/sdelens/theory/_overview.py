@@ -98,8 +98,8 @@ def overview(
     known = None
     if isinstance(optimizer, SignSGD):
         known = phases(problem, noise, along=prediction if "x_mean" in prediction.dataset else None)
-    if start is None and np.isfinite(bound.loss).any():
-        prediction = prediction.with_bound("bound", bound.loss)
+    if start is None:
+        prediction = _with_bound(prediction, bound)
     return Overview(prediction, rest, bound, known, remarks)
 
 
@@ -129,11 +129,18 @@ def add_theory(
     if prediction is not None:
         result = result.merge(prediction)
     bound = loss_bound(problem, noise, optimizer, result.dataset.time.values)
+    if bound.reason:
+        remarks.append(f"Bound: {bound.reason}.")
+    return _with_bound(result, bound), remarks
+
+
+def _with_bound(result: Result, bound: LossBound) -> Result:
+    """The result with the bound at its times or, where there is but one for t → ∞, with that."""
     if np.isfinite(bound.loss).any():
-        result = result.with_bound("bound", bound.loss)
-    else:
-        remarks.append(f"No bound: {bound.reason}.")
-    return result, remarks
+        return result.with_bound("bound", bound.loss)
+    if np.isfinite(bound.asymptote):
+        return result.with_bound("bound for t → ∞", np.full(bound.loss.shape, bound.asymptote))
+    return result
 
 
 def _or_remark(function: Callable[[], Any], what: str, remarks: list[str]) -> Any:
