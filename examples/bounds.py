@@ -1,8 +1,8 @@
 """Every bound of the mean loss against simulations of random quadratics: which hold, and how close they come.
 
 A bound is exceeded where the mean loss less 4 standard errors lies above it, at any of 20 recorded steps after the
-start. Paths start at one point, 2000 of them per problem, each in 4 dimensions (1 in a quarter of the problems, which are
-isotropic); of the others a third are isotropic, a third diagonal, a third rotated.
+start. Paths start at one point, 2000 of them per problem, each in 4 dimensions (1 in a quarter of the problems, which
+are isotropic); of the others a third are isotropic, a third diagonal, a third rotated.
 """
 
 import argparse

@@ -106,28 +106,32 @@ def closure_signsgd(curvature, sigma, start, lr, theta, steps):
     return x, s
 
 
-def closure_rmspropw(curvature, sigma, start, lr, theta, b2, eps, steps):
-    """Mean and variance of RMSpropW with E v for v, from v at E g²."""
-    x, s = np.array(start, float), np.zeros_like(curvature)
-    v = (curvature * x) ** 2 + sigma**2
-    for _ in range(steps):
-        v = b2 * v + (1 - b2) * (curvature**2 * (x**2 + s) + sigma**2)
-        scale = np.sqrt(v) + eps
-        keep = 1 - lr * (curvature / scale + theta)
-        x, s = keep * x, keep**2 * s + (lr * sigma / scale) ** 2
-    return x, s
+def _fluctuation(v, vv, lean, own, total):
+    """Factors of the mean of m/√v and of the variance of its noise, for normal g."""
+    r = vv / v**2
+    return (1 + r) ** 0.375 - lean / v * (1 + r) ** -0.3, max(1 + r - own / (v * total), 0)
 
 
-def closure_adamw(curvature, sigma, start, lr, theta, b1, b2, eps, steps):
-    """Mean and covariance of AdamW's pair (x, m) per coordinate with E v for v, from m = v = 0."""
+def closure_adamw(curvature, sigma, start, lr, theta, b1, b2, eps, steps, *, corrected=True, v0=0.0):
+    """Mean and covariance of AdamW's pair (x, m) per coordinate under normal noise, with the fluctuation of v.
+
+    With b1 = 0, `corrected` False and v0 the second moment it is RMSpropW.
+    """
     means, spreads = [], []
-    for lam, sd, x0 in zip(curvature, sigma, start, strict=True):
-        mean, cov, v = np.array([x0, 0.0]), np.zeros((2, 2)), 0.0
+    for lam, sd, x0, at_start in zip(curvature, sigma, start, np.broadcast_to(v0, len(start)), strict=True):
+        mean, cov, v = np.array([x0, 0.0]), np.zeros((2, 2)), at_start
+        vv = lean = own = 0.0
         for k in range(steps):
-            v = b2 * v + (1 - b2) * (lam**2 * (mean[0] ** 2 + cov[0, 0]) + sd**2)
-            p = lr / ((1 - b1 ** (k + 1)) * (math.sqrt(v / (1 - b2 ** (k + 1))) + eps))
+            u2, total = (lam * mean[0]) ** 2, lam**2 * cov[0, 0] + sd**2
+            fourth = 2 * total**2 + 4 * u2 * total
+            v, vv = b2 * v + (1 - b2) * (u2 + total), b2**2 * vv + (1 - b2) ** 2 * fourth
+            lean = b1 * b2 * lean + (1 - b1) * (1 - b2) * total
+            own = b1 * b2 * own + (1 - b1) * (1 - b2) * fourth
+            first, second = (1 - b1 ** (k + 1), 1 - b2 ** (k + 1)) if corrected else (1, 1)
+            pull, spread = _fluctuation(v, vv, lean / first, own / first, total)
+            p = lr / (first * (math.sqrt(v / second) + eps)) * pull
             move = np.array([[1 - lr * theta - p * (1 - b1) * lam, -p * b1], [(1 - b1) * lam, b1]])
-            fresh = np.array([-p * (1 - b1), 1 - b1]) * sd
+            fresh = np.array([-p * (1 - b1), 1 - b1]) * sd * math.sqrt(spread) / pull
             mean, cov = move @ mean, move @ cov @ move.T + np.outer(fresh, fresh)
         means.append(mean[0])
         spreads.append(cov[0, 0])

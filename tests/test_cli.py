@@ -191,3 +191,68 @@ def test_the_demo_runs_at_small_size(tmp_path):
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("<figure>") == 8
     assert len(list((tmp_path / "demo").glob("*.nc"))) == 8
+
+
+def test_predict_prints_the_overview_and_writes_the_folder(tmp_path):
+    subject = ("--optimizer", "signsgd", "--lr", "0.05", "--curvature", "1,2", "--steps", "60")
+    out = tmp_path / "p"
+    done = shell("predict", *subject, "--record-every", "10", "--out", str(out))
+    found = sl.theory.overview(
+        sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.05), steps=60, record_every=10
+    )
+    assert done.stdout.startswith(str(found))
+    assert {p.name for p in out.iterdir()} == {"index.html", *(f"signsgd-quadratic.{s}" for s in ("nc", "png", "pdf"))}
+    saved = sl.load(out / "signsgd-quadratic.nc")
+    assert saved.models == ["prediction"]
+    assert "prediction" in (out / "index.html").read_text()
+    again = shell("predict", *subject, "--out", str(out), expect=2)
+    assert "holds results already" in again.stderr
+    assert "This would take about" in shell("predict", *subject, "--dry-run").stdout
+    for arguments, message in (
+        (("--problem", "rosenbrock"), "the theory needs a quadratic loss"),
+        (("--noise", "student-t", "--df", "2", "--optimizer", "sgd"), "no finite variance"),
+        (("--problem", "quadratic", "--samples", "9"), "samples: adamw on quadratic"),
+    ):
+        refused = shell("predict", *arguments, expect=2)
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_compare_with_theory_and_a_logged_curve(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("time,Loss,step\n0,7.5,0\n1,3.0,6\n2,1.0,12\n")
+    options = ("--optimizer", "sgd", "--lr", "0.1", "--theory", "--curve", str(log), "--out", str(tmp_path / "o"))
+    done = shell("compare", *options, *SMALL)
+    assert re.search(r"^prediction +[0-9.]+ ", done.stdout, re.M)
+    assert re.search(r"^logged +1 ", done.stdout, re.M)
+    saved = sl.load(next((tmp_path / "o").glob("*.nc")))
+    assert saved.models == ["optimizer", "sde", "prediction", "logged"]
+    assert list(saved.dataset.bound.values) == ["bound"]
+    done = shell("compare", "--problem", "rosenbrock", "--optimizer", "sgd", "--lr", "0.001", "--theory", *SMALL)
+    assert "No prediction: problem: got Rosenbrock" in done.stdout
+    for text, message in (
+        ("a,b\n1,2\n", "name two of them step and loss"),
+        ("1,2\n2,x\n", "row 2 of"),
+        ("", "losses: got an empty array"),
+        (None, "there is no file"),
+    ):
+        path = tmp_path / "bad.csv"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        refused = shell("compare", "--optimizer", "sgd", "--curve", str(path), *SMALL, expect=2)
+        assert message in refused.stderr
+
+
+def test_linear_regression_by_name():
+    options = ("--problem", "linear-regression", "--design", "1,0.5", "--label-noise", "0.3", "--solution", "2")
+    noise = ("--noise", "minibatch", "--batch-size", "2", "--optimizer", "sgd", "--lr", "0.1", "--steps", "20")
+    for more, samples in (((), None), (("--samples", "30", "--data-seed", "4"), 30)):
+        done = shell("predict", *options, *noise, *more)
+        subject = sl.LinearRegression([1.0, 0.5], 0.3, solution=2.0, samples=samples, seed=4)
+        found = sl.theory.overview(subject, sl.MinibatchNoise(2), sl.SGD(0.1), steps=20)
+        assert done.stdout.strip() == str(found).strip()
+    refused = shell("predict", *options, "--noise", "minibatch", expect=2)
+    assert "minibatch needs --batch-size" in refused.stderr
+    refused = shell("predict", "--noise", "minibatch", "--batch-size", "2", expect=2)
+    assert "mini-batches are known for sl.LinearRegression" in refused.stderr

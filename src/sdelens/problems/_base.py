@@ -76,11 +76,10 @@ class L2Problem(AbstractProblem):
 
     problem: AbstractProblem
     strength: float
+    start: Array
 
-    @property
-    def start(self) -> Array:  # type: ignore[override]
-        """That of the problem."""
-        return self.problem.start
+    def __init__(self, problem: AbstractProblem, strength: float) -> None:
+        self.problem, self.strength, self.start = problem, strength, problem.start
 
     @property
     def layout(self) -> Layout:

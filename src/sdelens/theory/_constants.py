@@ -69,9 +69,9 @@ def _measured(problem: AbstractProblem) -> Constants:
         return jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (v.astype(x.dtype),))[1]
 
     if problem.dim <= _DENSE:
-        values = np.linalg.eigvalsh(np.asarray(jax.jit(jax.vmap(product))(jnp.eye(problem.dim)), np.float64))
-        low, high, source = float(values[0]), float(values[-1]), "the Hessian at the start"
-        return Constants(low, high, float(values.sum()), problem.dim * high, None, None, False, False, source)
+        whole = np.linalg.eigvalsh(np.asarray(jax.jit(jax.vmap(product))(jnp.eye(problem.dim)), np.float64))
+        low, high, source = float(whole[0]), float(whole[-1]), "the Hessian at the start"
+        return Constants(low, high, float(whole.sum()), problem.dim * high, None, None, False, False, source)
     depth = min(problem.dim, _DEPTH)
     first, second = jax.random.split(jax.random.key(0))
     tridiagonal = jax.jit(lambda v: decomp.tridiag_sym(depth, custom_vjp=False)(product, v)[1])

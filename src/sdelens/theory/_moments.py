@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens.noise import AbstractNoise
+from sdelens.noise import AbstractNoise, LaplaceNoise, StudentTNoise, SumNoise, UniformNoise
 from sdelens.noise._gaussian import VaryingMatrix
 from sdelens.noise._minibatch import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
 from sdelens.noise._sign import sign_covariance
@@ -27,6 +27,7 @@ __all__ = [
     "apply",
     "congruent",
     "diagonal",
+    "excess_kurtosis",
     "linear_gradient",
     "rows",
     "transpose",
@@ -139,6 +140,31 @@ class LinearGradient(eqx.Module):
             return matrix
         variance = jnp.broadcast_to(noise.variance(mean), mean.shape).astype(mean.dtype)
         return variance if covariance.ndim == 1 else jnp.diag(variance)
+
+    def square_moments(
+        self, mean: Array, covariance: Array, grad: Array, variance: Array, noise: Array
+    ) -> tuple[Array, Array]:
+        """Cov(g, g²)/(2 E g) and Var g² of every coordinate, shape (d,); infinite where there is no fourth moment.
+
+        With the cumulants T, k₃, k₄ of g: T + k₃/(2u) and k₄ + 2T² + 4u²T + 4uk₃.
+
+        Args:
+            mean: E x.
+            covariance: Cov x.
+            grad: u = E ∇f.
+            variance: of ∇f.
+            noise: of the noise.
+        """
+        total = variance + noise
+        if not isinstance(self.noise, RegressionNoise):
+            return total, excess_kurtosis(self.noise, mean) * noise**2 + 2 * total**2 + 4 * grad**2 * total
+        # A product of two normal numbers of correlation c has the cumulants 6c + 2c³ and 6(1 + 6c² + c⁴).
+        batch = self.noise.batch_size
+        single = jnp.maximum(noise * batch - grad**2, 0)
+        square = jnp.clip(grad**2 / jnp.maximum(single, jnp.finfo(grad.dtype).tiny), 0, 1)
+        third = (6 + 2 * square) * single / batch**2  # k₃/u
+        fourth = 6 * (1 + 6 * square + square**2) * single**2 / batch**3
+        return total + third / 2, fourth + 2 * total**2 + 4 * grad**2 * (total + third)
 
     def signs(self, mean: Array, covariance: Array) -> SignMoments:
         """Moments of sign(g)."""
@@ -275,6 +301,22 @@ class LinearGradient(eqx.Module):
         centre = jnp.matmul(problem.features, mean, precision="highest") - problem.labels
         product = jnp.matmul(problem.features, covariance, precision="highest")
         return centre, jnp.sum(product * problem.features, axis=1)
+
+
+def excess_kurtosis(noise: AbstractNoise, x: Array) -> Any:
+    """Of one coordinate of independent or normal noise; infinite where it does not exist or is not known."""
+    if noise.normal:
+        return 0.0
+    if isinstance(noise, LaplaceNoise):
+        return 3.0
+    if isinstance(noise, UniformNoise):
+        return -1.2
+    if isinstance(noise, StudentTNoise):
+        return jnp.where(noise.df > 4, 6 / jnp.where(noise.df > 4, noise.df - 4, 1), jnp.inf)
+    if isinstance(noise, SumNoise):
+        parts = [(excess_kurtosis(term, x), term.variance(x)) for term in noise.terms]
+        return sum(k * v**2 for k, v in parts) / sum(v for _, v in parts) ** 2
+    return jnp.inf
 
 
 def linear_gradient(problem: AbstractProblem, noise: AbstractNoise) -> LinearGradient:

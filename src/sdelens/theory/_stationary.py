@@ -16,7 +16,8 @@ from sdelens.case import Case, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.theory._moments import MAX_DENSE, LinearGradient, apply, linear_gradient
+from sdelens.theory._closure import fluctuation
+from sdelens.theory._moments import MAX_DENSE, LinearGradient, apply, diagonal, linear_gradient
 from sdelens.theory._predict import require_variance
 
 __all__ = ["Stationary", "stationary"]
@@ -218,17 +219,30 @@ def _linear_rest(
     noise = model.noise_covariance(mu, s, product)
     curvature, at = np.asarray(model.curvature, np.float64), np.asarray(model.minimiser, np.float64)
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
-    scale = np.ones(len(at))
+    scale, spread = np.ones(len(at)), np.ones(len(at))
     if isinstance(optimizer, RMSpropW | AdamW):
-        square = model.gradient(mu) ** 2 + model.gradient_variance(product)
-        scale = np.sqrt(np.asarray(square, np.float64) + _diagonal(np.asarray(noise, np.float64))) + float(
-            optimizer.eps
-        )
+        square, factor, spread = _second_moment(model, optimizer, mu, s)
+        scale = (np.sqrt(square) + float(optimizer.eps)) / factor
     pull = _rows(1 / scale, curvature)
-    drive = _rows(1 / scale, _rows(1 / scale, np.asarray(noise, np.float64)).T)
+    drive = _rows(spread / scale, _rows(spread / scale, np.asarray(noise, np.float64)).T)
     centre = _solve(pull, theta, pull @ at if pull.ndim == 2 else pull * at)
     b1 = float(getattr(optimizer, "b1", 0.0))
     return centre, _discrete_pair(pull, lr, theta, b1, drive, optimizer)
+
+
+def _second_moment(
+    model: LinearGradient, optimizer: Any, mean: Any, covariance: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E v at rest, the factor F of the mean of m/√v, and √N/F of its noise; see `fluctuation`."""
+    b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
+    product, grad = apply(model.curvature, covariance), model.gradient(mean)
+    own = diagonal(model.noise_covariance(mean, covariance, product))
+    variance = model.gradient_variance(product)
+    lean, fourth = model.square_moments(mean, covariance, grad, variance, own)
+    weight, v = (1 - b1) * (1 - b2) / (1 - b1 * b2), grad**2 + variance + own
+    factor, noise = fluctuation(v, (1 - b2) / (1 + b2) * fourth, weight * lean, weight * fourth, variance + own)
+    found = [np.asarray(a, np.float64) for a in (v, factor, noise)]
+    return found[0], found[1], np.sqrt(found[2]) / found[1]
 
 
 def _discrete_pair(
