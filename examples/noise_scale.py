@@ -22,16 +22,25 @@ THETA = 1.0
 LR = 0.01
 
 
-def cases(scale):
-    """Label, problem and optimizer of every case, and the colour it is drawn in."""
+def cases():
+    """Label, problem and optimizer of every case, and how it is drawn."""
     plain = sl.Quadratic(CURVATURE, start=0.0)
     slow = dict(b1=0.9, b2=0.999, v0="second-moment")
+    free, decayed, dashed = sl.AdamW(LR, **slow), sl.AdamW(LR, weight_decay=THETA, **slow), (0, (6, 1.5, 1, 1.5))
     return {
-        "SGD": (plain, sl.SGD(LR), "#000000"),
-        "SignSGD": (plain, sl.SignSGD(LR), "#0072B2"),
-        "AdamW, $\\theta = 0$": (plain, sl.AdamW(LR, **slow), "#D55E00"),
-        "AdamW, $\\theta = 1$": (plain, sl.AdamW(LR, weight_decay=THETA, **slow), "#009E73"),
-        "Adam, L2 of strength 1": (plain.with_l2(THETA), sl.AdamW(LR, **slow), "#CC79A7"),
+        "SGD": (plain, sl.SGD(LR), dict(color="#000000", marker="o")),
+        "SignSGD": (plain, sl.SignSGD(LR), dict(color="#0072B2", marker="s", linestyle=(0, (5, 2)))),
+        "AdamW, $\\theta = 0$": (
+            plain,
+            free,
+            dict(color="#D55E00", marker="^", linestyle=(0, (1, 1.2))),
+        ),
+        "AdamW, $\\theta = 1$": (plain, decayed, dict(color="#009E73", marker="D")),
+        "Adam, L2 of strength 1": (
+            plain.with_l2(THETA),
+            free,
+            dict(color="#CC79A7", marker="v", linestyle=dashed),
+        ),
     }
 
 
@@ -40,10 +49,11 @@ def loss_at_rest(variance):
     return 0.5 * float(CURVATURE @ variance)
 
 
-def simulated(problem, noise, optimizer, scale, paths):
+def simulated(problem, scale, optimizer, paths):
     """The loss at rest of the optimizer itself, averaged over the last third of a run that is long enough to rest."""
     steps = int(min(12 * max(1.0, scale) / (LR * CURVATURE[0]), 60_000))
-    run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=paths, record_every=steps // 60)
+    noise, options = sl.GaussianNoise(scale), dict(steps=steps, paths=paths, record_every=steps // 60)
+    run = sl.simulate(problem, noise, optimizer, "optimizer", **options)
     return loss_at_rest(run.dataset.x_var.isel(model=0, step=slice(40, None)).mean("step").values)
 
 
@@ -56,18 +66,17 @@ def main():
     scales, points = np.geomspace(0.5, 32, 25), [0.5, 1, 2, 4, 8, 16, 32]
     with plt.style.context(sl.plotting.STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
-        for label in cases(1.0):
-            curve, dots = [], []
-            for scale in scales:
-                problem, optimizer, colour = cases(scale)[label]
-                law = sl.theory.stationary(problem, sl.GaussianNoise(float(scale)), optimizer)
-                curve.append(loss_at_rest(law.variance))
-            for scale in points:
-                problem, optimizer, colour = cases(scale)[label]
-                noise = sl.GaussianNoise(float(scale))
-                dots.append(simulated(problem, noise, optimizer, scale, arguments.paths))
-            axes.loglog(scales, curve, color=colour, label=label)
-            axes.loglog(points, dots, "o", color=colour, markersize=4)
+        for label, (problem, optimizer, look) in cases().items():
+            laws = [sl.theory.stationary(problem, sl.GaussianNoise(float(scale)), optimizer) for scale in scales]
+            dots = [simulated(problem, float(scale), optimizer, arguments.paths) for scale in points]
+            line = {key: value for key, value in look.items() if key != "marker"}
+            axes.loglog(scales, [loss_at_rest(law.variance) for law in laws], label=label, **line)
+            axes.loglog(points, dots, linestyle="none", marker=look["marker"], color=look["color"], markersize=4)
+        problem, optimizer, look = cases()["AdamW, $\\theta = 1$"]
+        bounds = [sl.theory.loss_bound(problem, sl.GaussianNoise(float(s)), optimizer, [0.0]).asymptote for s in scales]
+        axes.loglog(
+            scales, bounds, color=look["color"], linewidth=0.9, linestyle=(0, (1, 1)), label="its bound, $\\theta = 1$"
+        )
         axes.set_xlabel("noise scale $\\sigma$")
         axes.set_ylabel("mean loss at rest")
         axes.set_title(f"Quadratic, $d$ = 4, $\\eta$ = {LR:g}: predicted (lines), simulated (dots)", loc="left")

@@ -165,6 +165,7 @@ def test_order_prints_the_slopes_and_writes_the_folder(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_noise_and_schedules_by_name(tmp_path):
     matrix = tmp_path / "covariance.txt"
     matrix.write_text("1 0.5\n0.5 2\n")
@@ -218,6 +219,7 @@ def test_predict_prints_the_overview_and_writes_the_folder(tmp_path):
         assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_compare_with_theory_and_a_logged_curve(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text("time,Loss,step\n0,7.5,0\n1,3.0,6\n2,1.0,12\n")
@@ -244,6 +246,7 @@ def test_compare_with_theory_and_a_logged_curve(tmp_path):
         assert message in refused.stderr
 
 
+@pytest.mark.slow
 def test_linear_regression_by_name():
     options = ("--problem", "linear-regression", "--design", "1,0.5", "--label-noise", "0.3", "--solution", "2")
     noise = ("--noise", "minibatch", "--batch-size", "2", "--optimizer", "sgd", "--lr", "0.1", "--steps", "20")

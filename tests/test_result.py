@@ -207,7 +207,7 @@ def test_merge_joins_models_of_one_experiment():
     np.testing.assert_allclose(a.merge(chunked).dataset.loss_mean, both.dataset.loss_mean, rtol=1e-5)
     with pytest.raises(TypeError, match="other: got str"):
         a.merge("b")
-    with pytest.raises(ValueError, match="differs in run"):
+    with pytest.raises(ValueError, match="differs in steps"):
         a.merge(sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", steps=13, paths=40))
 
 

@@ -153,7 +153,7 @@ def _plot_curves(
             axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=_written(str(label)), **look)
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     axes.set_ylabel("mean loss" if minimum == 0 else "mean loss $-$ infimum")
-    axes.legend(frameon=True, framealpha=0.8, edgecolor="none")
+    axes.legend(frameon=True, framealpha=0.5, edgecolor="none")
 
 
 def _plot_differences(
