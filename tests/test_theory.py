@@ -463,7 +463,10 @@ def test_bounds_have_their_formulas():
     at = math.sqrt(2) * SIGMA * 1.3 / CURVATURE
     second = bound(sl.Quadratic(CURVATURE, start=at), optimizer=sl.SignSGD(eta), phase=2, times=[0.0, 0.01])
     assert second.rate == pytest.approx(2 * mu * (m / (math.sqrt(2) * scale) + eta * mu * m**2 / (4 * scale**2)))
-    assert second.asymptote == pytest.approx(eta / 2 * (trace - mu * 4 * q**2) / second.rate)
+    assert second.asymptote == np.inf  # the phase ends
+    kept, rest = 1 - eta * second.rate, eta / 2 * (trace - mu * 4 * q**2) / second.rate
+    at_start = 0.5 * CURVATURE @ at**2
+    assert second.loss[1] == pytest.approx(at_start * kept**0.5 + rest * (1 - kept**0.5), rel=1e-6)
 
     far = sl.Quadratic(CURVATURE, start=20.0)
     start = 0.5 * 8.5 * 400
