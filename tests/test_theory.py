@@ -475,7 +475,9 @@ def test_bounds_have_their_formulas():
     limits = np.min((CURVATURE * 20 - 1.5 * math.sqrt(2) * SIGMA) / CURVATURE)
     assert first.valid_until == pytest.approx(limits, rel=1e-5)
     ours = bound(far, optimizer=sl.SignSGD(eta), phase=1, times=[0.0, eta])
-    assert ours.loss[1] == pytest.approx(start - eta * math.erf(1.5) * math.sqrt(2 * mu * start) + eta**2 * trace / 2)
+    fallen = (math.sqrt(start) - eta * math.erf(1.5) * math.sqrt(mu / 2)) ** 2
+    added = eta**2 * (trace + (1 - math.erf(1.5) ** 2) * smooth) / 2
+    assert ours.loss[1] == pytest.approx(fallen + added + (eta**2 * trace / 4) ** 2 / start, rel=1e-9)
 
     theta = 0.4
     adam = bound(near, sl.GaussianNoise(2.0), sl.AdamW(eta, weight_decay=theta), form="paper")

@@ -3,6 +3,7 @@
 import csv
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,15 +264,21 @@ def read_curve(path: Path) -> tuple[list[float], list[float]]:
     if rows and not _is_number(rows[0][0]):
         names, first = [cell.strip().lower() for cell in rows[0]], 1
         if "step" not in names or "loss" not in names:
-            raise ValueError(f"curve: {str(path)!r} has columns {names}; name two of them step and loss.")
+            raise ValueError(
+                f"curve: {str(path)!r} has columns {names}; separate them by commas and name two step and loss."
+            )
         columns = names.index("step"), names.index("loss")
     steps, losses = [], []
     for line, row in enumerate(rows[first:], first + 1):
         try:
             steps.append(float(row[columns[0]]))
             losses.append(float(row[columns[1]]))
+            if not (math.isfinite(steps[-1]) and math.isfinite(losses[-1])):
+                raise ValueError("not finite")
         except (ValueError, IndexError) as error:
             raise ValueError(f"curve: row {line} of {str(path)!r} is {row}; give a step and a loss.") from error
+    if len(steps) < 2:
+        raise ValueError(f"curve: {str(path)!r} has {len(steps)} rows of numbers; give two or more.")
     return steps, losses
 
 

@@ -112,19 +112,23 @@ def _compare(
         result, remarks = sl.theory.add_theory(result, *subject)
     if logged is not None:
         steps, losses = logged
-        result = result.with_curve("logged", losses, steps)
+        try:
+            result = result.with_curve("logged", losses, steps)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"curve: {error}") from error
     typer.echo("\n".join([str(result), *remarks]))
-    _write(folder, setting, result, "compare")
+    _write(folder, setting, result, "compare", "\n".join(remarks))
 
 
-def _write(folder: Path | None, setting: Subject, result: Any, command: str) -> None:
+def _write(folder: Path | None, setting: Subject, result: Any, command: str, text: str) -> None:
     """The result's files and page in the folder, if there is one."""
     from sdelens.report import write_report
 
     if folder is None:
         return
     name = f"{setting.optimizer.name}-{result.info['problem']['name']}"
-    page = write_report(folder, {name: result}, f"sdelens {command}: {name}", f"sdelens {_command_line()}")
+    title, made_by = f"sdelens {command}: {name}", f"sdelens {_command_line()}"
+    page = write_report(folder, {name: result}, title, made_by, {name: text})
     typer.echo(f"\nWritten to {page}")
 
 
@@ -151,7 +155,7 @@ def predict(
         folder = None if out is None else claim_folder(out, overwrite)
         found = sl.theory.overview(*case, steps=steps, record_every=record_every)
         typer.echo(str(found))
-        _write(folder, setting, found.prediction, "predict")
+        _write(folder, setting, found.prediction, "predict", str(found))
 
 
 @app.command()

@@ -91,7 +91,8 @@ def plot_losses(
         compared: whether there is a lower panel.
         height: what differences are relative to; by default the reference's mean loss less the infimum at that time.
     """
-    models = [str(m) for m in dataset.model.values]
+    rank = list(_LOOKS)  # the optimizer at the bottom, whatever was run or merged first
+    models = sorted(kinds, key=lambda model: rank.index(kinds[model]) if kinds[model] in rank else len(rank))
     looks = look_of({model: kinds[model] for model in models})
     infimum = float(dataset.attrs["infimum"])
     minimum = infimum if np.isfinite(infimum) else 0.0

@@ -34,7 +34,20 @@ def claim_folder(path: str | os.PathLike[str], overwrite: bool = False, marker: 
     return folder
 
 
-def write_report(folder: str | os.PathLike[str], results: Mapping[str, Result], title: str, command: str) -> Path:
+_COMPARED = (
+    "Above: mean loss over paths; the grey band is the middle 90 % of the optimizer's paths. Below: difference of the "
+    "mean loss from the optimizer's, relative to it, with 99 % intervals."
+)
+_ALONE = "Mean loss; the band is the middle 90 % of the paths or, of a prediction, a standard deviation to either side."
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    results: Mapping[str, Result],
+    title: str,
+    command: str,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
     """Write each result as NetCDF, figure (PNG, PDF) and table (CSV, LaTeX), and an ``index.html`` that shows them all.
 
     Args:
@@ -42,6 +55,7 @@ def write_report(folder: str | os.PathLike[str], results: Mapping[str, Result], 
         results: by a name that serves in file names.
         title: heading of the page.
         command: the command that makes it again, shown on the page.
+        texts: more to be said of a result, by its name.
 
     Returns:
         Path of ``index.html``.
@@ -59,10 +73,12 @@ def write_report(folder: str | os.PathLike[str], results: Mapping[str, Result], 
             result.export(folder / f"{name}.tex")
         head, rows = result.table()
         names = ", ".join(result.models)
-        alt = f"Mean-loss curves over time of {names}, with their differences below; the numbers are in the table."
+        below = ", with their differences below" if result.compares else ""
+        alt = f"Mean-loss curves over time of {names}{below}; the numbers are in the table."
+        extra = {"caption": _COMPARED if result.compares else _ALONE, "text": (texts or {}).get(name, "")}
         entries.append(
             {"name": name, "title": result.title(), "figure": f"{name}.png", "alt": alt, "head": head, "rows": rows}
-            | {"files": files, "notes": result.notes()}
+            | {"files": files, "notes": result.notes(), **extra}
         )
     loader = jinja2.PackageLoader("sdelens")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

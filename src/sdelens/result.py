@@ -112,11 +112,12 @@ class Result:
         """
         import xarray as xr
 
+        label = _checked_label(label)
         losses, steps = (_check.finite_array(n, v, (1,)) for n, v in (("losses", losses), ("steps", steps)))
         if losses.shape != steps.shape or losses.size < 2:
             raise ValueError(f"losses: got {losses.size} for {steps.size} steps; give as many, two or more.")
-        if (np.diff(steps) <= 0).any():
-            raise ValueError("steps: do not increase; sort them, and give each once.")
+        if (np.diff(steps) <= 0).any() or steps[0] < 0:
+            raise ValueError("steps: do not increase from 0 or more; sort them, and give each once.")
         own = self.dataset.step.values
         curve = np.interp(own, steps, losses, left=np.nan, right=np.nan)
         if np.isfinite(curve).sum() < 2:
@@ -140,11 +141,19 @@ class Result:
         """
         import xarray as xr
 
-        values = np.asarray(losses, np.float64)
-        if values.shape != self.dataset.step.shape or np.isnan(values).any():
+        label = _checked_label(label)
+        try:
+            values = np.asarray(losses, np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"losses: got {losses!r}; give numbers.") from error
+        if values.shape != self.dataset.step.shape:
             raise ValueError(
                 f"losses: got shape {values.shape}; give one number per recorded step, of which there are "
-                f"{self.dataset.step.size}, and infinity where there is no bound."
+                f"{self.dataset.step.size}."
+            )
+        if np.isnan(values).any() or (values < self.dataset.attrs["infimum"]).any():
+            raise ValueError(
+                "losses: has entries that are NaN or below the infimum; give infinity where there is no bound."
             )
         own = xr.DataArray(values[None], dims=("bound", "step"), coords={"bound": [label], "step": self.dataset.step})
         if "loss_bound" in self.dataset:
@@ -415,6 +424,12 @@ class Result:
         return Curves(groups, counts, self._settings[model]["stream"])
 
 
+def _checked_label(label: Any) -> str:
+    if not isinstance(label, str) or not label.strip():
+        raise TypeError(f"label: got {label!r}; give a name.")
+    return label
+
+
 def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
     """Both datasets' models; what one lacks is NaN there, or 0 paths."""
     import xarray as xr
@@ -428,6 +443,8 @@ def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
         return dataset
 
     bounds = [d.loss_bound for d in (first, second) if "loss_bound" in d]
+    if len(bounds) == 2 and set(bounds[0].bound.values) & set(bounds[1].bound.values):
+        raise ValueError("other: has a bound of the same name; add it under another by with_bound.")
     first, second = (d.drop_dims("bound", errors="ignore") for d in (first, second))
     parts = [filled(first, second), filled(second, first)]
     joined = xr.concat(parts, dim="model", combine_attrs="override", join="exact")

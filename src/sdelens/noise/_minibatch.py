@@ -302,7 +302,10 @@ def sign_of_resampled(values: Array, variances: Array, batch_size: int) -> Array
         return total + weight * whole / (share * (1 - share)), None
 
     total, _ = lax.scan(add, jnp.zeros_like(size), (share, weight))
-    return jnp.clip((2 / math.pi) * total, -1, 1)
+    mean = values.mean(axis=0)
+    spread2 = jnp.maximum((values**2 + variances).mean(axis=0) - mean**2, tiny)
+    certain = math.sqrt(batch_size) * jnp.abs(mean) > 5 * jnp.sqrt(spread2)  # where the integrand turns too fast
+    return jnp.where(certain, jnp.sign(mean), jnp.clip((2 / math.pi) * total, -1, 1))
 
 
 def _sum_of_squares(stream: Stream, count: int, dtype: Any) -> Array:

@@ -90,7 +90,7 @@ def loss_bound(
     | | ``"paper"``: of the SDE | ``"algorithm"``: of the optimizer |
     |---|---|---|
     | SGD | S₀e^{−2μt} + (ηL_τλ_max(Σ)/4μ)(1 − e^{−2μt}) | per step S ← (1 − 2μη(1 − ηL/2))S + η²L_τλ_max(Σ)/2 |
-    | SignSGD, phase 1 | ¼(√μ t − 2√S₀)² | S ← S − η erf(3/2)√(2μS) + η²L_τ/2 |
+    | SignSGD, phase 1 | ¼(√μ t − 2√S₀)² | √S falls by η erf(3/2)√(μ/2) a step; η²L_τ/2 and its variance are added |
     | phase 2 | Δ = m/(√2σ) + ημm²/(4σ²), L_τ − μd(q⁻)² for L_τ | the same |
     | phase 3 | Δ = √(2/π)/σ + (η/π)μ/σ²; SignSGD exceeds it, by up to 1.4 times | Δ = erf(1)/(√2σ) |
     | any start | | Δ = e(s̄)/(s̄σ), s̄ = max(√2, max \|∂f(x₀)\|/σ), any unimodal law |
@@ -151,7 +151,7 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
     optimizer, lr = case.optimizer, float(case.optimizer.lr)
     infimum = case.problem.infimum
     failing = [a for a in draft.assumptions if a.holds is False]
-    reason = "; ".join(f"{a.name}: {a.detail}" for a in failing)
+    reason = "it would take " + " and ".join(f"{a.name} ({a.detail})" for a in failing) if failing else ""
     asymptote, values = math.inf, np.full(times.shape, math.inf)
     if not failing and infimum is not None:
         start = float(case.problem.loss(case.problem.start)) - infimum
@@ -206,15 +206,18 @@ def _evaluate(
     course = [start]
     for h in multipliers:
         course.append(step(course[-1], float(h)))
-    return np.interp(times / lr, np.arange(last + 1), course)
+    spread = np.concatenate([[0.0], 0.5 * draft.spread * np.cumsum((lr * multipliers) ** 2)])
+    return np.interp(times / lr, np.arange(last + 1), course + spread)
 
 
 def _step_of(draft: Draft, lr: float, discrete: bool) -> Callable[[float, float], float]:
     def step(value: float, h: float) -> float:
         size = lr * h
         fresh = 0.5 * size**2 * draft.drive
-        if draft.root:
-            return max(value - size * draft.root * math.sqrt(value), 0.0) + fresh
+        if draft.root:  # of (E √S)²: √S₊ ≤ √S + (S₊ − S)/(2√S)
+            return (
+                max(math.sqrt(value) - 0.5 * size * draft.root, 0.0) ** 2 + fresh + 0.25 * fresh**2 / max(value, fresh)
+            )
         if discrete:
             return (1 - size * draft.rate * (1 - size * draft.quadratic)) * value + fresh
         kept = math.exp(-size * draft.rate)

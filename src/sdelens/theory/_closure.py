@@ -64,16 +64,19 @@ class Record(NamedTuple):
     x_variance: Any
 
 
-def start_moments(state: State, spread: Array, optimizer: Optimizer) -> Moments:
-    """Moments at step 0 of the optimizer's state, with Cov x `spread` and everything else known."""
+def start_moments(model: LinearGradient, state: State, spread: Array, optimizer: Optimizer) -> Moments:
+    """Moments at step 0 of the optimizer's state, with Cov x `spread`."""
     x = state.x
     if not isinstance(optimizer, RMSpropW | AdamW):
         return Moments(x, spread)
     known = dict.fromkeys(("vv", "lean", "own"), jnp.zeros_like(x))
     if isinstance(optimizer, RMSpropW):
         return Moments(x, spread, v=state.v, **known)
-    zero = jnp.zeros_like(spread)
-    return Moments(x, spread, state.m, zero, zero, state.v, count=state.count, **known)
+    xm = mm = jnp.zeros_like(spread)
+    if optimizer.v0 == "second-moment":  # m = ∇f(x)
+        product = apply(model.curvature, spread)
+        xm, mm = transpose(product), apply(model.curvature, transpose(product))
+    return Moments(x, spread, state.m, xm, mm, state.v, count=state.count, **known)
 
 
 def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -> Moments:
@@ -84,6 +87,9 @@ def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -
     if isinstance(optimizer, SignSGD):
         signs = model.signs(y.x, y.xx)
         pull = apply(signs.jacobian, y.xx)
+        # |Cov(sign, x)|² is at most the product of the variances, also where E sign is an approximation.
+        most = jnp.sqrt(jnp.maximum(diagonal(y.xx) * diagonal(signs.covariance), 0))
+        pull = rows(most / jnp.maximum(jnp.abs(diagonal(pull)), jnp.maximum(most, jnp.finfo(most.dtype).tiny)), pull)
         xx = keep**2 * y.xx - keep * rate * (pull + transpose(pull)) + rate**2 * signs.covariance
         return _like(y, y._replace(x=keep * y.x - rate * signs.mean, xx=xx))
     noise = model.noise_covariance(y.x, y.xx, product)
@@ -100,6 +106,9 @@ def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -
         first, second = (-jnp.expm1(steps * jnp.log(b)) for b in (b1, optimizer.b2))
     total = diagonal(noise) + model.gradient_variance(product)
     pull, spread = fluctuation(y.v, y.vv, y.lean / first, y.own / first, total)
+    root = jnp.sqrt(y.v / second)
+    share = root / (root + jnp.maximum(optimizer.eps, jnp.finfo(root.dtype).tiny))  # a constant divisor fluctuates not
+    pull, spread = 1 + share * (pull - 1), 1 + share * (spread - 1)
     p = precondition(rates / first, y.v / second, optimizer.eps) * pull
     noise = congruent(jnp.sqrt(spread) / pull, noise)
     if isinstance(optimizer, RMSpropW):

@@ -1,7 +1,8 @@
 r"""The rates and drives of the loss bounds, and what they assume: one function per family of optimizers.
 
 One step of an optimizer obeys S₊ ≤ (1 − ηhr(1 − ηhq))S + (ηh)²c/2 with S = E f − f*; what the paper states of its SDE
-is dS/dt ≤ −hrS + ηh²c/2. In phase 1 of SignSGD it is S₊ ≤ S − ηh e₁√(2μS) + (ηh)²c/2.
+is dS/dt ≤ −hrS + ηh²c/2. In phase 1 of SignSGD √S falls by ηh e₁√(μ/2), and
+its variance is added.
 """
 
 import math
@@ -16,8 +17,12 @@ from sdelens.noise import AbstractNoise
 from sdelens.noise._gaussian import Correlated
 from sdelens.noise._symmetric import ScaledNoise
 from sdelens.problems import AbstractProblem
+from sdelens.theory._closure import fluctuation
 from sdelens.theory._constants import Constants
+from sdelens.theory._moments import excess_kurtosis
 from sdelens.theory._phases import BOUNDARIES, boundary_slope, signal
+
+_GENTLE = 0.1
 
 __all__ = ["Assumption", "Draft", "assume_convex", "of_adaptive", "of_sgd", "of_signsgd"]
 
@@ -47,6 +52,8 @@ class Draft:
     """q, what a step of finite size takes off the rate."""
     root: float = 0.0
     """e₁√(2μ) of phase 1."""
+    spread: float = 0.0
+    """Of phase 1: η²h²/2 times it is added for every step."""
     valid_until: float = math.inf
     late_only: str = ""
     """Why only the asymptote is bounded."""
@@ -116,7 +123,10 @@ def of_signsgd(draft: Draft, case: Case, known: Constants, form: str, phase: int
         )
     scale = float(_scales(case).max())
     if phase == 1:
-        draft.root, draft.drive = math.sqrt(2 * max(known.convexity, 0)) * math.erf(BOUNDARIES[0]), known.box
+        sure = math.erf(BOUNDARIES[0])
+        draft.root, draft.drive = math.sqrt(2 * max(known.convexity, 0)) * sure, known.box
+        # Var √S grows by Var(∇f·s)/4S a step, at most this; E S = (E √S)² + Var √S.
+        draft.spread = (1 - sure**2) * known.smoothness * (1 if noise.independent else case.problem.dim)
         if form == "paper":  # S' = −√(μS), of which the stated curve is the solution
             draft.root, draft.drive = math.sqrt(max(known.convexity, 0)), 0.0
     elif phase == 2:
@@ -190,6 +200,8 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
         stable = 0 < excess < math.inf
         draft.assume("stable", stable, "the frozen recursion comes to rest" if stable else "lr is too large")
         draft.quadratic = (1 - 1 / excess) / lr if stable else 0.0
+        pull, spread = _of_fluctuation(draft, case)
+        draft.rate, draft.drive = rate * min(pull, 1.0), draft.drive * max(spread / max(pull, 1.0), min(pull, 1.0))
     if optimizer.name == "adamw":
         draft.late_only = "AdamW's bound is one of the limit t → ∞ alone, see asymptote"
     elif optimizer.v0 == "zero":
@@ -198,6 +210,25 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
         draft.late_only = (
             "noise does not dominate at the start; the bound is one of the limit t → ∞ alone, see asymptote"
         )
+
+
+def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
+    """Least factor of the mean and largest of the noise of m/√v that the fluctuation of v makes, if noise dominates."""
+    optimizer: Any = case.optimizer
+    b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
+    start = case.problem.start
+    kurtosis = np.broadcast_to(np.asarray(excess_kurtosis(case.noise, start), np.float64), start.shape)
+    known = bool(np.isfinite(kurtosis).all())
+    gentle = known and 1 - b2 <= _GENTLE
+    draft.assume(
+        "v fluctuates little",
+        True if gentle else None,
+        f"b2 = {b2:g}, excess kurtosis of the noise {kurtosis.max():.3g}; taken to first order in 1 - b2",
+    )
+    weight, fourth = (1 - b1) * (1 - b2) / (1 - b1 * b2), jnp.asarray(kurtosis + 2)
+    ones = jnp.ones_like(fourth)
+    pull, spread = fluctuation(ones, (1 - b2) / (1 + b2) * fourth, weight * ones, weight * fourth, ones)
+    return float(jnp.min(pull)), float(jnp.max(spread))
 
 
 def _step_excess(optimizer: Any, mu: float, smooth: float, scale: float) -> float:

@@ -18,6 +18,7 @@ from sdelens.noise import AbstractNoise, LaplaceNoise, StudentTNoise, SumNoise, 
 from sdelens.noise._gaussian import VaryingMatrix
 from sdelens.noise._minibatch import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
 from sdelens.noise._sign import sign_covariance
+from sdelens.noise._symmetric import ScaledNoise
 from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 
 __all__ = [
@@ -128,7 +129,7 @@ class LinearGradient(eqx.Module):
             second = jnp.matmul(features.T * (weights[0] ** 2 + weights[1]), features, precision="highest")
             grad = self.gradient(mean)
             total = second / features.shape[0] - jnp.outer(grad, grad) - self.gradient_covariance(product)
-            return total / noise.batch_size
+            return _with_diagonal(total, jnp.maximum(diagonal(total), 0)) / noise.batch_size
         if isinstance(noise, StreamingNoise):
             grad, tau2 = self.gradient(mean), self._tau2(mean, covariance)
             square = grad**2 if product.ndim == 1 else jnp.outer(grad, grad)
@@ -190,16 +191,34 @@ class LinearGradient(eqx.Module):
         return SignMoments(mean, self._jacobian(slope), covariance)
 
     def _symmetric_signs(self, grad: Array, mean: Array, product: Array) -> SignMoments:
-        """Independent noise of another law, by Gauss and Hermite's rule in ∇f."""
+        """Independent noise of another law: by Gauss and Hermite's rule in ∇f or, where that is wider, in the noise."""
         spread = self.gradient_variance(product)
         sign, slope = self._over_gradient(
             lambda g, x: (self.noise.mean_sign(g, x), 2 * self.noise.density(g, x)), grad, spread, mean
         )
+        if isinstance(self.noise, ScaledNoise):
+            sd = jnp.sqrt(jnp.maximum(spread, 0))
+            wide = sd > self.noise.scale
+            other = self._over_noise(grad, jnp.where(wide, sd, 1), mean)
+            sign, slope = (jnp.where(wide, b, a) for a, b in zip((sign, slope), other, strict=True))
         own = (1 - sign) * (1 + sign)
         if product.ndim == 1:
             return SignMoments(sign, self._jacobian(slope), own)
         coupled = congruent(slope, self.gradient_covariance(product))
         return SignMoments(sign, self._jacobian(slope), _with_diagonal(coupled, own))
+
+    def _over_noise(self, grad: Array, sd: Array, x: Array) -> tuple[Array, Array]:
+        """E sign and its slope by the noise's quadrature: given Z, E sign(∇f + Z) is an error function."""
+        nodes, weights = self.noise.quadrature(x)
+
+        def add(total: tuple[Array, Array], node: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            standard = (grad + node[0]) / sd
+            sign = lax.erf(standard / math.sqrt(2))
+            slope = math.sqrt(2 / math.pi) * jnp.exp(-0.5 * standard**2) / sd
+            return (total[0] + node[1] * sign, total[1] + node[1] * slope), None
+
+        zero = jnp.zeros_like(grad)
+        return lax.scan(add, (zero, zero), (nodes, weights))[0]
 
     def _regression_signs(self, grad: Array, mean: Array, covariance: Array, product: Array) -> SignMoments:
         noise = self.noise
@@ -208,7 +227,7 @@ class LinearGradient(eqx.Module):
         if isinstance(noise, ResamplingNoise):
             sign, jacobian = self._resampled_signs(noise, mean, covariance, product)
         else:
-            tau2 = self._tau2(mean, covariance)
+            tau2 = jnp.maximum(self._tau2(mean, covariance), jnp.finfo(mean.dtype).tiny)
             single = diagonal(self.curvature) * tau2
 
             def both(g: Array, x: Array) -> tuple[Array, Array]:
@@ -222,7 +241,10 @@ class LinearGradient(eqx.Module):
                 jacobian = slope * (self.curvature - grad**2 / tau2)
             else:
                 jacobian = rows(slope, self.curvature - jnp.outer(grad, grad) / tau2)
-        own = (1 - sign) * (1 + sign)
+        # A feature that is always 0 has the gradient 0, and no sign.
+        total = self.noise_covariance(mean, covariance, product) + self.gradient_covariance(product)
+        alive = diagonal(total) > 0
+        own = jnp.where(alive, (1 - sign) * (1 + sign), 0)
         if product.ndim == 1:
             return SignMoments(sign, jacobian, own)
         if noise.batch_size == 1 and isinstance(noise, StreamingNoise):
@@ -231,20 +253,19 @@ class LinearGradient(eqx.Module):
             second = jnp.matmul(root, root, precision="highest")
             return SignMoments(sign, jacobian, _with_diagonal(second - jnp.outer(sign, sign), own))
         # A normal copula: exact at ∇f = 0 and for large batches.
-        total = self.noise_covariance(mean, covariance, product) + self.gradient_covariance(product)
-        sd = jnp.sqrt(diagonal(total))
+        inverse = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, diagonal(total), 1)), 0)
         limit = 1 - 4 * jnp.finfo(sign.dtype).eps
         standard = math.sqrt(2) * lax.erf_inv(jnp.clip(sign, -limit, limit))
-        coupled = sign_covariance(jnp.clip(total / jnp.outer(sd, sd), -1, 1), standard)
-        return SignMoments(sign, jacobian, coupled)
+        coupled = sign_covariance(jnp.clip(congruent(inverse, total), -1, 1), standard)
+        return SignMoments(sign, jacobian, _with_diagonal(coupled, own))
 
     def _resampled_signs(
         self, noise: ResamplingNoise, mean: Array, covariance: Array, product: Array
     ) -> tuple[Array, Array]:
         """E sign(g) and its Jacobian for batches of a sample: exact for B = 1.
 
-        For more, ∇f moves all examples' gradients together: as a function of ∂f, E sign is taken for an error function
-        of the value and slope found at μ, which a normal ∂f smooths in closed form.
+        For more, ∇f moves all examples' gradients together: E sign is taken for an error function of ∂f alone, of the
+        value and slope found at μ, which a normal ∂f smooths in closed form.
         """
         features = noise.problem.features
         assert features is not None
@@ -262,16 +283,16 @@ class LinearGradient(eqx.Module):
             return sign.sum(), sign
 
         (_, sign), weights = jax.value_and_grad(total, has_aux=True)(values)
-        jacobian = jnp.matmul((weights * features).T, features, precision="highest")
         if noise.batch_size == 1:
-            return sign, jacobian
-        slope = jnp.maximum((weights * jnp.where(known, together / safe, 1)).sum(axis=0), jnp.finfo(sign.dtype).tiny)
+            return sign, jnp.matmul((weights * features).T, features, precision="highest")
+        tiny = jnp.finfo(sign.dtype).tiny
+        slope = jnp.maximum((weights * jnp.where(known, together / safe, 1)).sum(axis=0), 1e-6 / jnp.sqrt(safe))
         limit = 1 - 4 * jnp.finfo(sign.dtype).eps
         centre = lax.erf_inv(jnp.clip(sign, -limit, limit))
-        width = math.sqrt(2 / math.pi) * jnp.exp(-(centre**2)) / slope
-        shrunk = 1 / jnp.sqrt(1 + variance / width**2)
-        smoothed = centre * shrunk
-        return lax.erf(smoothed), rows(shrunk * jnp.exp(centre**2 - smoothed**2), jacobian)
+        width = math.sqrt(2 / math.pi) * jnp.exp(-(centre**2)) / jnp.maximum(slope, tiny)
+        spread = jnp.sqrt(width**2 + variance)
+        smoothed = centre * width / spread
+        return lax.erf(smoothed), self._jacobian(math.sqrt(2 / math.pi) * jnp.exp(-(smoothed**2)) / spread)
 
     def _jacobian(self, slope: Array) -> Array:
         return rows(slope, self.curvature)

@@ -28,14 +28,14 @@ class Overview:
     Attributes:
         prediction: the loss curve, with the bound in it where there is one.
         stationary: the law at rest, None where there is none.
-        bound: bound of the mean loss.
+        bound: bound of the mean loss, None from another start than the problem's.
         phases: of SignSGD, along the predicted mean where d ≤ 64 and at the start otherwise; None for others.
         remarks: what could not be said, and why.
     """
 
     prediction: Result
     stationary: Stationary | None
-    bound: LossBound
+    bound: LossBound | None
     phases: Phases | None
     remarks: list[str] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Overview:
         rows = []
         for i in chosen:
             here = data.isel(step=i)
-            bound = float(self.bound.loss[i])
+            bound = np.inf if self.bound is None else float(self.bound.loss[i])
             cells = [float(here.time), float(here.loss_mean), float(here.loss_std)]
             rows.append(
                 [str(int(here.step)), *(f"{v:.5g}" for v in cells), f"{bound:.5g}" if np.isfinite(bound) else "-"]
@@ -60,7 +60,7 @@ class Overview:
         if self.stationary is not None:
             rest = self.stationary
             lines.append(f"At rest: expected loss {rest.loss:.5g}, {rest.excess:.5g} above the infimum.")
-        lines += [str(self.bound)]
+        lines += [] if self.bound is None else [str(self.bound)]
         if self.phases is not None:
             lines += ["", str(self.phases)]
         return "\n".join([*lines, *self.remarks])
@@ -94,12 +94,15 @@ def overview(
     prediction = predict(problem, noise, optimizer, steps=steps, record_every=record_every, start=start)
     remarks: list[str] = []
     rest = _or_remark(lambda: stationary(problem, noise, optimizer), "stationary law", remarks)
-    bound = loss_bound(problem, noise, optimizer, prediction.dataset.time.values)
+    bound = None
+    if start is None:
+        bound = loss_bound(problem, noise, optimizer, prediction.dataset.time.values)
+        prediction = _with_bound(prediction, bound)
+    else:
+        remarks.append("No bound: it is known from the problem's own start; give the problem that start.")
     known = None
     if isinstance(optimizer, SignSGD):
         known = phases(problem, noise, along=prediction if "x_mean" in prediction.dataset else None)
-    if start is None:
-        prediction = _with_bound(prediction, bound)
     return Overview(prediction, rest, bound, known, remarks)
 
 
@@ -130,7 +133,11 @@ def add_theory(
         result = result.merge(prediction)
     bound = loss_bound(problem, noise, optimizer, result.dataset.time.values)
     if bound.reason:
-        remarks.append(f"Bound: {bound.reason}.")
+        remarks.append(
+            f"Bound, not at every time: {bound.reason}."
+            if np.isfinite(bound.asymptote)
+            else f"No bound: {bound.reason}."
+        )
     return _with_bound(result, bound), remarks
 
 

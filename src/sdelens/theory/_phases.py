@@ -137,7 +137,7 @@ def signal(noise: AbstractNoise, gradient: Any, x: Any) -> np.ndarray:
     return np.asarray(erfinv(np.clip(sign, -1, 1)))
 
 
-class _Holder(AbstractProblem):
+class Gradient(AbstractProblem):
     """Coordinates without a loss, for noise to be laid out along."""
 
     start: Array
@@ -154,8 +154,14 @@ class _Holder(AbstractProblem):
         return {"name": "gradient"}
 
 
-def _gradients(subject: Any) -> tuple[np.ndarray, _Holder]:
+def _gradients(subject: Any) -> tuple[np.ndarray, Gradient]:
     """Gradients of shape (d,) or (T, d), and their coordinates."""
+    subject = subject.values if hasattr(subject, "dims") else subject  # of xarray
+    if subject is None or isinstance(subject, str | Result) or np.isscalar(subject):
+        raise TypeError(
+            f"subject: got {type(subject).__name__}; give a problem, a gradient of shape (d,) or (T, d), or a pytree of "
+            "gradients."
+        )
     if (
         isinstance(subject, np.ndarray | jax.Array | list | tuple)
         and np.ndim(subject) > 0
@@ -163,9 +169,9 @@ def _gradients(subject: Any) -> tuple[np.ndarray, _Holder]:
     ):
         array = np.asarray(_check.finite_array("gradient", subject, (1, 2)))
         flat, layout = flatten_parameters(array if array.ndim == 1 else array[0], "gradient")
-        return array, _Holder(flat, layout)
+        return array, Gradient(flat, layout)
     flat, layout = flatten_parameters(subject, "gradient")
-    return np.asarray(flat), _Holder(flat, layout)
+    return np.asarray(flat), Gradient(flat, layout)
 
 
 def _times(time: Any, gradient: np.ndarray) -> np.ndarray | None:
@@ -176,6 +182,8 @@ def _times(time: Any, gradient: np.ndarray) -> np.ndarray | None:
     if time is None:
         return np.arange(len(gradient), dtype=float)
     array = np.asarray(_check.finite_array("time", time, (1,)), np.float64)
+    if (np.diff(array) <= 0).any():
+        raise ValueError("time: does not increase; give the points in the order of time.")
     if array.shape != gradient.shape[:1]:
         raise ValueError(f"time: got {array.size} times for {len(gradient)} points; give one each.")
     return array
@@ -187,6 +195,8 @@ def _positions(problem: AbstractProblem, along: Any, time: Any) -> tuple[np.ndar
             raise ValueError("time: belongs to a trajectory; give its positions by along=.")
         return np.asarray(problem.start), None
     if isinstance(along, Result):
+        if time is not None:
+            raise ValueError("time: is that of the result; leave it out.")
         if "x_mean" not in along.dataset:
             raise ValueError(f"along: the result holds no mean positions, since d = {problem.dim} > 64; give an array.")
         along, time = along.dataset.x_mean.values[0], along.dataset.time.values

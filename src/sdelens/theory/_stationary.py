@@ -2,8 +2,10 @@ r"""Stationary laws: where an optimizer comes to rest on a quadratic, and how wi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
@@ -16,13 +18,17 @@ from sdelens.case import Case, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.theory._closure import fluctuation
-from sdelens.theory._moments import MAX_DENSE, LinearGradient, apply, diagonal, linear_gradient
+from sdelens.theory._closure import Moments, advance, fluctuation
+from sdelens.theory._moments import MAX_DENSE, LinearGradient, SignMoments, apply, diagonal, linear_gradient
 from sdelens.theory._predict import require_variance
 
 __all__ = ["Stationary", "stationary"]
 
-_ROUNDS = 500
+_ROUNDS = 100
+_WIDER = 12
+_PLAIN = 20
+_BLOCK = 500
+_BLOCKS = 40
 _TOLERANCE = 1e-6
 
 
@@ -196,17 +202,59 @@ def _of_paper(model: LinearGradient, optimizer: Optimizer) -> tuple[np.ndarray, 
 def _of_algorithm(model: LinearGradient, optimizer: Optimizer) -> tuple[np.ndarray, np.ndarray]:
     """Rest of the closure, by fixed-point iteration of mean, covariance and second moment."""
     step: Any = _sign_rest if isinstance(optimizer, SignSGD) else _linear_rest
-    start = np.concatenate([np.asarray(model.minimiser, np.float64), np.zeros(model.curvature.size)])
-    dim = len(model.minimiser)
-    shape = model.curvature.shape
+    dim, shape = len(model.minimiser), model.curvature.shape
+    # Steps of adaptive optimizers are of the size of η; pull and 1/√E g² fall as the spread grows, so that one which is
+    # too small may look unstable.
+    size = 0.0 if isinstance(optimizer, SGD) else float(optimizer.lr) ** 2
+    mean = np.asarray(model.minimiser, np.float64)
+    spread = size * (np.ones(dim) if len(shape) == 1 else np.eye(dim))
+    wider = 0
+    for rounds in range(_ROUNDS):
+        try:
+            new_mean, new_spread = step(model, optimizer, mean, spread)
+        except _UnstableError:
+            if isinstance(optimizer, SGD) or wider == _WIDER:
+                break
+            wider, spread = wider + 1, 4 * spread
+            continue
+        except np.linalg.LinAlgError:
+            break
+        if not (np.isfinite(new_mean).all() and np.isfinite(new_spread).all()):
+            break
+        still = np.abs(new_mean - mean).max() <= _TOLERANCE * max(
+            np.abs(new_mean).max(), np.sqrt(np.abs(new_spread).max())
+        )
+        if still and np.abs(new_spread - spread).max() <= _TOLERANCE * np.abs(new_spread).max():
+            return new_mean, new_spread
+        # Where the iteration swings to and fro, a part of the way is nearer.
+        mean, spread = new_mean, new_spread if rounds < _PLAIN else 0.8 * spread + 0.2 * new_spread
+    if isinstance(optimizer, SignSGD):
+        return _by_running(model, optimizer)
+    raise _unstable(optimizer)
 
-    def again(packed: np.ndarray) -> np.ndarray:
-        mean, spread = packed[:dim], packed[dim:].reshape(shape)
-        new_mean, new_spread = step(model, optimizer, mean, spread)
-        return np.concatenate([new_mean, new_spread.ravel()])
 
-    packed = _fixed_point(again, start, optimizer)
-    return packed[:dim], packed[dim:].reshape(shape)
+@jax.jit
+def _signs(model: LinearGradient, mean: Any, spread: Any) -> SignMoments:
+    return model.signs(mean, spread)
+
+
+@partial(jax.jit, static_argnums=3)
+def _run(model: LinearGradient, optimizer: SignSGD, y: Moments, steps: int) -> Moments:
+    return jax.lax.fori_loop(0, steps, lambda k, y: advance(model, optimizer, y, k), y)
+
+
+def _by_running(model: LinearGradient, optimizer: SignSGD) -> tuple[np.ndarray, np.ndarray]:
+    """The closure's own rest, where the iteration swings about it: run until it changes no more."""
+    y = Moments(model.minimiser, jnp.zeros_like(model.curvature))
+    for _ in range(_BLOCKS):
+        new = _run(model, optimizer, y, _BLOCK)
+        spread, before = (np.asarray(a.xx, np.float64) for a in (new, y))
+        if not np.isfinite(spread).all():
+            break
+        if np.abs(spread - before).max() <= 1e-3 * np.abs(spread).max():
+            return np.asarray(new.x, np.float64), spread
+        y = new
+    raise _unstable(optimizer)
 
 
 def _linear_rest(
@@ -241,6 +289,9 @@ def _second_moment(
     lean, fourth = model.square_moments(mean, covariance, grad, variance, own)
     weight, v = (1 - b1) * (1 - b2) / (1 - b1 * b2), grad**2 + variance + own
     factor, noise = fluctuation(v, (1 - b2) / (1 + b2) * fourth, weight * lean, weight * fourth, variance + own)
+    root = jnp.sqrt(v)
+    share = root / (root + jnp.maximum(optimizer.eps, jnp.finfo(root.dtype).tiny))
+    factor, noise = 1 + share * (factor - 1), 1 + share * (noise - 1)
     found = [np.asarray(a, np.float64) for a in (v, factor, noise)]
     return found[0], found[1], np.sqrt(found[2]) / found[1]
 
@@ -273,14 +324,12 @@ def _sign_rest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rest of SignSGD given the moments of sign(g) at a mean and covariance; the mean by a step of Newton's."""
     dtype = model.minimiser.dtype
-    moments = model.signs(jnp.asarray(mean, dtype), jnp.asarray(spread, dtype))
+    moments = _signs(model, jnp.asarray(mean, dtype), jnp.asarray(spread, dtype))
     sign, jacobian, covariance = (np.asarray(a, np.float64) for a in moments)
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
     keep = 1 - lr * theta
     centre = mean - _solve(jacobian, theta, sign + theta * mean)
     if jacobian.ndim == 1:
-        if (keep - lr * jacobian <= -1).any():
-            raise _unstable(optimizer)
         return centre, lr**2 * covariance / (1 - keep**2 + 2 * keep * lr * jacobian)
     factor = keep * np.eye(len(mean)) - lr * jacobian
     rest = covariance - jacobian @ spread @ jacobian.T
@@ -314,8 +363,12 @@ def _discrete(factor: np.ndarray, drive: np.ndarray, optimizer: Optimizer) -> np
     return _even(solve_discrete_lyapunov(factor, drive))
 
 
-def _unstable(optimizer: Optimizer) -> ValueError:
-    return ValueError(
+class _UnstableError(ValueError):
+    """The recursion with given coefficients has no law at rest."""
+
+
+def _unstable(optimizer: Optimizer) -> _UnstableError:
+    return _UnstableError(
         f"optimizer: at lr = {optimizer.lr:g} {optimizer.name} does not come to rest about the minimum; "
         "give a smaller lr."
     )
