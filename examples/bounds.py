@@ -6,6 +6,7 @@ are isotropic); of the others a third are isotropic, a third diagonal, a third r
 """
 
 import argparse
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,13 +90,17 @@ def _under_every_bound(
         yield Case("SignSGD, phase 2", form, curvature, normal, small, at[1], short, 2)
         yield Case("SignSGD, phase 3", form, curvature, normal, sl.SignSGD(slow), at[2], 6 * sigma.max() / mu, 3)
     slow = np.exp(rng.uniform(-5.8, -3.0))
-    adam = sl.AdamW(slow, 0.9, 0.999, weight_decay=theta, v0="second-moment")
     rest, near = 5 / (mu / sigma.max() + theta), start(0, 0.05)
     for form in ("algorithm", "paper"):
-        if form == "algorithm" or np.ptp(sigma) == 0:
-            yield Case("AdamW, t → ∞", form, curvature, normal, adam, near, rest, late=True)
-            rms = sl.RMSpropW(slow, 0.999, weight_decay=theta)
-            yield Case("RMSpropW", form, curvature, normal, rms, near, rest)
+        if form == "paper" and np.ptp(sigma) > 0:
+            continue
+        b2, law = 0.999, normal
+        if form == "algorithm":
+            b2 = (0.999, 0.99, 0.9)[i % 3]
+            law = (normal, sl.UniformNoise(math.sqrt(3) * sigma))[i // 3 % 2]
+        adam = sl.AdamW(slow, 0.9, b2, weight_decay=theta, v0="second-moment")
+        yield Case("AdamW, t → ∞", form, curvature, law, adam, near, rest, late=True)
+        yield Case("RMSpropW", form, curvature, law, sl.RMSpropW(slow, b2, weight_decay=theta), near, rest)
 
 
 def run(case: Case, seed: int) -> Outcome | None:

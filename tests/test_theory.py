@@ -643,3 +643,42 @@ def test_theory_and_sdes_do_not_know_each_other():
     root = Path(sys.modules["sdelens"].__file__).parent
     for part, other in (("theory", "sdes"), ("sdes", "theory")):
         assert not any(f"sdelens.{other}" in p.read_text() for p in (root / part).glob("*.py"))
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.1, 0.01])
+def test_a_spread_wider_than_the_noise_is_integrated_over_the_noise(scale):
+    """The limit of no noise: x ~ N(0, 1) moves by η against its sign, Var = 1 − 2η√(2/π) + η² but for O(scale²)."""
+    expected = 1 - 2 * 0.1 * math.sqrt(2 / math.pi) + 0.01
+    for noise in (sl.LaplaceNoise(scale), sl.UniformNoise(scale), sl.StudentTNoise(scale, 3), sl.GaussianNoise(scale)):
+        variance = exact_cloud(sl.Quadratic([1.0]), noise, sl.SignSGD(0.1), [0.0], [1.0])[1]
+        assert variance == pytest.approx(expected, abs=0.16 * scale**1.0)
+
+
+@pytest.mark.parametrize("samples", [3, 5, 20])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_small_samples_stay_bounded(samples, batch_size):
+    for seed in range(3):
+        problem = sl.LinearRegression([[1.0, 0.4], [0.4, 0.5]], 0.5, samples=samples, seed=seed)
+        for optimizer in (sl.SignSGD(0.03), sl.AdamW(0.03)):
+            found = sl.theory.predict(problem, sl.MinibatchNoise(batch_size), optimizer, steps=150, record_every=50)
+            loss = found.dataset.loss_mean.values[0]
+            assert np.isfinite(loss).all()
+            assert loss[-1] < loss[0]
+            assert (found.dataset.x_var >= 0).all()
+
+
+def test_a_prediction_that_diverges_warns():
+    with pytest.warns(RuntimeWarning, match="not finite from step"):
+        sl.theory.predict(PROBLEM, NOISE, sl.SGD(1.0), steps=300)
+
+
+def test_a_constant_divisor_does_not_fluctuate():
+    """RMSpropW with ε ≫ √v is SGD with the step η/ε, in the closure and at rest."""
+    noise, eps = sl.GaussianNoise(0.01), 10.0
+    slow, plain = sl.RMSpropW(0.5, 0.9, eps=eps), sl.SGD(0.5 / eps)
+    problem = sl.Quadratic(CURVATURE, start=0.01)
+    a, b = (last(sl.theory.predict(problem, noise, o, steps=50)) for o in (slow, plain))
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02 * other.max())
+    a, b = (sl.theory.stationary(problem, noise, o).variance for o in (slow, plain))
+    np.testing.assert_allclose(a, b, rtol=0.01)

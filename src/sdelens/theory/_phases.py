@@ -159,8 +159,8 @@ def _gradients(subject: Any) -> tuple[np.ndarray, Gradient]:
     subject = subject.values if hasattr(subject, "dims") else subject  # of xarray
     if subject is None or isinstance(subject, str | Result) or np.isscalar(subject):
         raise TypeError(
-            f"subject: got {type(subject).__name__}; give a problem, a gradient of shape (d,) or (T, d), or a pytree of "
-            "gradients."
+            f"subject: got {type(subject).__name__}; give a problem, a gradient of shape (d,) or (T, d), or a pytree "
+            "of gradients."
         )
     if (
         isinstance(subject, np.ndarray | jax.Array | list | tuple)
