@@ -148,6 +148,7 @@ def test_errors_are_one_line_with_the_remedy(arguments, message):
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_order_prints_the_slopes_and_writes_the_folder(tmp_path):
     subject = ("--optimizer", "signsgd", "--curvature", "1,2", "--start", "1")
     options = ("--lrs", "0.2,0.1,0.05", "--horizon", "0.8", "--out", str(tmp_path / "o"))
