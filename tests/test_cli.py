@@ -234,9 +234,9 @@ def test_compare_with_theory_and_a_logged_curve(tmp_path):
     done = shell("compare", "--problem", "rosenbrock", "--optimizer", "sgd", "--lr", "0.001", "--theory", *SMALL)
     assert "No prediction: problem: got Rosenbrock" in done.stdout
     for text, message in (
-        ("a,b\n1,2\n", "name two of them step and loss"),
+        ("a,b\n1,2\n", "name two step and loss"),
         ("1,2\n2,x\n", "row 2 of"),
-        ("", "losses: got an empty array"),
+        ("", "has 0 rows of numbers"),
         (None, "there is no file"),
     ):
         path = tmp_path / "bad.csv"
