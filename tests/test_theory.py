@@ -682,3 +682,10 @@ def test_a_constant_divisor_does_not_fluctuate():
         np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02 * other.max())
     a, b = (sl.theory.stationary(problem, noise, o).variance for o in (slow, plain))
     np.testing.assert_allclose(a, b, rtol=0.01)
+
+
+def test_bounds_in_many_dimensions_with_a_scale_of_each():
+    curvature, scale = np.linspace(1, 2, 5000, dtype=np.float32), np.linspace(0.5, 1, 5000)
+    for noise in (sl.GaussianNoise(scale), sl.LaplaceNoise(scale)):
+        found = bound(sl.Quadratic(curvature), noise, sl.SignSGD(0.01))
+        assert np.isfinite(found.loss).all()

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from sdelens import _check
+from sdelens._matrix import symmetric_root
 from sdelens._random import Stream
 from sdelens._tree import column
 from sdelens.noise._base import AbstractNoise, described, laid_out, positive
@@ -135,10 +136,8 @@ class Correlated(_Normal):
     signs: SignCovariance
 
     def __init__(self, matrix: np.ndarray, dtype: Any) -> None:
-        values, vectors = np.linalg.eigh(matrix)
         self.matrix = jnp.asarray(matrix, dtype)
-        # The symmetric root: unlike Cholesky's it exists for semi-definite matrices.
-        self.root = jnp.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T, dtype)
+        self.root = jnp.asarray(symmetric_root(matrix), dtype)
         sd = np.sqrt(np.diag(matrix))
         self.signs = SignCovariance(np.clip(matrix / np.outer(sd, sd), -1, 1), dtype)
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sdelens._matrix import symmetric_root
+
 __all__ = ["EXACT_UP_TO", "SignCovariance", "lower_root", "sign_covariance"]
 
 EXACT_UP_TO = 64
@@ -70,7 +72,9 @@ class SignCovariance(eqx.Module):
         if correlation.shape[0] > EXACT_UP_TO:
             powers = [correlation**n for n in range(1, _TERMS + 1)]
             rest = (2 / np.pi) * np.arcsin(correlation) - sum(s * p for s, p in zip(_AT_ZERO, powers, strict=True))
-            self.roots = jnp.asarray(np.stack([_root(p) for p in [*powers, rest / (1 - sum(_AT_ZERO))]]), dtype)
+            self.roots = jnp.asarray(
+                np.stack([symmetric_root(p) for p in [*powers, rest / (1 - sum(_AT_ZERO))]]), dtype
+            )
 
     @classmethod
     def exact(cls, correlation: Array) -> "SignCovariance":
@@ -146,8 +150,3 @@ def _coefficient(n: int, a: Any) -> Any:
     for k in range(n - 1):
         before, here = here, -a * here - k * before
     return 2 * jnp.exp(-0.5 * a**2) / math.sqrt(2 * math.pi) * here
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

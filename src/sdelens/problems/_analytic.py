@@ -7,10 +7,11 @@ import numpy as np
 from jax import Array
 
 from sdelens import _check
-from sdelens._tree import Layout, column, flatten_parameters, sum_coordinates
+from sdelens._matrix import times
+from sdelens._tree import Layout, flatten_parameters, sum_coordinates
 from sdelens.problems._base import AbstractProblem
 
-__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock", "curvature_and_start", "plain", "times", "vector_layout"]
+__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock", "curvature_and_start", "plain", "vector_layout"]
 
 
 class Quadratic(AbstractProblem):
@@ -187,11 +188,6 @@ def _separable_infimum(curvature: np.ndarray, lam: float, xi: float) -> float:
         points = np.array([0.0, *[r.real for r in np.roots([lam, -xi, h]) if abs(r.imag) < 1e-12]])
         total += float(np.min(0.5 * h * points**2 + 0.25 * lam * points**4 - xi / 3 * points**3))
     return total
-
-
-def times(curvature: Array, x: Array) -> Array:
-    """Curvature, diagonal or a matrix, times x of shape (d,) or (d, P)."""
-    return column(curvature, x) * x if curvature.ndim == 1 else jnp.matmul(curvature, x, precision="highest")
 
 
 def vector_layout(start: Array) -> Layout:

@@ -7,8 +7,9 @@ import numpy as np
 from jax import Array
 
 from sdelens import _check
+from sdelens._matrix import symmetric_root, times
 from sdelens._tree import Layout, column, sum_coordinates
-from sdelens.problems._analytic import curvature_and_start, plain, times, vector_layout
+from sdelens.problems._analytic import curvature_and_start, plain, vector_layout
 from sdelens.problems._base import AbstractProblem
 
 __all__ = ["LinearRegression"]
@@ -85,7 +86,8 @@ class LinearRegression(AbstractProblem):
         rng, dtype = np.random.default_rng(self._seed), self.start.dtype
         covariance, solution = (np.asarray(a, np.float64) for a in (self.design_covariance, self.solution))
         normal = rng.standard_normal((samples, len(solution)))
-        features = normal * np.sqrt(covariance) if covariance.ndim == 1 else normal @ _root(covariance)
+        root = symmetric_root(covariance)
+        features = normal * root if root.ndim == 1 else normal @ root
         labels = features @ solution + self.label_noise * rng.standard_normal(samples)
         minimiser = np.linalg.lstsq(features, labels, rcond=None)[0]
         self._infimum = 0.5 * float(np.mean((features @ minimiser - labels) ** 2))
@@ -133,10 +135,3 @@ class LinearRegression(AbstractProblem):
             "start": plain(self.start),
         }
         return described if self.samples is None else described | {"samples": self.samples, "seed": self._seed}
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """The symmetric root of a positive semi-definite matrix."""
-    values, vectors = np.linalg.eigh(matrix)
-    root: np.ndarray = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return root

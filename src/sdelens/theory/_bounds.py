@@ -15,7 +15,6 @@ from sdelens.case import Case, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.schedules import Limits
 from sdelens.theory._constants import constants
 from sdelens.theory._drafts import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
 
@@ -94,8 +93,8 @@ def loss_bound(
     | phase 2 | Δ = m/(√2σ) + ημm²/(4σ²), L_τ − μd(q⁻)² for L_τ | the same |
     | phase 3 | Δ = √(2/π)/σ + (η/π)μ/σ²; SignSGD exceeds it, by up to 1.4 times | Δ = erf(1)/(√2σ) |
     | any start | | Δ = e(s̄)/(s̄σ), s̄ = max(√2, max \|∂f(x₀)\|/σ), any unimodal law |
-    | RMSpropW | rate 2μ/σ + θ(1 + μ/L), drive L_τ, for Σ = σ²I and x* = 0 | the same, with its step of finite size |
-    | AdamW | limit as t → ∞ alone: (ηL_τ/2)·σL/(2μL + σθ(L + μ)) | the same, with its step of finite size |
+    | RMSpropW | rate 2μ/σ + θ(1 + μ/L), drive L_τ, for Σ = σ²I and x* = 0 | the same, its step finite, v fluctuating |
+    | AdamW | limit as t → ∞ alone: (ηL_τ/2)·σL/(2μL + σθ(L + μ)) | the same, likewise |
 
     where phases 2, 3 and any start mean S₀e^{−2μΔt} + (ηL_τ/4μΔ)(1 − e^{−2μΔt}), step by step in the algorithm's form.
     On a curvature that is not diagonal SignSGD's step also couples coordinates: L_τ becomes the largest sᵀ∇²f s over
@@ -156,9 +155,8 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
     if not failing and infimum is not None:
         start = float(case.problem.loss(case.problem.start)) - infimum
         lasting = optimizer.schedule is None or optimizer.schedule.limits.lasts is True
-        if (
-            draft.root == 0 and lasting and draft.valid_until == math.inf
-        ):  # h ≤ 1, so that the bound at constant learning rate is one
+        if draft.root == 0 and lasting and draft.valid_until == math.inf:
+            # h ≤ 1, so that the bound at constant learning rate is one.
             asymptote = infimum + 0.5 * lr * draft.drive / (draft.rate * (1 - lr * draft.quadratic))
         if draft.late_only:
             reason = draft.late_only
@@ -183,7 +181,7 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
         reason,
         form,
         phase,
-        None if reason and failing else vanishes,
+        None if failing else vanishes,
         condition,
         title,
     )
@@ -241,10 +239,10 @@ def _passed(optimizer: Optimizer, times: np.ndarray, lr: float) -> np.ndarray:
 def _vanishing(optimizer: Optimizer) -> tuple[bool | None, str]:
     if optimizer.name not in ("sgd", "signsgd"):
         return None, ""
-    limits = Limits(False, True) if optimizer.schedule is None else optimizer.schedule.limits
-    both = None if None in limits else all(limits)
     if optimizer.schedule is None:
         return False, ""
+    limits = optimizer.schedule.limits
+    both = None if None in limits else all(limits)
     says = {True: "yes", False: "no", None: "not known"}
     return both, (
         f"The loss goes to its infimum if the schedule h → 0 (here: {says[limits.vanishes]}) and the integral of h "

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from sdelens._matrix import times
 from sdelens.optimizers import AdamW, Optimizer, RMSpropW, SignSGD, State, precondition
-from sdelens.theory._moments import LinearGradient, apply, congruent, diagonal, rows, transpose
+from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, transpose
 
-__all__ = ["Moments", "Record", "advance", "fluctuation", "propagate", "start_moments"]
+__all__ = ["Moments", "Record", "advance", "fluctuation", "propagate", "share_of_root", "start_moments"]
 
 _LEAST = 0.05
 """Least factor of the mean of m/√v; at the first steps under very heavy tails the expansion has no meaning."""
@@ -74,8 +75,8 @@ def start_moments(model: LinearGradient, state: State, spread: Array, optimizer:
         return Moments(x, spread, v=state.v, **known)
     xm = mm = jnp.zeros_like(spread)
     if optimizer.v0 == "second-moment":  # m = ∇f(x)
-        product = apply(model.curvature, spread)
-        xm, mm = transpose(product), apply(model.curvature, transpose(product))
+        product = times(model.curvature, spread)
+        xm, mm = transpose(product), times(model.curvature, transpose(product))
     return Moments(x, spread, state.m, xm, mm, state.v, count=state.count, **known)
 
 
@@ -83,10 +84,10 @@ def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -
     """Moments after step k."""
     rate = optimizer.lr * optimizer.multiplier(k)
     keep = 1 - rate * optimizer.decay_rate
-    grad, product = model.gradient(y.x), apply(model.curvature, y.xx)
+    grad, product = model.gradient(y.x), times(model.curvature, y.xx)
     if isinstance(optimizer, SignSGD):
         signs = model.signs(y.x, y.xx)
-        pull = apply(signs.jacobian, y.xx)
+        pull = times(signs.jacobian, y.xx)
         # |Cov(sign, x)|² is at most the product of the variances, also where E sign is an approximation.
         most = jnp.sqrt(jnp.maximum(diagonal(y.xx) * diagonal(signs.covariance), 0))
         pull = rows(most / jnp.maximum(jnp.abs(diagonal(pull)), jnp.maximum(most, jnp.finfo(most.dtype).tiny)), pull)
@@ -105,10 +106,8 @@ def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -
         b1 = optimizer.b1
         first, second = (-jnp.expm1(steps * jnp.log(b)) for b in (b1, optimizer.b2))
     total = diagonal(noise) + model.gradient_variance(product)
-    pull, spread = fluctuation(y.v, y.vv, y.lean / first, y.own / first, total)
-    root = jnp.sqrt(y.v / second)
-    share = root / (root + jnp.maximum(optimizer.eps, jnp.finfo(root.dtype).tiny))  # a constant divisor fluctuates not
-    pull, spread = 1 + share * (pull - 1), 1 + share * (spread - 1)
+    share = share_of_root(y.v / second, optimizer.eps)
+    pull, spread = fluctuation(y.v, y.vv, y.lean / first, y.own / first, total, share)
     p = precondition(rates / first, y.v / second, optimizer.eps) * pull
     noise = congruent(jnp.sqrt(spread) / pull, noise)
     if isinstance(optimizer, RMSpropW):
@@ -116,7 +115,15 @@ def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -
     return _like(y, _advance_pair(model, b1, y, keep, p, (grad, product, noise)))
 
 
-def fluctuation(v: Array, vv: Array, lean: Array, own: Array, total: Array) -> tuple[Array, Array]:
+def share_of_root(v: Array, eps: Any) -> Array:
+    """√v/(√v + ε): the part of the divisor that fluctuates."""
+    root = jnp.sqrt(v)
+    return root / (root + jnp.maximum(eps, jnp.finfo(root.dtype).tiny))
+
+
+def fluctuation(
+    v: Array, vv: Array, lean: Array, own: Array, total: Array, share: Array | float = 1.0
+) -> tuple[Array, Array]:
     r"""What the fluctuation of v does to m/√v: factors F of its mean and N of the variance of its noise.
 
     With r = Var v/(E v)², to first order in the weights of single gradients
@@ -133,13 +140,15 @@ def fluctuation(v: Array, vv: Array, lean: Array, own: Array, total: Array) -> t
         lean: as in `Moments`, u the weights in m̂, which add up to 1.
         own: likewise.
         total: Var g.
+        share: by which both differ from 1 the less, where the divisor is √v + ε.
     """
     tiny = jnp.finfo(v.dtype).tiny
     ratio, safe = vv / jnp.maximum(v**2, tiny), jnp.maximum(v, tiny)
     pull = (1 + ratio) ** 0.375 - lean / safe * (1 + ratio) ** -0.3
     spread = 1 + ratio - own / jnp.maximum(safe * total, tiny)
     known = jnp.isfinite(ratio) & jnp.isfinite(own) & (v > 0)
-    return jnp.where(known, jnp.maximum(pull, _LEAST), 1), jnp.where(known, jnp.maximum(spread, 0), 1)
+    pull, spread = (jnp.where(known, jnp.maximum(a, least), 1) for a, least in ((pull, _LEAST), (spread, 0)))
+    return 1 + share * (pull - 1), 1 + share * (spread - 1)
 
 
 def _advance_squares(
@@ -149,7 +158,7 @@ def _advance_squares(
     grad, product, noise = gradient
     b1, b2 = getattr(optimizer, "b1", 0.0), optimizer.b2
     variance, own = model.gradient_variance(product), diagonal(noise)
-    lean, fourth = model.square_moments(y.x, y.xx, grad, variance, own)
+    lean, fourth = model.square_moments(y.x, grad, variance, own)
     fresh = (1 - b1) * (1 - b2)
     return y._replace(
         v=b2 * y.v + (1 - b2) * (grad**2 + variance + own),
@@ -165,7 +174,7 @@ def _advance_alone(
     """One step of x ← αx − pg."""
     grad, product, noise = gradient
     moved = keep * y.xx - rows(p, product)  # A S
-    moved = keep * transpose(moved) - rows(p, apply(model.curvature, transpose(moved)))  # A S Aᵀ
+    moved = keep * transpose(moved) - rows(p, times(model.curvature, transpose(moved)))  # A S Aᵀ
     return y._replace(x=keep * y.x - p * grad, xx=_even(moved) + congruent(p, noise))
 
 
@@ -177,7 +186,7 @@ def _advance_pair(
 
     def factor(x: Array, m: Array, product: Array | None = None) -> tuple[Array, Array]:
         """The pair's linear map without noise, of columns x and m."""
-        product = apply(model.curvature, x) if product is None else product
+        product = times(model.curvature, x) if product is None else product
         m = b1 * m + (1 - b1) * product
         return keep * x - rows(p, m), m
 

@@ -21,6 +21,7 @@ from sdelens.theory._closure import fluctuation
 from sdelens.theory._constants import Constants
 from sdelens.theory._moments import excess_kurtosis
 from sdelens.theory._phases import BOUNDARIES, boundary_slope, signal
+from sdelens.theory._stationary import pair_at_rest
 
 _GENTLE = 0.1
 
@@ -64,6 +65,7 @@ class Draft:
 
 
 def assume_convex(draft: Draft, problem: AbstractProblem, known: Constants) -> None:
+    """What every bound assumes of the loss."""
     numbers = f"mu = {known.convexity:.4g}, L = {known.smoothness:.4g}, tr = {known.trace:.4g} ({known.source})"
     convex = known.convexity > 0
     draft.assume("strongly convex and smooth", (True if known.exact else None) if convex else False, numbers)
@@ -83,6 +85,7 @@ def _assume_constant(draft: Draft, noise: AbstractNoise) -> bool:
 
 
 def of_sgd(draft: Draft, case: Case, known: Constants, form: str) -> None:
+    """Rate, drive and assumptions for SGD."""
     _assume_plain(draft, case)
     if _assume_constant(draft, case.noise):
         largest = _largest_variance(case)
@@ -97,6 +100,7 @@ def of_sgd(draft: Draft, case: Case, known: Constants, form: str) -> None:
 
 
 def of_signsgd(draft: Draft, case: Case, known: Constants, form: str, phase: int | None) -> int | None:
+    """Those for SignSGD, and the phase that the bound is of."""
     noise, lr = case.noise, float(case.optimizer.lr)
     _assume_plain(draft, case)
     if not _assume_constant(draft, noise):
@@ -197,7 +201,7 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
         draft.drive = known.box
     if form == "algorithm":
         excess = _step_excess(optimizer, mu, smooth, scale)
-        stable = 0 < excess < math.inf
+        stable = excess < math.inf
         draft.assume("stable", stable, "the frozen recursion comes to rest" if stable else "lr is too large")
         draft.quadratic = (1 - 1 / excess) / lr if stable else 0.0
         pull, spread = _of_fluctuation(draft, case)
@@ -233,13 +237,10 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
 
 def _step_excess(optimizer: Any, mu: float, smooth: float, scale: float) -> float:
     """Largest ratio, over curvatures from μ to L, of the frozen recursion's variance at rest to the SDE's (η/2)/k."""
-    lr, theta, b1 = float(optimizer.lr), float(optimizer.decay_rate), float(getattr(optimizer, "b1", 0.0))
+    lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
     pull = np.linspace(mu, smooth, 65) / scale
-    bottom = 2 * (1 + b1) - lr * pull * (1 - b1) - lr * theta * (1 + b1)
-    if (bottom <= 0).any() or 1 + b1 - b1 * lr * theta <= 0:
-        return math.inf
-    exact = (1 - b1) * (1 + b1 - b1 * lr * theta) / ((1 - b1 + b1 * lr * theta) * bottom)
-    return float(max(1.0, (2 * exact).max()))
+    own = pair_at_rest(pull, lr, theta, float(getattr(optimizer, "b1", 0.0)))
+    return float(max(1.0, (own / (0.5 * lr / (pull + theta))).max()))
 
 
 def _start_signal(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -270,11 +271,14 @@ def _largest_variance(case: Case) -> float:
 def _is_unimodal(case: Case) -> bool:
     start = case.problem.start
     scale = jnp.asarray(_scales(case), start.dtype)
-    at = scale[:, None] * jnp.linspace(0, 8, 200, dtype=start.dtype) if start.size <= 4096 else None
-    if at is None:
-        at, start = scale[:64, None] * jnp.linspace(0, 8, 200, dtype=start.dtype), start[:64]
-    density = np.asarray(case.noise.density(at, start[:, None]), np.float64)
-    return bool((np.diff(density, axis=1) <= 1e-5 * density.max()).all())
+    levels = (case.noise.density(level * scale, start) for level in np.linspace(0, 8, 200, dtype=np.float32))
+    densities = (np.broadcast_to(np.asarray(density, np.float64), start.shape) for density in levels)
+    inner = peak = next(densities)
+    for outer in densities:
+        if (outer > inner + 1e-5 * peak.max()).any():
+            return False
+        inner = outer
+    return True
 
 
 def _first_exit(case: Case, known: Constants, grad: np.ndarray, boundary: float) -> float:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from sdelens._matrix import times
 from sdelens.noise import AbstractNoise, LaplaceNoise, StudentTNoise, SumNoise, UniformNoise
 from sdelens.noise._gaussian import VaryingMatrix
 from sdelens.noise._minibatch import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
@@ -25,7 +26,6 @@ __all__ = [
     "MAX_DENSE",
     "LinearGradient",
     "SignMoments",
-    "apply",
     "congruent",
     "diagonal",
     "excess_kurtosis",
@@ -41,31 +41,22 @@ _HERMITE = np.polynomial.hermite_e.hermegauss(48)
 _MANY = 4096
 
 
-def apply(curvature: Array, covariance: Array) -> Array:
-    """H S."""
-    if curvature.ndim == covariance.ndim == 1:
-        return curvature * covariance
-    if curvature.ndim == 1:
-        return curvature[:, None] * covariance
-    return jnp.matmul(curvature, covariance, precision="highest")
-
-
-def rows(factor: Array, covariance: Array) -> Array:
+def rows(factor: Any, covariance: Any) -> Any:
     """diag(p) S."""
     return factor * covariance if covariance.ndim == 1 else factor[:, None] * covariance
 
 
-def transpose(covariance: Array) -> Array:
+def transpose(covariance: Any) -> Any:
     """Sᵀ."""
     return covariance if covariance.ndim == 1 else covariance.T
 
 
-def diagonal(covariance: Array) -> Array:
+def diagonal(covariance: Any) -> Any:
     """Diagonal of S."""
-    return covariance if covariance.ndim == 1 else jnp.diagonal(covariance)
+    return covariance if covariance.ndim == 1 else covariance.diagonal()
 
 
-def congruent(factor: Array, covariance: Array) -> Array:
+def congruent(factor: Any, covariance: Any) -> Any:
     """diag(p) S diag(p)."""
     return rows(factor, transpose(rows(factor, covariance)))
 
@@ -101,12 +92,11 @@ class LinearGradient(eqx.Module):
 
     def gradient(self, mean: Array) -> Array:
         """E ∇f, shape (d,)."""
-        off = mean - self.minimiser
-        return self.curvature * off if self.curvature.ndim == 1 else apply(self.curvature, off[:, None])[:, 0]
+        return times(self.curvature, mean - self.minimiser)
 
     def gradient_covariance(self, product: Array) -> Array:
         """Cov ∇f = HSH, from H S."""
-        return apply(self.curvature, transpose(product))
+        return times(self.curvature, transpose(product))
 
     def gradient_variance(self, product: Array) -> Array:
         """Diagonal of HSH from H S, shape (d,)."""
@@ -114,7 +104,7 @@ class LinearGradient(eqx.Module):
 
     def loss(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
         """Mean and variance of f, exact for normal x."""
-        off, grad, product = mean - self.minimiser, self.gradient(mean), apply(self.curvature, covariance)
+        off, grad, product = mean - self.minimiser, self.gradient(mean), times(self.curvature, covariance)
         expected = self.infimum + 0.5 * (off @ grad + jnp.sum(diagonal(product)))
         spread = covariance * grad**2 if covariance.ndim == 1 else grad * jnp.matmul(covariance, grad)
         return expected, 0.5 * jnp.sum(product * transpose(product)) + jnp.sum(spread)
@@ -142,16 +132,13 @@ class LinearGradient(eqx.Module):
         variance = jnp.broadcast_to(noise.variance(mean), mean.shape).astype(mean.dtype)
         return variance if covariance.ndim == 1 else jnp.diag(variance)
 
-    def square_moments(
-        self, mean: Array, covariance: Array, grad: Array, variance: Array, noise: Array
-    ) -> tuple[Array, Array]:
+    def square_moments(self, mean: Array, grad: Array, variance: Array, noise: Array) -> tuple[Array, Array]:
         """Cov(g, g²)/(2 E g) and Var g² of every coordinate, shape (d,); infinite where there is no fourth moment.
 
         With the cumulants T, k₃, k₄ of g: T + k₃/(2u) and k₄ + 2T² + 4u²T + 4uk₃.
 
         Args:
             mean: E x.
-            covariance: Cov x.
             grad: u = E ∇f.
             variance: of ∇f.
             noise: of the noise.
@@ -169,7 +156,7 @@ class LinearGradient(eqx.Module):
 
     def signs(self, mean: Array, covariance: Array) -> SignMoments:
         """Moments of sign(g)."""
-        grad, product = self.gradient(mean), apply(self.curvature, covariance)
+        grad, product = self.gradient(mean), times(self.curvature, covariance)
         if isinstance(self.noise, RegressionNoise):
             return self._regression_signs(grad, mean, covariance, product)
         if self.noise.normal:
@@ -199,7 +186,11 @@ class LinearGradient(eqx.Module):
         if isinstance(self.noise, ScaledNoise):
             sd = jnp.sqrt(jnp.maximum(spread, 0))
             wide = sd > self.noise.scale
-            other = self._over_noise(grad, jnp.where(wide, sd, 1), mean)
+            other = lax.cond(
+                wide.any(),
+                lambda: self._over_noise(grad, jnp.where(wide, sd, 1), mean),
+                lambda: (jnp.zeros_like(grad), jnp.zeros_like(grad)),
+            )
             sign, slope = (jnp.where(wide, b, a) for a, b in zip((sign, slope), other, strict=True))
         own = (1 - sign) * (1 + sign)
         if product.ndim == 1:

@@ -12,14 +12,23 @@ from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 from scipy.stats import multivariate_normal
 
 from sdelens import _check
+from sdelens._matrix import times
 from sdelens._names import FORMS
 from sdelens._output import text_table
 from sdelens.case import Case, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.theory._closure import Moments, advance, fluctuation
-from sdelens.theory._moments import MAX_DENSE, LinearGradient, SignMoments, apply, diagonal, linear_gradient
+from sdelens.theory._closure import Moments, advance, fluctuation, share_of_root
+from sdelens.theory._moments import (
+    MAX_DENSE,
+    LinearGradient,
+    SignMoments,
+    congruent,
+    diagonal,
+    linear_gradient,
+    rows,
+)
 from sdelens.theory._predict import require_variance
 
 __all__ = ["Stationary", "stationary"]
@@ -123,7 +132,7 @@ def stationary(
       (η/2)/(b + θ + ηb²/2); RMSpropW and AdamW (η/2)/k.
     - ``"algorithm"``: of the optimizer itself, where the closure of `predict` is at rest. SGD ησ²/(κ(2 − ηκ)), κ = λ +
       θ, which is exact; SignSGD η²/(1 − α² + 2αηJ(s)), s the variance itself; RMSpropW and AdamW with P² = E g², noise
-      and gradient, and the momentum in full.
+      and gradient, the momentum in full, and what the fluctuation of v does.
 
     Matrices satisfy Lyapunov's equation, in continuous time for the paper's form and in discrete time for the
     algorithm's. Measured against simulation (λ = ½…5, σ = ½…2, η = .01, β₂ = .999) the algorithm's variances are within
@@ -185,8 +194,8 @@ def _of_paper(model: LinearGradient, optimizer: Optimizer) -> tuple[np.ndarray, 
         pull, drive = (np.asarray(a, np.float64) for a in (moments.jacobian, moments.covariance))
     else:
         drive = np.asarray(model.noise_covariance(at, none, none), np.float64)
-        scale = np.ones(len(at)) if isinstance(optimizer, SGD) else np.sqrt(_diagonal(drive)) + float(optimizer.eps)  # type: ignore[attr-defined]
-        pull, drive = _rows(1 / scale, curvature), _rows(1 / scale, _rows(1 / scale, drive).T)
+        scale = np.ones(len(at)) if isinstance(optimizer, SGD) else np.sqrt(diagonal(drive)) + float(optimizer.eps)  # type: ignore[attr-defined]
+        pull, drive = rows(1 / scale, curvature), congruent(1 / scale, drive)
     mean = _solve(pull, theta, pull @ np.asarray(at) if pull.ndim == 2 else pull * np.asarray(at))
     if not isinstance(optimizer, SignSGD):
         return mean, _continuous(pull, theta, lr * drive)
@@ -263,16 +272,16 @@ def _linear_rest(
     """Rest of SGD, RMSpropW or AdamW given E Σ and E v at a mean and covariance."""
     dtype = model.minimiser.dtype
     mu, s = jnp.asarray(mean, dtype), jnp.asarray(spread, dtype)
-    product = apply(model.curvature, s)
+    product = times(model.curvature, s)
     noise = model.noise_covariance(mu, s, product)
     curvature, at = np.asarray(model.curvature, np.float64), np.asarray(model.minimiser, np.float64)
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
-    scale, spread = np.ones(len(at)), np.ones(len(at))
+    scale, share = np.ones(len(at)), np.ones(len(at))
     if isinstance(optimizer, RMSpropW | AdamW):
-        square, factor, spread = _second_moment(model, optimizer, mu, s)
+        square, factor, share = _second_moment(model, optimizer, mu, s)
         scale = (np.sqrt(square) + float(optimizer.eps)) / factor
-    pull = _rows(1 / scale, curvature)
-    drive = _rows(spread / scale, _rows(spread / scale, np.asarray(noise, np.float64)).T)
+    pull = rows(1 / scale, curvature)
+    drive = congruent(share / scale, np.asarray(noise, np.float64))
     centre = _solve(pull, theta, pull @ at if pull.ndim == 2 else pull * at)
     b1 = float(getattr(optimizer, "b1", 0.0))
     return centre, _discrete_pair(pull, lr, theta, b1, drive, optimizer)
@@ -283,15 +292,13 @@ def _second_moment(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """E v at rest, the factor F of the mean of m/√v, and √N/F of its noise; see `fluctuation`."""
     b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
-    product, grad = apply(model.curvature, covariance), model.gradient(mean)
+    product, grad = times(model.curvature, covariance), model.gradient(mean)
     own = diagonal(model.noise_covariance(mean, covariance, product))
     variance = model.gradient_variance(product)
-    lean, fourth = model.square_moments(mean, covariance, grad, variance, own)
+    lean, fourth = model.square_moments(mean, grad, variance, own)
     weight, v = (1 - b1) * (1 - b2) / (1 - b1 * b2), grad**2 + variance + own
-    factor, noise = fluctuation(v, (1 - b2) / (1 + b2) * fourth, weight * lean, weight * fourth, variance + own)
-    root = jnp.sqrt(v)
-    share = root / (root + jnp.maximum(optimizer.eps, jnp.finfo(root.dtype).tiny))
-    factor, noise = 1 + share * (factor - 1), 1 + share * (noise - 1)
+    fluctuating = (v, (1 - b2) / (1 + b2) * fourth, weight * lean, weight * fourth, variance + own)
+    factor, noise = fluctuation(*fluctuating, share_of_root(v, optimizer.eps))
     found = [np.asarray(a, np.float64) for a in (v, factor, noise)]
     return found[0], found[1], np.sqrt(found[2]) / found[1]
 
@@ -302,12 +309,10 @@ def _discrete_pair(
     """Cov x at rest of x ← (1 − ηθ)x − ηn, n ← β₁n + (1 − β₁)(Px + z) with Cov z `drive`; n is P⁻¹m."""
     c, keep = 1 - b1, 1 - lr * theta
     if pull.ndim == 1:
-        # The stationary covariance of the pair, its 3 equations solved (β₁ = 0: η/(k(2 − ηk)) times drive).
-        k = pull + theta
-        bottom = 2 * (1 + b1) - lr * pull * c - lr * theta * (1 + b1)
-        if (bottom <= 0).any():
+        variance = drive * pair_at_rest(pull, lr, theta, b1)
+        if not np.isfinite(variance).all():
             raise _unstable(optimizer)
-        return lr * drive * c * (1 + b1 - b1 * lr * theta) / (k * (c + b1 * lr * theta) * bottom)
+        return variance
     dim = len(pull)
     one = np.eye(dim)
     if b1 == 0:
@@ -317,6 +322,20 @@ def _discrete_pair(
         share = np.concatenate([-lr * c * one, c * one])
         noise = share @ drive @ share.T
     return _discrete(factor, noise, optimizer)[:dim, :dim]
+
+
+def pair_at_rest(pull: np.ndarray, lr: float, theta: float, b1: float) -> np.ndarray:
+    """Var x at rest of that pair for one coordinate and Var z = 1: the 3 equations solved; infinite if unstable.
+
+    η(1 − β₁)(1 + β₁ − β₁ηθ)/{k(1 − β₁ + β₁ηθ)[2(1 + β₁) − ηP(1 − β₁) − ηθ(1 + β₁)]}, k = P + θ: η/(k(2 − ηk)) at β₁ =
+    0.
+    """
+    c = 1 - b1
+    top, bottom = 1 + b1 - b1 * lr * theta, 2 * (1 + b1) - lr * pull * c - lr * theta * (1 + b1)
+    stable = (bottom > 0) & (top > 0)
+    return np.where(
+        stable, lr * c * top / ((pull + theta) * (c + b1 * lr * theta) * np.where(stable, bottom, 1)), np.inf
+    )
 
 
 def _sign_rest(
@@ -379,14 +398,6 @@ def _solve(pull: np.ndarray, theta: float, right: np.ndarray) -> np.ndarray:
     if pull.ndim == 1:
         return right / (pull + theta)
     return np.linalg.solve(pull + theta * np.eye(len(pull)), right)
-
-
-def _rows(factor: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return factor * matrix if matrix.ndim == 1 else factor[:, None] * matrix
-
-
-def _diagonal(matrix: np.ndarray) -> np.ndarray:
-    return matrix if matrix.ndim == 1 else np.diag(matrix)
 
 
 def _even(matrix: np.ndarray) -> np.ndarray:
