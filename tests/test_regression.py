@@ -186,7 +186,7 @@ def test_larger_batches():
         (lambda: sl.MinibatchNoise(2.5), "batch_size: got 2.5"),
         (
             lambda: sl.simulate(sl.Quadratic([1.0]), sl.MinibatchNoise(2), sl.SGD(0.1), steps=2),
-            "known for sl.LinearRegression",
+            "need a problem with examples",
         ),
         (
             lambda: sl.simulate(problem(), sl.MinibatchNoise(2) + sl.GaussianNoise(1.0), sl.SGD(0.1), steps=2),

@@ -12,6 +12,7 @@ from sdelens.statistics import BUCKETS, QUANTILE_ERROR, Summary, merge, observe,
 def summary_of(loss, x, alive, first, groups):
     record = observe(
         jnp.asarray(loss),
+        -2 * jnp.asarray(loss)[None],
         jnp.asarray(loss) * 0 + 2,
         jnp.asarray(x),
         jnp.asarray(x),
@@ -22,7 +23,7 @@ def summary_of(loss, x, alive, first, groups):
         0,
     )
     wide = [np.asarray(leaf)[None] for leaf in record]
-    return Summary(*[a.astype(np.float64) if a.dtype != np.int32 else a for a in wide])
+    return Summary(*[a.astype(np.float64) if a.dtype != np.int32 else a for a in wide], ends=np.zeros((0, 0)))
 
 
 @settings(max_examples=40, deadline=None)

@@ -4,6 +4,8 @@ from typing import Any, Final
 
 __all__ = [
     "ACCUMULATOR_STARTS",
+    "BATCH_COVARIANCES",
+    "BATCH_SIGNS",
     "BIAS_CORRECTIONS",
     "DATASETS",
     "DECAYS",
@@ -13,6 +15,7 @@ __all__ = [
     "MODELS",
     "NETWORKS",
     "NOISES",
+    "OBSERVABLES",
     "ON_REQUEST",
     "OPTIMIZERS",
     "PROBLEMS",
@@ -69,6 +72,13 @@ FORMS: Final = {
     "algorithm": "what holds for the discrete optimizer itself",
     "paper": "what arXiv 2411.15958 states, of its SDE",
 }
+OBSERVABLES: Final = {
+    "norm": "‖x‖",
+    "grad_norm": "‖∇f‖",
+    "noise_trace": "tr Σ, the noise's total variance",
+}
+BATCH_COVARIANCES: Final = ("exact", "diagonal")
+BATCH_SIGNS: Final = ("edgeworth", "normal", "sampled")
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
 DECAYS: Final = ("coupled", "independent")
 ACCUMULATOR_STARTS: Final = ("second-moment", "zero")

@@ -8,6 +8,7 @@ split into leaves. Written in element-wise operations with paths on the last axi
 arithmetic around it, which makes a normal draw 2-3 times cheaper on a CPU than `jax.random.normal`.
 """
 
+import math
 import zlib
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ __all__ = ["Stream", "stream_key", "threefry2x32"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+_FEISTEL_ROUNDS = 12
+_SORT_UP_TO = 64
 Words = tuple[Any, Any]
 
 
@@ -54,7 +57,7 @@ class Stream(NamedTuple):
     key: Array
     paths: Array
 
-    def at(self, step: Array | int, substep: Array | int | np.integer = 0) -> "Stream":
+    def at(self, step: Array | int | np.integer, substep: Array | int | np.integer = 0) -> "Stream":
         """The stream of one step and substep; its draws are independent of all others'."""
         counter = (jnp.asarray(step).astype(jnp.uint32), jnp.asarray(substep).astype(jnp.uint32))
         return self._replace(key=jnp.stack(threefry2x32((self.key[0], self.key[1]), counter)))
@@ -79,6 +82,50 @@ class Stream(NamedTuple):
             return self.uniform(size, dtype, 2 * lane), self.uniform(size, dtype, 2 * lane + 1)
         first, second = self.bits(size, lane)
         return _unit(first).astype(dtype), _unit(second).astype(dtype)
+
+    def integers(self, size: int, below: int, lane: int | Array = 0) -> Array:
+        """Uniform on 0, …, below − 1, int32 of shape (size, P); the probabilities differ by at most below/2³²."""
+        return (self.bits(size, lane)[0] % np.uint32(below)).astype(jnp.int32)
+
+    def permutation(self, positions: Array, below: int) -> Array:
+        """Values of one random permutation of 0, …, below − 1 per path at some positions, int32.
+
+        Of up to 64 numbers, the order of as many random words. Above, an additive Feistel network on the pairs (left,
+        right) of a grid of at least `below` cells, whose values outside 0, …, below − 1 are put through it again (Black
+        and Rogaway 2002): any position costs the same, and nothing of the size of the permutation is ever made.
+
+        Args:
+            positions: in 0, …, below − 1, of shape (m,), or (m, P) of their own for every path.
+            below: size of the permuted set.
+
+        Returns:
+            Shape (m, P).
+        """
+        wide = positions[:, None] if positions.ndim == 1 else positions
+        wide = jnp.broadcast_to(wide, (positions.shape[0], self.paths.shape[0]))
+        if below <= _SORT_UP_TO:
+            order = jnp.argsort(self.bits(below)[0], axis=0).astype(jnp.int32)
+            return jnp.take_along_axis(order, wide, axis=0)
+        columns = math.isqrt(below - 1) + 1
+        rows = -(-below // columns)
+
+        def mixed(half: Array, turn: int, size: int) -> Array:
+            key = threefry2x32((self.key[0], self.key[1]), (jnp.uint32(turn), jnp.uint32(0xFE15E1)))
+            return threefry2x32(key, (self.paths[None, :], half))[0] % np.uint32(size)
+
+        def once(value: Array) -> Array:
+            left, right = value // columns, value % columns
+            for turn in range(0, _FEISTEL_ROUNDS, 2):
+                left = (left + mixed(right, turn, rows)) % rows
+                right = (right + mixed(left, turn + 1, columns)) % columns
+            return left * columns + right
+
+        def outside(value: Array) -> Array:
+            return (value >= below).any()
+
+        value = once(wide.astype(jnp.uint32))
+        value = lax.while_loop(outside, lambda value: jnp.where(value >= below, once(value), value), value)
+        return value.astype(jnp.int32)
 
     def signs(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> Array:
         """±1 with equal probability, shape (size, P): one bit each, coordinate c is bit c mod 64 of block ⌊c/64⌋."""

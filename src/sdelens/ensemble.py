@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sdelens._random import Stream, stream_key
 from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
+from sdelens.observables import Observables
 from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
 
 __all__ = ["Plan", "chunk_size", "path_bytes", "record_steps", "run_ensemble"]
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
         chunk: paths in flight at once.
         keep_paths: number of paths whose whole course is kept.
         devices: the devices to shard over.
+        marginals: coordinates that are kept of every path at the end.
     """
 
     steps: int
@@ -50,6 +52,7 @@ class Plan(NamedTuple):
     chunk: int
     keep_paths: int
     devices: tuple[Any, ...]
+    marginals: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -83,6 +86,7 @@ def run_ensemble(
     offset: float,
     levels: np.ndarray,
     progress: Callable[[int], None] | None = None,
+    observables: Observables | None = None,
 ) -> Summary:
     """Run all paths of `stepper` and return their statistics at the recorded steps.
 
@@ -94,11 +98,14 @@ def run_ensemble(
         offset: subtracted from the loss before quantiles.
         levels: levels of the quantiles, which take the place of the histogram in the summary.
         progress: called with the number of path-steps done since its last call.
+        observables: what is recorded beside the loss.
     """
     summary: Summary | None = None
     one_chunk = plan.paths <= plan.chunk
     for first in range(0, plan.paths, plan.chunk):
-        part = _run_chunk(stepper, plan, seed, stream, offset, first, levels if one_chunk else None, progress)
+        part = _run_chunk(
+            stepper, plan, seed, stream, offset, first, levels if one_chunk else None, progress, observables
+        )
         summary = merge(summary, part)
         summary = summary._replace(kept=summary.kept[:, : plan.keep_paths])
     assert summary is not None
@@ -114,6 +121,7 @@ def _run_chunk(
     first: int,
     levels: np.ndarray | None,
     progress: Callable[[int], None] | None,
+    observables: Observables | None,
 ) -> Summary:
     """Run one chunk; its sketches become quantiles at once if `levels` are given, lest they pile up.
 
@@ -134,7 +142,7 @@ def _run_chunk(
         length = min(length, records - done, buffer)
         begin = time.perf_counter()
         span = _Span(done, length, plan.steps, plan.record_every, offset)
-        carry, out = _segment(stepper, carry, paths, key, span, static, buffer)
+        carry, out = _segment(stepper, observables, carry, paths, key, span, static, buffer)
         part = _to_summary(jax.tree.map(np.asarray, out), length)
         if levels is not None:
             part = part._replace(histogram=quantiles(part.histogram, levels))
@@ -147,7 +155,16 @@ def _run_chunk(
             reported = steps_done
         # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
         length = max(1, min(4 * length, int(length * _SEGMENT_SECONDS / seconds)))
-    return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+    summary = Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+    return summary._replace(ends=_ends(stepper, carry, plan.marginals, counted))
+
+
+def _ends(stepper: Stepper, carry: "_Carry", marginals: tuple[int, ...], counted: int) -> np.ndarray:
+    """The chosen coordinates of every path at the end, shape (paths, M)."""
+    if not marginals:
+        return np.zeros((counted, 0))
+    x = np.asarray(stepper.position(carry.state)[np.array(marginals)])
+    return np.where(np.asarray(carry.alive), x, np.nan).T[:counted].astype(np.float64)
 
 
 def _buffer_records(records: int, kept_numbers: int) -> int:
@@ -187,8 +204,8 @@ def _start(stepper: Stepper, paths: Array, key: Array, total: Any, static: _Stat
     def spread(leaf: Array) -> Array:
         if leaf.ndim == 0:
             return lax.with_sharding_constraint(leaf, sharding(PartitionSpec()))
-        wide = leaf if leaf.ndim == 2 else jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
-        return lax.with_sharding_constraint(wide, sharding(PartitionSpec(None, _AXIS)))
+        wide = leaf if leaf.ndim > 1 else jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
+        return lax.with_sharding_constraint(wide, sharding(_spec(wide)))
 
     state = jax.tree.map(lambda a: spread(jnp.asarray(a)), stepper.init(Stream(key, paths)))
     return _Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(_AXIS))))
@@ -197,6 +214,7 @@ def _start(stepper: Stepper, paths: Array, key: Array, total: Any, static: _Stat
 @partial(jax.jit, static_argnames=("static", "buffer"), donate_argnames=("carry",))
 def _segment(
     stepper: Stepper,
+    observables: Observables | None,
     carry: _Carry,
     paths: Array,
     key: Array,
@@ -210,15 +228,18 @@ def _segment(
     @partial(
         jax.shard_map,
         mesh=static.mesh,
-        in_specs=(PartitionSpec(), by_path, PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec()),
+        in_specs=(PartitionSpec(), PartitionSpec(), by_path, PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec()),
         out_specs=(by_path, PartitionSpec(_AXIS)),
         check_vma=False,
     )
-    def shard(stepper: Stepper, carry: _Carry, paths: Array, key: Array, span: _Span) -> tuple[_Carry, Record]:
+    def shard(
+        stepper: Stepper, observables: Observables | None, carry: _Carry, paths: Array, key: Array, span: _Span
+    ) -> tuple[_Carry, Record]:
         stream = Stream(key, paths)
 
         def advance(k: Array, state: Any) -> Any:
-            _, grad = stepper.evaluate(stepper.position(state))
+            x = stepper.position(state)
+            grad = stepper.evaluate(x)[1] if stepper.needs_gradient else x
             return stepper.step(k, state, grad, stream)
 
         def record(carry: _Carry) -> tuple[_Carry, Record, Array]:
@@ -229,6 +250,7 @@ def _segment(
             alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x))
             observed = observe(
                 loss,
+                x[:0] if observables is None else observables(x, grad),
                 jnp.sqrt(square),
                 x,
                 stepper.observables(carry.state),
@@ -256,7 +278,7 @@ def _segment(
         carry, out = lax.fori_loop(0, span.length, body, (carry, out))
         return carry, jax.tree.map(lambda a: a[None], out)
 
-    return shard(stepper, carry, paths, key, span)
+    return shard(stepper, observables, carry, paths, key, span)
 
 
 def _spec(leaf: Array) -> PartitionSpec:
@@ -273,7 +295,7 @@ def _to_summary(out: Record, length: int) -> Summary:
             name: getattr(record, name).astype(np.float64)
             for name in ("living", "mean", "m2", "grad_norm", "seen_mean", "seen_m2")
         }
-        part = Summary(**floats, histogram=record.histogram, kept=record.kept)
+        part = Summary(**floats, histogram=record.histogram, kept=record.kept, ends=np.zeros((0, 0)))
         summary = merge(summary, part)
     assert summary is not None
     return summary

@@ -16,6 +16,7 @@ from sdelens.case import Case, Estimate, check_subject
 from sdelens.ensemble import Plan, chunk_size, path_bytes, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, EulerMaruyama, Stepper
 from sdelens.noise import AbstractNoise
+from sdelens.observables import Observables, observables_of
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
@@ -40,6 +41,7 @@ class _Experiment:
     models: dict[str, Model]
     plan: Plan
     seed: int
+    observables: Observables
 
     def stepper(self, model: Model) -> Stepper:
         case = self.case
@@ -72,6 +74,8 @@ def simulate(
     increments: str = "gaussian",
     start: Any = None,
     keep_paths: int = 0,
+    observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
+    marginals: int | Sequence[int] | None = None,
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
@@ -97,6 +101,12 @@ def simulate(
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
             that are not given start as the optimizer's ``v0`` says.
         keep_paths: number of paths whose whole course is kept, as ``path_x``.
+        observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
+            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also has
+            functions of your own, from the parameters (your pytree) to a number, and None for the names above:
+            ``{"norm": None, "top": lambda p: p["w"].max()}``.
+        marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
+            `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
         progress: show a bar; by default if standard error is a terminal.
@@ -121,6 +131,8 @@ def simulate(
         increments=increments,
         start=start,
         keep_paths=keep_paths,
+        observables=observables,
+        marginals=marginals,
         chunk=chunk,
         devices=devices,
     )
@@ -143,6 +155,8 @@ def compare(
     increments: str = "gaussian",
     start: Any = None,
     keep_paths: int = 0,
+    observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
+    marginals: int | Sequence[int] | None = None,
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
@@ -173,6 +187,12 @@ def compare(
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
             that are not given start as the optimizer's ``v0`` says.
         keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
+        observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
+            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also has
+            functions of your own, from the parameters (your pytree) to a number, and None for the names above:
+            ``{"norm": None, "top": lambda p: p["w"].max()}``.
+        marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
+            `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
         progress: show a bar; by default if standard error is a terminal.
@@ -203,6 +223,8 @@ def compare(
         increments=increments,
         start=start,
         keep_paths=keep_paths,
+        observables=observables,
+        marginals=marginals,
         chunk=chunk,
         devices=devices,
     )
@@ -243,13 +265,17 @@ def estimate(
         times = []
         for _ in range(2):
             begin = time.perf_counter()
-            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS))
+            own = experiment.observables
+            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS), observables=own)
             times.append(time.perf_counter() - begin)
         scale = (plan.steps + 1) / (few.steps + 1) * plan.paths / few.paths
         seconds += times[0] - times[1] + times[1] * scale
         compiling += times[0] - times[1]
         flight = max(flight, path_bytes(stepper) * plan.chunk)
-    numbers = 12 + plan.groups * 2 + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
+    watched = len(experiment.observables.names)
+    numbers = (
+        12 + plan.groups * (3 + 2 * watched) + 3 * watched + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
+    )
     numbers += plan.keep_paths * problem.dim
     recorded = len(record_steps(plan.steps, plan.record_every))
     results = 8 * numbers * recorded * len(experiment.models)
@@ -259,10 +285,11 @@ def estimate(
 
 def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
     check_subject(problem, noise, optimizer)
-    plan, seed = options.plan(), options.checked_seed()
+    plan, seed = options.plan(problem.dim), options.checked_seed()
     chosen = chosen_models(optimizer, models, options)
     case = Case.checked(problem, noise, optimizer, options.start, plan.steps)
-    experiment = _Experiment(case, chosen, plan, seed)
+    observables = observables_of(options.observables, case.problem, case.noise)
+    experiment = _Experiment(case, chosen, plan, seed, observables)
     for model in chosen.values():  # what cannot be built is refused before anything runs
         experiment.stepper(model)
     if options.chunk is None:
@@ -288,6 +315,7 @@ def _run(experiment: _Experiment, progress: bool | None) -> Result:
                 infimum or 0.0,
                 np.array(LEVELS),
                 lambda done, label=label: report(done, label),  # type: ignore[misc]
+                experiment.observables,
             )
             parts[label] = (summary, time.perf_counter() - begin)
             _warn_of_divergence(label, summary, plan)
@@ -332,7 +360,7 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
     problem, optimizer = case.problem, case.optimizer
     steps = record_steps(plan.steps, plan.record_every)
     offset = problem.infimum or 0.0
-    levels = np.array(LEVELS)
+    levels, names = np.array(LEVELS), list(experiment.observables.names)
     columns: dict[str, tuple[tuple[str, ...], list[np.ndarray]]] = {}
     for summary, _ in parts.values():
         mean, std = summary.overall()
@@ -342,7 +370,8 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
             "loss_mean": (("step",), mean),
             "loss_std": (("step",), std),
             "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
-            "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean).T),
+            "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean[:, 0]).T),
+            "loss_group_m2": (("group", "step"), np.where(empty, np.nan, summary.m2[:, 0]).T),
             "group_paths": (("group", "step"), summary.living.astype(np.int64).T),
             "loss_quantile": (("quantile", "step"), (summary.histogram + offset).T),
             "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
@@ -353,6 +382,16 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
             values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.seen_mean))
             x_var = np.where(alive < 2, np.nan, summary.seen_m2 / np.maximum(alive - 1, 1))
             values["x_var"] = (("step", "coordinate"), x_var)
+        if names:
+            overall = [summary.overall(row) for row in range(1, len(names) + 1)]
+            by_name = ("observable", "step")
+            values["observable_mean"] = (by_name, np.stack([m for m, _ in overall]))
+            values["observable_std"] = (by_name, np.stack([s for _, s in overall]))
+            for name, array in (("mean", summary.mean), ("m2", summary.m2)):
+                groups = np.where(empty[:, None], np.nan, array[:, 1:])
+                values[f"observable_group_{name}"] = (("observable", "group", "step"), groups.transpose(1, 2, 0))
+        if plan.marginals:
+            values["end_x"] = (("end_path", "marginal"), summary.ends)
         if plan.keep_paths:
             values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
         for name, (dims, array) in values.items():
@@ -364,6 +403,8 @@ def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -
         "quantile": levels,
         "group": np.arange(plan.groups),
     }
+    coordinates |= {"observable": names} if names else {}
+    coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
     attributes = _attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()})
     variables = {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}
     return xr.Dataset(variables, coordinates, attributes)
@@ -382,6 +423,7 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "seed": experiment.seed,
         "record_every": plan.record_every,
         "keep_paths": plan.keep_paths,
+        "observables": experiment.observables.describe(),
     }
     device = {
         "platform": devices[0].platform,

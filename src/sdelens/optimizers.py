@@ -41,12 +41,14 @@ class State(NamedTuple):
         v: second-moment accumulator, None where the optimizer has none.
         count: number of gradients m and v had averaged at step 0, shared by all paths; Adam's bias correction goes by
             it. None where the optimizer corrects none.
+        found: what an integrator keeps of the noise's law for some steps (`AbstractNoise.survey`), None elsewhere.
     """
 
     x: Any
     m: Any = None
     v: Any = None
     count: Any = None
+    found: Any = None
 
 
 class Optimizer(eqx.Module):

@@ -153,7 +153,8 @@ def _plot_curves(
             bound = dataset.loss_bound.sel(bound=label).values - minimum
             axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=_written(str(label)), **look)
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
-    axes.set_ylabel("mean loss" if minimum == 0 else "mean loss $-$ infimum")
+    quantity = dataset.attrs.get("quantity", "loss")
+    axes.set_ylabel(f"mean {quantity}" if minimum == 0 else f"mean {quantity} $-$ infimum")
     axes.legend(frameon=True, framealpha=0.5, edgecolor="none")
 
 

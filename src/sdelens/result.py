@@ -10,7 +10,7 @@ import numpy as np
 from sdelens import _check
 from sdelens._names import noise_label, optimizer_label, problem_label, schedule_label
 from sdelens._output import atomic_path, save_figure, text_table
-from sdelens.tracking import FEWEST_GROUPS, Curves, tracking_error
+from sdelens.tracking import FEWEST_GROUPS, Curves, marginal_distances, spread_ratio, tracking_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,12 +31,16 @@ class Result:
     ``group``, ``quantile`` and, where the problem has at most 64 parameters, ``coordinate``:
 
     - ``loss_mean, loss_std, loss_sem`` (model, step): over the living paths;
-    - ``loss_group_mean, group_paths`` (model, group, step): mean and number of living paths, path i in group i mod G;
+    - ``loss_group_mean, loss_group_m2, group_paths`` (model, group, step): mean, sum of squared deviations and number
+      of living paths, path i in group i mod G;
     - ``loss_quantile`` (model, quantile, step): to 1.6 % of the loss less its infimum, if that is 2⁻³² to 2³² in size;
     - ``grad_norm_mean`` (model, step): mean of ‖∇f‖;
     - ``x_mean, x_var`` (model, step, coordinate);
     - ``n_paths`` (model, step): paths still finite; the others have left the averages;
     - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`;
+    - ``observable_mean, observable_std, observable_group_mean, observable_group_m2``: with ``observables``, as the
+      loss's, with a dimension ``observable``; `of` makes a result of one;
+    - ``end_x`` (model, end_path, marginal): with ``marginals``, these coordinates of every path at the last step;
     - ``loss_bound`` (bound, step): bounds added by `with_bound`.
 
     A prediction (`sdelens.theory.predict`) or a curve of one's own has no paths, and NaN where it says nothing.
@@ -163,6 +167,60 @@ class Result:
         rest = self.dataset.drop_dims("bound", errors="ignore")
         return Result(rest.assign(loss_bound=own.drop_vars("time", errors="ignore")))
 
+    def of(self, observable: str) -> "Result":
+        """The result in which an observable has the place of the loss, for its errors, table and figure.
+
+        Errors are then relative to what the reference's mean rises above its smallest value; there are no quantiles.
+
+        Raises:
+            ValueError: if it was not recorded.
+        """
+        recorded = [str(name) for name in self.dataset.observable.values] if "observable" in self.dataset.dims else []
+        name = _check.choice("observable", observable, recorded)
+        here = self.dataset.sel(observable=name)
+        taken = {f"loss_{part}": here[f"observable_{part}"] for part in ("mean", "std", "group_mean", "group_m2")}
+        taken["loss_sem"] = here.observable_std / np.sqrt(np.maximum(here.n_paths, 1))
+        rest = self.dataset.drop_dims(["observable", "quantile", "bound"], errors="ignore")
+        dataset = rest.assign({key: values.drop_vars("observable") for key, values in taken.items()})
+        return Result(dataset.assign_attrs(infimum=float("nan"), quantity=name))
+
+    def distances(self, reference: str | None = None, permutations: int = 999) -> "pd.DataFrame":
+        r"""How far the laws of single coordinates at the last step are from the reference's (``marginals`` of the run).
+
+        W₁ = ∫ |F − G| of the two empirical distribution functions, in units of the reference's standard deviation.
+        ``null`` is its 99 % quantile for two samples of one law, from permutations of the pooled paths (swaps within
+        pairs for models that share their random numbers), and ``p_value`` how often those reach what was found. The row
+        ``all`` has the mean over the coordinates.
+
+        Args:
+            reference: label of the model to compare with, by default that of the optimizer.
+            permutations: number of permutations, 99 or more.
+
+        Returns:
+            A data frame indexed by model and coordinate, with columns distance, null and p_value.
+
+        Raises:
+            ValueError: if the run kept no marginals, or `reference` is not among the models.
+        """
+        import pandas as pd
+
+        reference = self._reference(reference)
+        permutations = _check.at_least("permutations", permutations, 99)
+        if "end_x" not in self.dataset:
+            raise ValueError("marginals: the run kept none; repeat it with marginals=8, or the coordinates you want.")
+        ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self._has_paths(m)}
+        marginals, rows = list(self.dataset.marginal.values), {}
+        for model, values in ends.items():
+            if model == reference:
+                continue
+            paired = self._settings[model]["stream"] == self._settings[reference]["stream"]
+            found = marginal_distances(values, ends[reference], paired, permutations)
+            for name, row in zip([*(int(m) for m in marginals), "all"], found, strict=True):
+                rows[model, name] = row._asdict()
+        frame = pd.DataFrame.from_dict(rows, orient="index")
+        frame.index = pd.MultiIndex.from_tuples(rows, names=["model", "coordinate"])
+        return frame
+
     def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
         r"""Tracking error of every model against `reference`.
 
@@ -177,6 +235,8 @@ class Result:
         - ``late_shift, late_shift_lower, late_shift_upper``: relative difference of the mean loss over the last third;
         - ``discretisation``: for a model run with substeps beside itself at Δt = η, the error between these two: what
           ``error`` says is then the error of the equation, this is the integrator's;
+        - ``spread, spread_lower, spread_upper``: standard deviation over paths relative to the reference's, averaged
+          over the recorded steps at which there is any, with one-sided limits;
         - ``diverged``: paths that left the averages.
 
         Args:
@@ -217,6 +277,7 @@ class Result:
             if coarse in self.models:
                 steps = tracking_error(self._curves(coarse), self._curves(model), self._minimum(reference)).error
             n_paths = self.dataset.n_paths.sel(model=model).values
+            spread = spread_ratio(self._curves(model), self._curves(reference), confidence)
             rows[model] = {
                 "error": full.error,
                 "lower": full.lower,
@@ -229,6 +290,9 @@ class Result:
                 "late_shift_lower": late.shift_lower,
                 "late_shift_upper": late.shift_upper,
                 "discretisation": steps,
+                "spread": spread.value,
+                "spread_lower": spread.lower,
+                "spread_upper": spread.upper,
                 "diverged": int(n_paths[0] - n_paths[-1]),
             }
         frame = pd.DataFrame.from_dict(rows, orient="index")
@@ -421,7 +485,8 @@ class Result:
             return Curves(mean, np.ones(FEWEST_GROUPS), self._settings[model]["stream"])
         groups = here.loss_group_mean.transpose("group", "step").values[:, part]
         counts = here.group_paths.isel(step=0).values.astype(float)
-        return Curves(groups, counts, self._settings[model]["stream"])
+        m2 = here.loss_group_m2.transpose("group", "step").values[:, part] if "loss_group_m2" in here else None
+        return Curves(groups, counts, self._settings[model]["stream"], m2)
 
 
 def _checked_label(label: Any) -> str:

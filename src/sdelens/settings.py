@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdelens import _check
 from sdelens._names import BIAS_CORRECTIONS, INCREMENTS, INTEGRATORS, MODELS, ON_REQUEST
@@ -53,11 +54,13 @@ class Options:
     increments: str = "gaussian"
     start: Any = None
     keep_paths: int = 0
+    observables: Any = None
+    marginals: int | Sequence[int] | None = None
     chunk: int | None = None
     devices: int | Sequence[Any] | None = None
 
-    def plan(self) -> Plan:
-        """The plan of the run, checked; its chunk is still to be settled.
+    def plan(self, dim: int) -> Plan:
+        """The plan of the run of a problem with `dim` coordinates, checked; its chunk is still to be settled.
 
         Raises:
             ValueError, TypeError: naming the option out of range.
@@ -72,7 +75,9 @@ class Options:
             raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
         used = _chosen_devices(self.devices)[:paths]
         chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)
-        return Plan(steps, paths, every, -(-chunk // len(used)) * len(used), keep, used)
+        return Plan(
+            steps, paths, every, -(-chunk // len(used)) * len(used), keep, used, _chosen_marginals(self.marginals, dim)
+        )
 
     def checked_seed(self) -> int:
         """The seed, checked.
@@ -84,6 +89,21 @@ class Options:
         if seed >= 2**64:
             raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
         return seed
+
+
+def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
+    """The coordinates whose law at the end is kept: those given, or so many evenly spread."""
+    if wanted is None:
+        return ()
+    if not isinstance(wanted, Sequence | np.ndarray):
+        count = min(_check.at_least("marginals", wanted, 0), dim)
+        return tuple(int(i) for i in np.linspace(0, dim - 1, count).round())
+    chosen = tuple(_check.at_least("marginals", index, 0) for index in wanted)
+    if chosen and max(chosen) >= dim:
+        raise ValueError(f"marginals: got {max(chosen)}; the problem has coordinates 0 to {dim - 1}.")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"marginals: got {chosen}; name each coordinate once.")
+    return chosen
 
 
 def _chosen_devices(wanted: Any) -> tuple[Any, ...]:

@@ -31,11 +31,11 @@ class Record(NamedTuple):
 
     Attributes:
         living: living paths per group, shape (G,).
-        mean: mean loss per group, shape (G,).
-        m2: sum of squared deviations from that mean, shape (G,).
+        mean: means per group of what is watched, the loss first and then the observables, shape (W, G).
+        m2: sums of squared deviations from those means, shape (W, G).
         grad_norm: mean of ‖∇f‖ over living paths, shape ().
         histogram: counts per bucket of the quantile sketch, shape (BUCKETS,).
-        seen_mean: mean of the observables over living paths, shape (K,).
+        seen_mean: mean of the coordinates seen over living paths, shape (K,).
         seen_m2: sum of squared deviations from it, shape (K,).
         kept: x of the first paths of the shard, shape (kept, d).
     """
@@ -52,6 +52,7 @@ class Record(NamedTuple):
 
 def observe(
     loss: Array,
+    watched: Array,
     norm: Array,
     x: Array,
     seen: Array,
@@ -65,9 +66,10 @@ def observe(
 
     Args:
         loss: shape (P,).
+        watched: observables, shape (W − 1, P).
         norm: ‖∇f‖, shape (P,).
         x: shape (d, P).
-        seen: observables, shape (K, P).
+        seen: coordinates, shape (K, P).
         alive: which paths count, Boolean of shape (P,).
         first: global index of the shard's first path; the others follow it.
         groups: number of groups G.
@@ -77,9 +79,10 @@ def observe(
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
     living = _by_group(alive.astype(loss32.dtype), first, groups)
     divisor = jnp.maximum(living, 1)
-    mean = _by_group(jnp.where(alive, loss32, 0), first, groups) / divisor
+    rows = jnp.concatenate([loss32[None], watched.astype(loss32.dtype)])
+    mean = _by_group(jnp.where(alive, rows, 0), first, groups) / divisor
     own = _of_group(mean, first, loss.shape[0])
-    m2 = _by_group(jnp.where(alive, (loss32 - own) ** 2, 0), first, groups)
+    m2 = _by_group(jnp.where(alive, (rows - own) ** 2, 0), first, groups)
     total = jnp.maximum(living.sum(), 1)
     wide = seen.astype(loss32.dtype)
     ones = jnp.ones(loss.shape[0], loss32.dtype)  # a product with ones is a faster and more exact sum on a CPU
@@ -92,14 +95,17 @@ def observe(
 
 
 def _by_group(values: Array, first: Array, groups: int) -> Array:
-    """Sums over the paths of each group, shape (groups,): path i is in group i mod groups."""
-    padded = jnp.pad(values, (0, -values.shape[0] % groups))
-    return jnp.roll(padded.reshape(-1, groups).sum(axis=0), first % groups)
+    """Sums over the paths of each group, (…, P) to (…, groups): path i is in group i mod groups."""
+    rest = values.shape[:-1]
+    padded = jnp.pad(values, [(0, 0)] * len(rest) + [(0, -values.shape[-1] % groups)])
+    return jnp.roll(padded.reshape(*rest, -1, groups).sum(axis=-2), first % groups, axis=-1)
 
 
 def _of_group(values: Array, first: Array, paths: int) -> Array:
-    """Each path's group value, shape (paths,)."""
-    return jnp.tile(jnp.roll(values, -(first % values.shape[0])), -(-paths // values.shape[0]))[:paths]
+    """Each path's group value, (…, groups) to (…, paths)."""
+    groups = values.shape[-1]
+    turned = jnp.roll(values, -(first % groups), axis=-1)
+    return jnp.tile(turned, (1,) * (values.ndim - 1) + (-(-paths // groups),))[..., :paths]
 
 
 def _bucket(values: Array) -> Array:
@@ -143,10 +149,11 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class Summary(NamedTuple):
-    """Records of the whole ensemble; R recorded steps, G groups, K observables, in float64.
+    """Records of the whole ensemble; R recorded steps, W watched quantities, G groups, K coordinates, in float64.
 
     `histogram` holds the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
-    quantiles themselves, of shape (R, levels): sketches of long runs are large.
+    quantiles themselves, of shape (R, levels): sketches of long runs are large. `ends` are chosen coordinates of every
+    path at the end, of shape (P, M), NaN where it diverged.
     """
 
     living: np.ndarray
@@ -157,17 +164,18 @@ class Summary(NamedTuple):
     seen_mean: np.ndarray
     seen_m2: np.ndarray
     kept: np.ndarray
+    ends: np.ndarray
 
     @property
     def paths(self) -> np.ndarray:
         """Living paths per record, shape (R,)."""
         return self.living.sum(axis=1)
 
-    def overall(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the loss over all living paths, each of shape (R,)."""
+    def overall(self, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over all living paths of a watched quantity, 0 the loss, each of shape (R,)."""
         n = np.maximum(self.paths, 1)
-        mean = (self.living * self.mean).sum(axis=1) / n
-        m2 = self.m2.sum(axis=1) + (self.living * (self.mean - mean[:, None]) ** 2).sum(axis=1)
+        mean = (self.living * self.mean[:, row]).sum(axis=1) / n
+        m2 = self.m2[:, row].sum(axis=1) + (self.living * (self.mean[:, row] - mean[:, None]) ** 2).sum(axis=1)
         std = np.sqrt(m2 / np.maximum(n - 1, 1))
         empty = self.paths == 0
         return np.where(empty, np.nan, mean), np.where(self.paths < 2, np.nan, std)
@@ -178,13 +186,14 @@ def merge(a: Summary | None, b: Summary) -> Summary:
     if a is None:
         return b
     living = a.living + b.living
-    mean, m2 = _join(a.living, a.mean, a.m2, b.living, b.mean, b.m2)
+    mean, m2 = _join(a.living[:, None], a.mean, a.m2, b.living[:, None], b.mean, b.m2)
     na, nb = a.paths[:, None], b.paths[:, None]
     seen_mean, seen_m2 = _join(na, a.seen_mean, a.seen_m2, nb, b.seen_mean, b.seen_m2)
     total = np.maximum(na + nb, 1)[:, 0]
     grad_norm = (na[:, 0] * a.grad_norm + nb[:, 0] * b.grad_norm) / total
     kept = np.concatenate([a.kept, b.kept], axis=1)
-    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, seen_mean, seen_m2, kept)
+    ends = np.concatenate([a.ends, b.ends])
+    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, seen_mean, seen_m2, kept, ends)
 
 
 def _join(

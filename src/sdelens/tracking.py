@@ -20,7 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["FEWEST_GROUPS", "Curves", "TrackingError", "tracking_error"]
+__all__ = [
+    "FEWEST_GROUPS",
+    "Curves",
+    "Distance",
+    "Interval",
+    "TrackingError",
+    "marginal_distances",
+    "spread_ratio",
+    "tracking_error",
+]
 
 FEWEST_GROUPS = 8
 """With fewer groups the bootstrap says too little about the noise, and no limits are given."""
@@ -33,11 +42,21 @@ class Curves(NamedTuple):
         groups: mean loss per group and recorded step, shape (G, R).
         counts: paths per group, shape (G,).
         stream: name of the stream of random numbers; two models on one stream are compared path by path.
+        m2: sums of squared deviations from the groups' means, shape (G, R); None where there are no paths.
     """
 
     groups: np.ndarray
     counts: np.ndarray
     stream: str
+    m2: np.ndarray | None = None
+
+
+class Interval(NamedTuple):
+    """An estimate with one-sided confidence limits; NaN where it, or they, cannot be had."""
+
+    value: float
+    lower: float
+    upper: float
 
 
 class TrackingError(NamedTuple):
@@ -108,6 +127,104 @@ def tracking_error(
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
     floor = float(np.sqrt(max(noise2, 0.0) / scale2))
     return TrackingError(error, lower, upper, floor, shift, float(shifts[0]), float(shifts[1]))
+
+
+def spread_ratio(
+    curve: Curves, reference: Curves, confidence: float = 0.99, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Standard deviation over paths relative to the reference's, averaged over the recorded steps.
+
+    Steps at which all paths agree to rounding (the start) are left out. Limits are a basic bootstrap of the logarithm
+    over groups of paths, which a group's paths enter with their scatter about its mean and that mean's own.
+
+    Args:
+        curve: the model's group means and scatter.
+        reference: the reference's.
+        confidence: one-sided confidence of each limit.
+        resamples: bootstrap resamples.
+        seed: their seed.
+    """
+    sides = [curve, reference]
+    if any(c.m2 is None or not (np.isfinite(c.groups).all() and np.isfinite(c.m2).all()) for c in sides):
+        return Interval(*[np.nan] * 3)
+    ones = [np.ones((1, c.counts.size)) for c in sides]
+    at = [_spreads(c, w)[0] for c, w in zip(sides, ones, strict=True)]
+    level = [np.abs(c.counts @ c.groups / c.counts.sum()) for c in sides]
+    scattered = np.all([s > 1e-6 * size for s, size in zip(at, level, strict=True)], axis=0)
+    if not scattered.any():
+        return Interval(*[np.nan] * 3)
+    value = float((at[0][scattered] / at[1][scattered]).mean())
+    if min(c.counts.size for c in sides) < FEWEST_GROUPS:
+        return Interval(value, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    draws = [rng.multinomial(c.counts.size, np.full(c.counts.size, 1 / c.counts.size), resamples) for c in sides]
+    if curve.stream == reference.stream and curve.counts.size == reference.counts.size:
+        draws[1] = draws[0]
+    star = [_spreads(c, d)[:, scattered] for c, d in zip(sides, draws, strict=True)]
+    ratios = (star[0] / star[1]).mean(axis=1)
+    low, high = np.quantile(ratios, [1 - confidence, confidence])
+    return Interval(value, value**2 / float(high), value**2 / float(low))
+
+
+def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
+    """Standard deviations over the paths of the drawn groups, shape (resamples, R)."""
+    assert curve.m2 is not None
+    base = curve.counts @ curve.groups / curve.counts.sum()
+    groups, mass = curve.groups - base, draws * curve.counts
+    total = mass.sum(axis=1, keepdims=True)
+    mean = mass @ groups / total
+    square = draws @ curve.m2 + mass @ groups**2 - total * mean**2
+    return np.sqrt(np.maximum(square, 0) / np.maximum(total - 1, 1))
+
+
+class Distance(NamedTuple):
+    """Distance between two samples, the 99 % quantile of that under one law, and how often such samples reach it."""
+
+    distance: float
+    null: float
+    p_value: float
+
+
+def marginal_distances(
+    first: np.ndarray, second: np.ndarray, paired: bool, permutations: int, seed: int = 0
+) -> list[Distance]:
+    """W₁ of each column of two samples in units of the second's standard deviation, then of their mean.
+
+    Args:
+        first: shape (n, M); rows that are not finite are left out.
+        second: shape (m, M).
+        paired: whether row i of both belongs together; permutations then swap within pairs.
+        permutations: number of permutations for the law under the null.
+        seed: their seed.
+    """
+    if paired and len(first) == len(second):
+        both = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+        first, second = first[both], second[both]
+    first, second = (a[np.isfinite(a).all(axis=1)] for a in (first, second))
+    if not len(first) or not len(second):
+        return [Distance(*[np.nan] * 3)] * (first.shape[1] + 1)
+    n, pooled = len(first), np.concatenate([first, second])
+    scale = second.std(axis=0, ddof=1) if len(second) > 1 else np.zeros(second.shape[1])
+    order = np.argsort(pooled, axis=0, kind="stable")
+    gaps = np.diff(np.take_along_axis(pooled, order, axis=0), axis=0) / np.where(scale > 0, scale, np.inf)
+
+    def distances(in_first: np.ndarray) -> np.ndarray:
+        share = np.where(in_first, 1 / n, -1 / (len(pooled) - n))[order]
+        each = (np.abs(np.cumsum(share, axis=0)[:-1]) * gaps).sum(axis=0)
+        return np.append(each, each.mean())
+
+    rng = np.random.default_rng(seed)
+    own = np.arange(len(pooled)) < n
+    found, null = distances(own), np.empty((permutations, pooled.shape[1] + 1))
+    for i in range(permutations):
+        if paired and 2 * n == len(pooled):
+            kept = rng.random(n) < 0.5
+            null[i] = distances(np.concatenate([kept, ~kept]))
+        else:
+            null[i] = distances(rng.permutation(own))
+    p_values = (1 + (null >= found * (1 - 1e-12)).sum(axis=0)) / (permutations + 1)
+    rows = zip(found, np.quantile(null, 0.99, axis=0), p_values, strict=True)
+    return [Distance(*(float(v) for v in row)) for row in rows]
 
 
 def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[float, float]:

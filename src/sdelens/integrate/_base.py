@@ -30,10 +30,15 @@ class Stepper(eqx.Module):
         x = self.position(state)
         return x if x.shape[0] <= MAX_COORDINATES else x[:0]
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether `step` makes use of ∇f."""
+        return True
+
     @abc.abstractmethod
     def evaluate(self, x: Array) -> tuple[Array, Array]:
         """f(x) and ∇f(x)."""
 
     @abc.abstractmethod
     def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
-        """State at k + 1 from the state at k, ∇f there, and the stream of random numbers of the whole run."""
+        """State at k + 1 from the state at k, ∇f there (unless it needs none), and the stream of the whole run."""

@@ -17,7 +17,7 @@ from sdelens.integrate.euler import EulerMaruyama
 __all__ = ["Coupled"]
 
 _OWN_NOISE = np.uint32(2**31)
-"""Substep whose draws are those of noise that no Brownian motion drives."""
+"""Step whose stream is that of noise that no Brownian motion drives."""
 
 
 class Coupled(Stepper):
@@ -58,17 +58,17 @@ class Coupled(Stepper):
         noise, discrete = self.optimizer.noise, state[0]
         if noise.normal and shape == noise.noise_shape(grad.shape[0]):
             total = xi.sum(axis=0).reshape(*shape, -1) / math.sqrt(finest)
-            drawn = noise.apply_root(discrete.x, total)
+            noisy = grad + noise.apply_root(discrete.x, total)
         else:
-            drawn = noise.sample(discrete.x, stream.at(k, _OWN_NOISE))
-        moved: list[Any] = [self.optimizer.advance(discrete, grad + drawn)]
+            noisy = noise.gradient(k, discrete.x, grad, stream.at(_OWN_NOISE))
+        moved: list[Any] = [self.optimizer.advance(discrete, noisy)]
         for stepper, y in zip(self.integrations, state[1:], strict=True):
             n = stepper.substeps
             joined = xi.reshape(n, finest // n, size, -1).sum(axis=1).reshape(n, *shape, -1)
             dW = jnp.sqrt(stepper.lr / finest) * joined
             if stepper.increments == "rademacher":
                 dW = jnp.sqrt(stepper.lr / n) * jnp.where(joined < 0, -1, 1).astype(dtype)
-            moved.append(_integrate(stepper, k, y, dW))
+            moved.append(_integrate(stepper, k, y, dW, stream))
         return tuple(moved)
 
     @property
@@ -76,11 +76,12 @@ class Coupled(Stepper):
         return (self.optimizer, *self.integrations)
 
 
-def _integrate(stepper: EulerMaruyama, k: Array, y: Any, dW: Array) -> Any:
+def _integrate(stepper: EulerMaruyama, k: Array, y: Any, dW: Array, stream: Stream) -> Any:
     """One optimizer step of an integration with given increments, of shape (substeps, …, P)."""
 
     def body(j: Array, y: Any) -> Any:
         grad = stepper.sde.evaluate(y.x)[1]
+        y = stepper.surveyed(k, j, y, grad, stream)
         return stepper.advance(k, j, y, grad, lax.dynamic_index_in_dim(dW, j, keepdims=False))
 
     if stepper.substeps == 1:

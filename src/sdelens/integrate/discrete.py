@@ -43,8 +43,12 @@ class Discrete(Stepper):
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.problem.evaluate(x)
 
+    @property
+    def needs_gradient(self) -> bool:  # noqa: D102
+        return self.noise.needs_gradient
+
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
-        return self.advance(state, grad + self.noise.sample(state.x, stream.at(k)))
+        return self.advance(state, self.noise.gradient(k, state.x, grad, stream))
 
     def advance(self, state: DiscreteState, noisy: Array) -> DiscreteState:
         """One update with a given stochastic gradient."""

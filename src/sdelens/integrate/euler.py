@@ -11,9 +11,10 @@ For SGD and SignSGD the two coincide. Both have weak order 1, with Gaussian ξ a
 that the first three moments of ΔW match (Kloeden and Platen 1992, section 14.1). A sign costs one random bit.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -26,6 +27,8 @@ from sdelens.starts import Start
 
 __all__ = ["STAGES", "EulerMaruyama"]
 
+_SURVEY = np.uint32(2**31 + 1)
+"""Substep whose draws are those of surveys of the coefficients."""
 STAGES: Final = {"sequential": (("v",), ("m",), ("x",)), "euler": (("v",), ("m", "x"))}
 """Per integrator, the components that are advanced together, in order."""
 
@@ -50,7 +53,10 @@ class EulerMaruyama(Stepper):
     increments: str = eqx.field(default="gaussian", static=True)
 
     def init(self, stream: Stream) -> State:  # noqa: D102
-        return self.start.state(stream, self.sde.init)
+        state = self.start.state(stream, self.sde.init)
+        x = jnp.broadcast_to(state.x.reshape(state.x.shape[0], -1), (state.x.shape[0], stream.paths.shape[0]))
+        found = jax.eval_shape(self.sde.survey, x, x, stream)
+        return state._replace(found=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found))
 
     def position(self, state: State) -> Array:  # noqa: D102
         return state.x
@@ -71,17 +77,32 @@ class EulerMaruyama(Stepper):
         shape, draws = self.sde.noise_shape, stream.at(k, j)
         draw = draws.normal if self.increments == "gaussian" else draws.signs
         xi = draw(int(np.prod(shape)), y.x.dtype).reshape(*shape, -1)
+        y = self.surveyed(k, j, y, grad, stream)
         return self.advance(k, j, y, grad, jnp.sqrt(self.lr / self.substeps) * xi)
+
+    def surveyed(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:
+        """The state with what the SDE keeps of its coefficients found anew, where that is due."""
+        if y.found is None:
+            return y
+
+        def anew() -> Any:
+            return self.sde.survey(y.x, grad, stream.at(k, _SURVEY))
+
+        if self.sde.survey_every == 1 and self.substeps == 1:
+            return y._replace(found=anew())
+        due = (k % self.sde.survey_every == 0) & (jnp.asarray(j) == 0)
+        return y._replace(found=lax.cond(due, anew, lambda: y.found))
 
     def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:
         """Substep j of step k with a given increment of Brownian motion."""
         dt, dtype = self.lr / self.substeps, y.x.dtype
         t = Instant(k, k * self.lr + j * dt)
         ahead: dict[str, float] = {}
+        sde = self.sde.knowing(y.found)
         for stage in STAGES[self.integrator]:
             names = [name for name in stage if getattr(y, name) is not None]
-            drift = self.sde.drift(t, y, grad, ahead)
-            noise = self.sde.apply_diffusion(t, y, grad, dW)
+            drift = sde.drift(t, y, grad, ahead)
+            noise = sde.apply_diffusion(t, y, grad, dW)
             new = {n: getattr(y, n) + getattr(drift, n) * dt + getattr(noise, n) for n in names}
             y = y._replace(**{n: a.astype(dtype) for n, a in new.items()})
             ahead |= dict.fromkeys(names, dt)

@@ -31,6 +31,9 @@ class AbstractNoise(eqx.Module):
     independent: ClassVar[bool] = True
     """Whether the coordinates of Z are independent and their laws the same at every x."""
 
+    needs_gradient: ClassVar[bool] = True
+    """Whether `gradient` makes use of ∇f."""
+
     @abc.abstractmethod
     def bind(self, problem: AbstractProblem) -> "AbstractNoise":
         """The same law with its numbers laid out along the problem's flat coordinates, checked."""
@@ -66,6 +69,30 @@ class AbstractNoise(eqx.Module):
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """What it takes to build the noise again, JSON types only; ``rerunnable`` False where that cannot be."""
+
+    def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
+        """The stochastic gradient of step k, by the stream of the whole run: shape (d, P)."""
+        return grad + self.sample(x, stream.at(k))
+
+    @property
+    def survey_every(self) -> int:
+        """Steps for which what `survey` found is kept."""
+        return 1
+
+    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        """What is dear to find of the law at x and may be kept for some steps: a pytree of (d, P) arrays, or None.
+
+        Args:
+            use: what an SDE needs: ``"variance"``, ``"signs"`` or, of neither, ``"root"``.
+            x: shape (d, P).
+            grad: ∇f there.
+            stream: random numbers of this survey.
+        """
+        return None
+
+    def knowing(self, found: Any) -> "AbstractNoise":
+        """The noise that takes what an earlier `survey` found for the law of today."""
+        return self
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
         """Shape, per path, of the Brownian motion that `apply_root` takes."""

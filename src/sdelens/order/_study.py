@@ -112,7 +112,7 @@ def weak_order(
     if (fewest := _check.at_least("paths", paths, 1)) < 2:
         raise ValueError(f"paths: got {fewest}; a standard error needs 2 or more.")
     options = Options(steps=1, paths=paths, seed=seed, integrator=integrator, substeps=1, devices=devices)
-    plan = options.plan()
+    plan = options.plan(problem.dim)
     seed = options.checked_seed()
     bound, begin = noise.bind(problem), start_of(start, problem, optimizer)
     check_start(optimizer, bound, problem, begin)

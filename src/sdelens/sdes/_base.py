@@ -2,13 +2,14 @@
 
 import abc
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
 from sdelens import _check
+from sdelens._random import Stream
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, State
 from sdelens.problems import AbstractProblem
@@ -49,6 +50,19 @@ class SDE(eqx.Module):
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of dW per path; many paths add a last axis."""
 
+    @property
+    def survey_every(self) -> int:
+        """Steps for which what `survey` found is kept."""
+        return 1
+
+    def survey(self, x: Array, grad: Array, stream: Stream) -> Any:
+        """What is dear to find of the coefficients at x and may be kept for some steps: a pytree of arrays, or None."""
+        return None
+
+    def knowing(self, found: Any) -> Self:
+        """The SDE that takes what an earlier `survey` found for today's."""
+        return self
+
     @abc.abstractmethod
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:
         """Drift of every component.
@@ -69,6 +83,8 @@ class SDE(eqx.Module):
 class OptimizerSDE(SDE):
     """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion."""
 
+    uses: ClassVar[str] = "variance"
+    """What the SDE needs of the noise beside its root, in the words of `AbstractNoise.survey`."""
     problem: eqx.AbstractVar[AbstractProblem]
     noise: eqx.AbstractVar[AbstractNoise]
     optimizer: eqx.AbstractVar[Optimizer]
@@ -83,6 +99,16 @@ class OptimizerSDE(SDE):
     def noise_shape(self) -> tuple[int, ...]:
         """That of the gradient noise."""
         return self.noise.noise_shape(self.problem.dim)
+
+    @property
+    def survey_every(self) -> int:
+        return self.noise.survey_every
+
+    def survey(self, x: Array, grad: Array, stream: Stream) -> Any:
+        return self.noise.survey(self.uses, x, grad, stream)
+
+    def knowing(self, found: Any) -> Self:
+        return self if found is None else eqx.tree_at(lambda sde: sde.noise, self, self.noise.knowing(found))
 
     def _require_variance(self) -> None:
         """Refuse noise of infinite variance, which no Brownian motion imitates."""

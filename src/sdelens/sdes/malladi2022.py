@@ -5,6 +5,7 @@ from typing import Any
 
 from jax import Array
 
+from sdelens._random import Stream
 from sdelens.optimizers import State
 from sdelens.sdes._base import SDE, Instant
 from sdelens.sdes.adamw import AdamWSDE
@@ -40,6 +41,16 @@ class Malladi2022SDE(SDE):
     @property
     def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
         return self.later.noise_shape
+
+    @property
+    def survey_every(self) -> int:  # noqa: D102
+        return self.later.survey_every
+
+    def survey(self, x: Array, grad: Array, stream: Stream) -> Any:  # noqa: D102
+        return self.later.survey(x, grad, stream)
+
+    def knowing(self, found: Any) -> "Malladi2022SDE":  # noqa: D102
+        return Malladi2022SDE(self.later.knowing(found))
 
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
         optimizer = self.later.optimizer

@@ -1,7 +1,7 @@
 """The SDEs of SGD, of first and of second order."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class SGDSDE(OptimizerSDE):
     scheme *is* SGD, so only substeps show the error of the SDE itself.
     """
 
+    uses: ClassVar[str] = "root"
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: SGD
@@ -54,6 +55,7 @@ class SecondOrderSGDSDE(OptimizerSDE):
     own scheme is SGD itself. Use substeps.
     """
 
+    uses: ClassVar[str] = "root"
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: SGD

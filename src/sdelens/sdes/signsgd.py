@@ -1,7 +1,7 @@
 """The SDE of SignSGD."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -27,6 +27,7 @@ class SignSGDSDE(OptimizerSDE):
     show the error of the SDE itself.
     """
 
+    uses: ClassVar[str] = "signs"
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: SignSGD

@@ -1,0 +1,191 @@
+r"""The law of the sign of a mini-batch's mean gradient, per coordinate.
+
+A mini-batch's gradient is not normal: a ReLU unit that is off for an example gives a gradient of exactly 0, and the
+values that are not 0 are skewed and heavy-tailed. With q the share of examples whose gradient gᵢ is not 0, and μ, s, γ,
+κ mean, standard deviation, skewness and excess kurtosis of those that are not, the number K of the B examples that
+count is binomial. Given K = k, the sum of their gradients has mean kμ, variance ks², and by Edgeworth's expansion
+
+    P(sum < 0 | k) = Φ(a) − φ(a) [γ(a² − 1)/(6√k) + κ(a³ − 3a)/(24k) + γ²(a⁵ − 10a³ + 15a)/(72k)],  a = −√k μ/s,
+
+while for k = 0 the sum and its sign are 0 and for k = 1 the sign is that of one example. Where Bq is large the
+expansion is taken of the whole batch at once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+__all__ = ["POWERS", "GradientShape", "SignLaw", "edgeworth_signs", "normal_signs"]
+
+POWERS: Final[tuple[Callable[[Array], Array], ...]] = (
+    lambda g: g,
+    lambda g: g**2,
+    lambda g: g**3,
+    lambda g: g**4,
+    jnp.sign,
+    lambda g: (g != 0).astype(g.dtype),
+)
+"""What is averaged over per-example gradients g."""
+
+_TERMS = 64
+_FEW = 24.0
+"""Up to this number of examples that count on average, their number is summed over."""
+
+
+class GradientShape(NamedTuple):
+    """Law of one example's gradient, element-wise.
+
+    Attributes:
+        variance: over all examples.
+        share: q, the share of examples whose gradient is not 0.
+        sign: mean sign of those that are not 0.
+        sd: s, their standard deviation.
+        skewness: γ, theirs.
+        kurtosis: κ, theirs.
+    """
+
+    variance: Array
+    share: Array
+    sign: Array
+    sd: Array
+    skewness: Array
+    kurtosis: Array
+
+    @classmethod
+    def of(cls, mean: Array, square: Array, cube: Array, fourth: Array, sign: Array, share: Array) -> "GradientShape":
+        """From means over examples of `POWERS`."""
+        q = jnp.maximum(share, jnp.finfo(share.dtype).tiny)
+        sd, skewness, kurtosis = _central(mean / q, square / q, cube / q, fourth / q)
+        return cls(jnp.maximum(square - mean**2, 0), jnp.clip(share, 0, 1), sign / q, sd, skewness, kurtosis)
+
+
+class SignLaw(NamedTuple):
+    """Moments of sign(g), element-wise, of the mean gradient g of a mini-batch.
+
+    Attributes:
+        mean: E sign(g).
+        gradient: E g, at which the law was found.
+        spread: Var sign(g).
+        slope: Cov(sign g, g)/Var g; for normal g it is the derivative of E sign(g) in E g.
+        variance: Var g.
+    """
+
+    mean: Array
+    gradient: Array
+    spread: Array
+    slope: Array
+    variance: Array
+
+    def mean_at(self, gradient: Array) -> Array:
+        """E sign(g) at another E g nearby, by its slope."""
+        return jnp.clip(self.mean + self.slope * (gradient - self.gradient), -1, 1)
+
+
+def normal_signs(gradient: Array, variance: Array) -> SignLaw:
+    """Of normal g."""
+    variance = jnp.maximum(variance, jnp.finfo(gradient.dtype).tiny)
+    sd = jnp.sqrt(variance)
+    a = gradient / sd
+    mean = lax.erf(a / math.sqrt(2))
+    return SignLaw(mean, gradient, _at_least_0((1 - mean) * (1 + mean)), 2 * _density(a) / sd, variance)
+
+
+def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_size: int, unit: float) -> SignLaw:
+    """Of the mean of a mini-batch of gradients of that shape.
+
+    Args:
+        gradient: E g.
+        shift: the part of it that all examples share, beside `shape`.
+        shape: law of one example's gradient without the shift.
+        batch_size: B.
+        unit: Var g relative to that of one example's gradient.
+    """
+    mean, q, s = gradient - shift, shape.share, shape.sd
+    tiny = jnp.finfo(mean.dtype).tiny
+    mu = mean / jnp.maximum(q, tiny)
+    # The variance of a batch without replacement is smaller; so is that of the examples that count.
+    finite = math.sqrt(unit * batch_size)
+    total_shift = batch_size * shift
+
+    def add(k: Array, totals: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        expected, absolute, still = totals
+        weight = _binomial(k, batch_size, q)
+        count = jnp.maximum(k, 1).astype(mean.dtype)
+        sum_mean, sum_sd = k * mu + total_shift, jnp.sqrt(count) * s * finite
+        sign = _edgeworth(sum_mean, sum_sd, shape.skewness, shape.kurtosis, count)
+        one = jnp.where(shift == 0, shape.sign, sign)
+        sign = jnp.where(k == 0, jnp.sign(total_shift), jnp.where(k == 1, one, sign))
+        size = jnp.where(k == 0, jnp.abs(total_shift), _mean_size(sum_mean, sum_sd))
+        still = still + jnp.where((k == 0) & (shift == 0), weight, 0)
+        return expected + weight * sign, absolute + weight * size, still
+
+    zero = jnp.zeros_like(mean)
+    expected, absolute, still = lax.fori_loop(0, min(batch_size, _TERMS) + 1, add, (zero, zero, zero))
+    # Where very many examples count: moments of all of them, those of gradient 0 included.
+    square = q * (s**2 + mu**2)
+    third = q * (shape.skewness * s**3 + 3 * mu * s**2 + mu**3)
+    fourth = q * ((shape.kurtosis + 3) * s**4 + 4 * mu * shape.skewness * s**3 + 6 * mu**2 * s**2 + mu**4)
+    sd, skewness, kurtosis = _central(mean, square, third, fourth)
+    sum_mean, sum_sd = batch_size * gradient, math.sqrt(batch_size) * sd * finite
+    count = jnp.asarray(batch_size, mean.dtype)
+    many = batch_size * q > _FEW
+    e = jnp.where(many, _edgeworth(sum_mean, sum_sd, skewness, kurtosis, count), expected)
+    still = jnp.where(many, 0, still)
+    absolute = jnp.where(many, _mean_size(sum_mean, sum_sd), absolute) / batch_size
+    variance = shape.variance * unit
+    spread = _at_least_0(1 - still - e**2)
+    # Cauchy and Schwarz's bound, which approximations need not respect.
+    bound = jnp.sqrt(spread * variance)
+    slope = jnp.clip(absolute - e * gradient, 0, bound) / jnp.maximum(variance, tiny)
+    return SignLaw(e, gradient, spread, slope, variance)
+
+
+def _central(mean: Array, square: Array, cube: Array, fourth: Array) -> tuple[Array, Array, Array]:
+    """Standard deviation, skewness and excess kurtosis from raw moments; 0 where there is no spread."""
+    variance = square - mean**2
+    spread = variance > 1e-6 * square  # below, differences of float32 numbers are rounding
+    safe = jnp.where(spread, variance, 1)
+    sd = jnp.where(spread, jnp.sqrt(safe), 0)
+    skewness = (cube - 3 * mean * square + 2 * mean**3) / safe**1.5
+    kurtosis = (fourth - 4 * mean * cube + 6 * mean**2 * square - 3 * mean**4) / safe**2 - 3
+    return sd, jnp.where(spread, skewness, 0), jnp.where(spread, kurtosis, 0)
+
+
+def _edgeworth(mean: Array, sd: Array, skewness: Array, kurtosis: Array, count: Array) -> Array:
+    """E sign of a sum of `count` draws with that mean and standard deviation of the sum, and moments of one draw."""
+    certain = sd <= 1e-6 * jnp.abs(mean)
+    a = -mean / jnp.where(certain, 1, sd)
+    a = jnp.where(certain, 0, a)
+    below = 0.5 * (1 + lax.erf(a / math.sqrt(2)))
+    first = skewness / jnp.sqrt(count) * (a**2 - 1) / 6
+    second = kurtosis / count * (a**3 - 3 * a) / 24 + skewness**2 / count * (a**5 - 10 * a**3 + 15 * a) / 72
+    below = below - _density(a) * (first + second)
+    return jnp.where(certain, jnp.sign(mean), jnp.clip(1 - 2 * below, -1, 1))
+
+
+def _mean_size(mean: Array, sd: Array) -> Array:
+    """E|N(mean, sd²)|."""
+    certain = sd <= 1e-6 * jnp.abs(mean)
+    a = jnp.where(certain, 0, mean / jnp.where(certain, 1, sd))
+    return jnp.where(certain, jnp.abs(mean), 2 * sd * _density(a) + mean * lax.erf(a / math.sqrt(2)))
+
+
+def _binomial(k: Array, n: int, q: Array) -> Array:
+    """P(K = k) of n trials of probability q."""
+    choose = math.lgamma(n + 1) - lax.lgamma(k + 1.0) - lax.lgamma(n - k + 1.0)
+    some = jnp.where(k > 0, k * jnp.log(jnp.where(q > 0, q, 1)), 0)
+    rest = jnp.where(k < n, (n - k) * jnp.log1p(-jnp.where(q < 1, q, 0)), 0)
+    possible = ((q > 0) | (k == 0)) & ((q < 1) | (k == n))
+    return jnp.where(possible, jnp.exp(choose + some + rest), 0)
+
+
+def _density(a: Array) -> Array:
+    return jnp.exp(-0.5 * a**2) / math.sqrt(2 * math.pi)
+
+
+def _at_least_0(variance: Array) -> Array:
+    """A variance with a root that can be differentiated."""
+    return jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)

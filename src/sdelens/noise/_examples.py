@@ -1,0 +1,189 @@
+r"""Mini-batch noise of a problem with examples, without a matrix.
+
+Everything is had from three operations on the per-example losses ℓᵢ: the mean gradient of a batch, the gradient of a
+weighted sum, and means over examples of functions of the per-example gradients (`sdelens.problems.Problem`).
+"""
+
+import math
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array, lax
+
+from sdelens._random import Stream
+from sdelens.noise._base import AbstractNoise
+from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
+from sdelens.problems import AbstractProblem, Problem
+
+__all__ = ["ExampleNoise"]
+
+
+class ExampleNoise(AbstractNoise):
+    """Mini-batch noise bound to a problem with examples; see `MinibatchNoise` for the options.
+
+    Attributes:
+        problem: the problem, without the L2 term that all examples share.
+        strength: of that term, ½ strength ‖x‖²; its gradient has no noise.
+        found: what a `survey` found: the variance, a `SignLaw`, or signs of shape (samples, d, P).
+    """
+
+    independent: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
+    problem: Problem
+    strength: float
+    batch_size: int = eqx.field(static=True)
+    replacement: bool = eqx.field(static=True)
+    covariance: str = eqx.field(static=True)
+    signs: str = eqx.field(static=True)
+    samples: int = eqx.field(static=True)
+    refresh: int = eqx.field(static=True)
+    subsample: int | None = eqx.field(static=True)
+    found: Any = None
+
+    @property
+    def examples(self) -> int:
+        """Number of examples n."""
+        assert self.problem.examples is not None
+        return self.problem.examples
+
+    def bind(self, problem: AbstractProblem) -> "ExampleNoise":
+        return self
+
+    def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
+        """The mean gradient of the mini-batch of step k."""
+        if self.replacement:
+            return self._mean_gradient(x, self._batch(stream.at(k)))
+        per_epoch = self.examples // self.batch_size
+        first = (k % per_epoch) * self.batch_size
+        index = stream.at(k // per_epoch).permutation(first + jnp.arange(self.batch_size), self.examples)
+        return self._mean_gradient(x, index)
+
+    def sample(self, x: Array, stream: Stream) -> Array:
+        return self._mean_gradient(x, self._batch(stream)) - self._full_gradient(x)
+
+    def variance(self, x: Array) -> Array:
+        if self.found is not None:
+            return self.found
+        return self._variance(x, None)
+
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        """E sign of the mean of B examples' gradients by the chosen law; where no signs are drawn, Edgeworth's."""
+        if self.signs == "sampled" and self.found is not None:
+            return self.found.mean(axis=0)
+        return self._sign_law(grad, x).mean_at(grad)
+
+    def density(self, z: Array, x: Array) -> Array:
+        raise ValueError("noise: mini-batch noise has no density here, and cannot be part of a sum.")
+
+    def quadrature(self, x: Array) -> tuple[Array, Array]:
+        raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
+
+    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
+        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
+
+    def describe(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in ("replacement", "covariance", "signs", "refresh")}
+        options |= {"samples": self.samples} if self.signs == "sampled" else {}
+        options |= {} if self.subsample is None else {"subsample": self.subsample}
+        return {"name": "minibatch", "batch_size": self.batch_size, **options}
+
+    @property
+    def survey_every(self) -> int:
+        return self.refresh
+
+    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        if use == "root" and self.covariance == "exact":
+            return None
+        if use == "signs" and self.signs == "sampled":
+            draws = jnp.arange(self.samples)
+            return lax.map(lambda j: jnp.sign(self._mean_gradient(x, self._batch(stream.at(j)))), draws)
+        if use == "signs":
+            return self._found_signs(grad, x)
+        index = None
+        if self.subsample is not None and self.subsample < self.examples:
+            index = stream.permutation(jnp.arange(self.subsample), self.examples)
+        return self._variance(x, index)
+
+    def knowing(self, found: Any) -> "ExampleNoise":
+        return (
+            self
+            if found is None
+            else eqx.tree_at(lambda noise: noise.found, self, found, is_leaf=lambda leaf: leaf is None)
+        )
+
+    def noise_shape(self, dim: int) -> tuple[int, ...]:
+        return (dim,) if self.covariance == "diagonal" else (self.examples,)
+
+    def apply_root(self, x: Array, dW: Array) -> Array:
+        """Σ^{1/2} dW: per coordinate if diagonal, else by a backward pass with one weight per example."""
+        if self.covariance == "diagonal":
+            return jnp.sqrt(self.variance(x)) * dW
+        return self._exact_root(x, dW)
+
+    def sign_shape(self, dim: int) -> tuple[int, ...]:
+        if self.signs == "sampled":
+            return (self.samples,)
+        return (dim,) if self.covariance == "diagonal" else (self.examples + dim,)
+
+    def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
+        r"""Cov(sign g)^{1/2} dW.
+
+        Of sampled signs their scatter. Otherwise, with exact covariance, each sign is regressed on the normal noise of
+        the gradient, Cov(sign gᵢ, gᵢ)/Σᵢᵢ (Σ^{1/2} dW₁)ᵢ, and what that leaves of its variance is independent: the
+        signs' correlations to first order in those of the gradient.
+        """
+        if self.signs == "sampled":
+            if self.found is None:
+                raise ValueError(
+                    "signs: 'sampled' signs are drawn by the library's own integrators; use 'edgeworth' or 'normal' "
+                    "here."
+                )
+            signs = self.found
+            # Kept for r steps, the error of the mean adds r/K of what one step's noise is; that much is left out here.
+            share = math.sqrt((self.samples - self.refresh) / (self.samples - 1) / self.samples)
+            return share * ((signs - signs.mean(axis=0)) * dW[:, None]).sum(axis=0)
+        law = self._sign_law(grad, x)
+        if self.covariance == "diagonal":
+            return jnp.sqrt(law.spread) * dW
+        common = law.slope * self._exact_root(x, dW[: self.examples])
+        rest = jnp.maximum(law.spread - law.slope**2 * law.variance, 0)
+        return common + jnp.sqrt(rest) * dW[self.examples :]
+
+    def _batch(self, stream: Stream) -> Array:
+        """Indices of one mini-batch per path, shape (B, P)."""
+        if self.replacement:
+            return stream.integers(self.batch_size, self.examples)
+        return stream.permutation(jnp.arange(self.batch_size), self.examples)
+
+    def _mean_gradient(self, x: Array, index: Array) -> Array:
+        return self.problem.batch_gradient(x, index) + self.strength * x
+
+    def _full_gradient(self, x: Array) -> Array:
+        return self.problem.evaluate(x)[1] + self.strength * x
+
+    @property
+    def _share(self) -> float:
+        """Variance of the mean of a batch, relative to that of one example."""
+        finite = 1.0 if self.replacement else (self.examples - self.batch_size) / max(self.examples - 1, 1)
+        return finite / self.batch_size
+
+    def _variance(self, x: Array, index: Array | None) -> Array:
+        mean, square = self.problem.gradient_means(x, (POWERS[0], POWERS[1]), index)
+        # Of m of the n examples: (1/m) Σ (g − mean)² is smaller than of all, by (1 − 1/m)/(1 − 1/n) on average.
+        m, n = self.examples if index is None else index.shape[0], self.examples
+        bias = (1 - 1 / m) / (1 - 1 / n) if m < n else 1.0
+        return jnp.maximum(square - mean**2, 0) * (self._share / bias)
+
+    def _sign_law(self, grad: Array, x: Array) -> SignLaw:
+        return self._found_signs(grad, x) if self.found is None else self.found
+
+    def _found_signs(self, grad: Array, x: Array) -> SignLaw:
+        if self.signs == "normal":
+            return normal_signs(grad, self._variance(x, None))
+        shape = GradientShape.of(*self.problem.gradient_means(x, POWERS))
+        return edgeworth_signs(grad, self.strength * x, shape, self.batch_size, self._share)
+
+    def _exact_root(self, x: Array, dW: Array) -> Array:
+        weights = (dW - dW.mean(axis=0)) * math.sqrt(self._share / self.examples)
+        return self.problem.weighted_gradient(x, weights)

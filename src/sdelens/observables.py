@@ -1,0 +1,98 @@
+"""What is recorded of every path beside the loss: accuracy, norms, the trace of the noise, functions of one's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sdelens import _check
+from sdelens._names import OBSERVABLES
+from sdelens._tree import sum_coordinates
+from sdelens.noise import AbstractNoise
+from sdelens.problems import AbstractProblem
+
+__all__ = ["Observables", "observables_of"]
+
+
+class Observables(eqx.Module):
+    """Named functions of the parameters of every path.
+
+    Attributes:
+        problem: whose metrics and layout of parameters they use.
+        noise: bound to it.
+        names: in order.
+        functions: the user's own, from a pytree of parameters to a number, by name.
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    names: tuple[str, ...] = eqx.field(static=True)
+    functions: tuple[tuple[str, Callable[[Any], Array]], ...] = eqx.field(static=True)
+
+    def __call__(self, x: Array, grad: Array) -> Array:
+        """Values of shape (W, P) at x and ∇f of shape (d, P)."""
+        own = dict(self.functions)
+        rows = [self._own(own[n], x) if n in own else self._known(n, x, grad) for n in self.names]
+        return jnp.stack(rows) if rows else jnp.zeros((0, x.shape[-1]), x.dtype)
+
+    def _known(self, name: str, x: Array, grad: Array) -> Array:
+        if name == "norm":
+            return jnp.sqrt(sum_coordinates(x**2))
+        if name == "grad_norm":
+            return jnp.sqrt(sum_coordinates(grad**2))
+        if name == "noise_trace":
+            return sum_coordinates(jnp.broadcast_to(self.noise.variance(x), x.shape))
+        return self.problem.metric(name, x)
+
+    def _own(self, function: Callable[[Any], Array], x: Array) -> Array:
+        layout = self.problem.layout
+        return jax.vmap(lambda column: jnp.asarray(function(layout.unravel(column)), x.dtype), in_axes=-1)(x)
+
+    def describe(self) -> list[str]:
+        """The names; functions of the user's own cannot be written down."""
+        return list(self.names)
+
+
+def observables_of(
+    given: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None,
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+) -> Observables:
+    """The observables that a user's ``observables=`` means; see `sdelens.compare`.
+
+    Raises:
+        ValueError, TypeError: naming what is not known, or a function that returns no number.
+    """
+    if isinstance(given, str):
+        raise TypeError(f"observables: got the text {given!r}; give a list, for example [{given!r}].")
+    named: Mapping[str, Any] = given if isinstance(given, Mapping) else dict.fromkeys(given or ())
+    known = [*OBSERVABLES, *problem.metrics]
+    functions = {}
+    for name, function in named.items():
+        if function is None:
+            _check.choice("observables", name, known)
+        elif name in known:
+            raise ValueError(f"observables[{name!r}]: the name is taken; give the function another, or None for it.")
+        elif not callable(function):
+            raise TypeError(f"observables[{name!r}]: got {type(function).__name__}; give a function of the parameters.")
+        else:
+            functions[name] = _checked(name, function, problem)
+    if "noise_trace" in named and not np.isfinite(np.asarray(noise.variance(problem.start))).all():
+        raise ValueError("observables: 'noise_trace' is infinite under this noise; leave it out.")
+    return Observables(problem, noise, tuple(named), tuple(functions.items()))
+
+
+def _checked(name: str, function: Callable[[Any], Any], problem: AbstractProblem) -> Callable[[Any], Any]:
+    try:
+        found = jax.eval_shape(lambda x: jnp.asarray(function(problem.layout.unravel(x))), problem.start)
+    except (jax.errors.JAXTypeError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise TypeError(
+            f"observables[{name!r}]: cannot be compiled as a function of the parameters; use jax.numpy in it. ({error})"
+        ) from error
+    if found.shape != () or not jnp.issubdtype(found.dtype, jnp.number):
+        raise ValueError(f"observables[{name!r}]: returned {found.dtype} of shape {found.shape}; return one number.")
+    return function
