@@ -1,19 +1,21 @@
 """The front door: check everything once, run the models, return a `Result`."""
 
+import json
 import os
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdelens import _check
+from sdelens._progress import progress_bar
 from sdelens.case import Case, Estimate, check_subject
-from sdelens.ensemble import Plan, chunk_size, path_bytes, record_steps, run_ensemble
+from sdelens.checkpoint import Checkpoints, digest, open_checkpoints
+from sdelens.ensemble import Plan, chunk_size, path_bytes, path_steps, program, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, EulerMaruyama, Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
@@ -26,10 +28,12 @@ from sdelens.statistics import BUCKETS, Summary
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["compare", "estimate", "progress_bar", "simulate"]
+__all__ = ["compare", "estimate", "simulate"]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the loss over paths that a result holds."""
+
+_VERSIONS = ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ def simulate(
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
 ) -> Result:
     """Run one model of an optimizer on a problem under noise, over many paths.
 
@@ -99,16 +106,25 @@ def simulate(
         keep_paths: number of paths whose whole course is kept, as ``path_x``.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
-        progress: show a bar; by default if standard error is a terminal.
+        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
+        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
+            can be resumed from there, to the same bits.
+        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
+            30 s, or less often where writing would take more than 2 % of the time.
+        resume: go on from the checkpoint in that folder; where there is none, start from the beginning.
 
     Returns:
         A `Result` with one model.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything runs.
+        ValueError, TypeError: naming the argument, before anything runs; with `resume` also if the checkpoint is of
+            another run, naming what differs.
+        OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
+            `resume` is False.
 
     Warns:
-        RuntimeWarning: if paths diverged; they are counted and leave the averages.
+        RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
+            the one before is used.
     """
     options = Options(
         steps=steps,
@@ -124,7 +140,9 @@ def simulate(
         chunk=chunk,
         devices=devices,
     )
-    return _run(_prepare(problem, noise, optimizer, [model], options), progress)
+    experiment = _prepare(problem, noise, optimizer, [model], options)
+    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+        return _run(experiment, progress, checkpoints)
 
 
 def compare(
@@ -146,6 +164,9 @@ def compare(
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
 ) -> Result:
     """Run several models of one optimizer side by side.
 
@@ -175,16 +196,25 @@ def compare(
         keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
-        progress: show a bar; by default if standard error is a terminal.
+        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
+        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
+            can be resumed from there, to the same bits.
+        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
+            30 s, or less often where writing would take more than 2 % of the time.
+        resume: go on from the checkpoint in that folder; where there is none, start from the beginning.
 
     Returns:
         A `Result`; print it, or see its `errors`, `plot`, `save`.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything runs.
+        ValueError, TypeError: naming the argument, before anything runs; with `resume` also if the checkpoint is of
+            another run, naming what differs.
+        OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
+            `resume` is False.
 
     Warns:
-        RuntimeWarning: if paths diverged; they are counted and leave the averages.
+        RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
+            the one before is used.
 
     Example:
         >>> import sdelens as sl
@@ -206,7 +236,9 @@ def compare(
         chunk=chunk,
         devices=devices,
     )
-    return _run(_prepare(problem, noise, optimizer, models, options), progress)
+    experiment = _prepare(problem, noise, optimizer, models, options)
+    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+        return _run(experiment, progress, checkpoints)
 
 
 def estimate(
@@ -223,7 +255,7 @@ def estimate(
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         models: as in `compare`.
-        **options: the keyword options of `compare`, but for ``progress``.
+        **options: the keyword options of `compare`, but for ``progress`` and those of checkpoints.
 
     Raises:
         ValueError, TypeError: as `compare`.
@@ -271,25 +303,19 @@ def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opt
     return experiment
 
 
-def _run(experiment: _Experiment, progress: bool | None) -> Result:
+def _run(experiment: _Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
     plan, models = experiment.plan, experiment.models
     infimum = experiment.case.problem.infimum
     start_loss = experiment.start_loss
     parts = {}
-    with progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
-        for label, model in models.items():
-            begin = time.perf_counter()
-            report(0, label)
-            summary = run_ensemble(
-                experiment.stepper(model),
-                plan,
-                experiment.seed,
-                model.stream,
-                infimum or 0.0,
-                np.array(LEVELS),
-                lambda done, label=label: report(done, label),  # type: ignore[misc]
-            )
-            parts[label] = (summary, time.perf_counter() - begin)
+    done = 0
+    if checkpoints is not None:
+        checkpoints.start(_identity(experiment))
+        done = len(checkpoints.finished) * plan.steps * plan.paths + path_steps(plan, checkpoints.position)
+    with progress_bar(progress, plan.steps * plan.paths * len(models), done) as report:
+        for label in models:
+            summary, seconds = _simulated(experiment, label, report, checkpoints)
+            parts[label] = (summary, seconds)
             _warn_of_divergence(label, summary, plan)
             mean = summary.overall()[0]
             first = mean[0]
@@ -310,6 +336,44 @@ def _run(experiment: _Experiment, progress: bool | None) -> Result:
                     "Define it anew."
                 )
     return Result(_dataset(experiment, parts))
+
+
+def _simulated(
+    experiment: _Experiment, label: str, report: Callable[[int, str], None], checkpoints: Checkpoints | None
+) -> tuple[Summary, float]:
+    """Summary and wall time in s of one model, as far as they are not saved already."""
+    if checkpoints is not None and label in checkpoints.finished:
+        return checkpoints.finished[label]
+    model, begin = experiment.models[label], time.perf_counter()
+    report(0, label)
+    if checkpoints is not None:
+        checkpoints.begin(label)
+    summary = run_ensemble(
+        experiment.stepper(model),
+        experiment.plan,
+        experiment.seed,
+        model.stream,
+        experiment.case.problem.infimum or 0.0,
+        np.array(LEVELS),
+        lambda done: report(done, label),
+        checkpoints,
+    )
+    seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(label, summary)
+    return summary, seconds
+
+
+def _identity(experiment: _Experiment) -> dict[str, Any]:
+    """What tells a run from others: its description, sizes, devices, versions, numbers and code."""
+    attributes = _attributes(experiment, dict.fromkeys(experiment.models, 0.0))
+    parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
+    identity: dict[str, Any] = {part: json.loads(attributes[part]) for part in parts}
+    identity["versions"] = {name: version(name) for name in _VERSIONS}
+    case = experiment.case
+    for part in ("problem", "noise", "optimizer", "start"):
+        identity[f"numbers of the {part}"] = digest(getattr(case, part))
+    for label, model in experiment.models.items():
+        identity[f"code of {label!r}"] = program(experiment.stepper(model), experiment.plan)
+    return identity
 
 
 def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
@@ -391,18 +455,3 @@ def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str,
         "chunk": plan.chunk,
     }
     return experiment.case.attributes(run, models, device)
-
-
-@contextmanager
-def progress_bar(wanted: bool | None, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar on standard error, or nothing; `report(done, label)` advances it."""
-    if not (sys.stderr.isatty() if wanted is None else wanted):
-        yield lambda done, label: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, label: bar.update(task, advance=done, description=label)
