@@ -81,7 +81,7 @@ class Checkpoints:
         if differing := _differences(state["identity"], identity):
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
             raise ValueError(
-                f"checkpoint: {str(self._store.folder)!r} holds another run; there "
+                f"checkpoint: {str(self._store.folder)!r} holds another run: "
                 f"{'; '.join(differing[:_SHOWN])}{more}. Repeat that run as it was, or give another folder."
             )
         for i, (label, seconds) in enumerate(state["finished"]):
@@ -222,7 +222,7 @@ def _differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str =
         if a == b:
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{prefix}{key}: ")
+            found += _differences(a, b, f"{prefix}{key}.")
         elif max(len(str(a)), len(str(b))) > _SHOWN_LENGTH:
             found.append(f"{prefix}{key} differs")
         else:

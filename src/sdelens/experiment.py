@@ -368,11 +368,9 @@ def _identity(experiment: _Experiment) -> dict[str, Any]:
     parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
     identity: dict[str, Any] = {part: json.loads(attributes[part]) for part in parts}
     identity["versions"] = {name: version(name) for name in _VERSIONS}
-    case = experiment.case
-    for part in ("problem", "noise", "optimizer", "start"):
-        identity[f"numbers of the {part}"] = digest(getattr(case, part))
-    for label, model in experiment.models.items():
-        identity[f"code of {label!r}"] = program(experiment.stepper(model), experiment.plan)
+    case, plan = experiment.case, experiment.plan
+    identity["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
+    identity["code"] = {label: program(experiment.stepper(m), plan) for label, m in experiment.models.items()}
     return identity
 
 
