@@ -57,8 +57,7 @@ class Checkpoints:
         self._store, self._every = store, every
         self._identity: dict[str, Any] = {}
         self._label: str | None = None
-        self._before = 0.0
-        self._begin = time.perf_counter()
+        self._before, self._begin = 0.0, 0.0
         self._saved, self._interval = time.monotonic(), _SECONDS
         self.finished: dict[str, tuple[Summary, float]] = {}
         self.position: Position | None = None
@@ -73,7 +72,7 @@ class Checkpoints:
             ValueError: naming what differs, if another run was saved.
             OSError: if all files are damaged.
         """
-        self._identity = identity
+        self._identity, self.finished, self._label, self.position = identity, {}, None, None
         found = self._store.load()
         if found is None:
             return
