@@ -7,6 +7,7 @@
 import argparse
 import os
 import time
+from pathlib import Path
 
 import jax
 
@@ -45,8 +46,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="few paths and steps, to see that it runs")
     arguments = parser.parse_args()
-    folder = claim_folder(arguments.out, overwrite=True)
-    share = 50 if arguments.small else 1
+    with claim_folder(arguments.out, overwrite=True) as folder:
+        run(folder, 50 if arguments.small else 1, arguments.seed)
+
+
+def run(folder: Path, share: int, seed: int) -> None:
+    """The comparisons, at a share of their size, into a folder."""
     begin = time.perf_counter()
     results, rows, head = {}, [], []
     for problem, runs, steps, paths in (
@@ -56,7 +61,7 @@ def main() -> None:
         for optimizer, scale in runs:
             noise = sl.GaussianNoise(scale)
             steps_run, paths_run = max(steps // share, 20), max(paths // share, 8)
-            result = sl.compare(problem, noise, optimizer, steps=steps_run, paths=paths_run, seed=arguments.seed)
+            result = sl.compare(problem, noise, optimizer, steps=steps_run, paths=paths_run, seed=seed)
             name = f"{optimizer.name}-{result.info['problem']['name']}"
             results[name] = result
             head, body = result.table()

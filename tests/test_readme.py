@@ -22,7 +22,7 @@ def test_block_runs(code, tmp_path, monkeypatch):
 
 def test_every_page_that_should_has_code():
     pages = {name.split()[0] for name in BLOCKS}
-    assert pages >= {"README.md", "method.md", "weak-order.md"}
+    assert pages >= {"README.md", "long-runs.md", "method.md", "weak-order.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

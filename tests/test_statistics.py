@@ -54,11 +54,13 @@ def test_merged_shards_equal_numpy(sizes, groups, seed):
         np.testing.assert_allclose(merged.seen_m2[0], alive.sum() * x[:, alive].var(axis=1), rtol=1e-4, atol=1e-5)
     if alive.sum() > 1:
         np.testing.assert_allclose(std[0], kept.std(ddof=1), rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(merged.overall(1)[1][0], 2 * kept.std(ddof=1), rtol=2e-3, atol=2e-4)
     for g in range(groups):
         members = [loss[i] for i in range(n) if i % groups == g and alive[i]]
         assert merged.living[0, g] == len(members)
         if members:
-            np.testing.assert_allclose(merged.mean[0, g], np.mean(members, dtype=np.float64), rtol=1e-6)
+            mean = np.mean(members, dtype=np.float64)
+            np.testing.assert_allclose(merged.mean[0, :, g], [mean, -2 * mean], rtol=1e-6)
     assert merged.histogram.sum() == alive.sum()
 
 

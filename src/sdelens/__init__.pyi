@@ -3,6 +3,7 @@ from . import theory as theory
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
 from .case import Estimate as Estimate
+from .checkpoint import keep_checkpoints as keep_checkpoints
 from .data import load_dataset as load_dataset
 from .experiment import compare as compare
 from .experiment import estimate as estimate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["atomic_path", "save_figure", "text_table"]
+__all__ = ["atomic_path", "held_folder", "save_figure", "text_table"]
 
 
 @contextlib.contextmanager
@@ -32,6 +32,47 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
+
+
+@contextlib.contextmanager
+def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder, made if need be, and held against other runs until the block ends or the process dies.
+
+    Args:
+        name: of the argument, for messages.
+        path: the folder.
+
+    Raises:
+        NotADirectoryError: if it is a file.
+        BlockingIOError: if another run holds it.
+        OSError: if it cannot be made or written.
+    """
+    import filelock
+
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{name}: {str(folder)!r} is a file; give a folder.")
+    lock = filelock.FileLock(folder / ".sdelens-lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        probe = folder / ".sdelens-probe"
+        probe.touch()
+        probe.unlink()
+    except filelock.Timeout as error:
+        raise BlockingIOError(
+            f"{name}: another run is writing to {str(folder)!r}; wait until it has ended, or give another folder."
+        ) from error
+    except OSError as error:
+        lock.release()
+        reason = f"{name}: {str(folder)!r} cannot be written ({error.strerror}); give another folder."
+        raise type(error)(reason) from error
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -66,6 +66,18 @@ def compare(
         typer.Option(help="Folder for NetCDF, figure (PNG, PDF), table (CSV, LaTeX) and index.html."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(help="Save where the run stands every so many steps, in the folder checkpoint in --out."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the checkpoint in --out, from the beginning if there is none. Saves every 30 s, unless "
+            "--checkpoint-every is given.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Run an optimizer and its SDEs side by side and print how well each tracks it."""
@@ -85,7 +97,39 @@ def compare(
             chunk=chunk,
         )
         logged = None if curve is None else read_curve(curve)
-        _compare(setting, wanted, run, theory, logged, None if dry_run else out, overwrite, dry_run)
+        if dry_run:
+            _estimate(setting, wanted, run)
+            return
+        with _claimed(out, overwrite, checkpoint_every, resume) as (folder, checkpoints):
+            _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder)
+
+
+def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any]) -> None:
+    import sdelens as sl
+
+    cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, models, **run)
+    typer.echo(f"This would take {cost}.")
+
+
+@contextmanager
+def _claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool) -> Iterator[tuple[Path | None, Any]]:
+    """The folder for results, and the checkpoints in it: removed only once the results are written."""
+    from sdelens.checkpoint import has_checkpoint, keep_checkpoints
+    from sdelens.report import claim_folder
+
+    if out is None:
+        if every is not None or resume:
+            name, value = ("resume", resume) if resume else ("checkpoint_every", every)
+            raise ValueError(f"{name}: got {value}, but checkpoints lie in the folder of --out; give one.")
+        yield None, None
+        return
+    unfinished = has_checkpoint(out / "checkpoint")
+    with claim_folder(out, overwrite or (resume and unfinished)) as folder:
+        if every is None and not resume and not unfinished:
+            yield folder, None
+            return
+        with keep_checkpoints(folder / "checkpoint", every, resume) as checkpoints:
+            yield folder, checkpoints
 
 
 def _compare(
@@ -94,18 +138,11 @@ def _compare(
     run: dict[str, Any],
     theory: bool,
     logged: tuple[list[float], list[float]] | None,
-    out: Path | None,
-    overwrite: bool,
-    dry_run: bool,
+    folder: Path | None,
 ) -> None:
     import sdelens as sl
-    from sdelens.report import claim_folder
 
     subject = (setting.problem, setting.noise, setting.optimizer)
-    if dry_run:
-        typer.echo(f"This would take {sl.estimate(*subject, models, **run)}.")
-        return
-    folder = None if out is None else claim_folder(out, overwrite)
     result = sl.compare(*subject, models, **run)
     remarks: list[str] = []
     if theory:
@@ -152,10 +189,10 @@ def predict(
         if dry_run:
             typer.echo(f"This would take {sl.theory.estimate(*case, steps=steps, record_every=record_every)}.")
             return
-        folder = None if out is None else claim_folder(out, overwrite)
-        found = sl.theory.overview(*case, steps=steps, record_every=record_every)
-        typer.echo(str(found))
-        _write(folder, setting, found.prediction, "predict", str(found))
+        with nullcontext() if out is None else claim_folder(out, overwrite) as folder:
+            found = sl.theory.overview(*case, steps=steps, record_every=record_every)
+            typer.echo(str(found))
+            _write(folder, setting, found.prediction, "predict", str(found))
 
 
 @app.command()
@@ -190,29 +227,29 @@ def order(
 
         setting = build_subject(subject)
         name = f"order-{setting.optimizer.name}-{setting.problem.describe()['name']}"
-        folder = None if out is None else claim_folder(out, overwrite, f"{name}.csv")
-        study = sl.weak_order(
-            setting.problem,
-            setting.noise,
-            setting.optimizer,
-            rates if isinstance(rates := numbers("lrs", lrs), list) else [rates],
-            horizon,
-            None if models is None else [name.strip() for name in models.split(",")],
-            times=times,
-            paths=paths,
-            substeps=substeps,
-            integrator=integrator,
-            bias_correction=bias_correction,
-            increments=increments,
-            method=method,
-            seed=seed,
-        )
-        typer.echo(str(study))
-        if folder is not None:
-            study.export(folder / f"{name}.csv")
-            for ending in ("png", "pdf"):
-                study.plot(folder / f"{name}.{ending}")
-            typer.echo(f"\nWritten to {folder}")
+        with nullcontext() if out is None else claim_folder(out, overwrite, f"{name}.csv") as folder:
+            study = sl.weak_order(
+                setting.problem,
+                setting.noise,
+                setting.optimizer,
+                rates if isinstance(rates := numbers("lrs", lrs), list) else [rates],
+                horizon,
+                None if models is None else [name.strip() for name in models.split(",")],
+                times=times,
+                paths=paths,
+                substeps=substeps,
+                integrator=integrator,
+                bias_correction=bias_correction,
+                increments=increments,
+                method=method,
+                seed=seed,
+            )
+            typer.echo(str(study))
+            if folder is not None:
+                study.export(folder / f"{name}.csv")
+                for ending in ("png", "pdf"):
+                    study.plot(folder / f"{name}.{ending}")
+                typer.echo(f"\nWritten to {folder}")
 
 
 @app.command()

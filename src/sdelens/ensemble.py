@@ -20,11 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens._random import Stream, stream_key
 from sdelens._tree import sum_coordinates
+from sdelens.checkpoint import Checkpoints, Position, digest
 from sdelens.integrate import Stepper
 from sdelens.observables import Observables
 from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
 
-__all__ = ["Plan", "chunk_size", "path_bytes", "record_steps", "run_ensemble"]
+__all__ = ["Plan", "chunk_size", "path_bytes", "path_steps", "program", "record_steps", "run_ensemble"]
 
 _SEGMENT_SECONDS = 0.5
 _SEGMENT_RECORDS = 256
@@ -78,6 +79,14 @@ def chunk_size(stepper: Stepper, paths: int, devices: int) -> int:
     return min(-(-paths // devices), fitting // devices) * devices
 
 
+def path_steps(plan: Plan, position: Position | None) -> int:
+    """Steps of all paths together that are done at a position of an ensemble."""
+    if position is None:
+        return 0
+    counted = min(plan.chunk, plan.paths - position.first)
+    return position.first * plan.steps + min(position.done * plan.record_every, plan.steps) * counted
+
+
 def run_ensemble(
     stepper: Stepper,
     plan: Plan,
@@ -87,6 +96,7 @@ def run_ensemble(
     levels: np.ndarray,
     progress: Callable[[int], None] | None = None,
     observables: Observables | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Summary:
     """Run all paths of `stepper` and return their statistics at the recorded steps.
 
@@ -99,15 +109,30 @@ def run_ensemble(
         levels: levels of the quantiles, which take the place of the histogram in the summary.
         progress: called with the number of path-steps done since its last call.
         observables: what is recorded beside the loss.
+        checkpoints: where to go on from and to save; numbers do not depend on it.
     """
-    summary: Summary | None = None
+    position = None if checkpoints is None else checkpoints.position
+    position = position or Position(0, 0, None, None, [])
+    summary = position.merged
     one_chunk = plan.paths <= plan.chunk
-    for first in range(0, plan.paths, plan.chunk):
+    for first in range(position.first, plan.paths, plan.chunk):
         part = _run_chunk(
-            stepper, plan, seed, stream, offset, first, levels if one_chunk else None, progress, observables
+            stepper,
+            plan,
+            seed,
+            stream,
+            offset,
+            position,
+            levels if one_chunk else None,
+            progress,
+            observables,
+            checkpoints,
         )
         summary = merge(summary, part)
         summary = summary._replace(kept=summary.kept[:, : plan.keep_paths])
+        position = Position(first + plan.chunk, 0, summary, None, [])
+        if checkpoints is not None and position.first < plan.paths and checkpoints.due():
+            checkpoints.save(position)
     assert summary is not None
     return summary if one_chunk else summary._replace(histogram=quantiles(summary.histogram, levels))
 
@@ -118,18 +143,18 @@ def _run_chunk(
     seed: int,
     stream: str,
     offset: float,
-    first: int,
+    position: Position,
     levels: np.ndarray | None,
     progress: Callable[[int], None] | None,
     observables: Observables | None,
+    checkpoints: Checkpoints | None,
 ) -> Summary:
-    """Run one chunk; its sketches become quantiles at once if `levels` are given, lest they pile up.
+    """Run one chunk from a position on; its sketches become quantiles at once if `levels` are given, lest they pile up.
 
     All chunks have one width, so that they share a compilation; surplus paths of the last never count.
     """
-    mesh = Mesh(np.array(plan.devices), (_AXIS,))
-    static = _Static(mesh, plan.groups, plan.record_every > 1, plan.keep_paths)
-    sharded = NamedSharding(mesh, PartitionSpec(_AXIS))
+    static, sharded = _laid_out(plan)
+    first = position.first
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     key = stream_key(seed, stream)
     carry = _start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.paths, static)
@@ -137,9 +162,13 @@ def _run_chunk(
     buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
     counted = min(plan.chunk, plan.paths - first)
     parts: list[Summary] = []
-    done, length, reported = 0, 2, 0
+    done, length = position.done, 2
+    if position.records is not None:
+        carry, parts = _restored(carry, position.carry), [position.records]
+    reported = min(done * plan.record_every, plan.steps)
+    cadence = records if checkpoints is None else checkpoints.cadence(plan.record_every, records)
     while done < records:
-        length = min(length, records - done, buffer)
+        length = min(length, records - done, buffer, cadence - done % cadence)
         begin = time.perf_counter()
         span = _Span(done, length, plan.steps, plan.record_every, offset)
         carry, out = _segment(stepper, observables, carry, paths, key, span, static, buffer)
@@ -153,10 +182,12 @@ def _run_chunk(
             steps_done = min(done * plan.record_every, plan.steps)
             progress((steps_done - reported) * counted)
             reported = steps_done
+        if checkpoints is not None and done < records and checkpoints.due(done % cadence == 0):
+            parts = [_joined(parts)]
+            checkpoints.save(Position(first, done, position.merged, parts[0], jax.tree.leaves(carry)))
         # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
         length = max(1, min(4 * length, int(length * _SEGMENT_SECONDS / seconds)))
-    summary = Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
-    return summary._replace(ends=_ends(stepper, carry, plan.marginals, counted))
+    return _joined(parts)._replace(ends=_ends(stepper, carry, plan.marginals, counted))
 
 
 def _ends(stepper: Stepper, carry: "_Carry", marginals: tuple[int, ...], counted: int) -> np.ndarray:
@@ -165,6 +196,39 @@ def _ends(stepper: Stepper, carry: "_Carry", marginals: tuple[int, ...], counted
         return np.zeros((counted, 0))
     x = np.asarray(stepper.position(carry.state)[np.array(marginals)])
     return np.where(np.asarray(carry.alive), x, np.nan).T[:counted].astype(np.float64)
+
+
+def program(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
+    """SHA-256 of what a run computes: the code of its start and of its segments, and the numbers in them.
+
+    It changes with every function that the code was traced from, wherever that is defined.
+    """
+    static, sharded = _laid_out(plan)
+    paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
+    key = jax.ShapeDtypeStruct((2,), np.uint32)
+    start = _start.lower(stepper, paths, key, plan.paths, static)
+    carry = jax.eval_shape(partial(_start, static=static), stepper, paths, key, plan.paths)
+    span = _Span(0, 1, plan.steps, plan.record_every, 0.0)
+    segment = _segment.lower(stepper, observables, carry, paths, key, span, static, 1)
+    return digest((stepper, observables), start.as_text() + segment.as_text())
+
+
+def _laid_out(plan: Plan) -> tuple["_Static", NamedSharding]:
+    """What compiled code is specific to, and how paths lie on the devices."""
+    mesh = Mesh(np.array(plan.devices), (_AXIS,))
+    static = _Static(mesh, plan.groups, plan.record_every > 1, plan.keep_paths)
+    return static, NamedSharding(mesh, PartitionSpec(_AXIS))
+
+
+def _joined(parts: list[Summary]) -> Summary:
+    """Records of one chunk, one after another."""
+    return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+
+
+def _restored(start: "_Carry", leaves: list[Any]) -> "_Carry":
+    """The carry with these leaves, laid out as the one at the start."""
+    old, tree = jax.tree.flatten(start)
+    return jax.tree.unflatten(tree, [jax.device_put(new, a.sharding) for a, new in zip(old, leaves, strict=True)])
 
 
 def _buffer_records(records: int, kept_numbers: int) -> int:

@@ -1,61 +1,27 @@
 """The front door: check everything once, run the models, return a `Result`."""
 
 import os
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
 from sdelens import _check
-from sdelens.case import Case, Estimate, check_subject
-from sdelens.ensemble import Plan, chunk_size, path_bytes, record_steps, run_ensemble
-from sdelens.integrate import MAX_COORDINATES, Discrete, EulerMaruyama, Stepper
+from sdelens._run import LEVELS, prepare, run
+from sdelens.case import Estimate
+from sdelens.checkpoint import Checkpoints, open_checkpoints
+from sdelens.ensemble import path_bytes, record_steps, run_ensemble
+from sdelens.integrate import MAX_COORDINATES
 from sdelens.noise import AbstractNoise
-from sdelens.observables import Observables, observables_of
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
-from sdelens.sdes import build_sde
-from sdelens.settings import Model, Options, chosen_models
-from sdelens.statistics import BUCKETS, Summary
+from sdelens.settings import Options
+from sdelens.statistics import BUCKETS
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-__all__ = ["compare", "estimate", "progress_bar", "simulate"]
-
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Quantiles of the loss over paths that a result holds."""
-
-
-@dataclass(frozen=True)
-class _Experiment:
-    """Everything validated, ready to run."""
-
-    case: Case
-    models: dict[str, Model]
-    plan: Plan
-    seed: int
-    observables: Observables
-
-    def stepper(self, model: Model) -> Stepper:
-        case = self.case
-        if model.model == "optimizer":
-            return Discrete(case.problem, case.noise, case.optimizer, case.start)
-        sde = build_sde(model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
-        options = (model.integrator, model.substeps, model.increments)
-        return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
-
-    @property
-    def start_loss(self) -> float | None:
-        """The loss at the start, None where that is random."""
-        start = self.case.start.x
-        return None if start is None else float(self.case.problem.loss(start))
+__all__ = ["compare", "estimate", "simulate"]
 
 
 def simulate(
@@ -79,6 +45,9 @@ def simulate(
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
 ) -> Result:
     """Run one model of an optimizer on a problem under noise, over many paths.
 
@@ -102,23 +71,32 @@ def simulate(
             that are not given start as the optimizer's ``v0`` says.
         keep_paths: number of paths whose whole course is kept, as ``path_x``.
         observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
-            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also has
-            functions of your own, from the parameters (your pytree) to a number, and None for the names above:
+            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also
+            has functions of your own, from the parameters (your pytree) to a number, and None for the names above:
             ``{"norm": None, "top": lambda p: p["w"].max()}``.
         marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
             `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
-        progress: show a bar; by default if standard error is a terminal.
+        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
+        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
+            can be resumed from there, to the same bits.
+        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
+            30 s, or less often where writing would take more than 2 % of the time.
+        resume: go on from the checkpoint in that folder; where there is none, start from the beginning.
 
     Returns:
         A `Result` with one model.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything runs.
+        ValueError, TypeError: naming the argument, before anything runs; with `resume` also if the checkpoint is of
+            another run, naming what differs.
+        OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
+            `resume` is False.
 
     Warns:
-        RuntimeWarning: if paths diverged; they are counted and leave the averages.
+        RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
+            the one before is used.
     """
     options = Options(
         steps=steps,
@@ -136,7 +114,9 @@ def simulate(
         chunk=chunk,
         devices=devices,
     )
-    return _run(_prepare(problem, noise, optimizer, [model], options), progress)
+    experiment = prepare(problem, noise, optimizer, [model], options)
+    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+        return run(experiment, progress, checkpoints)
 
 
 def compare(
@@ -160,6 +140,9 @@ def compare(
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
 ) -> Result:
     """Run several models of one optimizer side by side.
 
@@ -188,23 +171,32 @@ def compare(
             that are not given start as the optimizer's ``v0`` says.
         keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
         observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
-            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also has
-            functions of your own, from the parameters (your pytree) to a number, and None for the names above:
+            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also
+            has functions of your own, from the parameters (your pytree) to a number, and None for the names above:
             ``{"norm": None, "top": lambda p: p["w"].max()}``.
         marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
             `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
-        progress: show a bar; by default if standard error is a terminal.
+        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
+        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
+            can be resumed from there, to the same bits.
+        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
+            30 s, or less often where writing would take more than 2 % of the time.
+        resume: go on from the checkpoint in that folder; where there is none, start from the beginning.
 
     Returns:
         A `Result`; print it, or see its `errors`, `plot`, `save`.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything runs.
+        ValueError, TypeError: naming the argument, before anything runs; with `resume` also if the checkpoint is of
+            another run, naming what differs.
+        OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
+            `resume` is False.
 
     Warns:
-        RuntimeWarning: if paths diverged; they are counted and leave the averages.
+        RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
+            the one before is used.
 
     Example:
         >>> import sdelens as sl
@@ -228,7 +220,9 @@ def compare(
         chunk=chunk,
         devices=devices,
     )
-    return _run(_prepare(problem, noise, optimizer, models, options), progress)
+    experiment = prepare(problem, noise, optimizer, models, options)
+    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+        return run(experiment, progress, checkpoints)
 
 
 def estimate(
@@ -245,7 +239,7 @@ def estimate(
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         models: as in `compare`.
-        **options: the keyword options of `compare`, but for ``progress``.
+        **options: the keyword options of `compare`, but for ``progress`` and those of checkpoints.
 
     Raises:
         ValueError, TypeError: as `compare`.
@@ -254,7 +248,7 @@ def estimate(
         _check.choice("estimate's option", name, [f.name for f in fields(Options)])
     if "steps" not in options:
         raise TypeError("steps: is missing; give the number of optimizer steps.")
-    experiment = _prepare(problem, noise, optimizer, models, Options(**options))
+    experiment = prepare(problem, noise, optimizer, models, Options(**options))
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
     few = plan._replace(steps=min(plan.steps, records * plan.record_every), paths=min(plan.paths, plan.chunk))
@@ -281,170 +275,3 @@ def estimate(
     results = 8 * numbers * recorded * len(experiment.models)
     sketches = 4 * BUCKETS * (recorded if plan.paths > plan.chunk else min(recorded, 256))
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)
-
-
-def _prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> _Experiment:
-    check_subject(problem, noise, optimizer)
-    plan, seed = options.plan(problem.dim), options.checked_seed()
-    chosen = chosen_models(optimizer, models, options)
-    case = Case.checked(problem, noise, optimizer, options.start, plan.steps)
-    observables = observables_of(options.observables, case.problem, case.noise)
-    experiment = _Experiment(case, chosen, plan, seed, observables)
-    for model in chosen.values():  # what cannot be built is refused before anything runs
-        experiment.stepper(model)
-    if options.chunk is None:
-        fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
-        experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
-    return experiment
-
-
-def _run(experiment: _Experiment, progress: bool | None) -> Result:
-    plan, models = experiment.plan, experiment.models
-    infimum = experiment.case.problem.infimum
-    start_loss = experiment.start_loss
-    parts = {}
-    with progress_bar(progress, plan.steps * plan.paths * len(models)) as report:
-        for label, model in models.items():
-            begin = time.perf_counter()
-            report(0, label)
-            summary = run_ensemble(
-                experiment.stepper(model),
-                plan,
-                experiment.seed,
-                model.stream,
-                infimum or 0.0,
-                np.array(LEVELS),
-                lambda done, label=label: report(done, label),  # type: ignore[misc]
-                experiment.observables,
-            )
-            parts[label] = (summary, time.perf_counter() - begin)
-            _warn_of_divergence(label, summary, plan)
-            mean = summary.overall()[0]
-            first = mean[0]
-            if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(first - infimum):
-                warnings.warn(
-                    f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
-                    "errors relative to it are wrong. Give the true infimum, or None.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-            # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
-            if start_loss is not None and not np.isclose(
-                first, start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))
-            ):
-                raise ValueError(
-                    f"loss: is {start_loss:.6g} at the start now, but {first:.6g} in the compiled run. It must depend "
-                    "on its arguments alone; a function or object changed after an earlier run is not noticed. "
-                    "Define it anew."
-                )
-    return Result(_dataset(experiment, parts))
-
-
-def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
-    lost = int(plan.paths - summary.paths[-1])
-    if lost:
-        steps = record_steps(plan.steps, plan.record_every)
-        first = int(steps[np.argmax(summary.paths < plan.paths)])
-        warnings.warn(
-            f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the "
-            "averages from then on. A smaller lr may keep them.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _dataset(experiment: _Experiment, parts: dict[str, tuple[Summary, float]]) -> "xr.Dataset":
-    import xarray as xr
-
-    plan, case = experiment.plan, experiment.case
-    problem, optimizer = case.problem, case.optimizer
-    steps = record_steps(plan.steps, plan.record_every)
-    offset = problem.infimum or 0.0
-    levels, names = np.array(LEVELS), list(experiment.observables.names)
-    columns: dict[str, tuple[tuple[str, ...], list[np.ndarray]]] = {}
-    for summary, _ in parts.values():
-        mean, std = summary.overall()
-        n_paths = summary.paths
-        empty = summary.living == 0
-        values: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-            "loss_mean": (("step",), mean),
-            "loss_std": (("step",), std),
-            "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
-            "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean[:, 0]).T),
-            "loss_group_m2": (("group", "step"), np.where(empty, np.nan, summary.m2[:, 0]).T),
-            "group_paths": (("group", "step"), summary.living.astype(np.int64).T),
-            "loss_quantile": (("quantile", "step"), (summary.histogram + offset).T),
-            "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
-            "n_paths": (("step",), n_paths.astype(np.int64)),
-        }
-        if problem.dim <= MAX_COORDINATES:
-            alive = n_paths[:, None]
-            values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.seen_mean))
-            x_var = np.where(alive < 2, np.nan, summary.seen_m2 / np.maximum(alive - 1, 1))
-            values["x_var"] = (("step", "coordinate"), x_var)
-        if names:
-            overall = [summary.overall(row) for row in range(1, len(names) + 1)]
-            by_name = ("observable", "step")
-            values["observable_mean"] = (by_name, np.stack([m for m, _ in overall]))
-            values["observable_std"] = (by_name, np.stack([s for _, s in overall]))
-            for name, array in (("mean", summary.mean), ("m2", summary.m2)):
-                groups = np.where(empty[:, None], np.nan, array[:, 1:])
-                values[f"observable_group_{name}"] = (("observable", "group", "step"), groups.transpose(1, 2, 0))
-        if plan.marginals:
-            values["end_x"] = (("end_path", "marginal"), summary.ends)
-        if plan.keep_paths:
-            values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
-        for name, (dims, array) in values.items():
-            columns.setdefault(name, (("model", *dims), []))[1].append(array)
-    coordinates = {
-        "model": list(parts),
-        "step": steps,
-        "time": ("step", steps * float(optimizer.lr)),
-        "quantile": levels,
-        "group": np.arange(plan.groups),
-    }
-    coordinates |= {"observable": names} if names else {}
-    coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
-    attributes = _attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()})
-    variables = {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}
-    return xr.Dataset(variables, coordinates, attributes)
-
-
-def _attributes(experiment: _Experiment, seconds: dict[str, float]) -> dict[str, Any]:
-    plan, devices = experiment.plan, experiment.plan.devices
-    models = {
-        label: {f.name: getattr(m, f.name) for f in fields(m)}
-        | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
-        for label, m in experiment.models.items()
-    }
-    run = {
-        "steps": plan.steps,
-        "paths": plan.paths,
-        "seed": experiment.seed,
-        "record_every": plan.record_every,
-        "keep_paths": plan.keep_paths,
-        "observables": experiment.observables.describe(),
-    }
-    device = {
-        "platform": devices[0].platform,
-        "kind": devices[0].device_kind,
-        "count": len(devices),
-        "cores": os.cpu_count() or 1,
-        "chunk": plan.chunk,
-    }
-    return experiment.case.attributes(run, models, device)
-
-
-@contextmanager
-def progress_bar(wanted: bool | None, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar on standard error, or nothing; `report(done, label)` advances it."""
-    if not (sys.stderr.isatty() if wanted is None else wanted):
-        yield lambda done, label: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, label: bar.update(task, advance=done, description=label)

@@ -1,37 +1,30 @@
 """Folders people open: results with their figures and tables, and one page that shows them."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jinja2
 
-from sdelens._output import atomic_path
+from sdelens._output import atomic_path, held_folder
 from sdelens.result import Result
 
 __all__ = ["claim_folder", "write_report"]
 
 
-def claim_folder(path: str | os.PathLike[str], overwrite: bool = False, marker: str = "index.html") -> Path:
-    """Make the folder if need be, and be sure before a run that results can be written there.
+@contextlib.contextmanager
+def claim_folder(path: str | os.PathLike[str], overwrite: bool = False, marker: str = "index.html") -> Iterator[Path]:
+    """The folder for results, made if need be, and held against other runs until the block ends.
 
     Raises:
-        OSError: if it cannot be made or written, or is a file.
+        OSError: if it cannot be made or written, is a file, or another run holds it.
         FileExistsError: if it holds results already, of which `marker` is one, and `overwrite` is False.
     """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"out: {str(folder)!r} is a file; give a folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".sdelens-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(f"out: {str(folder)!r} cannot be written ({error.strerror}); give another folder.") from error
-    if not overwrite and (folder / marker).exists():
-        raise FileExistsError(f"out: {str(folder)!r} holds results already; give another folder or --overwrite.")
-    return folder
+    with held_folder("out", path) as folder:
+        if not overwrite and (folder / marker).exists():
+            raise FileExistsError(f"out: {str(folder)!r} holds results already; give another folder or --overwrite.")
+        yield folder
 
 
 _COMPARED = (

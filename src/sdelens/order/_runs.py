@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sdelens._progress import progress_bar
 from sdelens.ensemble import run_ensemble
-from sdelens.experiment import progress_bar
 from sdelens.integrate import Coupled, Discrete, EulerMaruyama
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD

@@ -3,6 +3,7 @@
 import abc
 import zlib
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import equinox as eqx
@@ -286,9 +287,20 @@ def _as_data(data: Any) -> Any:
 def _fingerprint(loss: Callable[..., Array], *arrays: Any) -> str:
     """Eight hex digits that change with the loss's code, the start and the data; for telling runs apart."""
     code = getattr(loss, "__code__", None)
-    parts = [b"" if code is None else code.co_code + repr(code.co_consts).encode()]
+    parts = [b"" if code is None else _code_bytes(code)]
     parts += [np.asarray(a).tobytes() for a in jax.tree.leaves(arrays)]
     return f"{zlib.crc32(b''.join(parts)):08x}"
+
+
+def _code_bytes(code: CodeType) -> bytes:
+    """A function's code and constants, the same in every process: no addresses of nested functions, sets in order."""
+    parts = [code.co_code]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            parts.append(_code_bytes(constant))
+        else:
+            parts.append(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode())
+    return b"".join(parts)
 
 
 def _check_loss(problem: Problem) -> None:

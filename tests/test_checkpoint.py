@@ -1,0 +1,520 @@
+"""Runs that are stopped and go on: the same bits, sound files, one run to a folder."""
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdelens as sl
+from sdelens import _progress, _run
+from sdelens._store import Store
+from sdelens.checkpoint import Checkpoints
+from sdelens.report import claim_folder
+
+PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
+SIZES = dict(steps=21, paths=50, chunk=20, record_every=2, keep_paths=3, models=["optimizer", "sde"])
+TOTAL = 21 * 50 * 2
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def compare(problem=PROBLEM, noise=NOISE, optimizer=OPTIMIZER, **options):
+    return sl.compare(problem, noise, optimizer, **{**SIZES, **options})
+
+
+def assert_same(result, other):
+    assert set(result.dataset.data_vars) == set(other.dataset.data_vars)
+    for name in result.dataset.data_vars:
+        np.testing.assert_array_equal(result.dataset[name], other.dataset[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return compare()
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """A run that is stopped after so many reports of its progress; what was reported."""
+
+    def stopped(after, folder, every=4, **options):
+        reported = []
+
+        @contextlib.contextmanager
+        def bar(wanted, total, done=0):
+            reported.append(done)
+
+            def report(more, label):
+                reported.append(more)
+                if len(reported) > after:
+                    raise Interrupted
+
+            yield report
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_run, "progress_bar", bar)
+            with pytest.raises(Interrupted):
+                compare(checkpoint=folder, checkpoint_every=every, **options)
+        return reported
+
+    return stopped
+
+
+@pytest.mark.parametrize("after", [4, 9, 13, 17])
+@pytest.mark.parametrize("every", [1, 7, 1000])
+def test_a_stopped_run_goes_on_to_the_same_bits(reference, stop, tmp_path, after, every):
+    folder = tmp_path / "new" / "checkpoint"
+    stop(after, folder, every)
+    assert_same(compare(checkpoint=folder, checkpoint_every=every, resume=True), reference)
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+    assert not folder.exists()
+
+
+def test_a_run_stopped_again_and_again_reports_all_of_its_work_and_its_time(reference, stop, tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    stop(8, folder)
+    for after in (5, 6, 5):
+        done, *more = stop(after, folder, resume=True)
+        assert 0 < done < done + sum(more) < TOTAL
+    whole = []
+    monkeypatch.setattr(Checkpoints, "_seconds", lambda self: self._before + 1.0)  # each part takes a second
+    monkeypatch.setattr(
+        _run,
+        "progress_bar",
+        lambda wanted, total, done: contextlib.nullcontext(lambda more, label: whole.append(more)),
+    )
+    again = compare(checkpoint=folder, resume=True)
+    assert_same(again, reference)
+    assert 0 < sum(whole) < TOTAL
+    assert all(1 <= m["wall_time"] < 60 for m in again.info["models"].values())
+
+
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(reference, tmp_path):
+    assert_same(compare(checkpoint=tmp_path / "c", resume=True), reference)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_time_between_checkpoints(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, position: saved.append(position))
+    compare(checkpoint=tmp_path / "c")
+    assert saved == []
+    monkeypatch.setattr("sdelens.checkpoint._SECONDS", 0.0)
+    compare(checkpoint=tmp_path / "c")
+    assert len(saved) > 6
+    saved.clear()
+    compare(checkpoint=tmp_path / "c", checkpoint_every=7)  # records lie every 2 steps: 4 records apart
+    assert [p and (p.first, p.done) for p in saved[:4]] == [(0, 4), (0, 8), (20, 0), (20, 4)]
+
+
+def test_starts_and_functions_of_the_users(stop, tmp_path):
+    def subject(shift, first):
+        def loss(params):
+            return jnp.sum((params - shift) ** 2).astype(jnp.float32)
+
+        start = dict(start=lambda key: first + jax.random.normal(key, (3,)), models=["optimizer"])
+        return dict(problem=sl.Problem(loss, jnp.zeros(3, jnp.bfloat16)), **start)
+
+    one = jnp.ones(3)  # closed over: the text of the functions does not show it
+    own = subject(one, one)
+    before = compare(**own)
+    stop(3, tmp_path, **own)
+    for other in (subject(2 * one, one), subject(one, 2 * one)):
+        with pytest.raises(ValueError, match=r"holds another run: code\.optimizer differs\."):
+            compare(checkpoint=tmp_path, resume=True, **other)
+    stop(0, tmp_path, resume=True, **subject(one, one))  # defined anew, as in a new process: the same
+    assert_same(compare(checkpoint=tmp_path, resume=True, **own), before)
+
+
+def test_a_loss_has_one_fingerprint_in_every_process():
+    text = "def loss(p):\n    inner = lambda q: q * q if 'a' in {'a', 'b', 'c'} else q\n    return inner(p).sum()"
+    found = []
+    for constant in ("q * q", "q * q", "q * q * q"):
+        space = {}
+        exec(text.replace("q * q", constant), space)
+        found.append(sl.Problem(space["loss"], jnp.ones(2)).describe()["fingerprint"])
+    assert found[0] == found[1] != found[2]
+
+
+def test_another_run_is_refused_by_what_differs(stop, tmp_path):
+    stop(6, tmp_path)
+    for other, message in (
+        (dict(seed=1), r"holds another run: run\.seed is 0, here 1\. Repeat that run as it was, or give another"),
+        (dict(steps=22), r"run\.steps is 21, here 22"),
+        (dict(paths=51), r"run\.paths is 50, here 51"),
+        (dict(chunk=30), r"device\.chunk is 20, here 30"),
+        (dict(devices=1), r"device\.count is 2, here 1"),
+        (dict(models=["sde"]), r"models\.optimizer differs"),
+        (dict(substeps=2), r"models\.sde\.substeps is 1, here 2"),
+        (dict(problem=sl.Quadratic([1.0, 3.0])), r"problem\.curvature is \[1.0, 2.0\], here \[1.0, 3.0\]"),
+        (dict(noise=sl.GaussianNoise(2.0)), r"values\.noise differs"),
+        (dict(optimizer=sl.RMSpropW(0.06, 0.9)), r"optimizer\.lr is 0.05, here 0.06"),
+        (dict(start=sl.State(None, v=jnp.ones(2))), r"values\.start differs"),
+        (dict(record_every=3), r"run\.record_every is 2, here 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(checkpoint=tmp_path, resume=True, **other)
+    assert Store(tmp_path).files()
+
+
+def test_another_version_is_refused(stop, tmp_path, monkeypatch):
+    stop(6, tmp_path)
+    monkeypatch.setattr(_run, "version", lambda name: "9.9" if name == "jax" else "1.0")
+    with pytest.raises(ValueError, match=r"versions\.jax is [0-9.]+, here 9\.9"):
+        compare(checkpoint=tmp_path, resume=True)
+
+
+def test_an_unfinished_run_is_not_overwritten(stop, tmp_path):
+    stop(6, tmp_path)
+    files = Store(tmp_path).files()
+    with pytest.raises(FileExistsError, match=r"resume=True \(--resume\), or delete the folder") as caught:
+        compare(checkpoint=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert Store(tmp_path).files() == files
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, lambda p: os.truncate(p, 0)], ids=["flip", "truncate", "empty"])
+def test_a_damaged_checkpoint_costs_the_time_since_the_one_before(reference, stop, tmp_path, damage):
+    stop(12, tmp_path)
+    newest, before = Store(tmp_path).files()
+    damage(newest)
+    with pytest.warns(RuntimeWarning, match=f"{newest.name}.*is damaged.*{before.name}"):
+        stop(4, tmp_path, resume=True)
+    assert newest not in Store(tmp_path).files()
+    for path in Store(tmp_path).files():
+        damage(path)
+    with pytest.raises(OSError, match="are damaged, and there is no other; delete the folder and start"):
+        compare(checkpoint=tmp_path, resume=True)
+    for path in Store(tmp_path).files():
+        path.unlink()
+    assert_same(compare(checkpoint=tmp_path, resume=True), reference)
+
+
+def test_at_most_two_are_kept(stop, tmp_path):
+    stop(5, tmp_path, 2)
+    stop(12, tmp_path, 2, resume=True)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("call", ["fsync", "unlink", "replace", "second fsync"])
+@pytest.mark.parametrize("error", [Interrupted(), OSError(errno.EIO, "Input/output error")], ids=["killed", "error"])
+def test_a_write_that_stops_half_way_leaves_the_one_before(tmp_path, monkeypatch, call, error):
+    store = Store(tmp_path)
+    for n in range(3):
+        store.save({"n": np.array(n)}, {})
+    seen = []
+
+    def fails(*arguments, **options):
+        seen.append(call)
+        if call != "second fsync" or len(seen) == 2:
+            raise error
+
+    target = os if "fsync" in call else Path
+    expected = pytest.raises(type(error), match="before it is intact" if isinstance(error, OSError) else None)
+    with monkeypatch.context() as patch, expected:
+        patch.setattr(target, call.split()[-1], fails)
+        store.save({"n": np.array(3)}, {})
+    again = Store(tmp_path)
+    arrays, _ = again.load()
+    assert arrays["n"] == (3 if call == "second fsync" else 2)
+    again.save({"n": np.array(4)}, {})
+    assert len(list(tmp_path.iterdir())) == 2  # what was left is gone
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from sdelens._store import Store
+store = Store(Path(sys.argv[1]))
+store.save({"a": np.zeros(10)}, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    store.save({"a": np.zeros(100_000)}, {})
+except OSError as error:
+    print(error.errno, error)
+print(sorted(p.name[:19] for p in Path(sys.argv[1]).iterdir()))
+print(store.load()[0]["a"].size)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    message, files, size = done.stdout.splitlines()
+    assert message.startswith(f"{errno.EFBIG} checkpoint: there is no room left for a checkpoint in {str(tmp_path)!r}")
+    assert message.endswith(
+        "the checkpoint before it is intact. Make room, then repeat the same run with resume=True (--resume)."
+    )
+    assert files == "['checkpoint-00000001']"
+    assert size == "10"
+
+
+def test_a_run_on_a_full_disk_goes_on_once_there_is_room(reference, stop, tmp_path):
+    stop(6, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    files = Store(tmp_path).files()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="no room left for a checkpoint") as caught:
+            compare(checkpoint=tmp_path, checkpoint_every=2, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert files[0] in Store(tmp_path).files()
+    assert_same(compare(checkpoint=tmp_path, resume=True), reference)
+
+
+def test_leftovers_are_cleaned(reference, stop, tmp_path):
+    folder = tmp_path / "c"
+    stop(6, folder)
+    for name in (".checkpoint.tmp", ".sdelens-lock"):  # of a run that was killed
+        (folder / name).write_bytes(b"half")
+    (folder / "notes.txt").write_text("mine")
+    assert_same(compare(checkpoint=folder, resume=True), reference)
+    assert [p.name for p in folder.iterdir()] == ["notes.txt"]
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"checkpoint: .*file' is a file; give a folder"):
+        compare(checkpoint=tmp_path / "file")
+    with pytest.raises(OSError, match="checkpoint: '/proc/sdelens' cannot be written"):
+        compare(checkpoint="/proc/sdelens")
+    with pytest.raises(OSError, match=r"checkpoint: .* cannot be written \(Not a directory\)"):
+        compare(checkpoint=tmp_path / "file" / "inside")
+
+
+def test_options_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_every: got 0"):
+        compare(checkpoint=tmp_path / "c", checkpoint_every=0)
+    with pytest.raises(ValueError, match=r"resume: got True, but there is no folder for checkpoints; give checkpoint="):
+        compare(resume=True)
+    with pytest.raises(ValueError, match="checkpoint_every: got 3, but there is no folder"):
+        sl.simulate(PROBLEM, NOISE, OPTIMIZER, steps=3, checkpoint_every=3)
+    with pytest.raises(TypeError, match="checkpoint: got bool; give a folder"):
+        compare(checkpoint=True)
+    with (
+        sl.keep_checkpoints(tmp_path / "c") as kept,
+        pytest.raises(ValueError, match=r"resume: got True.*give it to keep_checkpoints instead"),
+    ):
+        compare(checkpoint=kept, resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_stay_until_the_result_is_saved(reference, tmp_path):
+    folder = tmp_path / "c"
+    with pytest.raises(FileNotFoundError), sl.keep_checkpoints(folder, every=5) as kept:
+        compare(checkpoint=kept).save(tmp_path / "nowhere" / "a.nc")
+    with sl.keep_checkpoints(folder, resume=True) as kept:
+        result = compare(checkpoint=kept)
+        assert set(kept.finished) == {"optimizer", "sde"}
+        result.save(tmp_path / "a.nc")
+        assert len(Store(folder).files()) == 2
+    assert_same(result, reference)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_kept_checkpoints_are_of_one_run(reference, tmp_path):
+    with sl.keep_checkpoints(tmp_path / "c") as kept:
+        assert compare(checkpoint=kept, seed=1).dataset.loss_mean[0, -1] != reference.dataset.loss_mean[0, -1]
+        assert_same(compare(checkpoint=kept), reference)  # the first has saved nothing yet
+    with sl.keep_checkpoints(tmp_path / "c", every=5) as kept:
+        compare(checkpoint=kept)
+        with pytest.raises(ValueError, match=r"holds another run: run\.seed is 0, here 1"):
+            compare(checkpoint=kept, seed=1)
+
+
+HOLD = """
+import sys, time
+from sdelens._output import held_folder
+with held_folder("out", sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    with (
+        sl.keep_checkpoints(tmp_path / "c"),
+        pytest.raises(BlockingIOError, match=f"another run is writing to '{tmp_path / 'c'}'; wait until it has ended"),
+    ):
+        compare(checkpoint=tmp_path / "c")
+    out = tmp_path / "out"
+    with claim_folder(out), pytest.raises(BlockingIOError, match="out: another run"), claim_folder(out):
+        pass
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match="out: another run"), claim_folder(out):
+            pass
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    with claim_folder(out):
+        pass
+    assert list(out.iterdir()) == []
+
+
+def test_progress_in_a_log_is_lines_now_and_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with _progress.progress_bar(True, 1000, done=500) as report:
+        for _ in range(50):
+            now[0] += 3.0
+            report(5, "sde")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 12
+    assert lines[0] == "sdelens: sde: 52%, about 0:04:48 left"  # 20 of the 500 left took 12 s
+    assert lines[-1] == "sdelens: sde: 74%, about 0:02:36 left"
+    with _progress.progress_bar(None, 10) as report:  # by default nothing where no terminal is
+        now[0] += 60
+        report(5, "sde")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_stands(monkeypatch):
+    import rich.progress
+
+    bars = []
+
+    class Bar(rich.progress.Progress):
+        def __init__(self, *columns, console, transient):
+            super().__init__(*columns, console=console, transient=transient, get_time=lambda: now[0])
+            bars.append(self)
+
+    now = [100.0]
+    monkeypatch.setattr(rich.progress, "Progress", Bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with _progress.progress_bar(None, 1000, done=900) as report:
+        assert bars[0].tasks[0].percentage == 90
+        for _ in range(3):
+            now[0] += 1.0
+            report(10, "sde")
+        assert bars[0].tasks[0].time_remaining == 7  # 70 left at 10 a second
+
+
+@pytest.mark.slow
+def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
+    out = tmp_path / "out"
+    own = ("--optimizer", "rmspropw", "--lr", "0.05", "--b2", "0.9", "--curvature", "1,2", "--models", "optimizer,sde")
+    sizes = (
+        "--steps",
+        "21",
+        "--paths",
+        "50",
+        "--chunk",
+        "20",
+        "--record-every",
+        "2",
+        "--keep-paths",
+        "3",
+        "--devices",
+        "2",
+    )
+    stop(9, out / "checkpoint")
+
+    def shell(*options, expect):
+        command = [str(Path(sys.executable).with_name("sdelens")), "compare", *own, *sizes, *options]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == expect, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    refused = shell("--out", str(out), expect=2)
+    assert "holds a checkpoint of an unfinished run; go on with it by resume=True (--resume), or delete" in refused
+    assert "seed is 0, here 1" in shell("--out", str(out), "--resume", "--seed", "1", expect=2)
+    with claim_folder(out):
+        assert "another run is writing to" in shell("--out", str(out), "--resume", expect=2)
+    (out / "index.html").write_text("")  # killed while it removed the checkpoints
+    shell("--out", str(out), "--resume", "--checkpoint-every", "5", expect=0)
+    assert {p.name for p in out.iterdir()} == {
+        "index.html",
+        *(f"rmspropw-quadratic.{s}" for s in ("nc", "png", "pdf", "csv", "tex")),
+    }
+    assert "holds results already" in shell("--out", str(out), "--resume", expect=2)
+    assert "resume: got True, but checkpoints lie in the folder of --out; give one" in shell("--resume", expect=2)
+    assert_same(sl.load(out / "rmspropw-quadratic.nc"), compare())
+
+
+RUN = textwrap.dedent(
+    """
+    import sys
+    import jax
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    import sdelens as sl
+    print("begun", flush=True)
+    problem, noise = sl.Quadratic([1.0, 2.0, 5.0]), sl.GaussianNoise(1.0)
+    optimizer = sl.AdamW(0.01, weight_decay=0.1, schedule=lambda k: 1 / (1 + 0.001 * k))
+    options = dict(steps=6000, paths=12_000, chunk=5000, record_every=20, keep_paths=2)
+    own = {} if sys.argv[2] == "-" else dict(checkpoint=sys.argv[2], checkpoint_every=200, resume=True)
+    sl.compare(problem, noise, optimizer, **options, **own).save(sys.argv[1])
+    """
+)
+
+
+@pytest.mark.slow
+def test_a_run_killed_over_twenty_times_ends_with_the_same_bits(tmp_path):
+    def begun(result, folder, cache):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / cache)}
+        command = [sys.executable, "-c", RUN, str(tmp_path / result), str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+
+    def saved():
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        return max((int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")), default=0)
+
+    folder = tmp_path / "checkpoint"
+    at = time.monotonic()
+    process = begun("whole.nc", "-", "cache")
+    process.stdout.readline()
+    start = time.monotonic() - at
+    assert process.wait() == 0
+    whole = time.monotonic() - at
+    # Ten are killed at moments spread over start-up and compilation (their cache is empty at first), twelve after their
+    # first checkpoint, among segments and writes; all by their eighth of the 270 checkpoints, so that none ends before.
+    moments = [(False, (i + 0.5) / 10 * 4 * start) for i in range(10)]
+    moments += [(True, i / 12 * whole / 24) for i in range(12)]
+    random.Random(2411).shuffle(moments)
+    for running, delay in moments:
+        before = saved()
+        process = begun("parts.nc", folder, "another cache")
+        while running and saved() == before:
+            assert process.poll() is None
+            time.sleep(0.005)
+        until = time.monotonic() + delay
+        while time.monotonic() < until and saved() < before + 8:
+            time.sleep(0.005)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert saved() > 12
+    process = begun("parts.nc", folder, "another cache")
+    assert process.wait() == 0
+    assert_same(sl.load(tmp_path / "parts.nc"), sl.load(tmp_path / "whole.nc"))
+    assert not folder.exists()
