@@ -2,7 +2,7 @@
 
 import abc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -56,6 +56,21 @@ class AbstractProblem(eqx.Module):
         (_, loss), grad = jax.value_and_grad(total, has_aux=True)(x)
         return loss, grad
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what `metric` measures beside the loss."""
+        return ()
+
+    def metric(self, name: str, x: Array) -> Array:
+        """The metric of that name at x: shape () for x of shape (d,), shape (P,) for x of shape (d, P).
+
+        Raises:
+            ValueError: if the problem has no metric of that name; those it has are listed.
+        """
+        raise ValueError(
+            f"metric: got {name!r}; this problem has none. Give sl.Problem(..., metrics={{{name!r}: function}})."
+        )
+
     def with_l2(self, strength: float) -> "AbstractProblem":
         """The problem of f(x) + ½ strength ‖x‖²: weight decay in the loss, which every gradient then contains.
 
@@ -85,6 +100,13 @@ class L2Problem(AbstractProblem):
     def layout(self) -> Layout:
         return self.problem.layout
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return self.problem.metrics
+
+    def metric(self, name: str, x: Array) -> Array:
+        return self.problem.metric(name, x)
+
     def loss(self, x: Array) -> Array:
         return self.problem.loss(x) + 0.5 * self.strength * sum_coordinates(x * x)
 
@@ -108,10 +130,12 @@ class Problem(AbstractProblem):
         start: pytree at which every path starts.
         data: pytree of arrays with a common first axis of n examples, or None.
         infimum: the infimum of the loss, if known (0 for a non-negative loss); errors are relative to it.
+        metrics: what else to measure, by name: functions called as `loss` is, and of its shape; `metric` gives means.
 
     Raises:
-        TypeError: if a leaf of `start` is an integer array or random key, or the loss is not a real array.
-        ValueError: if the loss has the wrong shape, differs between two calls, or is not finite at the start.
+        TypeError: if a leaf of `start` is an integer array or random key, or the loss or a metric is not a real array.
+        ValueError: if the loss or a metric has the wrong shape, or the loss differs between two calls, or is not finite
+            at the start.
 
     Example:
         >>> import jax.numpy as jnp, sdelens as sl
@@ -126,6 +150,7 @@ class Problem(AbstractProblem):
     _loss: Callable[..., Array] = eqx.field(static=True)
     _layout: Layout = eqx.field(static=True)
     _infimum: float | None
+    _metrics: tuple[tuple[str, Callable[..., Array]], ...] = eqx.field(static=True)
     _description: tuple[tuple[str, Any], ...] = eqx.field(static=True)
 
     def __init__(
@@ -135,6 +160,7 @@ class Problem(AbstractProblem):
         data: Any = None,
         *,
         infimum: float | None = None,
+        metrics: Mapping[str, Callable[..., Array]] | None = None,
         _description: dict[str, Any] | None = None,
     ) -> None:
         if not callable(loss):
@@ -143,6 +169,7 @@ class Problem(AbstractProblem):
         self.data = None if data is None else _as_data(data)
         self._loss = loss
         self._infimum = None if infimum is None else _check.number("infimum", infimum)
+        self._metrics = _as_metrics({} if metrics is None else metrics)
         name = getattr(loss, "__qualname__", type(loss).__name__)
         described = _description or {
             "name": "custom",
@@ -151,7 +178,10 @@ class Problem(AbstractProblem):
             "rerunnable": False,
         }
         self._description = tuple(described.items())
-        _check_loss(self)
+        if _description is None:  # the library's own losses are held to these by its tests
+            _check_loss(self)
+            for label, function in self._metrics:
+                _check_metric(self, label, function)
 
     @property
     def layout(self) -> Layout:
@@ -160,6 +190,16 @@ class Problem(AbstractProblem):
     @property
     def infimum(self) -> float | None:
         return self._infimum
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._metrics)
+
+    def metric(self, name: str, x: Array) -> Array:
+        if not self._metrics:
+            return super().metric(name, x)
+        function = dict(self._metrics)[_check.choice("metric", name, self.metrics)]
+        return self._per_path(lambda x: jnp.mean(self._call(function, x)), x)
 
     def loss(self, x: Array) -> Array:
         return self._per_path(self._scalar_loss, x)
@@ -171,10 +211,12 @@ class Problem(AbstractProblem):
         return dict(self._description)
 
     def _scalar_loss(self, x: Array) -> Array:
+        return jnp.mean(self._call(self._loss, x)) if self.data is not None else self._call(self._loss, x)
+
+    def _call(self, function: Callable[..., Array], x: Array) -> Array:
+        """The loss or a metric at x: per example, or one value without data."""
         params = self._layout.unravel(x)
-        if self.data is None:
-            return self._loss(params)
-        return jnp.mean(self._loss(params, self.data))
+        return function(params) if self.data is None else function(params, self.data)
 
     def _per_path(self, function: Callable[[Array], Any], x: Array) -> Any:
         if x.ndim == 1:
@@ -242,6 +284,33 @@ def _check_loss(problem: Problem) -> None:
             "mode; noise belongs in the `noise` argument."
         )
     _check_gradient(problem)
+
+
+def _as_metrics(metrics: Mapping[str, Callable[..., Array]]) -> tuple[tuple[str, Callable[..., Array]], ...]:
+    """Names and functions."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics: got {type(metrics).__name__}; give a dictionary from names to functions.")
+    for name, function in metrics.items():
+        if not isinstance(name, str) or not callable(function):
+            raise TypeError(f"metrics: got {name!r}: {function!r}; give a dictionary from names to functions.")
+    return tuple(metrics.items())
+
+
+def _check_metric(problem: Problem, name: str, function: Callable[..., Array]) -> None:
+    """Refuse a metric that is not real numbers of the loss's shape."""
+    label = f"metrics[{name!r}]"
+    try:
+        found, expected = (
+            jax.eval_shape(lambda x, f=f: problem._call(f, x), problem.start) for f in (function, problem._loss)
+        )
+        shape, dtype = found.shape, found.dtype
+    except (TypeError, AttributeError) as error:
+        call = "function(params)" if problem.data is None else "function(params, data)"
+        raise TypeError(f"{label}: {error}. It is called as {call} and returns a real JAX array.") from error
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) or dtype.kind == "b"):
+        raise TypeError(f"{label}: returned {dtype}; return real numbers.")
+    if shape != expected.shape:
+        raise ValueError(f"{label}: returned shape {shape}; return the loss's, {expected.shape}.")
 
 
 def _check_gradient(problem: Problem) -> None:
