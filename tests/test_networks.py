@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import sdelens as sl
+from sdelens._names import problem_label
 from sdelens.problems.networks._attention import Block
 from sdelens.problems.networks._losses import accuracy, cross_entropy
 
@@ -254,6 +255,8 @@ def test_a_text_file_is_a_data_set(tmp_path):
     assert problem.data[0].shape == (2, 6)
     assert problem.dim == DIMS["transformer"] - 9 * VOCABULARY + 9 * 3
     assert problem.describe()["dataset"] == str(file)
+    assert problem_label(problem.describe()) == "transformer (abc)"
+    assert problem_label(PROBLEMS["vit"].describe()) == "ViT (digits, 12 examples)"
 
 
 @pytest.mark.parametrize(

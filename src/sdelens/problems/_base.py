@@ -199,24 +199,30 @@ class Problem(AbstractProblem):
         if not self._metrics:
             return super().metric(name, x)
         function = dict(self._metrics)[_check.choice("metric", name, self.metrics)]
-        return self._per_path(lambda x: jnp.mean(self._call(function, x)), x)
+        return self._per_path(lambda x: self._mean(function, self._layout.unravel(x)), x)
 
     def loss(self, x: Array) -> Array:
-        return self._per_path(self._scalar_loss, x)
+        return self._per_path(lambda x: self._mean(self._loss, self._layout.unravel(x)), x)
 
     def evaluate(self, x: Array) -> tuple[Array, Array]:
-        return self._per_path(jax.value_and_grad(self._scalar_loss), x)
+        return self._per_path(self._value_and_grad, x)
 
     def describe(self) -> dict[str, Any]:
         return dict(self._description)
 
-    def _scalar_loss(self, x: Array) -> Array:
-        return jnp.mean(self._call(self._loss, x)) if self.data is not None else self._call(self._loss, x)
+    def _value_and_grad(self, x: Array) -> tuple[Array, Array]:
+        """Loss and gradient at one path's x.
 
-    def _call(self, function: Callable[..., Array], x: Array) -> Array:
-        """The loss or a metric at x: per example, or one value without data."""
-        params = self._layout.unravel(x)
-        return function(params) if self.data is None else function(params, self.data)
+        Differentiated by the leaves and then joined: through the slices of the flat vector, every leaf's gradient would
+        be padded to d numbers and added (measured 1.2 times slower for the networks, 7 times for single examples).
+        """
+        arrays, rest = eqx.partition(self._layout.unravel(x), eqx.is_array)
+        loss, grads = jax.value_and_grad(lambda arrays: self._mean(self._loss, eqx.combine(arrays, rest)))(arrays)
+        return loss, self._layout.ravel(grads).astype(x.dtype)
+
+    def _mean(self, function: Callable[..., Array], params: Any) -> Array:
+        """The loss or a metric at a pytree of parameters, averaged over the examples if there are data."""
+        return function(params) if self.data is None else jnp.mean(function(params, self.data))
 
     def _per_path(self, function: Callable[[Array], Any], x: Array) -> Any:
         if x.ndim == 1:
@@ -299,9 +305,11 @@ def _as_metrics(metrics: Mapping[str, Callable[..., Array]]) -> tuple[tuple[str,
 def _check_metric(problem: Problem, name: str, function: Callable[..., Array]) -> None:
     """Refuse a metric that is not real numbers of the loss's shape."""
     label = f"metrics[{name!r}]"
+    data = () if problem.data is None else (problem.data,)
     try:
         found, expected = (
-            jax.eval_shape(lambda x, f=f: problem._call(f, x), problem.start) for f in (function, problem._loss)
+            jax.eval_shape(lambda x, f=f: f(problem.layout.unravel(x), *data), problem.start)
+            for f in (function, problem._loss)
         )
         shape, dtype = found.shape, found.dtype
     except (TypeError, AttributeError) as error:
