@@ -227,7 +227,10 @@ CASES = {
     "noise kind": (lambda: compare(noise=1.0), "noise: got float"),
     "optimizer kind": (lambda: compare(optimizer="adamw"), "optimizer: got str"),
     # names
-    "network": (lambda: sl.network("mpl"), "name: got 'mpl'; choose one of 'mlp'. Did you mean 'mlp'?"),
+    "network": (
+        lambda: sl.network("mpl"),
+        "name: got 'mpl'; choose one of 'mlp', 'cnn', 'resnet', 'vit', 'transformer'. Did you mean 'mlp'?",
+    ),
     "dataset": (lambda: sl.network("mlp", dataset="brest-cancer"), "Did you mean 'breast-cancer'?"),
     "width": (lambda: sl.network("mlp", width=0), "width: got 0"),
     # problems

@@ -56,6 +56,7 @@ def test_python_m_gives_the_library_s_numbers():
         ("--problem", "rosenbrock", "--optimizer", "signsgd", "--lr", "0.001", "--start", "0.5,0.5"),
         ("--problem", "embedded-saddle", "--lam", "2", "--optimizer", "adamw", "--b1", "0.8", "--integrator", "euler"),
         ("--problem", "mlp", "--width", "4", "--depth", "2", "--dataset", "breast-cancer", "--models", "optimizer,sde"),
+        ("--problem", "cnn", "--subset", "16", "--data-seed", "3", "--channels", "2", "--dense", "3"),
     ],
     ids=lambda o: o[1],
 )
@@ -119,6 +120,8 @@ def test_warnings_and_missing_devices_are_one_line():
         (("--problem", "quadratik"), "Did you mean 'quadratic'?"),
         (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
         (("--problem", "mlp", "--dataset", "mnits"), "dataset: got 'mnits'"),
+        (("--problem", "cnn", "--heads", "2"), "heads: adamw on cnn with gaussian noise does not take it"),
+        (("--problem", "cnn", "--dataset", "mnist", "--data-dir", "none"), "data_dir: there is no folder 'none'"),
         (("--lr", "-1"), "lr: got -1.0"),
         (
             ("--optimizer", "sgd", "--b1", "0.9"),

@@ -107,3 +107,43 @@ def test_he_initialisation_has_variance_two_over_fan_in_and_follows_the_seed():
     again, other = (sl.MLP.initialise((300, 400, 1), seed=s).weights[0] for s in (3, 4))
     assert bool((weights == again).all())
     assert not bool((weights == other).any())
+
+
+def test_metrics_are_means_beside_the_loss():
+    data = (np.arange(6.0).reshape(3, 2), np.array([0, 1, 2]))
+    metrics = {"error": lambda w, d: jnp.abs(d[0] @ w - d[1]), "large": lambda w, d: d[0] @ w > 2}
+    problem = sl.Problem(lambda w, d: (d[0] @ w - d[1]) ** 2, jnp.ones(2), data, metrics=metrics)
+    assert problem.metrics == ("error", "large")
+    assert float(problem.metric("error", problem.start)) == pytest.approx((1 + 4 + 7) / 3)
+    many = problem.with_l2(0.5).metric("large", jnp.stack([problem.start, 0 * problem.start], axis=1))
+    np.testing.assert_allclose(many, [2 / 3, 0], rtol=1e-6)
+    plain = sl.Problem(lambda p: jnp.sum(p**2), jnp.ones(3), metrics={"largest": jnp.max})
+    assert float(plain.metric("largest", plain.start)) == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        (
+            {"mean": lambda w, d: jnp.mean(d @ w)},
+            ValueError,
+            r"metrics\['mean'\]: returned shape \(\); return the loss's",
+        ),
+        ({"one": lambda w: w}, TypeError, r"metrics\['one'\]: .* It is called as function\(params, data\)"),
+        ({"text": lambda w, d: "high"}, TypeError, r"metrics\['text'\]: .* returns a real JAX array"),
+        ({"complex": lambda w, d: d @ w + 1j}, TypeError, r"metrics\['complex'\]: returned complex64"),
+        ({"number": 1.0}, TypeError, "metrics: got 'number': 1.0; give a dictionary"),
+        ([jnp.max], TypeError, "metrics: got list; give a dictionary"),
+    ],
+)
+def test_metrics_that_are_none(metrics, error, message):
+    with pytest.raises(error, match=message):
+        sl.Problem(lambda w, d: (d @ w) ** 2, jnp.ones(2), np.ones((3, 2)), metrics=metrics)
+
+
+def test_a_metric_that_is_not_there():
+    problem = sl.Problem(jnp.sum, jnp.ones(3), metrics={"largest": jnp.max})
+    with pytest.raises(ValueError, match=r"metric: got 'larges'; choose one of 'largest'. Did you mean"):
+        problem.metric("larges", problem.start)
+    with pytest.raises(ValueError, match="metric: got 'accuracy'; this problem has none"):
+        sl.Quadratic([1.0]).metric("accuracy", jnp.ones(1))

@@ -4,7 +4,9 @@ from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
 from .case import Estimate as Estimate
 from .checkpoint import keep_checkpoints as keep_checkpoints
+from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
+from .data import load_text as load_text
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate

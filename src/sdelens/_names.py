@@ -1,5 +1,6 @@
 """The names users type, as plain text: no JAX here, so that the shell answers at once."""
 
+from pathlib import PurePath
 from typing import Any, Final
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "BIAS_CORRECTIONS",
     "DATASETS",
     "DECAYS",
+    "DTYPES",
     "FORMS",
     "INCREMENTS",
     "INTEGRATORS",
@@ -45,10 +47,21 @@ PROBLEMS: Final = {
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
     "embedded-saddle": "½ xᵀHx + ¼ λ Σx⁴ − ⅓ ξ Σx³",
     "linear-regression": "½ E(φ·x − y)², φ normal with covariance --design, labels with --label-noise",
-    "mlp": "10 hidden layers of 20 ReLU units, binary cross-entropy",
+    "mlp": "network of --depth hidden layers of --width ReLU units; default 10 of 20 on breast-cancer",
+    "cnn": "network of two convolutions with max-pooling and a dense layer; default on digits",
+    "resnet": "network of --blocks residual convolutions and a dense layer; default on digits",
+    "vit": "vision transformer over patches; default on digits",
+    "transformer": "causal language model of characters; default on python-docs",
 }
-NETWORKS: Final = ("mlp",)
-DATASETS: Final = {"breast-cancer": "569 × 30, two classes, bundled with scikit-learn"}
+NETWORKS: Final = ("mlp", "cnn", "resnet", "vit", "transformer")
+DATASETS: Final = {
+    "breast-cancer": "569 × 30, two classes, bundled with scikit-learn",
+    "digits": "1797 images of 8 × 8, ten classes, bundled with scikit-learn",
+    "mnist": "60000 images of 28 × 28, ten classes, from --data-dir or OpenML",
+    "fashion-mnist": "60000 images of 28 × 28, ten classes, from --data-dir or OpenML",
+    "cifar-10": "50000 images of 32 × 32 × 3, ten classes, from --data-dir or OpenML",
+    "python-docs": "the reference texts that Python carries; the path of a text file, in UTF-8, is that file",
+}
 NOISES: Final = {
     "gaussian": "normal noise on the full gradient, independent on every coordinate or with --covariance",
     "student-t": "heavy tails, with --df degrees of freedom: 1 is Cauchy, infinite variance for 2 and less",
@@ -77,6 +90,7 @@ OBSERVABLES: Final = {
     "grad_norm": "‖∇f‖",
     "noise_trace": "tr Σ, the noise's total variance",
 }
+DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 BATCH_COVARIANCES: Final = ("exact", "diagonal")
 BATCH_SIGNS: Final = ("edgeworth", "normal", "sampled")
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
@@ -92,13 +106,17 @@ def optimizer_label(optimizer: dict[str, Any]) -> str:
 
 def problem_label(problem: dict[str, Any]) -> str:
     """A problem's name as it is written, with its data set if there is one."""
-    names = {"mlp": "MLP", "rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
-    names["linear-regression"] = "linear regression"
+    names = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "transformer": "transformer"}
+    names |= {"rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
+    names |= {"linear-regression": "linear regression"}
     name = names.get(problem["name"], str(problem["name"]))
     name += " + L2" if "l2" in problem else ""
     if "samples" in problem:
         return f"{name} ({problem['samples']} examples)"
-    return f"{name} ({problem['dataset']})" if "dataset" in problem else name
+    if "dataset" not in problem:
+        return name
+    part = "" if problem.get("subset") is None else f", {problem['subset']} examples"
+    return f"{name} ({PurePath(problem['dataset']).name}{part})"
 
 
 def noise_label(noise: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Subject", "build_subject", "listing", "numbers", "read_curve", "takes_subject"]
 
+_NETWORK = ("dataset", "subset", "data_dir", "data_seed", "init_seed")
 _ACCEPTS = {
     "sgd": (),
     "signsgd": (),
@@ -29,7 +30,11 @@ _ACCEPTS = {
     "linear-regression": ("design", "label_noise", "solution", "start", "samples", "data_seed"),
     "rosenbrock": ("start",),
     "embedded-saddle": ("curvature", "start", "lam", "xi"),
-    "mlp": ("dataset", "width", "depth", "init_seed"),
+    "mlp": (*_NETWORK, "width", "depth"),
+    "cnn": (*_NETWORK, "channels", "dense"),
+    "resnet": (*_NETWORK, "channels", "blocks", "dense"),
+    "vit": (*_NETWORK, "patch", "width", "depth", "heads", "mlp"),
+    "transformer": (*_NETWORK, "width", "depth", "heads", "mlp", "context"),
     "gaussian": ("covariance", "scale"),
     "student-t": ("df", "scale"),
     "laplace": ("scale",),
@@ -112,10 +117,32 @@ def _options(
     samples: Annotated[
         int | None, typer.Option(help="Examples of linear-regression; default: fresh ones at every step.")
     ] = None,
-    data_seed: Annotated[int | None, typer.Option(help="Seed of those examples (default 0).")] = None,
+    data_seed: Annotated[
+        int | None, typer.Option(help="Seed of those examples, or of a network's --subset (default 0).")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help=f"Data of a network. {listing(_names.DATASETS)}")] = None,
-    width: Annotated[int | None, typer.Option(help="Units of a hidden layer (mlp; default 20).")] = None,
-    depth: Annotated[int | None, typer.Option(help="Hidden layers (mlp; default 10).")] = None,
+    subset: Annotated[
+        int | None, typer.Option(help="Examples of it, of each class equally many; default: all, at every step.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the files of mnist, fashion-mnist (IDX) or cifar-10 (binary).")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Units of a hidden layer (mlp; default 20) or of the embedding (vit, transformer; 48)."),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Hidden layers (mlp; default 10) or blocks (vit, transformer; 3).")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Of a convolution (cnn, resnet; default 32).")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Residual convolutions (resnet; default 1).")] = None,
+    dense: Annotated[int | None, typer.Option(help="Units of the dense layer (cnn, resnet; default 128).")] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="Pixels of a patch's side (vit; default 4, below 16 pixels 2).")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Of the attention (vit, transformer; default 6).")] = None,
+    mlp: Annotated[int | None, typer.Option(help="Hidden units of a block (vit, transformer; default 192).")] = None,
+    context: Annotated[int | None, typer.Option(help="Characters of a window (transformer; default 32).")] = None,
     init_seed: Annotated[int | None, typer.Option(help="Seed of a network's initialisation (default 0).")] = None,
     noise: Annotated[str, typer.Option(help=listing(_names.NOISES))] = "gaussian",
     scale: Annotated[

@@ -2,10 +2,11 @@
 
 from sdelens.problems._analytic import EmbeddedSaddle, Quadratic, Rosenbrock
 from sdelens.problems._base import AbstractProblem, L2Problem, Problem
-from sdelens.problems._network import MLP, network
 from sdelens.problems._regression import LinearRegression
+from sdelens.problems.networks import CNN, MLP, ResNet, Transformer, ViT, network
 
 __all__ = [
+    "CNN",
     "MLP",
     "AbstractProblem",
     "EmbeddedSaddle",
@@ -13,6 +14,9 @@ __all__ = [
     "LinearRegression",
     "Problem",
     "Quadratic",
+    "ResNet",
     "Rosenbrock",
+    "Transformer",
+    "ViT",
     "network",
 ]

@@ -1,0 +1,136 @@
+"""Images from OpenML, fetched once and kept as compact files with their checksums."""
+
+import hashlib
+import http.client
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sdelens._output import atomic_path
+from sdelens.data._cifar import channels_last
+from sdelens.data._dataset import Dataset
+
+__all__ = ["SOURCES", "Source", "load_openml"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as OpenML holds it: `train` examples, then `test` examples, one flat image a row.
+
+    Attributes:
+        name: its name there.
+        version: its version there.
+        shape: height, width and channels of an image.
+        train: number of examples for training.
+        test: number of examples for testing.
+        files: which files hold it otherwise, for messages.
+    """
+
+    name: str
+    version: int
+    shape: tuple[int, int, int]
+    train: int
+    test: int
+    files: str
+
+
+SOURCES: Final = {
+    "mnist": Source("mnist_784", 1, (28, 28, 1), 60_000, 10_000, "IDX files such as train-images-idx3-ubyte.gz"),
+    "fashion-mnist": Source(
+        "Fashion-MNIST",
+        1,
+        (28, 28, 1),
+        60_000,
+        10_000,
+        "IDX files such as train-images-idx3-ubyte.gz, which Debian's package dataset-fashion-mnist has",
+    ),
+    "cifar-10": Source("CIFAR_10", 1, (32, 32, 3), 50_000, 10_000, "its binary version, data_batch_1.bin and so on"),
+}
+
+
+def load_openml(name: str, split: str) -> Dataset:
+    """A split of a data set of `SOURCES`, from the cache or else from OpenML.
+
+    The cache is the folder SDELENS_DATA of the environment, or ``sdelens`` in scikit-learn's data folder. Its file is
+    read only if its SHA-256 is the one recorded beside it.
+
+    Raises:
+        ValueError: if the cache is damaged, with the file to delete, or OpenML's data are not what they should be.
+        ConnectionError: if they cannot be fetched, with what to do without.
+    """
+    source = SOURCES[name]
+    path = _cache_folder() / f"{name}.npz"
+    record = path.with_name(f"{path.name}.sha256")
+    if path.is_file() and record.is_file():
+        whole = _read_cache(path, record)
+    else:
+        whole = _fetch(name, source)
+        _write_cache(whole, path, record)
+    part = slice(source.train) if split == "train" else slice(source.train, None)
+    return Dataset(whole.features[part], whole.labels[part].astype(np.int64))
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("SDELENS_DATA")
+    if chosen:
+        folder = Path(chosen).expanduser()
+    else:
+        from sklearn.datasets import get_data_home
+
+        folder = Path(get_data_home()) / "sdelens"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _fetch(name: str, source: Source) -> Dataset:
+    from sklearn.datasets import fetch_openml
+
+    try:
+        bunch = fetch_openml(source.name, version=source.version, as_frame=False, cache=False)
+        rows, labels = np.asarray(bunch.data), np.asarray(bunch.target).astype(np.int64)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ConnectionError(
+            f"dataset: {name} cannot be fetched from OpenML ({error}). Without a network, give the folder that has it "
+            f"as data_dir (--data-dir): {source.files}."
+        ) from error
+    expected = (source.train + source.test, int(np.prod(source.shape)))
+    pixels = rows.astype(np.uint8)
+    if rows.shape != expected or labels.shape != expected[:1] or (pixels != rows).any() or not _are_digits(labels):
+        raise ValueError(
+            f"dataset: OpenML sent {name} with shape {rows.shape}, labels {labels.min()} to {labels.max()}; expected "
+            f"{expected} bytes and labels 0 to 9. Give the files as data_dir (--data-dir): {source.files}."
+        )
+    images = channels_last(pixels) if source.shape[2] == 3 else pixels.reshape(-1, *source.shape)
+    return Dataset(images, labels.astype(np.uint8))
+
+
+def _are_digits(labels: np.ndarray) -> bool:
+    return bool(labels.min() >= 0 and labels.max() <= 9)
+
+
+def _write_cache(whole: Dataset, path: Path, record: Path) -> None:
+    """The file, then its checksum; one without the other counts as absent."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, features=whole.features, labels=whole.labels)
+    content = buffer.getvalue()
+    record.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_bytes(content)
+    with atomic_path(record) as temporary:
+        Path(temporary).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n", encoding="ascii")
+
+
+def _read_cache(path: Path, record: Path) -> Dataset:
+    content = path.read_bytes()
+    recorded = record.read_bytes().split()[:1]
+    if recorded != [hashlib.sha256(content).hexdigest().encode("ascii")]:
+        raise ValueError(
+            f"dataset: {str(path)!r} does not have the SHA-256 that {record.name} beside it records; delete it, and it "
+            "is fetched again."
+        )
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return Dataset(arrays["features"], arrays["labels"])

@@ -1,0 +1,69 @@
+"""The block of a transformer."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sdelens.problems.networks._layers import Dense, LayerNorm, widened
+
+__all__ = ["Block", "blocks"]
+
+
+class Block(eqx.Module):
+    """Pre-layer-norm block: x + attention(norm x), then x + W₂ gelu(W₁ norm x), with GELU's tanh form.
+
+    x has shape (n, positions, width); every head attends with width / heads of it, and scores are divided by the root
+    of that number.
+    """
+
+    attention_norm: LayerNorm
+    qkv: Dense
+    out: Dense
+    mlp_norm: LayerNorm
+    up: Dense
+    down: Dense
+    heads: int = eqx.field(static=True)
+    causal: bool = eqx.field(static=True)
+
+    @classmethod
+    def initialise(
+        cls, rng: np.random.Generator, width: int, heads: int, mlp: int, branches: int, causal: bool
+    ) -> "Block":
+        """Weights normal with variance 1 / fan-in, the last of each branch that over the number of `branches`."""
+        return cls(
+            LayerNorm.initialise(width),
+            Dense.initialise(rng, width, 3 * width, 1.0),
+            Dense.initialise(rng, width, width, 1.0 / branches),
+            LayerNorm.initialise(width),
+            Dense.initialise(rng, width, mlp, 1.0),
+            Dense.initialise(rng, mlp, width, 1.0 / branches),
+            heads,
+            causal,
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """The shape of x."""
+        x = x + self.out(self._attend(self.qkv(self.attention_norm(x))))
+        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
+
+    def _attend(self, qkv: Array) -> Array:
+        n, positions, triple = qkv.shape
+        q, k, v = jnp.moveaxis(qkv.reshape(n, positions, 3, self.heads, -1), 2, 0)
+        scores = widened(jnp.einsum("nthc,nshc->nhts", q, k)) / np.sqrt(q.shape[-1]).astype(np.float32)
+        if self.causal:
+            scores = jnp.where(np.tril(np.ones((positions, positions), bool)), scores, -1e30)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("nhts,nshc->nthc", weights, v).reshape(n, positions, triple // 3)
+
+
+def blocks(rng: np.random.Generator, depth: int, width: int, heads: int, mlp: int, causal: bool) -> tuple[Block, ...]:
+    """`depth` blocks whose 2 depth branches together add a variance of the order of 1.
+
+    Raises:
+        ValueError: if `heads` does not divide `width`.
+    """
+    if width % heads:
+        raise ValueError(f"heads: got {heads}, which does not divide the width {width}; give a divisor.")
+    return tuple(Block.initialise(rng, width, heads, mlp, 2 * depth, causal) for _ in range(depth))

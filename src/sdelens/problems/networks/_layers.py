@@ -1,0 +1,86 @@
+"""Layers of the networks, examples on the first axis.
+
+XLA runs convolutions inside a loop on a CPU, where paths follow one another, 10 to 25 times slower than the same
+convolution as one matrix product over shifted copies; pooling by a reshape is 1.7 times faster there than by windows.
+Both hold for gradients of a mean and of single examples.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+__all__ = ["Convolution", "Dense", "LayerNorm", "max_pool", "normal", "widened"]
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], variance: float) -> Array:
+    """Normal numbers of that variance."""
+    return jnp.asarray(rng.normal(0, np.sqrt(variance), shape), jnp.float32)
+
+
+def widened(values: Array) -> Array:
+    """The values in float32 at least."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+class Dense(eqx.Module):
+    """x W + b over the last axis; W of shape (inputs, outputs)."""
+
+    weight: Array
+    bias: Array
+
+    @classmethod
+    def initialise(cls, rng: np.random.Generator, inputs: int, outputs: int, gain: float) -> "Dense":
+        """W normal with variance gain / inputs, b 0."""
+        return cls(normal(rng, (inputs, outputs), gain / inputs), jnp.zeros(outputs, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """Shape (..., outputs)."""
+        rows = x.reshape(-1, x.shape[-1]) @ self.weight
+        return rows.reshape(*x.shape[:-1], -1) + self.bias
+
+
+class Convolution(eqx.Module):
+    """3 × 3 convolution with zeros around the image; W of shape (3, 3, channels in, channels out)."""
+
+    weight: Array
+    bias: Array
+
+    @classmethod
+    def initialise(cls, rng: np.random.Generator, inputs: int, outputs: int, gain: float) -> "Convolution":
+        """W normal with variance gain / (9 inputs), b 0."""
+        return cls(normal(rng, (3, 3, inputs, outputs), gain / (9 * inputs)), jnp.zeros(outputs, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """Shape (n, height, width, channels out) from (n, height, width, channels in)."""
+        n, height, width, channels = x.shape
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        rows = jnp.concatenate(shifts, axis=-1).reshape(-1, 9 * channels)
+        return (rows @ self.weight.reshape(9 * channels, -1)).reshape(n, height, width, -1) + self.bias
+
+
+def max_pool(x: Array) -> Array:
+    """The largest of every 2 × 2 pixels, shape (n, height // 2, width // 2, channels); an odd last row is left out."""
+    n, height, width, channels = x.shape
+    height, width = height // 2, width // 2
+    return x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels).max(axis=(2, 4))
+
+
+class LayerNorm(eqx.Module):
+    """(x − mean) / √(variance + 1e-5) · scale + bias over the last axis."""
+
+    scale: Array
+    bias: Array
+
+    @classmethod
+    def initialise(cls, width: int) -> "LayerNorm":
+        """Scale 1, bias 0."""
+        return cls(jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        """The shape of x."""
+        wide = widened(x)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        unit = centred / jnp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)
+        return unit.astype(x.dtype) * self.scale + self.bias
