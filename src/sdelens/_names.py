@@ -67,7 +67,7 @@ NOISES: Final = {
     "student-t": "heavy tails, with --df degrees of freedom: 1 is Cauchy, infinite variance for 2 and less",
     "laplace": "double-exponential",
     "uniform": "on an interval about 0",
-    "minibatch": "real mini-batches of --batch-size examples (linear-regression)",
+    "minibatch": "real mini-batches of --batch-size examples (networks, linear-regression)",
 }
 SCHEDULES: Final = {
     "cosine": "half a cosine over --schedule-steps, down to --end",

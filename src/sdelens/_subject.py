@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Subject", "build_subject", "listing", "numbers", "read_curve", "takes_subject"]
 
-_NETWORK = ("dataset", "subset", "data_dir", "data_seed", "init_seed")
+_NETWORK = ("dataset", "subset", "data_dir", "data_seed", "init_seed", "dtype", "gradient_dtype")
 _ACCEPTS = {
     "sgd": (),
     "signsgd": (),
@@ -39,7 +39,7 @@ _ACCEPTS = {
     "student-t": ("df", "scale"),
     "laplace": ("scale",),
     "uniform": ("scale",),
-    "minibatch": ("batch_size",),
+    "minibatch": ("batch_size", "epochs", "batch_covariance", "signs", "sign_samples", "refresh", "subsample"),
     "cosine": ("schedule_steps", "end"),
     "polynomial": ("power",),
 }
@@ -144,6 +144,12 @@ def _options(
     mlp: Annotated[int | None, typer.Option(help="Hidden units of a block (vit, transformer; default 192).")] = None,
     context: Annotated[int | None, typer.Option(help="Characters of a window (transformer; default 32).")] = None,
     init_seed: Annotated[int | None, typer.Option(help="Seed of a network's initialisation (default 0).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a network's parameters and losses: 'float32' (default) or 'float64'.")
+    ] = None,
+    gradient_dtype: Annotated[
+        str | None, typer.Option(help=f"Of a network's gradients, where another: {', '.join(_names.DTYPES)}.")
+    ] = None,
     noise: Annotated[str, typer.Option(help=listing(_names.NOISES))] = "gaussian",
     scale: Annotated[
         str | None,
@@ -156,6 +162,24 @@ def _options(
         Path | None, typer.Option(help="File with Σ in place of the scale: .npy, or text with a row a line (gaussian).")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a mini-batch (minibatch).")] = None,
+    epochs: Annotated[
+        bool | None,
+        typer.Option("--epochs", help="The optimizer goes through the examples epoch by epoch, without replacement."),
+    ] = None,
+    batch_covariance: Annotated[
+        str | None, typer.Option(help="Of the SDE's mini-batch noise: 'exact' (default) or 'diagonal'.")
+    ] = None,
+    signs: Annotated[
+        str | None,
+        typer.Option(help="Law of a mini-batch's signs (signsgd): 'sampled' (default), 'edgeworth' or 'normal'."),
+    ] = None,
+    sign_samples: Annotated[int | None, typer.Option(help="Mini-batches of sampled signs (default 8).")] = None,
+    refresh: Annotated[
+        int | None, typer.Option(help="Steps for which second moments or the law of signs are kept (default 1).")
+    ] = None,
+    subsample: Annotated[
+        int | None, typer.Option(help="Examples from which second moments are estimated; default: all.")
+    ] = None,
     df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t, at least 0.2.")] = None,
 ) -> None:
     """Template of the options; never called."""
@@ -229,6 +253,10 @@ def _problem(name: str, given: dict[str, Any]) -> "AbstractProblem":
         if option in options:
             options[option] = numbers(option, options[option])
     if name in _names.NETWORKS:
+        if "float64" in (options.get("dtype"), options.get("gradient_dtype")):
+            import jax
+
+            jax.config.update("jax_enable_x64", True)
         options["seed"] = options.pop("init_seed", 0)
         return sl.network(name, **options)
     if name == "linear-regression":
@@ -249,7 +277,9 @@ def _noise(name: str, given: dict[str, Any]) -> "AbstractNoise":
     if name == "minibatch":
         if "batch_size" not in given:
             raise ValueError("noise: minibatch needs --batch-size, the number of examples.")
-        return sl.MinibatchNoise(given["batch_size"])
+        renamed = {"batch_covariance": "covariance", "sign_samples": "samples"}
+        options = {renamed.get(k, k): given[k] for k in _ACCEPTS["minibatch"] if k in given}
+        return sl.MinibatchNoise(replacement=not options.pop("epochs", False), **options)
     scale = numbers("scale", given.get("scale", "1"))
     if name == "student-t":
         if "df" not in given:

@@ -56,6 +56,16 @@ def compare(
         Path | None, typer.Option(help="CSV file of a logged loss curve to lay over, with columns step and loss.")
     ] = None,
     keep_paths: Annotated[int, typer.Option(help="Number of paths whose whole course is kept.")] = 0,
+    observables: Annotated[
+        str | None,
+        typer.Option(
+            help="What to record beside the loss, comma-separated: accuracy (networks), "
+            f"{', '.join(_names.OBSERVABLES)}."
+        ),
+    ] = None,
+    marginals: Annotated[
+        int | None, typer.Option(help="Number of coordinates, evenly spread, whose laws at the end are compared.")
+    ] = None,
     chunk: Annotated[int | None, typer.Option(help="Paths in flight at once; default: about 1 GiB of states.")] = None,
     devices: Annotated[
         int | None,
@@ -94,6 +104,8 @@ def compare(
             bias_correction=bias_correction,
             increments=increments,
             keep_paths=keep_paths,
+            observables=None if observables is None else [name.strip() for name in observables.split(",")],
+            marginals=marginals,
             chunk=chunk,
         )
         logged = None if curve is None else read_curve(curve)

@@ -68,10 +68,21 @@ def write_report(
         names = ", ".join(result.models)
         below = ", with their differences below" if result.compares else ""
         alt = f"Mean-loss curves over time of {names}{below}; the numbers are in the table."
-        extra = {"caption": _COMPARED if result.compares else _ALONE, "text": (texts or {}).get(name, "")}
+        figures = [{"file": f"{name}.png", "alt": alt, "caption": _COMPARED if result.compares else _ALONE}]
+        for observable in result.observables:
+            files.append(f"{name}-{observable}.pdf")
+            for suffix in ("png", "pdf"):
+                result.of(observable).plot(folder / f"{name}-{observable}.{suffix}")
+            alt = f"Mean {observable} over time of {names}{below}; the numbers are in the table of observables."
+            caption = (
+                f"{observable}: mean over paths; the band is a standard deviation of the optimizer's to either side."
+            )
+            figures.append({"file": f"{name}-{observable}.png", "alt": alt, "caption": caption})
+        tables = [{"caption": "", "head": head, "rows": rows}]
+        tables += [{"caption": c, "head": h, "rows": r} for c, h, r in result.details()]
         entries.append(
-            {"name": name, "title": result.title(), "figure": f"{name}.png", "alt": alt, "head": head, "rows": rows}
-            | {"files": files, "notes": result.notes(), **extra}
+            {"name": name, "title": result.title(), "figures": figures, "tables": tables, "files": files}
+            | {"notes": result.notes(), "text": (texts or {}).get(name, "")}
         )
     loader = jinja2.PackageLoader("sdelens")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

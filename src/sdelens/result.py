@@ -63,6 +63,11 @@ class Result:
         return self._optimizer is not None and len(self.models) > 1
 
     @property
+    def observables(self) -> list[str]:
+        """Names of what was recorded beside the loss."""
+        return [str(name) for name in self.dataset.observable.values] if "observable" in self.dataset.dims else []
+
+    @property
     def info(self) -> dict[str, Any]:
         """The dataset's attributes, decoded."""
         decoded = {}
@@ -175,8 +180,11 @@ class Result:
         Raises:
             ValueError: if it was not recorded.
         """
-        recorded = [str(name) for name in self.dataset.observable.values] if "observable" in self.dataset.dims else []
-        name = _check.choice("observable", observable, recorded)
+        if not self.observables:
+            raise ValueError(
+                f"observable: got {observable!r}; the run recorded none. Repeat it with observables=[...]."
+            )
+        name = _check.choice("observable", observable, self.observables)
         here = self.dataset.sel(observable=name)
         taken = {f"loss_{part}": here[f"observable_{part}"] for part in ("mean", "std", "group_mean", "group_m2")}
         taken["loss_sem"] = here.observable_std / np.sqrt(np.maximum(here.n_paths, 1))
@@ -345,19 +353,17 @@ class Result:
 
     def __str__(self) -> str:
         """The table of errors, or of final losses where there is nothing to compare, as plain text."""
-        return "\n".join([self.title(), "", *text_table(*self.table()), "", *self.notes()])
+        lines = [self.title(), "", *text_table(*self.table()), "", *self.notes()]
+        for caption, head, rows in self.details():
+            lines += ["", caption, "", *text_table(head, rows)]
+        return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, rows = self.table()
-        cells = "".join("<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-        header = "".join(f'<th scope="col">{_escape(c)}</th>' for c in head)
         notes = "<br>".join(_escape(n) for n in self.notes())
-        return (
-            f"<table><caption>{_escape(self.title())}</caption><thead><tr>{header}</tr></thead>"
-            f"<tbody>{cells}</tbody></table><p>{notes}</p>"
-        )
+        details = "".join(_html_table(*detail) for detail in self.details())
+        return f"{_html_table(self.title(), *self.table())}<p>{notes}</p>{details}"
 
     def title(self) -> str:
         """One line: what was run."""
@@ -376,7 +382,7 @@ class Result:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the printed table, as text."""
         final = self.dataset.isel(step=-1)
-        head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "diverged"]
+        head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "spread", "diverged"]
         compared = self.compares
         errors: dict[Any, dict[Any, Any]] = self.errors().to_dict("index") if compared else {}
         resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
@@ -386,20 +392,53 @@ class Result:
             n_paths = self.dataset.n_paths.sel(model=model).values
             final_loss = f"{float(here.loss_mean):.5g}" if np.isfinite(float(here.loss_mean)) else "-"
             start = [model, f"{final_loss} ± {float(here.loss_sem):.1g}" if self._has_paths(model) else final_loss]
-            middle = ["-"] * 4
+            middle = ["-"] * 5
             split = ["-"] if resolved else []
             if model in errors:
                 row = errors[model]
                 limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
                 shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
                 error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _percent(row["error"])
-                middle = [error, limits, _percent(row["floor"]), shift]
+                middle = [error, limits, _percent(row["floor"]), shift, _interval(row)]
                 if np.isfinite(row["discretisation"]):
                     split = [_percent(row["discretisation"])]
             rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
         if resolved:
             head.append("discretisation")
         return head, rows
+
+    def details(self) -> list[tuple[str, list[str], list[list[str]]]]:
+        """Further tables, each with caption, header and rows: observables, and the laws of coordinates at the end."""
+        found: list[tuple[str, list[str], list[list[str]]]] = []
+        if self.observables:
+            rows = []
+            for name in self.observables:
+                table = self.of(name)
+                errors: dict[Any, Any] = table.errors().to_dict("index") if self.compares else {}
+                for model in (m for m in self.models if self._has_paths(m)):
+                    here = table.dataset.sel(model=model).isel(step=-1)
+                    row = errors.get(model)
+                    limits = "-" if row is None else f"{_percent(row['lower'])} – {_percent(row['upper'])}"
+                    error, spread = ("-", "-") if row is None else (_percent(row["error"]), _interval(row))
+                    final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
+                    rows.append([name, model, final, error, limits, spread])
+            caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
+            found.append((caption, ["observable", "model", "final ± sem", "error", "99 % limits", "spread"], rows))
+        if "end_x" in self.dataset and self.compares:
+            rows, distances = [], self.distances()
+            for model in dict.fromkeys(distances.index.get_level_values(0)):
+                own = distances.loc[model]
+                single = own.drop(index="all")
+                worst = single.distance.idxmax()
+                row = own.loc["all"]
+                cells = [f"{row.distance:.3g}", f"{row.null:.3g}", f"{row.p_value:.2g}"]
+                rows.append([model, *cells, f"{single.distance.max():.3g} (coordinate {worst})"])
+            caption = (
+                f"Laws of {self.dataset.sizes['marginal']} coordinates at the end: mean W₁ distance from the "
+                "optimizer's in its standard deviations; null: its 99 % point for two samples of one law."
+            )
+            found.append((caption, ["model", "W₁", "null", "p", "largest"], rows))
+        return found
 
     def notes(self) -> list[str]:
         """What the table's columns mean, the devices used, and how to use more."""
@@ -416,7 +455,8 @@ class Result:
             notes.insert(
                 0,
                 f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
-                "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean.",
+                "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean; "
+                "spread: standard deviation over paths relative to the optimizer's, averaged over time.",
             )
         elif len(self.models) > 1:
             notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
@@ -548,6 +588,20 @@ def load(path: str | os.PathLike[str]) -> Result:
 
 def _percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.2g} %"
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    """The ratio of standard deviations with its limits."""
+    if not np.isfinite(row["spread"]):
+        return "-"
+    limits = f" ({row['spread_lower']:.2f} – {row['spread_upper']:.2f})" if np.isfinite(row["spread_upper"]) else ""
+    return f"{row['spread']:.2f}{limits}"
+
+
+def _html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+    cells = "".join("<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    header = "".join(f'<th scope="col">{_escape(c)}</th>' for c in head)
+    return f"<table><caption>{_escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def _escape(text: str) -> str:

@@ -48,7 +48,7 @@ class MinibatchNoise(AbstractNoise):
             within an epoch their noise nearly cancels).
         covariance: of the SDE's noise: ``"exact"``, or ``"diagonal"``, independent coordinates.
         signs: law of sign(g) in SignSGD's SDE.
-        samples: mini-batches of ``"sampled"`` signs, 2 or more and at least `refresh`.
+        samples: mini-batches of ``"sampled"`` signs, 2 or more and, for SignSGD, at least `refresh`.
         refresh: steps for which second moments, or the law of signs, are kept (E sign(g) follows ∇f by its slope).
         subsample: number of examples, drawn anew at every refresh, from which second moments are estimated; None takes
             all. Closed laws of signs always take all: rare gradients decide them.
@@ -87,11 +87,6 @@ class MinibatchNoise(AbstractNoise):
         self.samples = _check.at_least("samples", samples, 2)
         self.refresh = _check.at_least("refresh", refresh, 1)
         self.subsample = None if subsample is None else _check.at_least("subsample", subsample, 2)
-        if signs == "sampled" and self.refresh > self.samples:
-            raise ValueError(
-                f"refresh: got {refresh} with {samples} samples, whose mean is then kept so long that its error adds "
-                "more noise than there is. Take as many samples as steps, or more."
-            )
 
     def bind(self, problem: AbstractProblem) -> AbstractNoise:
         if isinstance(problem, LinearRegression):

@@ -32,6 +32,9 @@ class SignSGDSDE(OptimizerSDE):
     noise: AbstractNoise
     optimizer: SignSGD
 
+    def __check_init__(self) -> None:
+        _ = self.noise_shape  # refuses a law of signs that cannot be had
+
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """That of the signs' covariance, not of the noise's."""
