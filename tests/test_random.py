@@ -17,6 +17,42 @@ def stream(paths, seed=0, name="test"):
     return Stream(stream_key(seed, name), jnp.asarray(paths, jnp.uint32))
 
 
+@pytest.mark.parametrize("below", [1, 5, 64])
+def test_integers_are_uniform(below):
+    drawn = np.asarray(stream(np.arange(SAMPLES // 4)).integers(4, below)).ravel()
+    counts = np.bincount(drawn, minlength=below)
+    assert len(counts) == below
+    if below > 1:
+        assert stats.chisquare(counts).pvalue > ALPHA
+
+
+@pytest.mark.parametrize("below", [1, 7, 64, 65, 1797])
+def test_permutations_hold_every_number_once(below):
+    values = np.asarray(jax.jit(lambda: stream(np.arange(9)).permutation(jnp.arange(below), below))())
+    np.testing.assert_array_equal(np.sort(values, axis=0), np.arange(below)[:, None] + np.zeros((1, 9), int))
+    if below > 1:
+        assert len({tuple(column) for column in values.T}) > 1
+    some = np.asarray(stream(np.arange(9)).permutation(jnp.asarray([below - 1, 0]), below))
+    np.testing.assert_array_equal(some, values[[below - 1, 0]])
+
+
+@pytest.mark.parametrize("below", [5, 65, 1797])
+def test_permutations_are_uniform_in_pairs(below):
+    """Where two numbers go, in 10 by 10 cells; of 5 numbers, all 120 permutations."""
+    draws = stream(np.arange(40_000))
+    if below == 5:
+        values = np.asarray(draws.permutation(jnp.arange(5), 5))
+        counts = np.unique((values * 5 ** np.arange(5)[:, None]).sum(axis=0), return_counts=True)[1]
+        assert len(counts) == 120
+        assert stats.chisquare(counts).pvalue > ALPHA
+        return
+    first, second = np.asarray(jax.jit(lambda: draws.permutation(jnp.asarray([0, 1]), below))()) * 10 // below
+    counts = np.bincount(10 * first + second, minlength=100)
+    width = np.bincount(np.arange(below) * 10 // below)
+    pairs = np.outer(width, width) - np.diag(width)
+    assert stats.chisquare(counts, pairs.ravel() * 40_000 / (below * (below - 1))).pvalue > ALPHA
+
+
 def test_threefry_equals_jax_bit_for_bit():
     rng = np.random.default_rng(0)
     key = rng.integers(0, 2**32, 2, dtype=np.uint32)

@@ -23,7 +23,7 @@ def result():
 def test_dataset_has_the_documented_variables(result):
     data = result.dataset
     assert set(data.data_vars) == {
-        *("loss_mean", "loss_std", "loss_sem", "loss_group_mean", "group_paths", "loss_quantile"),
+        *("loss_mean", "loss_std", "loss_sem", "loss_group_mean", "loss_group_m2", "group_paths", "loss_quantile"),
         *("grad_norm_mean", "x_mean", "x_var", "n_paths"),
     }
     assert list(data.model.values) == ["optimizer", "sde", "malladi2022"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdelens.tracking import Curves, tracking_error
+from sdelens.tracking import Curves, marginal_distances, spread_ratio, tracking_error
 
 RECORDS, GROUPS = 40, 64
 TIME = np.linspace(0, 4, RECORDS)
@@ -128,3 +128,64 @@ def test_a_height_that_is_noise_has_no_limits():
     flat = np.full(RECORDS, 1.0)
     result = tracking_error(sample(rng, flat, 0.05), sample(rng, flat, 0.05)._replace(stream="b"), 1.0)
     assert np.isnan(result.upper)
+
+
+def ensemble(rng, sd, paths, stream):
+    """Group means and scatter of `paths` paths, correlated in time, that all start at one point."""
+    steps = rng.normal(size=(paths, RECORDS))
+    noise = np.cumsum(steps, axis=1) - steps[:, :1]
+    losses = (REFERENCE + sd * 0.01 * noise).reshape(-1, 16, RECORDS)
+    mean = losses.mean(axis=0)
+    return Curves(mean, np.full(16, paths / 16), stream, ((losses - mean) ** 2).sum(axis=0))
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.0, 1.3])
+def test_limits_of_the_spread_cover_the_truth(ratio):
+    """One-sided 95 % limits from 128 paths in 16 groups; a bootstrap over so few is allowed to miss in 10 % of runs."""
+    rng, runs = np.random.default_rng(5), 300
+    misses, values = np.zeros(2, int), []
+    for _ in range(runs):
+        found = spread_ratio(ensemble(rng, ratio, 128, "a"), ensemble(rng, 1.0, 128, "b"), 0.95, resamples=400)
+        misses += [found.lower > ratio, found.upper < ratio]
+        values.append(found.value)
+    assert (misses <= stats.binom.isf(1e-4, runs, 0.1)).all()
+    # The mean over runs, to four standard errors, and a ratio's bias of 1/(4 P) = 0.2 % and more for correlated times.
+    assert abs(np.mean(values) / ratio - 1) < 4 * np.std(values) / ratio / np.sqrt(runs) + 0.01
+
+
+def test_spread_of_one_ensemble_against_itself_and_against_none():
+    rng = np.random.default_rng(0)
+    one = ensemble(rng, 1.0, 64, "a")
+    same = spread_ratio(one, one)
+    assert same.value == same.lower == same.upper == 1
+    still = one._replace(groups=np.broadcast_to(REFERENCE, (16, RECORDS)), m2=np.zeros((16, RECORDS)))
+    assert np.isnan(spread_ratio(still, one).value)
+    assert np.isnan(spread_ratio(one._replace(m2=None), one).value)
+
+
+def test_distances_of_marginals_are_those_of_scipy():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(50, 2)), rng.normal(0.5, 2.0, size=(70, 2))
+    found = marginal_distances(first, second, False, 99)
+    for i in range(2):
+        expected = stats.wasserstein_distance(first[:, i], second[:, i]) / second[:, i].std(ddof=1)
+        assert found[i].distance == pytest.approx(expected, rel=1e-9)
+    assert found[2].distance == pytest.approx((found[0].distance + found[1].distance) / 2)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_p_values_of_distances_hold_their_level(paired):
+    """Under one law p ≤ 0.1 in at most 10 % of runs; another law is seen."""
+    rng, runs = np.random.default_rng(2), 200
+    low = 0
+    for _ in range(runs):
+        first, second = rng.normal(size=(2, 40, 3))
+        second = second + first if paired else second
+        first = first * np.sqrt(2) if paired else first
+        low += marginal_distances(first, second, paired, 99)[-1].p_value <= 0.1
+    # Pairs (√2 a, a + b) are not exchangeable, but their marginals are one law; swaps are then only approximate.
+    assert low <= stats.binom.isf(1e-4, runs, 0.15 if paired else 0.1)
+    shifted = marginal_distances(rng.normal(size=(80, 2)), 1 + rng.normal(size=(80, 2)), False, 199)[-1]
+    assert shifted.p_value < 0.01
+    assert shifted.distance > 2 * shifted.null
+    assert shifted.distance == pytest.approx(1.0, abs=0.4)

@@ -11,7 +11,7 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._names import OBSERVABLES
-from sdelens._tree import sum_coordinates
+from sdelens._tree import Layout, sum_coordinates
 from sdelens.noise import AbstractNoise
 from sdelens.problems import AbstractProblem
 
@@ -26,12 +26,14 @@ class Observables(eqx.Module):
         noise: bound to it.
         names: in order.
         functions: the user's own, from a pytree of parameters to a number, by name.
+        layout: of that pytree.
     """
 
     problem: AbstractProblem
     noise: AbstractNoise
     names: tuple[str, ...] = eqx.field(static=True)
     functions: tuple[tuple[str, Callable[[Any], Array]], ...] = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
 
     def __call__(self, x: Array, grad: Array) -> Array:
         """Values of shape (W, P) at x and ∇f of shape (d, P)."""
@@ -49,8 +51,7 @@ class Observables(eqx.Module):
         return self.problem.metric(name, x)
 
     def _own(self, function: Callable[[Any], Array], x: Array) -> Array:
-        layout = self.problem.layout
-        return jax.vmap(lambda column: jnp.asarray(function(layout.unravel(column)), x.dtype), in_axes=-1)(x)
+        return jax.vmap(lambda own: jnp.asarray(function(self.layout.unravel(own)), x.dtype), in_axes=-1)(x)
 
     def describe(self) -> list[str]:
         """The names; functions of the user's own cannot be written down."""
@@ -83,12 +84,13 @@ def observables_of(
             functions[name] = _checked(name, function, problem)
     if "noise_trace" in named and not np.isfinite(np.asarray(noise.variance(problem.start))).all():
         raise ValueError("observables: 'noise_trace' is infinite under this noise; leave it out.")
-    return Observables(problem, noise, tuple(named), tuple(functions.items()))
+    return Observables(problem, noise, tuple(named), tuple(functions.items()), problem.layout)
 
 
 def _checked(name: str, function: Callable[[Any], Any], problem: AbstractProblem) -> Callable[[Any], Any]:
+    layout = problem.layout
     try:
-        found = jax.eval_shape(lambda x: jnp.asarray(function(problem.layout.unravel(x))), problem.start)
+        found = jax.eval_shape(lambda x: jnp.asarray(function(layout.unravel(x))), problem.start)
     except (jax.errors.JAXTypeError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise TypeError(
             f"observables[{name!r}]: cannot be compiled as a function of the parameters; use jax.numpy in it. ({error})"

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens import _check
-from sdelens._names import noise_label, optimizer_label, problem_label, schedule_label
-from sdelens._output import atomic_path, save_figure, text_table
+from sdelens import _check, _tables
+from sdelens._output import atomic_path, save_figure
 from sdelens.tracking import FEWEST_GROUPS, Curves, marginal_distances, spread_ratio, tracking_error
 
 if TYPE_CHECKING:
@@ -216,12 +215,12 @@ class Result:
         permutations = _check.at_least("permutations", permutations, 99)
         if "end_x" not in self.dataset:
             raise ValueError("marginals: the run kept none; repeat it with marginals=8, or the coordinates you want.")
-        ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self._has_paths(m)}
+        ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self.has_paths(m)}
         marginals, rows = list(self.dataset.marginal.values), {}
         for model, values in ends.items():
             if model == reference:
                 continue
-            paired = self._settings[model]["stream"] == self._settings[reference]["stream"]
+            paired = self.settings[model]["stream"] == self.settings[reference]["stream"]
             found = marginal_distances(values, ends[reference], paired, permutations)
             for name, row in zip([*(int(m) for m in marginals), "all"], found, strict=True):
                 rows[model, name] = row._asdict()
@@ -280,7 +279,7 @@ class Result:
                 confidence,
                 height=self._height(reference),
             )
-            coarse = self._settings[model].get("coarse")
+            coarse = self.settings[model].get("coarse")
             steps = np.nan
             if coarse in self.models:
                 steps = tracking_error(self._curves(coarse), self._curves(model), self._minimum(reference)).error
@@ -317,7 +316,7 @@ class Result:
 
         compared = self.compares if reference is None else len(self.models) > 1
         shown = self._reference(reference) if compared else self.models[0]
-        kinds = {label: model["model"] for label, model in self._settings.items()}
+        kinds = {label: model["model"] for label, model in self.settings.items()}
         figure = plot_losses(self.dataset, shown, kinds, compared, self._height(shown))
         if path is not None:
             save_figure(figure, path)
@@ -353,127 +352,31 @@ class Result:
 
     def __str__(self) -> str:
         """The table of errors, or of final losses where there is nothing to compare, as plain text."""
-        lines = [self.title(), "", *text_table(*self.table()), "", *self.notes()]
-        for caption, head, rows in self.details():
-            lines += ["", caption, "", *text_table(head, rows)]
-        return "\n".join(lines)
+        return _tables.as_text(self)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        notes = "<br>".join(_escape(n) for n in self.notes())
-        details = "".join(_html_table(*detail) for detail in self.details())
-        return f"{_html_table(self.title(), *self.table())}<p>{notes}</p>{details}"
+        return _tables.as_html(self)
 
     def title(self) -> str:
         """One line: what was run."""
-        info, run = self.info, self.info["run"]
-        numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
-        if "schedule" in info["optimizer"]:
-            numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
-        numbers += ", independent decay" if info["optimizer"]["decay"] == "independent" else ""
-        start = f"start: {run['start']}, " if "start" in run else ""
-        return (
-            f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
-            f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps"
-            + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
-        )
+        return _tables.title(self)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the printed table, as text."""
-        final = self.dataset.isel(step=-1)
-        head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "spread", "diverged"]
-        compared = self.compares
-        errors: dict[Any, dict[Any, Any]] = self.errors().to_dict("index") if compared else {}
-        resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
-        rows = []
-        for model in self.models:
-            here = final.sel(model=model)
-            n_paths = self.dataset.n_paths.sel(model=model).values
-            final_loss = f"{float(here.loss_mean):.5g}" if np.isfinite(float(here.loss_mean)) else "-"
-            start = [model, f"{final_loss} ± {float(here.loss_sem):.1g}" if self._has_paths(model) else final_loss]
-            middle = ["-"] * 5
-            split = ["-"] if resolved else []
-            if model in errors:
-                row = errors[model]
-                limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
-                shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
-                error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _percent(row["error"])
-                middle = [error, limits, _percent(row["floor"]), shift, _interval(row)]
-                if np.isfinite(row["discretisation"]):
-                    split = [_percent(row["discretisation"])]
-            rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
-        if resolved:
-            head.append("discretisation")
-        return head, rows
+        return _tables.table(self)
 
     def details(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Further tables, each with caption, header and rows: observables, and the laws of coordinates at the end."""
-        found: list[tuple[str, list[str], list[list[str]]]] = []
-        if self.observables:
-            rows = []
-            for name in self.observables:
-                table = self.of(name)
-                errors: dict[Any, Any] = table.errors().to_dict("index") if self.compares else {}
-                for model in (m for m in self.models if self._has_paths(m)):
-                    here = table.dataset.sel(model=model).isel(step=-1)
-                    row = errors.get(model)
-                    limits = "-" if row is None else f"{_percent(row['lower'])} – {_percent(row['upper'])}"
-                    error, spread = ("-", "-") if row is None else (_percent(row["error"]), _interval(row))
-                    final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
-                    rows.append([name, model, final, error, limits, spread])
-            caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
-            found.append((caption, ["observable", "model", "final ± sem", "error", "99 % limits", "spread"], rows))
-        if "end_x" in self.dataset and self.compares:
-            rows, distances = [], self.distances()
-            for model in dict.fromkeys(distances.index.get_level_values(0)):
-                own = distances.loc[model]
-                single = own.drop(index="all")
-                worst = single.distance.idxmax()
-                row = own.loc["all"]
-                cells = [f"{row.distance:.3g}", f"{row.null:.3g}", f"{row.p_value:.2g}"]
-                rows.append([model, *cells, f"{single.distance.max():.3g} (coordinate {worst})"])
-            caption = (
-                f"Laws of {self.dataset.sizes['marginal']} coordinates at the end: mean W₁ distance from the "
-                "optimizer's in its standard deviations; null: its 99 % point for two samples of one law."
-            )
-            found.append((caption, ["model", "W₁", "null", "p", "largest"], rows))
-        return found
+        return _tables.details(self)
 
     def notes(self) -> list[str]:
         """What the table's columns mean, the devices used, and how to use more."""
-        device = self.info["device"]
-        seconds = sum(m["wall_time"] for m in self.info["models"].values())
-        notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
-        if device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in self.info["run"]:
-            notes.append(
-                f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
-                "before the first use of JAX makes each a device."
-            )
-        if self.compares:
-            scale = "" if np.isfinite(float(self.dataset.attrs["infimum"])) else " less its smallest value"
-            notes.insert(
-                0,
-                f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
-                "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean; "
-                "spread: standard deviation over paths relative to the optimizer's, averaged over time.",
-            )
-        elif len(self.models) > 1:
-            notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
-        lost = self.dataset.n_paths.isel(step=0) - self.dataset.n_paths.isel(step=-1)
-        if "loss_bound" in self.dataset:
-            notes.insert(0, f"Bounds in the figure: {', '.join(str(b) for b in self.dataset.bound.values)}.")
-        if any(model["model"] == "prediction" for model in self._settings.values()):
-            notes.insert(0, "prediction: mean and covariance of the state from step to step, without paths.")
-        if int(lost.sum()):
-            notes.insert(
-                0,
-                "Paths that diverge inflate mean, spread and errors until they overflow; then they leave the averages.",
-            )
-        return notes
+        return _tables.notes(self)
 
     @property
-    def _settings(self) -> dict[str, dict[str, Any]]:
+    def settings(self) -> dict[str, dict[str, Any]]:
         """How each model was run, by label."""
         decoded: dict[str, dict[str, Any]] = json.loads(self.dataset.attrs["models"])
         return decoded
@@ -481,7 +384,7 @@ class Result:
     @property
     def _optimizer(self) -> str | None:
         """Label of the discrete optimizer, if it was run."""
-        return next((label for label in self.models if self._settings[label]["model"] == "optimizer"), None)
+        return next((label for label in self.models if self.settings[label]["model"] == "optimizer"), None)
 
     def _reference(self, reference: str | None) -> str:
         if reference is not None:
@@ -511,22 +414,23 @@ class Result:
 
     def _covered(self, model: str) -> np.ndarray:
         """Which records a model says something of: all, but for a logged curve."""
-        if self._settings[model]["model"] == "logged":
+        if self.settings[model]["model"] == "logged":
             return np.isfinite(self.dataset.loss_mean.sel(model=model).values)
         return np.ones(self.dataset.step.shape, bool)
 
-    def _has_paths(self, model: str) -> bool:
-        return self._settings[model]["model"] not in PATHLESS
+    def has_paths(self, model: str) -> bool:
+        """Whether a model is an ensemble, not one curve."""
+        return self.settings[model]["model"] not in PATHLESS
 
     def _curves(self, model: str, part: Any = slice(None)) -> Curves:
         here = self.dataset.sel(model=model)
-        if not self._has_paths(model):  # a curve without noise: every group has it
+        if not self.has_paths(model):  # a curve without noise: every group has it
             mean = np.broadcast_to(here.loss_mean.values[part], (FEWEST_GROUPS, here.loss_mean.values[part].size))
-            return Curves(mean, np.ones(FEWEST_GROUPS), self._settings[model]["stream"])
+            return Curves(mean, np.ones(FEWEST_GROUPS), self.settings[model]["stream"])
         groups = here.loss_group_mean.transpose("group", "step").values[:, part]
         counts = here.group_paths.isel(step=0).values.astype(float)
         m2 = here.loss_group_m2.transpose("group", "step").values[:, part] if "loss_group_m2" in here else None
-        return Curves(groups, counts, self._settings[model]["stream"], m2)
+        return Curves(groups, counts, self.settings[model]["stream"], m2)
 
 
 def _checked_label(label: Any) -> str:
@@ -584,25 +488,3 @@ def load(path: str | os.PathLike[str]) -> Result:
             "upgrade sdelens."
         )
     return Result(dataset)
-
-
-def _percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.2g} %"
-
-
-def _interval(row: dict[Any, Any]) -> str:
-    """The ratio of standard deviations with its limits."""
-    if not np.isfinite(row["spread"]):
-        return "-"
-    limits = f" ({row['spread_lower']:.2f} – {row['spread_upper']:.2f})" if np.isfinite(row["spread_upper"]) else ""
-    return f"{row['spread']:.2f}{limits}"
-
-
-def _html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    header = "".join(f'<th scope="col">{_escape(c)}</th>' for c in head)
-    return f"<table><caption>{_escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

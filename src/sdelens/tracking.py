@@ -306,9 +306,9 @@ class _Bootstrap:
             scale2 = self.above2 + 2 * q @ self.b_above + _form(q, gram_bb) - noise_b
             above = self.mean_above + q @ self.means[groups:]
         n = r - centre
-        return _Statistics(
-            _form(r, self.gram), noise, scale2, r @ self.means / above, _form(n, self.gram), n @ self.loudest
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # a height of 0 has no relative shift
+            shift = r @ self.means / above
+        return _Statistics(_form(r, self.gram), noise, scale2, shift, _form(n, self.gram), n @ self.loudest)
 
     def _noise(self, p: np.ndarray, u: np.ndarray, noise_b: np.ndarray) -> np.ndarray:
         groups = p.shape[1]

@@ -125,8 +125,8 @@ class ExampleNoise(AbstractNoise):
         if self.signs == "sampled":
             if self.refresh > self.samples:
                 raise ValueError(
-                    f"refresh: got {self.refresh} with {self.samples} samples of signs, whose mean is then kept so long "
-                    "that its error adds more noise than there is. Take as many samples as steps, or more."
+                    f"refresh: got {self.refresh} with {self.samples} samples of signs, whose mean is then kept so "
+                    "long that its error adds more noise than there is. Take as many samples as steps, or more."
                 )
             return (self.samples,)
         return (dim,) if self.covariance == "diagonal" else (self.examples + dim,)

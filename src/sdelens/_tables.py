@@ -1,0 +1,161 @@
+"""What a result says in words and tables: title, table of errors, further tables, notes; as text and as HTML."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdelens._names import noise_label, optimizer_label, problem_label, schedule_label
+from sdelens._output import text_table
+
+if TYPE_CHECKING:
+    from sdelens.result import Result
+
+__all__ = ["as_html", "as_text", "details", "notes", "table", "title"]
+
+
+def as_text(result: "Result") -> str:
+    """Title, tables and notes as plain text."""
+    lines = [title(result), "", *text_table(*table(result)), "", *notes(result)]
+    for caption, head, rows in details(result):
+        lines += ["", caption, "", *text_table(head, rows)]
+    return "\n".join(lines)
+
+
+def as_html(result: "Result") -> str:
+    """The same as HTML, for notebooks."""
+    said = "<br>".join(_escape(n) for n in notes(result))
+    further = "".join(_html_table(*detail) for detail in details(result))
+    return f"{_html_table(title(result), *table(result))}<p>{said}</p>{further}"
+
+
+def title(result: "Result") -> str:
+    """One line: what was run."""
+    info, run = result.info, result.info["run"]
+    numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
+    if "schedule" in info["optimizer"]:
+        numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
+    numbers += ", independent decay" if info["optimizer"]["decay"] == "independent" else ""
+    start = f"start: {run['start']}, " if "start" in run else ""
+    return (
+        f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
+        f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps"
+        + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
+    )
+
+
+def table(result: "Result") -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the printed table, as text."""
+    final = result.dataset.isel(step=-1)
+    head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "spread", "diverged"]
+    compared = result.compares
+    errors: dict[Any, dict[Any, Any]] = result.errors().to_dict("index") if compared else {}
+    resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
+    rows = []
+    for model in result.models:
+        here = final.sel(model=model)
+        n_paths = result.dataset.n_paths.sel(model=model).values
+        final_loss = f"{float(here.loss_mean):.5g}" if np.isfinite(float(here.loss_mean)) else "-"
+        start = [model, f"{final_loss} ± {float(here.loss_sem):.1g}" if result.has_paths(model) else final_loss]
+        middle = ["-"] * 5
+        split = ["-"] if resolved else []
+        if model in errors:
+            row = errors[model]
+            limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
+            shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
+            error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _percent(row["error"])
+            middle = [error, limits, _percent(row["floor"]), shift, _interval(row)]
+            if np.isfinite(row["discretisation"]):
+                split = [_percent(row["discretisation"])]
+        rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
+    if resolved:
+        head.append("discretisation")
+    return head, rows
+
+
+def details(result: "Result") -> list[tuple[str, list[str], list[list[str]]]]:
+    """Further tables, each with caption, header and rows: observables, and the laws of coordinates at the end."""
+    found: list[tuple[str, list[str], list[list[str]]]] = []
+    if result.observables:
+        rows = []
+        for name in result.observables:
+            table = result.of(name)
+            errors: dict[Any, Any] = table.errors().to_dict("index") if result.compares else {}
+            for model in (m for m in result.models if result.has_paths(m)):
+                here = table.dataset.sel(model=model).isel(step=-1)
+                row = errors.get(model)
+                limits = "-" if row is None else f"{_percent(row['lower'])} – {_percent(row['upper'])}"
+                error, spread = ("-", "-") if row is None else (_percent(row["error"]), _interval(row))
+                final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
+                rows.append([name, model, final, error, limits, spread])
+        caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
+        found.append((caption, ["observable", "model", "final ± sem", "error", "99 % limits", "spread"], rows))
+    if "end_x" in result.dataset and result.compares:
+        rows, distances = [], result.distances()
+        for model in dict.fromkeys(distances.index.get_level_values(0)):
+            own = distances.loc[model]
+            single = own.drop(index="all")
+            worst = single.distance.idxmax()
+            row = own.loc["all"]
+            cells = [f"{row.distance:.3g}", f"{row.null:.3g}", f"{row.p_value:.2g}"]
+            rows.append([model, *cells, f"{single.distance.max():.3g} (coordinate {worst})"])
+        caption = (
+            f"Laws of {result.dataset.sizes['marginal']} coordinates at the end: mean W₁ distance from the "
+            "optimizer's in its standard deviations; null: its 99 % point for two samples of one law."
+        )
+        found.append((caption, ["model", "W₁", "null", "p", "largest"], rows))
+    return found
+
+
+def notes(result: "Result") -> list[str]:
+    """What the table's columns mean, the devices used, and how to use more."""
+    device = result.info["device"]
+    seconds = sum(m["wall_time"] for m in result.info["models"].values())
+    notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
+    if device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in result.info["run"]:
+        notes.append(
+            f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
+            "before the first use of JAX makes each a device."
+        )
+    if result.compares:
+        scale = "" if np.isfinite(float(result.dataset.attrs["infimum"])) else " less its smallest value"
+        notes.insert(
+            0,
+            f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
+            "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean; "
+            "spread: standard deviation over paths relative to the optimizer's, averaged over time.",
+        )
+    elif len(result.models) > 1:
+        notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
+    lost = result.dataset.n_paths.isel(step=0) - result.dataset.n_paths.isel(step=-1)
+    if "loss_bound" in result.dataset:
+        notes.insert(0, f"Bounds in the figure: {', '.join(str(b) for b in result.dataset.bound.values)}.")
+    if any(model["model"] == "prediction" for model in result.settings.values()):
+        notes.insert(0, "prediction: mean and covariance of the state from step to step, without paths.")
+    if int(lost.sum()):
+        notes.insert(
+            0,
+            "Paths that diverge inflate mean, spread and errors until they overflow; then they leave the averages.",
+        )
+    return notes
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    """The ratio of standard deviations with its limits."""
+    if not np.isfinite(row["spread"]):
+        return "-"
+    limits = f" ({row['spread_lower']:.2f} – {row['spread_upper']:.2f})" if np.isfinite(row["spread_upper"]) else ""
+    return f"{row['spread']:.2f}{limits}"
+
+
+def _html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+    cells = "".join("<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    header = "".join(f'<th scope="col">{_escape(c)}</th>' for c in head)
+    return f"<table><caption>{_escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2g} %"

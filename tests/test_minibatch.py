@@ -1,0 +1,329 @@
+"""Mini-batch noise of problems with examples: draws, covariances and laws of signs against loops over the examples."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdelens as sl
+from sdelens._random import Stream, stream_key
+from sdelens.integrate import EulerMaruyama
+from sdelens.problems import _base
+from sdelens.sdes import build_sde
+from sdelens.starts import start_of
+
+N, B, DRAWS = 24, 4, 20_000
+LARGEST_Z = 5.2
+"""Of up to 400 entries: the chance that a right one exceeds it is 400 * 2e-7 = 8e-5."""
+
+
+def stream(paths, name="test", seed=0):
+    return Stream(jnp.asarray(stream_key(seed, name)), jnp.arange(paths, dtype=jnp.uint32))
+
+
+def small_net(n=N):
+    """A ReLU network 3-4-1 with squared loss on random data: 21 parameters, some units off for many examples."""
+    rng = np.random.default_rng(0)
+    start = {
+        "w": rng.normal(size=(4, 3)).astype(np.float32),
+        "b": (rng.normal(size=4) - 0.5).astype(np.float32),
+        "v": rng.normal(size=4).astype(np.float32),
+        "c": np.float32(0.1) * np.ones(1, np.float32),
+    }
+    data = (rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=n).astype(np.float32))
+
+    def loss(p, data):
+        x, y = data
+        return (jax.nn.relu(x @ p["w"].T + p["b"]) @ p["v"] + p["c"][0] - y) ** 2
+
+    return sl.Problem(loss, start, data)
+
+
+def linear(n=N, d=3, seed=1):
+    """Losses aᵢ·x: gradients aᵢ at every x, some of them exactly 0."""
+    rng = np.random.default_rng(seed)
+    rows = rng.exponential(size=(n, d)) * rng.choice([-1.0, 1.0], size=(n, d)) + 0.2
+    rows[rng.random((n, d)) < 0.4] = 0
+    rows = rows.astype(np.float32)
+    return sl.Problem(lambda p, rows: rows @ p, np.zeros(d, np.float32), rows), rows.astype(np.float64)
+
+
+def example_gradients(problem):
+    """Gradient of every example's loss at the start, by a loop."""
+    rows = []
+    for i in range(problem.examples):
+        one = jax.tree.map(lambda a, i=i: a[i : i + 1], problem.data)
+        rows.append(jax.grad(lambda x, one=one: problem._loss(problem.layout.unravel(x), one)[0])(problem.start))
+    return np.array(rows, np.float64)
+
+
+def covariance(gradients, batch, replacement):
+    n = len(gradients)
+    centred = gradients - gradients.mean(axis=0)
+    return centred.T @ centred / n / batch * (1 if replacement else (n - batch) / (n - 1))
+
+
+def z_scores(draws, expected):
+    """Deviations of the empirical covariance of draws (d, P) about 0 in units of their standard errors."""
+    products = draws[:, None, :] * draws[None, :, :]
+    error = products.std(axis=-1) / np.sqrt(draws.shape[1])
+    return (products.mean(axis=-1) - expected) / np.where(error > 1e-9, error, np.inf)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("kind", ["root", "batches", "diagonal"])
+def test_noise_has_the_covariance_of_mini_batches(kind, replacement):
+    problem = small_net()
+    options = {"covariance": "diagonal"} if kind == "diagonal" else {}
+    noise = sl.MinibatchNoise(B, replacement=replacement, **options).bind(problem)
+    gradients = example_gradients(problem)
+    expected = covariance(gradients, B, replacement)
+    if kind == "diagonal":
+        expected = np.diag(np.diag(expected))
+    x = jnp.broadcast_to(problem.start[:, None], (problem.dim, DRAWS))
+    if kind == "batches":
+        drawn = np.asarray(noise.sample(x, stream(DRAWS)), np.float64)
+    else:
+        dW = stream(DRAWS).normal(noise.noise_shape(problem.dim)[0], x.dtype)
+        if kind == "diagonal":  # found once, not for each of 20 000 paths
+            noise = noise.knowing(jnp.broadcast_to(noise.variance(problem.start)[:, None], x.shape))
+        drawn = np.asarray(noise.apply_root(x, dW), np.float64)
+    assert np.abs(z_scores(drawn, expected)).max() < LARGEST_Z
+    sd = np.sqrt(np.diag(expected))
+    still = sd < 1e-9
+    assert (drawn[still] == 0).all()
+    assert np.abs(drawn.mean(axis=1)[~still] / sd[~still]).max() < LARGEST_Z / np.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, N])
+def test_squares_of_examples_gradients_against_a_loop(chunk, monkeypatch):
+    problem = small_net()
+    monkeypatch.setattr(_base, "EXAMPLE_BYTES", chunk * 4 * problem.dim)
+    gradients = example_gradients(problem)
+    x = jnp.stack([problem.start, problem.start], axis=-1)
+    found = problem.gradient_means(x, (lambda g: g, jnp.square))
+    for value, expected in zip(found, (gradients.mean(axis=0), (gradients**2).mean(axis=0)), strict=True):
+        np.testing.assert_allclose(value, np.stack([expected] * 2, axis=-1), rtol=2e-5, atol=1e-6)
+    chosen = jnp.array([[3, 0], [7, 0], [3, 1]])
+    some = problem.gradient_means(x, (jnp.square,), chosen)[0]
+    expected = np.stack([(gradients[list(own)] ** 2).mean(axis=0) for own in np.asarray(chosen).T], axis=-1)
+    np.testing.assert_allclose(some, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_variance_from_some_examples_is_right_on_average():
+    problem = small_net()
+    noise = sl.MinibatchNoise(B, subsample=5).bind(problem)
+    x = jnp.broadcast_to(problem.start[:, None], (problem.dim, 4000))
+    found = np.asarray(noise.survey("variance", x, x, stream(4000)), np.float64)
+    expected = np.diag(covariance(example_gradients(problem), B, True))
+    error = found.std(axis=1) / np.sqrt(4000)
+    some = expected > 1e-9
+    assert np.abs((found.mean(axis=1) - expected)[some] / error[some]).max() < LARGEST_Z
+
+
+@pytest.mark.parametrize(("n", "batch"), [(24, 4), (26, 4), (100, 16)])
+def test_an_epoch_takes_every_example_once(n, batch):
+    # The gradient of example i is the unit vector i, so a batch's mean shows which it holds.
+    problem = sl.Problem(lambda p, rows: rows @ p, np.zeros(n, np.float32), np.eye(n, dtype=np.float32))
+    noise = sl.MinibatchNoise(batch, replacement=False).bind(problem)
+    x, per_epoch = jnp.zeros((n, 3)), n // batch
+    gradient = jax.jit(lambda k: noise.gradient(k, x, x, stream(3)))
+    held = np.array([batch * np.asarray(gradient(k)) for k in range(3 * per_epoch)])
+    epochs = held.reshape(3, per_epoch, n, 3)
+    counts = epochs.sum(axis=1)
+    assert np.isin(np.round(counts), [0, 1]).all()
+    np.testing.assert_allclose(counts.sum(axis=1), batch * per_epoch, atol=1e-4)
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[..., 0], epochs[..., 1])
+
+
+def test_batches_with_replacement_differ_from_step_to_step_and_path_to_path():
+    problem, _ = linear()
+    noise = sl.MinibatchNoise(B).bind(problem)
+    x = jnp.zeros((3, 4))
+    first, second = (np.asarray(noise.gradient(jnp.asarray(k), x, x, stream(4))) for k in (0, 1))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first[:, 0], first[:, 1])
+    assert np.array_equal(first, np.asarray(noise.gradient(jnp.asarray(0), x, x, stream(4))))
+
+
+def all_batches(rows, batch):
+    """Signs and means of every mini-batch drawn with replacement, each equally likely."""
+    index = np.array(list(itertools.product(range(len(rows)), repeat=batch)))
+    means = rows[index].mean(axis=1)
+    return np.where(np.abs(means) < 1e-9, 0, np.sign(means)), means
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_laws_of_signs_against_every_mini_batch(batch):
+    problem, rows = linear(n=9, d=12)
+    signs, means = all_batches(rows, batch)
+    x = problem.start
+    grad = problem.evaluate(x)[1]
+    errors = {}
+    for law in ("edgeworth", "normal"):
+        noise = sl.MinibatchNoise(batch, signs=law).bind(problem)
+        found = noise._found_signs(grad, x)
+        np.testing.assert_allclose(found.variance, means.var(axis=0), rtol=1e-4)
+        errors[law] = np.asarray(found.mean) - signs.mean(axis=0)
+        if law == "edgeworth":
+            still = (signs == 0).all(axis=0)
+            spread = np.where(still, 0, signs.var(axis=0))
+            # Differs from the truth by what e differs, since both count the batches whose gradient vanishes.
+            np.testing.assert_allclose(found.spread, spread, atol=2 * np.abs(errors[law]).max() + 1e-5)
+            slope = ((signs - signs.mean(axis=0)) * (means - means.mean(axis=0))).mean(axis=0) / means.var(axis=0)
+            assert np.corrcoef(found.slope, slope)[0, 1] > 0.9
+    rms = {law: float(np.sqrt(np.mean(error**2))) for law, error in errors.items()}
+    if batch == 1:
+        assert rms["edgeworth"] < 1e-6
+    assert rms["edgeworth"] < 0.6 * rms["normal"]
+
+
+def test_edgeworth_where_many_examples_count():
+    rng = np.random.default_rng(3)
+    rows = (rng.exponential(size=(200, 6)) - 0.9).astype(np.float32)
+    problem = sl.Problem(lambda p, rows: rows @ p, np.zeros(6, np.float32), rows)
+    batch = 64
+    counts = rng.multinomial(batch, np.full(200, 1 / 200), 100_000)
+    signs = np.sign(counts @ rows.astype(np.float64))
+    noise = sl.MinibatchNoise(batch, signs="edgeworth").bind(problem)
+    found = np.asarray(noise.mean_sign(problem.evaluate(problem.start)[1], problem.start))
+    error = signs.std(axis=0) / np.sqrt(len(signs))
+    # The expansion's own error is of order 1/B^1.5 = 0.002.
+    assert np.abs(found - signs.mean(axis=0)).max() < 0.002 + LARGEST_Z * error.max()
+
+
+@pytest.mark.parametrize("refresh", [1, 3])
+@pytest.mark.parametrize("law", ["sampled", "edgeworth"])
+def test_steps_of_signsgd_have_the_moments_of_its_signs(law, refresh):
+    # Gradients do not depend on x here, so that steps are independent and their moments those of one step, times three.
+    problem, rows = linear()
+    steps, paths, lr = 3, DRAWS, 0.5
+    noise = sl.MinibatchNoise(B, signs=law, samples=4, refresh=refresh).bind(problem)
+    optimizer = sl.SignSGD(lr)
+    sde = build_sde("sde", problem, noise, optimizer)
+    stepper = EulerMaruyama(sde, lr, start_of(None, problem, optimizer))
+    draws = stream(paths)
+    state = stepper.init(draws)
+    spread = jax.tree.map(lambda a: a if a.ndim > 1 else jnp.broadcast_to(a[:, None], (*a.shape, paths)), state)
+    grad = jnp.broadcast_to(problem.evaluate(problem.start)[1][:, None], (3, paths))
+    step = jax.jit(lambda k, state: stepper.step(k, state, grad, draws))
+    for k in range(steps):
+        spread = step(k, spread)
+    moved = -np.asarray(spread.x, np.float64) / lr
+    batches = np.random.default_rng(0).integers(0, len(rows), (400_000, B))
+    signs = np.sign(np.round(rows[batches].mean(axis=1), 9))
+    expected = steps * np.cov(signs.T)
+    mean_error = np.sqrt(np.diag(expected) / paths) + steps * signs.std(axis=0) / np.sqrt(len(signs))
+    if law == "sampled":
+        assert np.abs((moved.mean(axis=1) - steps * signs.mean(axis=0)) / mean_error).max() < LARGEST_Z
+        z = z_scores(moved - moved.mean(axis=1, keepdims=True), expected)
+        assert np.abs(z).max() < LARGEST_Z
+        return
+    found = noise._found_signs(grad[:, 0], problem.start)
+    np.testing.assert_allclose(moved.mean(axis=1), steps * found.mean, atol=LARGEST_Z * mean_error.max())
+    np.testing.assert_allclose(np.cov(moved), expected, atol=0.1 * np.diag(expected).max())
+    assert np.sign(np.cov(moved)[0, 1]) == np.sign(expected[0, 1])
+
+
+def test_what_is_surveyed_is_kept_until_the_next_refresh():
+    problem = small_net()
+    optimizer = sl.RMSpropW(0.05, b2=0.5)
+    noise = sl.MinibatchNoise(B, refresh=3).bind(problem)
+    stepper = EulerMaruyama(build_sde("sde", problem, noise, optimizer), 0.05, start_of(None, problem, optimizer))
+    draws = stream(2)
+    state = stepper.init(draws)
+    state = jax.tree.map(lambda a: a if a.ndim > 1 else jnp.broadcast_to(a[:, None], (*a.shape, 2)), state)
+    step = jax.jit(lambda k, state: stepper.step(k, state, problem.evaluate(state.x)[1], draws))
+    variance, kept = jax.jit(noise.variance), []
+    for k in range(5):
+        before = state
+        state = step(k, state)
+        kept.append(np.asarray(state.found))
+        if k % 3 == 0:
+            np.testing.assert_allclose(kept[-1], np.asarray(variance(before.x)), rtol=1e-5, atol=1e-9)
+    assert np.array_equal(kept[0], kept[1])
+    assert np.array_equal(kept[0], kept[2])
+    assert not np.array_equal(kept[2], kept[3])
+    assert np.array_equal(kept[3], kept[4])
+
+
+def test_regression_by_its_own_law_and_by_its_examples():
+    regression = sl.LinearRegression([1.0, 0.5], 0.5, samples=30)
+    features, labels = (np.asarray(a) for a in (regression.features, regression.labels))
+    examples = sl.Problem(lambda p, data: 0.5 * (data[0] @ p - data[1]) ** 2, regression.start, (features, labels))
+    noise = sl.MinibatchNoise(1)
+    own, general = noise.bind(regression), sl.MinibatchNoise(1, signs="edgeworth").bind(examples)
+    x = regression.start + 0.3
+    grad = regression.evaluate(x)[1]
+    np.testing.assert_allclose(general.variance(x), own.variance(x), rtol=1e-5)
+    np.testing.assert_allclose(general.mean_sign(grad, x), own.mean_sign(grad, x), atol=1e-6)
+    dW = stream(6).normal(30, x.dtype)
+    wide = jnp.broadcast_to(x[:, None], (2, 6))
+    np.testing.assert_allclose(general.apply_root(wide, dW), own.apply_root(wide, dW), rtol=2e-4, atol=1e-6)
+
+
+def test_weight_decay_in_the_loss_adds_no_noise():
+    plain = small_net()
+    decayed = plain.with_l2(0.1).with_l2(0.2)
+    x = plain.start[:, None] + jnp.zeros((1, 3))
+    first, second = (sl.MinibatchNoise(B).bind(p) for p in (plain, decayed))
+    np.testing.assert_allclose(first.variance(x), second.variance(x))
+    k = jnp.asarray(0)
+    gradients = [n.gradient(k, x, x, stream(3)) for n in (first, second)]
+    np.testing.assert_allclose(gradients[1], gradients[0] + 0.3 * x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first.sample(x, stream(3)), second.sample(x, stream(3)), atol=1e-5)
+
+
+def test_a_whole_batch_without_replacement_has_no_noise():
+    problem = small_net(8)
+    noise = sl.MinibatchNoise(8, replacement=False)
+    result = sl.compare(problem, noise, sl.SGD(0.01), steps=5, paths=4)
+    assert float(result.dataset.loss_std.isel(step=-1).max()) < 1e-5
+
+
+def test_the_optimizer_s_path_is_that_of_its_mini_batches():
+    """One path of SGD by hand, from the batches that the noise draws."""
+    problem = small_net()
+    noise = sl.MinibatchNoise(B)
+    run = sl.simulate(problem, noise, sl.SGD(0.05), "optimizer", steps=4, paths=2, keep_paths=2, seed=5)
+    bound, x = noise.bind(problem), problem.start
+    draws = Stream(jnp.asarray(stream_key(5, "optimizer")), jnp.arange(2, dtype=jnp.uint32))
+    for k in range(4):
+        index = np.asarray(bound._batch(draws.at(k)))[:, 1]
+        batch = jax.tree.map(lambda a, index=index: a[index], problem.data)
+        grad = jax.grad(lambda x, b=batch: problem._loss(problem.layout.unravel(x), b).mean())(x)
+        x = x - 0.05 * grad
+    np.testing.assert_allclose(run.dataset.path_x.sel(path=1).isel(step=-1, model=0), x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sl.MinibatchNoise(4, replacement="yes"), "replacement: got 'yes'"),
+        (lambda: sl.MinibatchNoise(4, covariance="diag"), "covariance: got 'diag'"),
+        (lambda: sl.MinibatchNoise(4, signs="gauss"), "signs: got 'gauss'"),
+        (lambda: sl.MinibatchNoise(4, refresh=0), "refresh: got 0"),
+        (lambda: sl.MinibatchNoise(4, subsample=1), "subsample: got 1"),
+        (
+            lambda: sl.MinibatchNoise(N + 1, replacement=False).bind(small_net()),
+            "batch_size: got 25; the problem has 24",
+        ),
+        (lambda: sl.MinibatchNoise(4, subsample=N + 1).bind(small_net()), "subsample: got 25; the problem has 24"),
+        (lambda: sl.MinibatchNoise(4).bind(sl.Problem(lambda p: p**2, np.float32(1) * np.ones(()))), "without data"),
+        (lambda: sl.MinibatchNoise(4).bind(sl.Quadratic([1.0])), "got Quadratic"),
+        (
+            lambda: sl.MinibatchNoise(4, covariance="diagonal").bind(sl.LinearRegression([1.0], 0.1)),
+            "covariance: got 'diagonal'; on sl.LinearRegression",
+        ),
+        (
+            lambda: sl.simulate(small_net(), sl.MinibatchNoise(4, refresh=20), sl.SignSGD(0.1), steps=2),
+            "refresh: got 20 with 8 samples",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

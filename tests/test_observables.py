@@ -1,0 +1,179 @@
+"""What is recorded beside the loss, and of the ends of paths, against the paths themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sdelens as sl
+
+NOISE = sl.GaussianNoise(0.5)
+
+
+def problem():
+    data = (np.arange(6, dtype=np.float32)[:, None], np.arange(6, dtype=np.float32))
+    return sl.Problem(
+        lambda p, data: (data[0] @ p["w"] + p["b"] - data[1]) ** 2,
+        {"w": np.ones(1, np.float32), "b": np.float32(2) * np.ones((), np.float32)},
+        data,
+        metrics={"near": lambda p, data: (jnp.abs(data[0] @ p["w"] + p["b"] - data[1]) < 1).astype(jnp.float32)},
+    )
+
+
+@pytest.fixture(scope="module")
+def run():
+    observables = {"norm": None, "grad_norm": None, "noise_trace": None, "near": None, "slope": lambda p: p["w"][0]}
+    return sl.compare(
+        problem(),
+        NOISE,
+        sl.SGD(0.02),
+        steps=12,
+        paths=24,
+        record_every=5,
+        keep_paths=24,
+        observables=observables,
+        marginals=[1],
+    )
+
+
+@pytest.mark.parametrize("name", ["norm", "grad_norm", "noise_trace", "near", "slope"])
+def test_observables_are_those_of_the_paths(run, name):
+    subject = problem()
+    paths = run.dataset.path_x.sel(model="sde").values  # (path, step, d)
+    gradient = jax.jit(jax.vmap(jax.vmap(lambda x: subject.evaluate(x)[1])))
+    near = jax.vmap(jax.vmap(lambda x: subject.metric("near", x)))
+    values = {
+        "norm": lambda: np.linalg.norm(paths, axis=-1),
+        "grad_norm": lambda: np.linalg.norm(np.asarray(gradient(paths)), axis=-1),
+        "noise_trace": lambda: np.full(paths.shape[:2], 2 * 0.25),
+        "near": lambda: np.asarray(near(paths)),
+        "slope": lambda: np.asarray(jax.vmap(jax.vmap(lambda x: subject.layout.unravel(x)["w"][0]))(paths)),
+    }[name]()
+    here = run.dataset.sel(model="sde", observable=name)
+    np.testing.assert_allclose(here.observable_mean, values.mean(axis=0), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(here.observable_std, values.std(axis=0, ddof=1), rtol=2e-3, atol=1e-5)
+    groups = here.observable_group_mean.values
+    np.testing.assert_allclose(groups, values, rtol=2e-5, atol=1e-6)  # 24 paths are 24 groups of one
+
+
+def test_ends_are_those_of_the_paths(run):
+    np.testing.assert_array_equal(run.dataset.end_x.values[:, :, 0], run.dataset.path_x.values[:, :, -1, 1])
+
+
+def test_an_observable_in_the_place_of_the_loss(run, tmp_path):
+    slope = run.of("slope")
+    np.testing.assert_array_equal(slope.dataset.loss_mean, run.dataset.observable_mean.sel(observable="slope"))
+    assert np.isfinite(slope.errors().loc["sde", "error"])
+    figure = slope.plot(tmp_path / "slope.png")
+    assert figure.axes[0].get_ylabel() == "mean slope"
+    assert "slope" in str(run)
+    assert "W₁" in str(run)
+    assert "W₁" in run._repr_html_()
+
+
+def test_saved_and_loaded(run, tmp_path):
+    run.save(tmp_path / "run.nc")
+    again = sl.load(tmp_path / "run.nc")
+    assert again.observables == run.observables
+    assert again.distances(permutations=99).equals(run.distances(permutations=99))
+
+
+def test_distances_of_one_law_and_of_another():
+    subject = sl.Quadratic([1.0, 2.0, 3.0])
+    fine = sl.compare(subject, NOISE, sl.SGD(0.1), steps=20, paths=400, record_every=20, marginals=3)
+    row = fine.distances(permutations=199).loc[("sde", "all")]
+    assert row.p_value > 1e-3  # one law: below by chance once in a thousand seeds
+    other = sl.simulate(subject, NOISE, sl.SGD(0.1), "optimizer", steps=20, paths=400, record_every=20, marginals=3)
+    coarse = sl.compare(
+        subject,
+        NOISE,
+        sl.SGD(0.1),
+        {"optimizer": {}, "fine": {"model": "sde", "substeps": 4}},
+        steps=20,
+        paths=400,
+        record_every=20,
+        marginals=3,
+    )
+    assert coarse.distances(permutations=99).loc[("fine", "all")].distance < 1
+    np.testing.assert_array_equal(other.dataset.end_x.values[0], fine.dataset.end_x.sel(model="optimizer").values)
+
+
+def test_chunks_and_devices_leave_the_numbers_alone():
+    subject = sl.Quadratic([1.0, 2.0])
+    options = dict(steps=6, paths=40, observables=["norm"], marginals=2)
+    whole = sl.compare(subject, NOISE, sl.SGD(0.1), **options).dataset
+    parts = sl.compare(subject, NOISE, sl.SGD(0.1), chunk=12, devices=1, **options).dataset
+    np.testing.assert_allclose(whole.observable_mean, parts.observable_mean, rtol=1e-5)
+    np.testing.assert_allclose(whole.end_x, parts.end_x, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("observables", "message"),
+    [
+        ("norm", "got the text 'norm'"),
+        (["accuracy"], "observables: got 'accuracy'; choose one of 'norm'"),
+        ({"norm": lambda p: 1.0}, "the name is taken"),
+        ({"mine": 3}, "got int"),
+        ({"mine": lambda p: p["x"]}, "cannot be compiled"),
+        ({"mine": lambda p: jnp.ones(2)}, "returned float32 of shape"),
+    ],
+)
+def test_observables_that_do_not_fit_are_refused(observables, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), steps=1, paths=2, observables=observables)
+
+
+@pytest.mark.parametrize(
+    ("marginals", "message"),
+    [(-1, "marginals: got -1"), ([0, 5], "marginals: got 5"), ([0, 0], "once"), (1.5, "marginals: got 1.5")],
+)
+def test_marginals_that_do_not_fit_are_refused(marginals, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        sl.compare(sl.Quadratic([1.0, 2.0]), NOISE, sl.SGD(0.1), steps=1, paths=2, marginals=marginals)
+
+
+def test_infinite_noise_has_no_trace():
+    with pytest.raises(ValueError, match="noise_trace"):
+        sl.simulate(
+            sl.Quadratic([1.0]),
+            sl.StudentTNoise(1.0, 1),
+            sl.SignSGD(0.1),
+            steps=1,
+            paths=2,
+            observables=["noise_trace"],
+        )
+
+
+def test_what_was_not_recorded_is_refused():
+    plain = sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), steps=2, paths=8)
+    with pytest.raises(ValueError, match="recorded none"):
+        plain.of("norm")
+    with pytest.raises(ValueError, match="marginals: the run kept none"):
+        plain.distances()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_in_another_precision(dtype):
+    kwargs = dict(dataset="breast-cancer", subset=40, width=4, depth=2)
+    full, low = sl.network("mlp", **kwargs), sl.network("mlp", gradient_dtype=dtype, **kwargs)
+    x = full.start[:, None] + jnp.zeros((1, 2))
+    (loss, grad), (low_loss, low_grad) = full.evaluate(x), low.evaluate(x)
+    np.testing.assert_allclose(low_loss, loss, rtol=1e-6)
+    assert low_grad.dtype == grad.dtype
+    difference = float(jnp.linalg.norm(low_grad - grad) / jnp.linalg.norm(grad))
+    assert 1e-5 < difference < (3e-2 if dtype == "bfloat16" else 5e-3)  # 8 and 11 bits of mantissa
+    index = jnp.arange(6)[:, None] + jnp.zeros((1, 2), jnp.int32)
+    rough = low.batch_gradient(x, index)
+    assert float(jnp.linalg.norm(rough - full.batch_gradient(x, index))) > 0
+    assert sl.network(**low.describe()).describe() == low.describe()
+
+
+def test_float64_needs_the_switch():
+    with pytest.raises(ValueError, match="float64 is off in JAX"):
+        sl.network("mlp", dtype="float64")
+    with pytest.raises(ValueError, match="float64 is off in JAX"):
+        sl.Problem(lambda p: jnp.sum(p**2), np.ones(2, np.float32), gradient_dtype="float64")
+    with jax.enable_x64(True):
+        wide = sl.network("mlp", subset=40, width=4, depth=2, dtype="float64")
+        assert wide.start.dtype == jnp.float64
+        assert wide.evaluate(wide.start)[1].dtype == jnp.float64
