@@ -127,7 +127,8 @@ def _plot_curves(
     mean = dataset.loss_mean.values - minimum
     finite = mean[np.isfinite(mean)]
     # Less than a factor of five is easier to read on a linear axis.
-    logarithmic = bool(finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
+    is_loss = "quantity" not in dataset.attrs
+    logarithmic = bool(is_loss and finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
     low = np.full(time.shape, np.nan)
     if "loss_quantile" in dataset and bool(np.isfinite(dataset.loss_quantile.sel(model=shown)).any()):
         low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))

@@ -134,7 +134,7 @@ def spread_ratio(
 ) -> Interval:
     """Standard deviation over paths relative to the reference's, averaged over the recorded steps.
 
-    Steps at which all paths agree to rounding (the start) are left out. Limits are a basic bootstrap of the logarithm
+    Steps at which all paths agree to rounding (the start), or those of some resample, are left out. Limits are a basic bootstrap of the logarithm
     over groups of paths, which a group's paths enter with their scatter about its mean and that mean's own.
 
     Args:
@@ -160,8 +160,12 @@ def spread_ratio(
     draws = [rng.multinomial(c.counts.size, np.full(c.counts.size, 1 / c.counts.size), resamples) for c in sides]
     if curve.stream == reference.stream and curve.counts.size == reference.counts.size:
         draws[1] = draws[0]
-    star = [_spreads(c, d)[:, scattered] for c, d in zip(sides, draws, strict=True)]
-    ratios = (star[0] / star[1]).mean(axis=1)
+    star = [_spreads(c, d) for c, d in zip(sides, draws, strict=True)]
+    resolved = scattered & (np.minimum(*star) > 0).all(axis=0)
+    if not resolved.any():  # too few groups differ to tell a spread from none
+        return Interval(value, np.nan, np.nan)
+    value = float((at[0][resolved] / at[1][resolved]).mean())
+    ratios = (star[0][:, resolved] / star[1][:, resolved]).mean(axis=1)
     low, high = np.quantile(ratios, [1 - confidence, confidence])
     return Interval(value, value**2 / float(high), value**2 / float(low))
 

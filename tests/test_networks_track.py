@@ -1,0 +1,84 @@
+"""The SDEs track their optimizers on networks: under injected noise and under real mini-batches.
+
+Upper limits are one-sided, 99 %: a model that is right exceeds a bound of several floors far less often than that.
+"""
+
+import numpy as np
+import pytest
+
+import sdelens as sl
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = {
+    "mlp": dict(dataset="digits", subset=128, width=16, depth=2),
+    "cnn": dict(subset=128, channels=4, dense=16),
+    "resnet": dict(subset=128, channels=4, dense=16),
+    "vit": dict(subset=128, width=12, depth=1, heads=2, mlp=24),
+}
+INJECTED = {
+    "signsgd": (sl.SignSGD(1e-3), 0.02),
+    "rmspropw": (sl.RMSpropW(1e-3, b2=0.99, weight_decay=0.01), 0.01),
+    "adamw": (sl.AdamW(1e-3, b1=0.9, b2=0.99, weight_decay=0.01), 0.01),
+}
+MINIBATCH = {
+    "sgd": sl.SGD(0.05),
+    "signsgd": sl.SignSGD(1e-3),
+    "rmspropw": sl.RMSpropW(1e-3, b2=0.99),
+    "adamw": sl.AdamW(1e-3, b1=0.9, b2=0.99),
+}
+
+
+@pytest.mark.parametrize("optimizer", INJECTED)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_injected_noise(name, optimizer):
+    specification, scale = INJECTED[optimizer]
+    problem = sl.network(name, **NETWORKS[name])
+    noise = sl.GaussianNoise(scale)
+    errors = sl.compare(problem, noise, specification, steps=120, paths=32, record_every=10).errors()
+    assert errors.loc["sde", "upper"] < 0.02
+    if optimizer != "signsgd":
+        assert errors.loc["malladi2022", "lower"] > 2 * errors.loc["sde", "upper"]
+
+
+@pytest.mark.parametrize("optimizer", MINIBATCH)
+def test_mini_batches_on_all_digits(optimizer):
+    """Of 32 examples; spreads over 192 paths. RMSprop's is 1.1 to 1.3: its SDE has no noise in V, which damps it."""
+    problem = sl.network("mlp", "digits", width=32, depth=1)
+    noise = sl.MinibatchNoise(32, refresh=1 if optimizer == "signsgd" else 10)
+    run = sl.compare(problem, noise, MINIBATCH[optimizer], ["optimizer", "sde"], steps=300, paths=192, record_every=10)
+    row = run.errors(confidence=0.975).loc["sde"]
+    assert run.errors().loc["sde", "upper"] < 0.01
+    low, high = (1.0, 1.45) if optimizer == "rmspropw" else (0.8, 1.25)
+    assert low < row.spread_lower
+    assert row.spread_upper < high
+
+
+@pytest.mark.parametrize("optimizer", MINIBATCH)
+@pytest.mark.parametrize("name", ["cnn", "vit"])
+def test_mini_batches_on_some_digits(name, optimizer):
+    problem = sl.network(name, **NETWORKS[name])
+    noise = sl.MinibatchNoise(32, refresh=1 if optimizer == "signsgd" else 10)
+    run = sl.compare(problem, noise, MINIBATCH[optimizer], ["optimizer", "sde"], steps=300, paths=48, record_every=10)
+    row = run.errors().loc["sde"]
+    assert row.upper < 0.01
+    assert 0.6 < row.spread < 1.6
+
+
+def test_independent_noise_misses_the_spread():
+    """Σ's diagonal alone: the mean loss is 1.7 % off where the exact covariance is right, the spread half of it."""
+    problem = sl.network("mlp", "digits", width=32, depth=1)
+    noise = sl.MinibatchNoise(32, covariance="diagonal", refresh=30)
+    errors = sl.compare(problem, noise, sl.SGD(0.05), steps=300, paths=64, record_every=10).errors()
+    assert errors.loc["sde", "lower"] > 0.01
+    assert errors.loc["sde", "spread_upper"] < 0.8
+
+
+def test_an_epoch_s_noise_nearly_cancels():
+    """Without replacement the optimizer's spread is a fraction of that of its SDE, which takes steps as independent."""
+    problem = sl.network("mlp", "digits", subset=128, width=8, depth=1)
+    noise = sl.MinibatchNoise(16, replacement=False)
+    errors = sl.compare(problem, noise, sl.SGD(0.02), steps=160, paths=128, record_every=16).errors()
+    assert errors.loc["sde", "spread_lower"] > 2
+    assert errors.loc["sde", "upper"] < 0.02
+    assert np.isfinite(errors.loc["sde", "error"])
