@@ -22,7 +22,7 @@ test-fast: $(READY)
 	$(BIN)/pytest -n auto -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

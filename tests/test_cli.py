@@ -251,6 +251,39 @@ def test_compare_with_theory_and_a_logged_curve(tmp_path):
 
 
 @pytest.mark.slow
+def test_mini_batches_observables_and_marginals_by_name(tmp_path):
+    network = ("--problem", "mlp", "--dataset", "digits", "--subset", "20", "--width", "4", "--depth", "1")
+    noise = ("--noise", "minibatch", "--batch-size", "5", "--batch-covariance", "diagonal", "--refresh", "2")
+    run = (
+        "--optimizer",
+        "adamw",
+        "--steps",
+        "6",
+        "--paths",
+        "16",
+        "--observables",
+        "accuracy,norm",
+        "--marginals",
+        "3",
+    )
+    out = tmp_path / "out"
+    done = shell("compare", *network, *noise, *run, "--gradient-dtype", "bfloat16", "--out", str(out))
+    assert "accuracy" in done.stdout
+    assert "W₁" in done.stdout
+    subject = sl.network("mlp", "digits", subset=20, width=4, depth=1, gradient_dtype="bfloat16")
+    same = sl.MinibatchNoise(5, covariance="diagonal", refresh=2)
+    options = dict(steps=6, paths=16, observables=["accuracy", "norm"], marginals=3)
+    found = sl.compare(subject, same, sl.AdamW(0.01), **options)
+    saved = sl.load(next(out.glob("*.nc")))
+    assert saved.dataset.equals(found.dataset)
+    page = (out / "index.html").read_text()
+    assert next(out.glob("*-accuracy.png")).name in page
+    assert "Observables" in page
+    refused = shell("compare", *network, *run, "--signs", "normal", expect=2)
+    assert "signs: adamw on mlp with gaussian noise does not take it" in refused.stderr
+
+
+@pytest.mark.slow
 def test_linear_regression_by_name():
     options = ("--problem", "linear-regression", "--design", "1,0.5", "--label-noise", "0.3", "--solution", "2")
     noise = ("--noise", "minibatch", "--batch-size", "2", "--optimizer", "sgd", "--lr", "0.1", "--steps", "20")
@@ -262,4 +295,4 @@ def test_linear_regression_by_name():
     refused = shell("predict", *options, "--noise", "minibatch", expect=2)
     assert "minibatch needs --batch-size" in refused.stderr
     refused = shell("predict", "--noise", "minibatch", "--batch-size", "2", expect=2)
-    assert "mini-batches are known for sl.LinearRegression" in refused.stderr
+    assert "mini-batches need a problem with examples" in refused.stderr

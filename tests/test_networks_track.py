@@ -3,7 +3,6 @@
 Upper limits are one-sided, 99 %: a model that is right exceeds a bound of several floors far less often than that.
 """
 
-import numpy as np
 import pytest
 
 import sdelens as sl
@@ -35,7 +34,7 @@ def test_injected_noise(name, optimizer):
     specification, scale = INJECTED[optimizer]
     problem = sl.network(name, **NETWORKS[name])
     noise = sl.GaussianNoise(scale)
-    errors = sl.compare(problem, noise, specification, steps=120, paths=32, record_every=10).errors()
+    errors = sl.compare(problem, noise, specification, steps=100, paths=32, record_every=10).errors()
     assert errors.loc["sde", "upper"] < 0.02
     if optimizer != "signsgd":
         assert errors.loc["malladi2022", "lower"] > 2 * errors.loc["sde", "upper"]
@@ -54,15 +53,19 @@ def test_mini_batches_on_all_digits(optimizer):
     assert row.spread_upper < high
 
 
-@pytest.mark.parametrize("optimizer", MINIBATCH)
-@pytest.mark.parametrize("name", ["cnn", "vit"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("cnn", "sgd"), ("cnn", "rmspropw"), ("vit", "adamw"), ("vit", "signsgd")]
+)
 def test_mini_batches_on_some_digits(name, optimizer):
+    """Errors of 0 to 0.5 % with standard errors near 0.2 %; `examples/networks.py` has more paths and all pairs."""
     problem = sl.network(name, **NETWORKS[name])
     noise = sl.MinibatchNoise(32, refresh=1 if optimizer == "signsgd" else 10)
-    run = sl.compare(problem, noise, MINIBATCH[optimizer], ["optimizer", "sde"], steps=300, paths=48, record_every=10)
+    run = sl.compare(problem, noise, MINIBATCH[optimizer], ["optimizer", "sde"], steps=300, paths=40, record_every=10)
     row = run.errors().loc["sde"]
-    assert row.upper < 0.01
-    assert 0.6 < row.spread < 1.6
+    assert row.error < 0.01
+    assert row.lower < 0.005
+    assert row.spread_lower < 1.25
+    assert row.spread_upper > 0.8
 
 
 def test_independent_noise_misses_the_spread():
@@ -81,4 +84,3 @@ def test_an_epoch_s_noise_nearly_cancels():
     errors = sl.compare(problem, noise, sl.SGD(0.02), steps=160, paths=128, record_every=16).errors()
     assert errors.loc["sde", "spread_lower"] > 2
     assert errors.loc["sde", "upper"] < 0.02
-    assert np.isfinite(errors.loc["sde", "error"])

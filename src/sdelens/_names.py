@@ -125,9 +125,12 @@ def noise_label(noise: dict[str, Any]) -> str:
         return " + ".join(noise_label(term) for term in noise["terms"])
     names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace", "minibatch": "mini-batch"}
     name = names.get(noise["name"], str(noise["name"]))
-    details = ["covariance"] if "covariance" in noise else []
+    batches = noise["name"] == "minibatch"
+    details = ["covariance"] if "covariance" in noise and not batches else []
     details += [f"ν = {noise['df']:g}"] if "df" in noise else []
-    details += [f"B = {noise['batch_size']}"] if "batch_size" in noise else []
+    details += [f"B = {noise['batch_size']}"] if batches else []
+    details += ["independent"] if batches and noise.get("covariance") == "diagonal" else []
+    details += ["epochs"] if batches and not noise.get("replacement", True) else []
     details += [str(noise["cdf"])] if "cdf" in noise else []
     details += [f"scale {noise['scale']:g}"] if isinstance(noise.get("scale"), float) else []
     return f"{name} ({', '.join(details)})" if details else name

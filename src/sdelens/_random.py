@@ -109,15 +109,17 @@ class Stream(NamedTuple):
         columns = math.isqrt(below - 1) + 1
         rows = -(-below // columns)
 
-        def mixed(half: Array, turn: int, size: int) -> Array:
-            key = threefry2x32((self.key[0], self.key[1]), (jnp.uint32(turn), jnp.uint32(0xFE15E1)))
+        def mixed(half: Array, turn: Array, size: int) -> Array:
+            key = threefry2x32((self.key[0], self.key[1]), (turn, jnp.uint32(0xFE15E1)))
             return threefry2x32(key, (self.paths[None, :], half))[0] % np.uint32(size)
 
         def once(value: Array) -> Array:
-            left, right = value // columns, value % columns
-            for turn in range(0, _FEISTEL_ROUNDS, 2):
-                left = (left + mixed(right, turn, rows)) % rows
-                right = (right + mixed(left, turn + 1, columns)) % columns
+            def turns(i: Array, halves: Words) -> Words:  # a loop, since unrolled it takes a minute to compile
+                left, right = halves
+                left = (left + mixed(right, 2 * i.astype(jnp.uint32), rows)) % rows
+                return left, (right + mixed(left, 2 * i.astype(jnp.uint32) + 1, columns)) % columns
+
+            left, right = lax.fori_loop(0, _FEISTEL_ROUNDS // 2, turns, (value // columns, value % columns))
             return left * columns + right
 
         def outside(value: Array) -> Array:

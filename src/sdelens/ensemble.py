@@ -67,10 +67,11 @@ def record_steps(steps: int, record_every: int) -> np.ndarray:
 
 
 def path_bytes(stepper: Stepper) -> int:
-    """Memory of one path in flight: its state, and about three further copies (gradient, noise, increments)."""
+    """Memory of one path in flight: its state, about three further copies (gradient, noise, increments), its draws."""
     one = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
     leaves = jax.tree.leaves(jax.eval_shape(stepper.init, one))
-    return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves)
+    widest = max(a.dtype.itemsize for a in leaves)
+    return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) + 2 * widest * stepper.draws
 
 
 def chunk_size(stepper: Stepper, paths: int, devices: int) -> int:
@@ -157,6 +158,7 @@ def _run_chunk(
     first = position.first
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     key = stream_key(seed, stream)
+    stepper, observables = _everywhere((stepper, observables), static.mesh)
     carry = _start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.paths, static)
     records = len(record_steps(plan.steps, plan.record_every))
     buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
@@ -188,6 +190,20 @@ def _run_chunk(
         # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
         length = max(1, min(4 * length, int(length * _SEGMENT_SECONDS / seconds)))
     return _joined(parts)._replace(ends=_ends(stepper, carry, plan.marginals, counted))
+
+
+def _everywhere(tree: Any, mesh: Mesh) -> Any:
+    """The tree with its arrays on all devices, each once: otherwise every segment would send the data to them anew."""
+    sharding, placed = NamedSharding(mesh, PartitionSpec()), dict[int, Array]()
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if id(leaf) not in placed:
+            placed[id(leaf)] = jax.device_put(leaf, sharding)
+        return placed[id(leaf)]
+
+    return jax.tree.map(place, tree)
 
 
 def _ends(stepper: Stepper, carry: "_Carry", marginals: tuple[int, ...], counted: int) -> np.ndarray:

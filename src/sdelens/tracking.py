@@ -134,8 +134,9 @@ def spread_ratio(
 ) -> Interval:
     """Standard deviation over paths relative to the reference's, averaged over the recorded steps.
 
-    Steps at which all paths agree to rounding (the start), or those of some resample, are left out. Limits are a basic bootstrap of the logarithm
-    over groups of paths, which a group's paths enter with their scatter about its mean and that mean's own.
+    Steps at which all paths agree to rounding (the start), or those of some resample, are left out. Limits are a basic
+    bootstrap of the logarithm over groups of paths, which a group's paths enter with their scatter about its mean and
+    that mean's own.
 
     Args:
         curve: the model's group means and scatter.

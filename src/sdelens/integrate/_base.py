@@ -31,6 +31,11 @@ class Stepper(eqx.Module):
         return x if x.shape[0] <= MAX_COORDINATES else x[:0]
 
     @property
+    def draws(self) -> int:
+        """Random numbers that a path takes at a step, where they may outnumber its coordinates."""
+        return 0
+
+    @property
     def needs_gradient(self) -> bool:
         """Whether `step` makes use of ∇f."""
         return True

@@ -58,6 +58,10 @@ class EulerMaruyama(Stepper):
         found = jax.eval_shape(self.sde.survey, x, x, stream)
         return state._replace(found=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found))
 
+    @property
+    def draws(self) -> int:  # noqa: D102
+        return int(np.prod(self.sde.noise_shape))
+
     def position(self, state: State) -> Array:  # noqa: D102
         return state.x
 
