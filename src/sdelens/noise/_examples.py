@@ -5,7 +5,7 @@ weighted sum, and means over examples of functions of the per-example gradients 
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,15 +16,28 @@ from sdelens.noise._base import AbstractNoise
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
 from sdelens.problems import AbstractProblem, Problem
 
-__all__ = ["ExampleNoise"]
+__all__ = ["BatchOptions", "ExampleNoise"]
+
+
+class BatchOptions(NamedTuple):
+    """Size of the mini-batches, how they are drawn, and how their SDE is made; see `MinibatchNoise`."""
+
+    batch_size: int
+    replacement: bool
+    covariance: str
+    signs: str
+    samples: int
+    refresh: int
+    subsample: int | None
 
 
 class ExampleNoise(AbstractNoise):
-    """Mini-batch noise bound to a problem with examples; see `MinibatchNoise` for the options.
+    """Mini-batch noise bound to a problem with examples.
 
     Attributes:
         problem: the problem, without the L2 term that all examples share.
         strength: of that term, ½ strength ‖x‖²; its gradient has no noise.
+        options: as they were given.
         found: what a `survey` found: the variance, a `SignLaw`, or signs of shape (samples, d, P).
     """
 
@@ -32,13 +45,7 @@ class ExampleNoise(AbstractNoise):
     needs_gradient: ClassVar[bool] = False
     problem: Problem
     strength: float
-    batch_size: int = eqx.field(static=True)
-    replacement: bool = eqx.field(static=True)
-    covariance: str = eqx.field(static=True)
-    signs: str = eqx.field(static=True)
-    samples: int = eqx.field(static=True)
-    refresh: int = eqx.field(static=True)
-    subsample: int | None = eqx.field(static=True)
+    options: BatchOptions = eqx.field(static=True)
     found: Any = None
 
     @property
@@ -52,11 +59,11 @@ class ExampleNoise(AbstractNoise):
 
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The mean gradient of the mini-batch of step k."""
-        if self.replacement:
+        if self.options.replacement:
             return self._mean_gradient(x, self._batch(stream.at(k)))
-        per_epoch = self.examples // self.batch_size
-        first = (k % per_epoch) * self.batch_size
-        index = stream.at(k // per_epoch).permutation(first + jnp.arange(self.batch_size), self.examples)
+        per_epoch = self.examples // self.options.batch_size
+        first = (k % per_epoch) * self.options.batch_size
+        index = stream.at(k // per_epoch).permutation(first + jnp.arange(self.options.batch_size), self.examples)
         return self._mean_gradient(x, index)
 
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -69,7 +76,7 @@ class ExampleNoise(AbstractNoise):
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
         """E sign of the mean of B examples' gradients by the chosen law; where no signs are drawn, Edgeworth's."""
-        if self.signs == "sampled" and self.found is not None:
+        if self.options.signs == "sampled" and self.found is not None:
             return self.found.mean(axis=0)
         return self._sign_law(grad, x).mean_at(grad)
 
@@ -83,26 +90,23 @@ class ExampleNoise(AbstractNoise):
         raise TypeError("ratio: take it of the noise before it is bound to a problem.")
 
     def describe(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in ("replacement", "covariance", "signs", "refresh")}
-        options |= {"samples": self.samples} if self.signs == "sampled" else {}
-        options |= {} if self.subsample is None else {"subsample": self.subsample}
-        return {"name": "minibatch", "batch_size": self.batch_size, **options}
+        return {"name": "minibatch", **self.options._asdict()}
 
     @property
     def survey_every(self) -> int:
-        return self.refresh
+        return self.options.refresh
 
     def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
-        if use == "root" and self.covariance == "exact":
+        if use == "root" and self.options.covariance == "exact":
             return None
-        if use == "signs" and self.signs == "sampled":
-            draws = jnp.arange(self.samples)
+        if use == "signs" and self.options.signs == "sampled":
+            draws = jnp.arange(self.options.samples)
             return lax.map(lambda j: jnp.sign(self._mean_gradient(x, self._batch(stream.at(j)))), draws)
         if use == "signs":
             return self._found_signs(grad, x)
         index = None
-        if self.subsample is not None and self.subsample < self.examples:
-            index = stream.permutation(jnp.arange(self.subsample), self.examples)
+        if self.options.subsample is not None and self.options.subsample < self.examples:
+            index = stream.permutation(jnp.arange(self.options.subsample), self.examples)
         return self._variance(x, index)
 
     def knowing(self, found: Any) -> "ExampleNoise":
@@ -113,23 +117,24 @@ class ExampleNoise(AbstractNoise):
         )
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
-        return (dim,) if self.covariance == "diagonal" else (self.examples,)
+        return (dim,) if self.options.covariance == "diagonal" else (self.examples,)
 
     def apply_root(self, x: Array, dW: Array) -> Array:
         """Σ^{1/2} dW: per coordinate if diagonal, else by a backward pass with one weight per example."""
-        if self.covariance == "diagonal":
+        if self.options.covariance == "diagonal":
             return jnp.sqrt(self.variance(x)) * dW
         return self._exact_root(x, dW)
 
     def sign_shape(self, dim: int) -> tuple[int, ...]:
-        if self.signs == "sampled":
-            if self.refresh > self.samples:
+        if self.options.signs == "sampled":
+            samples, refresh = self.options.samples, self.options.refresh
+            if refresh > samples:
                 raise ValueError(
-                    f"refresh: got {self.refresh} with {self.samples} samples of signs, whose mean is then kept so "
-                    "long that its error adds more noise than there is. Take as many samples as steps, or more."
+                    f"refresh: got {refresh} with {samples} samples of signs, whose mean is then kept so long that its "
+                    "error adds more noise than there is. Take as many samples as steps, or more."
                 )
-            return (self.samples,)
-        return (dim,) if self.covariance == "diagonal" else (self.examples + dim,)
+            return (samples,)
+        return (dim,) if self.options.covariance == "diagonal" else (self.examples + dim,)
 
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         r"""Cov(sign g)^{1/2} dW.
@@ -138,7 +143,7 @@ class ExampleNoise(AbstractNoise):
         the gradient, Cov(sign gᵢ, gᵢ)/Σᵢᵢ (Σ^{1/2} dW₁)ᵢ, and what that leaves of its variance is independent: the
         signs' correlations to first order in those of the gradient.
         """
-        if self.signs == "sampled":
+        if self.options.signs == "sampled":
             if self.found is None:
                 raise ValueError(
                     "signs: 'sampled' signs are drawn by the library's own integrators; use 'edgeworth' or 'normal' "
@@ -146,10 +151,12 @@ class ExampleNoise(AbstractNoise):
                 )
             signs = self.found
             # Kept for r steps, the error of the mean adds r/K of what one step's noise is; that much is left out here.
-            share = math.sqrt((self.samples - self.refresh) / (self.samples - 1) / self.samples)
+            share = math.sqrt(
+                (self.options.samples - self.options.refresh) / (self.options.samples - 1) / self.options.samples
+            )
             return share * ((signs - signs.mean(axis=0)) * dW[:, None]).sum(axis=0)
         law = self._sign_law(grad, x)
-        if self.covariance == "diagonal":
+        if self.options.covariance == "diagonal":
             return jnp.sqrt(law.spread) * dW
         common = law.slope * self._exact_root(x, dW[: self.examples])
         rest = jnp.maximum(law.spread - law.slope**2 * law.variance, 0)
@@ -157,9 +164,9 @@ class ExampleNoise(AbstractNoise):
 
     def _batch(self, stream: Stream) -> Array:
         """Indices of one mini-batch per path, shape (B, P)."""
-        if self.replacement:
-            return stream.integers(self.batch_size, self.examples)
-        return stream.permutation(jnp.arange(self.batch_size), self.examples)
+        if self.options.replacement:
+            return stream.integers(self.options.batch_size, self.examples)
+        return stream.permutation(jnp.arange(self.options.batch_size), self.examples)
 
     def _mean_gradient(self, x: Array, index: Array) -> Array:
         return self.problem.batch_gradient(x, index) + self.strength * x
@@ -170,8 +177,10 @@ class ExampleNoise(AbstractNoise):
     @property
     def _share(self) -> float:
         """Variance of the mean of a batch, relative to that of one example."""
-        finite = 1.0 if self.replacement else (self.examples - self.batch_size) / max(self.examples - 1, 1)
-        return finite / self.batch_size
+        finite = (
+            1.0 if self.options.replacement else (self.examples - self.options.batch_size) / max(self.examples - 1, 1)
+        )
+        return finite / self.options.batch_size
 
     def _variance(self, x: Array, index: Array | None) -> Array:
         mean, square = self.problem.gradient_means(x, (POWERS[0], POWERS[1]), index)
@@ -184,10 +193,10 @@ class ExampleNoise(AbstractNoise):
         return self._found_signs(grad, x) if self.found is None else self.found
 
     def _found_signs(self, grad: Array, x: Array) -> SignLaw:
-        if self.signs == "normal":
+        if self.options.signs == "normal":
             return normal_signs(grad, self._variance(x, None))
         shape = GradientShape.of(*self.problem.gradient_means(x, POWERS))
-        return edgeworth_signs(grad, self.strength * x, shape, self.batch_size, self._share)
+        return edgeworth_signs(grad, self.strength * x, shape, self.options.batch_size, self._share)
 
     def _exact_root(self, x: Array, dW: Array) -> Array:
         weights = (dW - dW.mean(axis=0)) * math.sqrt(self._share / self.examples)

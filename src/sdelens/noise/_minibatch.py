@@ -1,6 +1,6 @@
 """Mini-batch noise as users specify it; what problem it meets decides which law it is bound to."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jax import Array
@@ -9,7 +9,7 @@ from sdelens import _check
 from sdelens._names import BATCH_COVARIANCES, BATCH_SIGNS
 from sdelens._random import Stream
 from sdelens.noise._base import AbstractNoise
-from sdelens.noise._examples import ExampleNoise
+from sdelens.noise._examples import BatchOptions, ExampleNoise
 from sdelens.noise._regression import ResamplingNoise, StreamingNoise
 from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Problem
 
@@ -59,13 +59,7 @@ class MinibatchNoise(AbstractNoise):
     """
 
     independent: ClassVar[bool] = False
-    batch_size: int = eqx.field(static=True)
-    replacement: bool = eqx.field(static=True)
-    covariance: str = eqx.field(static=True)
-    signs: str = eqx.field(static=True)
-    samples: int = eqx.field(static=True)
-    refresh: int = eqx.field(static=True)
-    subsample: int | None = eqx.field(static=True)
+    options: BatchOptions = eqx.field(static=True)
 
     def __init__(
         self,
@@ -78,15 +72,22 @@ class MinibatchNoise(AbstractNoise):
         refresh: int = 1,
         subsample: int | None = None,
     ) -> None:
-        self.batch_size = _check.at_least("batch_size", batch_size, 1)
         if not isinstance(replacement, bool):
             raise TypeError(f"replacement: got {replacement!r}; give True or False.")
-        self.replacement = replacement
-        self.covariance = _check.choice("covariance", covariance, BATCH_COVARIANCES)
-        self.signs = _check.choice("signs", signs, BATCH_SIGNS)
-        self.samples = _check.at_least("samples", samples, 2)
-        self.refresh = _check.at_least("refresh", refresh, 1)
-        self.subsample = None if subsample is None else _check.at_least("subsample", subsample, 2)
+        self.options = BatchOptions(
+            _check.at_least("batch_size", batch_size, 1),
+            replacement,
+            _check.choice("covariance", covariance, BATCH_COVARIANCES),
+            _check.choice("signs", signs, BATCH_SIGNS),
+            _check.at_least("samples", samples, 2),
+            _check.at_least("refresh", refresh, 1),
+            None if subsample is None else _check.at_least("subsample", subsample, 2),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.options.batch_size
 
     def bind(self, problem: AbstractProblem) -> AbstractNoise:
         if isinstance(problem, LinearRegression):
@@ -105,18 +106,18 @@ class MinibatchNoise(AbstractNoise):
                 + (" without data" if isinstance(inner, Problem) else "")
                 + ". Use another noise, for example sl.GaussianNoise."
             )
-        for name, size in (("batch_size", 0 if self.replacement else self.batch_size), ("subsample", self.subsample)):
+        drawn = 0 if self.options.replacement else self.batch_size
+        for name, size in (("batch_size", drawn), ("subsample", self.options.subsample)):
             if size is not None and size > inner.examples:
                 raise ValueError(f"{name}: got {size}; the problem has {inner.examples} examples.")
-        options = _Options(**{name: getattr(self, name) for name in _Options._fields})
-        return ExampleNoise(inner, strength, self.batch_size, **options._asdict())
+        return ExampleNoise(inner, strength, self.options)
 
     def at_batch_ratio(self, ratio: float) -> "MinibatchNoise":
         """Exact: mini-batches `ratio` times as large, which must be a whole number of examples."""
         size = _check.positive("ratio", ratio) * self.batch_size
         if abs(size - round(size)) > 1e-9 * size or round(size) < 1:
             raise ValueError(f"ratio: got {ratio:g}, at which a batch of {self.batch_size} is {size:g} examples.")
-        return MinibatchNoise(round(size), **{name: getattr(self, name) for name in _Options._fields})
+        return MinibatchNoise(**self.options._replace(batch_size=round(size))._asdict())
 
     def sample(self, x: Array, stream: Stream) -> Array:
         raise TypeError("noise: is not bound to a problem.")
@@ -137,21 +138,10 @@ class MinibatchNoise(AbstractNoise):
         return {"name": "minibatch", "batch_size": self.batch_size}
 
     def _refuse_options(self) -> None:
-        plain = MinibatchNoise(self.batch_size)
-        for name in _Options._fields:
-            if getattr(self, name) != getattr(plain, name):
+        plain = MinibatchNoise(self.batch_size).options
+        for name, given, usual in zip(plain._fields, self.options, plain, strict=True):
+            if given != usual:
                 raise ValueError(
-                    f"{name}: got {getattr(self, name)!r}; on sl.LinearRegression mini-batches are drawn with "
-                    "replacement and their law is known, so leave it out."
+                    f"{name}: got {given!r}; on sl.LinearRegression mini-batches are drawn with replacement and their "
+                    "law is known, so leave it out."
                 )
-
-
-class _Options(NamedTuple):
-    """What a specification hands on to the noise of a problem with examples, beside the batch size."""
-
-    replacement: bool
-    covariance: str
-    signs: str
-    samples: int
-    refresh: int
-    subsample: int | None
