@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import sdelens as sl
 from sdelens._random import Stream, stream_key
 from sdelens.integrate import EulerMaruyama
+from sdelens.noise import _batch_sign
 from sdelens.problems import _base
 from sdelens.sdes import build_sde
 from sdelens.starts import start_of
@@ -196,6 +198,48 @@ def test_edgeworth_where_many_examples_count():
     assert np.abs(found - signs.mean(axis=0)).max() < 0.002 + LARGEST_Z * error.max()
 
 
+@pytest.mark.parametrize("factor", [1e-12, 1e9])
+def test_signs_do_not_depend_on_the_loss_s_scale(factor):
+    problem, rows = linear(n=9, d=12)
+    scaled = sl.Problem(lambda p, rows: rows @ p, problem.start, (rows * factor).astype(np.float32))
+    laws = [sl.MinibatchNoise(3, signs="edgeworth").bind(p) for p in (problem, scaled)]
+    means = [law.mean_sign(law.problem.evaluate(problem.start)[1], problem.start) for law in laws]
+    np.testing.assert_allclose(means[1], means[0], atol=1e-4)
+
+
+def test_an_l2_term_shifts_the_signs_of_single_examples():
+    _, rows = linear(n=40, d=3)
+    start = np.array([0.3, -0.2, 0.1], np.float32)
+    decayed = sl.Problem(lambda p, rows: rows @ p, start, rows.astype(np.float32)).with_l2(2.0)
+    noise = sl.MinibatchNoise(1, signs="edgeworth").bind(decayed)
+    found = noise.mean_sign(decayed.evaluate(decayed.start)[1], decayed.start)
+    np.testing.assert_allclose(found, np.sign(rows + 2 * start).mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "q"), [(1000, 0.02), (60_000, 3e-4), (1_000_000, 1e-5)])
+def test_the_number_of_examples_that_count_is_binomial(n, q):
+    choose = _batch_sign._log_choose(n, 64)
+    found = [float(_batch_sign._binomial(jnp.asarray(k), n, jnp.float32(choose[k]), jnp.float32(q))) for k in range(65)]
+    np.testing.assert_allclose(
+        found, stats.binom.pmf(np.arange(65), n, np.float64(np.float32(q))), rtol=3e-3, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("refresh", [1, 3])
+def test_independent_sampled_signs_have_the_variances_alone(refresh):
+    problem, rows = linear()
+    noise = sl.MinibatchNoise(B, covariance="diagonal", samples=4, refresh=refresh).bind(problem)
+    x = jnp.zeros((3, DRAWS))
+    found = noise.knowing(noise.survey("signs", x, x, stream(DRAWS)))
+    dW = stream(DRAWS, "root").normal(3, x.dtype)
+    drawn = np.asarray(found.apply_sign_root(x, x, dW), np.float64)
+    batches = np.random.default_rng(0).integers(0, len(rows), (200_000, B))
+    variance = np.sign(np.round(rows[batches].mean(axis=1), 9)).var(axis=0)
+    # The mean of K signs, kept for r steps, has r/K of a step's variance; the rest is drawn.
+    expected = np.diag(variance * (1 - refresh / 4))
+    assert np.abs(z_scores(drawn, expected)).max() < LARGEST_Z
+
+
 @pytest.mark.parametrize("refresh", [1, 3])
 @pytest.mark.parametrize("law", ["sampled", "edgeworth"])
 def test_steps_of_signsgd_have_the_moments_of_its_signs(law, refresh):
@@ -300,6 +344,13 @@ def test_the_optimizer_s_path_is_that_of_its_mini_batches():
     np.testing.assert_allclose(run.dataset.path_x.sel(path=1).isel(step=-1, model=0), x, rtol=1e-4, atol=1e-6)
 
 
+def coupled(mixed):
+    """A loss whose values are not those of its examples alone."""
+    return sl.Problem(
+        lambda p, rows: mixed(rows @ p) ** 2, np.ones(2, np.float32), np.arange(12, dtype=np.float32).reshape(6, 2)
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -319,6 +370,14 @@ def test_the_optimizer_s_path_is_that_of_its_mini_batches():
             lambda: sl.MinibatchNoise(4, covariance="diagonal").bind(sl.LinearRegression([1.0], 0.1)),
             "covariance: got 'diagonal'; on sl.LinearRegression",
         ),
+        (
+            lambda: sl.MinibatchNoise(4, replacement=False, signs="edgeworth"),
+            "known for examples drawn with replacement",
+        ),
+        (lambda: sl.MinibatchNoise(4).bind(sl.LinearRegression([1.0], 0.1, samples=9).with_l2(0.1)), "with an L2 term"),
+        (lambda: sl.MinibatchNoise(4).bind(coupled(lambda r: r - r.mean())), "depend on that example alone"),
+        (lambda: sl.MinibatchNoise(4).bind(coupled(lambda r: r * jnp.arange(1.0, 7.0))), "as part of `data`"),
+        (lambda: sl.to_diffrax(small_net(), sl.MinibatchNoise(4), sl.SignSGD(0.1)), "signs: 'sampled' signs are drawn"),
         (
             lambda: sl.simulate(small_net(), sl.MinibatchNoise(4, refresh=20), sl.SignSGD(0.1), steps=2),
             "refresh: got 20 with 8 samples",

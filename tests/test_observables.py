@@ -114,7 +114,12 @@ def test_chunks_and_devices_leave_the_numbers_alone():
         (["accuracy"], "observables: got 'accuracy'; choose one of 'norm'"),
         ({"norm": lambda p: 1.0}, "the name is taken"),
         ({"mine": 3}, "got int"),
-        ({"mine": lambda p: p["x"]}, "cannot be compiled"),
+        ({"mine": lambda p: p["x"]}, "fails at the start"),
+        ({"mine": lambda p: 1.0 if p[0] > 0 else 0.0}, "cannot be compiled"),
+        ({3: len}, "got 3 for a name"),
+        (len, "give a list of names"),
+        ({"mine": lambda p: 1j * p[0]}, "returned complex64"),
+        ({"mine": lambda p: jnp.log(p[0] - 1)}, "is -inf at the start"),
         ({"mine": lambda p: jnp.ones(2)}, "returned float32 of shape"),
     ],
 )
@@ -142,6 +147,19 @@ def test_infinite_noise_has_no_trace():
             paths=2,
             observables=["noise_trace"],
         )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_run_whose_paths_are_all_lost_can_be_printed():
+    run = sl.compare(
+        problem(), NOISE, sl.SGD(1e20), steps=6, paths=4, observables=["norm"], marginals=2, record_every=3
+    )
+    assert "diverged" in str(run)
+
+
+def test_observables_and_losses_are_not_merged(run):
+    with pytest.raises(ValueError, match="other: differs in quantity"):
+        run.of("norm").merge(sl.simulate(problem(), NOISE, sl.SGD(0.02), "second-order", steps=12, record_every=5))
 
 
 def test_what_was_not_recorded_is_refused():

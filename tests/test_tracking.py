@@ -163,6 +163,23 @@ def test_spread_of_one_ensemble_against_itself_and_against_none():
     assert np.isnan(spread_ratio(one._replace(m2=None), one).value)
 
 
+def test_spread_counts_the_paths_that_are_left():
+    rng = np.random.default_rng(4)
+    full = ensemble(rng, 1.0, 256, "a")
+    few = ensemble(rng, 1.0, 64, "b")
+    lost = few._replace(counts=few.counts * 4, living=np.ones_like(few.groups) * few.counts[:, None])
+    assert spread_ratio(lost, full) == spread_ratio(few, full)
+
+
+def test_distance_from_a_law_without_spread():
+    rng = np.random.default_rng(0)
+    away, still = 5 + rng.normal(size=(50, 1)), np.zeros((50, 1))
+    found = marginal_distances(away, still, False, 99)[0]
+    assert found.distance > 1
+    assert found.p_value < 0.05
+    assert marginal_distances(still, still, False, 99)[0].distance == 0
+
+
 def test_distances_of_marginals_are_those_of_scipy():
     rng = np.random.default_rng(1)
     first, second = rng.normal(size=(50, 2)), rng.normal(0.5, 2.0, size=(70, 2))

@@ -228,6 +228,9 @@ def to_diffrax(
             f"start: V starts at 0, and {optimizer.name}'s SDE divides by √V there (the library's own integrators "
             "advance V first). Use v0='second-moment', or start from a State with v > 0."
         )
+    dW = jnp.zeros(sde.noise_shape + first.x.shape[1:], first.x.dtype)
+    at_start = Instant(jnp.asarray(0), jnp.asarray(0.0))
+    jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # refuses what cannot be had here
     diagonal = bound.independent and sde.noise_shape == (problem.dim,)
     stratonovich = isinstance(base, diffrax.AbstractStratonovichSolver)
     bridge = DiffraxSDE(solver, sde, begin, float(optimizer.lr), stratonovich, diagonal)

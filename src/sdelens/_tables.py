@@ -94,8 +94,11 @@ def details(result: "Result") -> list[tuple[str, list[str], list[list[str]]]]:
         for model in dict.fromkeys(distances.index.get_level_values(0)):
             own = distances.loc[model]
             single = own.drop(index="all")
-            worst = single.distance.idxmax()
             row = own.loc["all"]
+            if single.distance.isna().all():
+                rows.append([model, *["-"] * 4])
+                continue
+            worst = single.distance.idxmax()
             cells = [f"{row.distance:.3g}", f"{row.null:.3g}", f"{row.p_value:.2g}"]
             rows.append([model, *cells, f"{single.distance.max():.3g} (coordinate {worst})"])
         caption = (

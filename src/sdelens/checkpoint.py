@@ -190,6 +190,8 @@ def open_checkpoints(checkpoint: Any, every: int | None, resume: bool) -> Iterat
         ValueError, TypeError: if they do not fit together.
         OSError: as `keep_checkpoints`.
     """
+    if not isinstance(resume, bool):
+        raise TypeError(f"resume: got {resume!r}; give True or False.")
     if isinstance(checkpoint, str | os.PathLike):
         with keep_checkpoints(checkpoint, every, resume) as kept:
             yield kept

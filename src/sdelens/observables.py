@@ -70,6 +70,15 @@ def observables_of(
     """
     if isinstance(given, str):
         raise TypeError(f"observables: got the text {given!r}; give a list, for example [{given!r}].")
+    if given is not None and not isinstance(given, Mapping | Sequence):
+        raise TypeError(
+            f"observables: got {type(given).__name__}; give a list of names, or a mapping from names to functions."
+        )
+    for name in given or ():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"observables: got {name!r} for a name; give names, and functions in a mapping: {{'mine': function}}."
+            )
     named: Mapping[str, Any] = given if isinstance(given, Mapping) else dict.fromkeys(given or ())
     known = [*OBSERVABLES, *problem.metrics]
     functions = {}
@@ -91,10 +100,18 @@ def _checked(name: str, function: Callable[[Any], Any], problem: AbstractProblem
     layout = problem.layout
     try:
         found = jax.eval_shape(lambda x: jnp.asarray(function(layout.unravel(x))), problem.start)
-    except (jax.errors.JAXTypeError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except jax.errors.JAXTypeError as error:
         raise TypeError(
             f"observables[{name!r}]: cannot be compiled as a function of the parameters; use jax.numpy in it. ({error})"
         ) from error
-    if found.shape != () or not jnp.issubdtype(found.dtype, jnp.number):
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise TypeError(
+            f"observables[{name!r}]: fails at the start ({type(error).__name__}: {error}); it gets the parameters, a "
+            "pytree like the problem's start, and returns a number."
+        ) from error
+    real = any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if found.shape != () or not real:
         raise ValueError(f"observables[{name!r}]: returned {found.dtype} of shape {found.shape}; return one number.")
+    if not np.isfinite(value := float(function(layout.unravel(problem.start)))):
+        raise ValueError(f"observables[{name!r}]: is {value} at the start; it must be finite.")
     return function

@@ -88,8 +88,8 @@ class Result:
         shared = set(self.models) & set(other.models)
         if shared:
             raise ValueError(f"other: has models {sorted(shared)} of the same name; rename one.")
-        for key in ("problem", "noise", "optimizer", "infimum"):
-            mine, theirs = self.dataset.attrs[key], other.dataset.attrs[key]
+        for key in ("problem", "noise", "optimizer", "infimum", "quantity"):
+            mine, theirs = self.dataset.attrs.get(key, "loss"), other.dataset.attrs.get(key, "loss")
             if mine != theirs and not (mine != mine and theirs != theirs):  # noqa: PLR0124 (NaN: no infimum known)
                 raise ValueError(f"other: differs in {key}: {theirs}; merge runs of one experiment.")
         run, their_run = self.info["run"], other.info["run"]
@@ -216,6 +216,8 @@ class Result:
         if "end_x" not in self.dataset:
             raise ValueError("marginals: the run kept none; repeat it with marginals=8, or the coordinates you want.")
         ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self.has_paths(m)}
+        if reference not in ends:
+            raise ValueError(f"reference: {reference!r} is a curve without paths; name one of {list(ends)}.")
         marginals, rows = list(self.dataset.marginal.values), {}
         for model, values in ends.items():
             if model == reference:
@@ -430,7 +432,8 @@ class Result:
         groups = here.loss_group_mean.transpose("group", "step").values[:, part]
         counts = here.group_paths.isel(step=0).values.astype(float)
         m2 = here.loss_group_m2.transpose("group", "step").values[:, part] if "loss_group_m2" in here else None
-        return Curves(groups, counts, self.settings[model]["stream"], m2)
+        living = here.group_paths.transpose("group", "step").values[:, part].astype(float)
+        return Curves(groups, counts, self.settings[model]["stream"], m2, living)
 
 
 def _checked_label(label: Any) -> str:

@@ -95,10 +95,14 @@ def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
     """The coordinates whose law at the end is kept: those given, or so many evenly spread."""
     if wanted is None:
         return ()
-    if not isinstance(wanted, Sequence | np.ndarray):
+    if isinstance(wanted, str):
+        raise TypeError(f"marginals: got {wanted!r}; give a number, or a list of indices of coordinates.")
+    if np.ndim(wanted) == 0 and not isinstance(wanted, set):
         count = min(_check.at_least("marginals", wanted, 0), dim)
         return tuple(int(i) for i in np.linspace(0, dim - 1, count).round())
-    chosen = tuple(_check.at_least("marginals", index, 0) for index in wanted)
+    chosen = tuple(
+        _check.at_least("marginals", index, 0) for index in (sorted(wanted) if isinstance(wanted, set) else wanted)
+    )
     if chosen and max(chosen) >= dim:
         raise ValueError(f"marginals: got {max(chosen)}; the problem has coordinates 0 to {dim - 1}.")
     if len(set(chosen)) < len(chosen):

@@ -43,12 +43,14 @@ class Curves(NamedTuple):
         counts: paths per group, shape (G,).
         stream: name of the stream of random numbers; two models on one stream are compared path by path.
         m2: sums of squared deviations from the groups' means, shape (G, R); None where there are no paths.
+        living: paths per group and recorded step, shape (G, R); by default `counts` throughout.
     """
 
     groups: np.ndarray
     counts: np.ndarray
     stream: str
     m2: np.ndarray | None = None
+    living: np.ndarray | None = None
 
 
 class Interval(NamedTuple):
@@ -174,11 +176,11 @@ def spread_ratio(
 def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
     """Standard deviations over the paths of the drawn groups, shape (resamples, R)."""
     assert curve.m2 is not None
-    base = curve.counts @ curve.groups / curve.counts.sum()
-    groups, mass = curve.groups - base, draws * curve.counts
-    total = mass.sum(axis=1, keepdims=True)
-    mean = mass @ groups / total
-    square = draws @ curve.m2 + mass @ groups**2 - total * mean**2
+    counts = np.ones_like(curve.groups) * curve.counts[:, None] if curve.living is None else curve.living
+    groups = curve.groups - (counts * curve.groups).sum(axis=0) / counts.sum(axis=0)
+    total = np.maximum(draws @ counts, 1)
+    mean = draws @ (counts * groups) / total
+    square = draws @ (curve.m2 + counts * groups**2) - total * mean**2
     return np.sqrt(np.maximum(square, 0) / np.maximum(total - 1, 1))
 
 
@@ -195,6 +197,8 @@ def marginal_distances(
 ) -> list[Distance]:
     """W₁ of each column of two samples in units of the second's standard deviation, then of their mean.
 
+    Where that is 0 the unit is that of both together.
+
     Args:
         first: shape (n, M); rows that are not finite are left out.
         second: shape (m, M).
@@ -210,6 +214,7 @@ def marginal_distances(
         return [Distance(*[np.nan] * 3)] * (first.shape[1] + 1)
     n, pooled = len(first), np.concatenate([first, second])
     scale = second.std(axis=0, ddof=1) if len(second) > 1 else np.zeros(second.shape[1])
+    scale = np.where(scale > 1e-6 * np.abs(pooled).max(axis=0), scale, pooled.std(axis=0))
     order = np.argsort(pooled, axis=0, kind="stable")
     gaps = np.diff(np.take_along_axis(pooled, order, axis=0), axis=0) / np.where(scale > 0, scale, np.inf)
 
@@ -234,6 +239,8 @@ def marginal_distances(
 
 def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[float, float]:
     """Limits of the relative error given the observed ‖D‖²/scale² and resampled noise."""
+    if observed == 0 and np.max(star.noise_norm2) == 0:
+        return 0.0, 0.0
     size = np.sqrt(star.scale2.mean())
 
     def share_below(theta: float) -> float:

@@ -20,15 +20,15 @@ from jax import Array, lax
 
 __all__ = ["POWERS", "GradientShape", "SignLaw", "edgeworth_signs", "normal_signs"]
 
-POWERS: Final[tuple[Callable[[Array], Array], ...]] = (
-    lambda g: g,
-    lambda g: g**2,
-    lambda g: g**3,
-    lambda g: g**4,
-    jnp.sign,
-    lambda g: (g != 0).astype(g.dtype),
+POWERS: Final[tuple[Callable[[Array, Array, Array], Array], ...]] = (
+    lambda g, rms, shift: g / rms,
+    lambda g, rms, shift: (g / rms) ** 2,
+    lambda g, rms, shift: (g / rms) ** 3,
+    lambda g, rms, shift: (g / rms) ** 4,
+    lambda g, rms, shift: jnp.where(g == 0, 0, jnp.sign(g + shift)),
+    lambda g, rms, shift: (g != 0).astype(g.dtype),
 )
-"""What is averaged over per-example gradients g."""
+"""What is averaged over per-example gradients g, in units of their root mean square, lest powers under- or overflow."""
 
 _TERMS = 64
 _FEW = 24.0
@@ -41,7 +41,7 @@ class GradientShape(NamedTuple):
     Attributes:
         variance: over all examples.
         share: q, the share of examples whose gradient is not 0.
-        sign: mean sign of those that are not 0.
+        sign: mean sign, shift included, of those that are not 0.
         sd: s, their standard deviation.
         skewness: γ, theirs.
         kurtosis: κ, theirs.
@@ -55,11 +55,14 @@ class GradientShape(NamedTuple):
     kurtosis: Array
 
     @classmethod
-    def of(cls, mean: Array, square: Array, cube: Array, fourth: Array, sign: Array, share: Array) -> "GradientShape":
-        """From means over examples of `POWERS`."""
+    def of(
+        cls, rms: Array, mean: Array, square: Array, cube: Array, fourth: Array, sign: Array, share: Array
+    ) -> "GradientShape":
+        """From the root mean square and means over examples of `POWERS`."""
         q = jnp.maximum(share, jnp.finfo(share.dtype).tiny)
         sd, skewness, kurtosis = _central(mean / q, square / q, cube / q, fourth / q)
-        return cls(jnp.maximum(square - mean**2, 0), jnp.clip(share, 0, 1), sign / q, sd, skewness, kurtosis)
+        variance = jnp.maximum(square - mean**2, 0) * rms**2
+        return cls(variance, jnp.clip(share, 0, 1), sign / q, sd * rms, skewness, kurtosis)
 
 
 class SignLaw(NamedTuple):
@@ -93,49 +96,48 @@ def normal_signs(gradient: Array, variance: Array) -> SignLaw:
     return SignLaw(mean, gradient, _at_least_0((1 - mean) * (1 + mean)), 2 * _density(a) / sd, variance)
 
 
-def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_size: int, unit: float) -> SignLaw:
-    """Of the mean of a mini-batch of gradients of that shape.
+def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_size: int) -> SignLaw:
+    """Of the mean of a mini-batch, drawn with replacement, of gradients of that shape.
 
     Args:
         gradient: E g.
         shift: the part of it that all examples share, beside `shape`.
         shape: law of one example's gradient without the shift.
         batch_size: B.
-        unit: Var g relative to that of one example's gradient.
     """
     mean, q, s = gradient - shift, shape.share, shape.sd
     tiny = jnp.finfo(mean.dtype).tiny
     mu = mean / jnp.maximum(q, tiny)
-    # The variance of a batch without replacement is smaller; so is that of the examples that count.
-    finite = math.sqrt(unit * batch_size)
     total_shift = batch_size * shift
+    terms = min(batch_size, _TERMS)
+    choose = jnp.asarray(_log_choose(batch_size, terms), mean.dtype)
 
     def add(k: Array, totals: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         expected, absolute, still = totals
-        weight = _binomial(k, batch_size, q)
+        weight = _binomial(k, batch_size, choose[k], q)
         count = jnp.maximum(k, 1).astype(mean.dtype)
-        sum_mean, sum_sd = k * mu + total_shift, jnp.sqrt(count) * s * finite
+        sum_mean, sum_sd = k * mu + total_shift, jnp.sqrt(count) * s
         sign = _edgeworth(sum_mean, sum_sd, shape.skewness, shape.kurtosis, count)
-        one = jnp.where(shift == 0, shape.sign, sign)
-        sign = jnp.where(k == 0, jnp.sign(total_shift), jnp.where(k == 1, one, sign))
+        sign = jnp.where(k == 0, jnp.sign(total_shift), jnp.where(k == 1, shape.sign, sign))
         size = jnp.where(k == 0, jnp.abs(total_shift), _mean_size(sum_mean, sum_sd))
         still = still + jnp.where((k == 0) & (shift == 0), weight, 0)
         return expected + weight * sign, absolute + weight * size, still
 
     zero = jnp.zeros_like(mean)
-    expected, absolute, still = lax.fori_loop(0, min(batch_size, _TERMS) + 1, add, (zero, zero, zero))
-    # Where very many examples count: moments of all of them, those of gradient 0 included.
-    square = q * (s**2 + mu**2)
-    third = q * (shape.skewness * s**3 + 3 * mu * s**2 + mu**3)
-    fourth = q * ((shape.kurtosis + 3) * s**4 + 4 * mu * shape.skewness * s**3 + 6 * mu**2 * s**2 + mu**4)
-    sd, skewness, kurtosis = _central(mean, square, third, fourth)
-    sum_mean, sum_sd = batch_size * gradient, math.sqrt(batch_size) * sd * finite
+    expected, absolute, still = lax.fori_loop(0, terms + 1, add, (zero, zero, zero))
+    # Where very many examples count: moments of all of them, those of gradient 0 included, in units of s.
+    unit = jnp.where(s > 0, s, 1)
+    m = jnp.where(s > 0, mu / unit, 0)
+    third = q * (shape.skewness + 3 * m + m**3)
+    fourth = q * (shape.kurtosis + 3 + 4 * m * shape.skewness + 6 * m**2 + m**4)
+    sd, skewness, kurtosis = _central(q * m, q * (1 + m**2), third, fourth)
+    sum_mean, sum_sd = batch_size * gradient, math.sqrt(batch_size) * sd * s
     count = jnp.asarray(batch_size, mean.dtype)
     many = batch_size * q > _FEW
     e = jnp.where(many, _edgeworth(sum_mean, sum_sd, skewness, kurtosis, count), expected)
     still = jnp.where(many, 0, still)
     absolute = jnp.where(many, _mean_size(sum_mean, sum_sd), absolute) / batch_size
-    variance = shape.variance * unit
+    variance = shape.variance / batch_size
     spread = _at_least_0(1 - still - e**2)
     # Cauchy and Schwarz's bound, which approximations need not respect.
     bound = jnp.sqrt(spread * variance)
@@ -144,14 +146,15 @@ def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_s
 
 
 def _central(mean: Array, square: Array, cube: Array, fourth: Array) -> tuple[Array, Array, Array]:
-    """Standard deviation, skewness and excess kurtosis from raw moments; 0 where there is no spread."""
+    """Standard deviation, skewness and excess kurtosis from raw moments of about 1; 0 where rounding swamps them."""
     variance = square - mean**2
     spread = variance > 1e-6 * square  # below, differences of float32 numbers are rounding
+    shaped = variance > 1e-3 * square
     safe = jnp.where(spread, variance, 1)
     sd = jnp.where(spread, jnp.sqrt(safe), 0)
     skewness = (cube - 3 * mean * square + 2 * mean**3) / safe**1.5
     kurtosis = (fourth - 4 * mean * cube + 6 * mean**2 * square - 3 * mean**4) / safe**2 - 3
-    return sd, jnp.where(spread, skewness, 0), jnp.where(spread, kurtosis, 0)
+    return sd, jnp.where(shaped, skewness, 0), jnp.where(shaped, kurtosis, 0)
 
 
 def _edgeworth(mean: Array, sd: Array, skewness: Array, kurtosis: Array, count: Array) -> Array:
@@ -173,9 +176,13 @@ def _mean_size(mean: Array, sd: Array) -> Array:
     return jnp.where(certain, jnp.abs(mean), 2 * sd * _density(a) + mean * lax.erf(a / math.sqrt(2)))
 
 
-def _binomial(k: Array, n: int, q: Array) -> Array:
-    """P(K = k) of n trials of probability q."""
-    choose = math.lgamma(n + 1) - lax.lgamma(k + 1.0) - lax.lgamma(n - k + 1.0)
+def _log_choose(n: int, most: int) -> list[float]:
+    """Logarithms of the binomial coefficients of n over 0, …, most."""
+    return [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(most + 1)]
+
+
+def _binomial(k: Array, n: int, choose: Array, q: Array) -> Array:
+    """P(K = k) of n trials of probability q, given the logarithm of n over k."""
     some = jnp.where(k > 0, k * jnp.log(jnp.where(q > 0, q, 1)), 0)
     rest = jnp.where(k < n, (n - k) * jnp.log1p(-jnp.where(q < 1, q, 0)), 0)
     possible = ((q > 0) | (k == 0)) & ((q < 1) | (k == n))

@@ -75,7 +75,7 @@ class ExampleNoise(AbstractNoise):
         return self._variance(x, None)
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
-        """E sign of the mean of B examples' gradients by the chosen law; where no signs are drawn, Edgeworth's."""
+        """E sign of the mean of B examples' gradients by the chosen law; where no signs are drawn, the closed one."""
         if self.options.signs == "sampled" and self.found is not None:
             return self.found.mean(axis=0)
         return self._sign_law(grad, x).mean_at(grad)
@@ -133,7 +133,7 @@ class ExampleNoise(AbstractNoise):
                     f"refresh: got {refresh} with {samples} samples of signs, whose mean is then kept so long that its "
                     "error adds more noise than there is. Take as many samples as steps, or more."
                 )
-            return (samples,)
+            return (dim,) if self.options.covariance == "diagonal" else (samples,)
         return (dim,) if self.options.covariance == "diagonal" else (self.examples + dim,)
 
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
@@ -149,12 +149,13 @@ class ExampleNoise(AbstractNoise):
                     "signs: 'sampled' signs are drawn by the library's own integrators; use 'edgeworth' or 'normal' "
                     "here."
                 )
-            signs = self.found
+            signs, samples, refresh = self.found, self.options.samples, self.options.refresh
             # Kept for r steps, the error of the mean adds r/K of what one step's noise is; that much is left out here.
-            share = math.sqrt(
-                (self.options.samples - self.options.refresh) / (self.options.samples - 1) / self.options.samples
-            )
-            return share * ((signs - signs.mean(axis=0)) * dW[:, None]).sum(axis=0)
+            share = math.sqrt((samples - refresh) / (samples - 1) / samples)
+            centred = signs - signs.mean(axis=0)
+            if self.options.covariance == "diagonal":
+                return share * jnp.sqrt((centred**2).sum(axis=0)) * dW
+            return share * (centred * dW[:, None]).sum(axis=0)
         law = self._sign_law(grad, x)
         if self.options.covariance == "diagonal":
             return jnp.sqrt(law.spread) * dW
@@ -183,7 +184,7 @@ class ExampleNoise(AbstractNoise):
         return finite / self.options.batch_size
 
     def _variance(self, x: Array, index: Array | None) -> Array:
-        mean, square = self.problem.gradient_means(x, (POWERS[0], POWERS[1]), index)
+        mean, square = self.problem.gradient_means(x, (lambda g: g, jnp.square), index)
         # Of m of the n examples: (1/m) Σ (g − mean)² is smaller than of all, by (1 − 1/m)/(1 − 1/n) on average.
         m, n = self.examples if index is None else index.shape[0], self.examples
         bias = (1 - 1 / m) / (1 - 1 / n) if m < n else 1.0
@@ -193,10 +194,13 @@ class ExampleNoise(AbstractNoise):
         return self._found_signs(grad, x) if self.found is None else self.found
 
     def _found_signs(self, grad: Array, x: Array) -> SignLaw:
-        if self.options.signs == "normal":
+        if self.options.signs == "normal" or not self.options.replacement:
             return normal_signs(grad, self._variance(x, None))
-        shape = GradientShape.of(*self.problem.gradient_means(x, POWERS))
-        return edgeworth_signs(grad, self.strength * x, shape, self.options.batch_size, self._share)
+        shift = self.strength * x
+        rms = jnp.sqrt(self.problem.gradient_means(x, (jnp.square,))[0])
+        rms = jnp.where(rms > 0, rms, 1)
+        shape = GradientShape.of(rms, *self.problem.gradient_means(x, POWERS, None, (rms, shift)))
+        return edgeworth_signs(grad, shift, shape, self.options.batch_size)
 
     def _exact_root(self, x: Array, dW: Array) -> Array:
         weights = (dW - dW.mean(axis=0)) * math.sqrt(self._share / self.examples)

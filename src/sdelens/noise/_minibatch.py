@@ -83,6 +83,10 @@ class MinibatchNoise(AbstractNoise):
             _check.at_least("refresh", refresh, 1),
             None if subsample is None else _check.at_least("subsample", subsample, 2),
         )
+        if signs == "edgeworth" and not replacement:
+            raise ValueError(
+                "signs: 'edgeworth' is known for examples drawn with replacement; use 'sampled' or 'normal' for epochs."
+            )
 
     @property
     def batch_size(self) -> int:
@@ -99,6 +103,11 @@ class MinibatchNoise(AbstractNoise):
         while isinstance(inner, L2Problem):
             strength += inner.strength
             inner = inner.problem
+        if isinstance(inner, LinearRegression):
+            raise TypeError(
+                "noise: mini-batches are not known for sl.LinearRegression with an L2 term; use the optimizer's "
+                "weight_decay, or an sl.Problem with the examples as data."
+            )
         if not isinstance(inner, Problem) or inner.examples is None:
             raise TypeError(
                 "noise: mini-batches need a problem with examples, sl.Problem(loss, start, data), sl.network(...) or "
@@ -110,6 +119,7 @@ class MinibatchNoise(AbstractNoise):
         for name, size in (("batch_size", drawn), ("subsample", self.options.subsample)):
             if size is not None and size > inner.examples:
                 raise ValueError(f"{name}: got {size}; the problem has {inner.examples} examples.")
+        inner.check_examples()
         return ExampleNoise(inner, strength, self.options)
 
     def at_batch_ratio(self, ratio: float) -> "MinibatchNoise":

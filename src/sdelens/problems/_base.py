@@ -179,8 +179,9 @@ class Problem(AbstractProblem):
         self._loss = loss
         self._infimum = None if infimum is None else _check.number("infimum", infimum)
         self._metrics = _as_metrics({} if metrics is None else metrics)
-        self._precision = None if gradient_dtype is None else _check.choice("gradient_dtype", gradient_dtype, DTYPES)
-        if gradient_dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        named = getattr(gradient_dtype, "__name__", gradient_dtype)  # jnp.bfloat16 is a class
+        self._precision = None if named is None else _check.choice("gradient_dtype", named, DTYPES)
+        if self._precision == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError(
                 "gradient_dtype: float64 is off in JAX; jax.config.update('jax_enable_x64', True) switches it on."
             )
@@ -190,7 +191,7 @@ class Problem(AbstractProblem):
             "loss": name,
             "fingerprint": _fingerprint(loss, self.start, self.data),
             "rerunnable": False,
-            **({} if gradient_dtype is None else {"gradient_dtype": gradient_dtype}),
+            **({} if self._precision is None else {"gradient_dtype": self._precision}),
         }
         self._description = tuple(described.items())
         if _description is None:  # the library's own losses are held to these by its tests
@@ -222,11 +223,10 @@ class Problem(AbstractProblem):
     def evaluate(self, x: Array) -> tuple[Array, Array]:
         if self._precision is None:
             return self._per_path(lambda x: self._value_and_grad(lambda params: self._mean(self._loss, params), x), x)
-        # The loss is kept exact; where it is not used, its own loop over paths is not run.
-        data = () if self.data is None else (self.data,)
-        return self.loss(x), self._per_path(
-            lambda x: self._gradient(lambda *arguments: jnp.mean(self._loss(*arguments)), x, *data), x
-        )
+        # The loss is kept exact; where it is not used, its own loop over paths is not run. The sum is differentiated,
+        # not the mean, whose factor 1/n few bits would round.
+        data, count = () if self.data is None else (self.data,), self.examples or 1
+        return self.loss(x), self._per_path(lambda x: self._gradient(self._total, x, *data) / count, x)
 
     def describe(self) -> dict[str, Any]:
         return dict(self._description)
@@ -241,7 +241,7 @@ class Problem(AbstractProblem):
 
         def one(x: Array, index: Array) -> Array:
             batch = jax.tree.map(lambda a: a[index], self.data)
-            return self._gradient(lambda params, batch: jnp.mean(self._loss(params, batch)), x, batch)
+            return self._gradient(self._total, x, batch) / index.shape[0]
 
         return self._per_path(one, x, index)
 
@@ -254,17 +254,22 @@ class Problem(AbstractProblem):
         return self._per_path(one, x, weights)
 
     def gradient_means(
-        self, x: Array, statistics: tuple[Callable[[Array], Array], ...], index: Array | None = None
+        self,
+        x: Array,
+        statistics: tuple[Callable[..., Array], ...],
+        index: Array | None = None,
+        others: tuple[Array, ...] = (),
     ) -> tuple[Array, ...]:
         """Means over examples of element-wise functions of their gradients, which are made a chunk at a time.
 
         Args:
             x: shape (d,) or (d, P).
-            statistics: element-wise functions u.
+            statistics: element-wise functions u of the gradients and of `others`.
             index: the examples, shape (m,) or (m, P) of their own for every path; by default all.
+            others: further numbers per coordinate, of the shape of x.
 
         Returns:
-            For every function (1/m) Σᵢ u(∇ℓᵢ(x)), of the shape of x.
+            For every function (1/m) Σᵢ u(∇ℓᵢ(x), …), of the shape of x.
         """
         if index is None:
             assert self.examples is not None
@@ -276,7 +281,8 @@ class Problem(AbstractProblem):
         chunk = int(min(max(fitting, 1), count))
         padding = -count % chunk
 
-        def one(x: Array, index: Array) -> tuple[Array, ...]:
+        def one(x: Array, index: Array, *others: Array) -> tuple[Array, ...]:
+            beside = tuple(eqx.filter(self._layout.unravel(a), eqx.is_array) for a in others)
             chunks = jnp.pad(index, (0, padding)).reshape(-1, chunk)
             shares = jnp.pad(jnp.ones(count, x.dtype), (0, padding)).reshape(-1, chunk) / count
             arrays, rest = eqx.partition(self._cast(self._layout.unravel(x)), eqx.is_array)
@@ -294,14 +300,43 @@ class Problem(AbstractProblem):
                 batch = self._cast(jax.tree.map(lambda a: a[index][:, None], self.data))
                 gradients = jax.vmap(own)(batch)
                 means = (
-                    self._layout.ravel(jax.tree.map(lambda g, u=u: mean(share, u(g.astype(x.dtype))), gradients))
+                    self._layout.ravel(
+                        jax.tree.map(lambda g, *o, u=u: mean(share, u(g.astype(x.dtype), *o)), gradients, *beside)
+                    )
                     for u in statistics
                 )
                 return tuple(t + m for t, m in zip(totals, means, strict=True)), None
 
             return lax.scan(add, (jnp.zeros_like(x),) * len(statistics), (chunks, shares))[0]
 
-        return tuple(self._per_path(one, x, index))
+        return tuple(self._per_path(one, x, index, *others))
+
+    def check_examples(self) -> None:
+        """Refuse a loss of one's own whose value for an example depends on the others, or on where it stands.
+
+        Raises:
+            ValueError: saying what to do.
+        """
+        count = self.examples
+        if count is None or self._description[0] != ("name", "custom"):
+            return
+        params = self._layout.unravel(self.start)
+        whole = np.asarray(self._loss(params, self.data))
+        for part in (slice(0, 1), slice(count - 1, count), slice(0, count, 2)):
+            try:
+                own = np.asarray(self._loss(params, jax.tree.map(lambda a, part=part: a[part], self.data)))
+                fits = own.shape == whole[part].shape and np.allclose(own, whole[part], rtol=1e-3, atol=1e-5)
+            except (TypeError, ValueError, IndexError):
+                fits = False
+            if not fits:
+                raise ValueError(
+                    "loss: of some of the examples it is not what it is of all, so mini-batches mean nothing. The loss "
+                    "of an example must depend on that example alone, for any number of them: give per-example arrays "
+                    "(weights, targets) as part of `data`, and average over no examples."
+                )
+
+    def _total(self, *arguments: Any) -> Array:
+        return jnp.sum(self._loss(*arguments))
 
     def _gradient(self, function: Callable[..., Array], x: Array, *data: Any) -> Array:
         """Gradient at one path's x of a function of the parameters and data, in the precision of gradients."""
