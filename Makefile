@@ -11,7 +11,7 @@ help:
 	@echo "make test       all tests (make test-fast, make test-slow: the parts)"
 	@echo "make lint       formatting, docstrings, types, layers"
 	@echo "make format     mend what can be mended of the formatting"
-	@echo "make bench      speed against diffrax, of the noise laws and of predictions, each in one run"
+	@echo "make bench      speed against diffrax, of the noise laws, of predictions and of networks, each in one run"
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -38,6 +38,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/ensemble.py
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/theory.py
+	$(BIN)/python benchmarks/networks.py
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
