@@ -1,7 +1,8 @@
 """Do the SDEs track on real networks? Four architectures, injected noise or real mini-batches, one table.
 
     python examples/networks.py                          # small networks on 128 digits, injected noise
-    python examples/networks.py --noise minibatch        # real mini-batches of 32
+    python examples/networks.py --noise minibatch        # real mini-batches of 32; the MLP on all digits
+    python examples/networks.py --noise minibatch --networks mlp --paths 256 --covariance diagonal
     python examples/networks.py --size full --dry-run    # the paper's sizes: what would they cost?
 
 Small means narrow networks on a class-balanced subset, minutes on two cores; full the default sizes of `sl.network`,
@@ -10,6 +11,8 @@ hours. Figures, tables and data go to the folder of --out; a run that is killed 
 
 import argparse
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +31,8 @@ SMALL = {
     "vit": dict(subset=128, width=12, depth=1, heads=2, mlp=24),
     "transformer": dict(subset=64, width=12, depth=1, heads=2, mlp=24, context=16),
 }
+# The MLP of docs/minibatch.md, 64-32-10 on all 1797 digits.
+ALL_DIGITS = SMALL | {"mlp": dict(dataset="digits", width=32, depth=1)}
 FULL = {"mlp": {}, **{name: dict(subset=512) for name in SMALL if name != "mlp"}}
 
 # Learning rates at which the loss falls to a fraction within the run; noise of about the gradient's size.
@@ -53,6 +58,8 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "full"], default="small")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--refresh", type=int, default=10, help="steps for which second moments are kept (default 10)")
+    parser.add_argument("--covariance", choices=["exact", "diagonal"], default="exact", help="of the SDE's noise")
+    parser.add_argument("--signs", choices=["sampled", "edgeworth", "normal"], default="sampled", help="SignSGD's law")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--paths", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -74,16 +81,18 @@ def main() -> None:
 
 def subjects(given: argparse.Namespace, cases: dict, optimizers: list[str]):
     """Label, and problem, noise and optimizer, of every comparison."""
+    small = SMALL if given.noise == "injected" else ALL_DIGITS
     for name in given.networks.split(","):
-        problem = sl.network(name, **(SMALL if given.size == "small" else FULL)[name])
+        problem = sl.network(name, **(small if given.size == "small" else FULL)[name])
         for optimizer in optimizers:
             if given.noise == "injected":
                 specification, scale = cases[optimizer]
                 noise = sl.GaussianNoise(scale)
             else:
                 specification = cases[optimizer]
-                refresh = 1 if optimizer == "signsgd" else given.refresh
-                noise = sl.MinibatchNoise(given.batch_size, refresh=refresh)
+                refresh = 1 if optimizer == "signsgd" and given.signs == "sampled" else given.refresh
+                law = dict(covariance=given.covariance, signs=given.signs)
+                noise = sl.MinibatchNoise(given.batch_size, refresh=refresh, **law)
             yield f"{optimizer}-{name}", (problem, noise, specification)
 
 
@@ -105,7 +114,7 @@ def run_all(given: argparse.Namespace, cases, options: dict, folder: Path) -> No
         print(f"{time.perf_counter() - begin:6.1f} s  {label}", flush=True)
     print("", *text_table(head, rows), "", *result.notes()[:1], sep="\n")
     title = f"SDEs of optimizers on networks, {given.noise} noise"
-    page = write_report(folder, results, title, f"examples/networks.py --noise {given.noise} --size {given.size}")
+    page = write_report(folder, results, title, shlex.join(["python", "examples/networks.py", *sys.argv[1:]]))
     print(f"\n{time.perf_counter() - begin:.0f} s in all. Figures, tables and data: {page}")
 
 

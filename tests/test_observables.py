@@ -81,7 +81,7 @@ def test_saved_and_loaded(run, tmp_path):
 def test_distances_of_one_law_and_of_another():
     subject = sl.Quadratic([1.0, 2.0, 3.0])
     fine = sl.compare(subject, NOISE, sl.SGD(0.1), steps=20, paths=400, record_every=20, marginals=3)
-    row = fine.distances(permutations=199).loc[("sde", "all")]
+    row = fine.distances(permutations=2999).loc[("sde", "all")]
     assert row.p_value > 1e-3  # one law: below by chance once in a thousand seeds
     other = sl.simulate(subject, NOISE, sl.SGD(0.1), "optimizer", steps=20, paths=400, record_every=20, marginals=3)
     coarse = sl.compare(
@@ -95,6 +95,10 @@ def test_distances_of_one_law_and_of_another():
         marginals=3,
     )
     assert coarse.distances(permutations=99).loc[("fine", "all")].distance < 1
+    far = sl.compare(subject, NOISE, sl.RMSpropW(0.02, b2=0.9), steps=40, paths=400, record_every=40, marginals=3)
+    row = far.distances(permutations=199).loc[("malladi2022", "all")]
+    assert row.distance > 2 * row.null
+    assert row.p_value < 0.01
     np.testing.assert_array_equal(other.dataset.end_x.values[0], fine.dataset.end_x.sel(model="optimizer").values)
 
 

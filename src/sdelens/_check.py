@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["at_least", "choice", "finite_array", "fraction", "nonnegative", "positive", "whole"]
+__all__ = ["at_least", "choice", "finite_array", "float_dtype", "fraction", "nonnegative", "positive", "whole"]
 
 
 def is_traced(value: Any) -> bool:
@@ -100,6 +100,14 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
         hint = f" Did you mean {next(o for o in options if o.lower() == near[0])!r}?"
     listed = ", ".join(repr(o) for o in options)
     raise ValueError(f"{name}: got {value!r}; choose one of {listed}.{hint}")
+
+
+def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:
+    """Return the name of a floating type, given by name or as such, if it is one of `known` and JAX has it."""
+    found = choice(name, getattr(value, "__name__", value), known)  # jnp.bfloat16 is a class
+    if found == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ValueError(f"{name}: float64 is off in JAX; jax.config.update('jax_enable_x64', True) switches it on.")
+    return found
 
 
 def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:

@@ -245,7 +245,7 @@ def _attributes(experiment: Experiment, seconds: dict[str, float]) -> dict[str, 
         "seed": experiment.seed,
         "record_every": plan.record_every,
         "keep_paths": plan.keep_paths,
-        "observables": experiment.observables.describe(),
+        "observables": list(experiment.observables.names),
         "marginals": list(plan.marginals),
     }
     device = {

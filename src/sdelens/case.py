@@ -149,7 +149,7 @@ def check_start(optimizer: Optimizer, noise: AbstractNoise, problem: AbstractPro
     """Refuse an accumulator that starts at a second moment which is infinite."""
     if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
         return
-    if not np.isfinite(np.asarray(noise.variance(problem.start))).all():
+    if not noise.has_variance(problem.start):
         raise ValueError(
             f"v0: is 'second-moment', but {noise.describe()['name']} noise has no finite variance here, so E g² is "
             "infinite. Use v0='zero', or start from a State with your own v."

@@ -53,10 +53,6 @@ class Observables(eqx.Module):
     def _own(self, function: Callable[[Any], Array], x: Array) -> Array:
         return jax.vmap(lambda own: jnp.asarray(function(self.layout.unravel(own)), x.dtype), in_axes=-1)(x)
 
-    def describe(self) -> list[str]:
-        """The names; functions of the user's own cannot be written down."""
-        return list(self.names)
-
 
 def observables_of(
     given: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None,
@@ -91,7 +87,7 @@ def observables_of(
             raise TypeError(f"observables[{name!r}]: got {type(function).__name__}; give a function of the parameters.")
         else:
             functions[name] = _checked(name, function, problem)
-    if "noise_trace" in named and not np.isfinite(np.asarray(noise.variance(problem.start))).all():
+    if "noise_trace" in named and not noise.has_variance(problem.start):
         raise ValueError("observables: 'noise_trace' is infinite under this noise; leave it out.")
     return Observables(problem, noise, tuple(named), tuple(functions.items()), problem.layout)
 

@@ -50,6 +50,7 @@ class Result:
 
     def __init__(self, dataset: "xr.Dataset") -> None:
         self.dataset = dataset
+        self._distances: dict[tuple[str, int], pd.DataFrame] = {}
 
     @property
     def models(self) -> list[str]:
@@ -218,6 +219,8 @@ class Result:
         ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self.has_paths(m)}
         if reference not in ends:
             raise ValueError(f"reference: {reference!r} is a curve without paths; name one of {list(ends)}.")
+        if (reference, permutations) in self._distances:  # tables, pages and users ask for the same
+            return self._distances[reference, permutations].copy()
         marginals, rows = list(self.dataset.marginal.values), {}
         for model, values in ends.items():
             if model == reference:
@@ -228,7 +231,8 @@ class Result:
                 rows[model, name] = row._asdict()
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index = pd.MultiIndex.from_tuples(rows, names=["model", "coordinate"])
-        return frame
+        self._distances[reference, permutations] = frame
+        return frame.copy()
 
     def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
         r"""Tracking error of every model against `reference`.

@@ -215,12 +215,14 @@ def marginal_distances(
     n, pooled = len(first), np.concatenate([first, second])
     scale = second.std(axis=0, ddof=1) if len(second) > 1 else np.zeros(second.shape[1])
     scale = np.where(scale > 1e-6 * np.abs(pooled).max(axis=0), scale, pooled.std(axis=0))
-    order = np.argsort(pooled, axis=0, kind="stable")
-    gaps = np.diff(np.take_along_axis(pooled, order, axis=0), axis=0) / np.where(scale > 0, scale, np.inf)
+    order = np.argsort(pooled.T, axis=1, kind="stable")
+    gaps = np.diff(np.take_along_axis(pooled.T, order, axis=1), axis=1) / np.where(scale > 0, scale, np.inf)[:, None]
+    below = np.arange(1, len(pooled)) / (len(pooled) - n)
 
     def distances(in_first: np.ndarray) -> np.ndarray:
-        share = np.where(in_first, 1 / n, -1 / (len(pooled) - n))[order]
-        each = (np.abs(np.cumsum(share, axis=0)[:-1]) * gaps).sum(axis=0)
+        """∫ |F − G| per coordinate, and their mean; of k values, c from the first, F − G is c/n − (k − c)/m."""
+        counts = np.cumsum(in_first[order][:, :-1], axis=1, dtype=np.int32)
+        each = np.einsum("ij,ij->i", np.abs(counts * (1 / n + 1 / (len(pooled) - n)) - below), gaps)
         return np.append(each, each.mean())
 
     rng = np.random.default_rng(seed)

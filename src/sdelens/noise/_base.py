@@ -14,7 +14,7 @@ from sdelens._random import Stream
 from sdelens._tree import column
 from sdelens.problems import AbstractProblem
 
-__all__ = ["AbstractNoise", "described", "laid_out", "positive"]
+__all__ = ["AbstractNoise", "BatchNoise", "described", "laid_out", "positive"]
 
 
 class AbstractNoise(eqx.Module):
@@ -70,6 +70,11 @@ class AbstractNoise(eqx.Module):
     def describe(self) -> dict[str, Any]:
         """What it takes to build the noise again, JSON types only; ``rerunnable`` False where that cannot be."""
 
+    def has_variance(self, x: Array) -> bool:
+        """Whether the diagonal of Σ is finite at x; taken as so where x is traced."""
+        variance = self.variance(x)
+        return _check.is_traced(variance) or bool(jnp.isfinite(variance).all())
+
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The stochastic gradient of step k, by the stream of the whole run: shape (d, P)."""
         return grad + self.sample(x, stream.at(k))
@@ -122,6 +127,28 @@ class AbstractNoise(eqx.Module):
         from sdelens.noise._sum import SumNoise
 
         return SumNoise((self, other)) if isinstance(other, AbstractNoise) else NotImplemented
+
+
+class BatchNoise(AbstractNoise):
+    """What all noise of mini-batches shares; the methods with a body are those of one that is bound to its problem."""
+
+    independent: ClassVar[bool] = False
+
+    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+        return self
+
+    def has_variance(self, x: Array) -> bool:
+        """Always; finding it is dear."""
+        return True
+
+    def density(self, z: Array, x: Array) -> Array:
+        raise ValueError("noise: mini-batch noise has no density here, and cannot be part of a sum.")
+
+    def quadrature(self, x: Array) -> tuple[Array, Array]:
+        raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
+
+    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
+        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
 
 
 def positive(name: str, value: Any, meaning: str) -> Any:

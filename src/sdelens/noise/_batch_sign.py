@@ -89,7 +89,7 @@ class SignLaw(NamedTuple):
 
 def normal_signs(gradient: Array, variance: Array) -> SignLaw:
     """Of normal g."""
-    variance = jnp.maximum(variance, jnp.finfo(gradient.dtype).tiny)
+    variance = _at_least_0(variance)
     sd = jnp.sqrt(variance)
     a = gradient / sd
     mean = lax.erf(a / math.sqrt(2))

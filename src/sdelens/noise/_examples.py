@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sdelens._random import Stream
-from sdelens.noise._base import AbstractNoise
+from sdelens.noise._base import BatchNoise
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
-from sdelens.problems import AbstractProblem, Problem
+from sdelens.problems import Problem
 
 __all__ = ["BatchOptions", "ExampleNoise"]
 
@@ -31,7 +31,7 @@ class BatchOptions(NamedTuple):
     subsample: int | None
 
 
-class ExampleNoise(AbstractNoise):
+class ExampleNoise(BatchNoise):
     """Mini-batch noise bound to a problem with examples.
 
     Attributes:
@@ -41,7 +41,6 @@ class ExampleNoise(AbstractNoise):
         found: what a `survey` found: the variance, a `SignLaw`, or signs of shape (samples, d, P).
     """
 
-    independent: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
     problem: Problem
     strength: float
@@ -54,9 +53,6 @@ class ExampleNoise(AbstractNoise):
         assert self.problem.examples is not None
         return self.problem.examples
 
-    def bind(self, problem: AbstractProblem) -> "ExampleNoise":
-        return self
-
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The mean gradient of the mini-batch of step k."""
         if self.options.replacement:
@@ -67,7 +63,7 @@ class ExampleNoise(AbstractNoise):
         return self._mean_gradient(x, index)
 
     def sample(self, x: Array, stream: Stream) -> Array:
-        return self._mean_gradient(x, self._batch(stream)) - self._full_gradient(x)
+        return self.problem.batch_gradient(x, self._batch(stream)) - self.problem.evaluate(x)[1]
 
     def variance(self, x: Array) -> Array:
         if self.found is not None:
@@ -79,15 +75,6 @@ class ExampleNoise(AbstractNoise):
         if self.options.signs == "sampled" and self.found is not None:
             return self.found.mean(axis=0)
         return self._sign_law(grad, x).mean_at(grad)
-
-    def density(self, z: Array, x: Array) -> Array:
-        raise ValueError("noise: mini-batch noise has no density here, and cannot be part of a sum.")
-
-    def quadrature(self, x: Array) -> tuple[Array, Array]:
-        raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
-
-    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
-        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
 
     def describe(self) -> dict[str, Any]:
         return {"name": "minibatch", **self.options._asdict()}
@@ -110,11 +97,7 @@ class ExampleNoise(AbstractNoise):
         return self._variance(x, index)
 
     def knowing(self, found: Any) -> "ExampleNoise":
-        return (
-            self
-            if found is None
-            else eqx.tree_at(lambda noise: noise.found, self, found, is_leaf=lambda leaf: leaf is None)
-        )
+        return eqx.tree_at(lambda noise: noise.found, self, found, is_leaf=lambda leaf: leaf is None)
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
         return (dim,) if self.options.covariance == "diagonal" else (self.examples,)
@@ -171,9 +154,6 @@ class ExampleNoise(AbstractNoise):
 
     def _mean_gradient(self, x: Array, index: Array) -> Array:
         return self.problem.batch_gradient(x, index) + self.strength * x
-
-    def _full_gradient(self, x: Array) -> Array:
-        return self.problem.evaluate(x)[1] + self.strength * x
 
     @property
     def _share(self) -> float:

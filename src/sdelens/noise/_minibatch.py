@@ -1,6 +1,6 @@
 """Mini-batch noise as users specify it; what problem it meets decides which law it is bound to."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 from jax import Array
@@ -8,7 +8,7 @@ from jax import Array
 from sdelens import _check
 from sdelens._names import BATCH_COVARIANCES, BATCH_SIGNS
 from sdelens._random import Stream
-from sdelens.noise._base import AbstractNoise
+from sdelens.noise._base import AbstractNoise, BatchNoise
 from sdelens.noise._examples import BatchOptions, ExampleNoise
 from sdelens.noise._regression import ResamplingNoise, StreamingNoise
 from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Problem
@@ -16,7 +16,7 @@ from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Probl
 __all__ = ["MinibatchNoise"]
 
 
-class MinibatchNoise(AbstractNoise):
+class MinibatchNoise(BatchNoise):
     r"""The noise of real mini-batches: Z = g − ∇f with g the mean gradient of B examples.
 
     On a `Problem` with data, networks included, the optimizer draws real mini-batches. Its SDE needs, of the
@@ -34,7 +34,8 @@ class MinibatchNoise(AbstractNoise):
       without bias, and the cheapest.
     - ``"edgeworth"``: the gradient gᵢ of an example vanishes exactly where a ReLU unit is off, so the number of
       examples of a batch that count is binomial; given that number, g is normal with Edgeworth's corrections for
-      skewness and kurtosis. In closed form; of the signs' correlations, the part that goes by the gradient's.
+      skewness and kurtosis. In closed form, with replacement only; of the signs' correlations, the part that goes by
+      the gradient's.
     - ``"normal"``: g is taken as normal: E sign(g) = erf(∇f/√(2 Σᵢᵢ)).
 
     On `LinearRegression` the law is known: covariance and E sign(g) are exact (E sign, for B = 2 or 3 from a sample of
@@ -54,11 +55,13 @@ class MinibatchNoise(AbstractNoise):
             all. Closed laws of signs always take all: rare gradients decide them.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range; and, once it meets a problem, if that has no
-            examples or too few.
+        ValueError, TypeError: naming the argument out of its range, or two that do not go together; and, once it meets
+            a problem, if that has no examples or too few, or its loss for one depends on the others.
+
+    Source: the weighted backward pass and the law of signs are derived here and in `noise/_batch_sign.py`; Edgeworth's
+    expansion to second order is the textbook one (Feller 1971, *An Introduction to Probability Theory*, XVI.4).
     """
 
-    independent: ClassVar[bool] = False
     options: BatchOptions = eqx.field(static=True)
 
     def __init__(
@@ -137,12 +140,6 @@ class MinibatchNoise(AbstractNoise):
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
         raise TypeError("noise: is not bound to a problem.")
-
-    def density(self, z: Array, x: Array) -> Array:
-        raise ValueError("noise: mini-batch noise has no density here, and cannot be part of a sum.")
-
-    def quadrature(self, x: Array) -> tuple[Array, Array]:
-        raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
 
     def describe(self) -> dict[str, Any]:
         return {"name": "minibatch", "batch_size": self.batch_size}

@@ -15,7 +15,7 @@ to the sign, B examples are t noise with ν = B; one example is Cauchy noise.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ from jax import Array, lax
 from sdelens._matrix import symmetric_root, times
 from sdelens._random import Stream
 from sdelens._tree import column, sum_coordinates
-from sdelens.noise._base import AbstractNoise
+from sdelens.noise._base import BatchNoise
 from sdelens.noise._symmetric import StudentTNoise
-from sdelens.problems import AbstractProblem, LinearRegression
+from sdelens.problems import LinearRegression
 
 __all__ = ["RegressionNoise", "ResamplingNoise", "StreamingNoise", "sign_of_batch", "sign_of_resampled"]
 
@@ -36,7 +36,7 @@ _LEGENDRE = np.polynomial.legendre.leggauss(64)
 _UNIT_RULE = ((_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2)
 
 
-class RegressionNoise(AbstractNoise):
+class RegressionNoise(BatchNoise):
     """What bound mini-batch noise of regression shares.
 
     Attributes:
@@ -46,7 +46,6 @@ class RegressionNoise(AbstractNoise):
         sign_inverse: its inverse, None likewise.
     """
 
-    independent: ClassVar[bool] = False
     problem: LinearRegression
     batch_size: int = eqx.field(static=True)
     sign_root: Array | None
@@ -63,18 +62,6 @@ class RegressionNoise(AbstractNoise):
             size = np.sqrt(np.maximum(values, 1e-12))
             self.sign_root = jnp.asarray((vectors * size) @ vectors.T, problem.start.dtype)
             self.sign_inverse = jnp.asarray((vectors / size) @ vectors.T, problem.start.dtype)
-
-    def bind(self, problem: AbstractProblem) -> "RegressionNoise":
-        return self
-
-    def density(self, z: Array, x: Array) -> Array:
-        raise ValueError("noise: mini-batch noise has no density here, and cannot be part of a sum.")
-
-    def quadrature(self, x: Array) -> tuple[Array, Array]:
-        raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
-
-    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
-        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
 
     def describe(self) -> dict[str, Any]:
         return {"name": "minibatch", "batch_size": self.batch_size}

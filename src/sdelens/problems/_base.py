@@ -179,12 +179,9 @@ class Problem(AbstractProblem):
         self._loss = loss
         self._infimum = None if infimum is None else _check.number("infimum", infimum)
         self._metrics = _as_metrics({} if metrics is None else metrics)
-        named = getattr(gradient_dtype, "__name__", gradient_dtype)  # jnp.bfloat16 is a class
-        self._precision = None if named is None else _check.choice("gradient_dtype", named, DTYPES)
-        if self._precision == "float64" and not jax.config.read("jax_enable_x64"):
-            raise ValueError(
-                "gradient_dtype: float64 is off in JAX; jax.config.update('jax_enable_x64', True) switches it on."
-            )
+        self._precision = None
+        if gradient_dtype is not None:
+            self._precision = _check.float_dtype("gradient_dtype", gradient_dtype, DTYPES)
         name = getattr(loss, "__qualname__", type(loss).__name__)
         described = _description or {
             "name": "custom",

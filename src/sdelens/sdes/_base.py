@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import equinox as eqx
-import jax.numpy as jnp
 from jax import Array
 
-from sdelens import _check
 from sdelens._random import Stream
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, State
@@ -112,9 +110,7 @@ class OptimizerSDE(SDE):
 
     def _require_variance(self) -> None:
         """Refuse noise of infinite variance, which no Brownian motion imitates."""
-        start = self.problem.start
-        variance = self.noise.variance(start)
-        if not _check.is_traced(variance) and not bool(jnp.isfinite(variance).all()):
+        if not self.noise.has_variance(self.problem.start):
             raise ValueError(
                 f"noise: {self.noise.describe()['name']} noise has no finite variance here, and the SDE of "
                 f"{self.optimizer.name} is driven by Brownian motion with the noise's covariance, so it does not exist "

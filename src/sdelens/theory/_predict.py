@@ -155,7 +155,7 @@ def require_variance(case: Case, what: str) -> None:
     """
     if isinstance(case.optimizer, SignSGD):
         return
-    if not bool(jnp.isfinite(case.noise.variance(case.start.centre())).all()):
+    if not case.noise.has_variance(case.start.centre()):
         raise ValueError(
             f"noise: {case.noise.describe()['name']} noise has no finite variance here, so the mean loss of "
             f"{case.optimizer.name} is infinite or unknown, and {what} does not exist. SignSGD needs no variance."

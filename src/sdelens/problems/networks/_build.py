@@ -92,8 +92,7 @@ def network(
             architecture does not take such data; and what `load_dataset` raises.
     """
     _check.choice("name", name, NETWORKS)
-    if _check.choice("dtype", dtype, ("float32", "float64")) == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError("dtype: float64 is off in JAX; call jax.config.update('jax_enable_x64', True) before its use.")
+    dtype = _check.float_dtype("dtype", dtype, ("float32", "float64"))
     defaults = _DEFAULTS[name]
     for option in size:
         _check.choice(f"{name}'s sizes", option, defaults.sizes)
