@@ -86,7 +86,7 @@ def test_at_equal_steps_euler_is_sgd():
     problem = sl.Quadratic(CURVATURE, START)
     noise = sl.GaussianNoise(SIGMA).bind(problem)
     stream = Stream(stream_key(0, "same"), jnp.arange(5, dtype=jnp.uint32))
-    discrete = Discrete(problem, noise, OPTIMIZERS["sgd"], Start(problem.start))
+    discrete = Discrete(problem, noise, OPTIMIZERS["sgd"], Start(problem.start), problem.layout)
     euler = EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS["sgd"]), LR, Start(problem.start))
     a = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), discrete.init(stream))
     b = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), euler.init(stream))
@@ -106,7 +106,7 @@ def test_without_noise_the_sequential_scheme_is_the_algorithm(name):
         noise = sl.GaussianNoise(1e-9).bind(problem)
         runs = []
         for stepper in (
-            Discrete(problem, noise, OPTIMIZERS[name], Start(problem.start)),
+            Discrete(problem, noise, OPTIMIZERS[name], Start(problem.start), problem.layout),
             EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS[name]), LR, Start(problem.start)),
         ):
             stream = Stream(stream_key(0, "x"), jnp.zeros(1, jnp.uint32))
@@ -176,7 +176,7 @@ def test_strong_convergence_of_euler_on_one_brownian_path(noise, optimizer, expe
         return jnp.stack([sum_coordinates((x - finest) ** 2) for x in others])
 
     integrations = tuple(EulerMaruyama(sde, optimizer.lr, start, "euler", n) for n in levels)
-    stepper = Coupled(Discrete(problem, noise, optimizer, start), integrations, distances)
+    stepper = Coupled(Discrete(problem, noise, optimizer, start, problem.layout), integrations, distances)
     plan = Options(steps=3, paths=2000, record_every=3).plan(2)
     mean = run_ensemble(stepper, plan, 0, "strong", 0.0, np.array([0.5])).seen_mean[-1]
     slope = np.polyfit(np.log(levels[1:]), 0.5 * np.log(mean), 1)[0]

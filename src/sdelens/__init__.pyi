@@ -19,6 +19,7 @@ from .noise import SymmetricNoise as SymmetricNoise
 from .noise import UniformNoise as UniformNoise
 from .optimizers import SGD as SGD
 from .optimizers import AdamW as AdamW
+from .optimizers import FromOptax as FromOptax
 from .optimizers import RMSpropW as RMSpropW
 from .optimizers import SignSGD as SignSGD
 from .optimizers import State as State

@@ -4,10 +4,12 @@ from pathlib import PurePath
 from typing import Any, Final
 
 __all__ = [
+    "ACCUMULATORS",
     "ACCUMULATOR_STARTS",
     "BATCH_COVARIANCES",
     "BATCH_SIGNS",
     "BIAS_CORRECTIONS",
+    "COEFFICIENTS",
     "DATASETS",
     "DECAYS",
     "DTYPES",
@@ -38,10 +40,20 @@ MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
     "sde": "the SDE of arXiv 2411.15958",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
+    "empirical": "an SDE whose coefficients come from --samples updates of the optimizer itself (any optimizer)",
     "second-order": "the SDE of weak order 2 of arXiv 1511.06251 (SGD only; use substeps; run where it is named)",
 }
-ON_REQUEST: Final = ("second-order",)
-"""Models run only where they are named: at the default of one substep this one says less than the first-order SDE."""
+ON_REQUEST: Final = ("second-order", "empirical")
+"""Models run only where they are named: at the default of one substep the first says less than the first-order SDE; the
+other takes as many times longer as it has samples, and is run unasked where an optimizer has no SDE in closed form."""
+COEFFICIENTS: Final = {
+    "sampled": "means and scatter over sampled gradients",
+    "quadrature": "expectations over the noise of every coordinate by quadrature",
+}
+ACCUMULATORS: Final = {
+    "lognormal": "noise that keeps means of squares positive",
+    "drift": "no noise in means of squares",
+}
 PROBLEMS: Final = {
     "quadratic": "½ xᵀHx",
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",

@@ -15,7 +15,7 @@ from sdelens._progress import progress_bar
 from sdelens.case import Case, check_subject
 from sdelens.checkpoint import Checkpoints, digest
 from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
-from sdelens.integrate import MAX_COORDINATES, Discrete, EulerMaruyama, Stepper
+from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Stepper
 from sdelens.observables import Observables, observables_of
 from sdelens.result import Result
 from sdelens.sdes import build_sde
@@ -54,8 +54,11 @@ class Experiment:
     def stepper(self, model: Model) -> Stepper:
         """What the ensemble runs for a model."""
         case = self.case
+        own = (case.problem, case.noise, case.optimizer, case.start, case.problem.layout)
         if model.model == "optimizer":
-            return Discrete(case.problem, case.noise, case.optimizer, case.start)
+            return Discrete(*own)
+        if model.model == "empirical":
+            return Empirical(*own, model.samples, model.substeps, model.increments, model.accumulators)
         sde = build_sde(model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
         options = (model.integrator, model.substeps, model.increments)
         return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)

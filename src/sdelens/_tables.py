@@ -34,7 +34,7 @@ def title(result: "Result") -> str:
     numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
     if "schedule" in info["optimizer"]:
         numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
-    numbers += ", independent decay" if info["optimizer"]["decay"] == "independent" else ""
+    numbers += ", independent decay" if info["optimizer"].get("decay") == "independent" else ""
     start = f"start: {run['start']}, " if "start" in run else ""
     return (
         f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import Optimizer
+from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import FORMAT
 from sdelens.starts import Start, start_of
@@ -36,7 +36,7 @@ class Case:
 
     problem: AbstractProblem
     noise: AbstractNoise
-    optimizer: Optimizer
+    optimizer: Any
     start: Start
 
     @classmethod
@@ -48,6 +48,8 @@ class Case:
         """
         check_subject(problem, noise, optimizer)
         check_schedule(optimizer, steps)
+        if isinstance(optimizer, FromOptax):
+            optimizer.check(problem.layout, problem.start.dtype)
         begin = start_of(start, problem, optimizer)
         bound = noise.bind(problem)
         check_start(optimizer, bound, problem, begin)
@@ -115,7 +117,12 @@ def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
     for name, value, kind, hint in (
         ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
         ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale) or another law"),
-        ("optimizer", optimizer, Optimizer, "one of sl.SGD, sl.SignSGD, sl.RMSpropW or sl.AdamW"),
+        (
+            "optimizer",
+            optimizer,
+            Optimizer,
+            "one of sl.SGD, sl.SignSGD, sl.RMSpropW, sl.AdamW, …, or sl.FromOptax(transformation, lr)",
+        ),
     ):
         if not isinstance(value, kind):
             if isinstance(value, type):
@@ -125,7 +132,7 @@ def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
 
 def check_schedule(optimizer: Optimizer, steps: int) -> None:
     """Refuse a schedule that leaves [0, 1] within the run (looked at in at most 10 000 steps of it)."""
-    if optimizer.schedule is None:
+    if not isinstance(optimizer, DecayedOptimizer) or optimizer.schedule is None:
         return
     at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
     values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))

@@ -38,6 +38,9 @@ def simulate(
     substeps: int = 1,
     bias_correction: str = "discrete",
     increments: str = "gaussian",
+    samples: int = 8,
+    coefficients: str = "sampled",
+    accumulators: str = "lognormal",
     start: Any = None,
     keep_paths: int = 0,
     observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
@@ -55,8 +58,8 @@ def simulate(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        model: ``"optimizer"`` (discrete, through optax), ``"sde"``, ``"malladi2022"`` (RMSprop and Adam only), or
-            ``"second-order"`` (SGD only).
+        model: ``"optimizer"`` (discrete, through optax), ``"sde"``, ``"malladi2022"`` (RMSprop and Adam only),
+            ``"second-order"`` (SGD only), or ``"empirical"`` (any optimizer; see `sdelens.integrate.empirical`).
         steps: optimizer steps.
         paths: independent paths.
         seed: seed of all randomness; equal seeds on one machine give equal bits.
@@ -65,6 +68,10 @@ def simulate(
         substeps: integration steps per optimizer step.
         bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
         increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
+        samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
+        coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
+            optimizers under independent noise.
+        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"`` or ``"drift"`` (none).
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
@@ -107,6 +114,9 @@ def simulate(
         substeps=substeps,
         bias_correction=bias_correction,
         increments=increments,
+        samples=samples,
+        coefficients=coefficients,
+        accumulators=accumulators,
         start=start,
         keep_paths=keep_paths,
         observables=observables,
@@ -133,6 +143,9 @@ def compare(
     substeps: int = 1,
     bias_correction: str = "discrete",
     increments: str = "gaussian",
+    samples: int = 8,
+    coefficients: str = "sampled",
+    accumulators: str = "lognormal",
     start: Any = None,
     keep_paths: int = 0,
     observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
@@ -153,9 +166,9 @@ def compare(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        models: names, by default all that exist for this optimizer but ``"second-order"``, which needs substeps; or a
-            mapping from labels of your own to options (``model``, ``integrator``, ``substeps``, ``bias_correction``,
-            ``increments``), for example
+        models: names, by default all that exist for this optimizer but ``"second-order"``, which needs substeps, and,
+            where there is another SDE, ``"empirical"``; or a mapping from labels of your own to options (``model``,
+            ``integrator``, ``substeps`` and the others below down to ``accumulators``), for example
             ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``.
         steps: optimizer steps.
         paths: independent paths per model.
@@ -165,6 +178,10 @@ def compare(
         substeps: integration steps per optimizer step.
         bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
         increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
+        samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
+        coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
+            optimizers under independent noise.
+        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"`` or ``"drift"`` (none).
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
@@ -213,6 +230,9 @@ def compare(
         substeps=substeps,
         bias_correction=bias_correction,
         increments=increments,
+        samples=samples,
+        coefficients=coefficients,
+        accumulators=accumulators,
         start=start,
         keep_paths=keep_paths,
         observables=observables,

@@ -8,7 +8,15 @@ import jax
 import numpy as np
 
 from sdelens import _check
-from sdelens._names import BIAS_CORRECTIONS, INCREMENTS, INTEGRATORS, MODELS, ON_REQUEST
+from sdelens._names import (
+    ACCUMULATORS,
+    BIAS_CORRECTIONS,
+    COEFFICIENTS,
+    INCREMENTS,
+    INTEGRATORS,
+    MODELS,
+    ON_REQUEST,
+)
 from sdelens.ensemble import Plan
 from sdelens.optimizers import Optimizer
 from sdelens.sdes import sdes_of
@@ -19,8 +27,8 @@ _MOTIONS = {"gaussian": "brownian", "rademacher": "rademacher"}
 
 
 def models_of(optimizer: Optimizer) -> list[str]:
-    """Names of the models that exist for an optimizer: itself, its SDE, and an earlier or second-order one if any."""
-    return ["optimizer", *sdes_of(optimizer)]
+    """Names of the models of an optimizer: itself, its SDEs in closed form if there are any, and the empirical one."""
+    return ["optimizer", *sdes_of(optimizer), "empirical"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,18 @@ class Model:
     substeps: int
     bias_correction: str
     increments: str
+    samples: int
+    coefficients: str
+    accumulators: str
     coarse: str | None = None
 
     @property
     def stream(self) -> str:
         """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
-        return "optimizer" if self.model == "optimizer" else f"{_MOTIONS[self.increments]}/{self.substeps}"
+        if self.model == "optimizer":
+            return "optimizer"
+        motion = "empirical" if self.model == "empirical" else _MOTIONS[self.increments]
+        return f"{motion}/{self.substeps}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,9 @@ class Options:
     substeps: int = 1
     bias_correction: str = "discrete"
     increments: str = "gaussian"
+    samples: int = 8
+    coefficients: str = "sampled"
+    accumulators: str = "lognormal"
     start: Any = None
     keep_paths: int = 0
     observables: Any = None
@@ -134,7 +151,8 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
     """
     known = models_of(optimizer)
     if models is None:
-        models = [name for name in known if name not in ON_REQUEST]
+        unasked = [] if sdes_of(optimizer) else ["empirical"]
+        models = [name for name in known if name not in ON_REQUEST or name in unasked]
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example ['optimizer', {models!r}].")
     if not isinstance(models, Mapping):
@@ -153,7 +171,7 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
             )
         for key in own:
             _check.choice(f"models[{label!r}]", key, allowed)
-        common = {k: getattr(options, k) for k in ("integrator", "substeps", "bias_correction", "increments")}
+        common = {key: getattr(options, key) for key in allowed if key != "model"}
         merged = {"model": label, **common, **own}
         where = "model" if len(models) == 1 else "models"
         if merged["model"] not in known and merged["model"] in MODELS:
@@ -166,6 +184,9 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
             _check.at_least("substeps", merged["substeps"], 1),
             _check.choice("bias_correction", merged["bias_correction"], BIAS_CORRECTIONS),
             _check.choice("increments", merged["increments"], INCREMENTS),
+            _check.at_least("samples", merged["samples"], 2),
+            _check.choice("coefficients", merged["coefficients"], COEFFICIENTS),
+            _check.choice("accumulators", merged["accumulators"], ACCUMULATORS),
         )
         if model.model == "optimizer":
             model = replace(model, substeps=1)

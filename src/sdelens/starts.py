@@ -12,7 +12,7 @@ from jax import Array
 from sdelens import _check
 from sdelens._random import Stream
 from sdelens._tree import Layout
-from sdelens.optimizers import CONVERGED, AdamW, Optimizer, RMSpropW, State
+from sdelens.optimizers import CONVERGED, Optimizer, State
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Start", "start_of"]
@@ -111,22 +111,22 @@ def _random(function: Callable[[Any], Any], problem: AbstractProblem) -> Start:
 
 def _saved(given: State, problem: AbstractProblem, optimizer: Optimizer) -> Start:
     x = problem.start if given.x is None else _flat("start.x", given.x, problem)
-    owns = {"m": isinstance(optimizer, AdamW), "v": isinstance(optimizer, AdamW | RMSpropW)}
+    owns = optimizer.accumulators
     parts: dict[str, Any] = {}
-    for name, has in owns.items():
+    for name in ("m", "v"):
         value = getattr(given, name)
         if value is None:
             continue
-        if not has:
+        if name not in owns:
             raise ValueError(f"start.{name}: {optimizer.name} has no such accumulator; leave it out.")
         parts[name] = _flat(f"start.{name}", value, problem)
     if "v" in parts and bool((parts["v"] < 0).any()):
         raise ValueError(f"start.v: got {float(parts['v'].min())}; second moments are 0 or greater.")
-    if isinstance(optimizer, AdamW):
+    if "count" in owns:
         if bool(parts) != (given.count is not None) or len(parts) == 1:
             raise ValueError(
-                "start: for adamw give m, v and count together; count is the number of gradients they have averaged "
-                "(`step` in a PyTorch optimizer's state, `count` in optax's)."
+                f"start: for {optimizer.name} give m, v and count together; count is the number of gradients they "
+                "have averaged (`step` in a PyTorch optimizer's state, `count` in optax's)."
             )
         if given.count is not None:
             parts["count"] = jnp.asarray(min(_check.at_least("start.count", given.count, 0), CONVERGED), jnp.int32)

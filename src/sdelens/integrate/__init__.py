@@ -3,6 +3,7 @@
 from sdelens.integrate._base import MAX_COORDINATES, Stepper
 from sdelens.integrate.coupled import Coupled
 from sdelens.integrate.discrete import Discrete
+from sdelens.integrate.empirical import Empirical
 from sdelens.integrate.euler import STAGES, EulerMaruyama
 
-__all__ = ["MAX_COORDINATES", "STAGES", "Coupled", "Discrete", "EulerMaruyama", "Stepper"]
+__all__ = ["MAX_COORDINATES", "STAGES", "Coupled", "Discrete", "Empirical", "EulerMaruyama", "Stepper"]

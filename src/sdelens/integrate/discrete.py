@@ -2,10 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import optax
+import equinox as eqx
 from jax import Array
 
 from sdelens._random import Stream
+from sdelens._tree import Layout
 from sdelens.integrate._base import Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
@@ -16,26 +17,32 @@ __all__ = ["Discrete"]
 
 
 class DiscreteState(NamedTuple):
-    """Parameters and the optax state beside them."""
+    """Parameters and what the optimizer keeps beside them."""
 
     x: Any
-    inner: optax.OptState
+    inner: Any
 
 
 class Discrete(Stepper):
     """x, optax state ← optax update with g = ∇f(x) + Z.
 
-    The specified optimizers are element-wise, so one update serves all paths at once and their counters stay scalars.
+    Attributes:
+        problem: what is minimised.
+        noise: law of g, bound to the problem.
+        optimizer: the specification.
+        start: where the paths start.
+        layout: of the problem's parameters.
     """
 
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: Optimizer
     start: Start
+    layout: Layout = eqx.field(static=True)
 
     def init(self, stream: Stream) -> DiscreteState:  # noqa: D102
         state = self.start.state(stream, lambda x: self.optimizer.initial_state(self.problem, self.noise, x))
-        return DiscreteState(state.x, self.optimizer.optax_state(state))
+        return DiscreteState(state.x, self.optimizer.begin(state, self.layout, stream))
 
     def position(self, state: DiscreteState) -> Array:  # noqa: D102
         return state.x
@@ -52,5 +59,4 @@ class Discrete(Stepper):
 
     def advance(self, state: DiscreteState, noisy: Array) -> DiscreteState:
         """One update with a given stochastic gradient."""
-        updates, inner = self.optimizer.to_optax().update(noisy, state.inner, state.x)
-        return DiscreteState(optax.apply_updates(state.x, updates), inner)
+        return DiscreteState(*self.optimizer.advance(state.x, state.inner, noisy, self.layout))

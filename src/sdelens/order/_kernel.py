@@ -142,7 +142,7 @@ class SignChain:
         x = jnp.asarray(self.grid)
         grad = self.problem.evaluate(x)[1]
         mean = np.asarray(jnp.broadcast_to(self.noise.mean_sign(grad, x), x.shape))
-        stepper = Discrete(self.problem, self.noise, optimizer, Start(self.problem.start))
+        stepper = Discrete(self.problem, self.noise, optimizer, Start(self.problem.start), self.problem.layout)
         moves = []
         for sign in (1.0, -1.0):
             state = DiscreteState(x, optimizer.optax_state(State(x)))

@@ -159,7 +159,7 @@ class Study:
                 EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments)
                 for level in (n, n // 2, n // 4, 1)
             ]
-        discrete = Discrete(self.problem, noise, optimizer, start)
+        discrete = Discrete(self.problem, noise, optimizer, start, self.problem.layout)
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
         devices = len(plan.devices)

@@ -47,7 +47,7 @@ _SDES: dict[type[Optimizer], dict[str, _Builder]] = {
 
 def sdes_of(optimizer: Optimizer) -> list[str]:
     """Names of the SDEs that exist for an optimizer."""
-    return list(_SDES[type(optimizer)])
+    return list(_SDES.get(type(optimizer), {}))
 
 
 def build_sde(

@@ -11,12 +11,13 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._names import FORMS
-from sdelens.case import Case, check_subject
+from sdelens.case import Case
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import SGD, Optimizer, SignSGD
+from sdelens.optimizers import SGD, DecayedOptimizer, Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
 from sdelens.theory._constants import constants
 from sdelens.theory._drafts import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
+from sdelens.theory._known import check_known
 
 __all__ = ["Assumption", "LossBound", "loss_bound"]
 
@@ -124,7 +125,7 @@ def loss_bound(
         >>> bound.loss.round(4)
         array([1.    , 0.0526])
     """
-    check_subject(problem, noise, optimizer)
+    optimizer = check_known(problem, noise, optimizer)
     _check.choice("form", form, FORMS)
     times = np.asarray(_check.finite_array("times", np.asarray(times), (1,)), np.float64)
     if (times < 0).any():
@@ -188,7 +189,7 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
 
 
 def _evaluate(
-    draft: Draft, start: float, times: np.ndarray, lr: float, optimizer: Optimizer, discrete: bool
+    draft: Draft, start: float, times: np.ndarray, lr: float, optimizer: DecayedOptimizer, discrete: bool
 ) -> np.ndarray:
     """The excess loss at the times: step by step, or with every step resolved in continuous time."""
     if draft.root and not discrete:
@@ -224,19 +225,19 @@ def _step_of(draft: Draft, lr: float, discrete: bool) -> Callable[[float, float]
     return step
 
 
-def _multipliers(optimizer: Optimizer, count: int) -> np.ndarray:
+def _multipliers(optimizer: DecayedOptimizer, count: int) -> np.ndarray:
     if optimizer.schedule is None:
         return np.ones(count)
     return np.asarray(jax.vmap(lambda k: jnp.asarray(optimizer.multiplier(k), float))(jnp.arange(count)), np.float64)
 
 
-def _passed(optimizer: Optimizer, times: np.ndarray, lr: float) -> np.ndarray:
+def _passed(optimizer: DecayedOptimizer, times: np.ndarray, lr: float) -> np.ndarray:
     """∫ h dt up to each time."""
     h = _multipliers(optimizer, math.ceil(times.max() / lr))
     return np.interp(times, lr * np.arange(len(h) + 1), np.concatenate([[0.0], lr * np.cumsum(h)]))
 
 
-def _vanishing(optimizer: Optimizer) -> tuple[bool | None, str]:
+def _vanishing(optimizer: DecayedOptimizer) -> tuple[bool | None, str]:
     if optimizer.name not in ("sgd", "signsgd"):
         return None, ""
     if optimizer.schedule is None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sdelens._matrix import times
-from sdelens.optimizers import AdamW, Optimizer, RMSpropW, SignSGD, State, precondition
+from sdelens.optimizers import AdamW, DecayedOptimizer, RMSpropW, SignSGD, State, precondition
 from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, transpose
 
 __all__ = ["Moments", "Record", "advance", "fluctuation", "propagate", "share_of_root", "start_moments"]
@@ -65,7 +65,7 @@ class Record(NamedTuple):
     x_variance: Any
 
 
-def start_moments(model: LinearGradient, state: State, spread: Array, optimizer: Optimizer) -> Moments:
+def start_moments(model: LinearGradient, state: State, spread: Array, optimizer: DecayedOptimizer) -> Moments:
     """Moments at step 0 of the optimizer's state, with Cov x `spread`."""
     x = state.x
     if not isinstance(optimizer, RMSpropW | AdamW):
@@ -80,7 +80,7 @@ def start_moments(model: LinearGradient, state: State, spread: Array, optimizer:
     return Moments(x, spread, state.m, xm, mm, state.v, count=state.count, **known)
 
 
-def advance(model: LinearGradient, optimizer: Optimizer, y: Moments, k: Array) -> Moments:
+def advance(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: Array) -> Moments:
     """Moments after step k."""
     rate = optimizer.lr * optimizer.multiplier(k)
     keep = 1 - rate * optimizer.decay_rate
@@ -206,7 +206,7 @@ def _advance_pair(
 
 
 def propagate(
-    model: LinearGradient, optimizer: Optimizer, start: Moments, steps: int, record_every: int, kept: int
+    model: LinearGradient, optimizer: DecayedOptimizer, start: Moments, steps: int, record_every: int, kept: int
 ) -> Record:
     """Moments along the run, recorded every `record_every`-th step and at the last; the first `kept` coordinates."""
     full = steps // record_every
@@ -215,7 +215,7 @@ def propagate(
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _propagate(
-    model: LinearGradient, optimizer: Optimizer, y: Moments, full: int, every: int, rest: int, kept: int
+    model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, full: int, every: int, rest: int, kept: int
 ) -> Record:
     def observe(y: Moments) -> Record:
         return Record(*model.loss(y.x, y.xx), y.x[:kept], diagonal(y.xx)[:kept])

@@ -13,12 +13,13 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._random import Stream
-from sdelens.case import Case, Estimate, check_subject
+from sdelens.case import Case, Estimate
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD, State
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
 from sdelens.theory._closure import Record, propagate, start_moments
+from sdelens.theory._known import check_known
 from sdelens.theory._moments import LinearGradient, linear_gradient
 
 __all__ = ["estimate", "predict", "require_variance"]
@@ -80,7 +81,7 @@ def predict(
         >>> curve.models
         ['prediction']
     """
-    check_subject(problem, noise, optimizer)
+    optimizer = check_known(problem, noise, optimizer)
     steps = _check.at_least("steps", steps, 1)
     every = min(_check.at_least("record_every", record_every, 1), steps)
     case = Case.checked(problem, noise, optimizer, start, steps)

@@ -15,11 +15,12 @@ from sdelens import _check
 from sdelens._matrix import times
 from sdelens._names import FORMS
 from sdelens._output import text_table
-from sdelens.case import Case, check_subject
+from sdelens.case import Case
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
+from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
 from sdelens.theory._closure import Moments, advance, fluctuation, share_of_root
+from sdelens.theory._known import check_known
 from sdelens.theory._moments import (
     MAX_DENSE,
     LinearGradient,
@@ -159,7 +160,7 @@ def stationary(
         >>> sl.theory.stationary(sl.Quadratic([2.0]), sl.GaussianNoise(1.0), sl.SGD(0.1)).variance.round(6)
         array([0.027778])
     """
-    check_subject(problem, noise, optimizer)
+    optimizer = check_known(problem, noise, optimizer)
     _check.choice("form", form, FORMS)
     if optimizer.schedule is not None:
         raise ValueError("optimizer: has a schedule, under which nothing is stationary; give one without.")
@@ -173,7 +174,7 @@ def stationary(
     return Stationary(mean, spread, loss, loss - float(model.infimum), form, described)
 
 
-def _require_restoring(model: LinearGradient, optimizer: Optimizer) -> None:
+def _require_restoring(model: LinearGradient, optimizer: DecayedOptimizer) -> None:
     curvature = np.asarray(model.curvature, np.float64)
     values = curvature if curvature.ndim == 1 else np.linalg.eigvalsh(curvature)
     lowest, decay = float(values.min()), float(optimizer.decay_rate)
@@ -185,7 +186,7 @@ def _require_restoring(model: LinearGradient, optimizer: Optimizer) -> None:
         )
 
 
-def _of_paper(model: LinearGradient, optimizer: Optimizer) -> tuple[np.ndarray, np.ndarray]:
+def _of_paper(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.ndarray, np.ndarray]:
     """Rest of the SDE, linearised at the minimum, with P = σ."""
     curvature, theta, lr = np.asarray(model.curvature, np.float64), float(optimizer.decay_rate), float(optimizer.lr)
     at, none = model.minimiser, jnp.zeros_like(model.curvature)
@@ -208,7 +209,7 @@ def _of_paper(model: LinearGradient, optimizer: Optimizer) -> tuple[np.ndarray, 
     return mean, _fixed_point(again, np.zeros_like(drive), optimizer)
 
 
-def _of_algorithm(model: LinearGradient, optimizer: Optimizer) -> tuple[np.ndarray, np.ndarray]:
+def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.ndarray, np.ndarray]:
     """Rest of the closure, by fixed-point iteration of mean, covariance and second moment."""
     step: Any = _sign_rest if isinstance(optimizer, SignSGD) else _linear_rest
     dim, shape = len(model.minimiser), model.curvature.shape
@@ -304,7 +305,7 @@ def _second_moment(
 
 
 def _discrete_pair(
-    pull: np.ndarray, lr: float, theta: float, b1: float, drive: np.ndarray, optimizer: Optimizer
+    pull: np.ndarray, lr: float, theta: float, b1: float, drive: np.ndarray, optimizer: DecayedOptimizer
 ) -> np.ndarray:
     """Cov x at rest of x ← (1 − ηθ)x − ηn, n ← β₁n + (1 − β₁)(Px + z) with Cov z `drive`; n is P⁻¹m."""
     c, keep = 1 - b1, 1 - lr * theta
@@ -355,7 +356,9 @@ def _sign_rest(
     return centre, _discrete(factor, lr**2 * rest, optimizer)
 
 
-def _fixed_point(function: Callable[[np.ndarray], np.ndarray], start: np.ndarray, optimizer: Optimizer) -> np.ndarray:
+def _fixed_point(
+    function: Callable[[np.ndarray], np.ndarray], start: np.ndarray, optimizer: DecayedOptimizer
+) -> np.ndarray:
     value = start
     for _ in range(_ROUNDS):
         new = function(value)
@@ -375,7 +378,7 @@ def _continuous(pull: np.ndarray, theta: float, drive: np.ndarray) -> np.ndarray
     return _even(solve_continuous_lyapunov(total, drive))
 
 
-def _discrete(factor: np.ndarray, drive: np.ndarray, optimizer: Optimizer) -> np.ndarray:
+def _discrete(factor: np.ndarray, drive: np.ndarray, optimizer: DecayedOptimizer) -> np.ndarray:
     """S with S = A S Aᵀ + drive."""
     if np.abs(np.linalg.eigvals(factor)).max() >= 1:
         raise _unstable(optimizer)
@@ -386,7 +389,7 @@ class _UnstableError(ValueError):
     """The recursion with given coefficients has no law at rest."""
 
 
-def _unstable(optimizer: Optimizer) -> _UnstableError:
+def _unstable(optimizer: DecayedOptimizer) -> _UnstableError:
     return _UnstableError(
         f"optimizer: at lr = {optimizer.lr:g} {optimizer.name} does not come to rest about the minimum; "
         "give a smaller lr."

@@ -1,0 +1,149 @@
+r"""The SDE of any optimizer, with coefficients from its own update.
+
+With y = (x, what the optimizer keeps) and one update y ← y + D(y, g), the drift is E[D]/η and the diffusion has
+covariance Cov(D)/η. Neither is derived: K stochastic gradients g_j are drawn at one state, each is put through the
+update, and
+
+    y ← y + D̄ + (1/√K) Σ_j ξ_j (D_j − D̄),   ξ_j independent N(0, 1), the same for all parts and coordinates.
+
+D̄ is unbiased; given the samples the step is normal; and its covariance, that of D̄ included, is Cov(D) in the mean, with
+every correlation between coordinates and parts, without a matrix. With n substeps the step is D̄/n plus the sum times
+√((1 − 1/(nK))/(n(K − 1))), so that again the whole covariance over n of them is Cov(D).
+
+This is a weak approximation of order 1 wherever every increment is O(η) with smooth coefficients (β = 1 − ηρ). At fixed
+β, for sums of squares with increments of O(1) and for signs of small numbers it matches two moments of a step.
+
+Where a part is a sum or mean of squares, normal noise could make it negative and the next step explode. It moves by
+
+    v ← μ exp(s ζ − s²/2),  μ = v + D̄,  s² = log(1 + q/μ²),
+
+with ζ the standard normal number that its noise is a multiple of and q the variance of that: mean and variance are
+those of the normal step, and it stays positive. ``accumulators="drift"`` leaves its noise out.
+"""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sdelens._random import Stream
+from sdelens.integrate.discrete import Discrete, DiscreteState
+
+__all__ = ["Empirical"]
+
+_SAMPLES = np.uint32(2**31 + 2)
+"""Substep whose draws are those of sampled gradients."""
+_HELD = ("counter", "key")
+"""Laws of leaves that change once an optimizer step, as they do there."""
+
+
+class Empirical(Discrete):
+    """One optimizer step η as `substeps` steps of the SDE whose coefficients are those of sampled updates.
+
+    Attributes:
+        samples: K ≥ 2 updates a (sub)step.
+        substeps: n ≥ 1. Counters and random keys are held over the whole of an optimizer step.
+        increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
+        accumulators: of squares: ``"lognormal"`` or ``"drift"``.
+    """
+
+    samples: int = eqx.field(default=8, static=True)
+    substeps: int = eqx.field(default=1, static=True)
+    increments: str = eqx.field(default="gaussian", static=True)
+    accumulators: str = eqx.field(default="lognormal", static=True)
+
+    def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
+        laws = jax.tree.leaves(self.optimizer.laws(state.inner, self.layout))
+        state, whole = self._substep(k, 0, state, grad, stream, laws)
+        if self.substeps > 1:
+
+            def body(j: Array, loop: tuple[DiscreteState, list[Array]]) -> tuple[DiscreteState, list[Array]]:
+                state = loop[0]
+                grad = self.evaluate(state.x)[1] if self.needs_gradient else state.x
+                return self._substep(k, j, state, grad, stream, laws)
+
+            state, whole = lax.fori_loop(1, self.substeps, body, (state, whole))
+        inner, tree = jax.tree.flatten(state.inner)
+        held = iter(whole)
+        inner = [next(held) if law in _HELD else leaf for leaf, law in zip(inner, laws, strict=True)]
+        return DiscreteState(state.x, jax.tree.unflatten(tree, inner))
+
+    def _substep(
+        self, k: Array, j: Array | int, state: DiscreteState, grad: Array, stream: Stream, laws: list[str]
+    ) -> tuple[DiscreteState, list[Array]]:
+        """The state after a substep, and what an optimizer step makes of the leaves that are held until its end."""
+        draw = stream.at(k, j).normal if self.increments == "gaussian" else stream.at(k, j).signs
+        xi = draw(self.samples, state.x.dtype)
+        inner, tree = jax.tree.flatten(state.inner)
+        old, laws = [state.x, *inner], ["free", *laws]
+        moving = [i for i, law in enumerate(laws) if law not in _HELD]
+
+        def update(i: Array) -> list[Array]:
+            own = stream.at(jnp.asarray(j) * self.samples + i, _SAMPLES)
+            gradient = self.noise.gradient(k, state.x, grad, own)
+            keyed = [_own_key(leaf, i) if law == "key" else leaf for leaf, law in zip(inner, laws[1:], strict=True)]
+            x, kept = self.optimizer.advance(state.x, jax.tree.unflatten(tree, keyed), gradient, self.layout)
+            return [x, *jax.tree.leaves(kept)]
+
+        def add(sums: list[_Sums], i: Array) -> tuple[list[_Sums], list[Array]]:
+            new, weight = update(i), lax.dynamic_index_in_dim(xi, i)
+            sums = [total.add(new[m] - old[m], weight) for m, total in zip(moving, sums, strict=True)]
+            return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in _HELD]
+
+        zeros = [_Sums.zeros(old[m], laws[m] == "positive") for m in moving]
+        sums, held = lax.scan(add, zeros, jnp.arange(self.samples))
+        for m, total in zip(moving, sums, strict=True):
+            old[m] = self._moved(old[m], laws[m], total, xi.sum(axis=0)).astype(old[m].dtype)
+        return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
+
+    def _moved(self, old: Array, law: str, sums: "_Sums", weights: Array) -> Array:
+        """One part of the state after a substep."""
+        samples, n = self.samples, self.substeps
+        share = math.sqrt((1 - 1 / (n * samples)) / (n * (samples - 1)))
+        mean = sums.steps / samples
+        ahead = old + mean / n
+        if law == "mean" or (law == "positive" and self.accumulators == "drift"):
+            return ahead
+        noise = share * (sums.weighted - weights * mean)
+        if sums.squares is None:
+            return ahead + noise
+        return _lognormal(ahead, noise, share**2 * (sums.squares - samples * mean**2))
+
+
+class _Sums(NamedTuple):
+    """Over the samples: D_j, ξ_j D_j, and D_j² where it is asked for."""
+
+    steps: Array
+    weighted: Array
+    squares: Array | None
+
+    @classmethod
+    def zeros(cls, like: Array, squares: bool) -> "_Sums":
+        zero = jnp.zeros_like(like)
+        return cls(zero, zero, zero if squares else None)
+
+    def add(self, step: Array, weight: Array) -> "_Sums":
+        squares = None if self.squares is None else self.squares + step**2
+        return _Sums(self.steps + step, self.weighted + weight * step, squares)
+
+
+def _lognormal(mean: Array, noise: Array, variance: Array) -> Array:
+    """A positive number of that mean and variance, in place of mean + noise; as it is where the mean is 0."""
+    tiny = jnp.finfo(mean.dtype).tiny
+    variance = jnp.maximum(variance, 0)
+    size = jnp.sqrt(jnp.log1p(variance / jnp.maximum(mean, math.sqrt(tiny)) ** 2))
+    standard = noise / jnp.sqrt(jnp.maximum(variance, tiny))
+    return jnp.where(variance > 0, mean * jnp.exp(size * standard - 0.5 * size**2), mean)
+
+
+def _own_key(data: Array, sample: Array) -> Array:
+    """Key data of shape (words, P) for one of the samples of a step."""
+
+    def one(words: Array) -> Array:
+        return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(words), sample))
+
+    return jax.vmap(one, in_axes=-1, out_axes=-1)(data)

@@ -1,0 +1,26 @@
+"""Optimizers as frozen specifications: one object from which everything else is derived.
+
+The discrete run (`to_optax`), the initial state, the SDEs, and whatever else knows an optimizer read the same object,
+so they cannot disagree. Time is t = kη at step k, with η = `lr`.
+"""
+
+from sdelens.optimizers._accumulators import LAWS
+from sdelens.optimizers._adaptive import AdamW, RMSpropW
+from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition
+from sdelens.optimizers._from_optax import FromOptax
+from sdelens.optimizers._sgd import SGD
+from sdelens.optimizers._sign import SignSGD
+
+__all__ = [
+    "CONVERGED",
+    "LAWS",
+    "SGD",
+    "AdamW",
+    "DecayedOptimizer",
+    "FromOptax",
+    "Optimizer",
+    "RMSpropW",
+    "SignSGD",
+    "State",
+    "precondition",
+]

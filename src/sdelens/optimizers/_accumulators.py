@@ -1,0 +1,120 @@
+"""How an SDE treats the parts of an optax state: by their type, and by name where optax keeps squares."""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["BOUND", "LAWS", "POSITIVE", "Leaf", "laws_of", "leaves_of"]
+
+LAWS: Final = {
+    "free": "floating numbers of any sign: drift and normal noise",
+    "positive": "sums and means of squares: drift and noise that keep the sign",
+    "mean": "numbers bound to others of the state: drift alone",
+    "counter": "integers and truth values: as in the optimizer",
+    "key": "random keys: as in the optimizer, one for every path",
+}
+"""The laws, and what they are for."""
+
+POSITIVE: Final = {
+    "ScaleByAdamState": ("nu",),
+    "ScaleByNovogradState": ("nu",),
+    "ScaleByDistanceOverGradientsState": ("max_dist", "grad_sum_of_squares"),
+    "ScaleByAmsgradState": ("nu", "nu_max"),
+    "ScaleByBeliefState": ("nu",),
+    "ScaleByRmsState": ("nu",),
+    "ScaleByRmsWithCountState": ("nu",),
+    "ScaleByRssState": ("sum_of_squares",),
+    "ScaleByAdaDeltaState": ("e_g", "e_x"),
+    "ScaleByAdanState": ("n",),
+    "ScaleByRpropState": ("step_sizes",),
+    "ScaleBySM3State": ("mu", "nu"),
+    "FactoredState": ("v_row", "v_col", "v"),
+    "ScaleByAdemamixState": ("nu",),
+    "ScaleBySimplifiedAdEMAMixState": ("n",),
+    "DAdaptAdamWState": ("exp_avg_sq", "estim_lr"),
+    "ProdigyState": ("exp_avg_sq", "estim_lr"),
+    "MomoAdamState": ("exp_avg_sq",),
+    "MadgradState": ("grad_sum_sq",),
+    "DoGState": ("max_dist", "sum_sq_norm_grads"),
+    "DoWGState": ("estim_sq_dist", "weighted_sq_norm_grads"),
+    "ScheduleFreeState": ("weight_sum", "max_lr"),
+    "COCOBState": ("scale", "subgradients", "reward"),
+}
+"""Fields of optax's states that are never negative."""
+
+BOUND = {"ScaleByRStdDevState": ("mu", "nu"), "ScaleByRStdDevWithCountState": ("mu", "nu")}
+"""Fields with a bound in common: the centred second moment is ν − μ²."""
+
+
+class Leaf(NamedTuple):
+    """One leaf of an optax state.
+
+    Attributes:
+        path: as JAX writes it.
+        fields: class and field of every named tuple on the way to it, the outermost first.
+        shape: of one path.
+        dtype: as optax has it.
+        law: one of `LAWS`.
+    """
+
+    path: str
+    fields: tuple[tuple[str, str], ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    law: str
+
+
+def leaves_of(state: Any, positive: tuple[str, ...] = ()) -> list[Leaf]:
+    """What an optax state consists of, with the user's own names of fields that are never negative.
+
+    Raises:
+        TypeError: if there is no law for a leaf, naming it.
+    """
+    found = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        fields = tuple(_fields(state, path))
+        label = jax.tree_util.keystr(path)
+        found.append(Leaf(label, fields, array.shape, array.dtype, _law(label, fields, array, positive)))
+    return found
+
+
+def laws_of(state: Any) -> Any:
+    """The laws of an optax state's leaves, as a pytree of its structure."""
+    return jax.tree.unflatten(jax.tree.structure(state), [leaf.law for leaf in leaves_of(state)])
+
+
+def _fields(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+    for key in path:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            yield type(node).__name__, key.name
+            node = getattr(node, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey):
+            node = node[key.idx]
+        elif isinstance(key, jax.tree_util.DictKey):
+            node = node[key.key]
+        else:
+            return
+
+
+def _law(label: str, fields: tuple[tuple[str, str], ...], leaf: Any, positive: tuple[str, ...]) -> str:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (
+        leaf.dtype == jnp.uint32 and leaf.shape[-1:] == (2,) and any("key" in name for _, name in fields)
+    ):
+        return "key"
+    if jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_):
+        return "counter"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(
+            f"transformation: keeps {label} of type {leaf.dtype}; an SDE knows real numbers, integers, truth values "
+            "and random keys."
+        )
+    for owner, name in fields:
+        if name in positive or name in POSITIVE.get(owner, ()):
+            return "positive"
+        if name in BOUND.get(owner, ()):
+            return "mean"
+    return "free"

@@ -1,0 +1,226 @@
+"""What every optimizer specification is, and what those with decoupled decay and a schedule share."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sdelens import _check
+from sdelens._names import DECAYS
+from sdelens._random import Stream
+from sdelens._tree import Layout
+from sdelens.optimizers._accumulators import laws_of
+from sdelens.schedules import Schedule
+
+if TYPE_CHECKING:
+    from sdelens.noise import AbstractNoise
+    from sdelens.problems import AbstractProblem
+
+__all__ = ["CONVERGED", "DecayedOptimizer", "Optimizer", "State", "floor", "number", "precondition", "second_moment"]
+
+CONVERGED = 2**30
+"""Updates after which no bias is left to correct for any decay that float32 tells from 1."""
+
+
+class State(NamedTuple):
+    """State of an optimizer or of its SDE, each component of shape (d,), or (d, P) for P paths.
+
+    As a `start`, each part is a flat vector or a pytree like the parameters: ``State(x, m, v, count)`` with optax's
+    ``mu``, ``nu`` and ``count``, or PyTorch's ``exp_avg``, ``exp_avg_sq`` and ``step``; x None is the problem's start.
+
+    Attributes:
+        x: parameters.
+        m: first-moment accumulator, None where the optimizer has none.
+        v: second-moment accumulator, None where the optimizer has none.
+        count: number of gradients m and v had averaged at step 0, shared by all paths; Adam's bias correction goes by
+            it. None where the optimizer corrects none.
+        found: what an integrator keeps of the noise's law for some steps (`AbstractNoise.survey`), None elsewhere.
+    """
+
+    x: Any
+    m: Any = None
+    v: Any = None
+    count: Any = None
+    found: Any = None
+
+
+class Optimizer(eqx.Module):
+    """A specification: what the discrete run, its start and its SDEs all read.
+
+    `begin`, `advance` and `laws` are the optimizer run over many paths.
+
+    Attributes:
+        accumulators: the parts of `State` that it has beside x, and what optax calls them.
+        lr: learning rate η, which sets the unit of time.
+    """
+
+    accumulators: ClassVar[Mapping[str, str]] = {}
+    lr: eqx.AbstractVar[float]
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What tables call it."""
+
+    @abc.abstractmethod
+    def to_optax(self) -> optax.GradientTransformation:
+        """The optimizer as an optax transformation; `update` needs the parameters."""
+
+    @abc.abstractmethod
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+        """State at step 0 of paths at x, each component of its shape, (d,) or (d, P)."""
+
+    @abc.abstractmethod
+    def at_lr(self, lr: float) -> Self:
+        """The same optimizer in continuous time at another learning rate.
+
+        Raises:
+            ValueError: if there is none.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What it takes to build it again, JSON types only; ``rerunnable`` is False where that cannot be."""
+
+    @abc.abstractmethod
+    def begin(self, state: State, layout: Layout, stream: Stream) -> Any:
+        """What the optimizer keeps beside x at step 0: a pytree of scalars and of arrays (n,) or (n, P)."""
+
+    @abc.abstractmethod
+    def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
+        """One update of all paths, x and gradient of shape (d, P): x, and what is kept beside it."""
+
+    @abc.abstractmethod
+    def laws(self, inner: Any, layout: Layout) -> Any:
+        """How an SDE treats every leaf of `inner`, one of `LAWS`: a pytree of its structure."""
+
+
+class DecayedOptimizer(Optimizer):
+    """What our own specifications share: learning rate η, decoupled decay θ, and a schedule h.
+
+    One step is x ← x − ηhₖ·direction − decay·x, where the decay is ηhₖθ if `decay` is ``"coupled"`` (PyTorch and optax)
+    and hₖθ if ``"independent"``. The numbers are leaves: a change of the learning rate compiles nothing again.
+    """
+
+    weight_decay: eqx.AbstractVar[float]
+    decay: eqx.AbstractVar[str]
+    schedule: eqx.AbstractVar[Schedule | None]
+
+    def __check_init__(self) -> None:
+        _check.choice("decay", self.decay, DECAYS)
+
+    @abc.abstractmethod
+    def _direction(self) -> optax.GradientTransformation:
+        """The optax transformation of the gradient before decay and learning rate."""
+
+    def at_lr(self, lr: float) -> Self:
+        """The same optimizer in continuous time at another learning rate.
+
+        ρ = (1 − β)/η, the decay θ per unit of time, ε, and the schedule as a function of t = kη are kept: the family of
+        which an SDE is the limit as η → 0.
+
+        Raises:
+            ValueError: if ηρ > 1, so that a β would be negative; the message names the largest legal η.
+        """
+        lr = _check.positive("lr", lr)
+        ratio = lr / self.lr
+        changed: dict[str, Any] = {"lr": lr}
+        for name in ("b1", "b2"):
+            if hasattr(self, name):
+                forgets = (1 - getattr(self, name)) * ratio
+                if 1 < forgets < 1 + 1e-9:  # rounding
+                    forgets = 1.0
+                if forgets > 1:
+                    raise ValueError(
+                        f"lr: got {lr:g}, at which {name} = {1 - forgets:.3g} is negative; with (1 - {name})/lr = "
+                        f"{forgets / lr:g} held, lr may be at most {lr / forgets:g}."
+                    )
+                changed[name] = 1 - forgets
+        if self.decay == "independent":
+            changed["weight_decay"] = self.weight_decay * ratio
+        if self.schedule is not None:
+            changed["schedule"] = self.schedule.stretched(1 / ratio)
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def decay_rate(self) -> Any:
+        """Rate of decay per unit of time t = kη: θ if coupled, θ/η if independent."""
+        return self.weight_decay if self.decay == "coupled" else self.weight_decay / self.lr
+
+    def multiplier(self, step: Any) -> Any:
+        """Schedule h at a step: 1 without a schedule."""
+        return 1.0 if self.schedule is None else self.schedule(step, self.lr)
+
+    def to_optax(self) -> optax.GradientTransformation:
+        """The optimizer as an optax transformation; `update` needs the parameters. Accumulators start at 0."""
+        rate: Any = self.lr
+        if self.schedule is not None:
+            rate = lambda count: self.lr * self.multiplier(count)  # noqa: E731
+        decay = optax.add_decayed_weights(self.decay_rate)
+        return optax.chain(self._direction(), decay, optax.scale_by_learning_rate(rate))
+
+    def optax_state(self, state: State) -> optax.OptState:
+        """The state of `to_optax()` at step 0 with the accumulators of `state`, for example `initial_state`'s."""
+        inner = self.to_optax().init(state.x)
+        parts = {theirs: getattr(state, ours) for ours, theirs in self.accumulators.items()}
+        parts = {name: value for name, value in parts.items() if value is not None}
+        # The count of the moments, not that of a schedule.
+        return optax.tree.set(
+            inner, lambda path, _: getattr(path[-1], "tuple_name", "") != "ScaleByScheduleState", **parts
+        )
+
+    def begin(self, state: State, layout: Layout, stream: Stream) -> Any:
+        """The optax state; the update is element-wise, so that one serves all paths and counters are scalars."""
+        return self.optax_state(state)
+
+    def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
+        """One optax update of all paths at once."""
+        updates, inner = self.to_optax().update(gradient, inner, x)
+        return optax.apply_updates(x, updates), inner
+
+    def laws(self, inner: Any, layout: Layout) -> Any:
+        """Those of the optax state."""
+        return laws_of(inner)
+
+    def describe(self) -> dict[str, Any]:
+        """The numbers and options, JSON types only; ``rerunnable`` is False if the schedule is a function."""
+        described: dict[str, Any] = {"name": self.name}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "schedule":
+                described[field.name] = value if isinstance(value, str | bool) else float(value)
+        if self.schedule is not None:
+            described["schedule"] = schedule = self.schedule.describe()
+            described |= {} if schedule.get("rerunnable", True) else {"rerunnable": False}
+        return described
+
+
+def number(check: Callable[[str, Any], Any], name: str) -> Callable[[Any], Any]:
+    """A field's converter that checks a number under its own name."""
+    return lambda value: check(name, value)
+
+
+def second_moment(problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> tuple[Array, Array]:
+    """∇f and E g² = (∇f)² + diag Σ at x."""
+    _, grad = problem.evaluate(x)
+    return grad, (grad**2 + noise.variance(x)).astype(x.dtype)
+
+
+def floor(eps: Any) -> Any:
+    """ε, or where ε is 0 the least number whose square float32 holds.
+
+    A coordinate with neither gradient nor noise then stays still, and one whose squares underflow nearly so.
+    """
+    least = float(jnp.finfo(jnp.float32).tiny) ** 0.5
+    return jnp.maximum(eps, least) if _check.is_traced(eps) else max(eps, least)
+
+
+def precondition(numerator: Array, v: Array, eps: Any) -> Array:
+    """Numerator / (√v + ε), and 0 where both numerator and v are 0."""
+    # A product with the inverse: XLA then divides once for all numerators of one v.
+    return numerator * (1 / (jnp.sqrt(v) + floor(eps)))

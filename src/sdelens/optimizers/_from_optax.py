@@ -1,0 +1,221 @@
+"""Any optax transformation as an optimizer specification."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sdelens import _check
+from sdelens._random import Stream
+from sdelens._tree import Layout
+from sdelens.optimizers._accumulators import Leaf, leaves_of
+from sdelens.optimizers._base import Optimizer, State, number
+
+__all__ = ["FromOptax"]
+
+
+class FromOptax(Optimizer):
+    r"""Any optax transformation: an optimizer whose SDE has its coefficients from its own update.
+
+    With y = (x, optax state) and one update y ← y + D(y, g), the SDE is
+
+    dY = E[D]/η dt + (Cov D/η)^{1/2} dW,
+
+    in all parts of the state that are floating numbers: ``model="empirical"`` (`sdelens.integrate.Empirical`).
+
+    Args:
+        transformation: what optax calls a gradient transformation, its learning rate included: ``optax.lion(1e-3)``,
+            a chain, with schedules, clipping, masks, or ``optax.MultiSteps``. Or a function from lr to one:
+            ``optax.lion``, and with it `at_lr`, which studies of the weak order use; such a function decides what else
+            goes with lr, for example β = 1 − ρ lr.
+        lr: η > 0, the unit of time t = kη. The transformation's own learning rate is not looked up.
+        positive: names of fields of the state that are never negative, beside those of optax's own states: their noise
+            keeps the sign.
+        name: what tables call it, by default the function's name, or ``"optax"``.
+
+    Raises:
+        TypeError: if it is no transformation.
+        ValueError: once it meets a problem: if its update cannot be run on parameters and gradient alone (as those that
+            ask for ``value=``), or keeps a leaf that an SDE cannot have, naming it.
+
+    Example:
+        >>> import optax
+        >>> import sdelens as sl
+        >>> sl.FromOptax(optax.lion, lr=1e-3).name
+        'lion'
+    """
+
+    label: str = eqx.field(static=True)
+    lr: float = eqx.field(converter=number(_check.positive, "lr"))
+    transformation: Any = eqx.field(static=True)
+    factory: Callable[[float], Any] | None = eqx.field(static=True)
+    positive: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        transformation: Any,
+        lr: float,
+        positive: Sequence[str] = (),
+        name: str | None = None,
+    ) -> None:
+        self.lr = _check.positive("lr", lr)
+        self.factory = None
+        if not _is_transformation(transformation):
+            if not callable(transformation):
+                raise TypeError(
+                    f"transformation: got {type(transformation).__name__}; give an optax transformation, for example "
+                    "optax.lion(1e-3), or a function from lr to one, for example optax.lion."
+                )
+            self.factory, transformation = transformation, transformation(lr)
+            if not _is_transformation(transformation):
+                raise TypeError(
+                    f"transformation: is a function that returned {type(transformation).__name__} for lr = {lr:g}; "
+                    "it must return an optax transformation."
+                )
+        self.transformation = transformation
+        if isinstance(positive, str):
+            raise TypeError(f"positive: got the text {positive!r}; give a list, [{positive!r}].")
+        self.positive = tuple(positive)
+        self.label = str(name) if name is not None else getattr(self.factory, "__name__", "optax").strip("<>")
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def to_optax(self) -> optax.GradientTransformation:
+        return self.transformation
+
+    def initial_state(self, problem: Any, noise: Any, x: Array) -> State:
+        return State(x)
+
+    def at_lr(self, lr: float) -> "FromOptax":
+        """What the function that was given makes of another learning rate.
+
+        Raises:
+            ValueError: if a transformation was given rather than a function.
+        """
+        if self.factory is None:
+            raise ValueError(
+                f"lr: {self.name} was given as a transformation with its learning rate inside; give FromOptax a "
+                "function from lr to one, for example lambda lr: optax.rmsprop(lr, decay=1 - 5 * lr)."
+            )
+        return FromOptax(self.factory, lr, self.positive, self.name)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "lr": float(self.lr), "optax": True, "rerunnable": False}
+
+    def begin(self, state: State, layout: Layout, stream: Stream) -> tuple[Array, ...]:
+        """The leaves of the optax state, each flat: (n,), or (n, P) where paths differ."""
+        leaves, _ = self._template(layout)
+
+        def one(x: Array) -> list[Array]:
+            return [_data(leaf).ravel() for leaf in jax.tree.leaves(self.transformation.init(_parameters(layout, x)))]
+
+        flat = one(state.x) if state.x.ndim == 1 else jax.vmap(one, in_axes=-1, out_axes=-1)(state.x)
+        own = []
+        for leaf, value in zip(leaves, flat, strict=True):
+            if leaf.law == "key":  # every path has its own
+                wide = jnp.broadcast_to(value.reshape(value.shape[0], -1), (value.shape[0], stream.paths.shape[0]))
+                own.append(jax.vmap(_folded, in_axes=-1, out_axes=-1)(wide, stream.paths))
+            else:
+                own.append(value)
+        return tuple(own)
+
+    def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
+        leaves, treedef = self._template(layout)
+
+        def one(x: Array, own: tuple[Array, ...], gradient: Array) -> tuple[Array, tuple[Array, ...]]:
+            parameters = _parameters(layout, x)
+            state = jax.tree.unflatten(treedef, [_shaped(a, leaf) for a, leaf in zip(own, leaves, strict=True)])
+            updates, state = self.transformation.update(_parameters(layout, gradient), state, parameters)
+            new = layout.ravel(optax.apply_updates(parameters, updates)).astype(x.dtype)
+            kept = jax.tree.leaves(state)
+            return new, tuple(
+                _data(a).ravel().astype(b.dtype) if leaf.law != "key" else _data(a).ravel()
+                for a, b, leaf in zip(kept, own, leaves, strict=True)
+            )
+
+        return jax.vmap(one, in_axes=-1, out_axes=-1)(x, inner, gradient)
+
+    def laws(self, inner: Any, layout: Layout) -> tuple[str, ...]:
+        return tuple(leaf.law for leaf in self._template(layout)[0])
+
+    def check(self, layout: Layout, dtype: Any) -> None:
+        """Try one update in the abstract.
+
+        Raises:
+            ValueError: if it cannot be run, or the state has a leaf of no known kind, or none of a name in `positive`.
+        """
+        leaves, treedef = self._template(layout)
+        x = jax.ShapeDtypeStruct((layout.size,), dtype)
+        parameters = jax.eval_shape(lambda x: _parameters(layout, x), x)
+        state = jax.eval_shape(self.transformation.init, parameters)
+        try:
+            new = jax.eval_shape(self.transformation.update, parameters, state, parameters)[1]
+        except Exception as error:
+            raise ValueError(
+                f"transformation: an update of {self.name} with gradient, state and parameters fails: {error}. Those "
+                "that ask for more, such as the loss (value=), cannot be run here."
+            ) from error
+        if jax.tree.structure(new) != treedef or [(a.shape, a.dtype) for a in jax.tree.leaves(new)] != [
+            (leaf.shape, leaf.dtype) for leaf in leaves
+        ]:
+            raise ValueError(
+                f"transformation: an update of {self.name} changes the structure, a shape or a dtype of its state, so "
+                "that it cannot be run in a loop."
+            )
+        known = {name for leaf in leaves for _, name in leaf.fields}
+        for name in self.positive:
+            _check.choice("positive", name, sorted(known))
+
+    def _template(self, layout: Layout) -> tuple[list[Leaf], Any]:
+        """What the optax state of one path looks like."""
+        dtype = jnp.result_type(*[d for d in layout.dtypes if d is not None])
+        x = jax.ShapeDtypeStruct((layout.size,), dtype)
+        try:
+            state = jax.eval_shape(lambda x: self.transformation.init(_parameters(layout, x)), x)
+        except Exception as error:
+            raise ValueError(
+                f"transformation: {self.name} cannot be initialised on the problem's parameters: {error}"
+            ) from error
+        return leaves_of(state, self.positive), jax.tree.structure(state)
+
+
+def _is_transformation(value: Any) -> bool:
+    """Whether it has what optax's transformations have; a class has it too, but is none."""
+    return not isinstance(value, type) and all(callable(getattr(value, part, None)) for part in ("init", "update"))
+
+
+def _parameters(layout: Layout, flat: Array) -> Any:
+    """The pytree of the problem's parameters, None where a leaf is not one."""
+    return eqx.filter(layout.unravel(flat), eqx.is_inexact_array)
+
+
+def _data(leaf: Any) -> Array:
+    """The numbers of a leaf, random keys included."""
+    leaf = jnp.asarray(leaf)
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _shaped(flat: Array, leaf: Leaf) -> Any:
+    """A leaf as optax has it."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = flat.reshape(*leaf.shape, -1)
+        return jax.random.wrap_key_data(data, impl=_implementation(leaf.dtype))
+    return flat.reshape(leaf.shape)
+
+
+def _implementation(dtype: Any) -> Any:
+    """The generator that keys of a dtype belong to."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), dtype))
+    return found[0]
+
+
+def _folded(data: Array, path: Array) -> Array:
+    """Key data of a path's own key."""
+    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(data), path))

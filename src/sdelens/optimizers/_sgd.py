@@ -1,0 +1,44 @@
+"""Gradient descent: SGD."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import equinox as eqx
+import optax
+from jax import Array
+
+from sdelens import _check
+from sdelens.optimizers._base import DecayedOptimizer, State, number
+from sdelens.schedules import Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from sdelens.noise import AbstractNoise
+    from sdelens.problems import AbstractProblem
+
+__all__ = ["SGD"]
+
+
+class SGD(DecayedOptimizer):
+    r"""Stochastic gradient descent with decoupled weight decay: x ← x − ηg − ηθx.
+
+    Args:
+        lr: η > 0.
+        weight_decay: θ ≥ 0.
+        decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
+        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+            [0, 1]; or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
+    """
+
+    name: ClassVar[str] = "sgd"
+    lr: float = eqx.field(converter=number(_check.positive, "lr"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    decay: str = eqx.field(default="coupled", static=True)
+    schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
+
+    def _direction(self) -> optax.GradientTransformation:
+        return optax.identity()
+
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+        return State(x)
