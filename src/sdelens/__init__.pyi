@@ -37,4 +37,7 @@ from .result import load as load
 from .schedules import Cosine as Cosine
 from .schedules import Polynomial as Polynomial
 from .schedules import Warmup as Warmup
+from .sdes import SDE as SDE
+from .sdes import Instant as Instant
+from .sdes import OptimizerSDE as OptimizerSDE
 from .settings import models_of as models_of

@@ -21,6 +21,7 @@ __all__ = [
     "NOISES",
     "OBSERVABLES",
     "ON_REQUEST",
+    "OPTAX",
     "OPTIMIZERS",
     "PROBLEMS",
     "SCHEDULES",
@@ -36,11 +37,13 @@ OPTIMIZERS: Final = {
     "rmspropw": "RMSpropW (weight decay 0: RMSprop)",
     "adamw": "AdamW (weight decay 0: Adam)",
 }
+OPTAX: Final = "optax:"
+"""What names of optax's own optimizers begin with in the shell."""
 MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
     "sde": "the SDE of arXiv 2411.15958",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
-    "empirical": "an SDE whose coefficients come from --samples updates of the optimizer itself (any optimizer)",
+    "empirical": "an SDE whose coefficients come from --update-samples updates of the optimizer itself",
     "second-order": "the SDE of weak order 2 of arXiv 1511.06251 (SGD only; use substeps; run where it is named)",
 }
 ON_REQUEST: Final = ("second-order", "empirical")

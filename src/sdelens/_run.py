@@ -59,7 +59,7 @@ class Experiment:
             return Discrete(*own)
         if model.model == "empirical":
             return Empirical(*own, model.samples, model.substeps, model.increments, model.accumulators)
-        sde = build_sde(model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
+        sde = build_sde(model.sde or model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
         options = (model.integrator, model.substeps, model.increments)
         return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
 
@@ -238,8 +238,9 @@ def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]]) ->
 def _attributes(experiment: Experiment, seconds: dict[str, float]) -> dict[str, Any]:
     plan, devices = experiment.plan, experiment.plan.devices
     models = {
-        label: {f.name: getattr(m, f.name) for f in fields(m)}
+        label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
         | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
+        | ({"rerunnable": False} if m.sde is not None else {})
         for label, m in experiment.models.items()
     }
     run = {

@@ -1,5 +1,6 @@
 """The shell's options for problem, noise and optimizer, shared by its commands, and the objects they name."""
 
+import ast
 import csv
 import functools
 import inspect
@@ -26,6 +27,7 @@ _ACCEPTS = {
     "signsgd": (),
     "rmspropw": ("b2", "eps", "v0"),
     "adamw": ("b1", "b2", "eps", "v0"),
+    "optax": ("opt",),
     "quadratic": ("curvature", "start"),
     "linear-regression": ("design", "label_noise", "solution", "start", "samples", "data_seed"),
     "rosenbrock": ("start",),
@@ -70,7 +72,14 @@ def numbers(name: str, text: str) -> float | list[float]:
 
 
 def _options(
-    optimizer: Annotated[str, typer.Option(help=listing(_names.OPTIMIZERS))] = "adamw",
+    optimizer: Annotated[
+        str,
+        typer.Option(help=f"{listing(_names.OPTIMIZERS)}; {_names.OPTAX}NAME: any of optax's, as optax:lion."),
+    ] = "adamw",
+    opt: Annotated[
+        list[str] | None,
+        typer.Option(help="An argument of an optax: optimizer, as lr=1e-3 or momentum=0.9; may be repeated."),
+    ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate η, the unit of time.")] = 0.01,
     b1: Annotated[float | None, typer.Option(help="Decay of the first moment (adamw; default 0.9).")] = None,
     b2: Annotated[
@@ -209,10 +218,10 @@ def build_subject(given: dict[str, Any]) -> Subject:
     Raises:
         ValueError: naming an option that is misspelt, or that what was chosen does not take.
     """
-    import sdelens as sl
     from sdelens import _check
 
-    optimizer = _check.choice("optimizer", given["optimizer"], _names.OPTIMIZERS)
+    theirs = given["optimizer"].startswith(_names.OPTAX)
+    optimizer = "optax" if theirs else _check.choice("optimizer", given["optimizer"], _names.OPTIMIZERS)
     problem = _check.choice("problem", given["problem"], _names.PROBLEMS)
     noise = _check.choice("noise", given["noise"], _names.NOISES)
     schedule = _check.choice("schedule", given["schedule"], _names.SCHEDULES) if "schedule" in given else None
@@ -224,11 +233,63 @@ def build_subject(given: dict[str, Any]) -> Subject:
                 f"{option}: {optimizer} on {problem} with {noise} noise does not take it; it belongs to "
                 f"{', '.join(takers)}."
             )
-    own = {k: given[k] for k in _ACCEPTS[optimizer] if k in given}
-    common = {k: given[k] for k in ("lr", "weight_decay", "decay")}
-    kinds = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
-    made = kinds[optimizer](**common, **own, schedule=_schedule(schedule, given))
+    made = _from_optax(given, schedule) if theirs else _specified(optimizer, given, schedule)
     return Subject(_problem(problem, given), _noise(noise, given), made)
+
+
+def _specified(name: str, given: dict[str, Any], schedule: str | None) -> "Optimizer":
+    import sdelens as sl
+
+    own = {k: given[k] for k in _ACCEPTS[name] if k in given}
+    common = {k: given[k] for k in ("lr", "weight_decay", "decay")}
+    kinds: dict[str, Any] = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
+    return kinds[name](**common, **own, schedule=_schedule(schedule, given))
+
+
+def _from_optax(given: dict[str, Any], schedule: str | None) -> "Optimizer":
+    """One of optax's named optimizers, with the arguments of ``--opt``."""
+    import optax
+    import optax.contrib
+
+    import sdelens as sl
+    from sdelens import _check
+
+    known = {f"contrib.{name}": function for name, function in vars(optax.contrib).items() if _is_optimizer(function)}
+    known |= {name: function for name, function in vars(optax).items() if _is_optimizer(function)}
+    name = given["optimizer"].removeprefix(_names.OPTAX)
+    function = known[_check.choice("optimizer", name, sorted(known))]
+    for option in ("weight_decay", "decay"):
+        if given[option] != _PARAMETERS[option].default:
+            raise ValueError(f"{option}: belongs to our own optimizers; give {name} its arguments by --opt.")
+    if schedule is not None or "warmup" in given:
+        raise ValueError("schedule: belongs to our own optimizers; in Python, sl.FromOptax takes optax's schedules.")
+    arguments = dict(_argument(text) for text in given.get("opt", []))
+    rate = arguments.pop("lr", arguments.pop("learning_rate", given["lr"]))
+    for argument in arguments:
+        _check.choice(f"opt: {name}'s argument", argument, inspect.signature(function).parameters)
+    try:
+        return sl.FromOptax(function(learning_rate=rate, **arguments), rate, name=name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"opt: optax.{name} does not take {arguments or 'these arguments'} ({error}).") from error
+
+
+def _is_optimizer(function: Any) -> bool:
+    """Whether it is one of optax's functions from a learning rate to a transformation."""
+    plain = function.func if isinstance(function, functools.partial) else function
+    if not inspect.isfunction(plain) or plain.__name__.startswith(("_", "scale_by")):
+        return False
+    return "learning_rate" in inspect.signature(function).parameters
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Name and value of an argument ``name=value``, the value a Python literal or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise ValueError(f"opt: got {text!r}; give name=value, for example momentum=0.9.")
+    try:
+        return name.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name.strip(), value
 
 
 def _schedule(name: str | None, given: dict[str, Any]) -> Any:

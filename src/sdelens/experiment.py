@@ -169,7 +169,8 @@ def compare(
         models: names, by default all that exist for this optimizer but ``"second-order"``, which needs substeps, and,
             where there is another SDE, ``"empirical"``; or a mapping from labels of your own to options (``model``,
             ``integrator``, ``substeps`` and the others below down to ``accumulators``), for example
-            ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``.
+            ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``. ``model`` may also be your own: a
+            subclass of `OptimizerSDE`, or a function from problem, noise and optimizer to an `SDE`.
         steps: optimizer steps.
         paths: independent paths per model.
         seed: seed of all randomness; equal seeds on one machine give equal bits.

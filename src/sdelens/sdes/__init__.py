@@ -6,7 +6,7 @@ from typing import Any
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.sdes._base import SDE, Instant
+from sdelens.sdes._base import SDE, Instant, OptimizerSDE
 from sdelens.sdes.adamw import AdamWSDE
 from sdelens.sdes.malladi2022 import Malladi2022SDE
 from sdelens.sdes.rmspropw import RMSpropWSDE
@@ -17,8 +17,10 @@ __all__ = [
     "SDE",
     "SGDSDE",
     "AdamWSDE",
+    "Builder",
     "Instant",
     "Malladi2022SDE",
+    "OptimizerSDE",
     "RMSpropWSDE",
     "SecondOrderSGDSDE",
     "SignSGDSDE",
@@ -26,6 +28,8 @@ __all__ = [
     "sdes_of",
 ]
 
+Builder = Callable[[AbstractProblem, AbstractNoise, Any], SDE]
+"""A function, or a subclass of `OptimizerSDE`, that makes the SDE of a case."""
 _Builder = Callable[[AbstractProblem, AbstractNoise, Any, str], SDE]
 
 _SDES: dict[type[Optimizer], dict[str, _Builder]] = {
@@ -51,11 +55,29 @@ def sdes_of(optimizer: Optimizer) -> list[str]:
 
 
 def build_sde(
-    name: str,
+    model: "str | Builder",
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
     bias_correction: str = "discrete",
 ) -> SDE:
-    """The SDE of that name; `noise` is bound to the problem, and `name` is one of `sdes_of(optimizer)`."""
-    return _SDES[type(optimizer)][name](problem, noise, optimizer, bias_correction)
+    """The SDE of one of the names `sdes_of(optimizer)`, or what a function of the user's own makes of the case.
+
+    Args:
+        model: the name or the function.
+        problem: what is minimised.
+        noise: law of the gradient noise, bound to the problem.
+        optimizer: its specification.
+        bias_correction: of Adam's SDEs.
+
+    Raises:
+        TypeError: if the function makes no SDE.
+    """
+    if isinstance(model, str):
+        return _SDES[type(optimizer)][model](problem, noise, optimizer, bias_correction)
+    made = model(problem, noise, optimizer)
+    if not isinstance(made, SDE):
+        raise TypeError(
+            f"models: {getattr(model, '__qualname__', model)} returned {type(made).__name__}; it must return an sl.SDE."
+        )
+    return made

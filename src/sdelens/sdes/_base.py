@@ -9,7 +9,7 @@ from jax import Array
 
 from sdelens._random import Stream
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import Optimizer, State
+from sdelens.optimizers import State
 from sdelens.problems import AbstractProblem
 
 __all__ = ["SDE", "Instant", "OptimizerSDE"]
@@ -79,13 +79,22 @@ class SDE(eqx.Module):
 
 
 class OptimizerSDE(SDE):
-    """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion."""
+    """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion.
+
+    For an equation of your own, `drift` and `apply_diffusion` are all that is left to write; `sdelens.compare` takes
+    the class as a model.
+
+    Attributes:
+        problem: what is minimised.
+        noise: law of the gradient noise, bound to the problem.
+        optimizer: its specification.
+    """
 
     uses: ClassVar[str] = "variance"
     """What the SDE needs of the noise beside its root, in the words of `AbstractNoise.survey`."""
-    problem: eqx.AbstractVar[AbstractProblem]
-    noise: eqx.AbstractVar[AbstractNoise]
-    optimizer: eqx.AbstractVar[Optimizer]
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: Any
 
     def init(self, x: Array) -> State:
         return self.optimizer.initial_state(self.problem, self.noise, x)
