@@ -66,7 +66,7 @@ def test_paths_are_optax_runs_of_their_own(name):
     discrete = stepper(Discrete, problem, sl.GaussianNoise(1.0), sl.FromOptax(tx, lr=0.1))
     gradients = RNG.normal(size=(7, problem.dim, 2)).astype(np.float32) * SCALE[:, None].astype(np.float32)
     state, _ = began(discrete, 2)
-    advance = eqx.filter_jit(lambda s, g: discrete.advance(s, g))
+    advance = eqx.filter_jit(discrete.advance)
     for gradient in gradients:
         state = advance(state, jnp.asarray(gradient))
     split = lambda flat: eqx.filter(problem.layout.unravel(jnp.asarray(flat)), eqx.is_array)  # noqa: E731

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sdelens.optimizers import Optimizer
     from sdelens.problems import AbstractProblem
 
-__all__ = ["Subject", "build_subject", "listing", "numbers", "read_curve", "takes_subject"]
+__all__ = ["Subject", "build_subject", "listing", "numbers", "optax_optimizers", "read_curve", "takes_subject"]
 
 _NETWORK = ("dataset", "subset", "data_dir", "data_seed", "init_seed", "dtype", "gradient_dtype")
 _ACCEPTS = {
@@ -248,14 +248,10 @@ def _specified(name: str, given: dict[str, Any], schedule: str | None) -> "Optim
 
 def _from_optax(given: dict[str, Any], schedule: str | None) -> "Optimizer":
     """One of optax's named optimizers, with the arguments of ``--opt``."""
-    import optax
-    import optax.contrib
-
     import sdelens as sl
     from sdelens import _check
 
-    known = {f"contrib.{name}": function for name, function in vars(optax.contrib).items() if _is_optimizer(function)}
-    known |= {name: function for name, function in vars(optax).items() if _is_optimizer(function)}
+    known = optax_optimizers()
     name = given["optimizer"].removeprefix(_names.OPTAX)
     function = known[_check.choice("optimizer", name, sorted(known))]
     for option in ("weight_decay", "decay"):
@@ -273,10 +269,20 @@ def _from_optax(given: dict[str, Any], schedule: str | None) -> "Optimizer":
         raise ValueError(f"opt: optax.{name} does not take {arguments or 'these arguments'} ({error}).") from error
 
 
-def _is_optimizer(function: Any) -> bool:
+def optax_optimizers() -> dict[str, Callable[..., Any]]:
+    """Optax's functions from a learning rate to a transformation, by name; those of optax.contrib with that before."""
+    import optax
+    import optax.contrib
+
+    known = {name: function for name, function in vars(optax).items() if _is_optimizer(name, function)}
+    contrib = {name: function for name, function in vars(optax.contrib).items() if _is_optimizer(name, function)}
+    return known | {f"contrib.{name}": function for name, function in contrib.items()}
+
+
+def _is_optimizer(name: str, function: Any) -> bool:
     """Whether it is one of optax's functions from a learning rate to a transformation."""
     plain = function.func if isinstance(function, functools.partial) else function
-    if not inspect.isfunction(plain) or plain.__name__.startswith(("_", "scale_by")):
+    if not inspect.isfunction(plain) or name.startswith(("_", "scale_by")):
         return False
     return "learning_rate" in inspect.signature(function).parameters
 
