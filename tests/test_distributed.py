@@ -422,3 +422,23 @@ def test_the_shell_builds_it(options):
     ):
         with pytest.raises(ValueError, match=message):
             build_subject({**common, **wrong})
+
+
+@pytest.mark.parametrize("noise", [sl.GaussianNoise(1.0), sl.GaussianNoise(covariance=MATRIX)], ids=["own", "matrix"])
+def test_the_theory_of_sgd_under_random_k(noise):
+    """Mean loss within 5 standard errors, step by step: the recursion of mean and covariance is exact."""
+    problem, optimizer = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), sl.SGD(0.1)
+    distributed = sl.DistributedNoise(noise, 2, sl.RandomK(2))
+    curve = sl.theory.predict(problem, distributed, optimizer, steps=60, record_every=10).dataset.loss_mean.values[0]
+    run = sl.simulate(problem, distributed, optimizer, "optimizer", steps=60, paths=4000, record_every=10).dataset
+    gap = np.abs(run.loss_mean.values[0] - curve)[1:] / run.loss_sem.values[0][1:]
+    assert gap.max() < 5
+    at_rest = sl.theory.stationary(problem, distributed, optimizer).loss
+    assert sl.theory.predict(problem, distributed, optimizer, steps=400).dataset.loss_mean.values[
+        0, -1
+    ] == pytest.approx(at_rest, rel=1e-3)
+    for other, compression in ((sl.AdamW(0.1), sl.RandomK(2)), (sl.SignSGD(0.1), sl.MajorityVote())):
+        with pytest.raises(
+            ValueError, match=r"noise: of compressed gradients the theory knows sl.RandomK under sl.SGD"
+        ):
+            sl.theory.stationary(problem, sl.DistributedNoise(sl.GaussianNoise(1.0), 2, compression), other)
