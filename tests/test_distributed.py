@@ -236,6 +236,17 @@ def test_every_worker_draws_a_mini_batch_of_its_own():
 
 
 @pytest.mark.slow
+def test_every_worker_has_epochs_of_its_own():
+    data = jnp.asarray(np.random.default_rng(0).standard_normal((32, 4)), jnp.float32)
+    problem = sl.Problem(lambda w, d: ((w - d) ** 2).sum(axis=1), jnp.zeros(4), data)
+    noise = sl.DistributedNoise(sl.MinibatchNoise(4, replacement=False), 2).bind(problem)
+    noisy, grad = drawn(noise, 5_000, problem)
+    rest = noisy - grad
+    assert worst(rest, 0) < LIMIT
+    assert worst(rest[:, None] * rest[None], covariance(noise, problem)) < LIMIT
+
+
+@pytest.mark.slow
 def test_the_sde_tracks_workers_with_mini_batches():
     problem = sl.network("mlp", dataset="digits", subset=64, width=8, depth=1)
     for noise, optimizer in (
