@@ -10,9 +10,13 @@ from .data import load_text as load_text
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate
+from .noise import DistributedNoise as DistributedNoise
 from .noise import GaussianNoise as GaussianNoise
 from .noise import LaplaceNoise as LaplaceNoise
+from .noise import MajorityVote as MajorityVote
 from .noise import MinibatchNoise as MinibatchNoise
+from .noise import Quantisation as Quantisation
+from .noise import RandomK as RandomK
 from .noise import StudentTNoise as StudentTNoise
 from .noise import SumNoise as SumNoise
 from .noise import SymmetricNoise as SymmetricNoise

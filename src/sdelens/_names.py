@@ -10,6 +10,7 @@ __all__ = [
     "BATCH_SIGNS",
     "BIAS_CORRECTIONS",
     "COEFFICIENTS",
+    "COMPRESSIONS",
     "DATASETS",
     "DECAYS",
     "DTYPES",
@@ -84,6 +85,11 @@ NOISES: Final = {
     "uniform": "on an interval about 0",
     "minibatch": "real mini-batches of --batch-size examples (networks, linear-regression)",
 }
+COMPRESSIONS: Final = {
+    "random-k": "coordinates drawn at random, a share or number --keep of them, times d/k",
+    "quantisation": "rounded at random to multiples of --quantum",
+    "majority-vote": "signs, of which the majority decides (signsgd)",
+}
 SCHEDULES: Final = {
     "cosine": "half a cosine over --schedule-steps, down to --end",
     "polynomial": "(1 + t)^-power in time t = kη",
@@ -136,6 +142,12 @@ def problem_label(problem: dict[str, Any]) -> str:
 
 def noise_label(noise: dict[str, Any]) -> str:
     """A noise law's name as it is written, with what tells it from others of its kind."""
+    if noise["name"] == "distributed":
+        sent = noise.get("compression")
+        how = (
+            "" if sent is None else " (" + " ".join([sent["name"], *(f"{v:g}" for v in list(sent.values())[1:])]) + ")"
+        )
+        return f"{noise['workers']} worker{'s' if noise['workers'] > 1 else ''}{how}, {noise_label(noise['noise'])}"
     if noise["name"] == "sum":
         return " + ".join(noise_label(term) for term in noise["terms"])
     names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace", "minibatch": "mini-batch"}

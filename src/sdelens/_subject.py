@@ -42,10 +42,13 @@ _ACCEPTS = {
     "laplace": ("scale",),
     "uniform": ("scale",),
     "minibatch": ("batch_size", "epochs", "batch_covariance", "signs", "sign_samples", "refresh", "subsample"),
+    "random-k": ("keep",),
+    "quantisation": ("quantum",),
+    "majority-vote": (),
     "cosine": ("schedule_steps", "end"),
     "polynomial": ("power",),
 }
-"""Options each optimizer, problem, noise or schedule takes beyond those common to all."""
+"""Options each optimizer, problem, noise, compression or schedule takes beyond those common to all."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,20 @@ def _options(
         int | None, typer.Option(help="Examples from which second moments are estimated; default: all.")
     ] = None,
     df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t, at least 0.2.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Workers, each with a stochastic gradient of its own; the optimizer gets the mean."),
+    ] = None,
+    compression: Annotated[
+        str | None, typer.Option(help=f"What --workers send of their gradients. {listing(_names.COMPRESSIONS)}")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="What random-k keeps: with a point or an exponent a share of the coordinates, else a number."
+        ),
+    ] = None,
+    quantum: Annotated[float | None, typer.Option(help="Step of the grid of quantisation.")] = None,
 ) -> None:
     """Template of the options; never called."""
 
@@ -225,7 +242,10 @@ def build_subject(given: dict[str, Any]) -> Subject:
     problem = _check.choice("problem", given["problem"], _names.PROBLEMS)
     noise = _check.choice("noise", given["noise"], _names.NOISES)
     schedule = _check.choice("schedule", given["schedule"], _names.SCHEDULES) if "schedule" in given else None
-    chosen = {optimizer, problem, noise, schedule}
+    compression = None
+    if "compression" in given:
+        compression = _check.choice("compression", given["compression"], _names.COMPRESSIONS)
+    chosen = {optimizer, problem, noise, schedule, compression}
     for option in sorted({option for options in _ACCEPTS.values() for option in options} & given.keys()):
         takers = [name for name, options in _ACCEPTS.items() if option in options]
         if not chosen & set(takers):
@@ -234,7 +254,7 @@ def build_subject(given: dict[str, Any]) -> Subject:
                 f"{', '.join(takers)}."
             )
     made = _from_optax(given, schedule) if theirs else _specified(optimizer, given, schedule)
-    return Subject(_problem(problem, given), _noise(noise, given), made)
+    return Subject(_problem(problem, given), _distributed(_noise(noise, given), compression, given), made)
 
 
 def _specified(name: str, given: dict[str, Any], schedule: str | None) -> "Optimizer":
@@ -353,6 +373,28 @@ def _noise(name: str, given: dict[str, Any]) -> "AbstractNoise":
             raise ValueError("noise: student-t needs --df, its degrees of freedom.")
         return sl.StudentTNoise(scale, given["df"])
     return {"gaussian": sl.GaussianNoise, "laplace": sl.LaplaceNoise, "uniform": sl.UniformNoise}[name](scale)
+
+
+def _distributed(noise: "AbstractNoise", name: str | None, given: dict[str, Any]) -> "AbstractNoise":
+    import sdelens as sl
+
+    if "workers" not in given:
+        if name is not None:
+            raise ValueError(f"compression: {name} needs --workers, the number of those that send; 1 is a number too.")
+        return noise
+    needs = {"random-k": "keep", "quantisation": "quantum"}
+    if name in needs and needs[name] not in given:
+        raise ValueError(f"compression: {name} needs --{needs[name]}.")
+    compression: Any = None
+    if name == "random-k":
+        text = given["keep"]
+        share = numbers("keep", text)
+        compression = sl.RandomK(int(text) if text.strip().isdigit() else share)  # type: ignore[arg-type]
+    elif name == "quantisation":
+        compression = sl.Quantisation(given["quantum"])
+    elif name == "majority-vote":
+        compression = sl.MajorityVote()
+    return sl.DistributedNoise(noise, given["workers"], compression)
 
 
 def _matrix(path: Path) -> Any:

@@ -301,6 +301,7 @@ def info(
         "problems": list(_names.PROBLEMS),
         "datasets": list(_names.DATASETS),
         "noises": list(_names.NOISES),
+        "compressions": list(_names.COMPRESSIONS),
         "schedules": list(_names.SCHEDULES),
         "integrators": list(_names.INTEGRATORS),
         "increments": list(_names.INCREMENTS),

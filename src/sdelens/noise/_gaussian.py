@@ -19,7 +19,7 @@ from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise._symmetric import NODES
 from sdelens.problems import AbstractProblem
 
-__all__ = ["Correlated", "GaussianNoise", "VaryingMatrix"]
+__all__ = ["Correlated", "GaussianNoise", "VaryingDiagonal", "VaryingMatrix"]
 
 MAX_MATRIX = 2000
 """Largest dimension of a covariance matrix."""
@@ -168,13 +168,13 @@ class Correlated(_Normal):
         return {"name": "gaussian", "covariance": f"{self.matrix.shape} matrix", "rerunnable": False}
 
 
-class _VaryingDiagonal(_Normal):
+class VaryingDiagonal(_Normal):
     """N(0, diag s(x)), bound; `function` maps flat x of shape (d,) to variances of shape (d,)."""
 
     function: Callable[[Array], Array] = eqx.field(static=True)
     label: str = eqx.field(static=True)
 
-    def bind(self, problem: AbstractProblem) -> "_VaryingDiagonal":
+    def bind(self, problem: AbstractProblem) -> "VaryingDiagonal":
         return self
 
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -190,7 +190,7 @@ class _VaryingDiagonal(_Normal):
         return {"name": "gaussian", "covariance": self.label, "rerunnable": False}
 
 
-class VaryingMatrix(_VaryingDiagonal):
+class VaryingMatrix(VaryingDiagonal):
     """N(0, Σ(x)), bound; `function` maps flat x of shape (d,) to a matrix of shape (d, d)."""
 
     def variance(self, x: Array) -> Array:
@@ -223,7 +223,7 @@ class _Varying:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def bind(self, problem: AbstractProblem) -> _VaryingDiagonal:
+    def bind(self, problem: AbstractProblem) -> VaryingDiagonal:
         layout, dim, dtype = problem.layout, problem.dim, problem.start.dtype
         function = self.function
 
@@ -261,7 +261,7 @@ class _Varying:
                 "pytree like the parameters."
             ) from error
         positive("covariance at the start", np.asarray(variances(problem.start)), "a variance")
-        return _VaryingDiagonal(variances, label)
+        return VaryingDiagonal(variances, label)
 
 
 def _per_path(function: Callable[..., Array], *arrays: Array) -> Array:

@@ -133,6 +133,11 @@ class StudentTNoise(ScaledNoise):
             elif self.df == int(self.df):
                 self._form = int(self.df)
 
+    @property
+    def is_cauchy(self) -> bool:
+        """Whether ν = 1: the mean of any number of draws has the law of one."""
+        return self._form == 1
+
     def standard_sample(self, x: Array, stream: Stream) -> Array:
         radius, angle = stream.uniforms(x.shape[0], x.dtype)
         growth = -jnp.log(radius) / self.df  # √(U^{-2/ν} - 1) = e^{growth} √(1 - e^{-2 growth}), without overflow
@@ -169,7 +174,7 @@ class StudentTNoise(ScaledNoise):
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         """For ν = 1 the mean of any number of draws has the law of one; for other ν it is refused."""
         _check.positive("ratio", ratio)
-        return self if self._form == 1 else super().at_batch_ratio(ratio)
+        return self if self.is_cauchy else super().at_batch_ratio(ratio)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "scale": described(self.scale), "df": float(self.df)}
