@@ -15,7 +15,7 @@ import sdelens as sl
 from sdelens._random import Stream, stream_key
 from sdelens.case import Case
 from sdelens.integrate import Discrete, Empirical
-from sdelens.integrate.empirical import _lognormal
+from sdelens.integrate.empirical import lognormal
 from sdelens.optimizers._accumulators import BOUND, POSITIVE, leaves_of
 
 RNG = np.random.default_rng(5)
@@ -120,7 +120,7 @@ def test_a_step_has_the_mean_and_covariance_of_the_optimizers(samples, substeps)
 def test_lognormal_noise_keeps_mean_and_variance_and_the_sign():
     mean, sd = jnp.float32(0.3), 0.45
     noise = sd * jax.random.normal(jax.random.key(0), (400_000,))
-    drawn = np.asarray(_lognormal(jnp.full_like(noise, mean), noise, jnp.full_like(noise, sd**2)), np.float64)
+    drawn = np.asarray(lognormal(jnp.full_like(noise, mean), noise, jnp.full_like(noise, sd**2)), np.float64)
     assert drawn.min() > 0
     assert abs(drawn.mean() - 0.3) < 4.5 * sd / math.sqrt(drawn.size)
     # Kurtosis of this log-normal law: w⁴ + 2w³ + 3w² − 3 with w = 1 + sd²/mean².
@@ -128,18 +128,41 @@ def test_lognormal_noise_keeps_mean_and_variance_and_the_sign():
     kurtosis = w**4 + 2 * w**3 + 3 * w**2 - 3
     assert abs(drawn.var() - sd**2) < 4.5 * sd**2 * math.sqrt((kurtosis - 1) / drawn.size)
     zero = jnp.zeros(3)
-    np.testing.assert_array_equal(_lognormal(zero, zero, zero), 0)
+    np.testing.assert_array_equal(lognormal(zero, zero, zero), 0)
 
 
-def test_means_of_squares_stay_positive_from_zero():
+@pytest.mark.parametrize("accumulators", ["update", "lognormal"])
+def test_means_of_squares_stay_positive_from_zero(accumulators):
     """Normal noise would make a first v of one or two squares negative, and the next step explode."""
     problem, noise = quadratic()
-    own = stepper(Empirical, problem, noise, sl.FromOptax(optax.rmsprop(1e-2, decay=0.9), lr=1e-2))
+    optimizer = sl.FromOptax(optax.rmsprop(1e-2, decay=0.9), lr=1e-2)
+    own = stepper(Empirical, problem, noise, optimizer, accumulators=accumulators)
     state, stream = began(own, 4096)
     for k in range(5):
         state = eqx.filter_jit(own.step)(jnp.asarray(k), state, own.evaluate(state.x)[1], stream)
         assert float(state.inner[0].min()) > 0
         assert float(jnp.abs(state.x).max()) < 2
+
+
+def test_squares_move_as_the_update_at_a_normal_gradient():
+    """Under normal noise v's step has the mean of the optimizer's, and the covariance with m's."""
+    problem, noise, paths = sl.Quadratic([1.0], start=1.0), sl.GaussianNoise(0.7), 200_000
+    optimizer = sl.FromOptax(optax.chain(optax.trace(0.5), optax.scale_by_rss(0.3), optax.scale(-1e-3)), lr=0.01)
+    found = []
+    for kind in (Discrete, Empirical):
+        own = stepper(kind, problem, noise, optimizer)
+        state, stream = began(own, paths)
+        m, v = (
+            np.asarray(a[0], np.float64)
+            for a in eqx.filter_jit(own.step)(0, state, own.evaluate(state.x)[1], stream).inner
+        )
+        found.append((v.mean(), v.std(), np.cov(m, v)[0, 1]))
+    (mean, sd, cov), (mean2, _, cov2) = found
+    assert mean == pytest.approx(0.3 + 1.49, abs=4.5 * sd / math.sqrt(paths))
+    assert mean2 == pytest.approx(0.3 + 1.49, abs=5 * sd / math.sqrt(paths))
+    # Cov(g, g²) = 2∇f σ²; of K samples the fourth moments are up to 1 + 2/K as large.
+    assert cov2 == pytest.approx(2 * 0.49, abs=5 * math.sqrt(1.25) * 0.7 * sd / math.sqrt(paths))
+    assert cov == pytest.approx(2 * 0.49, abs=5 * 0.7 * sd / math.sqrt(paths))
 
 
 def test_counters_advance_once_an_optimizer_step():
@@ -182,7 +205,7 @@ def test_laws_of_the_leaves():
     by_path = {leaf.path: leaf.law for leaf in leaves_of(optax.adam(1.0).init(params))}
     assert by_path == {"[0].count": "counter", "[0].mu['w']": "free", "[0].nu['w']": "positive"}
     centred = [leaf.law for leaf in leaves_of(optax.rmsprop(1.0, centered=True).init(params))]
-    assert centred == ["mean", "mean"]
+    assert centred == ["bound", "bound"]
     noisy = [leaf.law for leaf in leaves_of(optax.noisy_sgd(1.0, key=jax.random.key(0)).init(params))]
     assert noisy == ["counter", "key"]
 
@@ -195,6 +218,7 @@ def test_laws_of_the_leaves():
         sl.RMSpropW(0.01, weight_decay=0.1),
         sl.AdamW(0.01, b2=0.99, weight_decay=0.1),
         sl.FromOptax(optax.lion, 0.01),
+        sl.FromOptax(lambda lr: optax.rmsprop(lr, decay=0.9, centered=True, initial_scale=1.0), 0.01, name="centred"),
     ],
     ids=lambda o: o.name,
 )

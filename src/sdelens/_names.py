@@ -55,7 +55,8 @@ COEFFICIENTS: Final = {
     "quadrature": "expectations over the noise of every coordinate by quadrature",
 }
 ACCUMULATORS: Final = {
-    "lognormal": "noise that keeps means of squares positive",
+    "update": "as the optimizer's update moves them at a normal gradient",
+    "lognormal": "log-normal noise, as always with substeps",
     "drift": "no noise in means of squares",
 }
 PROBLEMS: Final = {
