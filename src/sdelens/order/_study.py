@@ -21,7 +21,7 @@ from sdelens import _check
 from sdelens._names import INCREMENTS, INTEGRATORS
 from sdelens.case import check_schedule, check_start, check_subject
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import Optimizer, SignSGD
+from sdelens.optimizers import DecayedOptimizer, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
 from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
@@ -174,7 +174,8 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
             f"horizon: got {horizon:g}, shorter than one step of {rates[0]:g}; with {times} times give at least "
             f"{times * rates[0]:g}."
         )
-    limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in ("b1", "b2") if hasattr(optimizer, b)]
+    memories = optimizer.memories if isinstance(optimizer, DecayedOptimizer) else ()
+    limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in memories if hasattr(optimizer, b)]
     if limits and rates[0] > min(limits) * (1 + 1e-9):
         raise ValueError(
             f"lrs: got {rates[0]:g}, at which ηρ > 1 and a β would be negative; with this optimizer's ρ the largest "
