@@ -31,8 +31,8 @@ class SignumSDE(OptimizerSDE):
     At fixed b, Lion's β₁, all increments are O(η) with coefficients as smooth as the noise's law: weak order 1 as
     η → 0 at fixed ρ. Signum's b = 1 − ηρ tends to 1 there, and e to sign(M): no order is claimed.
 
-    The law of Z must have a variance. Of noise with a covariance matrix, sign i is regressed on Zᵢ alone, which is exact
-    where it is normal; of mini-batches, g is taken as normal (``signs="normal"``).
+    The law of Z must have a variance. Of noise with a covariance matrix, sign i is regressed on Zᵢ alone, exactly
+    where that is normal; of mini-batches, g is taken as normal (``signs="normal"``).
     """
 
     together: ClassVar[bool] = True
