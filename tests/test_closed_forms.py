@@ -360,6 +360,10 @@ BAD = {
         lambda: compare(sl.Lion(0.1), sl.MinibatchNoise(4), problem=sl.LinearRegression([1.0, 2.0], 1.0)),
         "how the signs of these mini-batches go with their gradients is not known here; use the model 'empirical'",
     ),
+    "diffrax": (
+        lambda: sl.to_diffrax(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.1), "second-order"),
+        "model: 'second-order' of rmspropw has a V with noise, which only the library's own integrators keep positive",
+    ),
     "order of adagrad": (
         lambda: sl.weak_order(
             sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.Adagrad(0.1), [0.1, 0.05, 0.025], 0.4, times=1
