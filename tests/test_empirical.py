@@ -15,7 +15,7 @@ import sdelens as sl
 from sdelens._random import Stream, stream_key
 from sdelens.case import Case
 from sdelens.integrate import Discrete, Empirical
-from sdelens.integrate.empirical import lognormal
+from sdelens.integrate._positive import lognormal
 from sdelens.optimizers._accumulators import BOUND, POSITIVE, leaves_of
 
 RNG = np.random.default_rng(5)

@@ -22,10 +22,14 @@ from .noise import SumNoise as SumNoise
 from .noise import SymmetricNoise as SymmetricNoise
 from .noise import UniformNoise as UniformNoise
 from .optimizers import SGD as SGD
+from .optimizers import Adagrad as Adagrad
 from .optimizers import AdamW as AdamW
 from .optimizers import FromOptax as FromOptax
+from .optimizers import Lion as Lion
+from .optimizers import Momentum as Momentum
 from .optimizers import RMSpropW as RMSpropW
 from .optimizers import SignSGD as SignSGD
+from .optimizers import Signum as Signum
 from .optimizers import State as State
 from .order import WeakOrder as WeakOrder
 from .order import weak_order as weak_order

@@ -37,15 +37,20 @@ OPTIMIZERS: Final = {
     "signsgd": "SignSGD",
     "rmspropw": "RMSpropW (weight decay 0: RMSprop)",
     "adamw": "AdamW (weight decay 0: Adam)",
+    "momentum": "SGD with momentum, heavy-ball or --nesterov, damped by 1 - b1",
+    "signum": "the sign of a momentum",
+    "lion": "Lion",
+    "adagrad": "Adagrad",
 }
 OPTAX: Final = "optax:"
 """What names of optax's own optimizers begin with in the shell."""
 MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
-    "sde": "the SDE of arXiv 2411.15958",
+    "sde": "the first-order SDE: that of arXiv 2411.15958 for SGD, SignSGD, RMSprop and Adam",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
     "empirical": "an SDE whose coefficients come from --update-samples updates of the optimizer itself",
-    "second-order": "the SDE of weak order 2 of arXiv 1511.06251 (SGD only; use substeps; run where it is named)",
+    "second-order": "the SDE of weak order 2: of arXiv 1511.06251 (SGD; use substeps), or with the noise of V (RMSprop "
+    "and Adam); run where it is named",
 }
 ON_REQUEST: Final = ("second-order", "empirical")
 """Models run only where they are named: at the default of one substep the first says less than the first-order SDE; the
@@ -123,6 +128,9 @@ ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 def optimizer_label(optimizer: dict[str, Any]) -> str:
     """An optimizer's name as it is written."""
     names = {"sgd": "SGD", "signsgd": "SignSGD", "rmspropw": "RMSpropW", "adamw": "AdamW"}
+    names |= {"momentum": "Momentum", "signum": "Signum", "lion": "Lion", "adagrad": "Adagrad"}
+    if optimizer.get("nesterov"):
+        return "Nesterov momentum"
     return names.get(optimizer["name"], str(optimizer["name"]))
 
 

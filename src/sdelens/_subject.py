@@ -28,6 +28,10 @@ _ACCEPTS = {
     "rmspropw": ("b2", "eps", "v0"),
     "adamw": ("b1", "b2", "eps", "v0"),
     "optax": ("opt",),
+    "momentum": ("b1", "nesterov"),
+    "signum": ("b1",),
+    "lion": ("b1", "b2"),
+    "adagrad": ("initial_accumulator", "eps"),
     "quadratic": ("curvature", "start"),
     "linear-regression": ("design", "label_noise", "solution", "start", "samples", "data_seed"),
     "rosenbrock": ("start",),
@@ -84,12 +88,24 @@ def _options(
         typer.Option(help="An argument of an optax: optimizer, as lr=1e-3 or momentum=0.9; may be repeated."),
     ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate η, the unit of time.")] = 0.01,
-    b1: Annotated[float | None, typer.Option(help="Decay of the first moment (adamw; default 0.9).")] = None,
+    b1: Annotated[
+        float | None,
+        typer.Option(help="Decay of the first moment (adamw, momentum, signum; lion: of its sign); default 0.9."),
+    ] = None,
     b2: Annotated[
         float | None,
-        typer.Option(help="Decay of the second moment (adamw: default 0.999; rmspropw: default 0.99)."),
+        typer.Option(
+            help="Decay of the second moment (adamw: default 0.999; rmspropw: default 0.99), or of lion's (0.99)."
+        ),
     ] = None,
-    eps: Annotated[float | None, typer.Option(help="ε outside the root (adamw, rmspropw; default 1e-8).")] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(help="ε outside the root (adamw, rmspropw; default 1e-8) or inside (adagrad; default 1e-7)."),
+    ] = None,
+    nesterov: Annotated[bool | None, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = None,
+    initial_accumulator: Annotated[
+        float | None, typer.Option(help="Sum of squares at the start (adagrad; default 0.1).")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay θ.")] = 0.0,
     decay: Annotated[
         str,
@@ -263,6 +279,7 @@ def _specified(name: str, given: dict[str, Any], schedule: str | None) -> "Optim
     own = {k: given[k] for k in _ACCEPTS[name] if k in given}
     common = {k: given[k] for k in ("lr", "weight_decay", "decay")}
     kinds: dict[str, Any] = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
+    kinds |= {"momentum": sl.Momentum, "signum": sl.Signum, "lion": sl.Lion, "adagrad": sl.Adagrad}
     return kinds[name](**common, **own, schedule=_schedule(schedule, given))
 
 

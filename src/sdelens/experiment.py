@@ -59,7 +59,8 @@ def simulate(
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         model: ``"optimizer"`` (discrete, through optax), ``"sde"``, ``"malladi2022"`` (RMSprop and Adam only),
-            ``"second-order"`` (SGD only), or ``"empirical"`` (any optimizer; see `sdelens.integrate.empirical`).
+            ``"second-order"`` (SGD, RMSprop and Adam), or ``"empirical"`` (any optimizer; see
+            `sdelens.integrate.empirical`).
         steps: optimizer steps.
         paths: independent paths.
         seed: seed of all randomness; equal seeds on one machine give equal bits.
@@ -167,7 +168,7 @@ def compare(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        models: names, by default all that exist for this optimizer but ``"second-order"``, which needs substeps, and,
+        models: names, by default all that exist for this optimizer but ``"second-order"`` and,
             where there is another SDE, ``"empirical"``; or a mapping from labels of your own to options (``model``,
             ``integrator``, ``substeps`` and the others below down to ``accumulators``), for example
             ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``. ``model`` may also be your own: a

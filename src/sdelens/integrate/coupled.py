@@ -52,19 +52,22 @@ class Coupled(Stepper):
 
     def step(self, k: Array, state: tuple[Any, ...], grad: Array, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
         finest = max(s.substeps for s in self.integrations)
-        shape, dtype = self.integrations[0].sde.noise_shape, grad.dtype
-        size = math.prod(shape)
+        shapes, dtype = [s.sde.noise_shape for s in self.integrations], grad.dtype
+        size = max(math.prod(shape) for shape in shapes)
         xi = lax.map(lambda j: stream.at(k, j).normal(size, dtype), jnp.arange(finest))
         noise, discrete = self.optimizer.noise, state[0]
-        if noise.normal and shape == noise.noise_shape(grad.shape[0]):
-            total = xi.sum(axis=0).reshape(*shape, -1) / math.sqrt(finest)
+        root = noise.noise_shape(grad.shape[0])
+        if noise.normal and all(s.sde.noise_shape == root or s.sde.root_first for s in self.integrations):
+            own = lax.slice_in_dim(xi, 0, math.prod(root), axis=1)
+            total = own.sum(axis=0).reshape(*root, -1) / math.sqrt(finest)
             noisy = grad + noise.apply_root(discrete.x, total)
         else:
             noisy = noise.gradient(k, discrete.x, grad, stream.at(_OWN_NOISE))
         moved: list[Any] = [self.optimizer.advance(discrete, noisy)]
-        for stepper, y in zip(self.integrations, state[1:], strict=True):
+        for stepper, shape, y in zip(self.integrations, shapes, state[1:], strict=True):
             n = stepper.substeps
-            joined = xi.reshape(n, finest // n, size, -1).sum(axis=1).reshape(n, *shape, -1)
+            first = lax.slice_in_dim(xi, 0, math.prod(shape), axis=1)
+            joined = first.reshape(n, finest // n, math.prod(shape), -1).sum(axis=1).reshape(n, *shape, -1)
             dW = jnp.sqrt(stepper.lr / finest) * joined
             if stepper.increments == "rademacher":
                 dW = jnp.sqrt(stepper.lr / n) * jnp.where(joined < 0, -1, 1).astype(dtype)

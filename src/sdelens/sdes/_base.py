@@ -22,10 +22,13 @@ class Instant(NamedTuple):
         step: the optimizer step k within which the moment lies: coefficients that change from step to step (bias
             correction, schedule) are held over the whole of it, substeps included.
         time: t in [kη, (k + 1)η).
+        share: Δt/η of an integrator that holds drift and diffusion for Δt; 0 for solvers of the equation itself. An SDE
+            whose own error such a step would repeat takes it off.
     """
 
     step: Array
     time: Array
+    share: float = 0.0
 
 
 class SDE(eqx.Module):
@@ -34,6 +37,11 @@ class SDE(eqx.Module):
     Components are element-wise in their shapes, (d,) for one path or (d, P) for many, so one definition serves both.
     `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all that need it.
     """
+
+    together: ClassVar[bool] = False
+    """Whether X moves by the old M: integrators then advance the two together."""
+    root_first: ClassVar[bool] = False
+    """Whether dW is flat and begins with the gradient noise's own Brownian motion, others after it."""
 
     @abc.abstractmethod
     def init(self, x: Array) -> State:
@@ -76,6 +84,10 @@ class SDE(eqx.Module):
     @abc.abstractmethod
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
         """Diffusion times dW for every component, 0 for those without noise."""
+
+    def spread(self, t: Instant, y: State, grad: Array) -> Mapping[str, Array]:
+        """Variance per unit of time of the components, by name, that an integrator must keep positive."""
+        return {}
 
 
 class OptimizerSDE(SDE):
