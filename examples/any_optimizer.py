@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--network", choices=list(NETWORKS), default="mlp")
     parser.add_argument("--samples", default="8", help="updates per step of the SDE, comma-separated (default 8)")
     parser.add_argument("--rates", default="1", help="factors of the learning rates, comma-separated (default 1)")
-    parser.add_argument("--accumulators", choices=["update", "lognormal", "drift"], default="update")
+    parser.add_argument("--accumulators", choices=["lognormal", "update", "drift"], default="lognormal")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--paths", type=int, default=256)

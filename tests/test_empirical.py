@@ -149,8 +149,8 @@ def test_squares_move_as_the_update_at_a_normal_gradient():
     problem, noise, paths = sl.Quadratic([1.0], start=1.0), sl.GaussianNoise(0.7), 200_000
     optimizer = sl.FromOptax(optax.chain(optax.trace(0.5), optax.scale_by_rss(0.3), optax.scale(-1e-3)), lr=0.01)
     found = []
-    for kind in (Discrete, Empirical):
-        own = stepper(kind, problem, noise, optimizer)
+    for kind, options in ((Discrete, {}), (Empirical, {"accumulators": "update"})):
+        own = stepper(kind, problem, noise, optimizer, **options)
         state, stream = began(own, paths)
         m, v = (
             np.asarray(a[0], np.float64)

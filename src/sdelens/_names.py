@@ -60,8 +60,8 @@ COEFFICIENTS: Final = {
     "quadrature": "expectations over the noise of every coordinate by quadrature",
 }
 ACCUMULATORS: Final = {
-    "update": "as the optimizer's update moves them at a normal gradient",
-    "lognormal": "log-normal noise, as always with substeps",
+    "lognormal": "log-normal noise",
+    "update": "as the optimizer's update moves them at a normal gradient; with substeps log-normal",
     "drift": "no noise in means of squares",
 }
 PROBLEMS: Final = {

@@ -56,7 +56,7 @@ def compare(
     ] = "sampled",
     accumulators: Annotated[
         str, typer.Option(help=f"Their noise in the empirical SDE. {listing(_names.ACCUMULATORS)}")
-    ] = "update",
+    ] = "lognormal",
     theory: Annotated[
         bool,
         typer.Option("--theory", help="Add the prediction of the loss and its bound (quadratic, linear-regression)."),

@@ -40,7 +40,7 @@ def simulate(
     increments: str = "gaussian",
     samples: int = 8,
     coefficients: str = "sampled",
-    accumulators: str = "update",
+    accumulators: str = "lognormal",
     start: Any = None,
     keep_paths: int = 0,
     observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
@@ -72,7 +72,7 @@ def simulate(
         samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
         coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
             optimizers under independent noise.
-        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"update"``, ``"lognormal"`` or
+        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"``, ``"update"`` or
             ``"drift"`` (none); see `sdelens.integrate.empirical`.
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
@@ -147,7 +147,7 @@ def compare(
     increments: str = "gaussian",
     samples: int = 8,
     coefficients: str = "sampled",
-    accumulators: str = "update",
+    accumulators: str = "lognormal",
     start: Any = None,
     keep_paths: int = 0,
     observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
@@ -184,7 +184,7 @@ def compare(
         samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
         coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
             optimizers under independent noise.
-        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"update"``, ``"lognormal"`` or
+        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"``, ``"update"`` or
             ``"drift"`` (none); see `sdelens.integrate.empirical`.
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam

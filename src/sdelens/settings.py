@@ -69,7 +69,7 @@ class Options:
     increments: str = "gaussian"
     samples: int = 8
     coefficients: str = "sampled"
-    accumulators: str = "update"
+    accumulators: str = "lognormal"
     start: Any = None
     keep_paths: int = 0
     observables: Any = None

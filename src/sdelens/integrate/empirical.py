@@ -13,19 +13,19 @@ every correlation between coordinates and parts, without a matrix. With n subste
 This is a weak approximation of order 1 wherever every increment is O(η) with smooth coefficients (β = 1 − ηρ). At fixed
 β, for sums of squares with increments of O(1) and for signs of small numbers it matches two moments of a step.
 
-Where a part is a sum or mean of squares, normal noise could make it negative and the next step explode. It moves as
-the update itself moves it at the normal gradient with the samples' mean and covariance (``accumulators="update"``),
-
-    v ← v + D_v(y, G),  G = ḡ + (1/√K) Σ_j ξ_j (g_j − ḡ),
-
-which keeps every bound the optimizer keeps (v ≥ 0, v no less than β times that before, a centred second moment ν ≥ μ²),
-the noise in common with that of m, which is the same function of G, and, of squares, the mean: E G² = E g². Its
-variance is that of normal gradients. With substeps, or ``"lognormal"``, it moves by
+Where a part is a sum or mean of squares, normal noise could make it negative and the next step explode. It moves by
 
     v ← μ exp(s ζ − s²/2),  μ = v + D̄,  s² = log(1 + q/μ²),
 
-with ζ the standard normal number that its noise is a multiple of and q the variance of that: mean and variance are
-those of the normal step, and it stays positive. ``"drift"`` leaves the noise out.
+with ζ the standard normal number that its noise is a multiple of and q the variance of that: mean, variance and, to
+first order, all correlations are those of the normal step, and it stays positive (``accumulators="lognormal"``). With
+``"update"`` it moves as the update itself moves it at the normal gradient with the samples' mean and covariance,
+
+    v ← v + D_v(y, G),  G = ḡ + (1/√K) Σ_j ξ_j (g_j − ḡ),
+
+which keeps every bound the optimizer keeps, and of squares the mean, E G² = E g², but loses their covariance with a
+skewed g, as that of mini-batches. Parts with a bound in common (a centred second moment, ν ≥ μ²) always move so. With
+substeps they have no noise, and squares log-normal noise. ``"drift"`` leaves the noise out.
 """
 
 import math
@@ -56,13 +56,13 @@ class Empirical(Discrete):
         samples: K ≥ 2 updates a (sub)step.
         substeps: n ≥ 1. Counters and random keys are held over the whole of an optimizer step.
         increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
-        accumulators: the noise of squares: ``"update"``, ``"lognormal"`` or ``"drift"``.
+        accumulators: the noise of squares: ``"lognormal"``, ``"update"`` or ``"drift"``.
     """
 
     samples: int = eqx.field(default=8, static=True)
     substeps: int = eqx.field(default=1, static=True)
     increments: str = eqx.field(default="gaussian", static=True)
-    accumulators: str = eqx.field(default="update", static=True)
+    accumulators: str = eqx.field(default="lognormal", static=True)
 
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
         laws = jax.tree.leaves(self.optimizer.laws(state.inner, self.layout))
@@ -90,7 +90,7 @@ class Empirical(Discrete):
         old, laws = [state.x, *inner], ["free", *laws]
         moving = [i for i, law in enumerate(laws) if law not in _HELD]
         squared = [i for i in moving if laws[i] != "free"]
-        by_update = squared and self.accumulators == "update" and self.substeps == 1
+        by_update = [i for i in squared if self._by_update(laws[i])]
 
         def update(gradient: Array, sample: Array | int) -> list[Array]:
             own = [
@@ -108,7 +108,7 @@ class Empirical(Discrete):
             sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
             return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in _HELD]
 
-        zeros = [_Sums.zeros(old[m], m in squared and not by_update) for m in moving]
+        zeros = [_Sums.zeros(old[m], m in squared and m not in by_update) for m in moving]
         zeros += [_Sums.zeros(state.x, False)] if by_update else []
         sums, held = lax.scan(add, zeros, jnp.arange(self.samples))
         total = xi.sum(axis=0)
@@ -116,9 +116,14 @@ class Empirical(Discrete):
             mean, noise, _ = self._parts(sums[-1], total)
             normal = update(mean + noise, 0)
         for m, own in zip(moving, sums, strict=False):
-            moved = normal[m] if by_update and m in squared else self._moved(old[m], laws[m], own, total)
+            moved = normal[m] if m in by_update else self._moved(old[m], laws[m], own, total)
             old[m] = moved.astype(old[m].dtype)
         return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
+
+    def _by_update(self, law: str) -> bool:
+        """Whether parts of that law move as the update moves them at the normal gradient."""
+        named = "update" if law == "bound" and self.accumulators == "lognormal" else self.accumulators
+        return named == "update" and self.substeps == 1
 
     def _parts(self, sums: "_Sums", weights: Array) -> tuple[Array, Array, Array | None]:
         """Mean of the samples, noise of a substep, and the variance of that where it is asked for."""
