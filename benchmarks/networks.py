@@ -46,7 +46,8 @@ def main() -> None:
     for name, options in NETWORKS.items():
         problem = sl.network(name, **options)
         for label, optimizer in OPTIMIZERS.items():
-            rows.append([name, label, *(f"{ms:.2f}" for ms in step_times(problem, optimizer, given))])
+            times = step_times(problem, optimizer, given)
+            rows.append([name, label, *(f"{ms:.2f}" for ms in times), f"{times[3] / times[0] / 8:.2f}"])
             print(*text_table(["network", "optimizer", *COLUMNS], rows[-1:])[-1:], flush=True)
     print("", *text_table(["network", "optimizer", *COLUMNS], rows), "", sep="\n")
     memory = []
@@ -57,13 +58,13 @@ def main() -> None:
     print(*text_table(head, memory), sep="\n")
 
 
-COLUMNS = ["optimizer, ms", "SDE refresh 1, ms", "SDE refresh 10, ms"]
+COLUMNS = ["optimizer, ms", "SDE refresh 1, ms", "SDE refresh 10, ms", "empirical K = 8, ms", "per sample / optimizer"]
 
 
 def step_times(problem: sl.Problem, optimizer: object, given: argparse.Namespace) -> list[float]:
     """Milliseconds per path and step."""
     slow, kept = sl.MinibatchNoise(32), sl.MinibatchNoise(32, refresh=10, samples=10)
-    runs = [("optimizer", slow), ("sde", slow), ("sde", kept)]
+    runs = [("optimizer", slow), ("sde", slow), ("sde", kept), ("empirical", slow)]
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(given.rounds + 1):
         for i, (model, noise) in enumerate(runs):
