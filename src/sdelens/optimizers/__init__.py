@@ -7,6 +7,7 @@ so they cannot disagree. Time is t = kη at step k, with η = `lr`.
 from sdelens.optimizers._accumulators import LAWS
 from sdelens.optimizers._adaptive import AdamW, RMSpropW
 from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition
+from sdelens.optimizers._elementwise import Update
 from sdelens.optimizers._from_optax import FromOptax
 from sdelens.optimizers._sgd import SGD
 from sdelens.optimizers._sign import SignSGD
@@ -22,5 +23,6 @@ __all__ = [
     "RMSpropW",
     "SignSGD",
     "State",
+    "Update",
     "precondition",
 ]
