@@ -31,6 +31,7 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens._random import Stream
+from sdelens.integrate._lognormal import lognormal
 from sdelens.integrate.discrete import Discrete, DiscreteState
 
 __all__ = ["Empirical"]
@@ -111,7 +112,7 @@ class Empirical(Discrete):
         noise = share * (sums.weighted - weights * mean)
         if sums.squares is None:
             return ahead + noise
-        return _lognormal(ahead, noise, share**2 * (sums.squares - samples * mean**2))
+        return lognormal(ahead, noise, share**2 * (sums.squares - samples * mean**2))
 
 
 class _Sums(NamedTuple):
@@ -129,15 +130,6 @@ class _Sums(NamedTuple):
     def add(self, step: Array, weight: Array) -> "_Sums":
         squares = None if self.squares is None else self.squares + step**2
         return _Sums(self.steps + step, self.weighted + weight * step, squares)
-
-
-def _lognormal(mean: Array, noise: Array, variance: Array) -> Array:
-    """A positive number of that mean and variance, in place of mean + noise; as it is where the mean is 0."""
-    tiny = jnp.finfo(mean.dtype).tiny
-    variance = jnp.maximum(variance, 0)
-    size = jnp.sqrt(jnp.log1p(variance / jnp.maximum(mean, math.sqrt(tiny)) ** 2))
-    standard = noise / jnp.sqrt(jnp.maximum(variance, tiny))
-    return jnp.where(variance > 0, mean * jnp.exp(size * standard - 0.5 * size**2), mean)
 
 
 def _own_key(data: Array, sample: Array) -> Array:

@@ -144,7 +144,7 @@ class Rule(NamedTuple):
 
 
 def rule_of(law: Law, order: int, tolerance: float) -> Rule:
-    """Panels halved until mass, E|Z| and, where there is one, E Z² agree to `tolerance` with those of halved panels."""
+    """Panels halved until what exists of 1, E|Z|, …, E Z⁴ agrees to `tolerance` with that of halved panels."""
     own = law.first()
     dim = own.scale.shape[0]
     nodes, weights = np.polynomial.legendre.leggauss(order)
@@ -163,8 +163,10 @@ def rule_of(law: Law, order: int, tolerance: float) -> Rule:
         return t, density(t) * (half * weights)[..., None]
 
     grid = np.linspace(0, _FARTHEST / 2, 751)
-    squares = bool(np.isfinite(np.asarray(sum(term.variance(jnp.zeros(dim)) for term in own.terms))).all())
-    tail = density(grid) * (np.cosh(grid) ** 2 if squares else 1 + 0 * grid)[:, None]
+    power = 0  # of the highest moment that exists, as far as the tail shows
+    if np.isfinite(np.asarray(sum(term.variance(jnp.zeros(dim)) for term in own.terms))).all():
+        power = 4 if (density(grid[-1:]) * np.cosh(grid[-1]) ** 4 < _NEGLIGIBLE).all() else 2
+    tail = density(grid) * np.cosh(grid)[:, None] ** power
     ends = own.breaks()
     end = float(grid[np.flatnonzero((tail > _NEGLIGIBLE).any(axis=1)).max()])
     end += grid[1]
@@ -175,7 +177,7 @@ def rule_of(law: Law, order: int, tolerance: float) -> Rule:
 
     def integrals(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         t, w = spread(a, b)
-        return np.stack([(w * np.sinh(t)[..., None] ** p).sum(axis=1) for p in ((0, 1, 2) if squares else (0,))])
+        return np.stack([(w * np.sinh(t)[..., None] ** p).sum(axis=1) for p in range(power + 1)])
 
     for _ in range(_LEVELS):
         a, b = edges[:-1], edges[1:]

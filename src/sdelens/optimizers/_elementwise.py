@@ -1,5 +1,6 @@
 """Whether an optax update is coordinate-wise, by following the coordinates through its jaxpr."""
 
+import math
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -35,11 +36,13 @@ class Update(NamedTuple):
         coupling: the operation that couples coordinates, None if the update is coordinate-wise.
         owners: per leaf of the optax state, the leaf of the parameters whose coordinates it follows, one for one; None
             where it depends on no coordinate.
+        sizes: numbers of coordinates of the leaves of the parameters.
         smooth: whether the new state is a smooth function of the gradient, as far as its operations tell.
     """
 
     coupling: str | None
     owners: tuple[int | None, ...]
+    sizes: tuple[int, ...]
     smooth: bool
 
 
@@ -56,7 +59,8 @@ def update_of(transformation: optax.GradientTransformation, parameters: Any) -> 
 
     state = jax.eval_shape(transformation.init, parameters)
     closed = jax.make_jaxpr(update)(parameters, state, parameters)
-    own = list(range(len(jax.tree.leaves(parameters))))
+    sizes = tuple(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
+    own = list(range(len(sizes)))
     owners: list[int | None] = [None] * len(jax.tree.leaves(state))
     used: set[str] = set()
     try:
@@ -67,10 +71,10 @@ def update_of(transformation: optax.GradientTransformation, parameters: Any) -> 
                 _join("an exchange of parameters", [theirs, ours])
             joined = [_join("an exchange of parts of the state", pair) for pair in zip(owners, found, strict=True)]
             if joined == owners:
-                return Update(None, tuple(owners), used <= _SMOOTH)
+                return Update(None, tuple(owners), sizes, used <= _SMOOTH)
             owners = joined
     except _CoupledError as error:
-        return Update(str(error), tuple(owners), False)
+        return Update(str(error), tuple(owners), sizes, False)
 
 
 def _walk(jaxpr: Any, owners: list[int | None], used: set[str]) -> list[int | None]:
