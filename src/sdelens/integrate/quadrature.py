@@ -113,33 +113,26 @@ class Quadrature(Integration):
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.discrete.evaluate(x)
 
-    def advance(self, k: Array, j: Array | int, y: DiscreteState, grad: Array, dW: Array) -> DiscreteState:  # noqa: D102
-        old, tree = jax.tree.flatten(y.inner)
-        laws = jax.tree.leaves(self.discrete.optimizer.laws(y.inner, self.discrete.layout))
-        if "key" in laws:
-            raise ValueError(
-                f"coefficients: {self.discrete.optimizer.name} draws random numbers of its own, which 'quadrature' "
-                "does not average over. Use coefficients='sampled'."
-            )
-
-        def updated(z: Array) -> tuple[Array, list[Array]]:
-            new = self.discrete.advance(y, grad + z)
-            return new.x, jax.tree.leaves(new.inner)
+    def moments(self, y: DiscreteState, grad: Array) -> "Moments":
+        """E D and Cov D of one update at a state, ∇f there of shape (d, P)."""
+        old, laws = jax.tree.leaves(y.inner), self._laws(y)
 
         def steps(z: Array) -> Array:
-            x, kept = updated(z)
-            return self._gathered(
-                x - y.x, [a if law in _HELD else a - b for a, b, law in zip(kept, old, laws, strict=True)]
-            )
+            new = self.discrete.advance(y, grad + z)
+            kept = zip(jax.tree.leaves(new.inner), old, laws, strict=True)
+            return self._gathered(new.x - y.x, [a if law in _HELD else a - b for a, b, law in kept])
 
-        found = _moments(steps, self.rule, y.x, self.discrete.noise.normal, not self.update.smooth)
+        return _moments(steps, self.rule, y.x, self.discrete.noise.normal, not self.update.smooth)
+
+    def advance(self, k: Array, j: Array | int, y: DiscreteState, grad: Array, dW: Array) -> DiscreteState:  # noqa: D102
+        n, found = self.substeps, self.moments(y, grad)
         noise = found.noise(dW) / jnp.sqrt(self.lr)
-        n = self.substeps
-        whole = updated(jnp.zeros_like(y.x))[1]  # what depends on no gradient
         ahead = [self._spread(a) for a in (found.mean / n, noise, found.variance() / n)]
+        whole = jax.tree.leaves(self.discrete.advance(y, grad).inner)  # of which what depends on no gradient is used
+        old, tree = jax.tree.flatten(y.inner)
         last = jnp.asarray(j) == n - 1
         moved = []
-        for i, (before, after, law) in enumerate(zip(old, whole, laws, strict=True)):
+        for i, (before, after, law) in enumerate(zip(old, whole, self._laws(y), strict=True)):
             if law in _HELD:
                 moved.append(jnp.where(last, after, before))
             elif self.update.owners[i] is None:
@@ -149,6 +142,15 @@ class Quadrature(Integration):
                 moved.append(self._moved(before + step, own, variance, law).astype(before.dtype))
         x = (y.x + ahead[0][0] + ahead[1][0]).astype(y.x.dtype)
         return DiscreteState(x, jax.tree.unflatten(tree, moved))
+
+    def _laws(self, y: DiscreteState) -> list[str]:
+        laws = jax.tree.leaves(self.discrete.optimizer.laws(y.inner, self.discrete.layout))
+        if "key" in laws:
+            raise ValueError(
+                f"coefficients: {self.discrete.optimizer.name} draws random numbers of its own, which 'quadrature' "
+                "does not average over. Use coefficients='sampled'."
+            )
+        return laws
 
     def _moved(self, mean: Array, noise: Array, variance: Array, law: str) -> Array:
         if law == "mean" or (law == "positive" and self.accumulators == "drift"):
@@ -184,7 +186,7 @@ class Quadrature(Integration):
         return spread
 
 
-class _Moments(NamedTuple):
+class Moments(NamedTuple):
     """Of the steps of C parts, in shapes of (d, P).
 
     Attributes:
@@ -226,7 +228,7 @@ class _Jumps(NamedTuple):
     where: Array
 
 
-def _moments(steps: _Steps, rule: Rule, x: Array, normal: bool, jumps: bool) -> _Moments:
+def _moments(steps: _Steps, rule: Rule, x: Array, normal: bool, jumps: bool) -> Moments:
     scale = rule.scale.astype(x.dtype)
     second = (rule.weights.T * (scale * jnp.sinh(rule.nodes)) ** 2).sum(axis=1, keepdims=True)  # (d, 1)
     if normal:
@@ -290,7 +292,7 @@ def _moments(steps: _Steps, rule: Rule, x: Array, normal: bool, jumps: bool) -> 
         own = sums.cross / sigma
         along = slope * sigma + own
         covariance = covariance - own[upper[0]] * own[upper[1]]
-    return _Moments(centre + sums.first, along, _root(covariance, len(centre)))
+    return Moments(centre + sums.first, along, _root(covariance, len(centre)))
 
 
 def _split(
