@@ -17,6 +17,34 @@ def signsgd(x, gradients, lr, decay):
         yield x
 
 
+def momentum(x, gradients, lr, decay, b1, nesterov=False, m=0.0):
+    for g in gradients:
+        m = b1 * m + (1 - b1) * g
+        x = x - lr * (b1 * m + (1 - b1) * g if nesterov else m) - decay * x
+        yield x
+
+
+def signum(x, gradients, lr, decay, b1, m=0.0):
+    for g in gradients:
+        m = b1 * m + (1 - b1) * g
+        x = x - lr * np.sign(m) - decay * x
+        yield x
+
+
+def lion(x, gradients, lr, decay, b1, b2, m=0.0):
+    for g in gradients:
+        x = x - lr * np.sign(b1 * m + (1 - b1) * g) - decay * x
+        m = b2 * m + (1 - b2) * g
+        yield x
+
+
+def adagrad(x, gradients, lr, decay, v, eps):
+    for g in gradients:
+        v = v + g**2
+        x = x - lr * g / np.sqrt(v + eps) - decay * x
+        yield x
+
+
 def rmspropw(x, gradients, lr, decay, b2, eps, v):
     for g in gradients:
         v = b2 * v + (1 - b2) * g**2
@@ -68,6 +96,97 @@ def rmspropw_sde(x, v, gradient, sigma, normals, lr, theta, b2, eps, *, substeps
             g, dw = gradient(x), math.sqrt(dt) * normals[k, j]
             v = v + rho2 * ((0 if earlier else g**2) + sigma**2 - v) * dt
             x = x - (g * dt + math.sqrt(lr) * sigma * dw) / (np.sqrt(v) + eps) - theta * x * dt
+    return x, None, v
+
+
+def lognormal(mean, noise, variance):
+    """A positive number of that mean and variance, for a multiple `noise` of a standard normal number."""
+    s2 = np.log(1 + variance / mean**2)
+    return mean * np.exp(np.sqrt(s2) * noise / np.sqrt(variance) - s2 / 2)
+
+
+def second_order_rmspropw_sde(x, v, gradient, sigma, normals, lr, theta, b2, eps, *, substeps):
+    """RMSpropW's second-order SDE under normal noise; `normals` holds those of the gradient, then of its square."""
+    rho, dt, d = (1 - b2) / lr, lr / substeps, len(x)
+    back = (lr - dt) / 2
+    for k in range(normals.shape[0]):
+        for j in range(substeps):
+            first, second = np.sqrt(dt) * normals[k, j, :d], np.sqrt(dt) * normals[k, j, d:]
+            g, p = gradient(x), lambda v: 1 / (np.sqrt(v) + eps)
+            before = gradient(x + back * (g * p(v) + theta * x))
+            dv = rho * (before**2 + sigma**2 - v + back * rho * (g**2 + sigma**2 - v))
+            noise = np.sqrt(lr) * rho * (2 * g * sigma * first + np.sqrt(2) * sigma**2 * second)
+            spread = lr * rho**2 * (4 * g**2 * sigma**2 + 2 * sigma**4)
+            v = lognormal(v + dv * dt, noise, spread * dt)
+            before = gradient(x + back * (g * p(v) + theta * x))
+            ahead = v + back * rho * (g**2 + sigma**2 - v)
+            drift = before * p(ahead) + theta * (x + back * (g * p(v) + theta * x))
+            x = x - drift * dt - np.sqrt(lr) * sigma * p(v) * first
+    return x, None, v
+
+
+def second_order_adamw_sde(x, gradient, sigma, normals, lr, theta, b1, b2, eps, *, integrator, substeps):
+    """AdamW's second-order SDE under normal noise; `normals` as for RMSpropW's."""
+    rho1, rho2, dt, d = (1 - b1) / lr, (1 - b2) / lr, lr / substeps, len(x)
+    m, v, back = np.zeros_like(x), np.zeros_like(x), (lr - dt) / 2
+    for k in range(normals.shape[0]):
+        gamma1, gamma2 = 1 - b1 ** (k + 1), 1 - b2 ** (k + 1)
+        q = lambda m, v, c=gamma1, e=gamma2: m / c / (np.sqrt(v / e) + eps)  # noqa: E731
+        for j in range(substeps):
+            first, second = np.sqrt(dt) * normals[k, j, :d], np.sqrt(dt) * normals[k, j, d:]
+            g = gradient(x)
+            square, forgets = g**2 + sigma**2, np.sqrt(lr) * rho1 * sigma * first
+            start = q(m, v) if (v > 0).all() else 0
+            before = gradient(x + back * (start + theta * x))
+            noise = np.sqrt(lr) * rho2 * (2 * g * sigma * first + np.sqrt(2) * sigma**2 * second)
+            spread = lr * rho2**2 * (4 * g**2 * sigma**2 + 2 * sigma**4)
+            mean = v + rho2 * (before**2 + sigma**2 - v + back * rho2 * (square - v)) * dt
+            v, old = lognormal(mean, noise, spread * dt), m
+            before = gradient(x + back * (q(old, v) + theta * x))
+            m = m + rho1 * (before - m + back * rho1 * (g - m)) * dt + forgets
+            at = old if integrator == "euler" else m
+            ahead = at + (back + dt if integrator == "euler" else back) * rho1 * (g - at)
+            shifted = x + back * (q(at, v) + theta * x)
+            step = q(ahead, v + back * rho2 * (square - v)) + theta * shifted
+            x = x - step * dt - back * q(forgets, v)
+    return x, m, v
+
+
+def momentum_sde(x, gradient, sigma, normals, lr, theta, b1, *, nesterov, integrator, substeps):
+    rho, dt, m = (1 - b1) / lr, lr / substeps, np.zeros_like(x)
+    for k in range(normals.shape[0]):
+        for j in range(substeps):
+            g, noise = gradient(x), np.sqrt(lr * dt) * sigma * normals[k, j]
+            old = m
+            m = m + rho * (g - m) * dt + rho * noise
+            step = old + lr * rho * (g - old) if integrator == "euler" else m + (lr - dt) * rho * (g - m)
+            if nesterov:
+                step = b1 * step + (1 - b1) * g
+            x = x - (step + theta * x) * dt - (1 - b1) * nesterov * noise
+    return x, m, None
+
+
+def signum_sde(x, gradient, sigma, normals, lr, theta, b, memory, *, substeps):
+    """Signum's (memory = b) or Lion's; `normals` holds those of the gradient, then of the rest of its sign."""
+    rho, dt, d, m = (1 - memory) / lr, lr / substeps, len(x), np.zeros_like(x)
+    erf = np.vectorize(math.erf)
+    for k in range(normals.shape[0]):
+        for j in range(substeps):
+            g, noise = gradient(x), math.sqrt(dt * lr) * normals[k, j]
+            s = (g + b / (1 - b) * m) / sigma
+            e, slope = erf(s / math.sqrt(2)), 2 * np.exp(-(s**2) / 2) / math.sqrt(2 * math.pi)
+            x = x - (e + theta * x) * dt - slope * noise[:d] - np.sqrt(np.maximum(1 - e**2 - slope**2, 0)) * noise[d:]
+            m = m + rho * (g - m) * dt + rho * sigma * noise[:d]
+    return x, m, None
+
+
+def adagrad_sde(x, v, gradient, sigma, normals, lr, theta, eps, *, substeps):
+    dt = lr / substeps
+    for k in range(normals.shape[0]):
+        for j in range(substeps):
+            g = gradient(x)
+            v = v + (g**2 + sigma**2) / lr * dt
+            x = x - (g * dt + math.sqrt(lr * dt) * sigma * normals[k, j]) / np.sqrt(v + eps) - theta * x * dt
     return x, None, v
 
 

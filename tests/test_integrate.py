@@ -1,5 +1,7 @@
 """SDEs and integrators against NumPy references, step by step with the same random numbers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,11 @@ OPTIMIZERS = {
     "signsgd": sl.SignSGD(LR, THETA),
     "rmspropw": sl.RMSpropW(LR, B2, EPS, THETA),
     "adamw": sl.AdamW(LR, B1, B2, EPS, THETA),
+    "momentum": sl.Momentum(LR, B1, False, THETA),
+    "nesterov": sl.Momentum(LR, B1, True, THETA),
+    "signum": sl.Signum(LR, B1, THETA),
+    "lion": sl.Lion(LR, B1, B2, THETA),
+    "adagrad": sl.Adagrad(LR, 0.3, EPS, THETA),
 }
 CASES = [
     (name, sde, integrator, substeps)
@@ -47,7 +54,8 @@ def test_integrators_equal_the_references(name, model, integrator, substeps):
         stepper = EulerMaruyama(sde, LR, Start(problem.start), integrator, substeps)
         stream = Stream(stream_key(0, "test"), jnp.array([4], jnp.uint32))
         y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
-        draw = jax.jit(lambda k, j: stream.at(k, j).normal(3, jnp.dtype(jnp.float64))[:, 0])
+        size = math.prod(sde.noise_shape)
+        draw = jax.jit(lambda k, j: stream.at(k, j).normal(size, jnp.dtype(jnp.float64))[:, 0])
         normals = np.array([[draw(k, j) for j in range(substeps)] for k in range(STEPS)])
         step = jax.jit(lambda k, y: stepper.step(k, y, sde.evaluate(y.x)[1], stream))
         for k in range(STEPS):
@@ -55,7 +63,17 @@ def test_integrators_equal_the_references(name, model, integrator, substeps):
     earlier = model == "malladi2022"
     common = (gradient, SIGMA, normals, LR, THETA)
     v0 = gradient(START) ** 2 + SIGMA**2
+    schemes = {"integrator": integrator, "substeps": substeps}
     expected = {
+        "rmspropw second-order": lambda: references.second_order_rmspropw_sde(
+            START, v0, *common, B2, EPS, substeps=substeps
+        ),
+        "adamw second-order": lambda: references.second_order_adamw_sde(START, *common, B1, B2, EPS, **schemes),
+        "momentum": lambda: references.momentum_sde(START, *common, B1, nesterov=False, **schemes),
+        "nesterov": lambda: references.momentum_sde(START, *common, B1, nesterov=True, **schemes),
+        "signum": lambda: references.signum_sde(START, *common, B1, B1, substeps=substeps),
+        "lion": lambda: references.signum_sde(START, *common, B1, B2, substeps=substeps),
+        "adagrad": lambda: references.adagrad_sde(START, np.full(3, 0.3), *common, EPS, substeps=substeps),
         "sgd": lambda: references.sgd_sde(
             START, *common, substeps=substeps, curvature=CURVATURE if model == "second-order" else None
         ),
@@ -64,7 +82,7 @@ def test_integrators_equal_the_references(name, model, integrator, substeps):
         "adamw": lambda: references.adamw_sde(
             START, *common, B1, B2, EPS, integrator=integrator, substeps=substeps, earlier=earlier
         ),
-    }[name]()
+    }[f"{name} {model}" if model == "second-order" and name != "sgd" else name]()
     for ours, theirs in zip(y[:3], expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
@@ -82,12 +100,13 @@ def test_both_bias_corrections(exponential):
         assert float(sde.gamma(0.0, jnp.array(0))) == pytest.approx(1 - np.exp(-1) if exponential else 1.0)
 
 
-def test_at_equal_steps_euler_is_sgd():
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
+def test_at_equal_steps_the_scheme_is_the_algorithm_noise_included(name):
     problem = sl.Quadratic(CURVATURE, START)
     noise = sl.GaussianNoise(SIGMA).bind(problem)
     stream = Stream(stream_key(0, "same"), jnp.arange(5, dtype=jnp.uint32))
-    discrete = Discrete(problem, noise, OPTIMIZERS["sgd"], Start(problem.start), problem.layout)
-    euler = EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS["sgd"]), LR, Start(problem.start))
+    discrete = Discrete(problem, noise, OPTIMIZERS[name], Start(problem.start), problem.layout)
+    euler = EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS[name]), LR, Start(problem.start))
     a = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), discrete.init(stream))
     b = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), euler.init(stream))
     first, second = (
@@ -98,7 +117,7 @@ def test_at_equal_steps_euler_is_sgd():
     np.testing.assert_allclose(a.x, b.x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sgd", "signsgd", "rmspropw", "adamw"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_without_noise_the_sequential_scheme_is_the_algorithm(name):
     """At Δt = η and vanishing noise, what is left of each SDE is the optimizer's own recursion."""
     with jax.enable_x64(True):

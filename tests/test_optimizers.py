@@ -15,7 +15,7 @@ STEPS, DIM, LR, THETA = 100, 7, 0.03, 0.2
 RNG = np.random.default_rng(1)
 GRADIENTS = RNG.normal(size=(STEPS, DIM)) * np.logspace(-3, 2, DIM)
 START = RNG.normal(size=DIM)
-V0 = RNG.uniform(0.1, 2.0, DIM)
+V0, M0 = RNG.uniform(0.1, 2.0, DIM), RNG.normal(size=DIM)
 
 
 def cases():
@@ -23,6 +23,12 @@ def cases():
     yield sl.SignSGD(LR, THETA), lambda d: references.signsgd(START, GRADIENTS, LR, d)
     yield sl.RMSpropW(LR, 0.95, 1e-3, THETA), lambda d: references.rmspropw(START, GRADIENTS, LR, d, 0.95, 1e-3, V0)
     yield sl.AdamW(LR, 0.9, 0.99, 1e-3, THETA), lambda d: references.adamw(START, GRADIENTS, LR, d, 0.9, 0.99, 1e-3)
+    for nesterov in (False, True):
+        spec = sl.Momentum(LR, 0.9, nesterov, THETA)
+        yield spec, lambda d, own=nesterov: references.momentum(START, GRADIENTS, LR, d, 0.9, own, M0)
+    yield sl.Signum(LR, 0.9, THETA), lambda d: references.signum(START, GRADIENTS, LR, d, 0.9, M0)
+    yield sl.Lion(LR, 0.9, 0.99, THETA), lambda d: references.lion(START, GRADIENTS, LR, d, 0.9, 0.99, M0)
+    yield sl.Adagrad(LR, 0.3, 1e-3, THETA), lambda d: references.adagrad(START, GRADIENTS, LR, d, V0, 1e-3)
 
 
 @pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
@@ -34,14 +40,39 @@ def test_optax_matches_the_algorithm(spec, reference, decay, x64):
     with jax.enable_x64(x64):
         x = jnp.asarray(START)
         tx = spec.to_optax()
-        v = jnp.asarray(V0) if spec.name == "rmspropw" else (jnp.zeros(DIM) if spec.name == "adamw" else None)
-        m = jnp.zeros(DIM) if spec.name == "adamw" else None
+        v = {"rmspropw": jnp.asarray(V0), "adagrad": jnp.asarray(V0), "adamw": jnp.zeros(DIM)}.get(spec.name)
+        m = {"adamw": jnp.zeros(DIM)}.get(spec.name, jnp.asarray(M0) if "m" in spec.accumulators else None)
         state = spec.optax_state(sl.State(x, m, v))
         for k in range(STEPS):
             updates, state = tx.update(jnp.asarray(GRADIENTS[k]), state, x)
             x = optax.apply_updates(x, updates)
             # float32: 1e-7 per step over 100 steps, and 1 - b2 and 1 - b2**k hold 5 digits
             np.testing.assert_allclose(x, expected[k], rtol=0, atol=1e-13 if x64 else 3e-5)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_undamped_momentum_is_what_pytorch_and_optax_call_sgd(nesterov):
+    """torch.optim.SGD and optax.sgd: u ← μu + g, x ← x − a(u, or g + μu)."""
+    ours, theirs = sl.Momentum.undamped(LR, 0.8, nesterov).to_optax(), optax.sgd(LR, 0.8, nesterov)
+    with jax.enable_x64(True):
+        x = y = jnp.asarray(START)
+        mine, other = ours.init(x), theirs.init(y)
+        for g in GRADIENTS:
+            step, mine = ours.update(jnp.asarray(g), mine, x)
+            x = optax.apply_updates(x, step)
+            step, other = theirs.update(jnp.asarray(g), other, y)
+            y = optax.apply_updates(y, step)
+    np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+def test_lion_s_weight_of_the_gradient_is_no_memory_and_adagrad_s_sum_has_no_rate():
+    lion = sl.Lion(0.1, 0.9, 0.8).at_lr(0.05)
+    assert (lion.b1, lion.b2) == pytest.approx((0.9, 0.9))
+    assert sl.Signum(0.1, 0.8).at_lr(0.05).b1 == pytest.approx(0.9)
+    assert sl.Momentum(0.1, 0.8, nesterov=True).at_lr(0.05).nesterov
+    assert sl.Adagrad(0.1).at_lr(0.1).lr == 0.1
+    with pytest.raises(ValueError, match=r"lr: got 0.05 for an Adagrad of 0.1; its sum of squares .* Build sl.Adagrad"):
+        sl.Adagrad(0.1).at_lr(0.05)
 
 
 def test_moments_are_placed_into_the_optax_state():

@@ -12,6 +12,8 @@ OPTIMIZERS = {
     "signsgd": sl.SignSGD(0.05, 0.1),
     "rmspropw": sl.RMSpropW(0.05, 0.9, weight_decay=0.1),
     "adamw": sl.AdamW(0.05, 0.8, 0.9, weight_decay=0.1),
+    "nesterov": sl.Momentum(0.05, 0.8, nesterov=True, weight_decay=0.1),
+    "lion": sl.Lion(0.05, 0.8, 0.9, 0.1),
 }
 CASES = [(name, model) for name, spec in OPTIMIZERS.items() for model in sl.models_of(spec)]
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])

@@ -23,6 +23,8 @@ OPTIMIZERS = {
     "signsgd": sl.SignSGD(0.05, 0.1),
     "rmspropw": sl.RMSpropW(0.05, 0.9, 1e-6, 0.1),
     "adamw": sl.AdamW(0.05, 0.8, 0.9, 1e-6, 0.1),
+    "nesterov": sl.Momentum(0.05, 0.8, nesterov=True, weight_decay=0.1),
+    "lion": sl.Lion(0.05, 0.8, 0.9, 0.1),
 }
 
 

@@ -15,7 +15,7 @@ from sdelens import _check
 from sdelens._random import Stream
 from sdelens.case import check_start, check_subject
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import SGD, AdamW, Optimizer, State
+from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, State
 from sdelens.problems import AbstractProblem
 from sdelens.sdes import SDE, Instant, build_sde, sdes_of
 from sdelens.starts import Start, start_of
@@ -231,11 +231,16 @@ def to_diffrax(
     dW = jnp.zeros(sde.noise_shape + first.x.shape[1:], first.x.dtype)
     at_start = Instant(jnp.asarray(0), jnp.asarray(0.0))
     jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # refuses what cannot be had here
+    if jax.eval_shape(lambda: sde.spread(at_start, first, first.x)):
+        raise ValueError(
+            f"model: {model!r} of {optimizer.name} has a V with noise, which only the library's own integrators keep "
+            "positive; use sl.compare with substeps, or the model 'sde' here."
+        )
     diagonal = bound.independent and sde.noise_shape == (problem.dim,)
     stratonovich = isinstance(base, diffrax.AbstractStratonovichSolver)
     bridge = DiffraxSDE(solver, sde, begin, float(optimizer.lr), stratonovich, diagonal)
     additive = isinstance(base, diffrax.AbstractSRK) and base.tableau.is_additive_noise()
-    if additive and not (isinstance(optimizer, SGD | AdamW) and _is_additive(bridge)):
+    if additive and not (isinstance(optimizer, SGD | Momentum | AdamW) and _is_additive(bridge)):
         raise ValueError(
             f"solver: {type(base).__name__} is for additive noise, but the diffusion of {optimizer.name}'s SDE depends "
             "on the state here; use diffrax.SPaRK() or diffrax.GeneralShARK()."

@@ -10,6 +10,7 @@ __all__ = [
     "BATCH_SIGNS",
     "BIAS_CORRECTIONS",
     "COEFFICIENTS",
+    "COMPRESSIONS",
     "DATASETS",
     "DECAYS",
     "DTYPES",
@@ -21,6 +22,7 @@ __all__ = [
     "NOISES",
     "OBSERVABLES",
     "ON_REQUEST",
+    "OPTAX",
     "OPTIMIZERS",
     "PROBLEMS",
     "SCHEDULES",
@@ -35,13 +37,20 @@ OPTIMIZERS: Final = {
     "signsgd": "SignSGD",
     "rmspropw": "RMSpropW (weight decay 0: RMSprop)",
     "adamw": "AdamW (weight decay 0: Adam)",
+    "momentum": "SGD with momentum, heavy-ball or --nesterov, damped by 1 - b1",
+    "signum": "the sign of a momentum",
+    "lion": "Lion",
+    "adagrad": "Adagrad",
 }
+OPTAX: Final = "optax:"
+"""What names of optax's own optimizers begin with in the shell."""
 MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
-    "sde": "the SDE of arXiv 2411.15958",
+    "sde": "the first-order SDE: that of arXiv 2411.15958 for SGD, SignSGD, RMSprop and Adam",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
-    "empirical": "an SDE whose coefficients come from --samples updates of the optimizer itself (any optimizer)",
-    "second-order": "the SDE of weak order 2 of arXiv 1511.06251 (SGD only; use substeps; run where it is named)",
+    "empirical": "an SDE whose coefficients come from --update-samples updates of the optimizer itself",
+    "second-order": "the SDE of weak order 2: of arXiv 1511.06251 (SGD; use substeps), or with the noise of V (RMSprop "
+    "and Adam); run where it is named",
 }
 ON_REQUEST: Final = ("second-order", "empirical")
 """Models run only where they are named: at the default of one substep the first says less than the first-order SDE; the
@@ -51,7 +60,8 @@ COEFFICIENTS: Final = {
     "quadrature": "expectations over the noise of every coordinate by quadrature",
 }
 ACCUMULATORS: Final = {
-    "lognormal": "noise that keeps means of squares positive",
+    "update": "as the optimizer's update moves them at a normal gradient",
+    "lognormal": "log-normal noise, as always with substeps",
     "drift": "no noise in means of squares",
 }
 PROBLEMS: Final = {
@@ -80,6 +90,11 @@ NOISES: Final = {
     "laplace": "double-exponential",
     "uniform": "on an interval about 0",
     "minibatch": "real mini-batches of --batch-size examples (networks, linear-regression)",
+}
+COMPRESSIONS: Final = {
+    "random-k": "coordinates drawn at random, a share or number --keep of them, times d/k",
+    "quantisation": "rounded at random to multiples of --quantum",
+    "majority-vote": "signs, of which the majority decides (signsgd)",
 }
 SCHEDULES: Final = {
     "cosine": "half a cosine over --schedule-steps, down to --end",
@@ -113,6 +128,9 @@ ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 def optimizer_label(optimizer: dict[str, Any]) -> str:
     """An optimizer's name as it is written."""
     names = {"sgd": "SGD", "signsgd": "SignSGD", "rmspropw": "RMSpropW", "adamw": "AdamW"}
+    names |= {"momentum": "Momentum", "signum": "Signum", "lion": "Lion", "adagrad": "Adagrad"}
+    if optimizer.get("nesterov"):
+        return "Nesterov momentum"
     return names.get(optimizer["name"], str(optimizer["name"]))
 
 
@@ -133,6 +151,12 @@ def problem_label(problem: dict[str, Any]) -> str:
 
 def noise_label(noise: dict[str, Any]) -> str:
     """A noise law's name as it is written, with what tells it from others of its kind."""
+    if noise["name"] == "distributed":
+        sent = noise.get("compression")
+        how = (
+            "" if sent is None else " (" + " ".join([sent["name"], *(f"{v:g}" for v in list(sent.values())[1:])]) + ")"
+        )
+        return f"{noise['workers']} worker{'s' if noise['workers'] > 1 else ''}{how}, {noise_label(noise['noise'])}"
     if noise["name"] == "sum":
         return " + ".join(noise_label(term) for term in noise["terms"])
     names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace", "minibatch": "mini-batch"}

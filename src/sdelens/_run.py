@@ -17,6 +17,7 @@ from sdelens.checkpoint import Checkpoints, digest
 from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
 from sdelens.observables import Observables, observables_of
+from sdelens.optimizers import FromOptax
 from sdelens.result import Result
 from sdelens.sdes import build_sde
 from sdelens.settings import Model, Options, chosen_models
@@ -61,7 +62,7 @@ class Experiment:
             return Quadrature(Discrete(*own), model.substeps, model.increments, model.accumulators)
         if model.model == "empirical":
             return Empirical(*own, model.samples, model.substeps, model.increments, model.accumulators)
-        sde = build_sde(model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
+        sde = build_sde(model.sde or model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
         options = (model.integrator, model.substeps, model.increments)
         return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
 
@@ -82,6 +83,7 @@ def prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opti
     plan, seed = options.plan(problem.dim), options.checked_seed()
     chosen = chosen_models(optimizer, models, options)
     case = Case.checked(problem, noise, optimizer, options.start, plan.steps)
+    _check_factorisations(case, plan)
     observables = observables_of(options.observables, case.problem, case.noise)
     experiment = Experiment(case, chosen, plan, seed, observables)
     for model in chosen.values():  # what cannot be built is refused before anything runs
@@ -90,6 +92,18 @@ def prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opti
         fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
+
+
+def _check_factorisations(case: Case, plan: Plan) -> None:
+    """Refuse several CPU devices where LAPACK would be called on each: they can wait for one another without end."""
+    if len(plan.devices) == 1 or plan.devices[0].platform != "cpu" or not isinstance(case.optimizer, FromOptax):
+        return
+    called = case.optimizer.factorisations(case.problem.layout, case.problem.start.dtype)
+    if called:
+        raise ValueError(
+            f"devices: {case.optimizer.name} factorises matrices ({', '.join(sorted(called))}), which on several CPU "
+            "devices can wait without end; give devices=1."
+        )
 
 
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
@@ -240,8 +254,9 @@ def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]]) ->
 def _attributes(experiment: Experiment, seconds: dict[str, float]) -> dict[str, Any]:
     plan, devices = experiment.plan, experiment.plan.devices
     models = {
-        label: {f.name: getattr(m, f.name) for f in fields(m)}
+        label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
         | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
+        | ({"rerunnable": False} if m.sde is not None else {})
         for label, m in experiment.models.items()
     }
     run = {

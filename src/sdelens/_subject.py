@@ -1,5 +1,6 @@
 """The shell's options for problem, noise and optimizer, shared by its commands, and the objects they name."""
 
+import ast
 import csv
 import functools
 import inspect
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from sdelens.optimizers import Optimizer
     from sdelens.problems import AbstractProblem
 
-__all__ = ["Subject", "build_subject", "listing", "numbers", "read_curve", "takes_subject"]
+__all__ = ["Subject", "build_subject", "listing", "numbers", "optax_optimizers", "read_curve", "takes_subject"]
 
 _NETWORK = ("dataset", "subset", "data_dir", "data_seed", "init_seed", "dtype", "gradient_dtype")
 _ACCEPTS = {
@@ -26,6 +27,11 @@ _ACCEPTS = {
     "signsgd": (),
     "rmspropw": ("b2", "eps", "v0"),
     "adamw": ("b1", "b2", "eps", "v0"),
+    "optax": ("opt",),
+    "momentum": ("b1", "nesterov"),
+    "signum": ("b1",),
+    "lion": ("b1", "b2"),
+    "adagrad": ("initial_accumulator", "eps"),
     "quadratic": ("curvature", "start"),
     "linear-regression": ("design", "label_noise", "solution", "start", "samples", "data_seed"),
     "rosenbrock": ("start",),
@@ -40,10 +46,13 @@ _ACCEPTS = {
     "laplace": ("scale",),
     "uniform": ("scale",),
     "minibatch": ("batch_size", "epochs", "batch_covariance", "signs", "sign_samples", "refresh", "subsample"),
+    "random-k": ("keep",),
+    "quantisation": ("quantum",),
+    "majority-vote": (),
     "cosine": ("schedule_steps", "end"),
     "polynomial": ("power",),
 }
-"""Options each optimizer, problem, noise or schedule takes beyond those common to all."""
+"""Options each optimizer, problem, noise, compression or schedule takes beyond those common to all."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,33 @@ def numbers(name: str, text: str) -> float | list[float]:
 
 
 def _options(
-    optimizer: Annotated[str, typer.Option(help=listing(_names.OPTIMIZERS))] = "adamw",
+    optimizer: Annotated[
+        str,
+        typer.Option(help=f"{listing(_names.OPTIMIZERS)}; {_names.OPTAX}NAME: any of optax's, as optax:lion."),
+    ] = "adamw",
+    opt: Annotated[
+        list[str] | None,
+        typer.Option(help="An argument of an optax: optimizer, as lr=1e-3 or momentum=0.9; may be repeated."),
+    ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate η, the unit of time.")] = 0.01,
-    b1: Annotated[float | None, typer.Option(help="Decay of the first moment (adamw; default 0.9).")] = None,
+    b1: Annotated[
+        float | None,
+        typer.Option(help="Decay of the first moment (adamw, momentum, signum; lion: of its sign); default 0.9."),
+    ] = None,
     b2: Annotated[
         float | None,
-        typer.Option(help="Decay of the second moment (adamw: default 0.999; rmspropw: default 0.99)."),
+        typer.Option(
+            help="Decay of the second moment (adamw: default 0.999; rmspropw: default 0.99), or of lion's (0.99)."
+        ),
     ] = None,
-    eps: Annotated[float | None, typer.Option(help="ε outside the root (adamw, rmspropw; default 1e-8).")] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(help="ε outside the root (adamw, rmspropw; default 1e-8) or inside (adagrad; default 1e-7)."),
+    ] = None,
+    nesterov: Annotated[bool | None, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = None,
+    initial_accumulator: Annotated[
+        float | None, typer.Option(help="Sum of squares at the start (adagrad; default 0.1).")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay θ.")] = 0.0,
     decay: Annotated[
         str,
@@ -181,6 +209,20 @@ def _options(
         int | None, typer.Option(help="Examples from which second moments are estimated; default: all.")
     ] = None,
     df: Annotated[float | None, typer.Option(help="Degrees of freedom ν of student-t, at least 0.2.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Workers, each with a stochastic gradient of its own; the optimizer gets the mean."),
+    ] = None,
+    compression: Annotated[
+        str | None, typer.Option(help=f"What --workers send of their gradients. {listing(_names.COMPRESSIONS)}")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="What random-k keeps: with a point or an exponent a share of the coordinates, else a number."
+        ),
+    ] = None,
+    quantum: Annotated[float | None, typer.Option(help="Step of the grid of quantisation.")] = None,
 ) -> None:
     """Template of the options; never called."""
 
@@ -209,14 +251,17 @@ def build_subject(given: dict[str, Any]) -> Subject:
     Raises:
         ValueError: naming an option that is misspelt, or that what was chosen does not take.
     """
-    import sdelens as sl
     from sdelens import _check
 
-    optimizer = _check.choice("optimizer", given["optimizer"], _names.OPTIMIZERS)
+    theirs = given["optimizer"].startswith(_names.OPTAX)
+    optimizer = "optax" if theirs else _check.choice("optimizer", given["optimizer"], _names.OPTIMIZERS)
     problem = _check.choice("problem", given["problem"], _names.PROBLEMS)
     noise = _check.choice("noise", given["noise"], _names.NOISES)
     schedule = _check.choice("schedule", given["schedule"], _names.SCHEDULES) if "schedule" in given else None
-    chosen = {optimizer, problem, noise, schedule}
+    compression = None
+    if "compression" in given:
+        compression = _check.choice("compression", given["compression"], _names.COMPRESSIONS)
+    chosen = {optimizer, problem, noise, schedule, compression}
     for option in sorted({option for options in _ACCEPTS.values() for option in options} & given.keys()):
         takers = [name for name, options in _ACCEPTS.items() if option in options]
         if not chosen & set(takers):
@@ -224,11 +269,70 @@ def build_subject(given: dict[str, Any]) -> Subject:
                 f"{option}: {optimizer} on {problem} with {noise} noise does not take it; it belongs to "
                 f"{', '.join(takers)}."
             )
-    own = {k: given[k] for k in _ACCEPTS[optimizer] if k in given}
+    made = _from_optax(given, schedule) if theirs else _specified(optimizer, given, schedule)
+    return Subject(_problem(problem, given), _distributed(_noise(noise, given), compression, given), made)
+
+
+def _specified(name: str, given: dict[str, Any], schedule: str | None) -> "Optimizer":
+    import sdelens as sl
+
+    own = {k: given[k] for k in _ACCEPTS[name] if k in given}
     common = {k: given[k] for k in ("lr", "weight_decay", "decay")}
-    kinds = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
-    made = kinds[optimizer](**common, **own, schedule=_schedule(schedule, given))
-    return Subject(_problem(problem, given), _noise(noise, given), made)
+    kinds: dict[str, Any] = {"sgd": sl.SGD, "signsgd": sl.SignSGD, "rmspropw": sl.RMSpropW, "adamw": sl.AdamW}
+    kinds |= {"momentum": sl.Momentum, "signum": sl.Signum, "lion": sl.Lion, "adagrad": sl.Adagrad}
+    return kinds[name](**common, **own, schedule=_schedule(schedule, given))
+
+
+def _from_optax(given: dict[str, Any], schedule: str | None) -> "Optimizer":
+    """One of optax's named optimizers, with the arguments of ``--opt``."""
+    import sdelens as sl
+    from sdelens import _check
+
+    known = optax_optimizers()
+    name = given["optimizer"].removeprefix(_names.OPTAX)
+    function = known[_check.choice("optimizer", name, sorted(known))]
+    for option in ("weight_decay", "decay"):
+        if given[option] != _PARAMETERS[option].default:
+            raise ValueError(f"{option}: belongs to our own optimizers; give {name} its arguments by --opt.")
+    if schedule is not None or "warmup" in given:
+        raise ValueError("schedule: belongs to our own optimizers; in Python, sl.FromOptax takes optax's schedules.")
+    arguments = dict(_argument(text) for text in given.get("opt", []))
+    rate = arguments.pop("lr", arguments.pop("learning_rate", given["lr"]))
+    for argument in arguments:
+        _check.choice(f"opt: {name}'s argument", argument, inspect.signature(function).parameters)
+    try:
+        return sl.FromOptax(function(learning_rate=rate, **arguments), rate, name=name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"opt: optax.{name} does not take {arguments or 'these arguments'} ({error}).") from error
+
+
+def optax_optimizers() -> dict[str, Callable[..., Any]]:
+    """Optax's functions from a learning rate to a transformation, by name; those of optax.contrib with that before."""
+    import optax
+    import optax.contrib
+
+    known = {name: function for name, function in vars(optax).items() if _is_optimizer(name, function)}
+    contrib = {name: function for name, function in vars(optax.contrib).items() if _is_optimizer(name, function)}
+    return known | {f"contrib.{name}": function for name, function in contrib.items()}
+
+
+def _is_optimizer(name: str, function: Any) -> bool:
+    """Whether it is one of optax's functions from a learning rate to a transformation."""
+    plain = function.func if isinstance(function, functools.partial) else function
+    if not inspect.isfunction(plain) or name.startswith(("_", "scale_by")):
+        return False
+    return "learning_rate" in inspect.signature(function).parameters
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Name and value of an argument ``name=value``, the value a Python literal or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise ValueError(f"opt: got {text!r}; give name=value, for example momentum=0.9.")
+    try:
+        return name.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name.strip(), value
 
 
 def _schedule(name: str | None, given: dict[str, Any]) -> Any:
@@ -286,6 +390,28 @@ def _noise(name: str, given: dict[str, Any]) -> "AbstractNoise":
             raise ValueError("noise: student-t needs --df, its degrees of freedom.")
         return sl.StudentTNoise(scale, given["df"])
     return {"gaussian": sl.GaussianNoise, "laplace": sl.LaplaceNoise, "uniform": sl.UniformNoise}[name](scale)
+
+
+def _distributed(noise: "AbstractNoise", name: str | None, given: dict[str, Any]) -> "AbstractNoise":
+    import sdelens as sl
+
+    if "workers" not in given:
+        if name is not None:
+            raise ValueError(f"compression: {name} needs --workers, the number of those that send; 1 is a number too.")
+        return noise
+    needs = {"random-k": "keep", "quantisation": "quantum"}
+    if name in needs and needs[name] not in given:
+        raise ValueError(f"compression: {name} needs --{needs[name]}.")
+    compression: Any = None
+    if name == "random-k":
+        text = given["keep"]
+        share = numbers("keep", text)
+        compression = sl.RandomK(int(text) if text.strip().isdigit() else share)  # type: ignore[arg-type]
+    elif name == "quantisation":
+        compression = sl.Quantisation(given["quantum"])
+    elif name == "majority-vote":
+        compression = sl.MajorityVote()
+    return sl.DistributedNoise(noise, given["workers"], compression)
 
 
 def _matrix(path: Path) -> Any:

@@ -79,7 +79,7 @@ class Case:
             "device": json.dumps(device),
             "versions": json.dumps(_versions()),
             "infimum": float("nan") if infimum is None else infimum,
-            "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, started])),
+            "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, started, *models.values()])),
         }
 
 

@@ -48,6 +48,15 @@ def compare(
         typer.Option(help="Adam's SDEs: 'discrete' (1 - b**(k+1)) or 'exponential' (the paper's)."),
     ] = "discrete",
     increments: Annotated[str, typer.Option(help=listing(_names.INCREMENTS))] = "gaussian",
+    update_samples: Annotated[
+        int, typer.Option(help="Updates per step from which the empirical SDE has its coefficients.")
+    ] = 8,
+    coefficients: Annotated[
+        str, typer.Option(help=f"Of the empirical SDE. {listing(_names.COEFFICIENTS)}")
+    ] = "sampled",
+    accumulators: Annotated[
+        str, typer.Option(help=f"Their noise in the empirical SDE. {listing(_names.ACCUMULATORS)}")
+    ] = "update",
     theory: Annotated[
         bool,
         typer.Option("--theory", help="Add the prediction of the loss and its bound (quadratic, linear-regression)."),
@@ -103,6 +112,9 @@ def compare(
             substeps=substeps,
             bias_correction=bias_correction,
             increments=increments,
+            samples=update_samples,
+            coefficients=coefficients,
+            accumulators=accumulators,
             keep_paths=keep_paths,
             observables=None if observables is None else [name.strip() for name in observables.split(",")],
             marginals=marginals,
@@ -289,6 +301,7 @@ def info(
         "problems": list(_names.PROBLEMS),
         "datasets": list(_names.DATASETS),
         "noises": list(_names.NOISES),
+        "compressions": list(_names.COMPRESSIONS),
         "schedules": list(_names.SCHEDULES),
         "integrators": list(_names.INTEGRATORS),
         "increments": list(_names.INCREMENTS),

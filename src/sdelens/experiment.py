@@ -40,7 +40,7 @@ def simulate(
     increments: str = "gaussian",
     samples: int = 8,
     coefficients: str = "sampled",
-    accumulators: str = "lognormal",
+    accumulators: str = "update",
     start: Any = None,
     keep_paths: int = 0,
     observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
@@ -59,7 +59,8 @@ def simulate(
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         model: ``"optimizer"`` (discrete, through optax), ``"sde"``, ``"malladi2022"`` (RMSprop and Adam only),
-            ``"second-order"`` (SGD only), or ``"empirical"`` (any optimizer; see `sdelens.integrate.empirical`).
+            ``"second-order"`` (SGD, RMSprop and Adam), or ``"empirical"`` (any optimizer; see
+            `sdelens.integrate.empirical`).
         steps: optimizer steps.
         paths: independent paths.
         seed: seed of all randomness; equal seeds on one machine give equal bits.
@@ -71,7 +72,8 @@ def simulate(
         samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
         coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
             optimizers under independent noise.
-        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"`` or ``"drift"`` (none).
+        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"update"``, ``"lognormal"`` or
+            ``"drift"`` (none); see `sdelens.integrate.empirical`.
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
@@ -145,7 +147,7 @@ def compare(
     increments: str = "gaussian",
     samples: int = 8,
     coefficients: str = "sampled",
-    accumulators: str = "lognormal",
+    accumulators: str = "update",
     start: Any = None,
     keep_paths: int = 0,
     observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
@@ -166,10 +168,11 @@ def compare(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        models: names, by default all that exist for this optimizer but ``"second-order"``, which needs substeps, and,
+        models: names, by default all that exist for this optimizer but ``"second-order"`` and,
             where there is another SDE, ``"empirical"``; or a mapping from labels of your own to options (``model``,
             ``integrator``, ``substeps`` and the others below down to ``accumulators``), for example
-            ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``.
+            ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``. ``model`` may also be your own: a
+            subclass of `OptimizerSDE`, or a function from problem, noise and optimizer to an `SDE`.
         steps: optimizer steps.
         paths: independent paths per model.
         seed: seed of all randomness; equal seeds on one machine give equal bits.
@@ -181,7 +184,8 @@ def compare(
         samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
         coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
             optimizers under independent noise.
-        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"`` or ``"drift"`` (none).
+        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"update"``, ``"lognormal"`` or
+            ``"drift"`` (none); see `sdelens.integrate.empirical`.
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators

@@ -56,9 +56,9 @@ _SPARE: Final[list[dict[str, Any]]] = [
 ]
 _NAMES: Final = {
     "optimizer": "optimizer",
-    "sde": "SDE (2411.15958)",
+    "sde": "SDE",
     "malladi2022": "earlier SDE (2205.10287)",
-    "second-order": "second-order SDE (1511.06251)",
+    "second-order": "second-order SDE",
     "prediction": "prediction",
 }
 _LOG_FROM: Final = 5.0

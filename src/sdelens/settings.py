@@ -19,7 +19,7 @@ from sdelens._names import (
 )
 from sdelens.ensemble import Plan
 from sdelens.optimizers import Optimizer
-from sdelens.sdes import sdes_of
+from sdelens.sdes import Builder, sdes_of
 
 __all__ = ["Model", "Options", "chosen_models", "models_of"]
 
@@ -33,7 +33,7 @@ def models_of(optimizer: Optimizer) -> list[str]:
 
 @dataclass(frozen=True)
 class Model:
-    """How one model of a comparison is integrated."""
+    """How one model of a comparison is integrated; `sde` makes the user's own, where it is one."""
 
     model: str
     integrator: str
@@ -44,6 +44,7 @@ class Model:
     coefficients: str
     accumulators: str
     coarse: str | None = None
+    sde: Builder | None = None
 
     @property
     def stream(self) -> str:
@@ -69,7 +70,7 @@ class Options:
     increments: str = "gaussian"
     samples: int = 8
     coefficients: str = "sampled"
-    accumulators: str = "lognormal"
+    accumulators: str = "update"
     start: Any = None
     keep_paths: int = 0
     observables: Any = None
@@ -163,34 +164,14 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
         models = {name: {} for name in names}
     if not models:
         raise ValueError(f"models: is empty; choose from {known}.")
+    where = "model" if len(models) == 1 else "models"
     chosen: dict[str, Model] = {}
-    allowed = [f.name for f in fields(Model) if f.name != "coarse"]
     for label, own in ((str(label), own) for label, own in models.items()):
         if not isinstance(own, Mapping):
             raise TypeError(
                 f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}."
             )
-        for key in own:
-            _check.choice(f"models[{label!r}]", key, allowed)
-        common = {key: getattr(options, key) for key in allowed if key != "model"}
-        merged = {"model": label, **common, **own}
-        where = "model" if len(models) == 1 else "models"
-        if merged["model"] not in known and merged["model"] in MODELS:
-            raise ValueError(
-                f"{where}: {merged['model']!r} does not exist for {optimizer.name}; its models are {', '.join(known)}."
-            )
-        model = Model(
-            _check.choice(where, merged["model"], known),
-            _check.choice("integrator", merged["integrator"], INTEGRATORS),
-            _check.at_least("substeps", merged["substeps"], 1),
-            _check.choice("bias_correction", merged["bias_correction"], BIAS_CORRECTIONS),
-            _check.choice("increments", merged["increments"], INCREMENTS),
-            _check.at_least("samples", merged["samples"], 2),
-            _check.choice("coefficients", merged["coefficients"], COEFFICIENTS),
-            _check.choice("accumulators", merged["accumulators"], ACCUMULATORS),
-        )
-        if model.model == "optimizer":
-            model = replace(model, substeps=1)
+        model = _described(label, own, options, optimizer, where)
         if model.substeps > 1 and len(models) > 1:
             coarse = f"{label}, 1 substep"
             chosen[label] = replace(model, coarse=coarse)
@@ -198,3 +179,31 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
         else:
             chosen[label] = model
     return chosen
+
+
+def _described(label: str, own: Mapping[str, Any], options: Options, optimizer: Optimizer, where: str) -> Model:
+    """The model that options of its own, and those common to all, describe."""
+    allowed = [f.name for f in fields(Model) if f.name not in ("coarse", "sde")]
+    for key in own:
+        _check.choice(f"models[{label!r}]", key, allowed)
+    merged = {"model": label} | {key: getattr(options, key) for key in allowed if key != "model"} | dict(own)
+    name, known = merged["model"], models_of(optimizer)
+    sde: Builder | None = None
+    if callable(name):
+        sde, name = name, getattr(name, "__qualname__", type(name).__name__)
+        if name in MODELS:
+            raise ValueError(f"models[{label!r}]: your SDE bears the name {name!r} of one of ours; rename it.")
+    elif name not in known and name in MODELS:
+        raise ValueError(f"{where}: {name!r} does not exist for {optimizer.name}; its models are {', '.join(known)}.")
+    model = Model(
+        name if sde is not None else _check.choice(where, name, known),
+        _check.choice("integrator", merged["integrator"], INTEGRATORS),
+        _check.at_least("substeps", merged["substeps"], 1),
+        _check.choice("bias_correction", merged["bias_correction"], BIAS_CORRECTIONS),
+        _check.choice("increments", merged["increments"], INCREMENTS),
+        _check.at_least("samples", merged["samples"], 2),
+        _check.choice("coefficients", merged["coefficients"], COEFFICIENTS),
+        _check.choice("accumulators", merged["accumulators"], ACCUMULATORS),
+        sde=sde,
+    )
+    return replace(model, substeps=1) if model.model == "optimizer" else model

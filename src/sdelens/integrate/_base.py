@@ -69,6 +69,11 @@ class Integration(Stepper):
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of ΔW per path; many paths add a last axis."""
 
+    @property
+    def root_first(self) -> bool:
+        """Whether ΔW begins with the Brownian motion of the gradient's noise, others after it."""
+        return False
+
     @abc.abstractmethod
     def advance(self, k: Array, j: Array | int, y: Any, grad: Array, dW: Array) -> Any:
         """Substep j of step k with a given increment of Brownian motion."""

@@ -56,16 +56,18 @@ class Coupled(Stepper):
         size = max(math.prod(shape) for shape in shapes)
         xi = lax.map(lambda j: stream.at(k, j).normal(size, dtype), jnp.arange(finest))
         noise, discrete = self.optimizer.noise, state[0]
-        own = noise.noise_shape(grad.shape[0]) if noise.normal else ()
-        if noise.normal and all(shape[-len(own) :] == own for shape in shapes):
-            total = xi[:, : math.prod(own)].sum(axis=0).reshape(*own, -1) / math.sqrt(finest)
+        root = noise.noise_shape(grad.shape[0])
+        if noise.normal and all(s.noise_shape == root or s.root_first for s in self.integrations):
+            own = lax.slice_in_dim(xi, 0, math.prod(root), axis=1)
+            total = own.sum(axis=0).reshape(*root, -1) / math.sqrt(finest)
             noisy = grad + noise.apply_root(discrete.x, total)
         else:
             noisy = noise.gradient(k, discrete.x, grad, stream.at(_OWN_NOISE))
         moved: list[Any] = [self.optimizer.advance(discrete, noisy)]
-        for stepper, y in zip(self.integrations, state[1:], strict=True):
-            n, shape = stepper.substeps, stepper.noise_shape
-            joined = xi[:, : math.prod(shape)].reshape(n, finest // n, *shape, -1).sum(axis=1)
+        for stepper, shape, y in zip(self.integrations, shapes, state[1:], strict=True):
+            n = stepper.substeps
+            first = lax.slice_in_dim(xi, 0, math.prod(shape), axis=1)
+            joined = first.reshape(n, finest // n, math.prod(shape), -1).sum(axis=1).reshape(n, *shape, -1)
             dW = jnp.sqrt(stepper.lr / finest) * joined
             if stepper.increments == "rademacher":
                 dW = jnp.sqrt(stepper.lr / n) * jnp.where(joined < 0, -1, 1).astype(dtype)

@@ -13,12 +13,19 @@ every correlation between coordinates and parts, without a matrix. With n subste
 This is a weak approximation of order 1 wherever every increment is O(η) with smooth coefficients (β = 1 − ηρ). At fixed
 β, for sums of squares with increments of O(1) and for signs of small numbers it matches two moments of a step.
 
-Where a part is a sum or mean of squares, normal noise could make it negative and the next step explode. It moves by
+Where a part is a sum or mean of squares, normal noise could make it negative and the next step explode. It moves as
+the update itself moves it at the normal gradient with the samples' mean and covariance (``accumulators="update"``),
+
+    v ← v + D_v(y, G),  G = ḡ + (1/√K) Σ_j ξ_j (g_j − ḡ),
+
+which keeps every bound the optimizer keeps (v ≥ 0, v no less than β times that before, a centred second moment ν ≥ μ²),
+the noise in common with that of m, which is the same function of G, and, of squares, the mean: E G² = E g². Its
+variance is that of normal gradients. With substeps, or ``"lognormal"``, it moves by
 
     v ← μ exp(s ζ − s²/2),  μ = v + D̄,  s² = log(1 + q/μ²),
 
 with ζ the standard normal number that its noise is a multiple of and q the variance of that: mean and variance are
-those of the normal step, and it stays positive. ``accumulators="drift"`` leaves its noise out.
+those of the normal step, and it stays positive. ``"drift"`` leaves the noise out.
 """
 
 import math
@@ -31,7 +38,7 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens._random import Stream
-from sdelens.integrate._lognormal import lognormal
+from sdelens.integrate._positive import lognormal
 from sdelens.integrate.discrete import Discrete, DiscreteState
 
 __all__ = ["Empirical"]
@@ -49,13 +56,13 @@ class Empirical(Discrete):
         samples: K ≥ 2 updates a (sub)step.
         substeps: n ≥ 1. Counters and random keys are held over the whole of an optimizer step.
         increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
-        accumulators: of squares: ``"lognormal"`` or ``"drift"``.
+        accumulators: the noise of squares: ``"update"``, ``"lognormal"`` or ``"drift"``.
     """
 
     samples: int = eqx.field(default=8, static=True)
     substeps: int = eqx.field(default=1, static=True)
     increments: str = eqx.field(default="gaussian", static=True)
-    accumulators: str = eqx.field(default="lognormal", static=True)
+    accumulators: str = eqx.field(default="update", static=True)
 
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
         laws = jax.tree.leaves(self.optimizer.laws(state.inner, self.layout))
@@ -82,37 +89,55 @@ class Empirical(Discrete):
         inner, tree = jax.tree.flatten(state.inner)
         old, laws = [state.x, *inner], ["free", *laws]
         moving = [i for i, law in enumerate(laws) if law not in _HELD]
+        squared = [i for i in moving if laws[i] != "free"]
+        by_update = squared and self.accumulators == "update" and self.substeps == 1
 
-        def update(i: Array) -> list[Array]:
-            own = stream.at(jnp.asarray(j) * self.samples + i, _SAMPLES)
-            gradient = self.noise.gradient(k, state.x, grad, own)
-            keyed = [_own_key(leaf, i) if law == "key" else leaf for leaf, law in zip(inner, laws[1:], strict=True)]
-            x, kept = self.optimizer.advance(state.x, jax.tree.unflatten(tree, keyed), gradient, self.layout)
+        def update(gradient: Array, sample: Array | int) -> list[Array]:
+            own = [
+                _own_key(leaf, jnp.asarray(sample)) if law == "key" else leaf
+                for leaf, law in zip(inner, laws[1:], strict=True)
+            ]
+            x, kept = self.optimizer.advance(state.x, jax.tree.unflatten(tree, own), gradient, self.layout)
             return [x, *jax.tree.leaves(kept)]
 
         def add(sums: list[_Sums], i: Array) -> tuple[list[_Sums], list[Array]]:
-            new, weight = update(i), lax.dynamic_index_in_dim(xi, i)
-            sums = [total.add(new[m] - old[m], weight) for m, total in zip(moving, sums, strict=True)]
+            own = stream.at(jnp.asarray(j) * self.samples + i, _SAMPLES)
+            gradient = self.noise.gradient(k, state.x, grad, own)
+            new, weight = update(gradient, i), lax.dynamic_index_in_dim(xi, i)
+            terms = [*(new[m] - old[m] for m in moving), *([gradient] if by_update else [])]
+            sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
             return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in _HELD]
 
-        zeros = [_Sums.zeros(old[m], laws[m] == "positive") for m in moving]
+        zeros = [_Sums.zeros(old[m], m in squared and not by_update) for m in moving]
+        zeros += [_Sums.zeros(state.x, False)] if by_update else []
         sums, held = lax.scan(add, zeros, jnp.arange(self.samples))
-        for m, total in zip(moving, sums, strict=True):
-            old[m] = self._moved(old[m], laws[m], total, xi.sum(axis=0)).astype(old[m].dtype)
+        total = xi.sum(axis=0)
+        if by_update:
+            mean, noise, _ = self._parts(sums[-1], total)
+            normal = update(mean + noise, 0)
+        for m, own in zip(moving, sums, strict=False):
+            moved = normal[m] if by_update and m in squared else self._moved(old[m], laws[m], own, total)
+            old[m] = moved.astype(old[m].dtype)
         return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
 
-    def _moved(self, old: Array, law: str, sums: "_Sums", weights: Array) -> Array:
-        """One part of the state after a substep."""
+    def _parts(self, sums: "_Sums", weights: Array) -> tuple[Array, Array, Array | None]:
+        """Mean of the samples, noise of a substep, and the variance of that where it is asked for."""
         samples, n = self.samples, self.substeps
         share = math.sqrt((1 - 1 / (n * samples)) / (n * (samples - 1)))
         mean = sums.steps / samples
-        ahead = old + mean / n
-        if law == "mean" or (law == "positive" and self.accumulators == "drift"):
-            return ahead
-        noise = share * (sums.weighted - weights * mean)
-        if sums.squares is None:
+        variance = None if sums.squares is None else share**2 * (sums.squares - samples * mean**2)
+        return mean, share * (sums.weighted - weights * mean), variance
+
+    def _moved(self, old: Array, law: str, sums: "_Sums", weights: Array) -> Array:
+        """One part of the state after a substep."""
+        mean, noise, variance = self._parts(sums, weights)
+        ahead = old + mean / self.substeps
+        if law == "free":
             return ahead + noise
-        return lognormal(ahead, noise, share**2 * (sums.squares - samples * mean**2))
+        if law == "bound" or self.accumulators == "drift":
+            return ahead
+        assert variance is not None
+        return lognormal(ahead, noise, variance)
 
 
 class _Sums(NamedTuple):

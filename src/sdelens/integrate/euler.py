@@ -7,6 +7,9 @@ uses the new V.
 what the algorithms themselves do, and the noise of the new M reaches X within the step, which Euler-Maruyama delays by
 one.
 
+Where an SDE says so (`SDE.together`: its X moves by the old M, as Lion's), both advance M and X together. A component
+of which an SDE gives the `spread` moves by a log-normal factor of the step's mean and variance, and stays positive.
+
 For SGD and SignSGD the two coincide. Both have weak order 1, with Gaussian ξ and with ξ = ±1 alike: what it takes is
 that the first three moments of ΔW match (Kloeden and Platen 1992, section 14.1). A sign costs one random bit.
 """
@@ -21,6 +24,7 @@ from jax import Array, lax
 
 from sdelens._random import Stream
 from sdelens.integrate._base import Integration
+from sdelens.integrate._positive import lognormal
 from sdelens.optimizers import State
 from sdelens.sdes import SDE, Instant
 from sdelens.starts import Start
@@ -74,6 +78,10 @@ class EulerMaruyama(Integration):
     def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
         return self.sde.noise_shape
 
+    @property
+    def root_first(self) -> bool:  # noqa: D102
+        return self.sde.root_first
+
     def position(self, state: State) -> Array:  # noqa: D102
         return state.x
 
@@ -94,14 +102,18 @@ class EulerMaruyama(Integration):
 
     def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         dt, dtype = self.lr / self.substeps, y.x.dtype
-        t = Instant(k, k * self.lr + j * dt)
+        t = Instant(k, k * self.lr + j * dt, 1 / self.substeps)
         ahead: dict[str, float] = {}
         sde = self.sde.knowing(y.found)
-        for stage in STAGES[self.integrator]:
+        for stage in STAGES["euler" if sde.together else self.integrator]:
             names = [name for name in stage if getattr(y, name) is not None]
             drift = sde.drift(t, y, grad, ahead)
             noise = sde.apply_diffusion(t, y, grad, dW)
-            new = {n: getattr(y, n) + getattr(drift, n) * dt + getattr(noise, n) for n in names}
+            new = {n: getattr(y, n) + getattr(drift, n) * dt for n in names}
+            spread = sde.spread(t, y, grad)
+            for n in names:
+                by = getattr(noise, n)
+                new[n] = lognormal(new[n], by, spread[n] * dt) if n in spread else new[n] + by
             y = y._replace(**{n: a.astype(dtype) for n, a in new.items()})
             ahead |= dict.fromkeys(names, dt)
         return y

@@ -15,7 +15,8 @@ so that under normal noise ΔW_0 is the Brownian motion that makes the gradient'
 which `sdelens.integrate.Coupled` runs the optimizer itself. Under other noise b = 0 and there is no ΔW_0.
 
 Under normal noise moments are taken of D less a linear function of z, lest float32 leave spurious noise. Sums and means
-of squares move by the log-normal law of `sdelens.integrate.empirical`.
+of squares move as in `sdelens.integrate.empirical`: under normal noise at n = 1 by the update at the normal gradient
+∇f + σ ΔW_0/√η (``accumulators="update"``), otherwise by the log-normal law.
 """
 
 import math
@@ -30,7 +31,7 @@ from jax import Array, lax
 
 from sdelens._random import Stream
 from sdelens.integrate._base import Integration
-from sdelens.integrate._lognormal import lognormal
+from sdelens.integrate._positive import lognormal
 from sdelens.integrate.discrete import Discrete, DiscreteState
 from sdelens.noise._law import Law, Rule, rule_of
 from sdelens.optimizers import Update
@@ -55,7 +56,7 @@ class Quadrature(Integration):
         lr: η.
         substeps: n ≥ 1. Counters are held over the whole of an optimizer step.
         increments: ``"gaussian"`` or ``"rademacher"``.
-        accumulators: of squares: ``"lognormal"`` or ``"drift"``.
+        accumulators: the noise of squares: ``"update"``, ``"lognormal"`` or ``"drift"``.
         rule: nodes and weights of the noise of every coordinate.
         update: which parts of the state follow the coordinates.
 
@@ -73,7 +74,7 @@ class Quadrature(Integration):
     update: Update = eqx.field(static=True)
 
     def __init__(
-        self, discrete: Discrete, substeps: int = 1, increments: str = "gaussian", accumulators: str = "lognormal"
+        self, discrete: Discrete, substeps: int = 1, increments: str = "gaussian", accumulators: str = "update"
     ) -> None:
         problem, optimizer, noise = discrete.problem, discrete.optimizer, discrete.noise
         dtype = problem.start.dtype
@@ -98,6 +99,10 @@ class Quadrature(Integration):
     def noise_shape(self) -> tuple[int, ...]:
         """(C, d) for C parts of a coordinate; under normal noise (C + 1, d), the first that of the gradient."""
         return (self._parts + self.discrete.noise.normal, sum(self.update.sizes))
+
+    @property
+    def root_first(self) -> bool:  # noqa: D102
+        return self.discrete.noise.normal
 
     @property
     def _parts(self) -> int:
@@ -128,7 +133,9 @@ class Quadrature(Integration):
         n, found = self.substeps, self.moments(y, grad)
         noise = found.noise(dW) / jnp.sqrt(self.lr)
         ahead = [self._spread(a) for a in (found.mean / n, noise, found.variance() / n)]
-        whole = jax.tree.leaves(self.discrete.advance(y, grad).inner)  # of which what depends on no gradient is used
+        by_update = self.accumulators == "update" and n == 1 and self.discrete.noise.normal
+        normal = self.discrete.noise.apply_root(y.x, dW[0]) / jnp.sqrt(self.lr) if by_update else 0
+        whole = jax.tree.leaves(self.discrete.advance(y, grad + normal).inner)
         old, tree = jax.tree.flatten(y.inner)
         last = jnp.asarray(j) == n - 1
         moved = []
@@ -137,6 +144,8 @@ class Quadrature(Integration):
                 moved.append(jnp.where(last, after, before))
             elif self.update.owners[i] is None:
                 moved.append(before + (after - before) / n)
+            elif by_update and law != "free":
+                moved.append(after)
             else:
                 step, own, variance = (part[1 + i].reshape(before.shape) for part in ahead)
                 moved.append(self._moved(before + step, own, variance, law).astype(before.dtype))
@@ -153,9 +162,9 @@ class Quadrature(Integration):
         return laws
 
     def _moved(self, mean: Array, noise: Array, variance: Array, law: str) -> Array:
-        if law == "mean" or (law == "positive" and self.accumulators == "drift"):
-            return mean
-        return lognormal(mean, noise, variance) if law == "positive" else mean + noise
+        if law == "free":
+            return mean + noise
+        return mean if law == "bound" or self.accumulators == "drift" else lognormal(mean, noise, variance)
 
     def _gathered(self, x: Array, leaves: list[Array]) -> Array:
         """Parts by coordinate, shape (C, d, P): x and the leaves that follow it; 0 where a coordinate has fewer."""

@@ -1,6 +1,7 @@
 """What every law of gradient noise can do, and how its numbers are laid out along the coordinates."""
 
 import abc
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -122,6 +123,51 @@ class AbstractNoise(eqx.Module):
         variance = jnp.maximum((1 - mean) * (1 + mean), jnp.finfo(mean.dtype).tiny)
         return jnp.sqrt(variance) * dW
 
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        """E[Z sign(∇f + Z)] = 2 ∫_{|∇f|}^∞ z p(z) dz of symmetric laws, element-wise; infinite without a mean."""
+        raise NotImplementedError
+
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        """Shape, per path, of the Brownian motion that `apply_joint_root` takes; that of `apply_root` comes first.
+
+        Raises:
+            ValueError: if the joint covariance is not known.
+        """
+        return (math.prod(self.noise_shape(dim)) + dim,)
+
+    def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
+        r"""Root of the joint covariance of sign(a + Z) and Z, times dW: two parts of the shape of x.
+
+        Z = Σ^{1/2} dW₁ as in `apply_root`, and sign(a + Z) − E sign = cZ + R with the slope c = E[Z sign(a + Z)]/σ² of
+        its regression on Z and a rest R of variance 1 − e² − c²σ², uncorrelated with Z and driven by dW₂.
+
+        Args:
+            grad: a, of which the mean sign is e.
+            x: parameters, at which the law is taken.
+            dW: of `joint_shape`, or that and P.
+        """
+        dim = grad.shape[0]
+        own = self.apply_root(x, dW[:-dim].reshape(*self.noise_shape(dim), *dW.shape[1:]))
+        tiny = jnp.finfo(own.dtype).tiny
+        mean, variance = self.mean_sign(grad, x), jnp.maximum(self.variance(x), tiny)
+        slope = self.signed_mean(grad, x) / variance
+        rest = jnp.maximum((1 - mean) * (1 + mean) - slope**2 * variance, tiny)
+        return slope * own + jnp.sqrt(rest) * dW[-dim:], own
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        """E Z⁴ − 3σ⁴, element-wise: 0 of normal noise, infinite where there is no fourth moment."""
+        nodes, weights = self.quadrature(x)
+        weights = weights if weights.ndim == 2 else weights[:, None]
+        return column((weights * nodes**4).sum(axis=0), x) - 3 * self.variance(x) ** 2
+
+    def square_variance(self, x: Array) -> Array:
+        """Var Z² = 2σ⁴ and the fourth cumulant, element-wise."""
+        return jnp.maximum(2 * self.variance(x) ** 2 + self.fourth_cumulant(x), 0)
+
+    def apply_square_root(self, x: Array, dW: Array) -> Array:
+        """Cov(Z²)^{1/2} dW, for dW of the shape of x."""
+        return jnp.sqrt(jnp.maximum(self.square_variance(x), jnp.finfo(x.dtype).tiny)) * dW
+
     def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
         """The sum of two independent noises."""
         from sdelens.noise._sum import SumNoise
@@ -146,6 +192,16 @@ class BatchNoise(AbstractNoise):
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
+
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        raise ValueError(
+            "noise: how the signs of these mini-batches go with their gradients is not known here; use the model "
+            "'empirical', which draws both."
+        )
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        """0: squares are taken as those of normal noise."""
+        return jnp.zeros_like(x)
 
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         raise TypeError("ratio: take it of the noise before it is bound to a problem.")

@@ -83,6 +83,19 @@ class ExampleNoise(BatchNoise):
     def survey_every(self) -> int:
         return self.options.refresh
 
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        if self.options.signs != "normal":
+            raise ValueError(
+                f"signs: {self.options.signs!r} is a law of the sign of g itself; for the sign of g and a momentum use "
+                "signs='normal', or models=['optimizer', 'empirical'], which draws real mini-batches."
+            )
+        return super(BatchNoise, self).joint_shape(dim)
+
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        """2σφ(∇f/σ): of normal gradients."""
+        variance = jnp.maximum(self.variance(x), jnp.finfo(x.dtype).tiny)
+        return 2 * jnp.sqrt(variance / (2 * math.pi)) * jnp.exp(-0.5 * grad**2 / variance)
+
     def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
         if use == "root" and self.options.covariance == "exact":
             return None
@@ -171,7 +184,9 @@ class ExampleNoise(BatchNoise):
         return jnp.maximum(square - mean**2, 0) * (self._share / bias)
 
     def _sign_law(self, grad: Array, x: Array) -> SignLaw:
-        return self._found_signs(grad, x) if self.found is None else self.found
+        if self.found is None:
+            return self._found_signs(grad, x)
+        return self.found if isinstance(self.found, SignLaw) else normal_signs(grad, self.found)
 
     def _found_signs(self, grad: Array, x: Array) -> SignLaw:
         if self.options.signs == "normal" or not self.options.replacement:

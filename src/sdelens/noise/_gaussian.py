@@ -19,7 +19,7 @@ from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise._symmetric import NODES
 from sdelens.problems import AbstractProblem
 
-__all__ = ["Correlated", "GaussianNoise", "VaryingMatrix"]
+__all__ = ["Correlated", "GaussianNoise", "VaryingDiagonal", "VaryingMatrix"]
 
 MAX_MATRIX = 2000
 """Largest dimension of a covariance matrix."""
@@ -90,6 +90,13 @@ class GaussianNoise(AbstractNoise):
     def density(self, z: Array, x: Array) -> Array:
         return _normal_density(z, column(self.scale, x))
 
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        """2σφ(∇f/σ)."""
+        return _normal_signed_mean(grad, column(self.scale, x))
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        return jnp.zeros_like(x)
+
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         return _hermite(jnp.atleast_1d(self.scale), x)
 
@@ -123,6 +130,12 @@ class _Normal(AbstractNoise):
 
     def density(self, z: Array, x: Array) -> Array:
         return _normal_density(z, jnp.sqrt(self.variance(x)))
+
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        return _normal_signed_mean(grad, jnp.sqrt(self.variance(x)))
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        return jnp.zeros_like(x)
 
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         raise TypeError("ratio: take it of the noise before it is bound to a problem.")
@@ -162,19 +175,35 @@ class Correlated(_Normal):
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         return self.signs.apply_root(grad / jnp.sqrt(self.variance(x)), dW)
 
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        return (dim + math.prod(self.signs.shape),)
+
+    def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
+        """Each sign is regressed on its own Zᵢ; of normal noise the rest is uncorrelated with every Zⱼ."""
+        sd, dim = jnp.sqrt(self.variance(x)), grad.shape[0]
+        own = self.apply_root(x, dW[:dim])
+        rest = self.signs.apply_rest_root(grad / sd, dW[dim:].reshape(*self.signs.shape, *dW.shape[1:]))
+        return self.signed_mean(grad, x) / sd**2 * own + rest, own
+
+    def apply_square_root(self, x: Array, dW: Array) -> Array:
+        """Cov(Z²) = 2Σ∘Σ for d ≤ 64; above, the squares are taken as independent."""
+        if self.matrix.shape[0] > EXACT_UP_TO:
+            return super().apply_square_root(x, dW)
+        return math.sqrt(2) * jnp.matmul(lower_root(self.matrix**2), dW, precision="highest")
+
     def describe(self) -> dict[str, Any]:
         if self.matrix.shape[0] <= EXACT_UP_TO:
             return {"name": "gaussian", "covariance": np.asarray(self.matrix, np.float64).tolist()}
         return {"name": "gaussian", "covariance": f"{self.matrix.shape} matrix", "rerunnable": False}
 
 
-class _VaryingDiagonal(_Normal):
+class VaryingDiagonal(_Normal):
     """N(0, diag s(x)), bound; `function` maps flat x of shape (d,) to variances of shape (d,)."""
 
     function: Callable[[Array], Array] = eqx.field(static=True)
     label: str = eqx.field(static=True)
 
-    def bind(self, problem: AbstractProblem) -> "_VaryingDiagonal":
+    def bind(self, problem: AbstractProblem) -> "VaryingDiagonal":
         return self
 
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -190,7 +219,7 @@ class _VaryingDiagonal(_Normal):
         return {"name": "gaussian", "covariance": self.label, "rerunnable": False}
 
 
-class VaryingMatrix(_VaryingDiagonal):
+class VaryingMatrix(VaryingDiagonal):
     """N(0, Σ(x)), bound; `function` maps flat x of shape (d,) to a matrix of shape (d, d)."""
 
     def variance(self, x: Array) -> Array:
@@ -216,6 +245,24 @@ class VaryingMatrix(_VaryingDiagonal):
 
         return _per_path(one, grad, x, dW)
 
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        return (dim + self.sign_shape(dim)[0],)
+
+    def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
+        def one(grad: Array, x: Array, dW: Array) -> Array:
+            matrix, dim = self.function(x), grad.shape[0]
+            sd = jnp.sqrt(jnp.diag(matrix))
+            own = lower_root(matrix) @ dW[:dim]
+            correlation = jnp.clip(matrix / jnp.outer(sd, sd), -1, 1)
+            rest = SignCovariance.exact(correlation).apply_rest_root(grad / sd, dW[dim:])
+            return jnp.stack([_normal_signed_mean(grad, sd) / sd**2 * own + rest, own])
+
+        sign, own = _per_path(one, grad, x, dW)
+        return sign, own
+
+    def apply_square_root(self, x: Array, dW: Array) -> Array:
+        return _per_path(lambda p, w: math.sqrt(2) * lower_root(self.function(p) ** 2) @ w, x, dW)
+
 
 class _Varying:
     """A covariance given as a function of the parameters, until it meets a problem."""
@@ -223,7 +270,7 @@ class _Varying:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def bind(self, problem: AbstractProblem) -> _VaryingDiagonal:
+    def bind(self, problem: AbstractProblem) -> VaryingDiagonal:
         layout, dim, dtype = problem.layout, problem.dim, problem.start.dtype
         function = self.function
 
@@ -261,7 +308,7 @@ class _Varying:
                 "pytree like the parameters."
             ) from error
         positive("covariance at the start", np.asarray(variances(problem.start)), "a variance")
-        return _VaryingDiagonal(variances, label)
+        return VaryingDiagonal(variances, label)
 
 
 def _per_path(function: Callable[..., Array], *arrays: Array) -> Array:
@@ -273,6 +320,11 @@ def _per_path(function: Callable[..., Array], *arrays: Array) -> Array:
 
 def _normal_density(z: Array, scale: Array) -> Array:
     return jnp.exp(-0.5 * (z / scale) ** 2) / (math.sqrt(2 * math.pi) * scale)
+
+
+def _normal_signed_mean(grad: Array, scale: Array) -> Array:
+    """2σφ(∇f/σ)."""
+    return 2 * scale**2 * _normal_density(grad, scale)
 
 
 def _hermite(scale: Array, x: Array) -> tuple[Array, Array]:

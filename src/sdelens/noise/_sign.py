@@ -90,10 +90,22 @@ class SignCovariance(eqx.Module):
 
     def apply_root(self, mean: Array, dW: Array) -> Array:
         """Root times increments: means μ/σ of shape (d,) or (d, P), increments of `shape` or `shape` and P."""
+        return self._rooted(mean, dW, first=1)
+
+    def apply_rest_root(self, mean: Array, dW: Array) -> Array:
+        """The same of what the signs' regression on the noise leaves, Cov − 4φ(a)φ(b)r: the series without n = 1."""
+        return self._rooted(mean, dW, first=2)
+
+    def _rooted(self, mean: Array, dW: Array, first: int) -> Array:
+        """From the series' term `first` on."""
         if self.roots is None:
 
             def one(mean: Array, dW: Array) -> Array:
-                return lower_root(sign_covariance(self.correlation, mean)) @ dW
+                matrix = sign_covariance(self.correlation, mean)
+                if first > 1:
+                    slope = _coefficient(1, mean)
+                    matrix = matrix - slope[:, None] * slope[None, :] * self.correlation
+                return lower_root(matrix) @ dW
 
             return one(mean, dW) if mean.ndim == 1 else jax.vmap(one, in_axes=-1, out_axes=-1)(mean, dW)
         e = jax.lax.erf(mean / math.sqrt(2))
@@ -102,7 +114,8 @@ class SignCovariance(eqx.Module):
         for n in range(1, _TERMS + 1):
             size = _coefficient(n, mean) / math.sqrt(math.factorial(n))
             rest = rest - size**2
-            total = total + size * jnp.matmul(self.roots[n - 1], dW[n - 1], precision="highest")
+            if n >= first:
+                total = total + size * jnp.matmul(self.roots[n - 1], dW[n - 1], precision="highest")
         last = jnp.matmul(self.roots[-1], dW[-1], precision="highest")
         return total + jnp.sqrt(jnp.maximum(rest, 0)) * last
 

@@ -1,6 +1,6 @@
 """Sums of independent noises."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -78,10 +78,17 @@ class SumNoise(AbstractNoise):
         return sum((term.variance(x) for term in self.terms), jnp.zeros_like(x))
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
-        return jnp.clip(self._expect("mean_sign", grad, x), -1, 1)
+        return jnp.clip(self._expect(lambda term, z: term.mean_sign(z, x), grad, x), -1, 1)
 
     def density(self, z: Array, x: Array) -> Array:
-        return self._expect("density", z, x)
+        return self._expect(lambda term, z: term.density(z, x), z, x)
+
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        """Of the broadest term its own at ∇f and the others, and of those their sum times its E sign there."""
+        return self._expect(lambda term, z: term.signed_mean(z, x) + (z - grad) * term.mean_sign(z, x), grad, x)
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        return sum((term.fourth_cumulant(x) for term in self.terms), jnp.zeros_like(x))
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         raise ValueError("terms: nested sums are flattened; this one has been bound already.")
@@ -94,9 +101,9 @@ class SumNoise(AbstractNoise):
         parts = [term.describe() for term in self.terms]
         return {"name": "sum", "terms": parts, "rerunnable": all(p.get("rerunnable", True) for p in parts)}
 
-    def _expect(self, method: str, z: Array, x: Array) -> Array:
-        """E of the broadest term's `method` at z plus the others: where coordinates differ in which, of each."""
-        values = [self._expect_given(i, method, z, x) for i in self.broadest]
+    def _expect(self, function: Callable[[AbstractNoise, Array], Array], z: Array, x: Array) -> Array:
+        """E of a function of the broadest term, at z plus the others: where coordinates differ in which, of each."""
+        values = [self._expect_given(i, function, z, x) for i in self.broadest]
         if len(values) == 1:
             return values[0]
         here = jnp.zeros_like(z)
@@ -104,13 +111,15 @@ class SumNoise(AbstractNoise):
         least = jnp.argmin(jnp.stack(density), axis=0)
         return jnp.select([least == n for n in range(len(values))], values)
 
-    def _expect_given(self, analytic: int, method: str, z: Array, x: Array) -> Array:
-        function = getattr(self.terms[analytic], method)
+    def _expect_given(
+        self, analytic: int, function: Callable[[AbstractNoise, Array], Array], z: Array, x: Array
+    ) -> Array:
+        broadest = self.terms[analytic]
         others = [term for i, term in enumerate(self.terms) if i != analytic]
 
         def expectation(remaining: list[AbstractNoise], z: Array) -> Array:
             if not remaining:
-                return jnp.broadcast_to(function(z, x), z.shape)
+                return jnp.broadcast_to(function(broadest, z), z.shape)
             nodes, weights = remaining[0].quadrature(x)
             nodes = nodes[..., None] if z.ndim == 2 else nodes
 

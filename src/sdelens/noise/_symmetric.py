@@ -58,6 +58,15 @@ class ScaledNoise(AbstractNoise):
     def standard_density(self, s: Array) -> Array:
         """p(s)."""
 
+    @abc.abstractmethod
+    def standard_signed_mean(self, s: Array) -> Array:
+        """2 ∫_{|s|}^∞ t p(t) dt."""
+
+    def standard_fourth_cumulant(self, x: Array) -> Any:
+        """E X⁴ − 3 (Var X)², by quadrature where there is no formula."""
+        nodes, weights = eqx.tree_at(lambda noise: noise.scale, self, jnp.ones(())).quadrature(x)
+        return (weights * nodes[:, 0] ** 4).sum() - 3 * self.standard_variance(x) ** 2
+
     def bind(self, problem: AbstractProblem) -> "ScaledNoise":
         return eqx.tree_at(lambda noise: noise.scale, self, laid_out("scale", self.scale, problem))
 
@@ -73,6 +82,13 @@ class ScaledNoise(AbstractNoise):
     def density(self, z: Array, x: Array) -> Array:
         scale = column(self.scale, x)
         return self.standard_density(z / scale) / scale
+
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        scale = column(self.scale, x)
+        return scale * self.standard_signed_mean(grad / scale)
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        return column(self.scale, x) ** 4 * self.standard_fourth_cumulant(x)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "scale": described(self.scale)}
@@ -133,6 +149,11 @@ class StudentTNoise(ScaledNoise):
             elif self.df == int(self.df):
                 self._form = int(self.df)
 
+    @property
+    def is_cauchy(self) -> bool:
+        """Whether ν = 1: the mean of any number of draws has the law of one."""
+        return self._form == 1
+
     def standard_sample(self, x: Array, stream: Stream) -> Array:
         radius, angle = stream.uniforms(x.shape[0], x.dtype)
         growth = -jnp.log(radius) / self.df  # √(U^{-2/ν} - 1) = e^{growth} √(1 - e^{-2 growth}), without overflow
@@ -150,6 +171,17 @@ class StudentTNoise(ScaledNoise):
 
     def standard_density(self, s: Array) -> Array:
         return _t_density(s, jnp.asarray(self.df, s.dtype))
+
+    def standard_signed_mean(self, s: Array) -> Array:
+        """2p(s)(ν + s²)/(ν − 1) for ν > 1."""
+        df = jnp.asarray(self.df, s.dtype)
+        return jnp.where(df > 1, 2 * _t_density(s, df) * (df + s**2) / jnp.where(df > 1, df - 1, 1), jnp.inf)
+
+    def standard_fourth_cumulant(self, x: Array) -> Array:
+        """6ν²/((ν − 2)²(ν − 4)) for ν > 4."""
+        df = jnp.asarray(self.df, x.dtype)
+        safe = jnp.where(df > 4, df, 5)
+        return jnp.where(df > 4, 6 * (safe / (safe - 2)) ** 2 / (safe - 4), jnp.inf)
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         """By Gauss and Legendre, for ν ≤ 8 in θ with s = √ν tan θ, for others in v with s = 2v/(1 − v²)."""
@@ -169,7 +201,7 @@ class StudentTNoise(ScaledNoise):
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         """For ν = 1 the mean of any number of draws has the law of one; for other ν it is refused."""
         _check.positive("ratio", ratio)
-        return self if self._form == 1 else super().at_batch_ratio(ratio)
+        return self if self.is_cauchy else super().at_batch_ratio(ratio)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "scale": described(self.scale), "df": float(self.df)}
@@ -203,6 +235,12 @@ class LaplaceNoise(ScaledNoise):
     def standard_density(self, s: Array) -> Array:
         return 0.5 * jnp.exp(-jnp.abs(s))
 
+    def standard_signed_mean(self, s: Array) -> Array:
+        return (1 + jnp.abs(s)) * jnp.exp(-jnp.abs(s))
+
+    def standard_fourth_cumulant(self, x: Array) -> float:
+        return 12.0
+
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         share, weight = _half_rule()
         standard = -np.log(share)
@@ -235,6 +273,12 @@ class UniformNoise(ScaledNoise):
 
     def standard_density(self, s: Array) -> Array:
         return jnp.where(jnp.abs(s) <= 1, 0.5, 0.0)
+
+    def standard_signed_mean(self, s: Array) -> Array:
+        return 0.5 * jnp.maximum(1 - s**2, 0)
+
+    def standard_fourth_cumulant(self, x: Array) -> float:
+        return -2 / 15
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         return self._nodes(_LEGENDRE[0], _LEGENDRE[1] / 2, x)
@@ -337,6 +381,16 @@ class SymmetricNoise(ScaledNoise):
 
     def standard_density(self, s: Array) -> Array:
         return self.pdf(s)
+
+    def standard_signed_mean(self, s: Array) -> Array:
+        """−2 ∫₀^q F⁻¹(u) du, q = F(−|s|), by 64 nodes; a tail without a mean is cut where they end."""
+        tail = jnp.clip(self.cdf(-jnp.abs(s)), jnp.finfo(s.dtype).tiny, 0.5)
+
+        def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+            return total - 2 * node[1] * self.ppf(tail * node[0]), None
+
+        nodes, weights = (jnp.asarray(part, s.dtype) for part in _half_rule())
+        return tail * jax.lax.scan(add, jnp.zeros_like(s), (nodes, weights))[0]
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         share, weight = _half_rule()

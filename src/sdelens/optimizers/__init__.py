@@ -5,10 +5,12 @@ so they cannot disagree. Time is t = kη at step k, with η = `lr`.
 """
 
 from sdelens.optimizers._accumulators import LAWS
+from sdelens.optimizers._adagrad import Adagrad
 from sdelens.optimizers._adaptive import AdamW, RMSpropW
 from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition
 from sdelens.optimizers._elementwise import Update
 from sdelens.optimizers._from_optax import FromOptax
+from sdelens.optimizers._momentum import Lion, Momentum, Signum
 from sdelens.optimizers._sgd import SGD
 from sdelens.optimizers._sign import SignSGD
 
@@ -16,12 +18,16 @@ __all__ = [
     "CONVERGED",
     "LAWS",
     "SGD",
+    "Adagrad",
     "AdamW",
     "DecayedOptimizer",
     "FromOptax",
+    "Lion",
+    "Momentum",
     "Optimizer",
     "RMSpropW",
     "SignSGD",
+    "Signum",
     "State",
     "Update",
     "precondition",

@@ -12,7 +12,7 @@ __all__ = ["BOUND", "LAWS", "POSITIVE", "Leaf", "laws_of", "leaves_of"]
 LAWS: Final = {
     "free": "floating numbers of any sign: drift and normal noise",
     "positive": "sums and means of squares: drift and noise that keep the sign",
-    "mean": "numbers bound to others of the state: drift alone",
+    "bound": "numbers that others of the state bound: noise that keeps to it, or none",
     "counter": "integers and truth values: as in the optimizer",
     "key": "random keys: as in the optimizer, one for every path",
 }
@@ -116,5 +116,5 @@ def _law(label: str, fields: tuple[tuple[str, str], ...], leaf: Any, positive: t
         if name in positive or name in POSITIVE.get(owner, ()):
             return "positive"
         if name in BOUND.get(owner, ()):
-            return "mean"
+            return "bound"
     return "free"

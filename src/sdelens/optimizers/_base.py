@@ -113,6 +113,8 @@ class DecayedOptimizer(Optimizer):
     and hₖθ if ``"independent"``. The numbers are leaves: a change of the learning rate compiles nothing again.
     """
 
+    memories: ClassVar[tuple[str, ...]] = ("b1", "b2")
+    """Decays β of which `at_lr` holds ρ = (1 − β)/η, where the optimizer has them."""
     weight_decay: eqx.AbstractVar[float]
     decay: eqx.AbstractVar[str]
     schedule: eqx.AbstractVar[Schedule | None]
@@ -136,7 +138,7 @@ class DecayedOptimizer(Optimizer):
         lr = _check.positive("lr", lr)
         ratio = lr / self.lr
         changed: dict[str, Any] = {"lr": lr}
-        for name in ("b1", "b2"):
+        for name in self.memories:
             if hasattr(self, name):
                 forgets = (1 - getattr(self, name)) * ratio
                 if 1 < forgets < 1 + 1e-9:  # rounding

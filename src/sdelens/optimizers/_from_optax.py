@@ -1,6 +1,6 @@
 """Any optax transformation as an optimizer specification."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +17,9 @@ from sdelens.optimizers._base import Optimizer, State, number
 from sdelens.optimizers._elementwise import Update, update_of
 
 __all__ = ["FromOptax"]
+
+
+_FACTORISATIONS = {"cholesky", "eig", "eigh", "geqrf", "householder_product", "hessenberg", "lu", "qr", "schur", "svd"}
 
 
 class FromOptax(Optimizer):
@@ -153,6 +156,14 @@ class FromOptax(Optimizer):
         parameters = jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), dtype))
         return update_of(self.transformation, parameters)
 
+    def factorisations(self, layout: Layout, dtype: Any) -> set[str]:
+        """Names of the factorisations of matrices (LAPACK's) that an update calls."""
+        parameters = jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), dtype))
+        state = jax.eval_shape(self.transformation.init, parameters)
+        return _FACTORISATIONS & set(
+            _primitives(jax.make_jaxpr(self.transformation.update)(parameters, state, parameters))
+        )
+
     def check(self, layout: Layout, dtype: Any) -> None:
         """Try one update in the abstract.
 
@@ -197,6 +208,16 @@ class FromOptax(Optimizer):
 def _is_transformation(value: Any) -> bool:
     """Whether it has what optax's transformations have; a class has it too, but is none."""
     return not isinstance(value, type) and all(callable(getattr(value, part, None)) for part in ("init", "update"))
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """Names of all operations of a traced function, those of functions within it included."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation.primitive.name
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from _primitives(inner)
 
 
 def _parameters(layout: Layout, flat: Array) -> Any:

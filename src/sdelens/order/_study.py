@@ -21,7 +21,7 @@ from sdelens import _check
 from sdelens._names import INCREMENTS, INTEGRATORS
 from sdelens.case import check_schedule, check_start, check_subject
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import FromOptax, Optimizer, SignSGD
+from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
 from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
@@ -73,8 +73,10 @@ def weak_order(
         optimizer: specification at one learning rate, which fixes ρ and θ.
         lrs: learning rates, decreasing, at least three.
         horizon: the time T = kη at which, and at fractions of which, expectations are compared.
-        models: SDEs by name, by default all that exist for the optimizer in closed form. ``"empirical"`` has its
-            coefficients from the optimizer's own update by quadrature, and is the default where there is no other.
+        models: SDEs by name, by default all that exist in closed form for the optimizer but, of RMSprop and Adam,
+            ``"second-order"``: no Brownian path joins its noise of V to the optimizer's, so that it takes more paths.
+            ``"empirical"`` has its coefficients from the optimizer's own update by quadrature, and is the default where
+            there is no other.
         times: how many equally spaced times up to the horizon; each must be a whole number of steps at every lr.
         functions: test functions u by name, of the parameters; by default the loss, for d ≤ 4 every coordinate and its
             square (else their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), s² the mean square of
@@ -178,7 +180,8 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
             f"horizon: got {horizon:g}, shorter than one step of {rates[0]:g}; with {times} times give at least "
             f"{times * rates[0]:g}."
         )
-    limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in ("b1", "b2") if hasattr(optimizer, b)]
+    memories = optimizer.memories if isinstance(optimizer, DecayedOptimizer) else ()
+    limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in memories if hasattr(optimizer, b)]
     if limits and rates[0] > min(limits) * (1 + 1e-9):
         raise ValueError(
             f"lrs: got {rates[0]:g}, at which ηρ > 1 and a β would be negative; with this optimizer's ρ the largest "
@@ -199,7 +202,7 @@ def _checked_models(optimizer: Optimizer, models: Any) -> list[str]:
     closed = sdes_of(optimizer)
     known = [*closed, "empirical"]
     if models is None:
-        return closed or known
+        return [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or known
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example [{models!r}].")
     named = [_check.choice("models", name, known) for name in models]

@@ -9,7 +9,7 @@ from jax import Array
 
 from sdelens._random import Stream
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import Optimizer, State
+from sdelens.optimizers import State
 from sdelens.problems import AbstractProblem
 
 __all__ = ["SDE", "Instant", "OptimizerSDE"]
@@ -22,10 +22,13 @@ class Instant(NamedTuple):
         step: the optimizer step k within which the moment lies: coefficients that change from step to step (bias
             correction, schedule) are held over the whole of it, substeps included.
         time: t in [kη, (k + 1)η).
+        share: Δt/η of an integrator that holds drift and diffusion for Δt; 0 for solvers of the equation itself. An SDE
+            whose own error such a step would repeat takes it off.
     """
 
     step: Array
     time: Array
+    share: float = 0.0
 
 
 class SDE(eqx.Module):
@@ -34,6 +37,11 @@ class SDE(eqx.Module):
     Components are element-wise in their shapes, (d,) for one path or (d, P) for many, so one definition serves both.
     `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all that need it.
     """
+
+    together: ClassVar[bool] = False
+    """Whether X moves by the old M: integrators then advance the two together."""
+    root_first: ClassVar[bool] = False
+    """Whether dW is flat and begins with the gradient noise's own Brownian motion, others after it."""
 
     @abc.abstractmethod
     def init(self, x: Array) -> State:
@@ -77,15 +85,28 @@ class SDE(eqx.Module):
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
         """Diffusion times dW for every component, 0 for those without noise."""
 
+    def spread(self, t: Instant, y: State, grad: Array) -> Mapping[str, Array]:
+        """Variance per unit of time of the components, by name, that an integrator must keep positive."""
+        return {}
+
 
 class OptimizerSDE(SDE):
-    """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion."""
+    """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion.
+
+    For an equation of your own, `drift` and `apply_diffusion` are all that is left to write; `sdelens.compare` takes
+    the class as a model.
+
+    Attributes:
+        problem: what is minimised.
+        noise: law of the gradient noise, bound to the problem.
+        optimizer: its specification.
+    """
 
     uses: ClassVar[str] = "variance"
     """What the SDE needs of the noise beside its root, in the words of `AbstractNoise.survey`."""
-    problem: eqx.AbstractVar[AbstractProblem]
-    noise: eqx.AbstractVar[AbstractNoise]
-    optimizer: eqx.AbstractVar[Optimizer]
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: Any
 
     def init(self, x: Array) -> State:
         return self.optimizer.initial_state(self.problem, self.noise, x)

@@ -14,7 +14,7 @@ from sdelens.optimizers import AdamW, State, precondition
 from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
-__all__ = ["AdamWSDE"]
+__all__ = ["AdamWSDE", "bias"]
 
 
 class AdamWSDE(OptimizerSDE):
@@ -47,9 +47,7 @@ class AdamWSDE(OptimizerSDE):
 
     def gamma(self, beta: Any, step: Array) -> Array:
         """γ after step + 1 averaged gradients, in (0, 1]."""
-        steps = step.astype(jnp.result_type(float)) + 1
-        rate = jnp.log(beta) if self.bias_correction == "discrete" else beta - 1
-        return -jnp.expm1(steps * rate)
+        return bias(beta, step, self.bias_correction)
 
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
         opt = self.optimizer
@@ -66,3 +64,10 @@ class AdamWSDE(OptimizerSDE):
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         size = jnp.sqrt(self.optimizer.lr) * self.optimizer.rho1
         return State(0.0, m=size * self.noise.apply_root(y.x, dW), v=0.0)
+
+
+def bias(beta: Any, step: Array, correction: str) -> Array:
+    """γ after step + 1 averaged gradients, in (0, 1]."""
+    steps = step.astype(jnp.result_type(float)) + 1
+    rate = jnp.log(beta) if correction == "discrete" else beta - 1
+    return -jnp.expm1(steps * rate)

@@ -20,6 +20,7 @@ from sdelens.noise._gaussian import VaryingMatrix
 from sdelens.noise._regression import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
 from sdelens.noise._sign import sign_covariance
 from sdelens.noise._symmetric import ScaledNoise
+from sdelens.noise.distributed import RandomKNoise
 from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 
 __all__ = [
@@ -112,6 +113,11 @@ class LinearGradient(eqx.Module):
     def noise_covariance(self, mean: Array, covariance: Array, product: Array) -> Array:
         """E Σ(x); of noise whose covariance is a function of x, Σ(μ)."""
         noise = self.noise
+        if isinstance(noise, RandomKNoise):
+            own = LinearGradient(self.curvature, self.minimiser, self.infimum, noise.noise)
+            return self._of_random_k(
+                noise, own.noise_covariance(mean, covariance, product), self.gradient(mean), product
+            )
         if isinstance(noise, ResamplingNoise):
             weights = self._residual_moments(mean, covariance)
             features = noise.problem.features
@@ -131,6 +137,16 @@ class LinearGradient(eqx.Module):
             return matrix
         variance = jnp.broadcast_to(noise.variance(mean), mean.shape).astype(mean.dtype)
         return variance if covariance.ndim == 1 else jnp.diag(variance)
+
+    def _of_random_k(self, noise: RandomKNoise, own: Array, grad: Array, product: Array) -> Array:
+        """The same of N workers that send k coordinates: linear in Σ and E ∇f∇fᵀ = u uᵀ + HSH."""
+        spread = self.gradient_covariance(product)
+        second = spread + (grad**2 if spread.ndim == 1 else jnp.outer(grad, grad))
+        if spread.ndim == 1:
+            return ((1 + noise.omega) * own + noise.omega * second) / noise.workers
+        less = noise.shrinkage
+        total = (1 - less) * own - less * second
+        return _with_diagonal(total, (1 + noise.omega) * diagonal(own) + noise.omega * diagonal(second)) / noise.workers
 
     def square_moments(self, mean: Array, grad: Array, variance: Array, noise: Array) -> tuple[Array, Array]:
         """Cov(g, g²)/(2 E g) and Var g² of every coordinate, shape (d,); infinite where there is no fourth moment.
@@ -344,7 +360,8 @@ def linear_gradient(problem: AbstractProblem, noise: AbstractNoise) -> LinearGra
             "sl.LinearRegression. Expand yours about its minimum: sl.Quadratic(hessian, start)."
         )
     curvature = problem.curvature
-    matrix = getattr(noise, "matrix", None) is not None or isinstance(noise, VaryingMatrix)
+    own = noise.noise if isinstance(noise, RandomKNoise) else noise
+    matrix = getattr(own, "matrix", None) is not None or isinstance(own, VaryingMatrix)
     if curvature.ndim == 1 and matrix:
         curvature = jnp.diag(curvature) if problem.dim <= MAX_DENSE else jnp.zeros((0, 0), curvature.dtype)
     if curvature.ndim == 2 and problem.dim > MAX_DENSE:

@@ -15,7 +15,8 @@ from sdelens import _check
 from sdelens._random import Stream
 from sdelens.case import Case, Estimate
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import Optimizer, SignSGD, State
+from sdelens.noise.distributed import RandomKNoise, WorkersNoise
+from sdelens.optimizers import SGD, Optimizer, SignSGD, State
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
 from sdelens.theory._closure import Record, propagate, start_moments
@@ -149,11 +150,16 @@ def estimate(
 
 
 def require_variance(case: Case, what: str) -> None:
-    """Refuse noise of infinite variance but for SignSGD, which needs none.
+    """Refuse noise of infinite variance but for SignSGD, which needs none, and compressions beyond theory.
 
     Raises:
         ValueError: naming the law.
     """
+    compressed = isinstance(case.noise, WorkersNoise) and case.noise.compression is not None
+    if compressed and not (isinstance(case.noise, RandomKNoise) and isinstance(case.optimizer, SGD)):
+        raise ValueError(
+            "noise: of compressed gradients the theory knows sl.RandomK under sl.SGD; simulate others with sl.compare."
+        )
     if isinstance(case.optimizer, SignSGD):
         return
     if not case.noise.has_variance(case.start.centre()):

@@ -1,4 +1,4 @@
-"""Noise of numbers that stay positive."""
+"""Steps of components that are never negative."""
 
 import math
 
@@ -9,7 +9,10 @@ __all__ = ["lognormal"]
 
 
 def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
-    """A positive number of that mean and variance, in place of mean + noise; as it is where the mean is 0."""
+    r"""A positive number of that mean and variance, in place of mean + noise; as it is where the mean is 0.
+
+    μ exp(sζ − s²/2) with ζ = noise/√variance and s² = log(1 + variance/μ²).
+    """
     tiny = jnp.finfo(mean.dtype).tiny
     variance = jnp.maximum(variance, 0)
     size = jnp.sqrt(jnp.log1p(variance / jnp.maximum(mean, math.sqrt(tiny)) ** 2))

@@ -1,0 +1,17 @@
+"""Distributed training: several workers, each with its own stochastic gradient, and what they send of it."""
+
+from sdelens.noise.distributed._distributed import DistributedNoise
+from sdelens.noise.distributed._quantisation import Quantisation
+from sdelens.noise.distributed._random_k import RandomK, RandomKNoise
+from sdelens.noise.distributed._vote import MajorityVote
+from sdelens.noise.distributed._workers import Compression, WorkersNoise
+
+__all__ = [
+    "Compression",
+    "DistributedNoise",
+    "MajorityVote",
+    "Quantisation",
+    "RandomK",
+    "RandomKNoise",
+    "WorkersNoise",
+]

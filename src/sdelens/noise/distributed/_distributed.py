@@ -1,0 +1,208 @@
+"""Noise of several workers as users specify it, and their plain mean."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+from jax import Array
+
+from sdelens import _check
+from sdelens._random import Stream
+from sdelens.noise._base import AbstractNoise
+from sdelens.noise._minibatch import MinibatchNoise
+from sdelens.noise.distributed._workers import Compression, WorkersNoise
+from sdelens.problems import AbstractProblem
+
+__all__ = ["DistributedNoise"]
+
+
+class DistributedNoise(AbstractNoise):
+    r"""The noise of N workers, each with a stochastic gradient of its own, and of what they send of it.
+
+    g = (1/N) Σᵢ C(∇f + Zᵢ) with Z₁, …, Z_N independent draws of `noise`: the stochastic gradient that the optimizer
+    gets, or, for `MajorityVote`, the mean of the workers' signs, whose sign is SignSGD's step.
+
+    Without compression Cov g = Σ/N, and E sign(g) is known where `noise.at_batch_ratio(N)` is. What is known of each
+    compression stands there. One worker without compression is `noise` itself.
+
+    Args:
+        noise: law of one worker's noise; `MinibatchNoise` is a mini-batch of each worker's own.
+        workers: N ≥ 1.
+        compression: C: `RandomK`, `Quantisation`, `MajorityVote`, or None, which sends the gradient as it is.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit; once an SDE is built, if what it needs of the law
+            is not known, with what to use instead. The optimizer itself runs with any law.
+
+    Source: the setting of arXiv 2502.17009; the laws are derived here, from the compressions themselves.
+
+    Example:
+        >>> import sdelens as sl
+        >>> noise = sl.DistributedNoise(sl.GaussianNoise(1.0), workers=8, compression=sl.RandomK(0.25))
+    """
+
+    noise: AbstractNoise
+    workers: int = eqx.field(static=True)
+    compression: Compression | None
+
+    def __init__(self, noise: AbstractNoise, workers: int, compression: Compression | None = None) -> None:
+        if not isinstance(noise, AbstractNoise):
+            kind = noise.__name__ if isinstance(noise, type) else type(noise).__name__
+            raise TypeError(f"noise: got {kind}; give one worker's noise, for example sl.GaussianNoise(1.0).")
+        if isinstance(noise, DistributedNoise | WorkersNoise):
+            raise TypeError("noise: is that of several workers already; multiply their numbers instead.")
+        if compression is not None and not isinstance(compression, Compression):
+            kind = f"the class {compression.__name__}" if isinstance(compression, type) else repr(compression)
+            raise TypeError(
+                f"compression: got {kind}; give sl.RandomK(0.25), sl.Quantisation(0.1), sl.MajorityVote(), or None."
+            )
+        self.noise = noise
+        self.workers = _check.at_least("workers", workers, 1)
+        self.compression = compression
+
+    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+        own = self.noise.bind(problem)
+        if self.compression is not None:
+            return self.compression.bind(problem, own, self.workers)
+        if self.workers == 1:
+            return own
+        return MeanNoise(problem, own, self.workers, None, _averaged(self.noise, own, self.workers, problem))
+
+    def at_batch_ratio(self, ratio: float) -> "DistributedNoise":
+        """Every worker's batch `ratio` times as large; refused where the worker's law is."""
+        return DistributedNoise(self.noise.at_batch_ratio(ratio), self.workers, self.compression)
+
+    def sample(self, x: Array, stream: Stream) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def variance(self, x: Array) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def density(self, z: Array, x: Array) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def quadrature(self, x: Array) -> tuple[Array, Array]:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = {"name": "distributed", "workers": self.workers, "noise": self.noise.describe()}
+        return described | ({} if self.compression is None else {"compression": self.compression.describe()})
+
+    def __add__(self, other: AbstractNoise) -> AbstractNoise:
+        """Refused: sums are taken of one worker's noises."""
+        raise TypeError("noise: sum the noises of one worker, then distribute: DistributedNoise(a + b, workers).")
+
+
+class MeanNoise(WorkersNoise):
+    """The mean of N draws: drawn as such, with the law of the mean for the rest."""
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    workers: int = eqx.field(static=True)
+    compression: None
+    law: AbstractNoise
+
+    @property
+    def normal(self) -> bool:  # type: ignore[override]
+        return self.law.normal
+
+    @property
+    def independent(self) -> bool:  # type: ignore[override]
+        return self.law.independent
+
+    @property
+    def matrix(self) -> Array | None:
+        """Σ of correlated normal noise."""
+        return getattr(self.law, "matrix", None)
+
+    def variance(self, x: Array) -> Array:
+        return self.law.variance(x)
+
+    def has_variance(self, x: Array) -> bool:
+        return self.law.has_variance(x)
+
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        return self.law.mean_sign(grad, x)
+
+    def density(self, z: Array, x: Array) -> Array:
+        return self.law.density(z, x)
+
+    def quadrature(self, x: Array) -> tuple[Array, Array]:
+        return self.law.quadrature(x)
+
+    def noise_shape(self, dim: int) -> tuple[int, ...]:
+        return self.law.noise_shape(dim)
+
+    def apply_root(self, x: Array, dW: Array) -> Array:
+        return self.law.apply_root(x, dW)
+
+    def sign_shape(self, dim: int) -> tuple[int, ...]:
+        return self.law.sign_shape(dim)
+
+    def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
+        return self.law.apply_sign_root(grad, x, dW)
+
+    @property
+    def survey_every(self) -> int:
+        return self.law.survey_every
+
+    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        return self.law.survey(use, x, grad, stream)
+
+    def knowing(self, found: Any) -> "MeanNoise":
+        return eqx.tree_at(lambda noise: noise.law, self, self.law.knowing(found))
+
+
+class _Reduced(WorkersNoise):
+    """The mean of N draws of a law whose averages follow another law: its covariance alone is known."""
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    workers: int = eqx.field(static=True)
+    compression: None
+
+    @property
+    def independent(self) -> bool:  # type: ignore[override]
+        return self.noise.independent
+
+    def variance(self, x: Array) -> Array:
+        return self.noise.variance(x) / self.workers
+
+    def has_variance(self, x: Array) -> bool:
+        return self.noise.has_variance(x)
+
+    def noise_shape(self, dim: int) -> tuple[int, ...]:
+        return self.noise.noise_shape(dim)
+
+    def apply_root(self, x: Array, dW: Array) -> Array:
+        return self.noise.apply_root(x, dW) / math.sqrt(self.workers)
+
+    def sign_shape(self, dim: int) -> tuple[int, ...]:
+        raise ValueError(self._refusal)
+
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        raise ValueError(self._refusal)
+
+    @property
+    def _refusal(self) -> str:
+        return (
+            f"noise: the mean of {self.workers} draws of {self.noise.describe()['name']} noise follows another law, "
+            "whose signs are not known here. Use compression=sl.MajorityVote(), normal or Cauchy noise, or run "
+            "models=['optimizer'] alone."
+        )
+
+    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        return self.noise.survey(use, x, grad, stream)
+
+
+def _averaged(noise: AbstractNoise, own: AbstractNoise, workers: int, problem: AbstractProblem) -> AbstractNoise:
+    """The law of the mean of `workers` draws, bound; `own` is that of one."""
+    # Epochs of N workers are not those of one with batches N times as large.
+    epochs = isinstance(noise, MinibatchNoise) and not noise.options.replacement
+    try:
+        return noise.at_batch_ratio(workers).bind(problem) if not epochs else _Reduced(problem, own, workers, None)
+    except ValueError:
+        return _Reduced(problem, own, workers, None)

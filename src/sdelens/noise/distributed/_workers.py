@@ -1,0 +1,119 @@
+"""What all bound noise of several workers shares: the loop over them, and what they send."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from sdelens._random import Stream
+from sdelens.noise._base import AbstractNoise
+from sdelens.noise._gaussian import VaryingDiagonal
+from sdelens.problems import AbstractProblem
+
+__all__ = ["Compression", "WorkersNoise", "is_uncorrelated", "sign_gain_unknown"]
+
+_WORKER, _MESSAGE = np.uint32(2**31 + 2), np.uint32(2**31 + 3)
+"""Substeps whose draws are those of one worker and of its compression."""
+
+
+class Compression(eqx.Module):
+    """What a worker sends of its stochastic gradient."""
+
+    @abc.abstractmethod
+    def message(self, gradient: Array, stream: Stream) -> Array:
+        """What one worker sends of gradients of shape (d, P)."""
+
+    @abc.abstractmethod
+    def bind(self, problem: AbstractProblem, noise: AbstractNoise, workers: int) -> "WorkersNoise":
+        """The law of the mean of the messages; `noise` is one worker's, bound to the problem."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Name and numbers, JSON types only."""
+
+
+class WorkersNoise(AbstractNoise):
+    """Z of g = ∇f + Z, the mean of what N workers send, bound.
+
+    Every worker draws by a stream of its own. They are gone through one after another, so that memory is that of one.
+    """
+
+    problem: eqx.AbstractVar[AbstractProblem]
+    noise: eqx.AbstractVar[AbstractNoise]
+    workers: eqx.AbstractVar[int]
+    compression: eqx.AbstractVar[Compression | None]
+
+    @property
+    def normal(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def independent(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def needs_gradient(self) -> bool:  # type: ignore[override]
+        return self.noise.needs_gradient
+
+    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+        return self
+
+    def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
+        """The mean of the workers' messages at step k."""
+
+        def add(worker: Array, total: Array) -> Array:
+            own = stream.at(worker, _WORKER)
+            drawn = self.noise.gradient(k, x, grad, own)
+            if self.compression is not None:
+                drawn = self.compression.message(drawn, own.at(k, _MESSAGE))
+            return total + drawn
+
+        zero = jnp.zeros((x.shape[0], stream.paths.shape[0]), x.dtype)
+        return lax.fori_loop(0, self.workers, add, zero) / self.workers
+
+    def sample(self, x: Array, stream: Stream) -> Array:
+        grad = self.problem.evaluate(x)[1]
+        return self.gradient(jnp.asarray(0), x, grad, stream) - grad
+
+    def density(self, z: Array, x: Array) -> Array:
+        raise ValueError("noise: the mean of compressed gradients has no density here, and cannot be part of a sum.")
+
+    def quadrature(self, x: Array) -> tuple[Array, Array]:
+        raise ValueError("noise: the mean of compressed gradients has no quadrature, and cannot be part of a sum.")
+
+    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
+        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
+
+    def describe(self) -> dict[str, Any]:
+        own = self.noise.describe()
+        described: dict[str, Any] = {"name": "distributed", "workers": self.workers, "noise": own}
+        if self.compression is not None:
+            described["compression"] = self.compression.describe()
+        return described | ({} if own.get("rerunnable", True) else {"rerunnable": False})
+
+    @property
+    def survey_every(self) -> int:
+        return self.noise.survey_every
+
+    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        """The worker's; a root here takes its variance too."""
+        return self.noise.survey("variance" if use == "root" else use, x, grad, stream)
+
+    def knowing(self, found: Any) -> "WorkersNoise":
+        return eqx.tree_at(lambda noise: noise.noise, self, self.noise.knowing(found))
+
+
+def is_uncorrelated(noise: AbstractNoise) -> bool:
+    """Whether the coordinates of a worker's bound noise are independent, at a given x, and its law continuous."""
+    return noise.independent or type(noise) is VaryingDiagonal
+
+
+def sign_gain_unknown(compression: str) -> ValueError:
+    """The error of a compression under which SignSGD's SDE is not known."""
+    return ValueError(
+        f"compression: the law of the sign of the mean under {compression} is not known here, and SignSGD's SDE needs "
+        "it. Use sl.MajorityVote() or sl.RandomK(keep), or run models=['optimizer'] alone."
+    )

@@ -1,0 +1,69 @@
+"""Division by the root of a sum of squares: Adagrad."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from sdelens import _check
+from sdelens.optimizers._base import DecayedOptimizer, State, number
+from sdelens.schedules import Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from sdelens.noise import AbstractNoise
+    from sdelens.problems import AbstractProblem
+
+__all__ = ["Adagrad"]
+
+
+class Adagrad(DecayedOptimizer):
+    r"""Adagrad with decoupled weight decay.
+
+    v ← v + g²;  x ← x − ηg/√(v + ε) − ηθx, with the *new* v and ε inside the root (0 where v = 0), as in optax.
+    PyTorch's has ε outside the root and starts v at 0.
+
+    Source: Duchi, Hazan, Singer 2011 (*Adaptive Subgradient Methods for Online Learning and Stochastic Optimization*).
+
+    Args:
+        lr: η > 0.
+        initial_accumulator: v ≥ 0 at the start; a `State` may give another for every coordinate.
+        eps: ε ≥ 0.
+        weight_decay: θ ≥ 0.
+        decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
+        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+            [0, 1]; or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument out of its range.
+    """
+
+    name: ClassVar[str] = "adagrad"
+    accumulators: ClassVar[Mapping[str, str]] = {"v": "sum_of_squares"}
+    lr: float = eqx.field(converter=number(_check.positive, "lr"))
+    initial_accumulator: float = eqx.field(default=0.1, converter=number(_check.nonnegative, "initial_accumulator"))
+    eps: float = eqx.field(default=1e-7, converter=number(_check.nonnegative, "eps"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    decay: str = eqx.field(default="coupled", static=True)
+    schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
+
+    def at_lr(self, lr: float) -> Self:
+        """Only its own: v grows by g² a step whatever η is, so that no limit η → 0 at fixed time exists.
+
+        Raises:
+            ValueError: at any other learning rate.
+        """
+        if _check.positive("lr", lr) == self.lr:
+            return self
+        raise ValueError(
+            f"lr: got {lr:g} for an Adagrad of {self.lr:g}; its sum of squares grows by g² a step at any lr, so there "
+            "is no family with one limit in time t = k lr. Build sl.Adagrad at each lr, and sl.compare it with its SDE."
+        )
+
+    def _direction(self) -> optax.GradientTransformation:
+        return optax.scale_by_rss(self.initial_accumulator, self.eps)
+
+    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+        return State(x, v=jnp.full_like(x, self.initial_accumulator))

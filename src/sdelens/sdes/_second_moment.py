@@ -1,0 +1,67 @@
+"""What SDEs that keep the noise of the second-moment accumulator share."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+
+from sdelens import _check
+from sdelens.optimizers import AdamW, RMSpropW, State
+from sdelens.sdes._base import Instant, OptimizerSDE
+
+__all__ = ["FluctuatingSDE"]
+
+
+class FluctuatingSDE(OptimizerSDE):
+    r"""The noise of V: √η ρ₂ (2∇f ∘ Z + (Z² − σ²)), Z = Σ^{1/2} dW₁, Z² − σ² = Cov(Z²)^{1/2} dW₂.
+
+    For symmetric noise Z² is uncorrelated with Z, so that W₂ is independent of W₁; its variance is E Z⁴ − σ⁴, 2σ⁴ of
+    normal noise. Mini-batch noise is taken as such, its squares as independent.
+
+    V is positive, and normal noise would let it cross 0: an integrator moves it by a log-normal factor of the step's
+    mean and variance (`SDE.spread`). As Δt → 0 every law with these two leads to the same equation, away from V = 0; at
+    Δt = η that of β₂V + (1 − β₂)g² itself is positive and skewed to the right.
+    """
+
+    root_first: ClassVar[bool] = True
+    optimizer: eqx.AbstractVar[RMSpropW | AdamW]
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The gradient noise's, and that of its squares."""
+        return (math.prod(self.noise.noise_shape(self.problem.dim)) + self.problem.dim,)
+
+    def spread(self, t: Instant, y: State, grad: Array) -> Mapping[str, Array]:
+        """Variance per unit of time of V: ηρ₂²(4(∇f)²σ² + Var Z²)."""
+        variance = 4 * grad**2 * self.noise.variance(y.x) + self.noise.square_variance(y.x)
+        return {"v": self.optimizer.lr * self.optimizer.rho2**2 * variance}
+
+    def _noises(self, y: State, grad: Array, dW: Array) -> tuple[Array, Array]:
+        """√η Z and √η (2∇f ∘ Z + Z² − σ²) of an increment."""
+        dim = self.problem.dim
+        shape = self.noise.noise_shape(dim)
+        root = jnp.sqrt(self.optimizer.lr) * self.noise.apply_root(y.x, dW[:-dim].reshape(*shape, *dW.shape[1:]))
+        square = jnp.sqrt(self.optimizer.lr) * self.noise.apply_square_root(y.x, dW[-dim:])
+        return root, 2 * grad * root + square
+
+    def _behind(self, x: Array, dx: Array, back: Any, grad: Array, share: float) -> tuple[Array, Array]:
+        """∇f and E g² at x − back·dx; at Δt = η, where back is 0, those at hand."""
+        if share < 1:
+            x = (x - back * dx).astype(x.dtype)
+            grad = self.problem.evaluate(x)[1]
+        return grad, grad**2 + self.noise.variance(x)
+
+    def _require_fourth_moment(self) -> None:
+        """Refuse noise whose squares have no variance."""
+        self._require_variance()
+        cumulant = self.noise.fourth_cumulant(self.problem.start)
+        if _check.is_traced(cumulant) or bool(jnp.isfinite(cumulant).all()):
+            return
+        raise ValueError(
+            f"noise: {self.noise.describe()['name']} noise has no finite fourth moment here, and g² no variance, so "
+            f"that the second-order SDE of {self.optimizer.name} does not exist. Use the model 'sde', which leaves the "
+            "noise of V out."
+        )

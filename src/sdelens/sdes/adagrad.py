@@ -1,0 +1,49 @@
+"""The SDE of Adagrad."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import Adagrad, State
+from sdelens.problems import AbstractProblem
+from sdelens.sdes._base import Instant, OptimizerSDE
+
+__all__ = ["AdagradSDE"]
+
+
+class AdagradSDE(OptimizerSDE):
+    r"""SDE of Adagrad with decoupled weight decay.
+
+    dX = −h(∇f dt + √η Σ^{1/2} dW)/√(V + ε) − hθX dt
+    dV = ((∇f)² + diag Σ)/η dt
+
+    with θ the decay rate per unit of time and h the schedule's multiplier; X stays where it is while V = 0.
+
+    Derivation. The mean of g² over a step of time η, and SGD's update divided by the root of the new V, which the
+    integrators advance first. V grows by O(1) a step, so that this is no limit as η → 0, and no order is claimed: it is
+    near where V is the sum of many squares, whose fluctuation it leaves out.
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: Adagrad
+
+    def __check_init__(self) -> None:
+        self._require_variance()
+
+    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+        opt = self.optimizer
+        dx = -opt.multiplier(t.step) * (self._inverse_root(y) * grad + opt.decay_rate * y.x)
+        return State(dx, v=(grad**2 + self.noise.variance(y.x)) / opt.lr)
+
+    def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
+        opt = self.optimizer
+        size = -opt.multiplier(t.step) * jnp.sqrt(opt.lr)
+        return State(size * self._inverse_root(y) * self.noise.apply_root(y.x, dW), v=0.0)
+
+    def _inverse_root(self, y: State) -> Array:
+        positive = y.v > 0
+        return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, y.v, 1) + self.optimizer.eps), 0)

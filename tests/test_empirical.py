@@ -1,0 +1,327 @@
+"""Any optax transformation as an optimizer, and the SDE with the coefficients of its own update."""
+
+import math
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import sdelens as sl
+from sdelens._random import Stream, stream_key
+from sdelens.case import Case
+from sdelens.integrate import Discrete, Empirical
+from sdelens.integrate._positive import lognormal
+from sdelens.optimizers._accumulators import BOUND, POSITIVE, leaves_of
+
+RNG = np.random.default_rng(5)
+TREE = {"w": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32), "b": jnp.asarray(RNG.normal(size=4), jnp.float32)}
+SCALE = np.linspace(0.5, 3, 16)
+
+
+def tree_problem():
+    """A quadratic in a pytree of a matrix and a vector, with a leaf that is no parameter."""
+    model = {**TREE, "name": "static"}
+    return sl.Problem(lambda p: 0.5 * (p["w"] ** 2).sum() + (p["b"] ** 2).sum(), model, infimum=0.0)
+
+
+def quadratic():
+    return sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), sl.GaussianNoise([1.0, 0.5, 1.0, 2.0])
+
+
+def stepper(kind, problem, noise, optimizer, **options):
+    case = Case.checked(problem, noise, optimizer, None, 10)
+    return kind(case.problem, case.noise, case.optimizer, case.start, problem.layout, **options)
+
+
+def began(stepper, paths):
+    stream = Stream(jnp.asarray(stream_key(3, "test")), jnp.arange(paths, dtype=jnp.uint32))
+    wide = lambda a: a if jnp.ndim(a) != 1 else jnp.broadcast_to(a[:, None], (a.shape[0], paths))  # noqa: E731
+    return jax.tree.map(wide, stepper.init(stream)), stream
+
+
+TRANSFORMATIONS = {
+    "clipped adam": lambda: optax.chain(optax.clip_by_global_norm(0.7), optax.adam(0.1)),
+    "cosine": lambda: optax.sgd(optax.cosine_decay_schedule(0.1, 5), momentum=0.9, nesterov=True),
+    "injected": lambda: optax.inject_hyperparams(optax.rmsprop)(learning_rate=optax.linear_schedule(0.1, 0.0, 4)),
+    "masked": lambda: optax.chain(
+        optax.masked(optax.trace(0.5), {"w": True, "b": False, "name": None}), optax.scale(-0.1)
+    ),
+    "partition": lambda: optax.multi_transform(
+        {"a": optax.adam(0.1), "s": optax.sgd(0.2)}, {"w": "a", "b": "s", "name": None}
+    ),
+    "muon": partial(optax.contrib.muon, 0.05),
+    "accumulated": lambda: optax.MultiSteps(optax.adam(0.1), 3),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_paths_are_optax_runs_of_their_own(name):
+    """Path by path on the problem's pytree, whatever couples the leaves."""
+    problem, tx = tree_problem(), TRANSFORMATIONS[name]()
+    discrete = stepper(Discrete, problem, sl.GaussianNoise(1.0), sl.FromOptax(tx, lr=0.1))
+    gradients = RNG.normal(size=(7, problem.dim, 2)).astype(np.float32) * SCALE[:, None].astype(np.float32)
+    state, _ = began(discrete, 2)
+    advance = eqx.filter_jit(discrete.advance)
+    for gradient in gradients:
+        state = advance(state, jnp.asarray(gradient))
+    split = lambda flat: eqx.filter(problem.layout.unravel(jnp.asarray(flat)), eqx.is_array)  # noqa: E731
+    for path in range(2):
+        params = split(problem.start)
+        own = tx.init(params)
+        for gradient in gradients:
+            updates, own = jax.jit(tx.update)(split(gradient[:, path]), own, params)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(state.x[:, path], problem.layout.ravel({**params, "name": None}), atol=2e-6)
+
+
+def leaves(state):
+    return np.concatenate(
+        [np.asarray(state.x), *(np.asarray(a, float).reshape(-1, state.x.shape[1]) for a in state.inner)]
+    )
+
+
+@pytest.mark.parametrize(("samples", "substeps"), [(8, 1), (2, 1), (3, 4)])
+def test_a_step_has_the_mean_and_covariance_of_the_optimizers(samples, substeps):
+    """Of x and m together, coordinates coupled by clipping; over substeps the covariance adds up to that of a step."""
+    problem, noise = quadratic()
+    tx = optax.chain(optax.clip_by_global_norm(4.0), optax.trace(0.5), optax.scale(-1e-3))
+    paths = 100_000
+    optimizer = sl.FromOptax(tx, lr=0.01)
+    moments = []
+    for kind, options in ((Discrete, {}), (Empirical, dict(samples=samples, substeps=substeps))):
+        own = stepper(kind, problem, noise, optimizer, **options)
+        state, stream = began(own, paths)
+        stepped = leaves(eqx.filter_jit(own.step)(jnp.asarray(0), state, own.evaluate(state.x)[1], stream))
+        steps = (stepped - leaves(state)) / np.array([1e-3] * 4 + [1.0] * 4)[:, None]
+        moments.append((steps.mean(axis=1), np.cov(steps), np.cov(steps**2)))
+    (mean, cov, _), (mean2, cov2, _) = moments
+    # Substeps see a state that has moved: of x by 1e-3, of m by its decay, half of it gone within a step.
+    if substeps == 1:
+        spread = np.sqrt(np.diag(cov) / paths)
+        assert (np.abs(mean2 - mean) < 4.5 * np.sqrt(2) * spread).all()
+        # Of the standard error of a covariance; that of the scatter of K samples has heavier tails than the normal one.
+        size = np.sqrt(np.outer(np.diag(cov), np.diag(cov)) * (2 + 6 / samples) * 2 / paths)
+        assert (np.abs(cov2 - cov) < 5 * size).all()
+    else:
+        still = optax.chain(optax.clip_by_global_norm(4.0), optax.scale(-1e-3))
+        own = stepper(Empirical, problem, noise, sl.FromOptax(still, lr=0.01), samples=samples, substeps=substeps)
+        state, stream = began(own, paths)
+        stepped = eqx.filter_jit(own.step)(jnp.asarray(0), state, own.evaluate(state.x)[1], stream).x
+        cov2 = np.cov((np.asarray(stepped) - np.asarray(state.x)) / 1e-3)
+        size = np.sqrt(np.outer(np.diag(cov)[:4], np.diag(cov)[:4]) * 4 * 2 / paths)
+        assert (np.abs(cov2 - cov[:4, :4]) < 5 * size + 0.01 * np.abs(cov2)).all()
+
+
+def test_lognormal_noise_keeps_mean_and_variance_and_the_sign():
+    mean, sd = jnp.float32(0.3), 0.45
+    noise = sd * jax.random.normal(jax.random.key(0), (400_000,))
+    drawn = np.asarray(lognormal(jnp.full_like(noise, mean), noise, jnp.full_like(noise, sd**2)), np.float64)
+    assert drawn.min() > 0
+    assert abs(drawn.mean() - 0.3) < 4.5 * sd / math.sqrt(drawn.size)
+    # Kurtosis of this log-normal law: w⁴ + 2w³ + 3w² − 3 with w = 1 + sd²/mean².
+    w = 1 + (sd / 0.3) ** 2
+    kurtosis = w**4 + 2 * w**3 + 3 * w**2 - 3
+    assert abs(drawn.var() - sd**2) < 4.5 * sd**2 * math.sqrt((kurtosis - 1) / drawn.size)
+    zero = jnp.zeros(3)
+    np.testing.assert_array_equal(lognormal(zero, zero, zero), 0)
+
+
+@pytest.mark.parametrize("accumulators", ["update", "lognormal"])
+def test_means_of_squares_stay_positive_from_zero(accumulators):
+    """Normal noise would make a first v of one or two squares negative, and the next step explode."""
+    problem, noise = quadratic()
+    optimizer = sl.FromOptax(optax.rmsprop(1e-2, decay=0.9), lr=1e-2)
+    own = stepper(Empirical, problem, noise, optimizer, accumulators=accumulators)
+    state, stream = began(own, 4096)
+    for k in range(5):
+        state = eqx.filter_jit(own.step)(jnp.asarray(k), state, own.evaluate(state.x)[1], stream)
+        assert float(state.inner[0].min()) > 0
+        assert float(jnp.abs(state.x).max()) < 2
+
+
+def test_squares_move_as_the_update_at_a_normal_gradient():
+    """Under normal noise v's step has the mean of the optimizer's, and the covariance with m's."""
+    problem, noise, paths = sl.Quadratic([1.0], start=1.0), sl.GaussianNoise(0.7), 200_000
+    optimizer = sl.FromOptax(optax.chain(optax.trace(0.5), optax.scale_by_rss(0.3), optax.scale(-1e-3)), lr=0.01)
+    found = []
+    for kind in (Discrete, Empirical):
+        own = stepper(kind, problem, noise, optimizer)
+        state, stream = began(own, paths)
+        m, v = (
+            np.asarray(a[0], np.float64)
+            for a in eqx.filter_jit(own.step)(0, state, own.evaluate(state.x)[1], stream).inner
+        )
+        found.append((v.mean(), v.std(), np.cov(m, v)[0, 1]))
+    (mean, sd, cov), (mean2, _, cov2) = found
+    assert mean == pytest.approx(0.3 + 1.49, abs=4.5 * sd / math.sqrt(paths))
+    assert mean2 == pytest.approx(0.3 + 1.49, abs=5 * sd / math.sqrt(paths))
+    # Cov(g, g²) = 2∇f σ²; of K samples the fourth moments are up to 1 + 2/K as large.
+    assert cov2 == pytest.approx(2 * 0.49, abs=5 * math.sqrt(1.25) * 0.7 * sd / math.sqrt(paths))
+    assert cov == pytest.approx(2 * 0.49, abs=5 * 0.7 * sd / math.sqrt(paths))
+
+
+def test_counters_advance_once_an_optimizer_step():
+    problem, noise = quadratic()
+    own = stepper(Empirical, problem, noise, sl.FromOptax(optax.adam(1e-2), lr=1e-2), substeps=3, samples=2)
+    state, stream = began(own, 5)
+    for k in range(4):
+        state = eqx.filter_jit(own.step)(jnp.asarray(k), state, own.evaluate(state.x)[1], stream)
+    counts = [a for a in state.inner if jnp.issubdtype(a.dtype, jnp.integer)]
+    assert len(counts) == 1
+    np.testing.assert_array_equal(counts[0], 4)
+
+
+def test_random_keys_of_a_transformation_differ_from_path_to_path_and_sample_to_sample():
+    problem = sl.Quadratic([1.0], start=1.0)
+    noise = sl.GaussianNoise(1e-6)
+    optimizer = sl.FromOptax(optax.noisy_sgd(0.1, eta=1.0, gamma=0.0, key=jax.random.key(1)), lr=0.1)
+    spreads = []
+    for kind in (Discrete, Empirical):
+        own = stepper(kind, problem, noise, optimizer)
+        state, stream = began(own, 20_000)
+        x = np.asarray(eqx.filter_jit(own.step)(jnp.asarray(0), state, own.evaluate(state.x)[1], stream).x)
+        spreads.append(x.std())
+    assert spreads[0] == pytest.approx(0.1, rel=4.5 / math.sqrt(2 * 20_000))
+    assert spreads[1] == pytest.approx(0.1, rel=4.5 * math.sqrt(2 + 6 / 8) / 2 / math.sqrt(20_000))
+
+
+def test_the_table_of_squares_names_fields_that_optax_has():
+    known = {}
+    for module in (optax, optax.contrib, optax._src.transform, optax._src.factorized):
+        known |= {name: kind for name, kind in vars(module).items() if hasattr(kind, "_fields")}
+    for module in ("_dog", "_dadapt_adamw", "_prodigy", "_momo", "_madgrad", "_cocob", "_ademamix", "_schedule_free"):
+        known |= {n: k for n, k in vars(getattr(optax.contrib, module)).items() if hasattr(k, "_fields")}
+    for name, fields in {**POSITIVE, **BOUND}.items():
+        assert set(fields) <= set(known[name]._fields), name
+
+
+def test_laws_of_the_leaves():
+    params = {"w": jnp.ones(3)}
+    by_path = {leaf.path: leaf.law for leaf in leaves_of(optax.adam(1.0).init(params))}
+    assert by_path == {"[0].count": "counter", "[0].mu['w']": "free", "[0].nu['w']": "positive"}
+    centred = [leaf.law for leaf in leaves_of(optax.rmsprop(1.0, centered=True).init(params))]
+    assert centred == ["bound", "bound"]
+    noisy = [leaf.law for leaf in leaves_of(optax.noisy_sgd(1.0, key=jax.random.key(0)).init(params))]
+    assert noisy == ["counter", "key"]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        sl.SGD(0.01),
+        sl.SignSGD(0.01),
+        sl.RMSpropW(0.01, weight_decay=0.1),
+        sl.AdamW(0.01, b2=0.99, weight_decay=0.1),
+        sl.FromOptax(optax.lion, 0.01),
+        sl.FromOptax(lambda lr: optax.rmsprop(lr, decay=0.9, centered=True, initial_scale=1.0), 0.01, name="centred"),
+    ],
+    ids=lambda o: o.name,
+)
+def test_the_empirical_sde_tracks_in_mean_and_spread(optimizer):
+    result = sl.compare(*quadratic(), optimizer, ["optimizer", "empirical"], steps=200, paths=4096, record_every=10)
+    row = result.errors(confidence=0.99999).loc["empirical"]
+    assert row.upper < 0.02
+    assert row.lower < 0.003
+    assert row.diverged == 0
+    assert row.spread_lower < 1.03
+    assert row.spread_upper > 0.97
+
+
+def test_the_noise_of_squares_is_what_the_spread_needs():
+    """Without it v forgets how large the gradient was, and the spread comes out too large, as in the papers' SDEs."""
+    models = {"optimizer": {}, "with": {"model": "empirical"}, "drift": {"model": "empirical", "accumulators": "drift"}}
+    optimizer = sl.AdamW(0.01, b2=0.9)
+    rows = sl.compare(*quadratic(), optimizer, models, steps=100, paths=4096).errors(confidence=0.99999)
+    assert rows.spread["drift"] > 1.15
+    assert rows.spread_lower["drift"] > rows.spread_upper["with"]
+
+
+def test_runs_are_the_same_in_chunks_and_on_one_device():
+    optimizer = sl.FromOptax(optax.adam, 0.01)
+    case = (*quadratic(), optimizer, "empirical")
+    whole = sl.simulate(*case, steps=5, paths=48)
+    parts = sl.simulate(*case, steps=5, paths=48, chunk=16, devices=1)
+    np.testing.assert_allclose(whole.dataset.loss_mean, parts.dataset.loss_mean, rtol=1e-6)
+
+
+def test_mini_batches_and_random_starts():
+    data = (jnp.asarray(RNG.normal(size=(16, 3)), jnp.float32), jnp.arange(16.0) / 16)
+    problem = sl.Problem(lambda w, batch: (batch[0] @ w - batch[1]) ** 2, jnp.zeros(3), data)
+    optimizer = sl.FromOptax(optax.lion, 1e-2)
+    start = lambda key: 0.1 * jax.random.normal(key, (3,))  # noqa: E731
+    result = sl.compare(problem, sl.MinibatchNoise(4), optimizer, steps=50, paths=512, start=start, record_every=10)
+    assert result.models == ["optimizer", "empirical"]
+    row = result.errors(confidence=0.9999).loc["empirical"]
+    assert row.lower < 0.01
+    assert row.spread_lower < 1.05
+    assert row.spread_upper > 0.95
+
+
+def test_an_sde_of_ones_own():
+    """A subclass with the equation of ours gives the same numbers as ours; what it is called is not in the seed."""
+
+    class Own(sl.OptimizerSDE):
+        def drift(self, t, y, grad, ahead):
+            return sl.State(-grad)
+
+        def apply_diffusion(self, t, y, grad, dW):
+            return sl.State(-jnp.sqrt(self.optimizer.lr) * self.noise.apply_root(y.x, dW))
+
+    models = {"optimizer": {}, "sde": {}, "own": {"model": Own}, "built": {"model": partial(Own)}}
+    result = sl.compare(*quadratic(), sl.SGD(0.1), models, steps=20, paths=64)
+    for name in ("own", "built"):
+        np.testing.assert_allclose(
+            result.dataset.loss_mean.sel(model=name), result.dataset.loss_mean.sel(model="sde"), rtol=1e-5
+        )
+    assert not result.dataset.attrs["rerunnable"]
+    with pytest.raises(TypeError, match=r"models: .*returned int; it must return an sl.SDE"):
+        sl.compare(*quadratic(), sl.SGD(0.1), {"optimizer": {}, "own": {"model": lambda p, n, o: 3}}, steps=2, paths=2)
+
+
+def complex_transformation():
+    return optax.GradientTransformation(
+        lambda params: {"phase": jnp.zeros(2, jnp.complex64)}, lambda updates, state, params=None: (updates, state)
+    )
+
+
+@pytest.mark.parametrize(
+    ("transformation", "options", "message"),
+    [
+        (3.0, {}, r"transformation: got float; give an optax transformation"),
+        (lambda lr: lr, {}, r"transformation: is a function that returned float"),
+        (optax.polyak_sgd(1.0), {}, r"fails: .*'value'.*ask for more, such as the loss"),
+        (complex_transformation(), {}, r"keeps \['phase'\] of type complex64"),
+        (optax.adam(0.1), {"positive": ["mew"]}, r"positive: got 'mew'; choose one of 'count', 'mu', 'nu'"),
+        (optax.adam(0.1), {"positive": "mu"}, r"positive: got the text 'mu'"),
+    ],
+    ids=["number", "factory", "value", "complex", "positive", "text"],
+)
+def test_what_cannot_be_an_optimizer_is_said(transformation, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sl.compare(*quadratic(), sl.FromOptax(transformation, 0.1, **options), steps=3, paths=4)
+
+
+def test_what_such_an_optimizer_cannot_do_is_said():
+    problem, noise = quadratic()
+    optimizer = sl.FromOptax(optax.adam(0.1), 0.1)
+    with pytest.raises(
+        ValueError, match=r"models: 'sde' does not exist for optax; its models are optimizer, empirical"
+    ):
+        sl.compare(problem, noise, optimizer, ["optimizer", "sde"], steps=3, paths=4)
+    with pytest.raises(TypeError, match=r"optimizer: got optax, of which the theory knows nothing"):
+        sl.theory.predict(problem, noise, optimizer, steps=3)
+    with pytest.raises(ValueError, match=r"give FromOptax a function from lr"):
+        optimizer.at_lr(0.05)
+    with pytest.raises(ValueError, match=r"samples: got 1; it must be at least 2|samples"):
+        sl.compare(problem, noise, optimizer, steps=3, paths=4, samples=1)
+    with pytest.raises(ValueError, match=r"start.m: optax has no such accumulator"):
+        sl.compare(problem, noise, optimizer, steps=3, paths=4, start=sl.State(None, m=jnp.zeros(4)))
+    galore = sl.FromOptax(optax.contrib.galore(0.1, rank=2), 0.1)
+    matrix = sl.Problem(lambda p: (p["w"] ** 2).sum(), TREE)
+    with pytest.raises(ValueError, match=r"factorises matrices \(svd\).*give devices=1"):
+        sl.compare(matrix, sl.GaussianNoise(1.0), galore, steps=3, paths=4)

@@ -1,0 +1,74 @@
+"""Every named optimizer of optax through `compare`, without code of its own; those that cannot are known."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import sdelens as sl
+from sdelens._subject import optax_optimizers
+
+ASK_FOR_MORE = {
+    "lbfgs": "the loss and its gradient as a function (line search)",
+    "contrib.momo": "the loss of the batch",
+    "contrib.momo_adam": "the loss of the batch",
+    "contrib.sophia": "the loss as a function (Hessian)",
+}
+OTHER_ARGUMENTS = {
+    "contrib.dpsgd": "per-example gradients",
+    "contrib.schedule_free": "another optimizer",
+}
+# Their first updates divide by a v of before, which is 0; signs of products of gradients decide rprop's steps.
+COARSE = {"contrib.acprop", "contrib.adopt", "rprop"}
+# From a distance of 1e-6, they hardly leave the start in a short run.
+SLOW_STARTERS = {"adadelta", "contrib.dadapt_adamw", "contrib.dog", "contrib.dowg", "contrib.prodigy"}
+
+KNOWN = optax_optimizers()
+RUNNING = sorted(KNOWN.keys() - ASK_FOR_MORE.keys() - OTHER_ARGUMENTS.keys())
+
+
+def made(function: Callable) -> sl.FromOptax:
+    return sl.FromOptax(lambda lr: function(learning_rate=lr), 1e-2)
+
+
+def check(name, result):
+    row = result.errors(confidence=0.99999).loc["empirical"]
+    curve = result.dataset.loss_mean.sel(model="empirical").values
+    assert row.diverged == 0
+    assert np.isfinite(curve).all()
+    if name not in SLOW_STARTERS:
+        assert curve[-1] < 0.97 * curve[0]
+    if name not in COARSE:
+        assert row.lower < 0.01
+
+
+def test_enough_of_them_run():
+    assert len(RUNNING) >= 40
+    assert KNOWN.keys() >= ASK_FOR_MORE.keys() | OTHER_ARGUMENTS.keys() | COARSE | SLOW_STARTERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNING)
+def test_named_optimizers_run_on_a_quadratic(name):
+    problem, noise = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), sl.GaussianNoise([1.0, 0.5, 1.0, 2.0])
+    check(name, sl.compare(problem, noise, made(KNOWN[name]), steps=100, paths=1024, record_every=5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNING)
+def test_named_optimizers_run_on_a_network(name):
+    problem = sl.network("mlp", dataset="digits", subset=64, width=8, depth=1)
+    options = dict(steps=30, paths=32, record_every=5, devices=1 if name == "contrib.galore" else 2)
+    check(name, sl.compare(problem, sl.MinibatchNoise(8), made(KNOWN[name]), **options))
+
+
+@pytest.mark.parametrize("name", ASK_FOR_MORE)
+def test_those_that_ask_for_more_say_so(name):
+    with pytest.raises(ValueError, match="ask for more"):
+        sl.compare(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), made(KNOWN[name]), steps=2, paths=2)
+
+
+@pytest.mark.parametrize("name", OTHER_ARGUMENTS)
+def test_those_that_take_other_arguments_say_so(name):
+    with pytest.raises(TypeError, match="missing"):
+        made(KNOWN[name])
