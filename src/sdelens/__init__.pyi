@@ -4,6 +4,8 @@ from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
 from .case import Estimate as Estimate
 from .checkpoint import keep_checkpoints as keep_checkpoints
+from .coefficients import Coefficients as Coefficients
+from .coefficients import coefficients as coefficients
 from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
 from .data import load_text as load_text

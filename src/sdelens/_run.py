@@ -15,7 +15,7 @@ from sdelens._progress import progress_bar
 from sdelens.case import Case, check_subject
 from sdelens.checkpoint import Checkpoints, digest
 from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
-from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Stepper
+from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
 from sdelens.observables import Observables, observables_of
 from sdelens.optimizers import FromOptax
 from sdelens.result import Result
@@ -58,6 +58,8 @@ class Experiment:
         own = (case.problem, case.noise, case.optimizer, case.start, case.problem.layout)
         if model.model == "optimizer":
             return Discrete(*own)
+        if model.model == "empirical" and model.coefficients == "quadrature":
+            return Quadrature(Discrete(*own), model.substeps, model.increments, model.accumulators)
         if model.model == "empirical":
             return Empirical(*own, model.samples, model.substeps, model.increments, model.accumulators)
         sde = build_sde(model.sde or model.model, case.problem, case.noise, case.optimizer, model.bias_correction)

@@ -51,7 +51,8 @@ class Model:
         """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
         if self.model == "optimizer":
             return "optimizer"
-        motion = "empirical" if self.model == "empirical" else _MOTIONS[self.increments]
+        sampled = self.model == "empirical" and self.coefficients == "sampled"
+        motion = "empirical" if sampled else _MOTIONS[self.increments]
         return f"{motion}/{self.substeps}"
 
 

@@ -1,14 +1,16 @@
 """What the ensemble runs: anything that advances the state of many paths by one optimizer step."""
 
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 from sdelens._random import Stream
 
-__all__ = ["MAX_COORDINATES", "Stepper"]
+__all__ = ["MAX_COORDINATES", "Integration", "Stepper"]
 
 MAX_COORDINATES = 64
 """Moments of single coordinates are recorded up to this dimension."""
@@ -47,3 +49,67 @@ class Stepper(eqx.Module):
     @abc.abstractmethod
     def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
         """State at k + 1 from the state at k, ∇f there (unless it needs none), and the stream of the whole run."""
+
+
+class Integration(Stepper):
+    """One optimizer step η of an SDE as n steps of Δt = η/n, each with its own increment of Brownian motion.
+
+    Attributes:
+        lr: η.
+        substeps: n ≥ 1; as it grows the SDE itself is resolved.
+        increments: ξ of ΔW = √Δt ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
+    """
+
+    lr: eqx.AbstractVar[float]
+    substeps: eqx.AbstractVar[int]
+    increments: eqx.AbstractVar[str]
+
+    @property
+    @abc.abstractmethod
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of ΔW per path; many paths add a last axis."""
+
+    @property
+    def root_first(self) -> bool:
+        """Whether ΔW begins with the Brownian motion of the gradient's noise, others after it."""
+        return False
+
+    @abc.abstractmethod
+    def advance(self, k: Array, j: Array | int, y: Any, grad: Array, dW: Array) -> Any:
+        """Substep j of step k with a given increment of Brownian motion."""
+
+    def surveyed(self, k: Array, j: Array | int, y: Any, grad: Array, stream: Stream) -> Any:
+        """The state with what is kept of the coefficients found anew, where that is due."""
+        return y
+
+    @property
+    def draws(self) -> int:
+        return math.prod(self.noise_shape)
+
+    def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
+        dtype = self.position(state).dtype
+
+        def increment(j: Array | int) -> Array:
+            draws = stream.at(k, j)
+            draw = draws.normal if self.increments == "gaussian" else draws.signs
+            xi = draw(self.draws, dtype).reshape(*self.noise_shape, -1)
+            return jnp.sqrt(self.lr / self.substeps) * xi
+
+        def substep(j: Array | int, y: Any, grad: Array) -> Any:
+            return self.advance(k, j, self.surveyed(k, j, y, grad, stream), grad, increment(j))
+
+        if self.substeps == 1:
+            return substep(0, state, grad)
+        return lax.fori_loop(0, self.substeps, lambda j, y: substep(j, y, self.evaluate(self.position(y))[1]), state)
+
+    def step_along(self, k: Array, state: Any, dW: Array, stream: Stream) -> Any:
+        """One optimizer step with given increments, of shape (substeps, …, P)."""
+
+        def substep(j: Array, y: Any) -> Any:
+            grad = self.evaluate(self.position(y))[1]
+            y = self.surveyed(k, j, y, grad, stream)
+            return self.advance(k, j, y, grad, lax.dynamic_index_in_dim(dW, j, keepdims=False))
+
+        if self.substeps == 1:
+            return substep(jnp.asarray(0), state)
+        return lax.fori_loop(0, self.substeps, substep, state)

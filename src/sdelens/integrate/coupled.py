@@ -10,9 +10,8 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens._random import Stream
-from sdelens.integrate._base import Stepper
+from sdelens.integrate._base import Integration, Stepper
 from sdelens.integrate.discrete import Discrete
-from sdelens.integrate.euler import EulerMaruyama
 
 __all__ = ["Coupled"]
 
@@ -24,7 +23,8 @@ class Coupled(Stepper):
     """Steppers of one experiment that share their random numbers.
 
     The finest integration's increments ΔW make up those of all others, and under normal noise the optimizer's too: its
-    gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step. Rademacher increments are the signs of the
+    gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step, of which it takes the first numbers where
+    an integration has further ones of its own. Rademacher increments are the signs of the
     normal ones, with which they have a correlation of √(2/π). Paths then differ by what the models differ
     in, not by their noise. Other noise is drawn by itself.
 
@@ -35,7 +35,7 @@ class Coupled(Stepper):
     """
 
     optimizer: Discrete
-    integrations: tuple[EulerMaruyama, ...]
+    integrations: tuple[Integration, ...]
     functions: Callable[[tuple[Array, ...]], Array] = eqx.field(static=True)
 
     def init(self, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
@@ -52,12 +52,12 @@ class Coupled(Stepper):
 
     def step(self, k: Array, state: tuple[Any, ...], grad: Array, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
         finest = max(s.substeps for s in self.integrations)
-        shapes, dtype = [s.sde.noise_shape for s in self.integrations], grad.dtype
+        shapes, dtype = [s.noise_shape for s in self.integrations], grad.dtype
         size = max(math.prod(shape) for shape in shapes)
         xi = lax.map(lambda j: stream.at(k, j).normal(size, dtype), jnp.arange(finest))
         noise, discrete = self.optimizer.noise, state[0]
         root = noise.noise_shape(grad.shape[0])
-        if noise.normal and all(s.sde.noise_shape == root or s.sde.root_first for s in self.integrations):
+        if noise.normal and all(s.noise_shape == root or s.root_first for s in self.integrations):
             own = lax.slice_in_dim(xi, 0, math.prod(root), axis=1)
             total = own.sum(axis=0).reshape(*root, -1) / math.sqrt(finest)
             noisy = grad + noise.apply_root(discrete.x, total)
@@ -71,22 +71,9 @@ class Coupled(Stepper):
             dW = jnp.sqrt(stepper.lr / finest) * joined
             if stepper.increments == "rademacher":
                 dW = jnp.sqrt(stepper.lr / n) * jnp.where(joined < 0, -1, 1).astype(dtype)
-            moved.append(_integrate(stepper, k, y, dW, stream))
+            moved.append(stepper.step_along(k, y, dW, stream))
         return tuple(moved)
 
     @property
     def _all(self) -> tuple[Stepper, ...]:
         return (self.optimizer, *self.integrations)
-
-
-def _integrate(stepper: EulerMaruyama, k: Array, y: Any, dW: Array, stream: Stream) -> Any:
-    """One optimizer step of an integration with given increments, of shape (substeps, …, P)."""
-
-    def body(j: Array, y: Any) -> Any:
-        grad = stepper.sde.evaluate(y.x)[1]
-        y = stepper.surveyed(k, j, y, grad, stream)
-        return stepper.advance(k, j, y, grad, lax.dynamic_index_in_dim(dW, j, keepdims=False))
-
-    if stepper.substeps == 1:
-        return body(jnp.asarray(0), y)
-    return lax.fori_loop(0, stepper.substeps, body, y)

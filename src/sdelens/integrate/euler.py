@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens._random import Stream
-from sdelens.integrate._base import Stepper
+from sdelens.integrate._base import Integration
 from sdelens.integrate._positive import lognormal
 from sdelens.optimizers import State
 from sdelens.sdes import SDE, Instant
@@ -37,7 +37,7 @@ STAGES: Final = {"sequential": (("v",), ("m",), ("x",)), "euler": (("v",), ("m",
 """Per integrator, the components that are advanced together, in order."""
 
 
-class EulerMaruyama(Stepper):
+class EulerMaruyama(Integration):
     """One optimizer step η as `substeps` steps of Δt = η/substeps of an SDE.
 
     Attributes:
@@ -52,9 +52,21 @@ class EulerMaruyama(Stepper):
     sde: SDE
     lr: float
     start: Start
-    integrator: str = eqx.field(default="sequential", static=True)
-    substeps: int = eqx.field(default=1, static=True)
-    increments: str = eqx.field(default="gaussian", static=True)
+    integrator: str = eqx.field(static=True)
+    substeps: int = eqx.field(static=True)
+    increments: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        sde: SDE,
+        lr: float,
+        start: Start,
+        integrator: str = "sequential",
+        substeps: int = 1,
+        increments: str = "gaussian",
+    ) -> None:
+        self.sde, self.lr, self.start = sde, lr, start
+        self.integrator, self.substeps, self.increments = integrator, substeps, increments
 
     def init(self, stream: Stream) -> State:  # noqa: D102
         state = self.start.state(stream, self.sde.init)
@@ -63,8 +75,12 @@ class EulerMaruyama(Stepper):
         return state._replace(found=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found))
 
     @property
-    def draws(self) -> int:  # noqa: D102
-        return int(np.prod(self.sde.noise_shape))
+    def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.sde.noise_shape
+
+    @property
+    def root_first(self) -> bool:  # noqa: D102
+        return self.sde.root_first
 
     def position(self, state: State) -> Array:  # noqa: D102
         return state.x
@@ -72,24 +88,7 @@ class EulerMaruyama(Stepper):
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.sde.evaluate(x)
 
-    def step(self, k: Array, state: State, grad: Array, stream: Stream) -> State:  # noqa: D102
-        if self.substeps == 1:
-            return self._substep(k, 0, state, grad, stream)
-
-        def body(j: Array, y: State) -> State:
-            return self._substep(k, j, y, self.sde.evaluate(y.x)[1], stream)
-
-        return lax.fori_loop(0, self.substeps, body, state)
-
-    def _substep(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:
-        shape, draws = self.sde.noise_shape, stream.at(k, j)
-        draw = draws.normal if self.increments == "gaussian" else draws.signs
-        xi = draw(int(np.prod(shape)), y.x.dtype).reshape(*shape, -1)
-        y = self.surveyed(k, j, y, grad, stream)
-        return self.advance(k, j, y, grad, jnp.sqrt(self.lr / self.substeps) * xi)
-
-    def surveyed(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:
-        """The state with what the SDE keeps of its coefficients found anew, where that is due."""
+    def surveyed(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:  # noqa: D102
         if y.found is None:
             return y
 
@@ -101,8 +100,7 @@ class EulerMaruyama(Stepper):
         due = (k % self.sde.survey_every == 0) & (jnp.asarray(j) == 0)
         return y._replace(found=lax.cond(due, anew, lambda: y.found))
 
-    def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:
-        """Substep j of step k with a given increment of Brownian motion."""
+    def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         dt, dtype = self.lr / self.substeps, y.x.dtype
         t = Instant(k, k * self.lr + j * dt, 1 / self.substeps)
         ahead: dict[str, float] = {}

@@ -8,6 +8,7 @@ from sdelens.optimizers._accumulators import LAWS
 from sdelens.optimizers._adagrad import Adagrad
 from sdelens.optimizers._adaptive import AdamW, RMSpropW
 from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition
+from sdelens.optimizers._elementwise import Update
 from sdelens.optimizers._from_optax import FromOptax
 from sdelens.optimizers._momentum import Lion, Momentum, Signum
 from sdelens.optimizers._sgd import SGD
@@ -28,5 +29,6 @@ __all__ = [
     "SignSGD",
     "Signum",
     "State",
+    "Update",
     "precondition",
 ]

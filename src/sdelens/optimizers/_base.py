@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -15,6 +16,7 @@ from sdelens._names import DECAYS
 from sdelens._random import Stream
 from sdelens._tree import Layout
 from sdelens.optimizers._accumulators import laws_of
+from sdelens.optimizers._elementwise import Update, update_of
 from sdelens.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -98,6 +100,10 @@ class Optimizer(eqx.Module):
     @abc.abstractmethod
     def laws(self, inner: Any, layout: Layout) -> Any:
         """How an SDE treats every leaf of `inner`, one of `LAWS`: a pytree of its structure."""
+
+    def update_on(self, layout: Layout, dtype: Any) -> Update:
+        """What an update does to the coordinates."""
+        return update_of(self.to_optax(), jax.ShapeDtypeStruct((layout.size,), dtype))
 
 
 class DecayedOptimizer(Optimizer):

@@ -14,6 +14,7 @@ from sdelens._random import Stream
 from sdelens._tree import Layout
 from sdelens.optimizers._accumulators import Leaf, leaves_of
 from sdelens.optimizers._base import Optimizer, State, number
+from sdelens.optimizers._elementwise import Update, update_of
 
 __all__ = ["FromOptax"]
 
@@ -146,6 +147,14 @@ class FromOptax(Optimizer):
 
     def laws(self, inner: Any, layout: Layout) -> tuple[str, ...]:
         return tuple(leaf.law for leaf in self._template(layout)[0])
+
+    def leaves(self, layout: Layout) -> list[Leaf]:
+        """What the optax state of one path consists of."""
+        return self._template(layout)[0]
+
+    def update_on(self, layout: Layout, dtype: Any) -> Update:
+        parameters = jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), dtype))
+        return update_of(self.transformation, parameters)
 
     def factorisations(self, layout: Layout, dtype: Any) -> set[str]:
         """Names of the factorisations of matrices (LAPACK's) that an update calls."""

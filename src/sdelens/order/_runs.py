@@ -12,7 +12,7 @@ from jax import Array
 
 from sdelens._progress import progress_bar
 from sdelens.ensemble import run_ensemble
-from sdelens.integrate import Coupled, Discrete, EulerMaruyama
+from sdelens.integrate import Coupled, Discrete, EulerMaruyama, Integration, Quadrature
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import TestFunction
@@ -152,18 +152,22 @@ class Study:
         report: Callable[[int], None],
     ) -> list[Row]:
         start = self.start.scaled(self.lr / optimizer.lr)
-        integrations = []
+        integrations: list[Integration] = []
+        discrete = Discrete(self.problem, noise, optimizer, start, self.problem.layout)
         for model in self.models:
+            levels = (n, n // 2, n // 4, 1)
+            if model == "empirical":
+                integrations += [Quadrature(discrete, level, style.increments) for level in levels]
+                continue
             sde = build_sde(model, self.problem, noise, optimizer, style.bias_correction)
             integrations += [
-                EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments)
-                for level in (n, n // 2, n // 4, 1)
+                EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments) for level in levels
             ]
-        discrete = Discrete(self.problem, noise, optimizer, start, self.problem.layout)
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
         devices = len(plan.devices)
-        numbers = self.problem.dim * (4 * n + 8 * len(integrations))
+        widest = max(s.draws for s in integrations)
+        numbers = widest * 4 * n + self.problem.dim * 8 * len(integrations)
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
         width = min(-(-plan.paths // devices), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)

@@ -21,7 +21,7 @@ from sdelens import _check
 from sdelens._names import INCREMENTS, INTEGRATORS
 from sdelens.case import check_schedule, check_start, check_subject
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import SGD, DecayedOptimizer, Optimizer, SignSGD
+from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
 from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
@@ -73,8 +73,10 @@ def weak_order(
         optimizer: specification at one learning rate, which fixes ρ and θ.
         lrs: learning rates, decreasing, at least three.
         horizon: the time T = kη at which, and at fractions of which, expectations are compared.
-        models: SDEs by name, by default all that exist for the optimizer but, of RMSprop and Adam, ``"second-order"``:
-            no Brownian path joins its noise of V to the optimizer's, so that it takes more paths.
+        models: SDEs by name, by default all that exist in closed form for the optimizer but, of RMSprop and Adam,
+            ``"second-order"``: no Brownian path joins its noise of V to the optimizer's, so that it takes more paths.
+            ``"empirical"`` has its coefficients from the optimizer's own update by quadrature, and is the default where
+            there is no other.
         times: how many equally spaced times up to the horizon; each must be a whole number of steps at every lr.
         functions: test functions u by name, of the parameters; by default the loss, for d ≤ 4 every coordinate and its
             square (else their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), s² the mean square of
@@ -115,6 +117,8 @@ def weak_order(
     options = Options(steps=1, paths=paths, seed=seed, integrator=integrator, substeps=1, devices=devices)
     plan = options.plan(problem.dim)
     seed = options.checked_seed()
+    if isinstance(optimizer, FromOptax):
+        optimizer.check(problem.layout, problem.start.dtype)
     bound, begin = noise.bind(problem), start_of(start, problem, optimizer)
     check_start(optimizer, bound, problem, begin)
     family = [optimizer.at_lr(lr) for lr in rates]
@@ -122,7 +126,7 @@ def weak_order(
         check_schedule(member, round(horizon / member.lr))
     _check.choice("method", method, ("auto", "coupled", "kernel"))
     tests = test_functions(problem, functions, begin.centre())
-    kernel = _kernel_exists(problem, bound, optimizer, begin, functions)
+    kernel = _kernel_exists(problem, bound, optimizer, begin, functions, named)
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
     study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
@@ -132,7 +136,8 @@ def weak_order(
         _check.choice("increments", increments, INCREMENTS),
     )
     for name in named:
-        build_sde(name, problem, bound, optimizer, bias_correction)
+        if name != "empirical":
+            build_sde(name, problem, bound, optimizer, bias_correction)
     used, rows = "coupled", None
     if method != "coupled" and kernel is None:
         try:
@@ -194,9 +199,10 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
 
 
 def _checked_models(optimizer: Optimizer, models: Any) -> list[str]:
-    known = sdes_of(optimizer)
+    closed = sdes_of(optimizer)
+    known = [*closed, "empirical"]
     if models is None:
-        return [name for name in known if name != "second-order" or isinstance(optimizer, SGD)]
+        return [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or known
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example [{models!r}].")
     named = [_check.choice("models", name, known) for name in models]
@@ -206,11 +212,18 @@ def _checked_models(optimizer: Optimizer, models: Any) -> list[str]:
 
 
 def _kernel_exists(
-    problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer, start: Start, functions: Any
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    start: Start,
+    functions: Any,
+    models: list[str],
 ) -> str | None:
     """Why transition kernels cannot be used, None if they can."""
     if not isinstance(optimizer, SignSGD):
         return f"{optimizer.name} is not signsgd"
+    if "empirical" in models:
+        return "model 'empirical' needs paths"
     if start.x is None:
         return "the start is random"
     if functions is not None:
