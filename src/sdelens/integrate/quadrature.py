@@ -15,8 +15,8 @@ so that under normal noise ΔW_0 is the Brownian motion that makes the gradient'
 which `sdelens.integrate.Coupled` runs the optimizer itself. Under other noise b = 0 and there is no ΔW_0.
 
 Under normal noise moments are taken of D less a linear function of z, lest float32 leave spurious noise. Sums and means
-of squares move as in `sdelens.integrate.empirical`: under normal noise at n = 1 by the update at the normal gradient
-∇f + σ ΔW_0/√η (``accumulators="update"``), otherwise by the log-normal law.
+of squares move as in `sdelens.integrate.empirical`, where that says so by the update at the normal gradient
+∇f + σ ΔW_0/√η (under normal noise at n = 1).
 """
 
 import math
@@ -56,7 +56,7 @@ class Quadrature(Integration):
         lr: η.
         substeps: n ≥ 1. Counters are held over the whole of an optimizer step.
         increments: ``"gaussian"`` or ``"rademacher"``.
-        accumulators: the noise of squares: ``"update"``, ``"lognormal"`` or ``"drift"``.
+        accumulators: the noise of squares: ``"lognormal"``, ``"update"`` or ``"drift"``.
         rule: nodes and weights of the noise of every coordinate.
         update: which parts of the state follow the coordinates.
 
@@ -74,7 +74,7 @@ class Quadrature(Integration):
     update: Update = eqx.field(static=True)
 
     def __init__(
-        self, discrete: Discrete, substeps: int = 1, increments: str = "gaussian", accumulators: str = "update"
+        self, discrete: Discrete, substeps: int = 1, increments: str = "gaussian", accumulators: str = "lognormal"
     ) -> None:
         problem, optimizer, noise = discrete.problem, discrete.optimizer, discrete.noise
         dtype = problem.start.dtype
@@ -133,7 +133,7 @@ class Quadrature(Integration):
         n, found = self.substeps, self.moments(y, grad)
         noise = found.noise(dW) / jnp.sqrt(self.lr)
         ahead = [self._spread(a) for a in (found.mean / n, noise, found.variance() / n)]
-        by_update = self.accumulators == "update" and n == 1 and self.discrete.noise.normal
+        by_update = self.accumulators != "drift" and n == 1 and self.discrete.noise.normal
         normal = self.discrete.noise.apply_root(y.x, dW[0]) / jnp.sqrt(self.lr) if by_update else 0
         whole = jax.tree.leaves(self.discrete.advance(y, grad + normal).inner)
         old, tree = jax.tree.flatten(y.inner)
@@ -144,7 +144,7 @@ class Quadrature(Integration):
                 moved.append(jnp.where(last, after, before))
             elif self.update.owners[i] is None:
                 moved.append(before + (after - before) / n)
-            elif by_update and law != "free":
+            elif by_update and (law == "bound" or (law == "positive" and self.accumulators == "update")):
                 moved.append(after)
             else:
                 step, own, variance = (part[1 + i].reshape(before.shape) for part in ahead)
