@@ -57,6 +57,7 @@ def test_python_m_gives_the_library_s_numbers():
         ("--problem", "embedded-saddle", "--lam", "2", "--optimizer", "adamw", "--b1", "0.8", "--integrator", "euler"),
         ("--problem", "mlp", "--width", "4", "--depth", "2", "--dataset", "breast-cancer", "--models", "optimizer,sde"),
         ("--problem", "cnn", "--subset", "16", "--data-seed", "3", "--channels", "2", "--dense", "3"),
+        ("--optimizer", "optax:lion", "--opt", "lr=1e-3", "--update-samples", "4", "--accumulators", "drift"),
     ],
     ids=lambda o: o[1],
 )

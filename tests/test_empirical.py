@@ -13,6 +13,7 @@ import pytest
 
 import sdelens as sl
 from sdelens._random import Stream, stream_key
+from sdelens._subject import build_subject
 from sdelens.case import Case
 from sdelens.integrate import Discrete, Empirical
 from sdelens.integrate._positive import lognormal
@@ -321,7 +322,37 @@ def test_what_such_an_optimizer_cannot_do_is_said():
         sl.compare(problem, noise, optimizer, steps=3, paths=4, samples=1)
     with pytest.raises(ValueError, match=r"start.m: optax has no such accumulator"):
         sl.compare(problem, noise, optimizer, steps=3, paths=4, start=sl.State(None, m=jnp.zeros(4)))
+    with pytest.raises(ValueError, match=r"optimizer: optax has no SDE in closed form"):
+        sl.to_diffrax(problem, noise, optimizer)
     galore = sl.FromOptax(optax.contrib.galore(0.1, rank=2), 0.1)
     matrix = sl.Problem(lambda p: (p["w"] ** 2).sum(), TREE)
     with pytest.raises(ValueError, match=r"factorises matrices \(svd\).*give devices=1"):
         sl.compare(matrix, sl.GaussianNoise(1.0), galore, steps=3, paths=4)
+
+
+def test_optax_optimizers_from_the_shell_s_options():
+    """Objects alone; `tests/test_cli.py` runs the shell itself."""
+    given = {"optimizer": "optax:sgd", "lr": 0.01, "weight_decay": 0.0, "decay": "coupled"}
+    given |= {"problem": "quadratic", "noise": "gaussian"}
+    made = build_subject({**given, "opt": ["lr=0.2", "momentum=0.5", "nesterov=True"]}).optimizer
+    assert (made.name, made.lr) == ("sgd", 0.2)
+    x = jnp.ones(3)
+    updates, _ = made.to_optax().update(x, made.to_optax().init(x), x)
+    np.testing.assert_allclose(updates, -0.2 * 1.5)
+    assert made.at_lr(0.1).lr == 0.1
+    assert build_subject({**given, "optimizer": "optax:contrib.muon"}).optimizer.name == "contrib.muon"
+    for options, message in (
+        ({"optimizer": "optax:lyon"}, r"optimizer: got 'lyon'; choose one of .*Did you mean 'lion'"),
+        ({"opt": ["momentm=1"]}, r"opt: sgd's argument: got 'momentm'.*Did you mean 'momentum'"),
+        ({"opt": ["0.9"]}, r"opt: got '0.9'; give name=value"),
+        ({"weight_decay": 0.1}, r"weight_decay: belongs to our own optimizers; give sgd its arguments by --opt"),
+        ({"warmup": 10}, r"schedule: belongs to our own optimizers"),
+        ({"b1": 0.9}, r"b1: optax on quadratic with gaussian noise does not take it"),
+        ({"optimizer": "adamw", "opt": ["lr=1"]}, r"opt: adamw on quadratic .* belongs to optax"),
+        (
+            {"optimizer": "optax:contrib.schedule_free"},
+            r"opt: optax.contrib.schedule_free does not take .*base_optimizer",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_subject({**given, **options})

@@ -208,6 +208,11 @@ def to_diffrax(
     """
     check_subject(problem, noise, optimizer)
     known = sdes_of(optimizer)
+    if not known:
+        raise ValueError(
+            f"optimizer: {optimizer.name} has no SDE in closed form, which a solver needs; sl.compare runs its "
+            "empirical one."
+        )
     model = _check.choice("model", model, known)
     solver = diffrax.Euler() if solver is None else solver
     base = solver

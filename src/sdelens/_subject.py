@@ -301,7 +301,7 @@ def _from_optax(given: dict[str, Any], schedule: str | None) -> "Optimizer":
     for argument in arguments:
         _check.choice(f"opt: {name}'s argument", argument, inspect.signature(function).parameters)
     try:
-        return sl.FromOptax(function(learning_rate=rate, **arguments), rate, name=name)
+        return sl.FromOptax(lambda lr: function(learning_rate=lr, **arguments), rate, name=name)
     except (TypeError, ValueError) as error:
         raise ValueError(f"opt: optax.{name} does not take {arguments or 'these arguments'} ({error}).") from error
 

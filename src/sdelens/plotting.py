@@ -42,6 +42,7 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
     "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
     "second-order": {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "empirical": {"color": "#56B4E9", "linestyle": (0, (2, 2))},
     "prediction": {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
     "logged": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},
 }
@@ -50,15 +51,17 @@ _BOUNDS: Final[list[dict[str, Any]]] = [
     {"color": "0.6", "linestyle": (0, (4, 1, 1, 1)), "linewidth": 1.2},
 ]
 _SPARE: Final[list[dict[str, Any]]] = [
-    {"color": "#56B4E9", "linestyle": (0, (2, 2))},
+    {"color": "#8C510A", "linestyle": (0, (3, 1))},
     {"color": "#F0E442", "linestyle": (0, (8, 3))},
     {"color": "#999999", "linestyle": (0, (5, 1, 1, 1))},
+    {"color": "#332288", "linestyle": (0, (1, 2))},
 ]
 _NAMES: Final = {
     "optimizer": "optimizer",
     "sde": "SDE",
     "malladi2022": "earlier SDE (2205.10287)",
     "second-order": "second-order SDE",
+    "empirical": "empirical SDE",
     "prediction": "prediction",
 }
 _LOG_FROM: Final = 5.0
