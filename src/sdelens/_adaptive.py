@@ -27,6 +27,9 @@ def integrate(function: Callable[[np.ndarray], np.ndarray], edges: np.ndarray, t
     Each panel is halved until both halves together agree with it to `tolerance` times the sum of all panels' sizes, or
     60 times, so that a jump is closed in to rounding.
 
+    Raises:
+        ValueError: if the function is not finite somewhere, naming the coordinate.
+
     Args:
         function: (d, POINTS) points t -> (d, POINTS, Q) values.
         edges: of the first panels, ascending, shape (d, E).
@@ -76,6 +79,9 @@ def _panels(
         centre[place], half[place] = (a + b)[now] / 2, (b - a)[now] / 2
         t = centre[..., None] + half[..., None] * nodes
         values = function(t.reshape(dim, POINTS)).reshape(dim, _PANELS, _ORDER, -1)
+        if not np.isfinite(values).all():
+            where = int(np.argmax(~np.isfinite(values).all(axis=(1, 2, 3))))
+            raise ValueError(f"state: the update of coordinate {where} is not finite for some gradients.")
         sums = np.einsum("dpnq,n->dpq", values, weights) * half[..., None]
         found = np.zeros((len(owner), sums.shape[-1])) if found is None else found
         found[now] = sums[place]

@@ -131,7 +131,8 @@ def optimizer_label(optimizer: dict[str, Any]) -> str:
     names |= {"momentum": "Momentum", "signum": "Signum", "lion": "Lion", "adagrad": "Adagrad"}
     if optimizer.get("nesterov"):
         return "Nesterov momentum"
-    return names.get(optimizer["name"], str(optimizer["name"]))
+    name = str(optimizer["name"])
+    return f"{OPTAX}{name}" if "optax" in optimizer else names.get(name, name)
 
 
 def problem_label(problem: dict[str, Any]) -> str:

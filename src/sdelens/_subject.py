@@ -297,7 +297,12 @@ def _from_optax(given: dict[str, Any], schedule: str | None) -> "Optimizer":
     if schedule is not None or "warmup" in given:
         raise ValueError("schedule: belongs to our own optimizers; in Python, sl.FromOptax takes optax's schedules.")
     arguments = dict(_argument(text) for text in given.get("opt", []))
-    rate = arguments.pop("lr", arguments.pop("learning_rate", given["lr"]))
+    rates = [arguments.pop(key) for key in ("lr", "learning_rate") if key in arguments]
+    if given["lr"] != _PARAMETERS["lr"].default:
+        rates.append(given["lr"])
+    if len(rates) > 1:
+        raise ValueError(f"lr: got {' and '.join(map(str, rates))}; give one learning rate.")
+    rate = rates[0] if rates else given["lr"]
     for argument in arguments:
         _check.choice(f"opt: {name}'s argument", argument, inspect.signature(function).parameters)
     try:

@@ -131,7 +131,15 @@ def _inner(optimizer: Optimizer, problem: Problem, noise: AbstractNoise, state: 
     stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
     if isinstance(optimizer, FromOptax):
         own = optimizer.begin(State(x), problem.layout, stream)
-        if state is None or isinstance(state, State):
+        if isinstance(state, State):
+            extra = [n for n in ("m", "v", "count") if getattr(state, n) is not None]
+            if extra:
+                raise ValueError(
+                    f"state.{extra[0]}: {optimizer.name} has no such accumulator; give the state that its "
+                    "transformation's init returns, and the parameters by x=."
+                )
+            return own
+        if state is None:
             return own
         leaves = jax.tree.leaves(state)
         if [np.size(a) for a in leaves] != [a.size for a in own]:
@@ -148,6 +156,8 @@ def _inner(optimizer: Optimizer, problem: Problem, noise: AbstractNoise, state: 
         unknown = [n for n in given if n not in optimizer.accumulators]
         if unknown:
             raise ValueError(f"state.{unknown[0]}: {optimizer.name} has no such accumulator; leave it out.")
+        if "v" in given and bool((given["v"] < 0).any()):
+            raise ValueError(f"state.v: got {float(given['v'].min())}; second moments are 0 or greater.")
         if state.count is not None:
             given["count"] = jnp.asarray(_check.at_least("state.count", state.count, 0), jnp.int32)
         begin = begin._replace(**given)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._run import LEVELS, prepare, run
-from sdelens.case import Estimate
+from sdelens.case import Estimate, check_subject
 from sdelens.checkpoint import Checkpoints, open_checkpoints
 from sdelens.ensemble import path_bytes, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES
@@ -18,7 +18,7 @@ from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
-from sdelens.settings import Options
+from sdelens.settings import Options, models_of
 from sdelens.statistics import BUCKETS
 
 __all__ = ["compare", "estimate", "simulate"]
@@ -28,7 +28,7 @@ def simulate(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
-    model: str = "sde",
+    model: str | None = None,
     *,
     steps: int,
     paths: int = 1024,
@@ -58,7 +58,8 @@ def simulate(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        model: ``"optimizer"`` (discrete, through optax), ``"sde"``, ``"malladi2022"`` (RMSprop and Adam only),
+        model: by default ``"sde"`` where there is one, else ``"empirical"``; ``"optimizer"`` (discrete, through
+            optax), ``"malladi2022"`` (RMSprop and Adam only),
             ``"second-order"`` (SGD, RMSprop and Adam), or ``"empirical"`` (any optimizer; see
             `sdelens.integrate.empirical`).
         steps: optimizer steps.
@@ -126,6 +127,9 @@ def simulate(
         chunk=chunk,
         devices=devices,
     )
+    if model is None:
+        check_subject(problem, noise, optimizer)
+        model = "sde" if "sde" in models_of(optimizer) else "empirical"
     experiment = prepare(problem, noise, optimizer, [model], options)
     with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
         return run(experiment, progress, checkpoints)

@@ -23,6 +23,7 @@ from sdelens.sdes import Builder, sdes_of
 
 __all__ = ["Model", "Options", "chosen_models", "models_of"]
 
+_EMPIRICAL_ONLY = ("samples", "coefficients", "accumulators")
 _MOTIONS = {"gaussian": "brownian", "rademacher": "rademacher"}
 
 
@@ -151,6 +152,29 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
     Raises:
         ValueError, TypeError: naming what is not known, with what is.
     """
+    labelled = _labelled(optimizer, models)
+    where = "model" if len(labelled) == 1 else "models"
+    chosen: dict[str, Model] = {}
+    for label, own in labelled.items():
+        model = _described(label, own, options, optimizer, where)
+        if model.substeps > 1 and len(labelled) > 1:
+            coarse = f"{label}, 1 substep"
+            chosen[label] = replace(model, coarse=coarse)
+            chosen[coarse] = replace(model, substeps=1)
+        else:
+            chosen[label] = model
+    kinds = [model.model for model in chosen.values()]
+    for key in _EMPIRICAL_ONLY if "empirical" not in kinds else ():
+        if getattr(options, key) != getattr(Options, key):
+            raise ValueError(
+                f"{key}: got {getattr(options, key)!r}, which belongs to the model 'empirical'; it is not among the "
+                f"models run, {', '.join(kinds)}."
+            )
+    return chosen
+
+
+def _labelled(optimizer: Optimizer, models: Any) -> dict[str, Mapping[str, Any]]:
+    """Options by label of the models that `compare`'s argument means."""
     known = models_of(optimizer)
     if models is None:
         unasked = [] if sdes_of(optimizer) else ["empirical"]
@@ -158,27 +182,25 @@ def chosen_models(optimizer: Optimizer, models: Any, options: Options) -> dict[s
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example ['optimizer', {models!r}].")
     if not isinstance(models, Mapping):
+        for name in models:
+            if callable(name):
+                shown = getattr(name, "__name__", "sde")
+                raise TypeError(
+                    f"models: got {shown} in a list; give it a label: {{'optimizer': {{}}, 'mine': {{'model': "
+                    f"{shown}}}}}."
+                )
         names = [str(name) for name in models]
         if len(set(names)) < len(names):
             raise ValueError(f"models: got {names}; name each once, or give labels: {{'a': {{'model': 'sde'}}, ...}}.")
         models = {name: {} for name in names}
     if not models:
         raise ValueError(f"models: is empty; choose from {known}.")
-    where = "model" if len(models) == 1 else "models"
-    chosen: dict[str, Model] = {}
-    for label, own in ((str(label), own) for label, own in models.items()):
+    for label, own in models.items():
         if not isinstance(own, Mapping):
             raise TypeError(
                 f"models[{label!r}]: got {own!r}; give a mapping of options, for example {{'model': 'sde'}}."
             )
-        model = _described(label, own, options, optimizer, where)
-        if model.substeps > 1 and len(models) > 1:
-            coarse = f"{label}, 1 substep"
-            chosen[label] = replace(model, coarse=coarse)
-            chosen[coarse] = replace(model, substeps=1)
-        else:
-            chosen[label] = model
-    return chosen
+    return {str(label): own for label, own in models.items()}
 
 
 def _described(label: str, own: Mapping[str, Any], options: Options, optimizer: Optimizer, where: str) -> Model:
@@ -186,6 +208,7 @@ def _described(label: str, own: Mapping[str, Any], options: Options, optimizer: 
     allowed = [f.name for f in fields(Model) if f.name not in ("coarse", "sde")]
     for key in own:
         _check.choice(f"models[{label!r}]", key, allowed)
+    idle = [key for key in own if key in _EMPIRICAL_ONLY]
     merged = {"model": label} | {key: getattr(options, key) for key in allowed if key != "model"} | dict(own)
     name, known = merged["model"], models_of(optimizer)
     sde: Builder | None = None
@@ -195,6 +218,8 @@ def _described(label: str, own: Mapping[str, Any], options: Options, optimizer: 
             raise ValueError(f"models[{label!r}]: your SDE bears the name {name!r} of one of ours; rename it.")
     elif name not in known and name in MODELS:
         raise ValueError(f"{where}: {name!r} does not exist for {optimizer.name}; its models are {', '.join(known)}.")
+    if idle and name != "empirical":
+        raise ValueError(f"models[{label!r}]: {idle[0]} belongs to the model 'empirical'; {name!r} does not take it.")
     model = Model(
         name if sde is not None else _check.choice(where, name, known),
         _check.choice("integrator", merged["integrator"], INTEGRATORS),

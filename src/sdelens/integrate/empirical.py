@@ -93,18 +93,15 @@ class Empirical(Discrete):
         by_update = [i for i in squared if self._by_update(laws[i])]
 
         def update(gradient: Array, sample: Array | int) -> list[Array]:
-            own = [
-                _own_key(leaf, jnp.asarray(sample)) if law == "key" else leaf
-                for leaf, law in zip(inner, laws[1:], strict=True)
-            ]
-            x, kept = self.optimizer.advance(state.x, jax.tree.unflatten(tree, own), gradient, self.layout)
+            own = self.optimizer.rekeyed(state.inner, jnp.asarray(j) * self.samples + sample, self.layout)
+            x, kept = self.optimizer.advance(state.x, own, gradient, self.layout)
             return [x, *jax.tree.leaves(kept)]
 
         def add(sums: list[_Sums], i: Array) -> tuple[list[_Sums], list[Array]]:
             own = stream.at(jnp.asarray(j) * self.samples + i, _SAMPLES)
             gradient = self.noise.gradient(k, state.x, grad, own)
             new, weight = update(gradient, i), lax.dynamic_index_in_dim(xi, i)
-            terms = [*(new[m] - old[m] for m in moving), *([gradient] if by_update else [])]
+            terms = [*(_wide(new[m]) - _wide(old[m]) for m in moving), *([gradient] if by_update else [])]
             sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
             return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in _HELD]
 
@@ -114,7 +111,7 @@ class Empirical(Discrete):
         total = xi.sum(axis=0)
         if by_update:
             mean, noise, _ = self._parts(sums[-1], total)
-            normal = update(mean + noise, 0)
+            normal = update((mean + noise).astype(state.x.dtype), 0)
         for m, own in zip(moving, sums, strict=False):
             moved = normal[m] if m in by_update else self._moved(old[m], laws[m], own, total)
             old[m] = moved.astype(old[m].dtype)
@@ -154,18 +151,15 @@ class _Sums(NamedTuple):
 
     @classmethod
     def zeros(cls, like: Array, squares: bool) -> "_Sums":
-        zero = jnp.zeros_like(like)
+        zero = jnp.zeros_like(_wide(like))
         return cls(zero, zero, zero if squares else None)
 
     def add(self, step: Array, weight: Array) -> "_Sums":
+        step, weight = _wide(step), weight.astype(self.steps.dtype)
         squares = None if self.squares is None else self.squares + step**2
         return _Sums(self.steps + step, self.weighted + weight * step, squares)
 
 
-def _own_key(data: Array, sample: Array) -> Array:
-    """Key data of shape (words, P) for one of the samples of a step."""
-
-    def one(words: Array) -> Array:
-        return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(words), sample))
-
-    return jax.vmap(one, in_axes=-1, out_axes=-1)(data)
+def _wide(part: Array) -> Array:
+    """In float32 at least: sums over the samples cancel."""
+    return part.astype(jnp.promote_types(part.dtype, jnp.float32))

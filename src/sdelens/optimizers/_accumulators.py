@@ -54,7 +54,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         path: as JAX writes it.
-        fields: class and field of every named tuple on the way to it, the outermost first.
+        fields: class and field of every named tuple, and "" and key of every dictionary, on the way to it.
         shape: of one path.
         dtype: as optax has it.
         law: one of `LAWS`.
@@ -95,16 +95,15 @@ def _fields(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
         elif isinstance(key, jax.tree_util.SequenceKey):
             node = node[key.idx]
         elif isinstance(key, jax.tree_util.DictKey):
+            yield "", str(key.key)
             node = node[key.key]
         else:
             return
 
 
 def _law(label: str, fields: tuple[tuple[str, str], ...], leaf: Any, positive: tuple[str, ...]) -> str:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (
-        leaf.dtype == jnp.uint32 and leaf.shape[-1:] == (2,) and any("key" in name for _, name in fields)
-    ):
-        return "key"
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == jnp.uint32 and leaf.shape[-1:] == (2,)):
+        return "key"  # two words of 32 bits are what jax.random.PRNGKey makes
     if jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_):
         return "counter"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -112,6 +111,8 @@ def _law(label: str, fields: tuple[tuple[str, str], ...], leaf: Any, positive: t
             f"transformation: keeps {label} of type {leaf.dtype}; an SDE knows real numbers, integers, truth values "
             "and random keys."
         )
+    if label in positive:
+        return "positive"
     for owner, name in fields:
         if name in positive or name in POSITIVE.get(owner, ()):
             return "positive"

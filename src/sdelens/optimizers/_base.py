@@ -97,6 +97,10 @@ class Optimizer(eqx.Module):
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
         """One update of all paths, x and gradient of shape (d, P): x, and what is kept beside it."""
 
+    def rekeyed(self, inner: Any, number: Array, layout: Layout) -> Any:
+        """`inner` with its random keys, if there are any, replaced by ones of that number."""
+        return inner
+
     @abc.abstractmethod
     def laws(self, inner: Any, layout: Layout) -> Any:
         """How an SDE treats every leaf of `inner`, one of `LAWS`: a pytree of its structure."""

@@ -1,6 +1,7 @@
 """Any optax transformation as an optimizer specification."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -37,9 +38,9 @@ class FromOptax(Optimizer):
             ``optax.lion``, and with it `at_lr`, which studies of the weak order use; such a function decides what else
             goes with lr, for example β = 1 − ρ lr.
         lr: η > 0, the unit of time t = kη. The transformation's own learning rate is not looked up.
-        positive: names of fields of the state that are never negative, beside those of optax's own states: their noise
-            keeps the sign.
-        name: what tables call it, by default the function's name, or ``"optax"``.
+        positive: what of the state is never negative, beside the fields of optax's own states: names of fields, keys of
+            dictionaries, or whole paths such as ``"[0]['v']"``; their noise keeps the sign.
+        name: what tables call it, by default the function's name, or ``"transformation"``.
 
     Raises:
         TypeError: if it is no transformation.
@@ -74,7 +75,11 @@ class FromOptax(Optimizer):
                     f"transformation: got {type(transformation).__name__}; give an optax transformation, for example "
                     "optax.lion(1e-3), or a function from lr to one, for example optax.lion."
                 )
-            self.factory, transformation = transformation, transformation(lr)
+            self.factory = transformation
+            try:
+                transformation = transformation(self.lr)
+            except Exception as error:
+                raise TypeError(f"transformation: the function, called with lr = {lr:g}, fails: {error}") from error
             if not _is_transformation(transformation):
                 raise TypeError(
                     f"transformation: is a function that returned {type(transformation).__name__} for lr = {lr:g}; "
@@ -84,7 +89,8 @@ class FromOptax(Optimizer):
         if isinstance(positive, str):
             raise TypeError(f"positive: got the text {positive!r}; give a list, [{positive!r}].")
         self.positive = tuple(positive)
-        self.label = str(name) if name is not None else getattr(self.factory, "__name__", "optax").strip("<>")
+        own = getattr(self.factory, "__name__", "<lambda>")
+        self.label = str(name) if name is not None else "transformation" if own == "<lambda>" else own
 
     @property
     def name(self) -> str:
@@ -120,14 +126,25 @@ class FromOptax(Optimizer):
             return [_data(leaf).ravel() for leaf in jax.tree.leaves(self.transformation.init(_parameters(layout, x)))]
 
         flat = one(state.x) if state.x.ndim == 1 else jax.vmap(one, in_axes=-1, out_axes=-1)(state.x)
-        own = []
-        for leaf, value in zip(leaves, flat, strict=True):
-            if leaf.law == "key":  # every path has its own
-                wide = jnp.broadcast_to(value.reshape(value.shape[0], -1), (value.shape[0], stream.paths.shape[0]))
-                own.append(jax.vmap(_folded, in_axes=-1, out_axes=-1)(wide, stream.paths))
-            else:
-                own.append(value)
-        return tuple(own)
+        paths = stream.paths
+
+        def of_paths(leaf: Leaf, value: Array) -> Array:
+            wide = jnp.broadcast_to(value.reshape(value.shape[0], -1), (value.shape[0], paths.shape[0]))
+            return jax.vmap(partial(_folded, leaf), in_axes=-1, out_axes=-1)(wide, paths)
+
+        return tuple(
+            of_paths(leaf, value) if leaf.law == "key" else value for leaf, value in zip(leaves, flat, strict=True)
+        )
+
+    def rekeyed(self, inner: Any, number: Array, layout: Layout) -> Any:
+        leaves, _ = self._template(layout)
+
+        def fold(leaf: Leaf, value: Array) -> Array:
+            return jax.vmap(lambda data: _folded(leaf, data, number), in_axes=-1, out_axes=-1)(value)
+
+        return tuple(
+            fold(leaf, value) if leaf.law == "key" else value for leaf, value in zip(leaves, inner, strict=True)
+        )
 
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
         leaves, treedef = self._template(layout)
@@ -177,9 +194,11 @@ class FromOptax(Optimizer):
         try:
             new = jax.eval_shape(self.transformation.update, parameters, state, parameters)[1]
         except Exception as error:
+            hint = ""
+            if any(word in str(error) for word in ("missing", "must be provided")):
+                hint = ". Those that ask for more, such as the loss (value=), cannot be run here."
             raise ValueError(
-                f"transformation: an update of {self.name} with gradient, state and parameters fails: {error}. Those "
-                "that ask for more, such as the loss (value=), cannot be run here."
+                f"transformation: an update of {self.name} with gradient, state and parameters fails: {error}{hint}"
             ) from error
         if jax.tree.structure(new) != treedef or [(a.shape, a.dtype) for a in jax.tree.leaves(new)] != [
             (leaf.shape, leaf.dtype) for leaf in leaves
@@ -188,7 +207,7 @@ class FromOptax(Optimizer):
                 f"transformation: an update of {self.name} changes the structure, a shape or a dtype of its state, so "
                 "that it cannot be run in a loop."
             )
-        known = {name for leaf in leaves for _, name in leaf.fields}
+        known = {name for leaf in leaves for _, name in leaf.fields} | {leaf.path for leaf in leaves}
         for name in self.positive:
             _check.choice("positive", name, sorted(known))
 
@@ -246,6 +265,11 @@ def _implementation(dtype: Any) -> Any:
     return found[0]
 
 
-def _folded(data: Array, path: Array) -> Array:
-    """Key data of a path's own key."""
-    return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(data), path))
+def _folded(leaf: Leaf, flat: Array, number: Array) -> Array:
+    """The flat data of a leaf's keys, each folded with a number."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        keys = _shaped(flat, leaf)
+    else:
+        keys = jax.random.wrap_key_data(flat.reshape(leaf.shape))
+    each = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1))
+    return jax.random.key_data(each).ravel()

@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax import Array
+
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import SGD, Adagrad, AdamW, Lion, Momentum, Optimizer, RMSpropW, SignSGD, Signum
+from sdelens.optimizers import SGD, Adagrad, AdamW, Lion, Momentum, Optimizer, RMSpropW, SignSGD, Signum, State
 from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import SDE, Instant, OptimizerSDE
 from sdelens.sdes.adagrad import AdagradSDE
@@ -96,4 +100,40 @@ def build_sde(
         raise TypeError(
             f"models: {getattr(model, '__qualname__', model)} returned {type(made).__name__}; it must return an sl.SDE."
         )
+    _check_parts(made, problem.start)
     return made
+
+
+def _check_parts(sde: SDE, start: Array) -> None:
+    """Refuse an SDE whose drift or diffusion does not fit its state.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+    """
+    x = jax.ShapeDtypeStruct((*start.shape, 3), start.dtype)
+    state = jax.eval_shape(sde.init, x)
+    dW = jax.ShapeDtypeStruct((*sde.noise_shape, 3), start.dtype)
+    t = Instant(jnp.asarray(0), jnp.asarray(0.0))
+    name = type(sde).__name__
+    if not isinstance(state, State):
+        raise TypeError(f"models: {name}.init returns {type(state).__name__}; it must return sl.State(x, m, v).")
+    parts = {
+        "drift": jax.eval_shape(lambda y, g: sde.drift(t, y, g, {}), state, x),
+        "apply_diffusion": jax.eval_shape(lambda y, g, dW: sde.apply_diffusion(t, y, g, dW), state, x, dW),
+    }
+    for method, found in parts.items():
+        if not isinstance(found, State):
+            raise TypeError(
+                f"models: {name}.{method} returns {type(found).__name__}; it must return sl.State(x, m, v)."
+            )
+        for part in ("x", "m", "v"):
+            own, moved = getattr(state, part), getattr(found, part)
+            if own is None:
+                continue
+            if moved is None:
+                raise ValueError(f"models: {name}.{method} returns no {part}, which the state has; give 0.0 for none.")
+            if jnp.shape(moved) not in ((), jnp.shape(own)):
+                raise ValueError(
+                    f"models: {name}.{method} returns {part} of shape {jnp.shape(moved)} for a state of "
+                    f"{jnp.shape(own)} (the last axis is that of the paths)."
+                )

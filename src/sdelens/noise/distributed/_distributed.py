@@ -145,6 +145,21 @@ class MeanNoise(WorkersNoise):
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         return self.law.apply_sign_root(grad, x, dW)
 
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        return self.law.signed_mean(grad, x)
+
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        return self.law.joint_shape(dim)
+
+    def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
+        return self.law.apply_joint_root(grad, x, dW)
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        return self.law.fourth_cumulant(x)
+
+    def apply_square_root(self, x: Array, dW: Array) -> Array:
+        return self.law.apply_square_root(x, dW)
+
     @property
     def survey_every(self) -> int:
         return self.law.survey_every
@@ -190,8 +205,8 @@ class _Reduced(WorkersNoise):
     def _refusal(self) -> str:
         return (
             f"noise: the mean of {self.workers} draws of {self.noise.describe()['name']} noise follows another law, "
-            "whose signs are not known here. Use compression=sl.MajorityVote(), normal or Cauchy noise, or run "
-            "models=['optimizer'] alone."
+            "whose signs are not known here. Use compression=sl.MajorityVote(), normal or Cauchy noise, or "
+            "the models 'optimizer' and 'empirical'."
         )
 
     def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:

@@ -80,7 +80,7 @@ class QuantisedNoise(WorkersNoise):
         if not isinstance(self.noise, ScaledNoise):
             raise ValueError(
                 f"compression: the variance that rounding adds is not known for {self.noise.describe()['name']} noise. "
-                "Use normal noise or another single law, sl.RandomK(keep), or run models=['optimizer'] alone."
+                "Use normal noise or another single law, sl.RandomK(keep), or the models 'optimizer' and 'empirical'."
             )
         nodes, weights = self.noise.quadrature(x)
         nodes = nodes[..., None] if x.ndim == 2 else nodes

@@ -17,6 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from sdelens import _check
 from sdelens._random import Stream
 from sdelens.noise._base import AbstractNoise
 from sdelens.noise._symmetric import StudentTNoise
@@ -42,11 +43,12 @@ class MajorityVote(Compression):
 
     def gain(self, workers: int) -> float:
         """Slope of the vote's E sign in one worker's at 0: Σ_{j<m} C(2j, j)/4^j = 2m C(2m, m)/4^m, m = ⌈N/2⌉."""
-        m = (workers + 1) // 2
+        m = (_check.at_least("workers", workers, 1) + 1) // 2
         return math.exp(math.log(2 * m) + _log_central(m))
 
     def tie(self, workers: int) -> float:
         """Probability of a tie where ∇f = 0: C(N, N/2)/2^N for even N, 0 for odd."""
+        workers = _check.at_least("workers", workers, 1)
         return 0.0 if workers % 2 else math.exp(_log_central(workers // 2))
 
     def message(self, gradient: Array, stream: Stream) -> Array:
@@ -71,7 +73,7 @@ class VoteNoise(WorkersNoise):
         raise ValueError(
             "compression: sl.MajorityVote() hands on the mean of the workers' signs, which is no unbiased gradient and "
             "has no Σ for an SDE or an accumulator's start. Use it with sl.SignSGD, take sl.RandomK(keep) for other "
-            "optimizers, or run models=['optimizer'] alone."
+            "optimizers, or the models 'optimizer' and 'empirical'."
         )
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
@@ -93,8 +95,8 @@ class VoteNoise(WorkersNoise):
         if not is_uncorrelated(self.noise):
             raise ValueError(
                 f"compression: the covariance of votes is known for noise with independent coordinates; got "
-                f"{self.noise.describe()['name']} noise without. Use for example sl.GaussianNoise(scale), or run "
-                "models=['optimizer'] alone."
+                f"{self.noise.describe()['name']} noise without. Use for example sl.GaussianNoise(scale), or "
+                "the models 'optimizer' and 'empirical'."
             )
 
 

@@ -84,6 +84,18 @@ class WorkersNoise(AbstractNoise):
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         raise ValueError("noise: the mean of compressed gradients has no quadrature, and cannot be part of a sum.")
 
+    def joint_shape(self, dim: int) -> tuple[int, ...]:
+        raise ValueError(
+            "compression: how the sign of a momentum goes with the mean of these messages is not known; use the models "
+            "'optimizer' and 'empirical', which draw both."
+        )
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        raise ValueError(
+            "compression: the fourth moment of the mean of these messages is not known; use the model 'sde', or "
+            "'empirical'."
+        )
+
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
         raise TypeError("ratio: take it of the noise before it is bound to a problem.")
 
@@ -114,6 +126,6 @@ def is_uncorrelated(noise: AbstractNoise) -> bool:
 def sign_gain_unknown(compression: str) -> ValueError:
     """The error of a compression under which SignSGD's SDE is not known."""
     return ValueError(
-        f"compression: the law of the sign of the mean under {compression} is not known here, and SignSGD's SDE needs "
-        "it. Use sl.MajorityVote() or sl.RandomK(keep), or run models=['optimizer'] alone."
+        f"compression: the law of the sign of the mean under {compression} is not known here, and an SDE of "
+        "signs needs it. Use sl.MajorityVote() or sl.RandomK(keep), or the models 'optimizer' and 'empirical'."
     )
