@@ -416,3 +416,14 @@ def test_a_study_takes_any_coordinate_wise_optimizer():
     line = sl.Quadratic([2.0], start=[1.5])
     with pytest.raises(ValueError, match="needs paths"):
         sl.weak_order(line, UNIT, sl.SignSGD(0.1), [0.1, 0.05, 0.025], 0.8, ["empirical"], method="kernel")
+
+
+def test_states_that_cannot_be_are_said():
+    noise = sl.GaussianNoise(1.0)
+    with pytest.raises(ValueError, match=r"state.v: got -1.0; second moments are 0 or greater"):
+        sl.coefficients(sl.AdamW(0.1), [1.0], noise, sl.State(None, [1.0], [-1.0], 3))
+    with pytest.raises(ValueError, match=r"state.m: adam has no such accumulator; give the state that its"):
+        sl.coefficients(sl.FromOptax(optax.adam, 0.1), [1.0], noise, sl.State([0.0], [5.0], [1.0], 3))
+    logarithm = optax.stateless(lambda updates, _: jax.tree.map(jnp.log, updates))
+    with pytest.raises(ValueError, match=r"the update of coordinate 0 is not finite for some gradients"):
+        sl.coefficients(sl.FromOptax(logarithm, 0.1), [1.0], noise)

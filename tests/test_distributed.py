@@ -460,3 +460,16 @@ def test_the_theory_of_sgd_under_random_k(noise):
             ValueError, match=r"noise: of compressed gradients the theory knows sl.RandomK under sl.SGD"
         ):
             sl.theory.stationary(problem, sl.DistributedNoise(sl.GaussianNoise(1.0), 2, compression), other)
+
+
+def test_signs_of_a_momentum_under_several_workers():
+    """The mean of normal noises is normal; of what is compressed the joint law is not known, and refused before a run."""
+    one, three = sl.GaussianNoise(1.0), sl.DistributedNoise(sl.GaussianNoise(math.sqrt(3.0)), 3)
+    problem = sl.Quadratic([1.0, 4.0])
+    runs = [sl.simulate(problem, noise, sl.Lion(0.1), steps=3, paths=64) for noise in (one, three)]
+    curves = [run.dataset.loss_mean for run in runs]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"compression: how the sign of a momentum goes .*'empirical'"):
+        sl.compare(problem, sl.DistributedNoise(one, 3, sl.RandomK(1)), sl.Lion(0.1), steps=2, paths=4)
+    with pytest.raises(ValueError, match=r"workers: got 0"):
+        sl.MajorityVote().tie(0)
