@@ -75,7 +75,8 @@ def test_dry_run_runs_and_writes_nothing(tmp_path):
 def test_info():
     found = json.loads(shell("info", "--json", "--devices", "3").stdout)
     assert len(found["devices"]) == 3
-    assert found["optimizers"] == ["sgd", "signsgd", "rmspropw", "adamw"]
+    ours = ["sgd", "signsgd", "rmspropw", "adamw", "momentum", "signum", "lion", "adagrad"]
+    assert found["optimizers"] == ours
     assert "sdelens" in shell("info").stdout
 
 
