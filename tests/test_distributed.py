@@ -463,7 +463,7 @@ def test_the_theory_of_sgd_under_random_k(noise):
 
 
 def test_signs_of_a_momentum_under_several_workers():
-    """The mean of normal noises is normal; of what is compressed the joint law is not known, and refused before a run."""
+    """The mean of normal noises is normal; of what is compressed the joint law is unknown, and refused before a run."""
     one, three = sl.GaussianNoise(1.0), sl.DistributedNoise(sl.GaussianNoise(math.sqrt(3.0)), 3)
     problem = sl.Quadratic([1.0, 4.0])
     runs = [sl.simulate(problem, noise, sl.Lion(0.1), steps=3, paths=64) for noise in (one, three)]
