@@ -98,7 +98,7 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
     """Refuse several CPU devices where LAPACK would be called on each: they can wait for one another without end."""
     if len(plan.devices) == 1 or plan.devices[0].platform != "cpu" or not isinstance(case.optimizer, FromOptax):
         return
-    called = case.optimizer.factorisations(case.problem.layout, case.problem.start.dtype)
+    called = case.optimizer.factorisations(case.problem.layout)
     if called:
         raise ValueError(
             f"devices: {case.optimizer.name} factorises matrices ({', '.join(sorted(called))}), which on several CPU "

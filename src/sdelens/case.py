@@ -49,7 +49,7 @@ class Case:
         check_subject(problem, noise, optimizer)
         check_schedule(optimizer, steps)
         if isinstance(optimizer, FromOptax):
-            optimizer.check(problem.layout, problem.start.dtype)
+            optimizer.check(problem.layout)
         begin = start_of(start, problem, optimizer)
         bound = noise.bind(problem)
         check_start(optimizer, bound, problem, begin)

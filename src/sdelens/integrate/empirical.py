@@ -38,15 +38,14 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens._random import Stream
-from sdelens.integrate._positive import lognormal
+from sdelens.integrate._positive import by_update, moved
 from sdelens.integrate.discrete import Discrete, DiscreteState
+from sdelens.optimizers import HELD
 
 __all__ = ["Empirical"]
 
 _SAMPLES = np.uint32(2**31 + 2)
 """Substep whose draws are those of sampled gradients."""
-_HELD = ("counter", "key")
-"""Laws of leaves that change once an optimizer step, as they do there."""
 
 
 class Empirical(Discrete):
@@ -54,7 +53,7 @@ class Empirical(Discrete):
 
     Attributes:
         samples: K ≥ 2 updates a (sub)step.
-        substeps: n ≥ 1. Counters and random keys are held over the whole of an optimizer step.
+        substeps: n ≥ 1. Counters are held over the whole of an optimizer step; every sample has random keys of its own.
         increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
         accumulators: the noise of squares: ``"lognormal"``, ``"update"`` or ``"drift"``.
     """
@@ -77,7 +76,7 @@ class Empirical(Discrete):
             state, whole = lax.fori_loop(1, self.substeps, body, (state, whole))
         inner, tree = jax.tree.flatten(state.inner)
         held = iter(whole)
-        inner = [next(held) if law in _HELD else leaf for leaf, law in zip(inner, laws, strict=True)]
+        inner = [next(held) if law in HELD else leaf for leaf, law in zip(inner, laws, strict=True)]
         return DiscreteState(state.x, jax.tree.unflatten(tree, inner))
 
     def _substep(
@@ -88,9 +87,9 @@ class Empirical(Discrete):
         xi = draw(self.samples, state.x.dtype)
         inner, tree = jax.tree.flatten(state.inner)
         old, laws = [state.x, *inner], ["free", *laws]
-        moving = [i for i, law in enumerate(laws) if law not in _HELD]
+        moving = [i for i, law in enumerate(laws) if law not in HELD]
         squared = [i for i in moving if laws[i] != "free"]
-        by_update = [i for i in squared if self._by_update(laws[i])]
+        updated = [i for i in squared if by_update(laws[i], self.accumulators, self.substeps)]
 
         def update(gradient: Array, sample: Array | int) -> list[Array]:
             own = self.optimizer.rekeyed(state.inner, jnp.asarray(j) * self.samples + sample, self.layout)
@@ -101,26 +100,20 @@ class Empirical(Discrete):
             own = stream.at(jnp.asarray(j) * self.samples + i, _SAMPLES)
             gradient = self.noise.gradient(k, state.x, grad, own)
             new, weight = update(gradient, i), lax.dynamic_index_in_dim(xi, i)
-            terms = [*(_wide(new[m]) - _wide(old[m]) for m in moving), *([gradient] if by_update else [])]
+            terms = [*(_wide(new[m]) - _wide(old[m]) for m in moving), *([gradient] if updated else [])]
             sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
-            return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in _HELD]
+            return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in HELD]
 
-        zeros = [_Sums.zeros(old[m], m in squared and m not in by_update) for m in moving]
-        zeros += [_Sums.zeros(state.x, False)] if by_update else []
+        zeros = [_Sums.zeros(old[m], m in squared and m not in updated) for m in moving]
+        zeros += [_Sums.zeros(state.x, False)] if updated else []
         sums, held = lax.scan(add, zeros, jnp.arange(self.samples))
         total = xi.sum(axis=0)
-        if by_update:
+        if updated:
             mean, noise, _ = self._parts(sums[-1], total)
             normal = update((mean + noise).astype(state.x.dtype), 0)
         for m, own in zip(moving, sums, strict=False):
-            moved = normal[m] if m in by_update else self._moved(old[m], laws[m], own, total)
-            old[m] = moved.astype(old[m].dtype)
+            old[m] = (normal[m] if m in updated else self._moved(old[m], laws[m], own, total)).astype(old[m].dtype)
         return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
-
-    def _by_update(self, law: str) -> bool:
-        """Whether parts of that law move as the update moves them at the normal gradient."""
-        named = "update" if law == "bound" and self.accumulators == "lognormal" else self.accumulators
-        return named == "update" and self.substeps == 1
 
     def _parts(self, sums: "_Sums", weights: Array) -> tuple[Array, Array, Array | None]:
         """Mean of the samples, noise of a substep, and the variance of that where it is asked for."""
@@ -133,13 +126,7 @@ class Empirical(Discrete):
     def _moved(self, old: Array, law: str, sums: "_Sums", weights: Array) -> Array:
         """One part of the state after a substep."""
         mean, noise, variance = self._parts(sums, weights)
-        ahead = old + mean / self.substeps
-        if law == "free":
-            return ahead + noise
-        if law == "bound" or self.accumulators == "drift":
-            return ahead
-        assert variance is not None
-        return lognormal(ahead, noise, variance)
+        return moved(law, self.accumulators, old + mean / self.substeps, noise, variance)
 
 
 class _Sums(NamedTuple):

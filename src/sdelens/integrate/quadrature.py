@@ -31,10 +31,10 @@ from jax import Array, lax
 
 from sdelens._random import Stream
 from sdelens.integrate._base import Integration
-from sdelens.integrate._positive import lognormal
+from sdelens.integrate._positive import by_update, moved
 from sdelens.integrate.discrete import Discrete, DiscreteState
 from sdelens.noise._law import Law, Rule, rule_of
-from sdelens.optimizers import Update
+from sdelens.optimizers import HELD, Update
 
 __all__ = ["Quadrature"]
 
@@ -42,7 +42,6 @@ _ORDER, _TOLERANCE = 5, 1e-5
 _HALVINGS, _STEEP = 16, 0.4
 _UNROLL = 5
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(_ORDER)
-_HELD = ("counter", "key")
 
 _Steps = Callable[[Array], Array]
 """Noise z of shape (d, P) or (d, 1) to the steps D of the parts, shape (C, d, P)."""
@@ -125,7 +124,7 @@ class Quadrature(Integration):
         def steps(z: Array) -> Array:
             new = self.discrete.advance(y, grad + z)
             kept = zip(jax.tree.leaves(new.inner), old, laws, strict=True)
-            return self._gathered(new.x - y.x, [a if law in _HELD else a - b for a, b, law in kept])
+            return self._gathered(new.x - y.x, [a if law in HELD else a - b for a, b, law in kept])
 
         return _moments(steps, self.rule, y.x, self.discrete.noise.normal, not self.update.smooth)
 
@@ -133,24 +132,25 @@ class Quadrature(Integration):
         n, found = self.substeps, self.moments(y, grad)
         noise = found.noise(dW) / jnp.sqrt(self.lr)
         ahead = [self._spread(a) for a in (found.mean / n, noise, found.variance() / n)]
-        by_update = self.accumulators != "drift" and n == 1 and self.discrete.noise.normal
-        normal = self.discrete.noise.apply_root(y.x, dW[0]) / jnp.sqrt(self.lr) if by_update else 0
-        whole = jax.tree.leaves(self.discrete.advance(y, grad + normal).inner)
+        laws, normal = self._laws(y), self.discrete.noise.normal
+        updated = [normal and by_update(law, self.accumulators, n) for law in laws]
+        own_noise = self.discrete.noise.apply_root(y.x, dW[0]) / jnp.sqrt(self.lr) if any(updated) else 0
+        whole = jax.tree.leaves(self.discrete.advance(y, grad + own_noise).inner)
         old, tree = jax.tree.flatten(y.inner)
         last = jnp.asarray(j) == n - 1
-        moved = []
-        for i, (before, after, law) in enumerate(zip(old, whole, self._laws(y), strict=True)):
-            if law in _HELD:
-                moved.append(jnp.where(last, after, before))
+        new = []
+        for i, (before, after, law) in enumerate(zip(old, whole, laws, strict=True)):
+            if law in HELD:
+                new.append(jnp.where(last, after, before))
             elif self.update.owners[i] is None:
-                moved.append(before + (after - before) / n)
-            elif by_update and (law == "bound" or (law == "positive" and self.accumulators == "update")):
-                moved.append(after)
+                new.append(before + (after - before) / n)
+            elif updated[i]:
+                new.append(after)
             else:
                 step, own, variance = (part[1 + i].reshape(before.shape) for part in ahead)
-                moved.append(self._moved(before + step, own, variance, law).astype(before.dtype))
+                new.append(moved(law, self.accumulators, before + step, own, variance).astype(before.dtype))
         x = (y.x + ahead[0][0] + ahead[1][0]).astype(y.x.dtype)
-        return DiscreteState(x, jax.tree.unflatten(tree, moved))
+        return DiscreteState(x, jax.tree.unflatten(tree, new))
 
     def _laws(self, y: DiscreteState) -> list[str]:
         laws = jax.tree.leaves(self.discrete.optimizer.laws(y.inner, self.discrete.layout))
@@ -160,11 +160,6 @@ class Quadrature(Integration):
                 "does not average over. Use coefficients='sampled'."
             )
         return laws
-
-    def _moved(self, mean: Array, noise: Array, variance: Array, law: str) -> Array:
-        if law == "free":
-            return mean + noise
-        return mean if law == "bound" or self.accumulators == "drift" else lognormal(mean, noise, variance)
 
     def _gathered(self, x: Array, leaves: list[Array]) -> Array:
         """Parts by coordinate, shape (C, d, P): x and the leaves that follow it; 0 where a coordinate has fewer."""

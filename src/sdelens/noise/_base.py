@@ -15,7 +15,7 @@ from sdelens._random import Stream
 from sdelens._tree import column
 from sdelens.problems import AbstractProblem
 
-__all__ = ["AbstractNoise", "BatchNoise", "described", "laid_out", "positive"]
+__all__ = ["AbstractNoise", "BatchNoise", "UnboundNoise", "described", "laid_out", "positive"]
 
 
 class AbstractNoise(eqx.Module):
@@ -108,6 +108,11 @@ class AbstractNoise(eqx.Module):
         """Σ^{1/2} dW, of the shape of x."""
         return jnp.sqrt(self.variance(x)) * dW
 
+    def split_root(self, x: Array, dW: Array) -> tuple[Array, Array]:
+        """Σ^{1/2} times what a flat dW begins with, and the d numbers it ends with."""
+        dim = x.shape[0]
+        return self.apply_root(x, dW[:-dim].reshape(*self.noise_shape(dim), *dW.shape[1:])), dW[-dim:]
+
     def sign_shape(self, dim: int) -> tuple[int, ...]:
         """Shape, per path, of the Brownian motion that `apply_sign_root` takes.
 
@@ -146,13 +151,12 @@ class AbstractNoise(eqx.Module):
             x: parameters, at which the law is taken.
             dW: of `joint_shape`, or that and P.
         """
-        dim = grad.shape[0]
-        own = self.apply_root(x, dW[:-dim].reshape(*self.noise_shape(dim), *dW.shape[1:]))
+        own, other = self.split_root(x, dW)
         tiny = jnp.finfo(own.dtype).tiny
         mean, variance = self.mean_sign(grad, x), jnp.maximum(self.variance(x), tiny)
         slope = self.signed_mean(grad, x) / variance
         rest = jnp.maximum((1 - mean) * (1 + mean) - slope**2 * variance, tiny)
-        return slope * own + jnp.sqrt(rest) * dW[-dim:], own
+        return slope * own + jnp.sqrt(rest) * other, own
 
     def fourth_cumulant(self, x: Array) -> Array:
         """E Z⁴ − 3σ⁴, element-wise: 0 of normal noise, infinite where there is no fourth moment."""
@@ -173,6 +177,19 @@ class AbstractNoise(eqx.Module):
         from sdelens.noise._sum import SumNoise
 
         return SumNoise((self, other)) if isinstance(other, AbstractNoise) else NotImplemented
+
+
+class UnboundNoise(AbstractNoise):
+    """A specification whose law is known once it is bound to a problem."""
+
+    def sample(self, x: Array, stream: Stream) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def variance(self, x: Array) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
+
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        raise TypeError("noise: is not bound to a problem.")
 
 
 class BatchNoise(AbstractNoise):

@@ -14,6 +14,7 @@ from jax import Array, lax
 from sdelens._random import Stream
 from sdelens.noise._base import BatchNoise
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
+from sdelens.noise._gaussian import normal_signed_mean
 from sdelens.problems import Problem
 
 __all__ = ["BatchOptions", "ExampleNoise"]
@@ -93,8 +94,7 @@ class ExampleNoise(BatchNoise):
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
         """2σφ(∇f/σ): of normal gradients."""
-        variance = jnp.maximum(self.variance(x), jnp.finfo(x.dtype).tiny)
-        return 2 * jnp.sqrt(variance / (2 * math.pi)) * jnp.exp(-0.5 * grad**2 / variance)
+        return normal_signed_mean(grad, jnp.sqrt(jnp.maximum(self.variance(x), jnp.finfo(x.dtype).tiny)))
 
     def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
         if use == "root" and self.options.covariance == "exact":

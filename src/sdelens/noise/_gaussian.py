@@ -19,7 +19,7 @@ from sdelens.noise._sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise._symmetric import NODES
 from sdelens.problems import AbstractProblem
 
-__all__ = ["Correlated", "GaussianNoise", "VaryingDiagonal", "VaryingMatrix"]
+__all__ = ["Correlated", "GaussianNoise", "VaryingDiagonal", "VaryingMatrix", "normal_signed_mean"]
 
 MAX_MATRIX = 2000
 """Largest dimension of a covariance matrix."""
@@ -92,7 +92,7 @@ class GaussianNoise(AbstractNoise):
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
         """2σφ(∇f/σ)."""
-        return _normal_signed_mean(grad, column(self.scale, x))
+        return normal_signed_mean(grad, column(self.scale, x))
 
     def fourth_cumulant(self, x: Array) -> Array:
         return jnp.zeros_like(x)
@@ -132,7 +132,7 @@ class _Normal(AbstractNoise):
         return _normal_density(z, jnp.sqrt(self.variance(x)))
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
-        return _normal_signed_mean(grad, jnp.sqrt(self.variance(x)))
+        return normal_signed_mean(grad, jnp.sqrt(self.variance(x)))
 
     def fourth_cumulant(self, x: Array) -> Array:
         return jnp.zeros_like(x)
@@ -255,7 +255,7 @@ class VaryingMatrix(VaryingDiagonal):
             own = lower_root(matrix) @ dW[:dim]
             correlation = jnp.clip(matrix / jnp.outer(sd, sd), -1, 1)
             rest = SignCovariance.exact(correlation).apply_rest_root(grad / sd, dW[dim:])
-            return jnp.stack([_normal_signed_mean(grad, sd) / sd**2 * own + rest, own])
+            return jnp.stack([normal_signed_mean(grad, sd) / sd**2 * own + rest, own])
 
         sign, own = _per_path(one, grad, x, dW)
         return sign, own
@@ -322,7 +322,7 @@ def _normal_density(z: Array, scale: Array) -> Array:
     return jnp.exp(-0.5 * (z / scale) ** 2) / (math.sqrt(2 * math.pi) * scale)
 
 
-def _normal_signed_mean(grad: Array, scale: Array) -> Array:
+def normal_signed_mean(grad: Array, scale: Array) -> Array:
     """2σφ(∇f/σ)."""
     return 2 * scale**2 * _normal_density(grad, scale)
 

@@ -3,12 +3,10 @@
 from typing import Any
 
 import equinox as eqx
-from jax import Array
 
 from sdelens import _check
 from sdelens._names import BATCH_COVARIANCES, BATCH_SIGNS
-from sdelens._random import Stream
-from sdelens.noise._base import AbstractNoise, BatchNoise
+from sdelens.noise._base import AbstractNoise, BatchNoise, UnboundNoise
 from sdelens.noise._examples import BatchOptions, ExampleNoise
 from sdelens.noise._regression import ResamplingNoise, StreamingNoise
 from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Problem
@@ -16,7 +14,7 @@ from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Probl
 __all__ = ["MinibatchNoise"]
 
 
-class MinibatchNoise(BatchNoise):
+class MinibatchNoise(UnboundNoise, BatchNoise):
     r"""The noise of real mini-batches: Z = g − ∇f with g the mean gradient of B examples.
 
     On a `Problem` with data, networks included, the optimizer draws real mini-batches. Its SDE needs, of the
@@ -131,15 +129,6 @@ class MinibatchNoise(BatchNoise):
         if abs(size - round(size)) > 1e-9 * size or round(size) < 1:
             raise ValueError(f"ratio: got {ratio:g}, at which a batch of {self.batch_size} is {size:g} examples.")
         return MinibatchNoise(**self.options._replace(batch_size=round(size))._asdict())
-
-    def sample(self, x: Array, stream: Stream) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def variance(self, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def mean_sign(self, grad: Array, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
 
     def describe(self) -> dict[str, Any]:
         return {"name": "minibatch", "batch_size": self.batch_size}

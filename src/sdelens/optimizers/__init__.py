@@ -4,7 +4,7 @@ The discrete run (`to_optax`), the initial state, the SDEs, and whatever else kn
 so they cannot disagree. Time is t = kη at step k, with η = `lr`.
 """
 
-from sdelens.optimizers._accumulators import LAWS
+from sdelens.optimizers._accumulators import HELD
 from sdelens.optimizers._adagrad import Adagrad
 from sdelens.optimizers._adaptive import AdamW, RMSpropW
 from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition
@@ -16,7 +16,7 @@ from sdelens.optimizers._sign import SignSGD
 
 __all__ = [
     "CONVERGED",
-    "LAWS",
+    "HELD",
     "SGD",
     "Adagrad",
     "AdamW",

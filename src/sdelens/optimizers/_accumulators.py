@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["BOUND", "LAWS", "POSITIVE", "Leaf", "laws_of", "leaves_of"]
+__all__ = ["BOUND", "HELD", "LAWS", "POSITIVE", "Leaf", "laws_of", "leaves_of"]
 
 LAWS: Final = {
     "free": "floating numbers of any sign: drift and normal noise",
@@ -17,6 +17,8 @@ LAWS: Final = {
     "key": "random keys: as in the optimizer, one for every path",
 }
 """The laws, and what they are for."""
+HELD: Final = ("counter", "key")
+"""Laws of leaves that change once an optimizer step, substeps or not."""
 
 POSITIVE: Final = {
     "ScaleByAdamState": ("nu",),

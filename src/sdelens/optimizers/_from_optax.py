@@ -120,7 +120,7 @@ class FromOptax(Optimizer):
 
     def begin(self, state: State, layout: Layout, stream: Stream) -> tuple[Array, ...]:
         """The leaves of the optax state, each flat: (n,), or (n, P) where paths differ."""
-        leaves, _ = self._template(layout)
+        leaves = self.leaves(layout)
 
         def one(x: Array) -> list[Array]:
             return [_data(leaf).ravel() for leaf in jax.tree.leaves(self.transformation.init(_parameters(layout, x)))]
@@ -137,13 +137,12 @@ class FromOptax(Optimizer):
         )
 
     def rekeyed(self, inner: Any, number: Array, layout: Layout) -> Any:
-        leaves, _ = self._template(layout)
-
         def fold(leaf: Leaf, value: Array) -> Array:
             return jax.vmap(lambda data: _folded(leaf, data, number), in_axes=-1, out_axes=-1)(value)
 
         return tuple(
-            fold(leaf, value) if leaf.law == "key" else value for leaf, value in zip(leaves, inner, strict=True)
+            fold(leaf, value) if leaf.law == "key" else value
+            for leaf, value in zip(self.leaves(layout), inner, strict=True)
         )
 
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
@@ -163,33 +162,30 @@ class FromOptax(Optimizer):
         return jax.vmap(one, in_axes=-1, out_axes=-1)(x, inner, gradient)
 
     def laws(self, inner: Any, layout: Layout) -> tuple[str, ...]:
-        return tuple(leaf.law for leaf in self._template(layout)[0])
+        return tuple(leaf.law for leaf in self.leaves(layout))
 
     def leaves(self, layout: Layout) -> list[Leaf]:
         """What the optax state of one path consists of."""
         return self._template(layout)[0]
 
     def update_on(self, layout: Layout, dtype: Any) -> Update:
-        parameters = jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), dtype))
-        return update_of(self.transformation, parameters)
+        return update_of(self.transformation, _shapes(layout))
 
-    def factorisations(self, layout: Layout, dtype: Any) -> set[str]:
+    def factorisations(self, layout: Layout) -> set[str]:
         """Names of the factorisations of matrices (LAPACK's) that an update calls."""
-        parameters = jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), dtype))
+        parameters = _shapes(layout)
         state = jax.eval_shape(self.transformation.init, parameters)
-        return _FACTORISATIONS & set(
-            _primitives(jax.make_jaxpr(self.transformation.update)(parameters, state, parameters))
-        )
+        traced = jax.make_jaxpr(self.transformation.update)(parameters, state, parameters)
+        return _FACTORISATIONS & set(_primitives(traced))
 
-    def check(self, layout: Layout, dtype: Any) -> None:
+    def check(self, layout: Layout) -> None:
         """Try one update in the abstract.
 
         Raises:
             ValueError: if it cannot be run, or the state has a leaf of no known kind, or none of a name in `positive`.
         """
         leaves, treedef = self._template(layout)
-        x = jax.ShapeDtypeStruct((layout.size,), dtype)
-        parameters = jax.eval_shape(lambda x: _parameters(layout, x), x)
+        parameters = _shapes(layout)
         state = jax.eval_shape(self.transformation.init, parameters)
         try:
             new = jax.eval_shape(self.transformation.update, parameters, state, parameters)[1]
@@ -213,10 +209,8 @@ class FromOptax(Optimizer):
 
     def _template(self, layout: Layout) -> tuple[list[Leaf], Any]:
         """What the optax state of one path looks like."""
-        dtype = jnp.result_type(*[d for d in layout.dtypes if d is not None])
-        x = jax.ShapeDtypeStruct((layout.size,), dtype)
         try:
-            state = jax.eval_shape(lambda x: self.transformation.init(_parameters(layout, x)), x)
+            state = jax.eval_shape(self.transformation.init, _shapes(layout))
         except Exception as error:
             raise ValueError(
                 f"transformation: {self.name} cannot be initialised on the problem's parameters: {error}"
@@ -242,6 +236,11 @@ def _primitives(jaxpr: Any) -> Iterator[str]:
 def _parameters(layout: Layout, flat: Array) -> Any:
     """The pytree of the problem's parameters, None where a leaf is not one."""
     return eqx.filter(layout.unravel(flat), eqx.is_inexact_array)
+
+
+def _shapes(layout: Layout) -> Any:
+    """That pytree with shapes and dtypes alone; every leaf has its own dtype, whatever the flat vector's is."""
+    return jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), jnp.float32))
 
 
 def _data(leaf: Any) -> Array:

@@ -118,7 +118,7 @@ def weak_order(
     plan = options.plan(problem.dim)
     seed = options.checked_seed()
     if isinstance(optimizer, FromOptax):
-        optimizer.check(problem.layout, problem.start.dtype)
+        optimizer.check(problem.layout)
     bound, begin = noise.bind(problem), start_of(start, problem, optimizer)
     check_start(optimizer, bound, problem, begin)
     family = [optimizer.at_lr(lr) for lr in rates]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
@@ -27,7 +26,7 @@ class FluctuatingSDE(OptimizerSDE):
     """
 
     root_first: ClassVar[bool] = True
-    optimizer: eqx.AbstractVar[RMSpropW | AdamW]
+    optimizer: RMSpropW | AdamW
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -41,11 +40,9 @@ class FluctuatingSDE(OptimizerSDE):
 
     def _noises(self, y: State, grad: Array, dW: Array) -> tuple[Array, Array]:
         """√η Z and √η (2∇f ∘ Z + Z² − σ²) of an increment."""
-        dim = self.problem.dim
-        shape = self.noise.noise_shape(dim)
-        root = jnp.sqrt(self.optimizer.lr) * self.noise.apply_root(y.x, dW[:-dim].reshape(*shape, *dW.shape[1:]))
-        square = jnp.sqrt(self.optimizer.lr) * self.noise.apply_square_root(y.x, dW[-dim:])
-        return root, 2 * grad * root + square
+        size = jnp.sqrt(self.optimizer.lr)
+        own, other = self.noise.split_root(y.x, dW)
+        return size * own, size * (2 * grad * own + self.noise.apply_square_root(y.x, other))
 
     def _behind(self, x: Array, dx: Array, back: Any, grad: Array, share: float) -> tuple[Array, Array]:
         """∇f and E g² at x − back·dx; at Δt = η, where back is 0, those at hand."""

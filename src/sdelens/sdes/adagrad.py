@@ -6,9 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Adagrad, State
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["AdagradSDE"]
@@ -27,8 +25,6 @@ class AdagradSDE(OptimizerSDE):
     near where V is the sum of many squares, whose fluctuation it leaves out.
     """
 
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: Adagrad
 
     def __check_init__(self) -> None:

@@ -9,9 +9,7 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._names import BIAS_CORRECTIONS
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import AdamW, State, precondition
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["AdamWSDE", "bias"]
@@ -36,8 +34,6 @@ class AdamWSDE(OptimizerSDE):
       remaining η − Δt: at Δt = η X moves by the new M alone, as in the algorithm; as Δt → 0 the paper's drift returns.
     """
 
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: AdamW
     bias_correction: str = eqx.field(default="discrete", static=True)
 

@@ -6,9 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Momentum, State
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["MomentumSDE"]
@@ -31,8 +29,6 @@ class MomentumSDE(OptimizerSDE):
     """
 
     uses: ClassVar[str] = "root"
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: Momentum
 
     def __check_init__(self) -> None:

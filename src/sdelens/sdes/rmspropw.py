@@ -6,9 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import RMSpropW, State, precondition
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["RMSpropWSDE"]
@@ -26,8 +24,6 @@ class RMSpropWSDE(OptimizerSDE):
     old V the first step from V = 0 divides by ε).
     """
 
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: RMSpropW
 
     def __check_init__(self) -> None:

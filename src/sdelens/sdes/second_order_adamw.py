@@ -8,9 +8,7 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._names import BIAS_CORRECTIONS
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import AdamW, State, precondition
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant
 from sdelens.sdes._second_moment import FluctuatingSDE
 from sdelens.sdes.adamw import bias
@@ -38,8 +36,6 @@ class SecondOrderAdamWSDE(FluctuatingSDE):
     Δt = η and ``sequential``, it is the first-order SDE's scheme and the noise of V. From V = 0 the order is less.
     """
 
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: AdamW
     bias_correction: str = eqx.field(default="discrete", static=True)
 

@@ -6,9 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import RMSpropW, State, precondition
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant
 from sdelens.sdes._second_moment import FluctuatingSDE
 
@@ -42,8 +40,6 @@ class SecondOrderRMSpropWSDE(FluctuatingSDE):
     Under mini-batch noise, third moments, 0 here, and the change of a variance that is kept leave an order of 1.
     """
 
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: RMSpropW
 
     def __check_init__(self) -> None:

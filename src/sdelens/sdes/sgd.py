@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, State
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["SGDSDE", "SecondOrderSGDSDE"]
@@ -28,8 +26,6 @@ class SGDSDE(OptimizerSDE):
     """
 
     uses: ClassVar[str] = "root"
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: SGD
 
     def __check_init__(self) -> None:
@@ -56,8 +52,6 @@ class SecondOrderSGDSDE(OptimizerSDE):
     """
 
     uses: ClassVar[str] = "root"
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: SGD
 
     def __check_init__(self) -> None:

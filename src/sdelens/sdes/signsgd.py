@@ -6,9 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SignSGD, State
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["SignSGDSDE"]
@@ -28,8 +26,6 @@ class SignSGDSDE(OptimizerSDE):
     """
 
     uses: ClassVar[str] = "signs"
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: SignSGD
 
     def __check_init__(self) -> None:

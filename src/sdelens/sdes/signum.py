@@ -6,9 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Lion, Signum, State
-from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import Instant, OptimizerSDE
 
 __all__ = ["SignumSDE"]
@@ -37,8 +35,6 @@ class SignumSDE(OptimizerSDE):
 
     together: ClassVar[bool] = True
     root_first: ClassVar[bool] = True
-    problem: AbstractProblem
-    noise: AbstractNoise
     optimizer: Signum | Lion
 
     def __check_init__(self) -> None:

@@ -8,7 +8,7 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._random import Stream
-from sdelens.noise._base import AbstractNoise
+from sdelens.noise._base import AbstractNoise, UnboundNoise
 from sdelens.noise._minibatch import MinibatchNoise
 from sdelens.noise.distributed._workers import Compression, WorkersNoise
 from sdelens.problems import AbstractProblem
@@ -16,7 +16,7 @@ from sdelens.problems import AbstractProblem
 __all__ = ["DistributedNoise"]
 
 
-class DistributedNoise(AbstractNoise):
+class DistributedNoise(UnboundNoise):
     r"""The noise of N workers, each with a stochastic gradient of its own, and of what they send of it.
 
     g = (1/N) Σᵢ C(∇f + Zᵢ) with Z₁, …, Z_N independent draws of `noise`: the stochastic gradient that the optimizer
@@ -72,15 +72,6 @@ class DistributedNoise(AbstractNoise):
         """Every worker's batch `ratio` times as large; refused where the worker's law is."""
         return DistributedNoise(self.noise.at_batch_ratio(ratio), self.workers, self.compression)
 
-    def sample(self, x: Array, stream: Stream) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def variance(self, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def mean_sign(self, grad: Array, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
     def density(self, z: Array, x: Array) -> Array:
         raise TypeError("noise: is not bound to a problem.")
 
@@ -99,10 +90,6 @@ class DistributedNoise(AbstractNoise):
 class MeanNoise(WorkersNoise):
     """The mean of N draws: drawn as such, with the law of the mean for the rest."""
 
-    problem: AbstractProblem
-    noise: AbstractNoise
-    workers: int = eqx.field(static=True)
-    compression: None
     law: AbstractNoise
 
     @property
@@ -173,11 +160,6 @@ class MeanNoise(WorkersNoise):
 
 class _Reduced(WorkersNoise):
     """The mean of N draws of a law whose averages follow another law: its covariance alone is known."""
-
-    problem: AbstractProblem
-    noise: AbstractNoise
-    workers: int = eqx.field(static=True)
-    compression: None
 
     @property
     def independent(self) -> bool:  # type: ignore[override]

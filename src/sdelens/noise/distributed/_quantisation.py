@@ -12,7 +12,6 @@ the second since f(1 − f) has the second derivative −2 between whole numbers
 import math
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import ndtr
@@ -66,9 +65,6 @@ class Quantisation(Compression):
 class QuantisedNoise(WorkersNoise):
     """The mean of N workers' rounded gradients, bound."""
 
-    problem: AbstractProblem
-    noise: AbstractNoise
-    workers: int = eqx.field(static=True)
     compression: Quantisation
 
     def rounding(self, x: Array) -> Array:
@@ -107,9 +103,8 @@ class QuantisedNoise(WorkersNoise):
         """Exact: coordinates are rounded independently."""
         if self.noise.independent:
             return jnp.sqrt(self.variance(x)) * dW
-        dim = self.problem.dim
-        own = self.noise.apply_root(x, dW[:-dim].reshape(*self.noise.noise_shape(dim), *dW.shape[1:]))
-        return (own + jnp.sqrt(self.rounding(x)) * dW[-dim:]) / math.sqrt(self.workers)
+        own, other = self.noise.split_root(x, dW)
+        return (own + jnp.sqrt(self.rounding(x)) * other) / math.sqrt(self.workers)
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
         raise sign_gain_unknown("sl.Quantisation")

@@ -97,9 +97,6 @@ class RandomK(Compression):
 class RandomKNoise(WorkersNoise):
     """The mean of what N workers keep of their gradients, bound."""
 
-    problem: AbstractProblem
-    noise: AbstractNoise
-    workers: int = eqx.field(static=True)
     compression: RandomK
 
     @property
@@ -133,8 +130,8 @@ class RandomKNoise(WorkersNoise):
         variance = self.noise.variance(x)
         if self.noise.independent:
             return size * _root_less(dim * common**2 + (1 + self.omega) * variance, common, dW)
-        own = self.noise.apply_root(x, dW[:-dim].reshape(*self.noise.noise_shape(dim), *dW.shape[1:]))
-        rest = _root_less(dim * (common**2 + self.shrinkage * variance), common, dW[-dim:])
+        own, other = self.noise.split_root(x, dW)
+        rest = _root_less(dim * (common**2 + self.shrinkage * variance), common, other)
         return size * (math.sqrt(1 - self.shrinkage) * own + rest)
 
     def mean_sign(self, grad: Array, x: Array) -> Array:

@@ -13,7 +13,6 @@ of Student's t with ν = 2m at e√(ν/(1 − e²)), by Hill's expansion.
 import math
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
@@ -64,9 +63,6 @@ class MajorityVote(Compression):
 class VoteNoise(WorkersNoise):
     """The mean of N workers' signs, bound."""
 
-    problem: AbstractProblem
-    noise: AbstractNoise
-    workers: int = eqx.field(static=True)
     compression: MajorityVote
 
     def variance(self, x: Array) -> Array:

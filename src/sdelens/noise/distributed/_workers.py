@@ -41,10 +41,10 @@ class WorkersNoise(AbstractNoise):
     Every worker draws by a stream of its own. They are gone through one after another, so that memory is that of one.
     """
 
-    problem: eqx.AbstractVar[AbstractProblem]
-    noise: eqx.AbstractVar[AbstractNoise]
-    workers: eqx.AbstractVar[int]
-    compression: eqx.AbstractVar[Compression | None]
+    problem: AbstractProblem
+    noise: AbstractNoise
+    workers: int = eqx.field(static=True)
+    compression: Any
 
     @property
     def normal(self) -> bool:  # type: ignore[override]
