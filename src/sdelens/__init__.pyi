@@ -1,4 +1,5 @@
 from . import plotting as plotting
+from . import scaling as scaling
 from . import theory as theory
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
