@@ -156,7 +156,7 @@ def test_the_sde_per_sample_is_the_same_at_the_new_batch_where_noise_dominates(n
             assert covariance < 6 * RATIO * snr**2 + 1e-3
     for field in (f for f in numbers(spec) if f not in ("b1",) or name != "lion"):
         wrong = dataclasses.replace(new, **{field: getattr(spec, field)})
-        kept = getattr(new, field) == getattr(spec, field)
+        kept = getattr(new, field) == pytest.approx(getattr(spec, field), rel=1e-3) and field in ("lr", "weight_decay")
         assert kept or max(mismatch(spec, wrong, 0.01)) > 0.02 or (name, field) in INVISIBLE
 
 
@@ -239,7 +239,7 @@ def test_undamped_momentum_takes_the_change_of_its_gain():
     """PyTorch's lr is η(1 − μ)/(1 − τ): δ for η and δ for 1 − μ; with τ = μ the buffer is a mean."""
     plain = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
     new = rescale(plain, 2).optimizer
-    assert new == pytest.approx({**plain, "lr": 0.4, "momentum": 0.8}, rel=1e-12) or new["lr"] == pytest.approx(0.4)
+    assert (new["lr"], new["momentum"], new["weight_decay"]) == pytest.approx((0.4, 0.8, 1e-4))
     spec = rescale(sl.Momentum.undamped(0.1, 0.9), 2).optimizer
     assert spec.lr * (1 - spec.b1) == pytest.approx(new["lr"])
     assert rescale(plain, 2, momentum="fixed").optimizer["lr"] == pytest.approx(0.2)
@@ -310,3 +310,143 @@ def test_bad_input_is_refused_with_its_name_and_a_remedy(action, messages):
         action()
     for message in messages:
         assert message in str(caught.value)
+
+
+def trained(kind, **options):
+    """A live optimizer that has made some steps on noisy gradients, and its parameters."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.zeros(2000)), torch.nn.Parameter(torch.ones(1500))]
+    optimizer = getattr(torch.optim, kind)([{"params": [p]} for p in parameters], **options)
+    for _ in range(30):
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    return optimizer
+
+
+def test_a_live_adamw_is_changed_in_place_group_by_group():
+    optimizer = trained("AdamW", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, amsgrad=True)
+    optimizer.param_groups[1]["weight_decay"] = 0.0
+    states = list(optimizer.state.values())
+    before = [(s["exp_avg_sq"].clone(), s["max_exp_avg_sq"].clone(), s["exp_avg"].clone()) for s in states]
+    account = sl.torch.rescale(optimizer, 4)
+    assert account.optimizer is optimizer
+    first, second = optimizer.param_groups
+    assert (first["lr"], first["weight_decay"], second["weight_decay"]) == pytest.approx((2e-3, 0.2, 0.0))
+    assert first["betas"] == pytest.approx((0.6, 0.96))
+    assert "optimizer" not in first
+    for state, (v, largest, m) in zip(states, before, strict=True):
+        # All noise: a quarter, up to the error of the mean of 1500 squares, and k = 30 steps of 64 are 7.5 of 256.
+        np.testing.assert_allclose((state["exp_avg_sq"] / v).numpy(), 0.25, rtol=0.1)
+        np.testing.assert_allclose((state["max_exp_avg_sq"] / largest).numpy(), 0.25, rtol=0.1)
+        assert (state["exp_avg"] == m).all()
+        assert float(state["step"]) == pytest.approx(30 * np.log(0.99) / np.log(0.96))
+    optimizer.step()
+    kept = trained("AdamW", lr=1e-3)
+    v = next(iter(kept.state.values()))["exp_avg_sq"].clone()
+    sl.torch.rescale(kept, 2, accumulators="keep")
+    assert (next(iter(kept.state.values()))["exp_avg_sq"] == v).all()
+
+
+def test_adams_l2_is_told_from_adamws_decay_and_a_tensor_lr_stays_a_tensor():
+    torch = pytest.importorskip("torch")
+    rate = torch.tensor(1e-3)
+    optimizer = trained("Adam", lr=rate, betas=(0.9, 0.99), weight_decay=0.1)
+    account = sl.torch.rescale(optimizer, 4)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert any("L2" in r.why for r in account.account)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(2e-3)
+
+
+def test_a_live_sgd_keeps_the_mean_of_gradients_in_its_buffer():
+    """Just after the jump it moves by δη times the same mean."""
+    torch = pytest.importorskip("torch")
+    optimizer = trained("SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=False)
+    buffer = next(iter(optimizer.state.values()))["momentum_buffer"].clone()
+    sl.torch.rescale(optimizer, 4)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == pytest.approx((1.6, 0.6, 1e-4))
+    new = next(iter(optimizer.state.values()))["momentum_buffer"]
+    torch.testing.assert_close(group["lr"] * new, 4 * 0.1 * buffer)
+
+
+def test_a_live_rmsprop_and_a_scheduler():
+    torch = pytest.importorskip("torch")
+    optimizer = trained("RMSprop", lr=1e-3, alpha=0.9, momentum=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0)
+    v = next(iter(optimizer.state.values()))["square_avg"].clone()
+    with pytest.warns(UserWarning, match="base_lrs"):
+        sl.torch.rescale(optimizer, 2, momentum="half-life")
+    group = optimizer.param_groups[0]
+    assert (group["alpha"], group["momentum"], group["lr"]) == pytest.approx((0.81, 0.25, 1e-3 * 2**0.5 * 1.5))
+    assert group["initial_lr"] == group["lr"]
+    torch.testing.assert_close(next(iter(optimizer.state.values()))["square_avg"], v / 2)
+
+
+def test_other_live_optimizers_are_refused_and_a_refusal_changes_nothing():
+    torch = pytest.importorskip("torch")
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    with pytest.raises(TypeError, match="got NAdam"):
+        sl.torch.rescale(torch.optim.NAdam(parameters), 2)
+    with pytest.raises(TypeError, match=r"sdelens\.torch\.rescale"):
+        rescale(torch.optim.AdamW(parameters), 2)
+    optimizer = trained("AdamW", lr=1e-3, betas=(0.9, 0.99))
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match="group 0: batch_ratio: got 16"):
+        sl.torch.rescale(optimizer, 16)
+    assert repr(optimizer.state_dict()) == before
+
+    class Own(torch.optim.AdamW):
+        pass
+
+    own = Own(parameters, lr=1e-3)
+    sl.torch.rescale(own, 4)
+    assert own.param_groups[0]["lr"] == 2e-3
+
+
+def optax_state(make, steps=30, **options):
+    import optax
+
+    tx = optax.chain(optax.clip_by_global_norm(1e9), optax.inject_hyperparams(make)(**options))
+    params = {"w": jnp.zeros(2000)}
+    state = tx.init(params)
+    for k in range(steps):
+        _, state = tx.update({"w": jax.random.normal(jax.random.key(k), (2000,))}, state, params)
+    return state
+
+
+def test_an_optax_state_is_rescaled_as_the_live_optimizer_is():
+    import optax
+
+    options = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+    state = optax_state(optax.adamw, **options)
+    new = rescale(state, 4).optimizer
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    found = {k: float(v) for k, v in new[1].hyperparams.items()}
+    expected = {"learning_rate": 2e-3, "b1": 0.6, "b2": 0.96, "eps": 5e-9, "weight_decay": 0.2}
+    assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-6)
+    old, inner = (s[1].inner_state[0] for s in (state, new))
+    np.testing.assert_allclose(inner.nu["w"] / old.nu["w"], 0.25, rtol=0.1)
+    assert (int(old.count), int(inner.count)) == (30, 7)
+    assert (rescale(state, 4, accumulators="keep").optimizer[1].inner_state[0].nu["w"] == old.nu["w"]).all()
+    assert rescale(state, 10).optimizer[1].hyperparams["b1"] == 0  # float32's 0.9 is 0.9
+    momentum = optax_state(optax.sgd, learning_rate=0.1, momentum=0.9)
+    new = rescale(momentum, 2).optimizer[1]
+    assert float(new.hyperparams["learning_rate"]) == pytest.approx(0.4)
+    old, inner = (jax.tree.leaves(s.inner_state)[0] for s in (momentum[1], new))
+    np.testing.assert_allclose(inner, old / 2, rtol=1e-6)
+
+
+def test_optax_states_without_numbers_or_with_schedules_are_refused():
+    import optax
+
+    with pytest.raises(ValueError, match="holds no hyperparameters"):
+        rescale(optax.adam(1e-3).init({"w": jnp.zeros(2)}), 2)
+    with pytest.raises(ValueError, match="comes from a schedule"):
+        rescale(optax_state(optax.adamw, learning_rate=optax.cosine_decay_schedule(0.1, 10), steps=1), 2)
+    with pytest.raises(ValueError, match="tells which optimizer"):
+        rescale(optax_state(optax.sgd, learning_rate=0.1, steps=1), 2)
+    with pytest.raises(ValueError, match="b1, b2 of lion is not among"):
+        rescale(optax_state(lambda learning_rate: optax.lion(learning_rate), learning_rate=0.1, steps=1), 2)

@@ -10,6 +10,7 @@ from sdelens import _check
 from sdelens.scaling._account import Rescaled, assumptions
 from sdelens.scaling._factors import Row, regime_of, row, scaled
 from sdelens.scaling._hyperparameters import L2, Hyperparameters, Reading, read_dict
+from sdelens.scaling._memory import ACCUMULATORS
 from sdelens.scaling._rules import DEFAULTS, MOMENTA, RULES, Rule
 
 __all__ = ["chosen", "ratio_of", "read", "rescale", "rescale_readings"]
@@ -25,6 +26,7 @@ def rescale(
     clip_norm: float | None = None,
     momentum: str | None = None,
     decay: str | None = None,
+    accumulators: str = "scale",
 ) -> Rescaled:
     r"""The hyperparameters for a batch `batch_ratio` times as large, with an account of every number.
 
@@ -55,6 +57,8 @@ def rescale(
         momentum: what becomes of decays β: ``"samples"`` (1 − β × δ), ``"half-life"`` (β to the power δ), ``"time"``
             (1 − β takes the learning rate's factor) or ``"fixed"``; None is the rule's own.
         decay: of a dict that does not say it: ``"coupled"``, ``"independent"`` or ``"l2"``.
+        accumulators: of an optax state: ``"scale"`` makes second moments those of the new batch at once, and Adam's
+            count that of its samples, as `sdelens.torch.rescale` does; ``"keep"`` leaves them.
 
     Returns:
         The new optimizer, of the type given, the new steps, and the account: `Rescaled`.
@@ -74,7 +78,7 @@ def rescale(
         (0.0006, 0.6, 0.8, 0.2, 2500)
     """
     ratio = ratio_of(batch_ratio)
-    readings, join = read(optimizer, decay)
+    readings, join = read(optimizer, decay, float(ratio), _check.choice("accumulators", accumulators, ACCUMULATORS))
     options = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
     return rescale_readings(readings, join, ratio, rule, momentum, **options)[0]
 
@@ -90,7 +94,7 @@ def ratio_of(value: Any) -> Fraction:
     )
 
 
-def read(optimizer: Any, decay: str | None) -> tuple[list[Reading], Any]:
+def read(optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep") -> tuple[list[Reading], Any]:
     """The readings of all groups, and the function that joins what was written of them.
 
     Raises:
@@ -109,7 +113,7 @@ def read(optimizer: Any, decay: str | None) -> tuple[list[Reading], Any]:
     if isinstance(optimizer, tuple) or hasattr(optimizer, "hyperparams"):
         from sdelens.scaling._optax import read_state
 
-        return read_state(optimizer, decay), lambda parts: parts[0]
+        return read_state(optimizer, decay, ratio, accumulators)
     if decay is not None:
         raise ValueError(f"decay: got {decay!r}, but a specification says itself how its decay acts; leave it out.")
     from sdelens.scaling._specifications import read_specification
