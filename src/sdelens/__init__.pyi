@@ -1,5 +1,7 @@
 from . import plotting as plotting
+from . import scaling as scaling
 from . import theory as theory
+from . import torch as torch
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
 from .case import Estimate as Estimate

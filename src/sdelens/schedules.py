@@ -46,9 +46,14 @@ class Schedule(eqx.Module):
     def describe(self) -> dict[str, Any]:
         """What it takes to build it again, JSON types only."""
 
-    def stretched(self, ratio: float) -> "Schedule":
-        """The same multiplier with its steps `ratio` times as many: the same function of time at η divided by it."""
-        return _Stretched(self, ratio)
+    def stretched(self, ratio: float, time: float | None = None) -> "Schedule":
+        """The same multiplier with its steps `ratio` times as many: the same function of time at η divided by it.
+
+        Args:
+            ratio: factor of the number of steps.
+            time: what η must be multiplied by to be the old one; default: `ratio`.
+        """
+        return _Stretched(self, ratio, ratio if time is None else time)
 
 
 class Cosine(Schedule):
@@ -182,19 +187,21 @@ class _Custom(Schedule):
 class _Stretched(Schedule):
     schedule: Schedule
     ratio: float
+    time: float
 
     def __call__(self, step: Any, lr: Any) -> Array:
-        return self.schedule(jnp.asarray(step, float) / self.ratio, lr * self.ratio)
+        return self.schedule(jnp.asarray(step, float) / self.ratio, lr * self.time)
 
-    def stretched(self, ratio: float) -> Schedule:
-        return _Stretched(self.schedule, self.ratio * ratio)
+    def stretched(self, ratio: float, time: float | None = None) -> Schedule:
+        return _Stretched(self.schedule, self.ratio * ratio, self.time * (ratio if time is None else time))
 
     @property
     def limits(self) -> Limits:
         return self.schedule.limits
 
     def describe(self) -> dict[str, Any]:
-        return {**self.schedule.describe(), "stretched": float(self.ratio)}
+        described = {**self.schedule.describe(), "stretched": float(self.ratio)}
+        return described if self.time == self.ratio else described | {"time": float(self.time)}
 
 
 def as_schedule(value: Any) -> Schedule | None:

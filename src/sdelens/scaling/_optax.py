@@ -1,0 +1,140 @@
+"""The state of ``optax.inject_hyperparams`` at another batch size: its numbers, and what it remembers."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdelens.scaling._hyperparameters import Hyperparameters, Reading, read_dict
+from sdelens.scaling._memory import buffer_gain, clock, square_factor
+
+__all__ = ["read_state"]
+
+_KINDS: Final = {
+    "ScaleByAdamState": "adamw",
+    "ScaleByLionState": "lion",
+    "ScaleByRmsState": "rmsprop",
+    "ScaleByRssState": "adagrad",
+    "TraceState": "sgd",
+}
+"""Optimizers by the states that tell them; RMSprop with momentum has two of them, of which this order takes the first."""
+_NEEDS: Final = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "rmsprop": ("decay",), "sgd": ("momentum",)}
+
+
+def read_state(
+    state: Any, decay: str | None, ratio: float, accumulators: str
+) -> tuple[list[Reading], Callable[[list[Any]], Any]]:
+    """The hyperparameters in a state, one reading for every part with some, and the function that joins the new parts.
+
+    Raises:
+        ValueError: if there are none, the optimizer cannot be told, or a number that would change is not in the state or
+            comes from a schedule.
+    """
+    found: list[Any] = []
+    _mapped(state, lambda part: found.append(part) or part)
+    if not found:
+        raise ValueError(
+            "optimizer: this optax state holds no hyperparameters; build the optimizer with "
+            "optax.inject_hyperparams(optax.adamw)(learning_rate=..., b1=..., b2=..., eps=..., weight_decay=...)."
+        )
+
+    def join(parts: list[Any]) -> Any:
+        queue = iter(parts)
+        return _mapped(state, lambda _: next(queue))
+
+    return [_read(part, decay, ratio, accumulators) for part in found], join
+
+
+def _mapped(node: Any, change: Callable[[Any], Any]) -> Any:
+    """The state with every part that holds hyperparameters changed."""
+    if hasattr(node, "hyperparams") and hasattr(node, "inner_state"):
+        return change(node)
+    if isinstance(node, dict):
+        return {key: _mapped(value, change) for key, value in node.items()}
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return type(node)(*(_mapped(value, change) for value in node))
+    if isinstance(node, tuple | list):
+        return type(node)(_mapped(value, change) for value in node)
+    return node
+
+
+def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Reading:
+    names: set[str] = set()
+    _visited(part.inner_state, lambda node: names.add(type(node).__name__))
+    kind = next((kind for name, kind in _KINDS.items() if name in names), None)
+    if kind is None:
+        raise ValueError(
+            "optimizer: no accumulator in this optax state tells which optimizer it is; give a dict of its numbers, "
+            'as {"optimizer": "signsgd", "lr": 1e-3}.'
+        )
+    missing = [name for name in _NEEDS.get(kind, ()) if name not in part.hyperparams]
+    if missing:
+        raise ValueError(
+            f"optimizer: {', '.join(missing)} of {kind} is not among the injected hyperparameters, and changes with the "
+            "batch; inject it."
+        )
+    plain = {name: _plain(value) for name, value in part.hyperparams.items()}
+    reading = read_dict({"optimizer": kind, **plain}, decay)
+
+    def write(new: Hyperparameters) -> Any:
+        written = {k: v for k, v in reading.write(new).items() if k in part.hyperparams}
+        scheduled = getattr(part, "hyperparams_states", {})
+        held = [name for name in scheduled if written.get(name) != plain.get(name)]
+        if held:
+            raise ValueError(
+                f"optimizer: {', '.join(held)} comes from a schedule, which sets it again at every step; inject a "
+                "number, or rescale the schedule (sl.scaling.ramp makes schedules for a ramp)."
+            )
+        numbers = {
+            name: jnp.asarray(written[name], value.dtype) if written.get(name) != plain[name] else value
+            for name, value in part.hyperparams.items()
+        }
+        inner = _remembered(part.inner_state, reading.numbers, new, ratio, accumulators)
+        return part._replace(hyperparams=numbers, inner_state=inner)
+
+    return Reading(reading.numbers, write, reading.assumed, reading.extra)
+
+
+def _visited(node: Any, visit: Callable[[Any], Any]) -> None:
+    visit(node)
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, tuple | list):
+        for value in node:
+            _visited(value, visit)
+
+
+def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str) -> Any:
+    """The inner state in the new numbers' terms."""
+    name, again = type(node).__name__, (old, new, ratio, accumulators)
+    if name == "ScaleByAdamState" and accumulators == "scale":
+
+        def squares(v: Any, m: Any) -> Any:
+            mean = float(jnp.mean(v)), float(jnp.mean(jnp.square(m)))
+            return (v * square_factor(old, ratio, int(node.count), *mean)).astype(v.dtype)
+
+        count = jnp.asarray(round(int(node.count) / clock(old, new)), node.count.dtype)
+        return node._replace(count=count, nu=jax.tree.map(squares, node.nu, node.mu))
+    if name == "ScaleByRmsState" and accumulators == "scale":
+        return node._replace(nu=jax.tree.map(lambda v: (v / ratio).astype(v.dtype), node.nu))
+    if name == "TraceState":
+        gain = buffer_gain(old, new)
+        if old.family == "rmspropw" and accumulators == "scale":  # a sum of gradients over √v, which has changed
+            gain *= ratio**0.5
+        return node._replace(trace=jax.tree.map(lambda u: (u * gain).astype(u.dtype), node.trace))
+    if isinstance(node, dict):
+        return {key: _remembered(value, *again) for key, value in node.items()}
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return type(node)(*(_remembered(value, *again) for value in node))
+    if isinstance(node, tuple | list):
+        return type(node)(_remembered(value, *again) for value in node)
+    return node
+
+
+def _plain(value: Any) -> Any:
+    """A 0-d array as the decimal that was meant by its digits: float32's 0.9 is 0.9."""
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.floating):
+        return float(str(np.asarray(value)))
+    return value

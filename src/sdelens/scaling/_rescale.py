@@ -1,0 +1,246 @@
+"""The front door of scaling: an optimizer, written in any of several ways, at another batch size."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from sdelens import _check
+from sdelens.scaling._account import Rescaled, assumptions
+from sdelens.scaling._factors import Row, regime_of, row, scaled
+from sdelens.scaling._hyperparameters import L2, Hyperparameters, Reading, read_dict
+from sdelens.scaling._memory import ACCUMULATORS
+from sdelens.scaling._rules import DEFAULTS, MOMENTA, RULES, Rule
+
+__all__ = ["chosen", "ratio_of", "read", "rescale", "rescale_readings"]
+
+
+def rescale(
+    optimizer: Any,
+    batch_ratio: float,
+    rule: str | None = None,
+    *,
+    steps: int | None = None,
+    warmup: int | None = None,
+    clip_norm: float | None = None,
+    momentum: str | None = None,
+    decay: str | None = None,
+    accumulators: str = "scale",
+) -> Rescaled:
+    r"""The hyperparameters for a batch `batch_ratio` times as large, with an account of every number.
+
+    With δ the ratio, and runs compared at equal numbers of samples, steps and warm-up are divided by δ, and under the
+    rule that keeps an optimizer's SDE
+
+    - SGD, Momentum: η × δ, 1 − β × δ, θ × 1;
+    - SignSGD: η × √δ, θ × √δ;
+    - RMSprop(W), Adam(W): η × √δ, 1 − β × δ, ε ÷ √δ, θ × √δ;
+    - Signum, Lion: 1 − β × δ for the mean of gradients, and η by the spread of what is under the sign, between √δ
+      and δ; θ × δ/(factor of η);
+    - Adagrad: η × 1, sum at the start and ε inside the root ÷ δ², θ × δ.
+
+    θ is decay that η multiplies (``"coupled"``); ``"independent"`` decay takes δ under all of them, and L2 in the
+    gradient stays. With momentum as PyTorch writes it, undamped, these hold for η = lr/(1 − μ).
+
+    Args:
+        optimizer: one of our specifications; a dict such as ``{"optimizer": "adamw", "lr": 3e-4, "betas": (0.9, 0.95),
+            "eps": 1e-8, "weight_decay": 0.1}``; a list of dicts (parameter groups, each apart); or the state of
+            ``optax.inject_hyperparams``. Live PyTorch optimizers: `sdelens.torch.rescale`.
+        batch_ratio: δ > 0, below 1 for a smaller batch.
+        rule: a name of `RULES`; None is the rule that keeps the optimizer's SDE: ``"sqrt"`` for SignSGD and adaptive
+            optimizers, ``"linear"`` for SGD and Momentum, ``"sign-momentum"`` for Signum and Lion,
+            ``"sum-of-squares"`` for Adagrad.
+        steps: optimizer steps of the run at the old batch size.
+        warmup: warm-up steps there.
+        clip_norm: norm at which gradients are clipped there.
+        momentum: what becomes of decays β: ``"samples"`` (1 − β × δ), ``"half-life"`` (β to the power δ), ``"time"``
+            (1 − β takes the learning rate's factor) or ``"fixed"``; None is the rule's own.
+        decay: of a dict that does not say it: ``"coupled"``, ``"independent"`` or ``"l2"``.
+        accumulators: of an optax state: ``"scale"`` makes second moments those of the new batch at once, and Adam's
+            count that of its samples, as `sdelens.torch.rescale` does; ``"keep"`` leaves them.
+
+    Returns:
+        The new optimizer, of the type given, the new steps, and the account: `Rescaled`.
+
+    Raises:
+        ValueError: if a decay β would be negative, naming the largest legal ratio and the ways out; for a rule made for
+            other optimizers, an unknown name, or a number of a dict without a rule.
+        TypeError: if the optimizer is none of these.
+
+    Source: arXiv 2411.15958 (AdamW, RMSpropW, SignSGD), arXiv 2205.10287 (without decay), arXiv 1706.02677 (SGD); those
+    of Momentum, Signum, Lion and Adagrad, and of L2, are derived in docs/scaling.md.
+
+    Example:
+        >>> import sdelens as sl
+        >>> new = sl.scaling.rescale(sl.AdamW(lr=3e-4, b1=0.9, b2=0.95, weight_decay=0.1), 4, steps=10_000)
+        >>> new.optimizer.lr, new.optimizer.b1, new.optimizer.b2, new.optimizer.weight_decay, new.steps
+        (0.0006, 0.6, 0.8, 0.2, 2500)
+    """
+    ratio = ratio_of(batch_ratio)
+    readings, join = read(optimizer, decay, float(ratio), _check.choice("accumulators", accumulators, ACCUMULATORS))
+    options = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    return rescale_readings(readings, join, ratio, rule, momentum, **options)[0]
+
+
+def ratio_of(value: Any) -> Fraction:
+    """δ as the decimal that was meant.
+
+    Raises:
+        ValueError, TypeError: if it is not a number greater than 0.
+    """
+    return Fraction(value) if isinstance(value, Fraction | int) and not isinstance(value, bool) and value > 0 else (
+        Fraction(repr(float(_check.positive("batch_ratio", value))))
+    )
+
+
+def read(optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep") -> tuple[list[Reading], Any]:
+    """The readings of all groups, and the function that joins what was written of them.
+
+    Raises:
+        ValueError, TypeError: naming what cannot be read.
+    """
+    if isinstance(optimizer, Mapping):
+        return [read_dict(optimizer, decay)], lambda parts: parts[0]
+    if isinstance(optimizer, list):
+        if not optimizer or not all(isinstance(group, Mapping) for group in optimizer):
+            raise TypeError("optimizer: got a list that is empty or holds no dicts; give parameter groups.")
+        return [_in_group(i, group, decay) for i, group in enumerate(optimizer)], list
+    if type(optimizer).__module__.startswith("torch."):
+        raise TypeError(
+            f"optimizer: got a live {type(optimizer).__name__} of PyTorch; sdelens.torch.rescale changes it in place."
+        )
+    if isinstance(optimizer, tuple) or hasattr(optimizer, "hyperparams"):
+        from sdelens.scaling._optax import read_state
+
+        return read_state(optimizer, decay, ratio, accumulators)
+    if decay is not None:
+        raise ValueError(f"decay: got {decay!r}, but a specification says itself how its decay acts; leave it out.")
+    from sdelens.scaling._specifications import read_specification
+
+    return [read_specification(optimizer)], lambda parts: parts[0]
+
+
+def _in_group(number: int, group: Mapping[str, Any], decay: str | None) -> Reading:
+    try:
+        return read_dict(group, decay)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"group {number}: {error}") from error
+
+
+def chosen(numbers: Hyperparameters, rule: str | None, momentum: str | None) -> tuple[Rule, str]:
+    """The rule and what becomes of β, for one record.
+
+    Raises:
+        ValueError: naming an unknown rule, or one made for other optimizers.
+    """
+    found = RULES[DEFAULTS[numbers.family] if rule is None else _check.choice("rule", rule, RULES)]
+    if found.families and numbers.family not in found.families:
+        raise ValueError(
+            f"rule: {found.name} is made for {' and '.join(found.families)}, not for {numbers.family}; the rule that "
+            f"keeps its SDE is {DEFAULTS[numbers.family]!r}."
+        )
+    how = found.momentum if momentum is None else _check.choice("momentum", momentum, MOMENTA)
+    if found.lr is None and how == "time":
+        raise ValueError(
+            f"momentum: 'time' holds (1 − β)/lr, and under {found.name} lr follows from β; choose 'samples', "
+            "'half-life' or 'fixed', or another rule."
+        )
+    return found, how
+
+
+def rescale_readings(
+    readings: Sequence[Reading],
+    join: Any,
+    ratio: Fraction,
+    rule: str | None,
+    momentum: str | None,
+    *,
+    steps: int | None = None,
+    warmup: int | None = None,
+    clip_norm: float | None = None,
+) -> tuple[Rescaled, list[Hyperparameters]]:
+    """`Rescaled` from what was read, and the new records."""
+    written, rows, said, names, records = [], [], [], [], []
+    delta = float(ratio)
+    for i, reading in enumerate(readings):
+        group = i if len(readings) > 1 else None
+        found, how = chosen(reading.numbers, rule, momentum)
+        try:
+            new, own = scaled(reading.numbers, ratio, found, how)
+        except ValueError as error:
+            raise ValueError(str(error) if group is None else f"group {i}: {error}") from error
+        records.append(new)
+        factor = new.written_lr / reading.numbers.written_lr
+        own += [row(name, value, value * factor, "as lr") for name, value in reading.extra.items()]
+        optimizer, more = _with_schedule(reading.write(new), delta, new.lr / reading.numbers.lr)
+        written.append(optimizer)
+        rows += [dataclasses.replace(r, group=group) for r in [*own, *more]]
+        said += reading.assumed + tuple(assumptions(reading.numbers, new, delta, found, clip_norm is not None))
+        said += _undone(reading.numbers, found)
+        names.append((found, how))
+    first = names[0][0]
+    counts = [_count("steps", steps, 1, ratio), _count("warmup", warmup, 0, ratio)]
+    rows += [r for r in counts if r is not None]
+    clip = None if clip_norm is None else _clip(clip_norm, delta, first, readings[0].numbers.family)
+    rows += [] if clip is None else [clip]
+    rescaled = Rescaled(
+        optimizer=join(written),
+        batch_ratio=delta,
+        rule=", ".join(dict.fromkeys(r.name for r, _ in names)),
+        momentum=", ".join(dict.fromkeys(how for _, how in names)),
+        steps=None if counts[0] is None else int(counts[0].after),
+        warmup=None if counts[1] is None else int(counts[1].after),
+        clip_norm=None if clip is None else clip.after,
+        account=tuple(rows),
+        assumed=tuple(dict.fromkeys(said)),
+    )
+    return rescaled, records
+
+
+def _with_schedule(optimizer: Any, delta: float, rate: float) -> tuple[Any, list[Row]]:
+    """The specification with its schedule as the same function of the number of samples, if it has one."""
+    schedule = None if isinstance(optimizer, Mapping | tuple) else getattr(optimizer, "schedule", None)
+    if schedule is None:
+        return optimizer, []
+    from sdelens.scaling._specifications import scaled_schedule
+
+    schedule, steps = scaled_schedule(schedule, delta, rate)
+    rows = [row(name, before, after, _rounded(before / delta, after)) for name, before, after in steps]
+    return dataclasses.replace(optimizer, schedule=schedule), rows
+
+
+def _count(name: str, value: int | None, least: int, ratio: Fraction) -> Row | None:
+    """Steps divided by δ and rounded; at least 1 where there were any."""
+    if value is None:
+        return None
+    before = _check.at_least(name, value, least)
+    exact = before / ratio
+    after = max(math.floor(exact + Fraction(1, 2)), 1 if before else 0)
+    return row(name, before, after, _rounded(float(exact), after))
+
+
+def _rounded(exact: float, after: float) -> str:
+    same = "÷ δ: the same number of samples"
+    return same if exact == after else f"{same}, {exact:.8g} steps, rounded to a whole number"
+
+
+def _clip(value: Any, delta: float, rule: Rule, family: str) -> Row:
+    before = _check.positive("clip_norm", value)
+    regime = regime_of(rule, family)
+    if regime == "noise":
+        return row("clip_norm", before, before / math.sqrt(delta), "÷ √δ: as ‖g‖ does where noise dominates it")
+    why = "the gradient dominates, and ‖g‖ is the same" if regime == "signal" else "left alone by this rule"
+    return row("clip_norm", before, before, why)
+
+
+def _undone(old: Hyperparameters, rule: Rule) -> tuple[str, ...]:
+    """What is to be said of decay besides its row."""
+    if old.weight_decay == 0 or old.decay != L2:
+        return ()
+    if old.family == "adamw":
+        return (
+            "Weight decay is taken as L2 in the gradient (torch.optim.Adam), not as AdamW's decoupled decay "
+            "(decay='coupled'): of the two only the latter is multiplied.",
+        )
+    return ()

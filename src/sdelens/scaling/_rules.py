@@ -1,0 +1,158 @@
+"""Scaling rules: what becomes of every hyperparameter when the batch is δ times as large, as data."""
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["ADAPTIVE", "DEFAULTS", "FAMILIES", "MOMENTA", "RULES", "Rule"]
+
+FAMILIES: Final = ("sgd", "momentum", "signsgd", "signum", "lion", "rmspropw", "adamw", "adagrad")
+"""Optimizers by the name of their specification; Adam is AdamW, and RMSprop RMSpropW, with another decay."""
+ADAPTIVE: Final = ("rmspropw", "adamw")
+"""Those that divide by the root of an averaged square."""
+
+MOMENTA: Final = {
+    "samples": "1 − β times the batch ratio δ: a mean remembers as many samples as before, to first order in 1 − β",
+    "half-life": "β to the power δ: the half-life in samples exactly, legal at every ratio (Marek et al. 2025, arXiv "
+    "2507.07101, of Adam's β₂)",
+    "time": "1 − β times the learning rate's factor: ρ = (1 − β)/η is held, the memory per unit of time t = kη",
+    "fixed": "β unchanged: a mean remembers as many steps as before",
+}
+"""What becomes of the decays β of running means, by name."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One scaling rule.
+
+    Attributes:
+        name: what it is called.
+        lr: the power of δ that multiplies η; None where the spread of the momentum under a sign decides.
+        regime: ``"noise"`` or ``"signal"``: what the squares of gradients are made of, by which ε, Adagrad's sum and
+            the clipping norm are scaled; None if the rule leaves them alone.
+        momentum: the default of MOMENTA under this rule.
+        decay: whether decoupled decay keeps its strength per sample, nηθ; otherwise θ is left alone.
+        families: the optimizers it is made for; empty for all.
+        keeps: what it preserves at equal numbers of samples.
+        source: who states it.
+    """
+
+    name: str
+    lr: float | None
+    regime: str | None
+    momentum: str
+    decay: bool
+    families: tuple[str, ...]
+    keeps: str
+    source: str
+
+
+_RULES: Final = (
+    Rule(
+        "sqrt",
+        0.5,
+        "noise",
+        "samples",
+        True,
+        (),
+        "drift and noise per sample of sign and adaptive optimizers where noise dominates the gradient, decay included",
+        "Malladi, Lyu, Panigrahi, Arora 2022 (arXiv 2205.10287) for RMSprop and Adam; with decay, and for SignSGD, "
+        "Monzio Compagnoni et al. 2025 (arXiv 2411.15958)",
+    ),
+    Rule(
+        "linear",
+        1.0,
+        "signal",
+        "samples",
+        True,
+        (),
+        "drift and noise per sample of SGD, with momentum too; of sign and adaptive optimizers the path where the "
+        "gradient dominates the noise, not their noise",
+        "Goyal et al. 2017 (arXiv 1706.02677) for SGD; for the others derived here",
+    ),
+    Rule(
+        "none",
+        0.0,
+        None,
+        "fixed",
+        False,
+        (),
+        "nothing but the number of samples: only steps and warm-up change",
+        "the baseline",
+    ),
+    Rule(
+        "sign-momentum",
+        None,
+        "noise",
+        "samples",
+        True,
+        ("signum", "lion"),
+        "the mean sign per sample where noise dominates the gradient, and nearly its long-run noise: between √δ, at no "
+        "memory, and δ, at a long one",
+        "derived here",
+    ),
+    Rule(
+        "sum-of-squares",
+        0.0,
+        "noise",
+        "samples",
+        True,
+        ("adagrad",),
+        "drift and noise per sample of Adagrad where noise dominates the gradient: its sum of squares falls like 1/δ²",
+        "derived here",
+    ),
+    Rule(
+        "malladi2022",
+        0.5,
+        "noise",
+        "samples",
+        False,
+        ADAPTIVE,
+        "drift and noise per sample of RMSprop and Adam where noise dominates; it says nothing of decoupled decay, "
+        "which is left alone and so acts √δ times too weakly per sample",
+        "Malladi, Lyu, Panigrahi, Arora 2022 (arXiv 2205.10287)",
+    ),
+    Rule(
+        "sqrt-lr",
+        0.5,
+        None,
+        "fixed",
+        False,
+        (),
+        "the variance of SGD's updates per sample; the learning rate alone moves, β, ε and θ do not",
+        "the argument of Krizhevsky 2014 (arXiv 1404.5997) and Hoffer et al. 2017 (arXiv 1705.08741); for LAMB You et "
+        "al. 2020 (arXiv 1904.00962)",
+    ),
+    Rule(
+        "goyal2017",
+        1.0,
+        None,
+        "fixed",
+        False,
+        (),
+        "SGD's drift and noise per sample; the learning rate alone moves, under a gradual warm-up",
+        "Goyal et al. 2017 (arXiv 1706.02677)",
+    ),
+    Rule(
+        "bergsma2025",
+        0.0,
+        None,
+        "fixed",
+        True,
+        ("adamw",),
+        "AdamW's time scale of decay B/(ηθD) alone, by θ in proportion to the batch at an unchanged learning rate",
+        "Bergsma et al. 2025 (arXiv 2505.13738), after Wang and Aitchison 2024 (arXiv 2405.13698)",
+    ),
+)
+RULES: Final = {rule.name: rule for rule in _RULES}
+"""The rules by name."""
+DEFAULTS: Final = {
+    "sgd": "linear",
+    "momentum": "linear",
+    "signsgd": "sqrt",
+    "signum": "sign-momentum",
+    "lion": "sign-momentum",
+    "rmspropw": "sqrt",
+    "adamw": "sqrt",
+    "adagrad": "sum-of-squares",
+}
+"""The rule that keeps the SDE of each optimizer."""

@@ -1,0 +1,73 @@
+"""Our own specifications as hyperparameters, and back, with their schedules."""
+
+import dataclasses
+from typing import Any
+
+from sdelens.optimizers import DecayedOptimizer, Optimizer
+from sdelens.scaling._hyperparameters import Hyperparameters, Reading
+from sdelens.scaling._rules import FAMILIES
+from sdelens.schedules import Cosine, Schedule, Warmup
+
+__all__ = ["read_specification", "scaled_schedule"]
+
+
+def read_specification(given: Any) -> Reading:
+    """The hyperparameters of one of our specifications.
+
+    Raises:
+        TypeError: if it is none, or one whose numbers no rule can see.
+    """
+    if not isinstance(given, DecayedOptimizer) or given.name not in FAMILIES:
+        kind = "an optax transformation hides its numbers" if isinstance(given, Optimizer) else "it is none of these"
+        raise TypeError(
+            f"optimizer: got {type(given).__name__}, and {kind}; give one of the specifications sl.SGD, sl.AdamW, …, a "
+            "dict of its hyperparameters, a list of dicts, or the state of optax.inject_hyperparams."
+        )
+    family = str(given.name)
+    memories = {name: float(getattr(given, name)) for name in given.memories if hasattr(given, name)}
+    accumulator = float(given.initial_accumulator) if family == "adagrad" else None
+    numbers = Hyperparameters(
+        family=family,
+        lr=float(given.lr),
+        memories=memories,
+        blend=float(given.b1) if family in ("signum", "lion") else None,
+        eps=float(given.eps) if hasattr(given, "eps") else None,
+        inside=family == "adagrad",
+        accumulator=accumulator,
+        weight_decay=float(given.weight_decay),
+        decay=given.decay,
+    )
+
+    def write(new: Hyperparameters) -> DecayedOptimizer:
+        changed: dict[str, Any] = {"lr": new.lr, "weight_decay": new.weight_decay, **new.memories}
+        if new.eps is not None:
+            changed["eps"] = new.eps
+        if new.accumulator is not None:
+            changed["initial_accumulator"] = new.accumulator
+        return dataclasses.replace(given, **changed)
+
+    return Reading(numbers, write)
+
+
+def scaled_schedule(schedule: Schedule, ratio: float, rate: float) -> tuple[Schedule, list[tuple[str, float, float]]]:
+    """The schedule as the same function of the number of samples.
+
+    Args:
+        schedule: h at the old batch size.
+        ratio: δ.
+        rate: factor of the learning rate.
+
+    Returns:
+        The schedule, and the steps named in it: name, before, after.
+    """
+    if isinstance(schedule, Cosine):
+        steps = max(1, round(schedule.steps / ratio))
+        return Cosine(steps, schedule.end), [("cosine steps", schedule.steps, float(steps))]
+    if isinstance(schedule, Warmup):
+        steps = max(1, round(schedule.steps / ratio))
+        row = ("warm-up steps", schedule.steps, float(steps))
+        if schedule.then is None:
+            return Warmup(steps), [row]
+        then, rows = scaled_schedule(schedule.then, ratio, rate)
+        return Warmup(steps, then), [row, *rows]
+    return schedule.stretched(1 / ratio, 1 / rate), []

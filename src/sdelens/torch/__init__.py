@@ -1,0 +1,5 @@
+"""Bridges to PyTorch, which is not needed elsewhere: ``pip install sdelens[torch]``."""
+
+from sdelens.torch._rescale import rescale
+
+__all__ = ["rescale"]

@@ -1,0 +1,149 @@
+"""A live PyTorch optimizer at another batch size, changed in place."""
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from sdelens import _check
+from sdelens.scaling import Rescaled
+from sdelens.scaling._hyperparameters import Hyperparameters, Reading, read_dict
+from sdelens.scaling._memory import ACCUMULATORS, buffer_gain, clock, square_factor
+from sdelens.scaling._rescale import ratio_of, rescale_readings
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["rescale"]
+
+_KINDS: Final = {"AdamW": "adamw", "Adam": "adam", "RMSprop": "rmsprop", "SGD": "sgd"}
+
+
+def rescale(
+    optimizer: "torch.optim.Optimizer",
+    batch_ratio: float,
+    rule: str | None = None,
+    *,
+    steps: int | None = None,
+    warmup: int | None = None,
+    clip_norm: float | None = None,
+    momentum: str | None = None,
+    decay: str | None = None,
+    accumulators: str = "scale",
+) -> Rescaled:
+    r"""Set a live optimizer to a batch `batch_ratio` times as large, in place, each parameter group by itself.
+
+    The numbers change as `sdelens.scaling.rescale` says; what the optimizer remembers changes where the new numbers
+    would read it wrongly:
+
+    - a momentum buffer that is a sum of gradients, as SGD's without dampening, is multiplied by (1 − μ)/(1 − μ′), so
+      that the mean of gradients it stands for is the same;
+    - second moments become those of the new batch, v ← ĝ² + σ̂²/δ, at once rather than within 1/(1 − b2) steps. The
+      split is one number per tensor, from the averages over it of m̂² and v̂: σ̂² = (v̂ − m̂²)/(1 − c), with
+      c = (1 − b1)(1 + b1ᵏ)/((1 + b1)(1 − b1ᵏ)). RMSprop has no m, and all of v is taken for noise there;
+    - Adam's step count k becomes k ln b2/ln b2′, that of as many samples: its bias correction is then as before.
+
+    ``accumulators="keep"`` leaves out the last two. On a quadratic at rest the mean loss after the jump is then off by
+    28 % (δ = 4) and 52 % (δ = 16) over the 1600/δ steps that follow, and with them by no more than its standard error,
+    1.6 % (docs/scaling.md).
+
+    Args:
+        optimizer: a ``torch.optim.AdamW``, ``Adam``, ``RMSprop`` or ``SGD``, or a subclass of one of them.
+        batch_ratio: δ > 0.
+        rule: as for `sdelens.scaling.rescale`.
+        steps: remaining steps at the old batch size.
+        warmup: warm-up steps there.
+        clip_norm: norm at which gradients are clipped there.
+        momentum: what becomes of decays β.
+        decay: of a subclass whose decay is another than its base's.
+        accumulators: ``"scale"`` or ``"keep"``.
+
+    Returns:
+        The account, whose ``optimizer`` is the one given.
+
+    Raises:
+        ValueError: as `sdelens.scaling.rescale`; nothing is changed then.
+        TypeError: if it is another optimizer, by its name.
+
+    Warns:
+        UserWarning: if a learning-rate scheduler was made for the optimizer: it holds learning rates and step numbers
+            of its own.
+    """
+    import torch
+
+    kind = next((k for k in _KINDS if isinstance(optimizer, getattr(torch.optim, k))), None)
+    if kind is None:
+        raise TypeError(
+            f"optimizer: got {type(optimizer).__name__}; the rules are known for torch.optim's "
+            f"{', '.join(_KINDS)} and their subclasses. sdelens.scaling.rescale takes a dict of numbers."
+        )
+    _check.choice("accumulators", accumulators, ACCUMULATORS)
+    ratio = ratio_of(batch_ratio)
+    readings = [_read(group, _KINDS[kind], i, decay) for i, group in enumerate(optimizer.param_groups)]
+    options: dict[str, Any] = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    rescaled, records = rescale_readings(readings, lambda _: optimizer, ratio, rule, momentum, **options)
+    for group, reading, new in zip(optimizer.param_groups, readings, records, strict=True):
+        with torch.no_grad():
+            for parameter in group["params"]:
+                _remember(optimizer.state.get(parameter, {}), reading.numbers, new, float(ratio), accumulators)
+            _set(group, reading.write(new))
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        warnings.warn(
+            "a learning-rate scheduler holds base_lrs and step numbers of its own: multiply scheduler.base_lrs by the "
+            f"factors of lr in the account, and divide its steps by {float(ratio):g}; or make a new one.",
+            stacklevel=2,
+        )
+    return rescaled
+
+
+def _read(group: dict[str, Any], kind: str, number: int, decay: str | None) -> Reading:
+    """One parameter group, its 0-d tensors as numbers."""
+    plain = {k: _plain(v) for k, v in group.items() if k not in ("params", "param_names")}
+    try:
+        return read_dict({"optimizer": kind, **plain}, decay)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"group {number}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of one number as a number; it may be a learning rate (capturable) or one of betas."""
+    if isinstance(value, tuple | list):
+        return type(value)(_plain(v) for v in value)
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return float(str(value.detach().float().cpu().numpy()))  # the digits that were meant: 0.9, not float32's
+    return value
+
+
+def _set(group: dict[str, Any], written: Mapping[str, Any]) -> None:
+    """The new numbers in the group; tensors stay the tensors they are, which a captured graph reads."""
+    for key, value in written.items():
+        if key not in group or value == _plain(group[key]):
+            continue
+        if isinstance(value, tuple | list):
+            for old, new in zip(group[key], value, strict=True):
+                if hasattr(old, "fill_"):
+                    old.fill_(new)
+            if not any(hasattr(old, "fill_") for old in group[key]):
+                group[key] = value
+        elif hasattr(group[key], "fill_"):
+            group[key].fill_(value)
+        else:
+            group[key] = value
+
+
+def _remember(
+    state: dict[str, Any], old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str
+) -> None:
+    """Put what the optimizer remembers of one tensor into the new numbers' terms."""
+    gain = buffer_gain(old, new)
+    if accumulators == "scale" and "exp_avg_sq" in state:
+        v, m = float(state["exp_avg_sq"].double().mean()), float(state["exp_avg"].double().square().mean())
+        factor = square_factor(old, ratio, float(state["step"]), v, m)
+        for key in ("exp_avg_sq", "max_exp_avg_sq"):
+            if key in state:
+                state[key].mul_(factor)
+        state["step"].div_(clock(old, new))
+    elif accumulators == "scale" and "square_avg" in state:
+        state["square_avg"].div_(ratio)
+        gain *= ratio**0.5  # the buffer is a sum of gradients over √v
+    if gain != 1 and state.get("momentum_buffer") is not None:
+        state["momentum_buffer"].mul_(gain)

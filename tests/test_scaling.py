@@ -1,0 +1,452 @@
+"""Scaling rules: algebra, what they preserve of the SDEs themselves, and every way in and out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sdelens as sl
+from sdelens.optimizers import State
+from sdelens.scaling import RULES, rescale
+from sdelens.sdes import Instant, build_sde
+
+SPECIFICATIONS = {
+    "sgd": sl.SGD(0.1, weight_decay=0.01),
+    "momentum": sl.Momentum(0.1, b1=0.99, weight_decay=0.01),
+    "nesterov": sl.Momentum(0.1, b1=0.99, nesterov=True, weight_decay=0.01),
+    "signsgd": sl.SignSGD(0.1, weight_decay=0.01),
+    "signum": sl.Signum(0.1, b1=0.99, weight_decay=0.01),
+    "lion": sl.Lion(0.1, b1=0.9, b2=0.99, weight_decay=0.01),
+    "rmspropw": sl.RMSpropW(0.1, b2=0.99, weight_decay=0.01),
+    "adamw": sl.AdamW(0.1, b1=0.98, b2=0.99, weight_decay=0.01),
+    "adagrad": sl.Adagrad(0.1, weight_decay=0.01),
+}
+KINDS = pytest.mark.parametrize("spec", SPECIFICATIONS.values(), ids=SPECIFICATIONS.keys())
+DICT = {"optimizer": "adamw", "lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def numbers(spec):
+    return {f.name: v for f in dataclasses.fields(spec) if isinstance(v := getattr(spec, f.name), float)}
+
+
+def options(spec):
+    """Every rule and treatment of β that the optimizer has."""
+    for rule in RULES.values():
+        if not rule.families or spec.name in rule.families:
+            for momentum in ("samples", "half-life", "time", "fixed"):
+                if rule.lr is not None or momentum != "time":
+                    yield rule.name, momentum
+
+
+@KINDS
+@settings(max_examples=10, deadline=None)
+@given(
+    first=st.floats(0.1, 4.0),
+    second=st.floats(0.1, 4.0),
+    decay=st.sampled_from(["coupled", "independent"]),
+)
+def test_ratios_compose_one_is_the_identity_and_the_inverse_undoes(spec, first, second, decay):
+    spec = dataclasses.replace(spec, decay=decay)
+    for rule, momentum in options(spec):
+        how = {"rule": rule, "momentum": momentum}
+        assert numbers(rescale(spec, 1, **how).optimizer) == numbers(spec)
+        once = rescale(rescale(spec, first, **how).optimizer, second, **how).optimizer
+        both = rescale(spec, first * second, **how).optimizer
+        np.testing.assert_allclose(list(numbers(once).values()), list(numbers(both).values()), rtol=1e-9)
+        back = rescale(rescale(spec, first, **how).optimizer, 1 / first, **how).optimizer
+        np.testing.assert_allclose(list(numbers(back).values()), list(numbers(spec).values()), rtol=1e-9)
+
+
+@KINDS
+@given(ratio=st.floats(0.05, 10.0), coupled=st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_what_is_kept_per_sample_is_kept(spec, ratio, coupled):
+    """nηθ (or nθ) and n(1 − β), with n ∝ 1/δ; and the half-life in samples, B/log₂(1/β)."""
+    spec = dataclasses.replace(spec, decay="coupled" if coupled else "independent")
+    new = rescale(spec, ratio).optimizer
+    before, after = (o.weight_decay * (o.lr if coupled else 1) for o in (spec, new))
+    assert after / ratio == pytest.approx(before, rel=1e-9)
+    for name in spec.memories:
+        if hasattr(spec, name):
+            assert (1 - getattr(new, name)) / ratio == pytest.approx(1 - getattr(spec, name), rel=1e-6)
+            halved = rescale(spec, ratio, momentum="half-life").optimizer
+            assert np.log(getattr(halved, name)) / ratio == pytest.approx(np.log(getattr(spec, name)), rel=1e-6)
+
+
+DIM, RATIO, SIGMA = 3, 4, np.array([0.5, 1.0, 2.0])
+LONG = {  # memories long enough for first order in 1 − β, and for Signum's momentum to outweigh a gradient
+    "sgd": sl.SGD(0.01, weight_decay=0.3),
+    "momentum": sl.Momentum(0.01, b1=1 - 1e-5, weight_decay=0.3),
+    "signsgd": sl.SignSGD(0.01, weight_decay=0.3),
+    "signum": sl.Signum(0.01, b1=1 - 1e-5, weight_decay=0.3),
+    "lion": sl.Lion(0.01, b1=0.9, b2=1 - 1e-5, weight_decay=0.3),
+    "rmspropw": sl.RMSpropW(0.01, b2=1 - 1e-5, eps=0.1, weight_decay=0.3),
+    "adamw": sl.AdamW(0.01, b1=1 - 1e-5, b2=1 - 1e-5, eps=0.1, weight_decay=0.3),
+    "adagrad": sl.Adagrad(0.01, eps=0.5, weight_decay=0.3),
+}
+
+
+def generator(spec, ratio, snr):
+    """Drift and covariance of (x, m, v) per sample of the old batch, from the library's own SDE.
+
+    m, a mean over n steps, is a draw of size σ√((1 − β)/2) beside ∇f: the same at both batches. v is measured in
+    units of its value at rest, and so falls with the batch, Adagrad's sum with its square.
+    """
+    problem = sl.Quadratic(np.ones(DIM), np.ones(DIM))
+    noise = sl.GaussianNoise(SIGMA).bind(problem).at_batch_ratio(ratio)
+    grad = snr * SIGMA * np.array([1.0, -0.7, 0.4])
+    memory = max((1 - getattr(LONG[spec.name], n) for n in spec.memories if hasattr(spec, n)), default=0.0)
+    size = np.sqrt(memory / 2) if spec.name in ("signum", "lion") else snr
+    m = size * SIGMA * np.array([-0.5, 1.2, 0.8])
+    x = (1.0 if spec.name == "signum" else snr) / 0.3 * np.array([1.0, -0.7, 0.4])  # decay beside the gradient's drift
+    unit = (1.0 if spec.name in ("rmspropw", "adamw") else 2.0) if spec.name != "sgd" else 0.0
+    scale_v = float(ratio) ** -unit
+    v = 1.3 * SIGMA**2 * scale_v
+    sde = build_sde("sde", problem, noise, spec)
+    width = sde.noise_shape[0]
+
+    def column(a, columns):
+        return jnp.asarray(np.repeat(np.asarray(a, np.float32)[:, None], columns, 1))
+
+    state = lambda k: State(*(column(a, k) for a in (x, m, v)), count=jnp.asarray(2**30, jnp.int32))  # noqa: E731
+    t = Instant(jnp.asarray(5), jnp.asarray(0.05), 1.0)
+    per = spec.lr / ratio  # time per sample of the old batch
+    drift = sde.drift(t, state(1), column(grad, 1), {})
+    root = sde.apply_diffusion(t, state(width), column(grad, width), jnp.eye(width))
+    shape = (DIM, width)
+    parts = ["x", *(n for n in ("m", "v") if getattr(drift, n) is not None)]
+    scales = {"x": 1.0, "m": 1.0, "v": scale_v}
+    drifts = np.concatenate([np.ravel(np.asarray(getattr(drift, n))) * per / scales[n] for n in parts])
+    rows = np.concatenate([np.broadcast_to(np.asarray(getattr(root, n)), shape) / scales[n] for n in parts])
+    return drifts, rows.astype(float) @ rows.astype(float).T * per, parts
+
+
+def mismatch(spec, new, snr):
+    """Largest relative difference of drift and covariance per sample."""
+    (drift, cov, parts), (other, others, _) = generator(spec, 1, snr), generator(new, RATIO, snr)
+    worst = []
+    for i in range(len(parts)):
+        part = slice(DIM * i, DIM * (i + 1))
+        worst.append(np.abs(other[part] - drift[part]).max() / np.abs(drift[part]).max())
+    sizes = np.sqrt(np.outer(*[np.maximum(np.diag(cov), 1e-30)] * 2))
+    sizes[cov == 0] = np.inf
+    return max(worst), (np.abs(others - cov) / sizes).max()
+
+
+@pytest.mark.parametrize("decay", ["coupled", "independent"])
+@pytest.mark.parametrize("name", LONG)
+def test_the_sde_per_sample_is_the_same_at_the_new_batch_where_noise_dominates(name, decay):
+    """Drift and covariance of the library's own SDE agree up to O(SNR²); every wrong power of δ = 4 is off by 2 or 4.
+
+    The tolerance is 6 times the squared SNR at the larger batch, plus 1 − β over the size of what is left of m under
+    Signum's sign and float32's rounding; a signal of 0.01 leaves 2.4e-3, and of 0.1 24 %.
+    """
+    spec = dataclasses.replace(LONG[name], decay=decay)
+    if decay == "independent":
+        spec = dataclasses.replace(spec, weight_decay=spec.weight_decay * spec.lr)
+    new = rescale(spec, RATIO).optimizer
+    for snr in (0.01, 0.05):
+        drift, covariance = mismatch(spec, new, snr)
+        assert drift < 6 * RATIO * snr**2 + 1e-3
+        if name != "signum":  # whose X has next to no noise of its own
+            assert covariance < 6 * RATIO * snr**2 + 1e-3
+    for field in (f for f in numbers(spec) if f not in ("b1",) or name != "lion"):
+        wrong = dataclasses.replace(new, **{field: getattr(spec, field)})
+        kept = getattr(new, field) == pytest.approx(getattr(spec, field), rel=1e-3) and field in ("lr", "weight_decay")
+        assert kept or max(mismatch(spec, wrong, 0.01)) > 0.02 or (name, field) in INVISIBLE
+
+
+INVISIBLE = {("adagrad", "initial_accumulator")}
+"""Where the state starts, which the SDE's coefficients do not show."""
+
+
+def test_the_square_root_rule_fails_by_the_squared_signal_where_the_gradient_dominates():
+    spec = LONG["adamw"]
+    new = rescale(spec, RATIO).optimizer
+    errors = [mismatch(spec, new, snr)[0] for snr in (0.05, 0.1, 0.2)]
+    assert errors[1] / errors[0] == pytest.approx(4, rel=0.1)
+    assert errors[2] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+def test_signum_goes_from_the_square_root_rule_to_the_linear_one_as_its_memory_grows():
+    """Exact ends: b = 0 is SignSGD; the mean sign of a settled mean under noise, drawn, is what is kept between."""
+    assert rescale(sl.Signum(0.1, b1=0.0), 4).optimizer.lr == pytest.approx(0.2)
+    assert rescale(sl.Signum(0.1, b1=1 - 1e-6), 4).optimizer.lr == pytest.approx(0.4, rel=1e-5)
+    assert rescale(sl.Lion(0.1, b1=0.9, b2=1 - 1e-7), 4).optimizer.lr == pytest.approx(0.2, rel=1e-4)
+    rng = np.random.default_rng(0)
+    snr, rates = 0.05, {}
+    for ratio, spec in ((1, sl.Signum(0.1, b1=0.9)), (4, rescale(sl.Signum(0.1, b1=0.9), 4).optimizer)):
+        m, total, steps, width = np.zeros(4000), [], 600, 4000
+        for k in range(steps):
+            m = spec.b1 * m + (1 - spec.b1) * (snr + rng.normal(size=width) / np.sqrt(ratio))
+            if k >= 100:
+                total.append(np.sign(m).mean())
+        # Along a path the signs are correlated over some ten steps; paths are independent.
+        rates[ratio] = (spec.lr / ratio * np.mean(total), spec.lr / ratio * np.sqrt(20 / (len(total) * width)))
+    (one, sem), (four, sem4) = rates[1], rates[4]
+    # 5 standard errors (one false alarm in 1.7 million), and the next term of the mean sign, (snr/sd)²/6 = 0.8 %.
+    assert abs(four - one) < 5 * np.hypot(sem, sem4) + 0.008 * one
+    assert abs(2 * one - four) > 0.5 * one  # the plain square-root rule would give half
+
+
+def test_a_schedule_is_the_same_function_of_the_number_of_samples():
+    schedule = sl.Warmup(40, sl.Cosine(400))
+    spec = sl.AdamW(1e-3, schedule=schedule)
+    new = rescale(spec, 4)
+    assert new.optimizer.schedule.describe() == sl.Warmup(10, sl.Cosine(100)).describe()
+    assert {"warm-up steps", "cosine steps"} <= {r.name for r in new.account}
+    for kind in (sl.Polynomial(0.7), lambda k: jnp.exp(-k / 50)):
+        spec = sl.AdamW(1e-3, schedule=kind)
+        new = rescale(spec, 4).optimizer
+        steps = range(0, 400, 40)
+        np.testing.assert_allclose([new.multiplier(k / 4) for k in steps], [spec.multiplier(k) for k in steps], rtol=1e-5)
+        again = rescale(new, 0.25).optimizer
+        np.testing.assert_allclose([again.multiplier(k) for k in steps], [spec.multiplier(k) for k in steps], rtol=1e-5)
+
+
+def test_the_account_names_every_number_and_rounding():
+    new = rescale(DICT, 4, steps=10_001, warmup=500, clip_norm=1.0)
+    assert new.optimizer == {**DICT, "lr": 6e-4, "betas": (0.6, 0.8), "eps": 5e-9, "weight_decay": 0.2}
+    assert (new.steps, new.warmup, new.clip_norm) == (2500, 125, 0.5)
+    table = {r.name: r for r in new.account}
+    assert set(table) == {"lr", "b1", "b2", "eps", "weight_decay", "steps", "warmup", "clip_norm"}
+    assert "rounded" in table["steps"].why
+    assert "rounded" not in table["warmup"].why
+    for row in new.account:
+        one = [1 - row.before, 1 - row.after] if row.of.startswith("1 − ") else [row.before, row.after]
+        assert one[1] / one[0] == pytest.approx(row.factor)
+    text = str(new)
+    for word in ("lr", "0.0006", "Taken for granted", "normalisation", "sl.diagnose", "‖g‖"):
+        assert word in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+def test_l2_in_the_gradient_stays_and_decoupled_decay_moves():
+    for name, after in (("adam", 0.1), ("adamw", 0.2)):
+        assert rescale({**DICT, "optimizer": name}, 4).optimizer["weight_decay"] == pytest.approx(after)
+    assert rescale(DICT, 4, decay="independent").optimizer["weight_decay"] == pytest.approx(0.4)
+    assert rescale({**DICT, "decay": "l2"}, 4).optimizer["weight_decay"] == 0.1
+    assert rescale(DICT, 4, "malladi2022").optimizer["weight_decay"] == 0.1
+    assert rescale(DICT, 4, "linear").optimizer["weight_decay"] == pytest.approx(0.1)
+    assert rescale(DICT, 4, "bergsma2025").optimizer == {**DICT, "weight_decay": 0.4}
+
+
+def test_undamped_momentum_takes_the_change_of_its_gain():
+    """PyTorch's lr is η(1 − μ)/(1 − τ): δ for η and δ for 1 − μ; with τ = μ the buffer is a mean."""
+    plain = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    new = rescale(plain, 2).optimizer
+    assert (new["lr"], new["momentum"], new["weight_decay"]) == pytest.approx((0.4, 0.8, 1e-4))
+    spec = rescale(sl.Momentum.undamped(0.1, 0.9), 2).optimizer
+    assert spec.lr * (1 - spec.b1) == pytest.approx(new["lr"])
+    assert rescale(plain, 2, momentum="fixed").optimizer["lr"] == pytest.approx(0.2)
+    damped = rescale({**plain, "dampening": 0.9}, 2).optimizer
+    assert (damped["lr"], damped["dampening"], damped["momentum"]) == pytest.approx((0.2, 0.8, 0.8))
+    partly = rescale({**plain, "dampening": 0.5}, 2).optimizer
+    assert (partly["lr"], partly["dampening"]) == pytest.approx((0.4, 0.5))
+
+
+def test_dicts_keep_what_is_no_number_and_groups_are_kept_apart():
+    groups = [
+        {"params": ["w"], "name": "w", "lr": 1e-3, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.1,
+         "amsgrad": False, "foreach": None, "decoupled_weight_decay": True, "initial_lr": 2e-3},
+        {"params": ["b"], "lr": 1e-2, "betas": [0.95, 0.99], "eps": 1e-8, "weight_decay": 0,
+         "decoupled_weight_decay": True},
+    ]  # fmt: skip
+    new = rescale(groups, 4)
+    assert [g["params"] for g in new.optimizer] == [["w"], ["b"]]
+    first, second = new.optimizer
+    assert (first["lr"], first["initial_lr"], first["weight_decay"]) == (2e-3, 4e-3, 0.2)
+    assert first["betas"] == pytest.approx([0.6, 0.96])
+    assert second["betas"] == pytest.approx([0.8, 0.96])
+    assert (second["lr"], second["weight_decay"], first["foreach"], first["amsgrad"]) == (2e-2, 0, None, False)
+    assert {r.group for r in new.account} == {0, 1}
+    assert groups[0]["lr"] == 1e-3
+    assert rescale({"optimizer": "rmsprop", "learning_rate": 1e-3, "decay": 0.9}, 4).optimizer["decay"] == 0.6
+
+
+def test_a_memory_of_no_steps_stays_none_and_one_step_is_the_limit():
+    assert rescale(sl.AdamW(1e-3, b1=0.0, b2=0.99), 4).optimizer.b1 == 0
+    assert rescale(sl.AdamW(1e-3, b1=0.9, b2=0.95), 10).optimizer.b1 == 0
+    assert rescale(sl.AdamW(1e-3, b1=0.9, b2=0.95), 1e4, momentum="half-life").optimizer.b1 == 0
+
+
+BAD = {
+    "too large": (lambda: rescale(DICT, 16), ["got 16", "b1", "Largest legal ratio: 10", "20 by b2", "half-life", "ramp"]),
+    "by time": (lambda: rescale(DICT, 200, momentum="time"), ["Largest legal ratio: 100", "400 by b2"]),
+    "ratio": (lambda: rescale(DICT, 0), ["batch_ratio: got 0"]),
+    "ratio text": (lambda: rescale(DICT, "4"), ["batch_ratio: got '4'"]),
+    "rule": (lambda: rescale(DICT, 4, "squrt"), ["rule: got 'squrt'", "Did you mean 'sqrt'"]),
+    "foreign rule": (lambda: rescale(sl.SGD(0.1), 4, "malladi2022"), ["rmspropw and adamw", "'linear'"]),
+    "momentum": (lambda: rescale(DICT, 4, momentum="token"), ["momentum: got 'token'"]),
+    "time of signs": (lambda: rescale(sl.Lion(0.1), 2, momentum="time"), ["momentum: 'time'"]),
+    "decay": (lambda: rescale(DICT, 4, decay="both"), ["decay: got 'both'"]),
+    "decay of a specification": (lambda: rescale(sl.SGD(0.1), 4, decay="l2"), ["leave it out"]),
+    "steps": (lambda: rescale(DICT, 4, steps=0), ["steps: got 0"]),
+    "warm-up": (lambda: rescale(DICT, 4, warmup=1.5), ["warmup: got 1.5"]),
+    "clip": (lambda: rescale(DICT, 4, clip_norm=-1), ["clip_norm: got -1"]),
+    "unknown number": (lambda: rescale({**DICT, "trust": 0.1, "x": 2}, 4), ["trust = 0.1, x = 2"]),
+    "no name": (lambda: rescale({"lr": 0.1}, 4), ["optimizer: the dict does not name one"]),
+    "name": (lambda: rescale({"optimizer": "adan", "lr": 0.1}, 4), ["optimizer: got 'adan'"]),
+    "no lr": (lambda: rescale({"optimizer": "sgd"}, 4), ["lr: missing"]),
+    "no b2": (lambda: rescale({"optimizer": "rmsprop", "lr": 0.1}, 4), ["b2: missing"]),
+    "betas": (lambda: rescale({**DICT, "betas": (0.9,)}, 4), ["betas: got (0.9,)"]),
+    "twice": (lambda: rescale({"optimizer": "signum", "lr": 0.1, "b1": 0.9, "beta1": 0.9}, 4), ["b1: given twice"]),
+    "beta": (lambda: rescale({**DICT, "betas": (0.9, 1.0)}, 4), ["betas: got 1.0"]),
+    "dampening": (lambda: rescale({"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "dampening": 1}, 4), ["dampening"]),
+    "empty": (lambda: rescale([], 4), ["optimizer: got a list that is empty"]),
+    "group": (lambda: rescale([DICT, {"optimizer": "sgd"}], 4), ["group 1: lr: missing"]),
+    "transformation": (lambda: rescale(sl.FromOptax(lambda lr: __import__("optax").sgd(lr), 0.1), 4), ["hides its"]),
+    "object": (lambda: rescale(3.0, 4), ["optimizer: got float"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "messages"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_with_its_name_and_a_remedy(action, messages):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        action()
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def trained(kind, **options):
+    """A live optimizer that has made some steps on noisy gradients, and its parameters."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.zeros(2000)), torch.nn.Parameter(torch.ones(1500))]
+    optimizer = getattr(torch.optim, kind)([{"params": [p]} for p in parameters], **options)
+    for _ in range(30):
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    return optimizer
+
+
+def test_a_live_adamw_is_changed_in_place_group_by_group():
+    optimizer = trained("AdamW", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, amsgrad=True)
+    optimizer.param_groups[1]["weight_decay"] = 0.0
+    states = list(optimizer.state.values())
+    before = [(s["exp_avg_sq"].clone(), s["max_exp_avg_sq"].clone(), s["exp_avg"].clone()) for s in states]
+    account = sl.torch.rescale(optimizer, 4)
+    assert account.optimizer is optimizer
+    first, second = optimizer.param_groups
+    assert (first["lr"], first["weight_decay"], second["weight_decay"]) == pytest.approx((2e-3, 0.2, 0.0))
+    assert first["betas"] == pytest.approx((0.6, 0.96))
+    assert "optimizer" not in first
+    for state, (v, largest, m) in zip(states, before, strict=True):
+        # All noise: a quarter, up to the error of the mean of 1500 squares, and k = 30 steps of 64 are 7.5 of 256.
+        np.testing.assert_allclose((state["exp_avg_sq"] / v).numpy(), 0.25, rtol=0.1)
+        np.testing.assert_allclose((state["max_exp_avg_sq"] / largest).numpy(), 0.25, rtol=0.1)
+        assert (state["exp_avg"] == m).all()
+        assert float(state["step"]) == pytest.approx(30 * np.log(0.99) / np.log(0.96))
+    optimizer.step()
+    kept = trained("AdamW", lr=1e-3)
+    v = next(iter(kept.state.values()))["exp_avg_sq"].clone()
+    sl.torch.rescale(kept, 2, accumulators="keep")
+    assert (next(iter(kept.state.values()))["exp_avg_sq"] == v).all()
+
+
+def test_adams_l2_is_told_from_adamws_decay_and_a_tensor_lr_stays_a_tensor():
+    torch = pytest.importorskip("torch")
+    rate = torch.tensor(1e-3)
+    optimizer = trained("Adam", lr=rate, betas=(0.9, 0.99), weight_decay=0.1)
+    account = sl.torch.rescale(optimizer, 4)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert any("L2" in r.why for r in account.account)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(2e-3)
+
+
+def test_a_live_sgd_keeps_the_mean_of_gradients_in_its_buffer():
+    """Just after the jump it moves by δη times the same mean."""
+    torch = pytest.importorskip("torch")
+    optimizer = trained("SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=False)
+    buffer = next(iter(optimizer.state.values()))["momentum_buffer"].clone()
+    sl.torch.rescale(optimizer, 4)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == pytest.approx((1.6, 0.6, 1e-4))
+    new = next(iter(optimizer.state.values()))["momentum_buffer"]
+    torch.testing.assert_close(group["lr"] * new, 4 * 0.1 * buffer)
+
+
+def test_a_live_rmsprop_and_a_scheduler():
+    torch = pytest.importorskip("torch")
+    optimizer = trained("RMSprop", lr=1e-3, alpha=0.9, momentum=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0)
+    v = next(iter(optimizer.state.values()))["square_avg"].clone()
+    with pytest.warns(UserWarning, match="base_lrs"):
+        sl.torch.rescale(optimizer, 2, momentum="half-life")
+    group = optimizer.param_groups[0]
+    assert (group["alpha"], group["momentum"], group["lr"]) == pytest.approx((0.81, 0.25, 1e-3 * 2**0.5 * 1.5))
+    assert group["initial_lr"] == group["lr"]
+    torch.testing.assert_close(next(iter(optimizer.state.values()))["square_avg"], v / 2)
+
+
+def test_other_live_optimizers_are_refused_and_a_refusal_changes_nothing():
+    torch = pytest.importorskip("torch")
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    with pytest.raises(TypeError, match="got NAdam"):
+        sl.torch.rescale(torch.optim.NAdam(parameters), 2)
+    with pytest.raises(TypeError, match=r"sdelens\.torch\.rescale"):
+        rescale(torch.optim.AdamW(parameters), 2)
+    optimizer = trained("AdamW", lr=1e-3, betas=(0.9, 0.99))
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match="group 0: batch_ratio: got 16"):
+        sl.torch.rescale(optimizer, 16)
+    assert repr(optimizer.state_dict()) == before
+
+    class Own(torch.optim.AdamW):
+        pass
+
+    own = Own(parameters, lr=1e-3)
+    sl.torch.rescale(own, 4)
+    assert own.param_groups[0]["lr"] == 2e-3
+
+
+def optax_state(make, steps=30, **options):
+    import optax
+
+    tx = optax.chain(optax.clip_by_global_norm(1e9), optax.inject_hyperparams(make)(**options))
+    params = {"w": jnp.zeros(2000)}
+    state = tx.init(params)
+    for k in range(steps):
+        _, state = tx.update({"w": jax.random.normal(jax.random.key(k), (2000,))}, state, params)
+    return state
+
+
+def test_an_optax_state_is_rescaled_as_the_live_optimizer_is():
+    import optax
+
+    options = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+    state = optax_state(optax.adamw, **options)
+    new = rescale(state, 4).optimizer
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    found = {k: float(v) for k, v in new[1].hyperparams.items()}
+    expected = {"learning_rate": 2e-3, "b1": 0.6, "b2": 0.96, "eps": 5e-9, "weight_decay": 0.2}
+    assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-6)
+    old, inner = (s[1].inner_state[0] for s in (state, new))
+    np.testing.assert_allclose(inner.nu["w"] / old.nu["w"], 0.25, rtol=0.1)
+    assert (int(old.count), int(inner.count)) == (30, 7)
+    assert (rescale(state, 4, accumulators="keep").optimizer[1].inner_state[0].nu["w"] == old.nu["w"]).all()
+    assert rescale(state, 10).optimizer[1].hyperparams["b1"] == 0  # float32's 0.9 is 0.9
+    momentum = optax_state(optax.sgd, learning_rate=0.1, momentum=0.9)
+    new = rescale(momentum, 2).optimizer[1]
+    assert float(new.hyperparams["learning_rate"]) == pytest.approx(0.4)
+    old, inner = (jax.tree.leaves(s.inner_state)[0] for s in (momentum[1], new))
+    np.testing.assert_allclose(inner, old / 2, rtol=1e-6)
+
+
+def test_optax_states_without_numbers_or_with_schedules_are_refused():
+    import optax
+
+    with pytest.raises(ValueError, match="holds no hyperparameters"):
+        rescale(optax.adam(1e-3).init({"w": jnp.zeros(2)}), 2)
+    with pytest.raises(ValueError, match="comes from a schedule"):
+        rescale(optax_state(optax.adamw, learning_rate=optax.cosine_decay_schedule(0.1, 10), steps=1), 2)
+    with pytest.raises(ValueError, match="tells which optimizer"):
+        rescale(optax_state(optax.sgd, learning_rate=0.1, steps=1), 2)
+    with pytest.raises(ValueError, match="b1, b2 of lion is not among"):
+        rescale(optax_state(lambda learning_rate: optax.lion(learning_rate), learning_rate=0.1, steps=1), 2)
