@@ -45,6 +45,7 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "empirical": {"color": "#56B4E9", "linestyle": (0, (2, 2))},
     "prediction": {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
     "logged": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},
+    "rescaled": {"color": "#0072B2", "linestyle": (0, (5, 2))},
 }
 _BOUNDS: Final[list[dict[str, Any]]] = [
     {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2},
@@ -116,7 +117,7 @@ def plot_losses(
             _plot_differences(bottom, dataset, models, reference, looks, scale)
             relative = "difference (%)" if height is None else "difference\n(% of height)"
             bottom.set_ylabel(relative)
-        bottom.set_xlabel("time  $t = k\\eta$")
+        bottom.set_xlabel(dataset.attrs.get("clock", "time  $t = k\\eta$"))
         top.set_title(_title(dataset), loc="left")
         figure.align_ylabels()
     plt.close(figure)

@@ -1,10 +1,8 @@
 """Scaling rules: every hyperparameter when the batch size changes, with an account of what was done and assumed.
 
-Nothing here needs JAX until a specification or an optax state is given.
+Nothing here needs JAX until a specification or an optax state is given, or a rule is verified by simulation.
 """
 
-from sdelens.scaling._account import Rescaled
-from sdelens.scaling._rescale import rescale
-from sdelens.scaling._rules import RULES
+import lazy_loader
 
-__all__ = ["RULES", "Rescaled", "rescale"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

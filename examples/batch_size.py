@@ -1,0 +1,88 @@
+"""What a change of batch size does to AdamW, under the full square-root rule and without each of its parts.
+
+    python examples/batch_size.py                       # a quadratic, where noise dominates from the start
+    python examples/batch_size.py --signal 5            # the same from farther away, where the gradient dominates
+    python examples/batch_size.py --problem digits      # a network with real mini-batches of 16, 64 and 256
+
+Every run sees equally many samples. Tables, figures and data go to the folder of --out.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+import numpy as np
+
+import sdelens as sl
+from sdelens.report import claim_folder
+
+CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
+NETWORK = dict(dataset="digits", width=32, depth=1)
+
+
+def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
+    """The full rule, what is left of it without each of its parts, and other rules in use."""
+    full = sl.scaling.rescale(optimizer, ratio).optimizer
+    held = {name: getattr(optimizer, name) for name in ("lr", "weight_decay", "b1", "b2")}
+    return {
+        "full rule": full,
+        "lr as it was": dataclasses.replace(full, lr=held["lr"]),
+        "decay as it was": dataclasses.replace(full, weight_decay=held["weight_decay"]),
+        "b1, b2 as they were": dataclasses.replace(full, b1=held["b1"], b2=held["b2"]),
+        "(1 - b)/lr held": sl.scaling.rescale(optimizer, ratio, momentum="time").optimizer,
+        "lr x ratio": dataclasses.replace(full, lr=held["lr"] * ratio),
+        "lr x ratio, decay as it was": dataclasses.replace(
+            full, lr=held["lr"] * ratio, weight_decay=held["weight_decay"]
+        ),
+        "nothing but the steps": optimizer,
+    }
+
+
+def main() -> None:
+    """Run the comparisons, print the tables and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problem", choices=["quadratic", "digits"], default="quadratic")
+    parser.add_argument("--ratios", default="4,16", help="comma-separated (default 4,16)")
+    parser.add_argument(
+        "--signal", type=float, default=0.5, help="|gradient|/noise at the start and the larger batch (quadratic)"
+    )
+    parser.add_argument("--steps", type=int, help="at the smaller batch (default: 6000, and 1600 for digits)")
+    parser.add_argument("--paths", type=int, help="default: 4096, and 64 for digits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="batch-size", help="folder to write (default: batch-size)")
+    given = parser.parse_args()
+    begin = time.perf_counter()
+    with claim_folder(given.out, overwrite=True) as folder:
+        for ratio in (float(r) for r in given.ratios.split(",")):
+            if given.problem == "quadratic":
+                optimizer = sl.AdamW(0.002, b1=0.98, b2=0.998, weight_decay=0.5)
+                problem = sl.Quadratic(CURVATURE, start=given.signal / np.sqrt(ratio) / CURVATURE)
+                noise, steps, paths = sl.GaussianNoise(1.0), 6000, 4096
+            else:
+                optimizer = sl.AdamW(1e-3, b1=0.95, b2=0.99, weight_decay=0.1)
+                problem, noise, steps, paths = sl.network("mlp", **NETWORK), sl.MinibatchNoise(16), 1600, 64
+            found = sl.scaling.verify(
+                problem,
+                noise,
+                optimizer,
+                ratio,
+                variants(optimizer, ratio),
+                steps=given.steps or steps,
+                paths=given.paths or paths,
+                seed=given.seed,
+            )
+            print(found, flush=True)
+            stem = folder / f"{given.problem}-{ratio:g}"
+            found.plot(stem.with_suffix(".png"))
+            found.agreement().to_csv(stem.with_suffix(".csv"))
+            found.result.save(stem.with_suffix(".nc"))
+    print(f"\n{time.perf_counter() - begin:.0f} s in all. Figures, tables and data: {given.out}/")
+
+
+if __name__ == "__main__":
+    main()

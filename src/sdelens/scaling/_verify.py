@@ -1,0 +1,251 @@
+"""Both batch sizes simulated, and their losses compared at equal numbers of samples."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdelens import _check
+from sdelens._names import noise_label, optimizer_label, problem_label
+from sdelens._output import text_table
+from sdelens.experiment import simulate
+from sdelens.noise import AbstractNoise, DistributedNoise
+from sdelens.optimizers import Optimizer
+from sdelens.problems import AbstractProblem
+from sdelens.result import Result
+from sdelens.scaling._rescale import rescale
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Verification", "verify"]
+
+SOURCE = "batch × 1"
+"""Label of the run at the batch size that was given."""
+_LARGEST = 64
+_RECORDS = 100
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Two batch sizes side by side.
+
+    Attributes:
+        result: the losses on one clock, the steps of the run at the batch size given: the models are ``"batch × 1"``
+            and one per rescaled optimizer.
+        optimizers: the optimizer of each model.
+        batch_ratio: δ.
+        expected: for each rescaled optimizer that the square-root rule made, the path-wise error that the
+            signal-to-noise ratio at the start lets expect; None where that says nothing.
+    """
+
+    result: Result
+    optimizers: dict[str, Optimizer]
+    batch_ratio: float
+
+    def agreement(self, confidence: float = 0.99) -> "pd.DataFrame":
+        """How well every rescaled run agrees with the run it was made from, at equal numbers of samples.
+
+        Columns:
+
+        - ``path_error, path_lower, path_upper``: relative L2 distance of the mean-loss curves, as
+          `Result.errors`, with one-sided limits;
+        - ``asymptotic_ratio, asymptotic_lower, asymptotic_upper``: mean loss less its infimum (less the smallest mean
+          loss where that is not known, relative to the height of the whole curve) over the last third, relative;
+        - ``spread, spread_lower, spread_upper``: standard deviation over paths, relative, averaged over time.
+
+        Args:
+            confidence: one-sided confidence of each limit, in (0.5, 1).
+
+        Raises:
+            ValueError: if `confidence` is not in (0.5, 1).
+        """
+        errors = self.result.errors(SOURCE, confidence)
+        frame = errors[["error", "lower", "upper"]].add_prefix("path_")
+        for ours, theirs in (("ratio", "late_shift"), ("lower", "late_shift_lower"), ("upper", "late_shift_upper")):
+            frame[f"asymptotic_{ours}"] = 1 + errors[theirs]
+        return frame.join(errors[["spread", "spread_lower", "spread_upper", "diverged"]])
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """Mean losses against samples, and their relative difference below; saved if `path` is given.
+
+        Raises:
+            ValueError: if the ending of `path` is not one matplotlib writes.
+        """
+        return self.result.plot(path, reference=SOURCE)
+
+    def __str__(self) -> str:
+        info = self.result.info
+        title = (
+            f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, {noise_label(info['noise'])} "
+            f"noise: batch × 1 against × {self.batch_ratio:g}, {info['run']['steps']} and "
+            f"{_whole(info['run']['steps'] / self.batch_ratio)} steps, {info['run']['paths']} paths"
+        )
+        final, rows = self.result.dataset.isel(step=-1), []
+        frame: dict[Any, Any] = self.agreement().to_dict("index")
+        for model in self.result.models:
+            here = final.sel(model=model)
+            row = frame.get(model)
+            cells = [model, _numbers(self.optimizers[model]), f"{float(here.loss_mean):.4g} ± {float(here.loss_sem):.1g}"]
+            if row is None:
+                rows.append([*cells, "-", "-", "-"])
+                continue
+            path = _range(row, "path", lambda v: f"{100 * v:.2g} %", "error")
+            late = _range(row, "asymptotic", lambda v: f"{v:.3f}", "ratio")
+            rows.append([*cells, path, late, f"{row['spread']:.2f}" if np.isfinite(row["spread"]) else "-"])
+        head = ["run", "optimizer", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
+        floor = "" if np.isfinite(float(self.result.dataset.attrs["infimum"])) else " (height of the curve: no infimum)"
+        note = (
+            "At equal numbers of samples. path-wise error: relative L2 distance of the mean losses, Monte-Carlo noise "
+            f"removed; asymptotic ratio: of the mean losses over the last third{floor}; both with 99 % limits on each "
+            "side; spread: standard deviation over paths, relative."
+        )
+        return "\n".join([title, "", *text_table(head, rows), "", note])
+
+    __repr__ = __str__
+
+
+def verify(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    batch_ratio: float,
+    rescaled: Optimizer | Mapping[str, Optimizer] | None = None,
+    *,
+    steps: int,
+    rule: str | None = None,
+    momentum: str | None = None,
+    paths: int = 1024,
+    seed: int = 0,
+    record_every: int | None = None,
+    model: str = "optimizer",
+    **options: Any,
+) -> Verification:
+    r"""Simulate an optimizer and what a rule makes of it at δ times the batch size, and compare at equal samples.
+
+    The run at batch × 1 takes n = `steps` steps with the noise given, the other n/δ steps with
+    ``noise.at_batch_ratio(δ)``: Σ/δ, mini-batches δ times as large, or, for laws whose means have no name, the mean of
+    δ draws themselves. Step k of the former and step k/δ of the latter have seen equally many samples.
+
+    Args:
+        problem: what is minimised.
+        noise: law of the gradient noise at the batch size of `optimizer`.
+        optimizer: specification at that batch size.
+        batch_ratio: δ > 0, a ratio of whole numbers of at most 64.
+        rescaled: what to run at the other batch size: a specification, or several by a label each, for example a rule
+            and what each omission makes of it; by default ``rescale(optimizer, batch_ratio, rule, momentum=momentum)``.
+        steps: optimizer steps at batch × 1; rounded up to where both runs have seen equally many samples.
+        rule: as in `rescale`.
+        momentum: as in `rescale`.
+        paths: independent paths of each run.
+        seed: seed of all randomness; the runs are independent.
+        record_every: steps of the run at batch × 1 between records, rounded to where both have seen equally many;
+            by default about a hundredth of the run.
+        model: ``"optimizer"``, the real one, or one of its SDEs.
+        options: further options of `simulate`, for all runs.
+
+    Returns:
+        A `Verification`; printed, it is the table.
+
+    Raises:
+        ValueError, TypeError: naming the argument; those of `rescale` if it refuses.
+    """
+    ratio = _ratio(batch_ratio)
+    targets = _targets(optimizer, batch_ratio, rescaled, rule, momentum)
+    larger = _at_ratio(noise, ratio)
+    steps = _check.at_least("steps", steps, 2)
+    wanted = steps // _RECORDS if record_every is None else _check.at_least("record_every", record_every, 1)
+    stride = max(1, round(wanted / ratio.numerator))
+    every = stride * ratio.numerator
+    rounds = math.ceil(steps / every)
+    if rounds < 2:
+        raise ValueError(
+            f"steps: got {steps}; at a batch ratio of {ratio} both runs are recorded every {every} of them, so that at "
+            f"least {2 * every} are needed."
+        )
+    common = {**options, "model": model, "paths": paths}
+    source = simulate(problem, noise, optimizer, steps=rounds * every, record_every=every, seed=seed, **common)
+    joined = _labelled(source, SOURCE, source, "optimizer")
+    for i, (label, target) in enumerate(targets.items(), 1):
+        theirs = stride * ratio.denominator
+        run = simulate(problem, larger, target, steps=rounds * theirs, record_every=theirs, seed=seed + i, **common)
+        joined = joined.merge(_labelled(run, label, source, "rescaled"))
+    return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio))
+
+
+def _ratio(batch_ratio: Any) -> Fraction:
+    given = _check.positive("batch_ratio", batch_ratio)
+    ratio = Fraction(given).limit_denominator(_LARGEST)
+    if ratio == 0 or abs(float(ratio) / given - 1) > 1e-9:
+        raise ValueError(
+            f"batch_ratio: got {given:g}; to compare runs at equal samples give a ratio of whole numbers with a "
+            f"denominator of at most {_LARGEST}, for example {max(ratio, Fraction(1, _LARGEST))}."
+        )
+    return ratio
+
+
+def _targets(
+    optimizer: Optimizer, batch_ratio: float, rescaled: Any, rule: str | None, momentum: str | None
+) -> dict[str, Optimizer]:
+    default = f"batch × {float(batch_ratio):g}"
+    if rescaled is None:
+        return {default: rescale(optimizer, batch_ratio, rule, momentum=momentum).optimizer}
+    if rule is not None or momentum is not None:
+        raise ValueError("rule, momentum: are for the default of `rescaled`; leave them out beside it.")
+    named = dict(rescaled) if isinstance(rescaled, Mapping) else {default: rescaled}
+    if not named:
+        raise ValueError("rescaled: is empty; give an optimizer, or some by a label each.")
+    for label, given in named.items():
+        if not isinstance(label, str) or not label or label == SOURCE:
+            raise ValueError(f"rescaled: got the label {label!r}; give words other than {SOURCE!r}.")
+        if not isinstance(given, Optimizer):
+            raise TypeError(f"rescaled[{label!r}]: got {type(given).__name__}; give a specification, as sl.AdamW(0.01).")
+    return named
+
+
+def _at_ratio(noise: Any, ratio: Fraction) -> AbstractNoise:
+    """The noise at δ times the batch, by its law or as the mean of δ draws."""
+    if not isinstance(noise, AbstractNoise):
+        raise TypeError(f"noise: got {type(noise).__name__}; give a law of the noise, as sl.GaussianNoise(1.0).")
+    try:
+        return noise.at_batch_ratio(float(ratio))
+    except ValueError:
+        if ratio.denominator > 1 or ratio <= 1 or isinstance(noise, DistributedNoise):
+            raise
+        return DistributedNoise(noise, workers=ratio.numerator)
+
+
+def _labelled(run: Result, label: str, source: Result, kind: str) -> Result:
+    """The run as a model of `source`'s experiment, on its clock."""
+    (own,) = run.models
+    steps = source.dataset.step.values
+    settings = {**run.settings[own], "model": kind, "stream": label}
+    dataset = run.dataset.assign_coords(model=[label], step=steps, time=("step", steps.astype(float)))
+    return Result(
+        dataset.assign_attrs({**source.dataset.attrs, "models": json.dumps({label: settings}), "clock": _CLOCK})
+    )
+
+
+_CLOCK = "samples, in steps at batch × 1"
+
+
+def _numbers(optimizer: Optimizer) -> str:
+    said = {k: v for k, v in optimizer.describe().items() if isinstance(v, float) and (k == "lr" or v)}
+    return ", ".join(f"{k} {v:.4g}" for k, v in said.items() if k != "eps")
+
+
+def _range(row: dict[Any, Any], name: str, written: Any, value: str) -> str:
+    found, low, high = row[f"{name}_{value}"], row[f"{name}_lower"], row[f"{name}_upper"]
+    if not np.isfinite(found):
+        return "diverged" if row["diverged"] else "-"
+    return f"{written(found)} ({written(low)} – {written(high)})" if np.isfinite(high) else written(found)
+
+
+def _whole(value: float) -> int:
+    return round(value)
