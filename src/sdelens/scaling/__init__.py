@@ -4,7 +4,8 @@ Nothing here needs JAX until a specification or an optax state is given.
 """
 
 from sdelens.scaling._account import Rescaled
+from sdelens.scaling._ramp import Ramp, ramp
 from sdelens.scaling._rescale import rescale
 from sdelens.scaling._rules import RULES
 
-__all__ = ["RULES", "Rescaled", "rescale"]
+__all__ = ["RULES", "Ramp", "Rescaled", "ramp", "rescale"]

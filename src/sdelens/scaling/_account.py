@@ -84,7 +84,9 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
             "The noise under the sign is normal and m has settled. Mean sign per sample is kept; the long-run noise is "
             "kept to first order in 1 − β."
         )
-    short = [f"{name} = {beta:.4g}" for name, beta in new.memories.items() if 0 < beta < 0.7 and beta != old.memories[name]]
+    short = [
+        f"{name} = {beta:.4g}" for name, beta in new.memories.items() if 0 < beta < 0.7 and beta != old.memories[name]
+    ]
     if short:
         said.append(
             f"{', '.join(short)}: a memory of about {1 / (1 - min(b for b in new.memories.values() if b > 0)):.1f} "

@@ -66,14 +66,16 @@ def check_legal(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum:
     forgets = 1 - numbers.memories[name]
     factor = float(ratio) ** power
     listed = ", ".join(f"{limit:g} by {key} = {numbers.memories[key]:g}" for key, limit in sorted(limits.items()))
-    ways = [f"momentum='half-life' ({name} to the power {float(ratio):g}, {numbers.memories[name] ** float(ratio):.3g})"]
+    ways = [
+        f"momentum='half-life' ({name} to the power {float(ratio):g}, {numbers.memories[name] ** float(ratio):.3g})"
+    ]
     if momentum == "samples" and rule.lr is not None and float(ratio) ** rule.lr * forgets <= 1:
         ways.append(f"momentum='time' (1 − {name} times {float(ratio) ** rule.lr:g}, as lr)")
     ways.append("momentum='fixed'")
     raise ValueError(
         f"batch_ratio: got {float(ratio):g}, at which 1 − {name} = {factor:g} × {forgets:.6g} = {factor * forgets:.4g} "
-        f"exceeds 1, so that {name} would be negative. Largest legal ratio: {min(limits.values()):g} (limits: {listed}). "
-        f"Ways out: {'; '.join(ways)}; or a ratio of at most {min(limits.values()):g}, at once or by a ramp "
+        f"exceeds 1, so that {name} would be negative. Largest legal ratio: {min(limits.values()):g} ({listed})."
+        f" Ways out: {'; '.join(ways)}; or a ratio of at most {min(limits.values()):g}, at once or by a ramp "
         "(sl.scaling.ramp)."
     )
 
@@ -108,7 +110,10 @@ def scaled(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum: str)
         accumulator=_times(numbers.accumulator, delta**power),
         weight_decay=numbers.weight_decay * decay,
     )
-    return new, [*_rate_rows(numbers, new, rate, rule), *_other_rows(numbers, new, rule, momentum, rate / delta if numbers.decay == "coupled" else 1 / delta)]
+    return new, [
+        *_rate_rows(numbers, new, rate, rule),
+        *_other_rows(numbers, new, rule, momentum, rate / delta if numbers.decay == "coupled" else 1 / delta),
+    ]
 
 
 def _rate_rows(old: Hyperparameters, new: Hyperparameters, rate: float, rule: Rule) -> list[Row]:
@@ -149,13 +154,12 @@ def _other_rows(old: Hyperparameters, new: Hyperparameters, rule: Rule, momentum
     }[regime_of(rule, old.family)]
     if old.family == "adagrad" and rule.regime:
         squares = f"as the sum of squares, over 1/δ as many steps: {squares}"
-    for name, before, after in (
+    small = (
         ("eps", old.eps, new.eps),
         ("eps_root", old.eps_root, new.eps_root),
         ("initial_accumulator", old.accumulator, new.accumulator),
-    ):
-        if before is not None and after is not None:
-            rows.append(row(name, before, after, squares))
+    )
+    rows += [row(name, a, b, squares) for name, a, b in small if a is not None and b is not None]
     if old.weight_decay > 0:
         rows.append(row("weight_decay", old.weight_decay, new.weight_decay, _decay_reason(old, rule, strength)))
     return rows

@@ -168,9 +168,7 @@ def _named(given: Mapping[str, Any]) -> str:
     raise ValueError(f"optimizer: the dict does not name one; add the key 'optimizer', one of {listed}.")
 
 
-def _collected(
-    given: Mapping[str, Any], family: str
-) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
+def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
     """Where each number stands, and its value, by our names.
 
     Raises:
@@ -225,7 +223,7 @@ def _record(name: str, family: str, lr: float, values: dict[str, float], decay: 
     Raises:
         ValueError: naming a number that is missing.
     """
-    memories = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
+    memories: dict[str, float] = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
     if family in ("momentum", "signum") and not memories:
         raise ValueError(f"b1: missing; {name} needs it.")
     if family == "rmspropw" and not {"b2", "alpha"} & memories.keys():

@@ -79,7 +79,7 @@ def rescale(
     """
     ratio = ratio_of(batch_ratio)
     readings, join = read(optimizer, decay, float(ratio), _check.choice("accumulators", accumulators, ACCUMULATORS))
-    options = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    options: dict[str, Any] = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
     return rescale_readings(readings, join, ratio, rule, momentum, **options)[0]
 
 
@@ -89,12 +89,16 @@ def ratio_of(value: Any) -> Fraction:
     Raises:
         ValueError, TypeError: if it is not a number greater than 0.
     """
-    return Fraction(value) if isinstance(value, Fraction | int) and not isinstance(value, bool) and value > 0 else (
-        Fraction(repr(float(_check.positive("batch_ratio", value))))
+    return (
+        Fraction(value)
+        if isinstance(value, Fraction | int) and not isinstance(value, bool) and value > 0
+        else (Fraction(repr(float(_check.positive("batch_ratio", value)))))
     )
 
 
-def read(optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep") -> tuple[list[Reading], Any]:
+def read(
+    optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep"
+) -> tuple[list[Reading], Any]:
     """The readings of all groups, and the function that joins what was written of them.
 
     Raises:
@@ -161,7 +165,9 @@ def rescale_readings(
     clip_norm: float | None = None,
 ) -> tuple[Rescaled, list[Hyperparameters]]:
     """`Rescaled` from what was read, and the new records."""
-    written, rows, said, names, records = [], [], [], [], []
+    written, records, names = [], [], []
+    rows: list[Row] = []
+    said: list[str] = []
     delta = float(ratio)
     for i, reading in enumerate(readings):
         group = i if len(readings) > 1 else None
