@@ -307,7 +307,7 @@ BAD = {
     "dampening": (lambda: rescale({"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "dampening": 1}, 4), ["dampening"]),
     "empty": (lambda: rescale([], 4), ["optimizer: got a list that is empty"]),
     "group": (lambda: rescale([DICT, {"optimizer": "sgd"}], 4), ["group 1: lr: missing"]),
-    "transformation": (lambda: rescale(sl.FromOptax(lambda lr: optax.sgd(lr), 0.1), 4), ["hides its"]),
+    "transformation": (lambda: rescale(sl.FromOptax(optax.sgd, 0.1), 4), ["hides its"]),
     "object": (lambda: rescale(3.0, 4), ["optimizer: got float"]),
 }  # fmt: skip
 
@@ -355,6 +355,42 @@ def test_a_live_adamw_is_changed_in_place_group_by_group():
     v = next(iter(kept.state.values()))["exp_avg_sq"].clone()
     sl.torch.rescale(kept, 2, accumulators="keep")
     assert (next(iter(kept.state.values()))["exp_avg_sq"] == v).all()
+
+
+def test_after_a_jump_a_live_adamw_at_rest_stays_at_rest_and_with_kept_accumulators_does_not():
+    """On ½x² under N(0, 1) noise, 20 000 independent coordinates: the mean loss over as many samples after the jump.
+
+    Over the 400 steps that follow and over the 100 larger ones, in standard errors of the mean over coordinates; the
+    limit of 5 is one false alarm in 1.7 million. What is left, to first order in ηk and 1 − β, is below 3 %.
+    """
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+
+    def run(optimizer, x, steps, batch):
+        total = torch.zeros_like(x)
+        for _ in range(steps):
+            x.grad = x.detach() + torch.randn_like(x) / batch**0.5
+            optimizer.step()
+            total += 0.5 * x.detach() ** 2
+        return total / steps
+
+    def begin(count):
+        torch.manual_seed(count)
+        x = torch.nn.Parameter(0.05 * torch.randn(20_000))
+        optimizer = torch.optim.AdamW([x], lr=0.005, betas=(0.97, 0.99), weight_decay=0.5)
+        run(optimizer, x, 1000, 1)
+        return optimizer, x
+
+    reference = run(*begin(0), 400, 1)
+    found = {}
+    for number, how in enumerate(("scale", "keep")):
+        optimizer, x = begin(1 + number)
+        sl.torch.rescale(optimizer, 4, accumulators=how)
+        found[how] = run(optimizer, x, 100, 4)
+    mean = float(reference.mean())
+    sem = float(reference.std()) * (2 / 20_000) ** 0.5
+    assert abs(float(found["scale"].mean()) - mean) < 5 * sem + 0.03 * mean
+    assert float(found["keep"].mean()) < mean - 5 * sem - 0.06 * mean
 
 
 def test_adams_l2_is_told_from_adamws_decay_and_a_tensor_lr_stays_a_tensor():
@@ -574,14 +610,14 @@ def test_the_shell_prints_code_that_runs_and_is_the_rescaled_optimizer(name):
     numbers = json.loads(shell(*base, "--format", "json").output)
     assert numbers["steps"] == 500
     made = {}
-    exec(shell(*base, "--format", "optax").output, made)  # noqa: S102
+    exec(shell(*base, "--format", "optax").output, made)
     gradients = [jnp.asarray([0.3, -0.2, 0.1]) * (k + 1) / 10 for k in range(5)]
     found = first_updates(made["optimizer"], gradients)
     if name in IN_TORCH:
         torch = pytest.importorskip("torch")
         parameter = torch.nn.Parameter(torch.ones(3))
         scope = {"model": torch.nn.ParameterList([parameter])}
-        exec(shell(*base, "--format", "torch").output, scope)  # noqa: S102
+        exec(shell(*base, "--format", "torch").output, scope)
         for gradient in gradients:
             parameter.grad = torch.tensor(np.asarray(gradient))
             scope["optimizer"].step()
