@@ -120,7 +120,7 @@ def _rate_rows(old: Hyperparameters, new: Hyperparameters, rate: float, rule: Ru
     why = {
         "sqrt": "√δ: noise dominates, so a step moves x by η√B ∇f/σ and adds variance η²; 1/δ as many keep both",
         "malladi2022": "√δ, the square-root scaling rule of Malladi et al. 2022",
-        "sqrt-lr": "√δ: the variance of updates per sample, nη²/B · B, is kept",
+        "sqrt-lr": "√δ: the variance of one update of SGD, η²σ²/B, is kept",
         "linear": "δ: 1/δ as many steps go as far along the gradient",
         "goyal2017": "δ, the linear scaling rule of Goyal et al. 2017",
         "sign-momentum": "√δ times the change of the spread of what is under the sign, in units of σ/√B: the mean sign "
@@ -129,7 +129,7 @@ def _rate_rows(old: Hyperparameters, new: Hyperparameters, rate: float, rule: Ru
         "by its root",
     }.get(rule.name, "left alone by this rule")
     if old.family in ("sgd", "momentum") and rule.name == "sqrt":
-        why = "√δ, as asked; SGD's drift per sample is then 1/√δ of what it was, and its noise is kept"
+        why = "√δ, as asked; SGD's drift per sample is then 1/√δ of what it was, and the variance of its noise 1/δ"
     if old.undamped is not None:
         why += (
             f"; the buffer is a sum of gradients, not a mean, so that the rate in effect is lr/(1 − {old.undamped}), "

@@ -163,7 +163,7 @@ def ramp(
         >>> import sdelens as sl
         >>> run = sl.scaling.ramp(sl.AdamW(lr=1e-3, b1=0.95), [(0, 256), (100_000, 512), (300_000, 1024)], samples=1e6)
         >>> run.steps, run.at(1000)["batch_size"], round(run.at(1000)["b1"], 6)
-        (1465, 1024, 0.8)
+        (1466, 1024, 0.8)
     """
     _check.choice("unit", unit, _UNITS)
     if (samples is None) == (steps is None):

@@ -118,7 +118,8 @@ _RULES: Final = (
         "fixed",
         False,
         (),
-        "the variance of SGD's updates per sample; the learning rate alone moves, β, ε and θ do not",
+        "the variance of one update of SGD, and of sign and adaptive optimizers where noise dominates drift and noise "
+        "beyond their memories, but not decay; the learning rate alone moves",
         "the argument of Krizhevsky 2014 (arXiv 1404.5997) and Hoffer et al. 2017 (arXiv 1705.08741); for LAMB You et "
         "al. 2020 (arXiv 1904.00962)",
     ),
