@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import sdelens as sl
+from sdelens import _names
 from sdelens.cli import app
 from sdelens.optimizers import State
 from sdelens.scaling import RULES, rescale
@@ -37,6 +38,10 @@ DICT = {"optimizer": "adamw", "lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "we
 
 def numbers(spec):
     return {f.name: v for f in dataclasses.fields(spec) if isinstance(v := getattr(spec, f.name), float)}
+
+
+def test_every_rule_has_its_line_of_help():
+    assert list(RULES) == list(_names.SCALING_RULES)
 
 
 def options(spec):

@@ -3,12 +3,12 @@
 from typing import Any, Final
 
 from sdelens import _check
+from sdelens._names import CODE_FORMATS, SCALED
 from sdelens.scaling import rescale
-from sdelens.scaling._code import FORMATS, as_code
+from sdelens.scaling._code import as_code
 
-__all__ = ["FORMATS", "OPTIMIZERS", "scale"]
+__all__ = ["scale"]
 
-OPTIMIZERS: Final = ("adamw", "adam", "rmspropw", "rmsprop", "sgd", "momentum", "signsgd", "signum", "lion", "adagrad")
 _DEFAULTS: Final = {
     "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
     "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
@@ -37,14 +37,14 @@ def scale(
         batch: batch size of the numbers.
         to: batch size wanted.
         given: the numbers that were given; None for those that were not.
-        form: one of FORMATS.
+        form: one of CODE_FORMATS.
         **options: of `rescale`.
 
     Raises:
         ValueError: naming what is wrong, or which number the optimizer does not take.
     """
-    name = _check.choice("optimizer", optimizer.lower(), OPTIMIZERS)
-    _check.choice("format", form, FORMATS)
+    name = _check.choice("optimizer", optimizer.lower(), SCALED)
+    _check.choice("format", form, CODE_FORMATS)
     ratio = _check.positive("to", to) / _check.positive("batch", batch)
     numbers = {key: value for key, value in given.items() if value is not None}
     numbers = {"optimizer": name, **_DEFAULTS.get(name, {}), **numbers}

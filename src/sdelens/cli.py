@@ -14,9 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sdelens import _names, _scale
+from sdelens import _names
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
-from sdelens.scaling import _rules
 
 __all__ = ["app"]
 
@@ -279,7 +278,7 @@ def order(
 
 @app.command()
 def scale(
-    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(_scale.OPTIMIZERS)}.")],
+    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(_names.SCALED)}.")],
     lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
     batch: Annotated[float, typer.Option(help="The old batch size, for which the numbers are.")],
     to: Annotated[float, typer.Option(help="The new batch size.")],
@@ -303,13 +302,16 @@ def scale(
     warmup: Annotated[int | None, typer.Option(help="Its warm-up steps.")] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Norm at which gradients are clipped.")] = None,
     rule: Annotated[
-        str | None, typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {', '.join(_rules.RULES)}.")
+        str | None,
+        typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(_names.SCALING_RULES)}"),
     ] = None,
-    momentum: Annotated[str | None, typer.Option(help=f"What becomes of decays β. {listing(_rules.MOMENTA)}")] = None,
-    form: Annotated[str, typer.Option("--format", help=listing(_scale.FORMATS))] = "table",
+    momentum: Annotated[str | None, typer.Option(help=f"What becomes of decays β. {listing(_names.MOMENTA)}")] = None,
+    form: Annotated[str, typer.Option("--format", help=listing(_names.CODE_FORMATS))] = "table",
 ) -> None:
     """Carry an optimizer's hyperparameters from one batch size to another, and say what was assumed."""
     with _reported():
+        from sdelens import _scale
+
         given: dict[str, Any] = {
             "lr": lr,
             "b1": b1,

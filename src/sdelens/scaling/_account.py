@@ -105,7 +105,7 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
         said.append(
             "A run that goes on from a checkpoint keeps accumulators of the old batch for about 1/(1 − β) steps, and "
             "Adam's bias correction counts steps, not samples: it matters within the first 1/(1 − b2) steps "
-            "(sdelens.torch.rescale and optax states take care of both the count and, if asked, the accumulators)."
+            "(sdelens.torch.rescale and optax states take care of both)."
         )
     return said
 

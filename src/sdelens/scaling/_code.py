@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from sdelens import _check
+from sdelens._names import CODE_FORMATS
 from sdelens.scaling._account import Rescaled
 from sdelens.scaling._hyperparameters import L2, Hyperparameters, read_dict
 
-__all__ = ["FORMATS", "as_code"]
-
-FORMATS: Final = {"table": "with reasons", "json": "numbers", "torch": "code", "optax": "code"}
+__all__ = ["as_code"]
 
 
 def as_code(rescaled: Rescaled, form: str) -> str:
@@ -25,7 +24,7 @@ def as_code(rescaled: Rescaled, form: str) -> str:
     Raises:
         ValueError: if the library has no such optimizer, or nothing of the kind was asked for.
     """
-    _check.choice("format", form, [f for f in FORMATS if f != "table"])
+    _check.choice("format", form, [f for f in CODE_FORMATS if f != "table"])
     counts = {"steps": rescaled.steps, "warmup": rescaled.warmup, "clip_norm": rescaled.clip_norm}
     counts = {name: value for name, value in counts.items() if value is not None}
     if form == "json":

@@ -5,8 +5,9 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sdelens._names import MOMENTA
 from sdelens.scaling._hyperparameters import L2, Hyperparameters
-from sdelens.scaling._rules import ADAPTIVE, MOMENTA, Rule
+from sdelens.scaling._rules import ADAPTIVE, Rule
 
 __all__ = ["Row", "check_legal", "rate_factor", "regime_of", "scaled"]
 
@@ -175,6 +176,8 @@ def _decay_reason(old: Hyperparameters, rule: Rule, strength: float) -> str:
         )
     if rule.decay:
         return "δ: it is not multiplied by lr, and nθ, the decay per sample, is kept"
+    if math.isclose(strength, 1):
+        return "left alone by this rule, which here keeps the decay per sample"
     return f"left alone by this rule: per sample decay acts {strength:.4g} times as strongly"
 
 

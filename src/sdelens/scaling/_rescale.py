@@ -7,11 +7,12 @@ from fractions import Fraction
 from typing import Any
 
 from sdelens import _check
+from sdelens._names import MOMENTA
 from sdelens.scaling._account import Rescaled, assumptions
 from sdelens.scaling._factors import Row, regime_of, row, scaled
 from sdelens.scaling._hyperparameters import L2, Hyperparameters, Reading, read_dict
 from sdelens.scaling._memory import ACCUMULATORS
-from sdelens.scaling._rules import DEFAULTS, MOMENTA, RULES, Rule
+from sdelens.scaling._rules import DEFAULTS, RULES, Rule
 
 __all__ = ["chosen", "ratio_of", "read", "rescale", "rescale_readings"]
 
