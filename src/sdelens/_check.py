@@ -113,11 +113,8 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:
     """Return the name of a floating type, given by name or as such, if it is one of `known` and JAX has it."""
     found = choice(name, getattr(value, "__name__", value), known)  # jnp.bfloat16 is a class
-    if found != "float64":
-        return found
-    import jax
-
-    if not jax.config.read("jax_enable_x64"):
+    jax = sys.modules.get("jax")
+    if found == "float64" and jax is not None and not jax.config.read("jax_enable_x64"):
         raise ValueError(f"{name}: float64 is off in JAX; jax.config.update('jax_enable_x64', True) switches it on.")
     return found
 

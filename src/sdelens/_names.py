@@ -9,6 +9,7 @@ __all__ = [
     "BATCH_COVARIANCES",
     "BATCH_SIGNS",
     "BIAS_CORRECTIONS",
+    "CODE_FORMATS",
     "COEFFICIENTS",
     "COMPRESSIONS",
     "DATASETS",
@@ -18,6 +19,7 @@ __all__ = [
     "INCREMENTS",
     "INTEGRATORS",
     "MODELS",
+    "MOMENTA",
     "NETWORKS",
     "NOISES",
     "OBSERVABLES",
@@ -25,6 +27,8 @@ __all__ = [
     "OPTAX",
     "OPTIMIZERS",
     "PROBLEMS",
+    "SCALED",
+    "SCALING_RULES",
     "SCHEDULES",
     "noise_label",
     "optimizer_label",
@@ -121,6 +125,28 @@ DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 BATCH_COVARIANCES: Final = ("exact", "diagonal")
 BATCH_SIGNS: Final = ("edgeworth", "normal", "sampled")
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
+MOMENTA: Final = {
+    "samples": "1 − β times the batch ratio δ: a mean remembers as many samples as before, to first order in 1 − β",
+    "half-life": "β to the power δ: the half-life in samples exactly, legal at every ratio (Marek et al. 2025, arXiv "
+    "2507.07101, of Adam's β₂)",
+    "time": "1 − β times the learning rate's factor: ρ = (1 − β)/η is held, the memory per unit of time t = kη",
+    "fixed": "β unchanged: a mean remembers as many steps as before",
+}
+"""What becomes of the decays β of running means, by name."""
+SCALING_RULES: Final = {
+    "sqrt": "for sign and adaptive optimizers",
+    "linear": "for SGD and momentum",
+    "none": "steps alone",
+    "sign-momentum": "for Signum and Lion",
+    "sum-of-squares": "for Adagrad",
+    "malladi2022": "sqrt with θ unchanged",
+    "sqrt-lr": "lr alone, by √δ",
+    "goyal2017": "lr alone, by δ",
+    "bergsma2025": "θ alone, by δ",
+}
+CODE_FORMATS: Final = {"table": "with reasons", "json": "numbers", "torch": "code", "optax": "code"}
+SCALED: Final = (*OPTIMIZERS, "adam", "rmsprop")
+"""Optimizers whose numbers can be carried to another batch size; the last two with decay in the gradient."""
 DECAYS: Final = ("coupled", "independent")
 ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 

@@ -1,6 +1,7 @@
 """Scaling rules: every hyperparameter when the batch size changes, with an account of what was done and assumed.
 
-Nothing here needs JAX until a specification or an optax state is given, or a rule is verified by simulation.
+Nothing here needs JAX until a specification or an optax state is given, a ramp is made an optimizer, or a rule is
+verified by simulation.
 """
 
 import lazy_loader

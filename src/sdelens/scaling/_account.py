@@ -84,7 +84,9 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
             "The noise under the sign is normal and m has settled. Mean sign per sample is kept; the long-run noise is "
             "kept to first order in 1 − β."
         )
-    short = [f"{name} = {beta:.4g}" for name, beta in new.memories.items() if 0 < beta < 0.7 and beta != old.memories[name]]
+    short = [
+        f"{name} = {beta:.4g}" for name, beta in new.memories.items() if 0 < beta < 0.7 and beta != old.memories[name]
+    ]
     if short:
         said.append(
             f"{', '.join(short)}: a memory of about {1 / (1 - min(b for b in new.memories.values() if b > 0)):.1f} "
@@ -103,7 +105,7 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
         said.append(
             "A run that goes on from a checkpoint keeps accumulators of the old batch for about 1/(1 − β) steps, and "
             "Adam's bias correction counts steps, not samples: it matters within the first 1/(1 − b2) steps "
-            "(sdelens.torch.rescale and optax states take care of both the count and, if asked, the accumulators)."
+            "(sdelens.torch.rescale and optax states take care of both)."
         )
     return said
 

@@ -5,8 +5,9 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sdelens._names import MOMENTA
 from sdelens.scaling._hyperparameters import L2, Hyperparameters
-from sdelens.scaling._rules import ADAPTIVE, MOMENTA, Rule
+from sdelens.scaling._rules import ADAPTIVE, Rule
 
 __all__ = ["Row", "check_legal", "rate_factor", "regime_of", "scaled"]
 
@@ -66,14 +67,16 @@ def check_legal(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum:
     forgets = 1 - numbers.memories[name]
     factor = float(ratio) ** power
     listed = ", ".join(f"{limit:g} by {key} = {numbers.memories[key]:g}" for key, limit in sorted(limits.items()))
-    ways = [f"momentum='half-life' ({name} to the power {float(ratio):g}, {numbers.memories[name] ** float(ratio):.3g})"]
+    ways = [
+        f"momentum='half-life' ({name} to the power {float(ratio):g}, {numbers.memories[name] ** float(ratio):.3g})"
+    ]
     if momentum == "samples" and rule.lr is not None and float(ratio) ** rule.lr * forgets <= 1:
         ways.append(f"momentum='time' (1 − {name} times {float(ratio) ** rule.lr:g}, as lr)")
     ways.append("momentum='fixed'")
     raise ValueError(
         f"batch_ratio: got {float(ratio):g}, at which 1 − {name} = {factor:g} × {forgets:.6g} = {factor * forgets:.4g} "
-        f"exceeds 1, so that {name} would be negative. Largest legal ratio: {min(limits.values()):g} (limits: {listed}). "
-        f"Ways out: {'; '.join(ways)}; or a ratio of at most {min(limits.values()):g}, at once or by a ramp "
+        f"exceeds 1, so that {name} would be negative. Largest legal ratio: {min(limits.values()):g} ({listed})."
+        f" Ways out: {'; '.join(ways)}; or a ratio of at most {min(limits.values()):g}, at once or by a ramp "
         "(sl.scaling.ramp)."
     )
 
@@ -108,14 +111,17 @@ def scaled(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum: str)
         accumulator=_times(numbers.accumulator, delta**power),
         weight_decay=numbers.weight_decay * decay,
     )
-    return new, [*_rate_rows(numbers, new, rate, rule), *_other_rows(numbers, new, rule, momentum, rate / delta if numbers.decay == "coupled" else 1 / delta)]
+    return new, [
+        *_rate_rows(numbers, new, rate, rule),
+        *_other_rows(numbers, new, rule, momentum, rate / delta if numbers.decay == "coupled" else 1 / delta),
+    ]
 
 
 def _rate_rows(old: Hyperparameters, new: Hyperparameters, rate: float, rule: Rule) -> list[Row]:
     why = {
         "sqrt": "√δ: noise dominates, so a step moves x by η√B ∇f/σ and adds variance η²; 1/δ as many keep both",
         "malladi2022": "√δ, the square-root scaling rule of Malladi et al. 2022",
-        "sqrt-lr": "√δ: the variance of updates per sample, nη²/B · B, is kept",
+        "sqrt-lr": "√δ: the variance of one update of SGD, η²σ²/B, is kept",
         "linear": "δ: 1/δ as many steps go as far along the gradient",
         "goyal2017": "δ, the linear scaling rule of Goyal et al. 2017",
         "sign-momentum": "√δ times the change of the spread of what is under the sign, in units of σ/√B: the mean sign "
@@ -124,7 +130,7 @@ def _rate_rows(old: Hyperparameters, new: Hyperparameters, rate: float, rule: Ru
         "by its root",
     }.get(rule.name, "left alone by this rule")
     if old.family in ("sgd", "momentum") and rule.name == "sqrt":
-        why = "√δ, as asked; SGD's drift per sample is then 1/√δ of what it was, and its noise is kept"
+        why = "√δ, as asked; SGD's drift per sample is then 1/√δ of what it was, and the variance of its noise 1/δ"
     if old.undamped is not None:
         why += (
             f"; the buffer is a sum of gradients, not a mean, so that the rate in effect is lr/(1 − {old.undamped}), "
@@ -149,13 +155,12 @@ def _other_rows(old: Hyperparameters, new: Hyperparameters, rule: Rule, momentum
     }[regime_of(rule, old.family)]
     if old.family == "adagrad" and rule.regime:
         squares = f"as the sum of squares, over 1/δ as many steps: {squares}"
-    for name, before, after in (
+    small = (
         ("eps", old.eps, new.eps),
         ("eps_root", old.eps_root, new.eps_root),
         ("initial_accumulator", old.accumulator, new.accumulator),
-    ):
-        if before is not None and after is not None:
-            rows.append(row(name, before, after, squares))
+    )
+    rows += [row(name, a, b, squares) for name, a, b in small if a is not None and b is not None]
     if old.weight_decay > 0:
         rows.append(row("weight_decay", old.weight_decay, new.weight_decay, _decay_reason(old, rule, strength)))
     return rows
@@ -171,6 +176,8 @@ def _decay_reason(old: Hyperparameters, rule: Rule, strength: float) -> str:
         )
     if rule.decay:
         return "δ: it is not multiplied by lr, and nθ, the decay per sample, is kept"
+    if math.isclose(strength, 1):
+        return "left alone by this rule, which here keeps the decay per sample"
     return f"left alone by this rule: per sample decay acts {strength:.4g} times as strongly"
 
 

@@ -7,14 +7,12 @@ from numbers import Real
 from typing import Any, Final
 
 from sdelens import _check
-from sdelens._names import DECAYS
-from sdelens.scaling._rules import FAMILIES
+from sdelens._names import DECAYS, SCALED
 
 __all__ = ["Hyperparameters", "Reading", "read_dict"]
 
 L2: Final = "l2"
 """The decay that is part of the gradient: θx is added to g before anything else is done with it."""
-_NAMES: Final = (*FAMILIES, "adam", "rmsprop")
 _RATES: Final = ("lr", "learning_rate")
 _FOLLOWERS: Final = ("initial_lr", "max_lr", "min_lr")
 """Learning rates that schedulers of PyTorch keep in a parameter group."""
@@ -157,20 +155,18 @@ def _named(given: Mapping[str, Any]) -> str:
     """The optimizer's name, given or evident from the keys."""
     name = given.get("optimizer")
     if name is not None:
-        return _check.choice("optimizer", str(name).lower(), _NAMES)
+        return _check.choice("optimizer", str(name).lower(), SCALED)
     if "decoupled_weight_decay" in given and "betas" in given:
         return "adamw" if given["decoupled_weight_decay"] else "adam"
     if "alpha" in given:
         return "rmsprop"
     if "dampening" in given:
         return "sgd"
-    listed = ", ".join(repr(n) for n in _NAMES)
+    listed = ", ".join(repr(n) for n in SCALED)
     raise ValueError(f"optimizer: the dict does not name one; add the key 'optimizer', one of {listed}.")
 
 
-def _collected(
-    given: Mapping[str, Any], family: str
-) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
+def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
     """Where each number stands, and its value, by our names.
 
     Raises:
@@ -225,7 +221,7 @@ def _record(name: str, family: str, lr: float, values: dict[str, float], decay: 
     Raises:
         ValueError: naming a number that is missing.
     """
-    memories = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
+    memories: dict[str, float] = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
     if family in ("momentum", "signum") and not memories:
         raise ValueError(f"b1: missing; {name} needs it.")
     if family == "rmspropw" and not {"b2", "alpha"} & memories.keys():

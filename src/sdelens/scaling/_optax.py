@@ -19,7 +19,7 @@ _KINDS: Final = {
     "ScaleByRssState": "adagrad",
     "TraceState": "sgd",
 }
-"""Optimizers by the states that tell them; RMSprop with momentum has two of them, of which this order takes the first."""
+"""Optimizers by the states that tell them, the first of this order where there are several."""
 _NEEDS: Final = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "rmsprop": ("decay",), "sgd": ("momentum",)}
 
 
@@ -29,11 +29,16 @@ def read_state(
     """The hyperparameters in a state, one reading for every part with some, and the function that joins the new parts.
 
     Raises:
-        ValueError: if there are none, the optimizer cannot be told, or a number that would change is not in the state or
-            comes from a schedule.
+        ValueError: if there are none, the optimizer cannot be told, or a number that would change is not in the
+            state or comes from a schedule.
     """
     found: list[Any] = []
-    _mapped(state, lambda part: found.append(part) or part)
+
+    def collect(part: Any) -> Any:
+        found.append(part)
+        return part
+
+    _mapped(state, collect)
     if not found:
         raise ValueError(
             "optimizer: this optax state holds no hyperparameters; build the optimizer with "
@@ -51,13 +56,16 @@ def _mapped(node: Any, change: Callable[[Any], Any]) -> Any:
     """The state with every part that holds hyperparameters changed."""
     if hasattr(node, "hyperparams") and hasattr(node, "inner_state"):
         return change(node)
+    return _inside(node, lambda value: _mapped(value, change))
+
+
+def _inside(node: Any, change: Callable[[Any], Any]) -> Any:
+    """A container with all it holds changed; anything else as it is."""
     if isinstance(node, dict):
-        return {key: _mapped(value, change) for key, value in node.items()}
+        return {key: change(value) for key, value in node.items()}
     if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return type(node)(*(_mapped(value, change) for value in node))
-    if isinstance(node, tuple | list):
-        return type(node)(_mapped(value, change) for value in node)
-    return node
+        return type(node)(*map(change, node))
+    return type(node)(map(change, node)) if isinstance(node, tuple | list) else node
 
 
 def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Reading:
@@ -72,8 +80,8 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
     missing = [name for name in _NEEDS.get(kind, ()) if name not in part.hyperparams]
     if missing:
         raise ValueError(
-            f"optimizer: {', '.join(missing)} of {kind} is not among the injected hyperparameters, and changes with the "
-            "batch; inject it."
+            f"optimizer: {', '.join(missing)} of {kind} is not among the injected hyperparameters, and changes with "
+            "the batch; inject it."
         )
     plain = {name: _plain(value) for name, value in part.hyperparams.items()}
     reading = read_dict({"optimizer": kind, **plain}, decay)
@@ -124,13 +132,7 @@ def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: fl
         if old.family == "rmspropw" and accumulators == "scale":  # a sum of gradients over √v, which has changed
             gain *= ratio**0.5
         return node._replace(trace=jax.tree.map(lambda u: (u * gain).astype(u.dtype), node.trace))
-    if isinstance(node, dict):
-        return {key: _remembered(value, *again) for key, value in node.items()}
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return type(node)(*(_remembered(value, *again) for value in node))
-    if isinstance(node, tuple | list):
-        return type(node)(_remembered(value, *again) for value in node)
-    return node
+    return _inside(node, lambda value: _remembered(value, *again))
 
 
 def _plain(value: Any) -> Any:

@@ -7,11 +7,12 @@ from fractions import Fraction
 from typing import Any
 
 from sdelens import _check
+from sdelens._names import MOMENTA
 from sdelens.scaling._account import Rescaled, assumptions
 from sdelens.scaling._factors import Row, regime_of, row, scaled
 from sdelens.scaling._hyperparameters import L2, Hyperparameters, Reading, read_dict
 from sdelens.scaling._memory import ACCUMULATORS
-from sdelens.scaling._rules import DEFAULTS, MOMENTA, RULES, Rule
+from sdelens.scaling._rules import DEFAULTS, RULES, Rule
 
 __all__ = ["chosen", "ratio_of", "read", "rescale", "rescale_readings"]
 
@@ -79,7 +80,7 @@ def rescale(
     """
     ratio = ratio_of(batch_ratio)
     readings, join = read(optimizer, decay, float(ratio), _check.choice("accumulators", accumulators, ACCUMULATORS))
-    options = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    options: dict[str, Any] = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
     return rescale_readings(readings, join, ratio, rule, momentum, **options)[0]
 
 
@@ -89,12 +90,16 @@ def ratio_of(value: Any) -> Fraction:
     Raises:
         ValueError, TypeError: if it is not a number greater than 0.
     """
-    return Fraction(value) if isinstance(value, Fraction | int) and not isinstance(value, bool) and value > 0 else (
-        Fraction(repr(float(_check.positive("batch_ratio", value))))
+    return (
+        Fraction(value)
+        if isinstance(value, Fraction | int) and not isinstance(value, bool) and value > 0
+        else (Fraction(repr(float(_check.positive("batch_ratio", value)))))
     )
 
 
-def read(optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep") -> tuple[list[Reading], Any]:
+def read(
+    optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep"
+) -> tuple[list[Reading], Any]:
     """The readings of all groups, and the function that joins what was written of them.
 
     Raises:
@@ -161,7 +166,9 @@ def rescale_readings(
     clip_norm: float | None = None,
 ) -> tuple[Rescaled, list[Hyperparameters]]:
     """`Rescaled` from what was read, and the new records."""
-    written, rows, said, names, records = [], [], [], [], []
+    written, records, names = [], [], []
+    rows: list[Row] = []
+    said: list[str] = []
     delta = float(ratio)
     for i, reading in enumerate(readings):
         group = i if len(readings) > 1 else None

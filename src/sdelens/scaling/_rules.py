@@ -3,21 +3,12 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ADAPTIVE", "DEFAULTS", "FAMILIES", "MOMENTA", "RULES", "Rule"]
+__all__ = ["ADAPTIVE", "DEFAULTS", "FAMILIES", "RULES", "Rule"]
 
 FAMILIES: Final = ("sgd", "momentum", "signsgd", "signum", "lion", "rmspropw", "adamw", "adagrad")
 """Optimizers by the name of their specification; Adam is AdamW, and RMSprop RMSpropW, with another decay."""
 ADAPTIVE: Final = ("rmspropw", "adamw")
 """Those that divide by the root of an averaged square."""
-
-MOMENTA: Final = {
-    "samples": "1 − β times the batch ratio δ: a mean remembers as many samples as before, to first order in 1 − β",
-    "half-life": "β to the power δ: the half-life in samples exactly, legal at every ratio (Marek et al. 2025, arXiv "
-    "2507.07101, of Adam's β₂)",
-    "time": "1 − β times the learning rate's factor: ρ = (1 − β)/η is held, the memory per unit of time t = kη",
-    "fixed": "β unchanged: a mean remembers as many steps as before",
-}
-"""What becomes of the decays β of running means, by name."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,7 @@ class Rule:
         lr: the power of δ that multiplies η; None where the spread of the momentum under a sign decides.
         regime: ``"noise"`` or ``"signal"``: what the squares of gradients are made of, by which ε, Adagrad's sum and
             the clipping norm are scaled; None if the rule leaves them alone.
-        momentum: the default of MOMENTA under this rule.
+        momentum: the default of `_names.MOMENTA` under this rule.
         decay: whether decoupled decay keeps its strength per sample, nηθ; otherwise θ is left alone.
         families: the optimizers it is made for; empty for all.
         keeps: what it preserves at equal numbers of samples.
@@ -118,7 +109,8 @@ _RULES: Final = (
         "fixed",
         False,
         (),
-        "the variance of SGD's updates per sample; the learning rate alone moves, β, ε and θ do not",
+        "the variance of one update of SGD, and of sign and adaptive optimizers where noise dominates drift and noise "
+        "beyond their memories, but not decay; the learning rate alone moves",
         "the argument of Krizhevsky 2014 (arXiv 1404.5997) and Hoffer et al. 2017 (arXiv 1705.08741); for LAMB You et "
         "al. 2020 (arXiv 1904.00962)",
     ),

@@ -3,12 +3,23 @@
 import dataclasses
 from typing import Any
 
-from sdelens.optimizers import DecayedOptimizer, Optimizer
+from sdelens.optimizers import (
+    SGD,
+    Adagrad,
+    AdamW,
+    DecayedOptimizer,
+    Lion,
+    Momentum,
+    Optimizer,
+    RMSpropW,
+    SignSGD,
+    Signum,
+)
 from sdelens.scaling._hyperparameters import Hyperparameters, Reading
 from sdelens.scaling._rules import FAMILIES
 from sdelens.schedules import Cosine, Schedule, Warmup
 
-__all__ = ["read_specification", "scaled_schedule"]
+__all__ = ["read_specification", "scaled_schedule", "specification_of"]
 
 
 def read_specification(given: Any) -> Reading:
@@ -25,13 +36,14 @@ def read_specification(given: Any) -> Reading:
         )
     family = str(given.name)
     memories = {name: float(getattr(given, name)) for name in given.memories if hasattr(given, name)}
-    accumulator = float(given.initial_accumulator) if family == "adagrad" else None
+    spec: Any = given  # fields that only some have
+    accumulator = float(spec.initial_accumulator) if family == "adagrad" else None
     numbers = Hyperparameters(
         family=family,
         lr=float(given.lr),
         memories=memories,
-        blend=float(given.b1) if family in ("signum", "lion") else None,
-        eps=float(given.eps) if hasattr(given, "eps") else None,
+        blend=float(spec.b1) if family in ("signum", "lion") else None,
+        eps=float(spec.eps) if hasattr(given, "eps") else None,
         inside=family == "adagrad",
         accumulator=accumulator,
         weight_decay=float(given.weight_decay),
@@ -71,3 +83,29 @@ def scaled_schedule(schedule: Schedule, ratio: float, rate: float) -> tuple[Sche
         then, rows = scaled_schedule(schedule.then, ratio, rate)
         return Warmup(steps, then), [row, *rows]
     return schedule.stretched(1 / ratio, 1 / rate), []
+
+
+def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None) -> DecayedOptimizer:
+    """The specification of a record, with coupled decay; of a specification, itself.
+
+    Args:
+        numbers: the record.
+        given: what it was read from.
+        nesterov: of a dict.
+
+    Raises:
+        ValueError: for RMSprop with momentum.
+    """
+    if isinstance(given, DecayedOptimizer):
+        return given
+    kinds: dict[str, Any] = {
+        kind.name: kind for kind in (SGD, Momentum, SignSGD, Signum, Lion, RMSpropW, AdamW, Adagrad)
+    }
+    names = {"alpha": "b2", "momentum": "b1"}
+    memories = {names.get(name, name): beta for name, beta in numbers.memories.items()}
+    if (numbers.family == "rmspropw" and "b1" in memories) or numbers.eps_root:
+        raise ValueError("optimizer: there is no specification of RMSprop with momentum, or of a second ε in the root.")
+    own: dict[str, Any] = {"nesterov": bool(nesterov)} if numbers.family == "momentum" else {}
+    own |= {"b1": numbers.blend} if numbers.family == "lion" else {}
+    own |= {"eps": numbers.eps} if numbers.eps is not None else {}
+    return kinds[numbers.family](lr=numbers.lr, **memories, **own)
