@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sdelens import _names
+from sdelens._diagnosis_shell import diagnose
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
 
 __all__ = ["app"]
@@ -314,6 +315,20 @@ def info(
         typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Errors of input, files or missing packages as one line and an exit status."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _fail(error)
+
+
+app.command()(_refusals()(diagnose))
+
+
 @app.callback(invoke_without_command=True)
 def main(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
@@ -328,12 +343,8 @@ def main(
 def _shell(devices: int | None) -> Iterator[None]:
     """JAX started, and errors of input or files turned into one line and an exit status."""
     _start_jax(devices)
-    try:
+    with _refusals():
         yield
-    except BrokenPipeError:
-        raise
-    except (ValueError, TypeError, OSError) as error:
-        _fail(error)
 
 
 def _start_jax(devices: int | None) -> None:
