@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ def _load(path: Path) -> Any:
         raise ValueError(f"state: {name} is empty; save the checkpoint again.")
     zipped = start == b"PK\x03\x04"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's, on what is refused just after
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except pickle.UnpicklingError as error:
         if not zipped and start[:1] != b"\x80":
             raise ValueError(

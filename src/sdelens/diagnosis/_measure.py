@@ -210,7 +210,7 @@ class _Tally:
             return [f"Of the {steps:g} steps since the earlier state alone: v's longer memory is out of it."]
         said = [
             f"v remembers about {longest:.4g} steps: a gradient that has fallen within them reads as noise, one that "
-            "has grown, or noise that has, as less of it. With earlier=, a state 20 to 100 steps before, only those count."
+            "has grown, or noise that has, as less. With earlier=, a state 20 to 100 steps before, they alone count."
         ]
         if steps < _FILLED * longest:
             filled = min(part.weights.bias2 for part in everything)

@@ -23,6 +23,8 @@ _QUIET, _LOUD = 0.5, 2.0
 _SHOWN = 20
 _COUNTS = 0.01
 """Share of the signal from which a group counts among the best and the worst."""
+_SPOKEN = 0.1
+"""Share of the signal in another regime than the whole from which it is spoken of."""
 _TOTAL = "all"
 
 
@@ -37,7 +39,7 @@ def regime_of(snr: float) -> str:
 class Diagnosis:
     r"""What Adam's moments say of a run, as `diagnose` returns it.
 
-    SNR = √(‖∇f‖²/tr Σ) at the present batch, Σ the covariance of a batch's noise; at δ times the batch it is √δ times that.
+    SNR = √(‖∇f‖²/tr Σ) at the present batch, Σ the covariance of its noise; at δ times the batch it is √δ times that.
     Regimes: noise-dominated up to 0.5, signal-dominated from 2 (there √((∇f)² + σ²), by which Adam divides, is within
     12 % of σ or of \|∇f\|), mixed between.
 
@@ -227,6 +229,16 @@ class Diagnosis:
         if math.isinf(self.snr):
             read = "no noise to be seen"
         said = [f"{self.regime.capitalize()} at the present batch ({read})."]
+        signal, noise, _ = self._mix
+        elsewhere: dict[str, float] = {}
+        for part, other in zip(signal, noise, strict=True):
+            name = regime_of(math.sqrt(part / other) if other > 0 else math.inf)
+            elsewhere[name] = elsewhere.get(name, 0.0) + part
+        said += [
+            f"{100 * part / signal.sum():.0f} % of the signal is in {name} groups."
+            for name, part in elsewhere.items()
+            if name != self.regime and part > _SPOKEN * signal.sum()
+        ]
         if math.isinf(self.largest_ratio):
             said.append("No signal is seen, so that nothing speaks against the square-root rule at any ratio.")
         else:
