@@ -43,23 +43,24 @@ def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
     skipped: list[str] = []
     for path in files:
         try:
-            held = _load(path)
+            holds = bool(find_state_dicts(_load(path)))
         except _RefusedError:
             # Beside the optimizer's, folders hold states of random numbers and arguments, which need no reading.
             if listed or len(files) == 1:
                 raise
             skipped.append(path.name)
             continue
-        if not listed and len(files) > 1 and not find_state_dicts(held):
+        if not listed and len(files) > 1 and not holds:
             continue
         found_any = True
-        for tensor in _remapped(path, held, key, common, len(files) > 1):
+        for tensor in _remapped(path, key, common, len(files) > 1):
             if tensor.v is not None and seen.setdefault(tensor.name, tensor.steps) != tensor.steps:
                 raise ValueError(
                     f"state: {tensor.name} is at step {seen[tensor.name]:g} in one file and at {tensor.steps:g} in "
                     f"{str(path)!r}; give files of one step, and an earlier checkpoint as earlier."
                 )
             yield tensor
+            del tensor  # any tensor left keeps the whole file mapped
     if not found_any:
         also = f" ({', '.join(skipped)} could not be read safely)" if skipped else ""
         raise ValueError(
@@ -104,11 +105,11 @@ def _common_groups(files: list[Path]) -> list[Any]:
     return []
 
 
-def _remapped(path: Path, held: Any, key: str | None, common: list[Any], partial: bool) -> Iterator[Tensor]:
+def _remapped(path: Path, key: str | None, common: list[Any], partial: bool) -> Iterator[Tensor]:
     """Tensors of a file that is mapped anew from time to time: pages that were read count as memory until then."""
-    done = read = 0
-    while True:
-        again = False
+    done, again = 0, True
+    while again:
+        again, read, held = False, 0, _load(path)
         for at, tensor in enumerate(from_state_dict(held, key, repr(str(path)), common, partial)):
             if at < done:
                 continue
@@ -119,10 +120,7 @@ def _remapped(path: Path, held: Any, key: str | None, common: list[Any], partial
             if read > _MAPPED:
                 again = True
                 break
-        if not again:
-            return
         del held
-        read, held = 0, _load(path)
 
 
 class _RefusedError(ValueError):
