@@ -70,7 +70,7 @@ def make(folder: Path) -> tuple[int, int, int]:
             state[name] = {
                 "step": torch.tensor(float(STEPS)),
                 "exp_avg": mean.to(torch.bfloat16),
-                "exp_avg_sq": square.to(torch.bfloat16),
+                "exp_avg_sq": torch.maximum(square, mean**2 / 1.2).to(torch.bfloat16),
             }
             total += size
             largest = max(largest, 4 * size)

@@ -164,6 +164,9 @@ def test_an_earlier_state_takes_out_the_memory_of_v():
     assert long.snr < 0.6
     assert short.snr == pytest.approx(1.12, rel=0.1)
     assert any("remembers" in note for note in long.notes)
+    assert not any("rounding" in note for note in short.notes)
+    coarse = [{"m": s["m"], "v": jnp.asarray(s["v"], jnp.bfloat16), "step": s["step"]} for s in (state, before)]
+    assert any("rounding" in note for note in sl.diagnose(coarse[0], b1=b1, b2=b2, earlier=coarse[1]).notes)
     with pytest.raises(ValueError, match="two or more steps before"):
         sl.diagnose(state, b1=b1, b2=b2, earlier=state)
     with pytest.raises(ValueError, match="other tensors"):
@@ -392,6 +395,9 @@ def test_our_own_state():
     m, v = moments(np.float32(0.5), np.ones((500, 20), np.float32), 0.9, 0.99, 300, seed=16)
     found = sl.diagnose(sl.State(np.zeros((500, 20)), m, v, 300), b1=0.9, b2=0.99)
     assert found.snr == pytest.approx(0.5, abs=0.03)
+    # Without a count there is no bias to correct; after 300 steps only 5 % of v's is left.
+    settled = sl.diagnose(sl.State(np.zeros((500, 20)), m, v), b1=0.9, b2=0.99)
+    assert settled.snr == pytest.approx(found.snr, rel=0.15)
 
 
 # PyTorch

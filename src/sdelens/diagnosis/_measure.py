@@ -122,6 +122,10 @@ def _labels(groups: Any) -> Callable[[Tensor], str]:
     )
 
 
+_ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+"""Relative rounding of formats coarser than float32."""
+
+
 class _Tally:
     """What is gathered tensor by tensor."""
 
@@ -152,6 +156,12 @@ class _Tally:
                     "a state two or more steps before, 20 to 100 for choice."
                 )
             decays = (before.m, before.v, b1**steps, b2**steps)
+            rounding = _ROUNDING.get(str(getattr(tensor.v, "dtype", "")).rpartition(".")[2], 2.0**-24)
+            if 1 - decays[3] < 64 * rounding:
+                self.remarks[
+                    f"Of v, {steps:g} steps change {1 - decays[3]:.1g} of its size, which is little against the rounding "
+                    "of its format: give an earlier state, or moments of more digits."
+                ] = None
         if b1 == 0:
             self.reasons[
                 "b1 is 0, so that the first moment is the last gradient and tells no signal from noise; measure it "

@@ -18,8 +18,8 @@ import numpy as np
 
 __all__ = ["CHUNK", "FALSE_ALARM", "Group", "Split", "Weights", "combine", "flatten", "split"]
 
-CHUNK = 2**16
-"""Elements of a tensor in float64 at a time: few enough for a cache, which halves the time."""
+CHUNK = 2**15
+"""Elements of a tensor in float64 at a time: few enough for a cache, and for PyTorch to convert them on one thread."""
 FALSE_ALARM = 1e-3
 """Probability that a group without any signal reads above its limit."""
 _BLOCKS, _LEAST_BLOCK = 64, 16
