@@ -1,8 +1,8 @@
 """Diagnosis of an Adam checkpoint of a billion parameters in bfloat16, sharded over files: time and peak memory.
 
 The checkpoint (4 GB) is made in a temporary folder and removed. Memory is that of a process of its own, pages of mapped
-files included, above what it has after a checkpoint of one small tensor (Linux only); it must stay below 2 GiB beyond the largest
-tensor.
+files included, above what it has after a checkpoint of one small tensor (Linux only); it must stay below 2 GiB beyond
+the largest tensor.
 
     python benchmarks/checkpoint.py --json checkpoint.json
 """

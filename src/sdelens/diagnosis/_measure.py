@@ -159,8 +159,8 @@ class _Tally:
             rounding = _ROUNDING.get(str(getattr(tensor.v, "dtype", "")).rpartition(".")[2], 2.0**-24)
             if 1 - decays[3] < 64 * rounding:
                 self.remarks[
-                    f"Of v, {steps:g} steps change {1 - decays[3]:.1g} of its size, which is little against the rounding "
-                    "of its format: give an earlier state, or moments of more digits."
+                    f"Of v, {steps:g} steps change {1 - decays[3]:.1g} of its size, which is little against the "
+                    "rounding of its format: give an earlier state, or moments of more digits."
                 ] = None
         if b1 == 0:
             self.reasons[
