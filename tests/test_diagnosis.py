@@ -312,6 +312,26 @@ def test_mixed_groups_and_the_range():
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["legal_ratio"] == pytest.approx(10)
 
 
+def test_without_noise():
+    v = np.full(100, 4 * (1 - 0.99**50))
+    found = sl.diagnose({"m": np.full(100, 2 * (1 - 0.9**50)), "v": v, "step": 50}, b1=0.9, b2=0.99)
+    assert found.snr > 1e5  # rounding is all the noise there is
+    assert found.regime == "signal-dominated"
+    assert found.largest_ratio < 1.5
+    assert found.expected_error(4) > 0.4
+    assert "signal-dominated" in str(found).lower()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_arrays_need_neither_jax_nor_pytorch():
+    code = (
+        "import sys, numpy as np, sdelens as sl;"
+        "print(sl.diagnose({'m': np.ones(9), 'v': np.full(9, 3.0), 'step': 9}, b1=0.9, b2=0.99));"
+        "assert not {'jax', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 # Sources
 
 

@@ -3,10 +3,10 @@
 import difflib
 import math
 import numbers
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 
 __all__ = ["at_least", "choice", "finite_array", "float_dtype", "fraction", "nonnegative", "positive", "whole"]
@@ -14,12 +14,20 @@ __all__ = ["at_least", "choice", "finite_array", "float_dtype", "fraction", "non
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is abstract (inside a JAX transformation), so that it cannot be inspected."""
-    return isinstance(value, jax.core.Tracer)
+    jax = sys.modules.get("jax")  # a value of JAX's is there only if JAX is: plain numbers are checked without it
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def _is_array(value: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return isinstance(value, np.ndarray) or (jax is not None and isinstance(value, jax.Array))
 
 
 def _is_real(dtype: Any) -> bool:
     """Whether the dtype holds real numbers; JAX's own floating types, such as bfloat16, count."""
-    return bool(jax.numpy.issubdtype(dtype, np.integer) or jax.numpy.issubdtype(dtype, np.floating))
+    jax = sys.modules.get("jax")
+    below = np.issubdtype if jax is None else jax.numpy.issubdtype
+    return bool(below(dtype, np.integer) or below(dtype, np.floating))
 
 
 def number(name: str, value: Any) -> Any:
@@ -31,7 +39,7 @@ def number(name: str, value: Any) -> Any:
     """
     if is_traced(value):
         return value
-    known = isinstance(value, numbers.Real | np.generic | np.ndarray | jax.Array) and not isinstance(value, bool)
+    known = (isinstance(value, numbers.Real | np.generic) or _is_array(value)) and not isinstance(value, bool)
     if not known or np.ndim(value) or not _is_real(np.asarray(value).dtype):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); give a real number.")
     result = float(value)
@@ -72,7 +80,7 @@ def fraction(name: str, value: Any) -> Any:
 
 def whole(name: str, value: Any) -> int:
     """Return `value` as an int; floats are accepted only where they are whole, as 1e4 is."""
-    if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0:
+    if _is_array(value) and value.ndim == 0:
         value = value.item()
     ok = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     ok = ok or (isinstance(value, float | np.floating) and float(value).is_integer())
@@ -105,7 +113,8 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:
     """Return the name of a floating type, given by name or as such, if it is one of `known` and JAX has it."""
     found = choice(name, getattr(value, "__name__", value), known)  # jnp.bfloat16 is a class
-    if found == "float64" and not jax.config.read("jax_enable_x64"):
+    jax = sys.modules.get("jax")
+    if found == "float64" and jax is not None and not jax.config.read("jax_enable_x64"):
         raise ValueError(f"{name}: float64 is off in JAX; jax.config.update('jax_enable_x64', True) switches it on.")
     return found
 

@@ -18,7 +18,8 @@ import numpy as np
 
 __all__ = ["largest_ratio", "path_error"]
 
-_POINTS = 300
+_POINTS = 60
+"""Per factor of ten in time."""
 _MOST = 1e4
 """SNR above which a coordinate is as good as without noise."""
 _LEAST_SHARE = 1e-6
@@ -58,8 +59,8 @@ def path_error(
     rate = steep / np.sqrt(np.maximum(noise, signal / _MOST**2) / size)
     start, rate, weight = _pooled(start, rate, weight)
     # From before anything moves until the slowest has come to rest.
-    longest = (1 + max(1.0, math.sqrt(ratio)) * start) / rate
-    times = np.geomspace(1e-4 * longest.min(), 14 * longest.max(), _POINTS)
+    first, last = 1e-4 * _duration(start, rate, min(1.0, ratio)), 14 * _duration(start, rate, max(1.0, ratio))
+    times = np.geomspace(first.min(), last.max(), math.ceil(_POINTS * math.log10(last.max() / first.min())))
     curves = [
         np.sum((weight / weight.sum())[:, None] * _decline(start[:, None], rate[:, None] * times, a, settled), axis=0)
         for a in (1.0, ratio)
@@ -89,6 +90,11 @@ def _pooled(start: np.ndarray, rate: np.ndarray, weight: np.ndarray) -> tuple[np
     total = np.bincount(member, weight, found.shape[1])
     start, rate = (np.exp(np.bincount(member, weight * np.log(a), found.shape[1]) / total) for a in (start, rate))
     return start, rate, total
+
+
+def _duration(start: np.ndarray, rate: np.ndarray, factor: float) -> np.ndarray:
+    """Time in which a group comes down to e⁻¹ or so."""
+    return (1 + math.sqrt(factor) * start) / rate
 
 
 def _decline(start: np.ndarray, time: np.ndarray, factor: float, settled: bool) -> np.ndarray:

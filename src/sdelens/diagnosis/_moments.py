@@ -220,9 +220,9 @@ class Group(NamedTuple):
         signal: ‖∇f‖² estimated, may be negative.
         noise: tr Σ at the current batch, estimated.
         snr: √(signal/noise), 0 where the signal is negative, infinite where there is no noise.
-        lower: 95 % limit of the SNR.
+        lower: 95 % limit of the SNR; NaN where there is no noise.
         upper: the other.
-        limit: the SNR below which it is not told from 0.
+        limit: the SNR below which it is not told from 0; NaN where there is no noise.
         design: factor of the variance for correlation between coordinates.
         concentrated: SNR that a coordinate has which is drawn in proportion to its signal, at most; NaN if not known.
     """
@@ -240,7 +240,7 @@ class Group(NamedTuple):
     @property
     def resolved(self) -> bool:
         """Whether the signal is told from 0."""
-        return self.snr > self.limit
+        return self.snr > self.limit or math.isinf(self.snr)
 
 
 def combine(parts: Sequence[Split]) -> Group:
@@ -257,7 +257,7 @@ def combine(parts: Sequence[Split]) -> Group:
     if size == 0:
         return Group(0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, 1.0, math.nan)
     if noise <= 0:
-        return Group(size, signal, noise, math.inf, 0.0, math.inf, math.nan, 1.0, math.nan)
+        return Group(size, signal, noise, math.inf, math.nan, math.inf, math.nan, 1.0, math.nan)
     ratio = max(signal, 0.0) / noise
     design = _design(parts, ratio)
     error = math.sqrt(design * sum(part.variance(ratio) for part in parts)) / noise

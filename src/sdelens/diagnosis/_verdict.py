@@ -122,7 +122,7 @@ class Diagnosis:
                 "concentrated": part.concentrated,
                 "noise_scale": self._scale(part),
             }
-            for name, part in [*self.parts.items(), (_TOTAL, self.total)]
+            for name, part in [*self.parts.items(), (_TOTAL if _TOTAL not in self.parts else f"({_TOTAL})", self.total)]
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
 
@@ -177,8 +177,8 @@ class Diagnosis:
     @functools.cached_property
     def _mix(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Signal, noise and size of every group told from 0, and of the rest as one."""
-        told = [part for part in self.parts.values() if part.resolved or math.isinf(part.snr)]
-        rest = [part for part in self.parts.values() if part.size and not (part.resolved or math.isinf(part.snr))]
+        told = [part for part in self.parts.values() if part.resolved]
+        rest = [part for part in self.parts.values() if part.size and not part.resolved]
         rows = [(part.signal, max(part.noise, 0.0), part.size) for part in told]
         if rest:
             sums = [sum(getattr(part, name) for part in rest) for name in ("signal", "noise", "size")]
@@ -299,8 +299,7 @@ class Diagnosis:
         row = [name, f"{part.size:,}", f"{part.signal:.3g}", f"{part.noise:.3g}", read]
         row.append("-" if infinite else f"{part.lower:.2g} – {part.upper:.2g}")
         if self.batch_size is not None:
-            told = part.resolved or infinite
-            row.append(f"{self._scale(part):.3g}" if told else f"> {self.batch_size / part.limit**2:.2g}")
+            row.append(f"{self._scale(part):.3g}" if part.resolved else f"> {self.batch_size / part.limit**2:.2g}")
         return row
 
 
