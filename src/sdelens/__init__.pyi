@@ -11,6 +11,8 @@ from .coefficients import coefficients as coefficients
 from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
 from .data import load_text as load_text
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import diagnose as diagnose
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sdelens import _names
+from sdelens._diagnose import diagnose
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
 
 __all__ = ["app"]
@@ -309,7 +310,7 @@ def scale(
     form: Annotated[str, typer.Option("--format", help=listing(_names.CODE_FORMATS))] = "table",
 ) -> None:
     """Carry an optimizer's hyperparameters from one batch size to another, and say what was assumed."""
-    with _reported():
+    with _refusals():
         from sdelens import _scale
 
         given: dict[str, Any] = {
@@ -364,6 +365,20 @@ def info(
         typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Errors of input, files or missing packages as one line and an exit status."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _fail(error)
+
+
+app.command()(_refusals()(diagnose))
+
+
 @app.callback(invoke_without_command=True)
 def main(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
@@ -378,19 +393,8 @@ def main(
 def _shell(devices: int | None) -> Iterator[None]:
     """JAX started, and errors of input or files turned into one line and an exit status."""
     _start_jax(devices)
-    with _reported():
+    with _refusals():
         yield
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Errors of input or files turned into one line and an exit status."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (ValueError, TypeError, OSError) as error:
-        _fail(error)
 
 
 def _start_jax(devices: int | None) -> None:

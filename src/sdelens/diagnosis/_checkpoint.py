@@ -1,0 +1,161 @@
+"""PyTorch checkpoints of an optimizer: nothing in them is executed, and only a part of them is in memory at a time."""
+
+import os
+import pickle
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdelens.diagnosis._sources import Tensor, find_state_dicts, from_state_dict
+
+__all__ = ["ENDINGS", "from_files", "is_path"]
+
+ENDINGS = (".pt", ".pth", ".bin")
+"""Of the files taken from a folder."""
+_MAPPED = 2**28
+"""Bytes of moments read before a file is mapped anew, so that what was read leaves the memory."""
+
+
+def is_path(state: Any) -> bool:
+    """Whether it is a path, or a list of them."""
+    if isinstance(state, list | tuple) and state and not hasattr(state, "_fields"):
+        return all(isinstance(part, str | os.PathLike) for part in state)
+    return isinstance(state, str | os.PathLike)
+
+
+def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
+    """The tensors of an optimizer's state in a file, a folder of files, or a list of files that each hold a part.
+
+    A parameter that is in several files is in parts (as optimizers sharded over processes leave it); they are counted
+    together under its name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if PyTorch is not installed.
+        ValueError: naming the file that is empty, broken, no checkpoint of PyTorch's, holds more than tensors and plain
+            data, or holds no optimizer state.
+    """
+    files, listed = _files(paths)
+    common = _common_groups(files) if len(files) > 1 else []
+    seen: dict[str, float] = {}
+    found_any = False
+    skipped: list[str] = []
+    for path in files:
+        try:
+            holds = bool(find_state_dicts(_load(path)))
+        except _RefusedError:
+            # Beside the optimizer's, folders hold states of random numbers and arguments, which need no reading.
+            if listed or len(files) == 1:
+                raise
+            skipped.append(path.name)
+            continue
+        if not listed and len(files) > 1 and not holds:
+            continue
+        found_any = True
+        for tensor in _remapped(path, key, common, len(files) > 1):
+            if tensor.v is not None and seen.setdefault(tensor.name, tensor.steps) != tensor.steps:
+                raise ValueError(
+                    f"state: {tensor.name} is at step {seen[tensor.name]:g} in one file and at {tensor.steps:g} in "
+                    f"{str(path)!r}; give files of one step, and an earlier checkpoint as earlier."
+                )
+            yield tensor
+            del tensor  # any tensor left keeps the whole file mapped
+    if not found_any:
+        also = f" ({', '.join(skipped)} could not be read safely)" if skipped else ""
+        raise ValueError(
+            f"state: no file in {str(paths)!r} holds an optimizer state{also}; save optimizer.state_dict()."
+        )
+
+
+def _files(paths: Any) -> tuple[list[Path], bool]:
+    """The files meant, and whether they were named one by one."""
+    given = [Path(p) for p in (paths if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths])]
+    if len(given) != 1 or not given[0].is_dir():
+        for path in given:
+            if path.is_dir():
+                raise ValueError(f"state: {str(path)!r} is a folder; give one folder, or files.")
+            if not path.exists():
+                raise FileNotFoundError(f"state: there is no file {str(path)!r}; give the path of a checkpoint.")
+        if len({path.resolve() for path in given}) < len(given):
+            raise ValueError("state: a file is named twice; name every part once.")
+        return given, True
+    folder = given[0]
+    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    if not files and any(path.suffix == ".distcp" for path in folder.iterdir()):
+        raise ValueError(
+            f"state: {str(folder)!r} is a distributed checkpoint; turn it into one file by "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save."
+        )
+    if not files:
+        raise ValueError(f"state: {str(folder)!r} has no files that end in {', '.join(ENDINGS)}; name the files.")
+    return files, False
+
+
+def _common_groups(files: list[Path]) -> list[Any]:
+    """Parameter groups of the first file that has some with parameters: others may hold states alone."""
+    for path in files:
+        try:
+            known = find_state_dicts(_load(path))
+        except ValueError:  # it is told when its turn comes
+            continue
+        for found in known.values():
+            if any(group.get("params") for group in found.get("param_groups") or []):
+                return list(found["param_groups"])
+    return []
+
+
+def _remapped(path: Path, key: str | None, common: list[Any], partial: bool) -> Iterator[Tensor]:
+    """Tensors of a file that is mapped anew from time to time: pages that were read count as memory until then."""
+    done, again = 0, True
+    while again:
+        again, read, held = False, 0, _load(path)
+        for at, tensor in enumerate(from_state_dict(held, key, repr(str(path)), common, partial)):
+            if at < done:
+                continue
+            done = at + 1
+            yield tensor
+            read += 0 if tensor.v is None else tensor.m.nbytes + tensor.v.nbytes
+            del tensor
+            if read > _MAPPED:
+                again = True
+                break
+        del held
+
+
+class _RefusedError(ValueError):
+    """A file that holds more than tensors and plain data."""
+
+
+def _load(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("reading a checkpoint needs PyTorch: pip install 'sdelens[torch]'.") from error
+    name = repr(str(path))
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        raise ValueError(f"state: {name} is empty; save the checkpoint again.")
+    zipped = start == b"PK\x03\x04"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch's, on what is refused just after
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
+    except pickle.UnpicklingError as error:
+        if not zipped and start[:1] != b"\x80":
+            raise ValueError(
+                f"state: {name} is no checkpoint of PyTorch's; give a file that torch.save wrote."
+            ) from error
+        raise _RefusedError(
+            f"state: {name} holds more than tensors and plain data, which would have to be executed; nothing was. "
+            "Save optimizer.state_dict() alone by torch.save."
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.load raises anything on broken files
+        raise ValueError(
+            f"state: {name} cannot be read as a checkpoint: it is broken, cut short, or another kind of file "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Copy it again, "
+            "or save optimizer.state_dict() by torch.save."
+        ) from error

@@ -1,0 +1,264 @@
+"""The front door: from a state to its diagnosis."""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sdelens import _check
+from sdelens.diagnosis._checkpoint import from_files, is_path
+from sdelens.diagnosis._moments import FALSE_ALARM, Group, Split, Weights, combine, split
+from sdelens.diagnosis._sources import Source, Tensor, in_memory
+from sdelens.diagnosis._verdict import Diagnosis, general_notes
+
+__all__ = ["diagnose"]
+
+_FILLED = 3.0
+"""Steps over 1/(1 − β₂) from which v is said to have filled its memory."""
+
+
+def diagnose(
+    state: Any,
+    *,
+    b1: float | None = None,
+    b2: float | None = None,
+    groups: str | Mapping[str, str] | Callable[[str], str] | None = None,
+    batch_size: float | None = None,
+    ratios: Iterable[float] = (2, 4, 8, 16, 32, 64),
+    tolerance: float = 0.05,
+    earlier: Any = None,
+    key: str | None = None,
+) -> Diagnosis:
+    r"""Signal and noise of a run from Adam's own moments, and whether the square-root rule holds for it.
+
+    For a steady gradient E m̂² = (∇f)² + cσ² and E v̂ = (∇f)² + σ² with c = (1 − β₁)(1 + β₁ᵏ)/((1 + β₁)(1 − β₁ᵏ)) after k
+    steps; so
+
+        tr Σ = Σ (v̂ − m̂²)/(1 − c),    ‖∇f‖² = Σ (m̂² − c v̂)/(1 − c),    SNR = √(‖∇f‖²/tr Σ),
+
+    summed over the coordinates of a group before anything is clipped. Σ is the covariance of the noise of one batch.
+
+    v̂ remembers 1/(1 − β₂) steps: a gradient that fell within them reads as noise. With `earlier`, m and v of the steps
+    between are recovered exactly, m − β₁ⁿm′ and v − β₂ⁿv′, and diagnosed as a run of n steps.
+
+    Args:
+        state: an optax state (moments anywhere in it); a PyTorch optimizer with `exp_avg` and `exp_avg_sq`, or its
+            `state_dict()`; the path of a checkpoint of one, of a folder of such, or a list of paths, which need
+            PyTorch; an `sl.State`; or a dictionary with m, v and step (or mu, nu, count; exp_avg, exp_avg_sq, step),
+            arrays or trees of them.
+        b1: β₁, where the state does not carry it, as optax's do not without `inject_hyperparams`.
+        b2: β₂, likewise.
+        groups: what is summed over. None: every tensor. ``"parameter groups"``: those of the optimizer, or labels of
+            `optax.multi_transform`. A mapping of names to regular expressions, of which the first found in a
+            tensor's name decides, others being ``"other"``; or a function from the tensor's name to that of its group.
+        batch_size: B of the run, in whatever the noise scale is to be counted in.
+        ratios: batch ratios δ > 0 of the table.
+        tolerance: relative L2 error of the loss curve up to which the rule holds.
+        earlier: the state of the same run some steps before, of the same kind.
+        key: which of several optimizers in a checkpoint, with dots between levels.
+
+    Returns:
+        A `Diagnosis`. A state from which noise cannot be told (RMSprop, β₁ = 0, fewer than two steps) gives one that
+        says so.
+
+    Raises:
+        ValueError: if there are no moments to be found, betas are missing or contradict the state's, numbers are
+            out of their range, or a file is broken or holds what would have to be executed.
+        TypeError: if `state` is of no known kind.
+        FileNotFoundError, ImportError: for files; see `state`.
+
+    Source: the moments' expectations are derived in docs/diagnosis.md; the noise scale is that of McCandlish et al.
+    2018 (arXiv 1812.06162), the rule that of Malladi et al. 2022 (arXiv 2205.10287) and arXiv 2411.15958.
+    """
+    given = {n: None if b is None else _check.fraction(n, b) for n, b in (("b1", b1), ("b2", b2))}
+    batch = None if batch_size is None else _check.positive("batch_size", batch_size)
+    wanted = tuple(float(_check.positive("ratios", ratio)) for ratio in ratios)
+    limit = _check.positive("tolerance", tolerance)
+    label = _labels(groups)
+    tally = _Tally(given)
+    for tensor, before in _paired(state, earlier, key):
+        tally.add(tensor, before, label(tensor))
+    return tally.result(batch, wanted, limit, earlier is not None)
+
+
+def _source(name: str, state: Any, key: str | None) -> Source:
+    return from_files(state, key) if is_path(state) else in_memory(state, key)
+
+
+def _paired(state: Any, earlier: Any, key: str | None) -> Iterable[tuple[Tensor, Tensor | None]]:
+    now = _source("state", state, key)
+    if earlier is None:
+        yield from ((tensor, None) for tensor in now)
+        return
+    for tensor, before in itertools.zip_longest(now, _source("earlier", earlier, key)):
+        if tensor is None or before is None or tensor.name != before.name:
+            names = [None if t is None else t.name for t in (tensor, before)]
+            raise ValueError(
+                f"earlier: it has other tensors ({names[1]} for {names[0]}); give a state of the same run."
+            )
+        yield tensor, before
+
+
+def _labels(groups: Any) -> Callable[[Tensor], str]:
+    if groups is None:
+        return lambda tensor: tensor.name
+    if groups == "parameter groups":
+        return lambda tensor: tensor.group or "state"
+    if isinstance(groups, Mapping):
+        try:
+            patterns = {str(name): re.compile(pattern) for name, pattern in groups.items()}
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"groups: got {dict(groups)!r}, of which one is no regular expression ({error})."
+            ) from error
+        return lambda tensor: next((n for n, p in patterns.items() if p.search(tensor.name)), "other")
+    if callable(groups):
+        return lambda tensor: str(groups(tensor.name))
+    raise TypeError(
+        f"groups: got {groups!r}; give None, 'parameter groups', a mapping of names to regular expressions, or a "
+        "function from a tensor's name to its group's."
+    )
+
+
+_ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+"""Relative rounding of formats coarser than float32."""
+
+
+class _Tally:
+    """What is gathered tensor by tensor."""
+
+    def __init__(self, given: Mapping[str, float | None]) -> None:
+        self.given = given
+        self.parts: dict[str, list[Split]] = {}
+        self.reasons: Counter[str] = Counter()
+        self.remarks: dict[str, None] = {}
+        self.betas: set[tuple[float, float]] = set()
+        self.steps: set[float] = set()
+
+    def add(self, tensor: Tensor, before: Tensor | None, label: str) -> None:
+        if tensor.remark is not None:
+            self.remarks[tensor.remark] = None
+        if tensor.reason is not None:
+            self.reasons[tensor.reason] += 1
+            return
+        b1, b2 = self._beta("b1", tensor.b1), self._beta("b2", tensor.b2)
+        self.betas.add((b1, b2))
+        steps, decays = tensor.steps, None
+        if before is not None:
+            if before.reason is not None:
+                raise ValueError(f"earlier: {before.name}: {before.reason}; give a state with moments.")
+            steps = tensor.steps - before.steps
+            if not (math.isfinite(steps) and steps >= 2):
+                raise ValueError(
+                    f"earlier: {tensor.name} is at step {before.steps:g} there and at {tensor.steps:g} in state; give "
+                    "a state two or more steps before, 20 to 100 for choice."
+                )
+            decays = (before.m, before.v, b1**steps, b2**steps)
+            rounding = _ROUNDING.get(str(getattr(tensor.v, "dtype", "")).rpartition(".")[2], 2.0**-24)
+            if 1 - decays[3] < 64 * rounding:
+                self.remarks[
+                    f"Of v, {steps:g} steps change {1 - decays[3]:.1g} of its size, which is little against the "
+                    "rounding of its format: give an earlier state, or moments of more digits."
+                ] = None
+        if b1 == 0:
+            self.reasons[
+                "b1 is 0, so that the first moment is the last gradient and tells no signal from noise; measure it "
+                "from gradients instead"
+            ] += 1
+            return
+        if steps < 2:
+            self.reasons[f"after {steps:g} steps there is nothing to tell noise by; it takes 2 or more"] += 1
+            return
+        self.steps.add(steps)
+        self.parts.setdefault(label, []).append(split(Weights.of(b1, b2, steps), tensor.m, tensor.v, decays))
+
+    def _beta(self, name: str, carried: float | None) -> float:
+        given = self.given[name]
+        if carried is None and given is None:
+            raise ValueError(f"{name}: the state does not carry it; give {name}=, that of the optimizer.")
+        if carried is not None and given is not None and not math.isclose(carried, given, rel_tol=1e-6):
+            raise ValueError(f"{name}: got {given:g}, but the state says {carried:g}; leave it out.")
+        return _check.fraction(name, given if carried is None else carried)
+
+    def result(self, batch: float | None, ratios: tuple[float, ...], tolerance: float, window: bool) -> Diagnosis:
+        everything = [part for parts in self.parts.values() for part in parts]
+        total = combine(everything)
+        known = total.size > 0
+        counts = {name: sum(getattr(p, name) for p in everything) for name in _EXCLUDED}
+        reason = ""
+        if not known:
+            reason = next(iter(self.reasons), "no coordinate has had a finite gradient")
+        legal = min((1 / (1 - min(pair)) for pair in self.betas), default=math.inf)
+        notes: list[str] = []
+        if known:
+            worst = max(part.weights.first for part in everything)
+            notes += general_notes(batch is not None, _alone(worst))
+            notes += self._memory(everything, window)
+            notes += self._spread(total)
+        notes += [
+            f"Left out: {count} tensors, since {why}." for why, count in self.reasons.items() if known or why != reason
+        ]
+        notes += [said.format(count=counts[name]) for name, said in _EXCLUDED.items() if counts[name]]
+        notes += list(self.remarks)
+        info = {
+            "tensors": len(everything),
+            "steps": sorted(self.steps),
+            "betas": [list(pair) for pair in sorted(self.betas)],
+            "window": window,
+            **counts,
+        }
+        parts: dict[str, Group] = {name: combine(found) for name, found in self.parts.items()}
+        return Diagnosis(parts, total, known, reason, batch, ratios, tolerance, legal, tuple(notes), info)
+
+    def _memory(self, everything: list[Split], window: bool) -> list[str]:
+        """Of v's memory."""
+        longest = max(1 / (1 - b2) for _, b2 in self.betas)
+        steps = min(self.steps)
+        if window:
+            return [f"Of the {steps:g} steps since the earlier state alone: v's longer memory is out of it."]
+        said = [
+            f"v remembers about {longest:.4g} steps: a gradient that has fallen within them reads as noise, one that "
+            "has grown, or noise that has, as less. With earlier=, a state 20 to 100 steps before, they alone count."
+        ]
+        if steps < _FILLED * longest:
+            filled = min(part.weights.bias2 for part in everything)
+            said.append(
+                f"After {steps:g} steps v has filled {100 * filled:.0f} % of that memory: all of the run's steps are "
+                "in it, the first ones too."
+            )
+        return said
+
+    @staticmethod
+    def _spread(total: Group) -> list[str]:
+        said = []
+        if total.design > 2:
+            said.append(
+                f"Blocks of coordinates scatter {math.sqrt(total.design):.2g} times as much as independent ones would: "
+                "their noise is correlated, or their SNR differs. The limits allow for it."
+            )
+        if total.concentrated > 2 * total.snr:
+            said.append(
+                f"The signal may be concentrated: a coordinate drawn in proportion to it has an SNR of up to "
+                f"{total.concentrated:.2g} (heavy tails of the noise read so too). The range allows for it."
+            )
+        return said
+
+
+_EXCLUDED = dict(
+    nonfinite="{count} coordinates are NaN or infinite, and left out.",
+    untouched="{count} coordinates have m = v = 0: they have had no gradient, and are left out.",
+    lost="{count} coordinates have v = 0 but not m: their squares are too small for the format; left out.",
+    impossible="{count} coordinates have a first moment larger than any gradients with this second moment make: the "
+    "betas or the number of steps are not these, or this is not Adam's second moment (Adamax, Yogi).",
+)
+"""Counts of coordinates, and what is said of them."""
+
+
+def _alone(c: float) -> float:
+    """What a group may read whose noise is all along one direction, at the same probability as its limit."""
+    from scipy import special
+
+    share = c * special.chdtri(1, FALSE_ALARM)
+    return math.sqrt((share - c) / (1 - share)) if share < 1 else math.inf

@@ -1,0 +1,316 @@
+r"""Adam's moments split into signal and noise.
+
+m̂ = Σ wⱼgⱼ and v̂ = Σ uⱼgⱼ² are weighted means of the last k gradients and of their squares. With g = ∇f + Z, ∇f steady
+and Z independent from step to step, E m̂² = (∇f)² + cσ² and E v̂ = (∇f)² + σ², c = Σ wⱼ², so that over a group of
+coordinates
+
+    G = Σ (m̂² − c v̂)/(1 − c),    S = Σ (v̂ − m̂²)/(1 − c)
+
+have the means Σ(∇f)² and Σσ². Nothing is clipped before the sum: a coordinate alone is noise below SNR ≈ √c.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["CHUNK", "FALSE_ALARM", "Group", "Split", "Weights", "combine", "flatten", "split"]
+
+CHUNK = 2**15
+"""Elements of a tensor in float64 at a time: few enough for a cache, and for PyTorch to convert them on one thread."""
+FALSE_ALARM = 1e-3
+"""Probability that a group without any signal reads above its limit."""
+_BLOCKS, _LEAST_BLOCK = 64, 16
+"""Contiguous blocks of a tensor from which correlation between coordinates is told, and their least size."""
+_INTERVAL = 1.959964
+
+
+class Weights(NamedTuple):
+    """What the weights of k gradients in m̂ and v̂ add up to.
+
+    Attributes:
+        steps: k.
+        bias1: 1 − β₁ᵏ, by which m is divided.
+        bias2: 1 − β₂ᵏ.
+        first: c = Σ wⱼ².
+        second: Σ uⱼ².
+        mixed: Σ wⱼ²uⱼ.
+        cross: Σ wⱼuⱼ.
+        most: largest possible m̂²/v̂, Σ wⱼ²/uⱼ.
+    """
+
+    steps: float
+    bias1: float
+    bias2: float
+    first: float
+    second: float
+    mixed: float
+    cross: float
+    most: float
+
+    @classmethod
+    def of(cls, b1: float, b2: float, steps: float) -> "Weights":
+        """The weights after `steps` gradients from m = v = 0."""
+        a, b = (1 - b1) / _rise(b1, steps), (1 - b2) / _rise(b2, steps)
+
+        def total(ratio: float) -> float:
+            return _rise(ratio, steps) / (1 - ratio)
+
+        ratio = b1 * b1 / b2 if b2 > 0 else math.inf
+        if math.isinf(ratio) or (ratio > 1 and steps * math.log(ratio) > 300):
+            most = math.inf
+        else:
+            most = a * a / b * (steps if ratio == 1 else (1 - ratio**steps) / (1 - ratio))
+        return cls(
+            steps,
+            _rise(b1, steps),
+            _rise(b2, steps),
+            a * a * total(b1 * b1),
+            b * b * total(b2 * b2),
+            a * a * b * total(b1 * b1 * b2),
+            a * b * total(b1 * b2),
+            most,
+        )
+
+
+def _rise(beta: float, steps: float) -> float:
+    """1 − βᵏ without cancellation."""
+    return 1.0 if beta == 0 else -math.expm1(steps * math.log(beta))
+
+
+@dataclass
+class Split:
+    """Sums over one tensor.
+
+    Attributes:
+        weights: those of its m̂ and v̂.
+        size: coordinates counted.
+        untouched: coordinates with m = v = 0, left out: they have not had a gradient.
+        lost: coordinates with v = 0 but not m, left out: their squares underflowed.
+        nonfinite: coordinates that are NaN or infinite, left out.
+        impossible: coordinates with m̂² > `Weights.most` v̂, which no gradients can make.
+        a: Σ m̂².
+        v: Σ v̂.
+        vv: Σ v̂².
+        aav: Σ m̂⁴/v̂.
+        blocks: Σ m̂², Σ v̂, Σ v̂² over contiguous blocks, (3, blocks).
+    """
+
+    weights: Weights
+    size: int = 0
+    untouched: int = 0
+    lost: int = 0
+    nonfinite: int = 0
+    impossible: int = 0
+    a: float = 0.0
+    v: float = 0.0
+    vv: float = 0.0
+    aav: float = 0.0
+    blocks: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)))
+
+    @property
+    def signal(self) -> float:
+        """Estimate of Σ(∇f)², which may be negative."""
+        c = self.weights.first
+        return (self.a - c * self.v) / (1 - c)
+
+    @property
+    def noise(self) -> float:
+        """Estimate of Σσ², which may be negative."""
+        return (self.v - self.a) / (1 - self.weights.first)
+
+    def variance(self, ratio: float) -> float:
+        r"""Variance of `signal` − ratio·`noise` for normal noise of independent coordinates of that SNR².
+
+        (1 − c) times it is Σ αm̂² − γv̂ with α = 1 + ratio, γ = c + ratio. With g = √p, σ² = 1 − p in units of v̂,
+        p = ratio/(1 + ratio), Var m̂² = 2c²σ⁴ + 4cg²σ², Var v̂ = (2σ⁴ + 4g²σ²)Σu², and their covariance is
+        2σ⁴Σw²u + 4g²σ²Σwu.
+        """
+        w, p = self.weights, ratio / (1 + ratio)
+        alpha, gamma, still = 1 + ratio, w.first + ratio, 1 - p
+        pure = 2 * (alpha * w.first) ** 2 + 2 * gamma**2 * w.second - 4 * alpha * gamma * w.mixed
+        crossed = 4 * (alpha**2 * w.first + gamma**2 * w.second - 2 * alpha * gamma * w.cross)
+        squares = self.vv / (1 + w.second * (2 * still**2 + 4 * p * still))
+        return max(still**2 * pure + p * still * crossed, 0.0) * squares / (1 - w.first) ** 2
+
+
+def split(weights: Weights, m: Any, v: Any, earlier: tuple[Any, Any, float, float] | None = None) -> Split:
+    """Sums over a tensor, a chunk at a time in float64.
+
+    Args:
+        weights: of the gradients in m and v; with `earlier`, of those since then.
+        m: first moment, not corrected for bias.
+        v: second moment, not corrected for bias.
+        earlier: m and v some steps before, and what is left of them, β₁ⁿ and β₂ⁿ.
+
+    Raises:
+        ValueError: if a second moment is negative, or sizes differ.
+    """
+    found, (flat_m, size), (flat_v, size_v) = Split(weights), flatten(m), flatten(v)
+    before = None if earlier is None else (flatten(earlier[0]), flatten(earlier[1]))
+    if size_v != size or (before is not None and (before[0][1] != size or before[1][1] != size)):
+        raise ValueError(f"state: its first moment has {size} numbers, the second {size_v}; give those of one tensor.")
+    width = max(-(-size // _BLOCKS), 1)
+    blocks = np.zeros((3, -(-size // width)))
+    for begin, end in _spans(size):
+        first, second = read(flat_m, begin, end), read(flat_v, begin, end)
+        bad = ~(np.isfinite(first) & np.isfinite(second))
+        if (second[~bad] < 0).any():
+            raise ValueError("state: a second moment is negative, so it is no mean of squares; give Adam's state.")
+        if before is not None and earlier is not None:
+            first -= earlier[2] * read(before[0][0], begin, end)
+            second -= earlier[3] * read(before[1][0], begin, end)
+            bad |= ~(np.isfinite(first) & np.isfinite(second))
+        none, empty = (first == 0) & ~bad, (second == 0) & ~bad
+        untouched, lost = none & empty, empty & ~none
+        kept = ~(bad | untouched | lost)
+        a = np.where(kept, first / weights.bias1, 0.0) ** 2
+        second = np.where(kept, second / weights.bias2, 0.0)
+        found.size += int(kept.sum())
+        found.nonfinite += int(bad.sum())
+        found.untouched += int(untouched.sum())
+        found.lost += int(lost.sum())
+        if before is None:  # of a window, rounding makes some too
+            found.impossible += int((a > 1.05 * weights.most * second + 1e-300).sum())
+        found.a += float(a.sum())
+        found.v += float(second.sum())
+        squares = second**2
+        found.vv += float(squares.sum())
+        found.aav += float(np.divide(a**2, second, out=np.zeros_like(a), where=second > 0).sum())
+        starts = np.arange(begin // width, -(-end // width))
+        at = np.maximum(starts * width - begin, 0)
+        for row, values in zip(blocks, (a, second, squares), strict=True):
+            row[starts] += np.add.reduceat(values, at)
+    if width >= _LEAST_BLOCK:
+        found.blocks = blocks
+    return found
+
+
+def flatten(array: Any) -> tuple[Any, int]:
+    """The array as one axis, and its length: a view wherever possible, of NumPy's, JAX's and PyTorch's arrays alike."""
+    if hasattr(array, "to_local"):  # a PyTorch DTensor: what this process has of it
+        array = array.to_local()
+    if hasattr(array, "detach"):
+        flat = array.detach().reshape(-1)
+        return flat, int(flat.numel())
+    flat = np.asarray(array).reshape(-1)
+    return flat, flat.size
+
+
+def read(flat: Any, begin: int, end: int) -> np.ndarray:
+    """A part of a flat array in float64, always a copy."""
+    part = flat[begin:end]
+    if hasattr(part, "detach"):
+        part = part.to("cpu").double().numpy()
+    return np.array(part, dtype=np.float64)
+
+
+def _spans(size: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, size, CHUNK):
+        yield begin, min(begin + CHUNK, size)
+
+
+class Group(NamedTuple):
+    """What a group of tensors says.
+
+    Attributes:
+        size: coordinates counted.
+        signal: ‖∇f‖² estimated, may be negative.
+        noise: tr Σ at the current batch, estimated.
+        snr: √(signal/noise), 0 where the signal is negative, infinite where there is no noise.
+        lower: 95 % limit of the SNR; NaN where there is no noise.
+        upper: the other.
+        limit: the SNR below which it is not told from 0; NaN where there is no noise.
+        design: factor of the variance for correlation between coordinates.
+        concentrated: SNR that a coordinate has which is drawn in proportion to its signal, at most; NaN if not known.
+    """
+
+    size: int
+    signal: float
+    noise: float
+    snr: float
+    lower: float
+    upper: float
+    limit: float
+    design: float
+    concentrated: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the signal is told from 0."""
+        return self.snr > self.limit or math.isinf(self.snr)
+
+
+def combine(parts: Sequence[Split]) -> Group:
+    r"""Signal, noise and their ratio over some tensors.
+
+    The interval of SNR² is G/S ± 1.96 √(D Var(G − (G/S)S))/S. The limit is that of a group without signal: G is then
+    C(χ²_ν/ν − 1), C = Σ cS/(1 − c), with ν such that the variance agrees, and its point of probability `FALSE_ALARM`
+    is taken. D ≥ 1 is what the scatter of contiguous blocks of a tensor shows above that of independent coordinates.
+    """
+    from scipy import special
+
+    size = sum(part.size for part in parts)
+    signal, noise = (float(sum(getattr(part, name) for part in parts)) for name in ("signal", "noise"))
+    if size == 0:
+        return Group(0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, 1.0, math.nan)
+    if noise <= 0:
+        return Group(size, signal, noise, math.inf, math.nan, math.inf, math.nan, 1.0, math.nan)
+    ratio = max(signal, 0.0) / noise
+    design = _design(parts, ratio)
+    error = math.sqrt(design * sum(part.variance(ratio) for part in parts)) / noise
+    lower, upper = (math.sqrt(max(signal / noise + z * error, 0.0)) for z in (-_INTERVAL, _INTERVAL))
+    quiet = noise / (noise + max(signal, 0.0))  # share of v̂ that is noise
+    spread = design * quiet**2 * sum(part.variance(0.0) for part in parts)
+    scale = quiet * sum(part.weights.first * part.v / (1 - part.weights.first) for part in parts)
+    degrees = 2 * scale**2 / spread if spread > 0 else math.inf
+    least = scale * (special.chdtri(degrees, FALSE_ALARM) / degrees - 1) if math.isfinite(degrees) else 0.0
+    limit = math.sqrt(least / (noise - least)) if least < noise else math.inf
+    return Group(
+        size,
+        signal,
+        noise,
+        math.sqrt(ratio),
+        lower,
+        upper,
+        limit,
+        design,
+        _concentrated(parts, signal, noise) if math.sqrt(ratio) > limit else math.nan,
+    )
+
+
+def _design(parts: Sequence[Split], ratio: float) -> float:
+    """Variance of block sums over that of independent coordinates, by their median deviation; 1 or more."""
+    scores = []
+    for part in parts:
+        if part.blocks.shape[1] < _BLOCKS // 2:
+            continue
+        w, (a, v, vv) = part.weights, part.blocks
+        known = vv > 0
+        size = part.variance(ratio) * (1 - w.first) ** 2 / part.vv if part.vv > 0 else 0.0
+        if size > 0:
+            scores.append((((1 + ratio) * a - (w.first + ratio) * v)[known]) / np.sqrt(size * vv[known]))
+    if not scores:
+        return 1.0
+    # Every tensor about its own median: that tensors differ in SNR is no correlation.
+    deviations = np.abs(np.concatenate([score - np.median(score) for score in scores if score.size]))
+    return max(float(np.median(deviations) / 0.6744898) ** 2, 1.0) if deviations.size else 1.0
+
+
+def _concentrated(parts: Sequence[Split], signal: float, noise: float) -> float:
+    r"""SNR of the signal-weighted mean share of signal, p = Σ g⁴/v / Σ g².
+
+    For normal noise and a long memory of v, E m̂⁴ = g⁴(1 − 6c + 3c²) + 6c(1 − c)g²v + 3c²v². Heavier tails add to m̂⁴, so
+    this is an upper estimate.
+    """
+    total = 0.0
+    for part in parts:
+        c = part.weights.first
+        factor = 1 - 6 * c + 3 * c**2
+        if factor < 0.2:
+            return math.nan
+        total += (part.aav - 6 * c * (1 - c) * part.signal - 3 * c**2 * part.v) / factor
+    share = min(max(total / signal, signal / (signal + noise)), 1.0)
+    return math.sqrt(share / (1 - share)) if share < 1 else math.inf

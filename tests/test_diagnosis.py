@@ -1,0 +1,641 @@
+"""Diagnosis from Adam's moments: the split against simulated moments, the verdict against solved runs, and its sources.
+
+Statistical tests have a fixed seed; their false-alarm rates on other seeds are given beside them.
+"""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sdelens as sl
+from sdelens.diagnosis import _moments
+from sdelens.diagnosis._expected import largest_ratio, path_error
+from sdelens.diagnosis._moments import Weights
+
+try:
+    import torch
+except ImportError:
+    torch = None
+needs_torch = pytest.mark.skipif(torch is None, reason="PyTorch is not installed")
+
+
+def moments(gradient, scale, b1, b2, steps, seed, draw=None, keep=()):
+    """Adam's m and v after `steps` gradients, float32; `gradient` may be a function of the step."""
+    rng, shape = np.random.default_rng(seed), np.shape(scale)
+    m, v = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    kept = {}
+    for k in range(steps):
+        z = rng.standard_normal(shape, np.float32) if draw is None else draw(rng, shape)
+        g = (gradient(k) if callable(gradient) else gradient) + scale * z
+        m += np.float32(1 - b1) * (g - m)
+        v += np.float32(1 - b2) * (g * g - v)
+        if k + 1 in keep:
+            kept[k + 1] = (m.copy(), v.copy())
+    return (m, v, kept) if keep else (m, v)
+
+
+def scales(size, seed, spread=1.0):
+    return np.exp(spread * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
+
+
+# The split
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.95, 0.95), (0.99, 0.9), (0.5, 0.0)])
+@pytest.mark.parametrize("steps", [2, 7, 300])
+def test_sums_of_weights(b1, b2, steps):
+    j = np.arange(steps)
+    w, u = (1 - b1) * b1**j / (1 - b1**steps), (1 - b2) * b2 ** j.astype(float) / (1 - b2**steps)
+    found = Weights.of(b1, b2, steps)
+    np.testing.assert_allclose(
+        [found.first, found.second, found.mixed, found.cross], [w @ w, u @ u, w**2 @ u, w @ u], rtol=1e-10
+    )
+    if b2:
+        np.testing.assert_allclose(found.most, np.sum(w**2 / u), rtol=1e-10)
+    c = (1 - b1) * (1 + b1**steps) / ((1 + b1) * (1 - b1**steps))  # the form of the documentation
+    np.testing.assert_allclose(found.first, c, rtol=1e-10)
+
+
+@pytest.mark.parametrize("b1", [0.9, 0.95])
+def test_without_a_signal_no_group_of_a_thousand_reads_above_a_tenth(b1):
+    # One reading has SNR² of sd 0.0025 (b1 = .9): 0.01 is 4 sd, passed with probability 6e-5; 0.3 % of seeds fail.
+    groups, size, b2 = 50, 1000, 0.99
+    m, v = moments(0.0, np.ones((groups, size), np.float32), b1, b2, 300, seed=1)
+    keys = [f"g{i}" for i in range(groups)]
+    state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
+    found = sl.diagnose(state, b1=b1, b2=b2)
+    single = found.groups.drop(index="all")
+    assert single.snr.max() < 0.1
+    # A reading is above its limit once in a thousand: three or more of 50 once in 50 000 seeds.
+    assert single.resolved.sum() <= 2
+    assert (single.limit < 0.11).all()
+    assert found.snr < 0.1 / 3
+    assert found.holds(4)
+
+
+def test_snr_of_every_group_within_15_percent_in_the_median():
+    b1, b2, size = 0.9, 0.99, 3000
+    truth = np.array([0.15, 0.3, 0.6, 1.0, 2.0, 4.0])
+    for seed, steps in ((0, 300), (1, 900)):  # 3/(1 − b2) steps, and more
+        sigma = np.stack([scales(size, 10 * seed + i) for i in range(len(truth))])
+        shape = np.random.default_rng(99 + seed).standard_normal(sigma.shape).astype(np.float32)
+        wanted = truth**2 * (sigma**2).sum(1) / (shape**2).sum(1)
+        gradient = shape * np.sqrt(wanted)[:, None].astype(np.float32)
+        m, v = moments(gradient, sigma, b1, b2, steps, seed)
+        state = {"m": {str(t): a for t, a in zip(truth, m, strict=True)}, "step": steps}
+        found = sl.diagnose(state | {"v": {str(t): a for t, a in zip(truth, v, strict=True)}}, b1=b1, b2=b2)
+        error = found.groups.snr.drop("all").to_numpy() / truth - 1
+        assert np.median(np.abs(error)) < 0.15
+        # The limits hold the truth in 95 % of groups: four or more of six missed once in 10 000 seeds.
+        rows = found.groups.drop(index="all")
+        assert ((rows.lower <= truth) & (truth <= rows.upper)).sum() >= 3
+
+
+def test_limits_cover_the_truth():
+    # 200 groups: 95 % ± 1.5 %; 0.90 is 3 sd below. The upper bound would fail for limits twice too wide.
+    groups, size, b1, b2 = 200, 1000, 0.9, 0.99
+    for snr in (0.3, 1.0):
+        m, v = moments(np.float32(snr), np.ones((groups, size), np.float32), b1, b2, 300, seed=2)
+        keys = [f"g{i}" for i in range(groups)]
+        state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
+        rows = sl.diagnose(state, b1=b1, b2=b2).groups.drop(index="all")
+        covered = ((rows.lower <= snr) & (snr <= rows.upper)).mean()
+        assert 0.90 <= covered <= 0.995
+        assert abs(rows.snr.mean() / snr - 1) < 0.01  # its standard error is 0.002
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 50])
+def test_early_steps_are_unbiased(steps):
+    m, v = moments(np.float32(1.0), np.ones(200_000, np.float32), 0.9, 0.999, steps, seed=3)
+    found = sl.diagnose({"m": m, "v": v, "step": steps}, b1=0.9, b2=0.999)
+    assert found.snr == pytest.approx(1.0, abs=0.03)  # at two steps the standard error is 0.006
+    assert any("filled" in note for note in found.notes)
+
+
+def test_correlated_noise_widens_the_limits():
+    # Blocks of 32 equal noises: independent coordinates would have a limit exceeded in most tensors without signal.
+    def repeated(rng, shape):
+        return np.repeat(rng.standard_normal((shape[0], shape[1] // 32), np.float32), 32, axis=1)
+
+    m, v = moments(0.0, np.ones((100, 8192), np.float32), 0.9, 0.99, 300, seed=4, draw=repeated)
+    keys = [f"g{i}" for i in range(100)]
+    state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
+    rows = sl.diagnose(state, b1=0.9, b2=0.99).groups.drop(index="all")
+    assert 20 < rows.design.median() < 45  # 32
+    assert rows.resolved.mean() <= 0.05  # were D known exactly, 0.001
+    assert (rows.snr > rows.limit / 32**0.25).mean() > 0.1  # what limits of independent coordinates would have let pass
+
+
+def test_scale_and_chunks_do_not_matter(monkeypatch):
+    m, v = moments(np.float32(0.4), scales(5000, 5), 0.9, 0.99, 100, seed=5)
+    whole = sl.diagnose({"m": m, "v": v, "step": 100}, b1=0.9, b2=0.99)
+    monkeypatch.setattr(_moments, "CHUNK", 777)
+    parts = sl.diagnose({"m": m.reshape(50, 100), "v": v.reshape(50, 100), "step": 100}, b1=0.9, b2=0.99)
+    np.testing.assert_allclose(parts.total[1:], whole.total[1:], rtol=1e-9)
+    small = sl.diagnose({"m": 1e-6 * m, "v": 1e-12 * v, "step": 100}, b1=0.9, b2=0.99)
+    assert small.snr == pytest.approx(whole.snr, rel=1e-5)
+
+
+def test_an_earlier_state_takes_out_the_memory_of_v():
+    # A gradient that falls by e^{−.003k} has SNR 1.12 at the end and reads far less. Standard errors below 0.01.
+    b1, b2, steps = 0.9, 0.999, 1500
+    start = 1.12 * np.exp(0.003 * steps)
+    m, v, kept = moments(
+        lambda k: np.float32(start * np.exp(-0.003 * (k + 1))),
+        np.ones(20_000, np.float32),
+        b1,
+        b2,
+        steps,
+        6,
+        keep=(1450,),
+    )
+    state = {"m": m, "v": v, "step": steps}
+    before = {"m": kept[1450][0], "v": kept[1450][1], "step": 1450}
+    long, short = (sl.diagnose(state, b1=b1, b2=b2, earlier=e) for e in (None, before))
+    assert long.snr < 0.6
+    assert short.snr == pytest.approx(1.12, rel=0.1)
+    assert any("remembers" in note for note in long.notes)
+    assert not any("rounding" in note for note in short.notes)
+    coarse = [{"m": s["m"], "v": jnp.asarray(s["v"], jnp.bfloat16), "step": s["step"]} for s in (state, before)]
+    assert any("rounding" in note for note in sl.diagnose(coarse[0], b1=b1, b2=b2, earlier=coarse[1]).notes)
+    with pytest.raises(ValueError, match="two or more steps before"):
+        sl.diagnose(state, b1=b1, b2=b2, earlier=state)
+    with pytest.raises(ValueError, match="other tensors"):
+        sl.diagnose(state, b1=b1, b2=b2, earlier={"m": {"a": m}, "v": {"a": v}, "step": 3})
+
+
+def test_what_is_not_counted():
+    m, v = moments(np.float32(1.0), np.ones(2000, np.float32), 0.9, 0.99, 100, seed=7)
+    plain = sl.diagnose({"m": m, "v": v, "step": 100}, b1=0.9, b2=0.99)
+    extra_m = np.concatenate([m, [np.nan, 0, 0, 0, 1e-30]]).astype(np.float32)
+    extra_v = np.concatenate([v, [1, np.inf, 0, 0, 0]]).astype(np.float32)
+    found = sl.diagnose({"m": extra_m, "v": extra_v, "step": 100}, b1=0.9, b2=0.99)
+    assert found.total.size == 2000
+    assert found.snr == pytest.approx(plain.snr, rel=1e-12)
+    assert [found.info[n] for n in ("nonfinite", "untouched", "lost")] == [2, 2, 1]
+    assert sum("coordinates" in n for n in found.notes) > sum("coordinates" in n for n in plain.notes)
+    with pytest.raises(ValueError, match="negative"):
+        sl.diagnose({"m": m, "v": -v, "step": 100}, b1=0.9, b2=0.99)
+    wrong = sl.diagnose({"m": m, "v": 0.01 * v, "step": 100}, b1=0.9, b2=0.99)
+    assert wrong.info["impossible"] > 0
+    assert plain.info["impossible"] == 0
+    nothing = sl.diagnose({"m": np.zeros(3), "v": np.zeros(3), "step": 5}, b1=0.9, b2=0.99)
+    assert not nothing.known
+
+
+# The expected error
+
+
+def solved(starts, rates, weights, ratio):
+    """The same error by a general solver of differential equations."""
+    from scipy.integrate import solve_ivp
+
+    end = max((14 + 2 * max(1, ratio**0.5) * u) / r for u, r in zip(starts, rates, strict=True))
+    times, curves = np.linspace(0, end, 20_001), []
+    for a in (1.0, ratio):
+        total = 0.0
+        for u, r, w in zip(starts, rates, weights, strict=True):
+            run = solve_ivp(
+                lambda t, x, r=r, a=a: -r / np.sqrt(1 + a * np.exp(2 * x)),
+                (0, end), [np.log(u)], t_eval=times, rtol=1e-9, atol=1e-9,
+            )  # fmt: skip
+            total = total + w * np.exp(2 * (run.y[0] - np.log(u)))
+        curves.append(total)
+    return np.linalg.norm(curves[1] - curves[0]) / np.linalg.norm(curves[0])
+
+
+@pytest.mark.parametrize(("snr", "ratio"), [(0.1, 16), (0.5, 4), (1, 0.25), (2, 16), (30, 4)])
+def test_error_of_one_group_by_another_solver(snr, ratio):
+    found = path_error([snr**2 * 7], [7], [7], ratio)
+    assert found == pytest.approx(solved([snr], [1.0], [1.0], ratio), rel=5e-3)
+
+
+def test_error_of_several_groups_by_another_solver():
+    signal, noise, size = np.array([4.0, 1.0, 0.5]), np.array([1.0, 10.0, 0.1]), np.array([10.0, 100.0, 5.0])
+    rates = np.sqrt(size / noise)
+    found = path_error(signal, noise, size, 8)
+    assert found == pytest.approx(solved(np.sqrt(signal / noise), rates, signal, 8), rel=1e-2)
+    many = path_error(*(np.tile(a, 50) for a in (signal, noise, size)), 8)  # more than are kept apart
+    assert many == pytest.approx(found, rel=1e-2)
+
+
+def test_small_snr_and_limits_of_the_error():
+    for ratio in (2.0, 16.0):
+        u = 0.01 / np.sqrt(ratio)
+        expected = (1 - 1 / ratio) * 0.01**2 / np.sqrt(24)  # 0.204, by expansion
+        assert path_error([u * u], [1], [1], ratio) == pytest.approx(expected, rel=5e-3)
+        frozen = (1 - 1 / ratio) * 0.01**2 / np.sqrt(8)
+        assert path_error([u * u], [1], [1], ratio, settled=False) == pytest.approx(frozen, rel=5e-3)
+    assert path_error([1.0], [1.0], [1.0], 1) == 0
+    assert path_error([0.0], [1.0], [1.0], 4) == 0
+    most = largest_ratio(lambda r: path_error([0.01], [1], [1], r), 0.05)
+    assert path_error([0.01], [1], [1], most) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_error_matches_what_happens():
+    # AdamW at 1 and δ times the batch by the Gaussian closure, λ = ½…5, every coordinate with one SNR, no decay.
+    # Within a factor of 2 where the error exceeds 2 %; below SNR 0.5 the floor of discretisation is all there is.
+    curvature, lr, b1, b2 = np.array([0.5, 1.0, 2.0, 5.0]), 0.002, 0.98, 0.998
+
+    def course(ratio, start):
+        optimizer = sl.AdamW(lr * ratio**0.5, 1 - ratio * (1 - b1), 1 - ratio * (1 - b2), eps=1e-12, v0="second-moment")
+        noise = sl.GaussianNoise(1 / ratio**0.5)
+        steps = 9600 // ratio
+        return sl.theory.predict(
+            sl.Quadratic(curvature, start), noise, optimizer, steps=steps
+        ).dataset.loss_mean.values[0]
+
+    for ratio in (4, 16):
+        for target in (0.1, 0.5, 1.0, 2.0, 5.0):
+            snr = target / ratio**0.5
+            one, other = course(1, snr / curvature)[::ratio], course(ratio, snr / curvature)
+            happened = np.linalg.norm(one - other) / np.linalg.norm(one)
+            expected = path_error(np.full(4, snr**2), np.ones(4), np.ones(4), ratio)
+            if target < 0.5:
+                assert expected < 0.005
+                assert happened < 0.035  # the floor
+            else:
+                assert happened > 0.02
+                assert 0.5 < expected / happened < 2
+
+
+def test_verdicts_on_random_cases():
+    # The true SNR at the larger batch is 2 to 4 times above or below where the expected error meets the tolerance.
+    rng, right = np.random.default_rng(11), 0
+    for case in range(200):
+        b1, b2 = rng.choice([0.8, 0.9, 0.95]), rng.choice([0.95, 0.98])
+        ratio, tolerance = 2 ** rng.uniform(1, 5), rng.choice([0.03, 0.05, 0.1])
+        low, high = 1e-3, 30.0
+        for _ in range(14):  # to 1e-4 of itself
+            middle = np.sqrt(low * high)
+            low, high = (middle, high) if path_error([middle**2], [1], [1], ratio) < tolerance else (low, middle)
+        above = case % 2 == 1
+        snr = low * 2 ** (rng.uniform(1, 2) * (1 if above else -1))
+        sizes, steps = rng.integers(1000, 3000, 2), int(3 / (1 - b2))
+        sigma = [scales(n, 1000 + case, 0.5) for n in sizes]
+        made = [moments(np.float32(snr) * s, s, b1, b2, steps, seed=2 * case + i) for i, s in enumerate(sigma)]
+        state = {n: {str(i): pair[at] for i, pair in enumerate(made)} for at, n in enumerate("mv")}
+        found = sl.diagnose(state | {"step": steps}, b1=b1, b2=b2, tolerance=tolerance, ratios=[ratio])
+        right += found.holds(ratio) is not above
+        if case % 20 == 0:
+            assert found.holds(ratio) == (ratio <= found.largest_ratio)
+    assert right >= 190
+
+
+def test_mixed_groups_and_the_range():
+    quiet = moments(np.float32(0.02), np.ones(40_000, np.float32), 0.9, 0.99, 300, seed=12)
+    loud = moments(np.float32(2.0), np.ones(200, np.float32), 0.9, 0.99, 300, seed=13)
+    state = {"m": {"quiet": quiet[0], "loud": loud[0]}, "v": {"quiet": quiet[1], "loud": loud[1]}, "step": 300}
+    found = sl.diagnose(state, b1=0.9, b2=0.99, batch_size=64)
+    assert found.regime == "noise-dominated"  # as a whole
+    assert found.groups.regime.loc["loud"] == "signal-dominated"
+    assert not found.holds(2)  # but the signal is in the loud part
+    low, high = found.error_range(4)
+    assert low <= found.expected_error(4) <= high
+    rows = found.groups
+    np.testing.assert_allclose(rows.noise_scale, 64 / rows.snr**2, rtol=1e-12)
+    both = sl.diagnose(state, b1=0.9, b2=0.99, groups={"any": "quiet|loud"})
+    assert list(both.groups.index) == ["any", "all"]
+    assert both.total.signal == pytest.approx(found.total.signal)
+    text = str(found)
+    assert "% of the signal is in signal-dominated groups" in text
+    assert "β < 0" in text  # b1 = .9 has no rule at 16
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["legal_ratio"] == pytest.approx(10)
+
+
+def test_without_noise():
+    v = np.full(100, 4 * (1 - 0.99**50))
+    found = sl.diagnose({"m": np.full(100, 2 * (1 - 0.9**50)), "v": v, "step": 50}, b1=0.9, b2=0.99)
+    assert found.snr > 1e5  # rounding is all the noise there is
+    assert found.regime == "signal-dominated"
+    assert found.largest_ratio < 1.5
+    assert found.expected_error(4) > 0.4
+    assert "signal-dominated" in str(found).lower()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_arrays_need_neither_jax_nor_pytorch():
+    code = (
+        "import sys, numpy as np, sdelens as sl;"
+        "print(sl.diagnose({'m': np.ones(9), 'v': np.full(9, 3.0), 'step': 9}, b1=0.9, b2=0.99));"
+        "assert not {'jax', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# Sources
+
+
+PARAMETERS = {"dense": {"kernel": jnp.ones((30, 40)), "bias": jnp.ones(40)}, "head": jnp.ones(50)}
+
+
+def stepped(tx, count=40, scale=1.0):
+    """The state of an optax transformation after some noisy gradients, and what Adam's moments of them are."""
+    rng, state = np.random.default_rng(14), tx.init(PARAMETERS)
+    for _ in range(count):
+        gradient = {
+            "dense": {"kernel": 1 + rng.standard_normal((30, 40)), "bias": 1 + rng.standard_normal(40)},
+            "head": 1 + rng.standard_normal(50),
+        }
+        _, state = tx.update(gradient, state, PARAMETERS)
+    return state
+
+
+def test_optax_states_of_every_shape():
+    plain = sl.diagnose(stepped(optax.adam(1e-3, 0.9, 0.99)), b1=0.9, b2=0.99)
+    assert list(plain.parts) == ["dense.bias", "dense.kernel", "head"]
+    assert plain.snr == pytest.approx(1.0, abs=0.1)
+    labels = {"dense": {"kernel": "body", "bias": "body"}, "head": "head"}
+    parts = {"body": optax.adamw(1e-3, 0.9, 0.99), "head": optax.adam(1e-2, 0.9, 0.99)}
+    several = stepped(optax.multi_transform(parts, labels))
+    injected = stepped(optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3, b1=0.9, b2=0.99))
+    train_state = SimpleNamespace(opt_state=stepped(optax.amsgrad(1e-3, 0.9, 0.99)))
+    for state in (several, train_state):
+        found = sl.diagnose(state, b1=0.9, b2=0.99)
+        assert found.total.signal == pytest.approx(plain.total.signal, rel=1e-5)
+        assert found.total.size == 1290
+    assert sl.diagnose(injected).snr == pytest.approx(plain.snr, rel=1e-4)
+    assert any("AMSGrad" in note for note in sl.diagnose(train_state, b1=0.9, b2=0.99).notes)
+    wrapped = optax.chain(optax.masked(optax.clip(1e9), True), optax.MultiSteps(optax.nadam(1e-3, 0.9, 0.99), 1))
+    found = sl.diagnose(stepped(wrapped, 3), b1=0.9, b2=0.99)
+    few = sl.diagnose(stepped(optax.adam(1e-3, 0.9, 0.99), 3), b1=0.9, b2=0.99)
+    assert found.total.signal == pytest.approx(few.total.signal, rel=1e-5)
+    labelled = sl.diagnose(several, b1=0.9, b2=0.99, groups="parameter groups").groups
+    assert [name.rpartition(".")[2] for name in labelled.index] == ["body", "head", "all"]
+    half = sl.diagnose(stepped(optax.adam(1e-3, 0.9, 0.99, mu_dtype=jnp.bfloat16)), b1=0.9, b2=0.99)
+    assert half.snr == pytest.approx(plain.snr, rel=0.05)
+    with pytest.raises(ValueError, match="b2: the state does not carry it"):
+        sl.diagnose(stepped(optax.adam(1e-3)), b1=0.9)
+    with pytest.raises(ValueError, match="leave it out"):
+        sl.diagnose(injected, b1=0.8)
+
+
+@pytest.mark.parametrize(
+    ("tx", "said"),
+    [
+        (optax.rmsprop(1e-3), "no mean of gradients"),
+        (optax.adam(1e-3, b1=0.0), "b1 is 0"),
+        (optax.adabelief(1e-3), "AdaBelief"),
+    ],
+)
+def test_states_that_cannot_tell(tx, said):
+    found = sl.diagnose(stepped(tx), **({"b1": 0.0, "b2": 0.999} if said.startswith("b1") else {}))
+    assert not found.known
+    assert found.regime == "unknown"
+    assert found.holds(4) is None
+    assert np.isnan([found.expected_error(4), found.largest_ratio, found.snr]).all()
+    assert said in str(found)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["snr"] is None
+
+
+def test_too_few_steps_and_foreign_states():
+    m, v = moments(np.float32(1), np.ones(100, np.float32), 0.9, 0.99, 1, seed=15)
+    assert "2 or more" in sl.diagnose({"m": m, "v": v, "step": 1}, b1=0.9, b2=0.99).verdict()
+    for wrong, error in ((3, TypeError), ({"a": 1}, ValueError), (stepped(optax.sgd(0.1)), ValueError)):
+        with pytest.raises(error, match="state"):
+            sl.diagnose(wrong)
+    with pytest.raises(ValueError, match="number of steps"):
+        sl.diagnose({"mu": m, "nu": v}, b1=0.9, b2=0.99)
+    with pytest.raises(ValueError, match="batch_size"):
+        sl.diagnose({"m": m, "v": v, "step": 9}, b1=0.9, b2=0.99, batch_size=0)
+    with pytest.raises(ValueError, match="axis for replicas"):
+        sl.diagnose({"m": m, "v": v, "step": np.array([9, 9])}, b1=0.9, b2=0.99)
+    with pytest.raises(ValueError, match="regular expression"):
+        sl.diagnose({"m": m, "v": v, "step": 9}, b1=0.9, b2=0.99, groups={"a": "("})
+
+
+def test_our_own_state():
+    m, v = moments(np.float32(0.5), np.ones((500, 20), np.float32), 0.9, 0.99, 300, seed=16)
+    found = sl.diagnose(sl.State(np.zeros((500, 20)), m, v, 300), b1=0.9, b2=0.99)
+    assert found.snr == pytest.approx(0.5, abs=0.03)
+    # Without a count there is no bias to correct; after 300 steps only 5 % of v's is left.
+    settled = sl.diagnose(sl.State(np.zeros((500, 20)), m, v), b1=0.9, b2=0.99)
+    assert settled.snr == pytest.approx(found.snr, rel=0.15)
+
+
+# PyTorch
+
+
+def network_and_optimizer(make, steps=60):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.BatchNorm1d(50), torch.nn.Linear(50, 40))
+    optimizer = make(model)
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = 0.5 + torch.randn_like(parameter)
+        optimizer.step()
+    return model, optimizer
+
+
+def adamw(model):
+    groups = [{"params": model[0].parameters()}, {"params": [*model[1].parameters(), *model[2].parameters()]}]
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
+
+
+@needs_torch
+def test_live_optimizers():
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
+        _, optimizer = network_and_optimizer(lambda model, kind=kind: kind(model.parameters(), betas=(0.9, 0.98)))
+        found = sl.diagnose(optimizer)
+        assert found.snr == pytest.approx(0.5, abs=0.05)  # its standard error is 0.01
+        assert found.info["steps"] == [60]
+    _, optimizer = network_and_optimizer(lambda model: torch.optim.Adam(model.named_parameters(), amsgrad=True))
+    found = sl.diagnose(optimizer)
+    assert list(found.parts) == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"]
+    assert any("AMSGrad" in note for note in found.notes)
+    for kind in (torch.optim.RMSprop, torch.optim.SGD, torch.optim.Adamax):
+        _, optimizer = network_and_optimizer(lambda model, kind=kind: kind(model.parameters(), lr=1e-3), 3)
+        assert not sl.diagnose(optimizer).known
+    model = torch.nn.Linear(3, 3)
+    assert "no state yet" in sl.diagnose(torch.optim.Adam(model.parameters())).verdict()
+    _, optimizer = network_and_optimizer(adamw)
+    assert list(sl.diagnose(optimizer, groups="parameter groups").parts) == ["0", "1"]
+
+
+@needs_torch
+def test_checkpoints(tmp_path):
+    model, optimizer = network_and_optimizer(adamw)
+    live = sl.diagnose(optimizer)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    whole = {"model": model.state_dict(), "training": [{"optimizer": optimizer.state_dict()}], "step": 60}
+    torch.save(whole, tmp_path / "whole.pth")
+    torch.save(optimizer.state_dict(), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for name in ("optimizer.pt", "whole.pth", "old.bin"):
+        found = sl.diagnose(tmp_path / name)
+        assert [tuple(a) for a in found.parts.values()] == [tuple(a) for a in live.parts.values()]
+    assert list(sl.diagnose(str(tmp_path / "whole.pth")).parts)[:2] == ["0.weight", "0.bias"]
+    assert list(sl.diagnose(tmp_path / "optimizer.pt").parts)[:2] == ["parameter 0", "parameter 1"]
+    torch.save({"g": optimizer.state_dict(), "d": {"x": optimizer.state_dict()}}, tmp_path / "gan.pt")
+    with pytest.raises(ValueError, match=r"2 optimizers, 'g', 'd.x'"):
+        sl.diagnose(tmp_path / "gan.pt")
+    assert sl.diagnose(tmp_path / "gan.pt", key="d").snr == live.snr
+    with pytest.raises(ValueError, match="key: got 'e'"):
+        sl.diagnose(tmp_path / "gan.pt", key="e")
+
+
+@needs_torch
+def test_sharded_checkpoints(tmp_path):
+    _, optimizer = network_and_optimizer(adamw)
+    state = optimizer.state_dict()
+    live = sl.diagnose(optimizer)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(3):
+        part = {k: held for k, held in state["state"].items() if k % 3 == shard}
+        torch.save({"state": part, "param_groups": state["param_groups"] if shard == 1 else []}, folder / f"{shard}.pt")
+    torch.save({"epoch": 3}, folder / "trainer.pt")
+    for given in (folder, sorted(folder.glob("[0-9].pt"))):
+        found = sl.diagnose(given)
+        assert found.snr == pytest.approx(live.snr, rel=1e-12)
+        assert set(found.parts) == set(live.parts)
+    # One tensor in two parts, as optimizers sharded over processes leave it.
+    halves = [
+        {
+            k: {n: a if a.ndim == 0 else a.reshape(-1)[half::2] for n, a in held.items()}
+            for k, held in state["state"].items()
+        }
+        for half in (0, 1)
+    ]
+    for half, part in enumerate(halves):
+        torch.save({"state": part, "param_groups": state["param_groups"]}, tmp_path / f"half{half}.pt")
+    found = sl.diagnose([tmp_path / "half0.pt", tmp_path / "half1.pt"])
+    assert found.total.signal == pytest.approx(live.total.signal, rel=1e-12)
+    assert [p.size for p in found.parts.values()] == [p.size for p in live.parts.values()]
+    for held in halves[1].values():
+        held["step"] += 1
+    torch.save({"state": halves[1], "param_groups": state["param_groups"]}, tmp_path / "later.pt")
+    with pytest.raises(ValueError, match="files of one step"):
+        sl.diagnose([tmp_path / "half0.pt", tmp_path / "later.pt"])
+    with pytest.raises(ValueError, match="named twice"):
+        sl.diagnose([tmp_path / "half0.pt", tmp_path / "half0.pt"])
+
+
+@needs_torch
+def test_half_precision(tmp_path):
+    _, optimizer = network_and_optimizer(adamw)
+    live = sl.diagnose(optimizer)
+    for dtype in (torch.bfloat16, torch.float16):
+        state = optimizer.state_dict()
+        state["state"] = {
+            k: {n: a if a.ndim == 0 else a.to(dtype) for n, a in held.items()} for k, held in state["state"].items()
+        }
+        torch.save(state, tmp_path / "half.pt")
+        assert sl.diagnose(tmp_path / "half.pt").snr == pytest.approx(live.snr, rel=0.01)
+
+
+class Writes:
+    """An object whose pickle runs a command when it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+@needs_torch
+def test_files_that_are_none_execute_nothing(tmp_path):
+    _, optimizer = network_and_optimizer(adamw, 2)
+    target = tmp_path / "executed"
+    torch.save({**optimizer.state_dict(), "extra": Writes(target)}, tmp_path / "evil.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Writes(target)))
+    torch.save(optimizer.state_dict(), tmp_path / "good.pt")
+    good = (tmp_path / "good.pt").read_bytes()
+    broken = {
+        "short.pt": good[: len(good) // 2],
+        "shorter.pt": good[:10],
+        "empty.pt": b"",
+        "text.pt": b"step,loss\n1,2\n",
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"weight": torch.ones(3)}, tmp_path / "model.pt")
+    for name in ("evil.pt", "pickle.pt", *broken, "model.pt"):
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
+            sl.diagnose(tmp_path / name)
+        assert "save" in str(caught.value)
+    with pytest.raises(ValueError, match="executed; nothing was"):
+        sl.diagnose(tmp_path / "evil.pt")
+    assert not target.exists()
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt"):
+        sl.diagnose(tmp_path / "missing.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no files"):
+        sl.diagnose(tmp_path / "empty")
+
+
+_PEAK = """
+import pathlib, re, sys
+import numpy, torch, scipy.special, pandas
+from sdelens.diagnosis import diagnose
+def peak():
+    # Not ru_maxrss: a process begins with that of the one that started it.
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+diagnose(sys.argv[1])
+before = peak()
+found = diagnose(sys.argv[2])
+print(before, peak(), found.total.size)
+"""
+
+
+@needs_torch
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_memory_does_not_grow_with_the_checkpoint(tmp_path, monkeypatch):
+    # 32 tensors of 4 MiB in bfloat16 in two files: all of the moments are 256 MiB. Of a billion parameters (4 GB) less
+    # than 2 GiB beyond the largest tensor is asked, half of them: here half is 128 MiB. The map is renewed every
+    # 256 MiB there, and every 16 here, in the same proportion.
+    size = 2**21
+    value = torch.randn(size).to(torch.bfloat16)
+    groups = [{"betas": (0.9, 0.99), "params": list(range(32))}]
+    for shard in range(2):
+        state = {
+            i: {"step": torch.tensor(100.0), "exp_avg": value.clone(), "exp_avg_sq": value.abs() + 5}
+            for i in range(16 * shard, 16 * shard + 16)
+        }
+        torch.save({"state": state, "param_groups": groups}, tmp_path / f"{shard}.pt")
+    tiny = {0: {"step": torch.tensor(100.0), "exp_avg": value[: 2**20].clone(), "exp_avg_sq": value[: 2**20].abs() + 5}}
+    torch.save({"state": tiny, "param_groups": groups}, tmp_path / "tiny.bin")
+    script = "from sdelens.diagnosis import _checkpoint\n_checkpoint._MAPPED = 2**24\n" + _PEAK
+    (tmp_path / "all").mkdir()
+    for shard in range(2):
+        (tmp_path / f"{shard}.pt").rename(tmp_path / "all" / f"{shard}.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "tiny.bin"), str(tmp_path / "all")],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    before, after, counted = map(int, done.stdout.split())
+    assert counted == 32 * size
+    assert after - before < 128 * 2**20 // 2 + 2 * size
+
+
+# The shell
+
+
+@needs_torch
+def test_shell(tmp_path):
+    _, optimizer = network_and_optimizer(adamw)
+    path = tmp_path / "optimizer.pt"
+    torch.save(optimizer.state_dict(), path)
+
+    def shell(*arguments):
+        command = [sys.executable, "-m", "sdelens", "diagnose", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = shell(path, "--batch-size", 32, "--ratios", "2,4", "--groups", "first=^parameter [01]$")
+    assert done.returncode == 0, done.stderr
+    expected = sl.diagnose(path, batch_size=32, ratios=(2, 4), groups={"first": "^parameter [01]$"})
+    assert done.stdout == str(expected) + "\n"
+    done = shell(path, "--format", "json")
+    assert json.loads(done.stdout)["snr"] == pytest.approx(sl.diagnose(path).snr)
+    done = shell(tmp_path / "none.pt")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sdelens: state: there is no file")
