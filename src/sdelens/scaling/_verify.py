@@ -92,7 +92,11 @@ class Verification:
         for model in self.result.models:
             here = final.sel(model=model)
             row = frame.get(model)
-            cells = [model, _numbers(self.optimizers[model]), f"{float(here.loss_mean):.4g} ± {float(here.loss_sem):.1g}"]
+            cells = [
+                model,
+                _numbers(self.optimizers[model]),
+                f"{float(here.loss_mean):.4g} ± {float(here.loss_sem):.1g}",
+            ]
             if row is None:
                 rows.append([*cells, "-", "-", "-"])
                 continue
@@ -205,7 +209,9 @@ def _targets(
         if not isinstance(label, str) or not label or label == SOURCE:
             raise ValueError(f"rescaled: got the label {label!r}; give words other than {SOURCE!r}.")
         if not isinstance(given, Optimizer):
-            raise TypeError(f"rescaled[{label!r}]: got {type(given).__name__}; give a specification, as sl.AdamW(0.01).")
+            raise TypeError(
+                f"rescaled[{label!r}]: got {type(given).__name__}; give a specification, as sl.AdamW(0.01)."
+            )
     return named
 
 
