@@ -195,17 +195,19 @@ def test_what_is_not_counted():
 # The expected error
 
 
-def solved(starts, rates, weights, ratio):
+def solved(starts, rates, weights, ratio, decays=None):
     """The same error by a general solver of differential equations."""
     from scipy.integrate import solve_ivp
 
-    end = max((14 + 2 * max(1, ratio**0.5) * u) / r for u, r in zip(starts, rates, strict=True))
+    decays = decays or [0.0] * len(starts)
+    ends = [(14 + 2 * max(1, ratio**0.5) * u) / r for u, r in zip(starts, rates, strict=True)]
+    end = max(e if d == 0 else min(e, 14 / (r * d)) for e, r, d in zip(ends, rates, decays, strict=True))
     times, curves = np.linspace(0, end, 20_001), []
     for a in (1.0, ratio):
         total = 0.0
-        for u, r, w in zip(starts, rates, weights, strict=True):
+        for u, r, w, d in zip(starts, rates, weights, decays, strict=True):
             run = solve_ivp(
-                lambda t, x, r=r, a=a: -r / np.sqrt(1 + a * np.exp(2 * x)),
+                lambda t, x, r=r, a=a, d=d: -r * (1 / np.sqrt(1 + a * np.exp(2 * x)) + d),
                 (0, end), [np.log(u)], t_eval=times, rtol=1e-9, atol=1e-9,
             )  # fmt: skip
             total = total + w * np.exp(2 * (run.y[0] - np.log(u)))
@@ -226,6 +228,14 @@ def test_error_of_several_groups_by_another_solver():
     assert found == pytest.approx(solved(np.sqrt(signal / noise), rates, signal, 8), rel=1e-2)
     many = path_error(*(np.tile(a, 50) for a in (signal, noise, size)), 8)  # more than are kept apart
     assert many == pytest.approx(found, rel=1e-2)
+
+
+@pytest.mark.parametrize("decay", [0.03, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize(("snr", "ratio"), [(0.1, 16), (2, 16), (30, 4)])
+def test_error_with_weight_decay_by_another_solver(snr, ratio, decay):
+    """The pull Σ(θx)² is D²u₀² in each of 7 coordinates."""
+    found = path_error([snr**2 * 7], [7], [7], ratio, pull=[(decay * snr) ** 2 * 7])
+    assert found == pytest.approx(solved([snr], [1.0], [1.0], ratio, [decay]), rel=1e-2)
 
 
 def test_small_snr_and_limits_of_the_error():
@@ -266,6 +276,53 @@ def test_error_matches_what_happens():
             else:
                 assert happened > 0.02
                 assert 0.5 < expected / happened < 2
+
+
+@pytest.mark.parametrize("start", [1.0, 2.0])
+@pytest.mark.parametrize("ratio", [4, 16])
+def test_error_where_the_gradient_dominates_is_said_before(start, ratio):
+    """From far away, with weight decay: AdamW's state at the start foretells what happens by the closure."""
+    curvature, ones = np.array([0.5, 1.0, 2.0, 5.0]), np.ones(4)
+    optimizer = sl.AdamW(0.002, b1=0.98, b2=0.998, weight_decay=0.5)
+    curves = []
+    for r, made in ((1, optimizer), (ratio, sl.scaling.rescale(optimizer, ratio).optimizer)):
+        problem, noise = sl.Quadratic(curvature, start), sl.GaussianNoise(1 / r**0.5)
+        curve = sl.theory.predict(problem, noise, made, steps=8000 // r).dataset.loss_mean.values[0]
+        curves.append(curve[:: ratio // r])
+    happened = np.linalg.norm(curves[1] - curves[0]) / np.linalg.norm(curves[0])
+    state = sl.State(start * ones, start * curvature, (start * curvature) ** 2 + 1)  # as they settle there
+    found = sl.diagnose(state, b1=0.98, b2=0.998, weight_decay=0.5)
+    assert found.regime == "signal-dominated"
+    assert not found.holds(ratio)
+    assert happened > 0.2
+    assert 0.5 < found.expected_error(ratio) / happened < 2
+    without = sl.diagnose(state, b1=0.98, b2=0.998).expected_error(ratio)
+    assert without > 1.5 * found.expected_error(ratio)
+
+
+def test_weight_decay_comes_with_the_parameters():
+    m, v = {"a": np.ones(500), "b": np.ones(300)}, {"a": np.full(500, 9.0), "b": np.full(300, 9.0)}
+    state = {"m": m, "v": v, "step": 10_000}
+    options = dict(b1=0.9, b2=0.99)
+    given = sl.diagnose(state, **options, weight_decay=0.1, parameters={"a": np.full(500, 2.0), "b": np.ones(300)})
+    assert [part.pull for part in given.parts.values()] == pytest.approx([500 * 0.04, 300 * 0.01])
+    assert given.expected_error(8) < sl.diagnose(state, **options).expected_error(8)
+    assert any("with the weight decay" in note for note in given.notes)
+    assert any("makes it less" in note for note in sl.diagnose(state, **options).notes)
+    assert not any("decay" in note for note in sl.diagnose(state, **options, weight_decay=0).notes)
+    with pytest.raises(ValueError, match="parameters: there is no 'b' among them"):
+        sl.diagnose(state, **options, weight_decay=0.1, parameters={"a": np.ones(500)})
+    with pytest.raises(ValueError, match="weight_decay: got -1"):
+        sl.diagnose(state, **options, weight_decay=-1)
+
+
+@needs_torch
+def test_weight_decay_of_live_optimizers():
+    for kind, decoupled in ((torch.optim.AdamW, True), (torch.optim.Adam, False)):
+        model, optimizer = network_and_optimizer(lambda m, kind=kind: kind(m.parameters(), weight_decay=0.1), 3)
+        found = sl.diagnose(optimizer).total.pull
+        square = sum(float((p.detach() ** 2).sum()) for p in model.parameters())
+        assert found == pytest.approx(0.01 * square if decoupled else 0, rel=1e-5)
 
 
 def test_verdicts_on_random_cases():
@@ -471,7 +528,8 @@ def test_checkpoints(tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
     for name in ("optimizer.pt", "whole.pth", "old.bin"):
         found = sl.diagnose(tmp_path / name)
-        assert [tuple(a) for a in found.parts.values()] == [tuple(a) for a in live.parts.values()]
+        parts = [part if name == "whole.pth" else part._replace(pull=0.0) for part in live.parts.values()]
+        assert list(found.parts.values()) == parts  # weight decay needs the parameters
     assert list(sl.diagnose(str(tmp_path / "whole.pth")).parts)[:2] == ["0.weight", "0.bias"]
     assert list(sl.diagnose(tmp_path / "optimizer.pt").parts)[:2] == ["parameter 0", "parameter 1"]
     torch.save({"g": optimizer.state_dict(), "d": {"x": optimizer.state_dict()}}, tmp_path / "gan.pt")

@@ -5,14 +5,20 @@ and u = g/σ (σ of the run that is scaled), the run moves as
 
     du/dt = −κ u/√(1 + u²)          and under the rule at δ times the batch      du/dt = −κ u/√(1 + δu²),
 
-κ = ηλ/σ: both are one curve, T(√a u) = T(√a u₀) − κt with T(y) = √(1 + y²) − arsinh(1/y), a = 1 or δ. The loss is
-Σ g²/2λ, and the error the relative L2 distance of its two courses from the present state to rest. For small u it is
-0.204 (1 − 1/δ) (√δ u)²: what counts is the SNR at the larger batch. Where v is so slow that it stays at its first
-value, 0.354 takes the place of 0.204.
+κ = ηλ/σ: both are one curve, T(√a u) = T(√a u₀) − κt with T(y) = √(1 + y²) − arsinh(1/y), a = 1 or δ. Decoupled weight
+decay moves both alike, by −ηθx: beside x at its rest at 0, that is −κDu, with D the decay's motion over that of the
+gradient were there no signal in v, D = θ|x|/u at present. Then, with s = √(1 + y²),
+
+    T(y) = [log(s − 1)/(1 + D) − log(s + 1)/(1 − D)]/2 + log(1 + Ds)/(D(1 − D²)).
+
+The loss is Σ g²/2λ, and the error the relative L2 distance of its two courses from the present state to rest. For small
+u it is 0.204 (1 − 1/δ) (√δ u)² without decay: what counts is the SNR at the larger batch. Where v is so slow that it
+stays at its first value, 0.354 takes the place of 0.204.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +29,11 @@ _POINTS = 60
 _MOST = 1e4
 """SNR above which a coordinate is as good as without noise."""
 _LEAST_SHARE = 1e-6
+_SLIGHT = 1e-5
+"""D below which there is as good as no decay."""
+_TABLE = 400
+_DEPTH = 5.0
+"""Points of T's table, and how far it goes below log y = 0 or the start."""
 
 
 def path_error(
@@ -32,6 +43,7 @@ def path_error(
     ratio: float,
     *,
     curvature: Sequence[float] | np.ndarray | None = None,
+    pull: np.ndarray | None = None,
     settled: bool = True,
 ) -> float:
     r"""Expected relative L2 error of the loss curve under the square-root rule, from the present state to rest.
@@ -44,27 +56,26 @@ def path_error(
         size: coordinates of every group, taken as equals.
         ratio: δ > 0, new over present batch.
         curvature: λ of every group, up to a factor; None is the same in all.
+        pull: Σ(θx)² of every group, θ the decoupled weight decay that the learning rate multiplies; None is no decay.
         settled: whether v follows the gradient; False: it stays as it is at first.
     """
     if ratio == 1:
         return 0.0
     signal, noise, size = (np.asarray(a, dtype=float) for a in (signal, noise, size))
     steep = np.ones_like(signal) if curvature is None else np.asarray(curvature, dtype=float)
+    pulled = np.zeros_like(signal) if pull is None else np.asarray(pull, dtype=float)
     weight = signal / steep
     known = weight > _LEAST_SHARE * weight.sum()
     if not known.any():
         return 0.0
-    signal, noise, size, steep, weight = (a[known] for a in (signal, noise, size, steep, weight))
-    start = np.sqrt(signal / np.maximum(noise, signal / _MOST**2))
-    rate = steep / np.sqrt(np.maximum(noise, signal / _MOST**2) / size)
-    start, rate, weight = _pooled(start, rate, weight)
+    signal, noise, size, steep, weight, pulled = (a[known] for a in (signal, noise, size, steep, weight, pulled))
+    loud = np.maximum(noise, signal / _MOST**2)
+    group = _Moving(np.sqrt(signal / loud), steep / np.sqrt(loud / size), np.sqrt(pulled * loud / (size * signal)))
+    group, weight = _pooled(group, weight)
     # From before anything moves until the slowest has come to rest.
-    first, last = 1e-4 * _duration(start, rate, min(1.0, ratio)), 14 * _duration(start, rate, max(1.0, ratio))
+    first, last = 1e-4 * group.duration(min(1.0, ratio)), 14 * group.duration(max(1.0, ratio))
     times = np.geomspace(first.min(), last.max(), math.ceil(_POINTS * math.log10(last.max() / first.min())))
-    curves = [
-        np.sum((weight / weight.sum())[:, None] * _decline(start[:, None], rate[:, None] * times, a, settled), axis=0)
-        for a in (1.0, ratio)
-    ]
+    curves = [weight / weight.sum() @ group.decline(times, a, settled) for a in (1.0, ratio)]
     steps = times * np.gradient(np.log(times))  # dt = t d(log t)
     return math.sqrt(float(np.sum((curves[1] - curves[0]) ** 2 * steps) / np.sum(curves[0] ** 2 * steps)))
 
@@ -80,43 +91,59 @@ def largest_ratio(error: Callable[[float], float], tolerance: float, most: float
     return math.exp(low)
 
 
-def _pooled(start: np.ndarray, rate: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups within 10 % of each other in both as one: a thousand tensors cost no more than a hundred."""
-    if start.size <= 64:
-        return start, rate, weight
-    cells = np.stack([np.round(10 * np.log(start)), np.round(10 * np.log(rate))])
-    found, member = np.unique(cells, axis=1, return_inverse=True)
+class _Moving(NamedTuple):
+    """Groups on their way to rest.
+
+    Attributes:
+        start: u₀, the SNR at the present batch, (G,).
+        rate: κ, (G,).
+        decay: D, (G,).
+    """
+
+    start: np.ndarray
+    rate: np.ndarray
+    decay: np.ndarray
+
+    def duration(self, factor: float) -> np.ndarray:
+        """Time in which a group comes down to e⁻¹ or so, (G,)."""
+        return 1 / (self.rate * (1 / (1 + math.sqrt(factor) * self.start) + self.decay))
+
+    def decline(self, times: np.ndarray, factor: float, settled: bool) -> np.ndarray:
+        """(u/u₀)² at the times, (G, T)."""
+        if not settled:
+            speed = self.rate * (1 / np.sqrt(1 + factor * self.start**2) + self.decay)
+            return np.exp(-2 * speed[:, None] * times)
+        tops = 0.5 * math.log(factor) + np.log(self.start)
+        fallen = [_fallen(*one, times) for one in zip(tops, self.rate, self.decay, strict=True)]
+        return np.exp(-2 * np.stack(fallen))
+
+
+def _fallen(top: float, rate: float, decay: float, times: np.ndarray) -> np.ndarray:
+    """How far log y lies below `top` at the times: T tabulated, and linear from where y is small."""
+    log_y = np.linspace(top, min(top, 0.0) - _DEPTH, _TABLE)
+    elapsed = _elapsed(log_y[:1], decay) - _elapsed(log_y, decay)
+    beyond = np.maximum(rate * times - elapsed[-1], 0.0)
+    return top - np.interp(rate * times, elapsed, log_y) + (1 + decay) * beyond
+
+
+def _elapsed(log_y: np.ndarray, decay: float) -> np.ndarray:
+    """T(y) as a function of log y."""
+    s = np.sqrt(1 + np.exp(2 * log_y))
+    if decay < _SLIGHT:
+        return s - np.arcsinh(np.exp(-log_y))
+    decay = decay if abs(decay - 1) > _SLIGHT else 1 + _SLIGHT  # the terms cancel at D = 1
+    above = np.log1p(s)
+    logarithms = (2 * log_y - above) / (1 + decay) - above / (1 - decay)
+    return 0.5 * logarithms + np.log1p(decay * s) / (decay * (1 - decay**2))
+
+
+def _pooled(group: _Moving, weight: np.ndarray) -> tuple[_Moving, np.ndarray]:
+    """Groups within 10 % of each other in everything as one: a thousand tensors cost no more than a hundred."""
+    if weight.size <= 64:
+        return group, weight
+    logs = np.log(np.stack([group.start, group.rate, np.maximum(group.decay, _SLIGHT)]))
+    found, member = np.unique(np.round(10 * logs), axis=1, return_inverse=True)
     member = member.reshape(-1)
     total = np.bincount(member, weight, found.shape[1])
-    start, rate = (np.exp(np.bincount(member, weight * np.log(a), found.shape[1]) / total) for a in (start, rate))
-    return start, rate, total
-
-
-def _duration(start: np.ndarray, rate: np.ndarray, factor: float) -> np.ndarray:
-    """Time in which a group comes down to e⁻¹ or so."""
-    return (1 + math.sqrt(factor) * start) / rate
-
-
-def _decline(start: np.ndarray, time: np.ndarray, factor: float, settled: bool) -> np.ndarray:
-    """(u/u₀)² at κt = `time`."""
-    root = math.sqrt(factor)
-    if not settled:
-        return np.exp(-2 * time / np.sqrt(1 + factor * start**2))
-    log_y = np.log(root * start)
-    return np.exp(2 * (_inverse(_elapsed(log_y) - time) - log_y))
-
-
-def _elapsed(log_y: np.ndarray) -> np.ndarray:
-    """T(y) as a function of log y."""
-    return np.sqrt(1 + np.exp(2 * log_y)) - np.arcsinh(np.exp(-log_y))
-
-
-def _inverse(value: np.ndarray) -> np.ndarray:
-    """Log y with T(y) = `value`: T is convex in log y with slope √(1 + y²), so Newton from above comes down to it."""
-    low = value < 1.5
-    small = math.log(2) + np.where(low, value, 1.0) - 1  # y = 2 exp(T − 1) as y → 0
-    log_y = np.where(low, small, np.log(np.where(low, 1.0, value) + 2))
-    log_y = np.maximum(log_y, -300)
-    for _ in range(8):
-        log_y = np.maximum(log_y - (_elapsed(log_y) - value) / np.sqrt(1 + np.exp(2 * log_y)), -300)
-    return log_y
+    means = (np.exp(np.bincount(member, weight * row, found.shape[1]) / total) for row in logs)
+    return _Moving(*means), total

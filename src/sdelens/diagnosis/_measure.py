@@ -9,8 +9,8 @@ from typing import Any
 
 from sdelens import _check
 from sdelens.diagnosis._checkpoint import from_files, is_path
-from sdelens.diagnosis._moments import FALSE_ALARM, Group, Split, Weights, combine, split
-from sdelens.diagnosis._sources import Source, Tensor, in_memory
+from sdelens.diagnosis._moments import FALSE_ALARM, Group, Split, Weights, combine, split, squares
+from sdelens.diagnosis._sources import Source, Tensor, in_memory, leaves_of
 from sdelens.diagnosis._verdict import Diagnosis, general_notes
 
 __all__ = ["diagnose"]
@@ -24,6 +24,8 @@ def diagnose(
     *,
     b1: float | None = None,
     b2: float | None = None,
+    weight_decay: float | None = None,
+    parameters: Any = None,
     groups: str | Mapping[str, str] | Callable[[str], str] | None = None,
     batch_size: float | None = None,
     ratios: Iterable[float] = (2, 4, 8, 16, 32, 64),
@@ -50,6 +52,10 @@ def diagnose(
             arrays or trees of them.
         b1: β₁, where the state does not carry it, as optax's do not without `inject_hyperparams`.
         b2: β₂, likewise.
+        weight_decay: decoupled weight decay θ that the learning rate multiplies, where the state does not carry it, as
+            a live PyTorch optimizer does; it moves the run alike at both batch sizes, which makes the error less.
+        parameters: the parameters x, for the size of that decay, where they are not in the state: a tree like the
+            moments'. Without them decay is left out.
         groups: what is summed over. None: every tensor. ``"parameter groups"``: those of the optimizer, or labels of
             `optax.multi_transform`. A mapping of names to regular expressions, of which the first found in a
             tensor's name decides, others being ``"other"``; or a function from the tensor's name to that of its group.
@@ -77,7 +83,8 @@ def diagnose(
     wanted = tuple(float(_check.positive("ratios", ratio)) for ratio in ratios)
     limit = _check.positive("tolerance", tolerance)
     label = _labels(groups)
-    tally = _Tally(given)
+    decay = None if weight_decay is None else _check.nonnegative("weight_decay", weight_decay)
+    tally = _Tally(given, decay, None if parameters is None else dict(leaves_of(parameters)))
     for tensor, before in _paired(state, earlier, key):
         tally.add(tensor, before, label(tensor))
     return tally.result(batch, wanted, limit, earlier is not None)
@@ -129,8 +136,11 @@ _ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 class _Tally:
     """What is gathered tensor by tensor."""
 
-    def __init__(self, given: Mapping[str, float | None]) -> None:
-        self.given = given
+    def __init__(
+        self, given: Mapping[str, float | None], weight_decay: float | None, parameters: Mapping[str, Any] | None
+    ) -> None:
+        self.given, self.weight_decay, self.parameters = given, weight_decay, parameters
+        self.pulls: set[bool | None] = set()  # whether weight decay is known, and not 0
         self.parts: dict[str, list[Split]] = {}
         self.reasons: Counter[str] = Counter()
         self.remarks: dict[str, None] = {}
@@ -172,7 +182,30 @@ class _Tally:
             self.reasons[f"after {steps:g} steps there is nothing to tell noise by; it takes 2 or more"] += 1
             return
         self.steps.add(steps)
-        self.parts.setdefault(label, []).append(split(Weights.of(b1, b2, steps), tensor.m, tensor.v, decays))
+        found = split(Weights.of(b1, b2, steps), tensor.m, tensor.v, decays)
+        pull = self._pull(tensor)
+        self.pulls.add(None if pull is None else pull > 0)
+        found.pull = pull or 0.0
+        self.parts.setdefault(label, []).append(found)
+
+    def _pull(self, tensor: Tensor) -> float | None:
+        """Σ (θx)², None where it is not known."""
+        carried, given = tensor.weight_decay, self.weight_decay
+        if carried is not None and given is not None and not math.isclose(carried, given, rel_tol=1e-6):
+            raise ValueError(f"weight_decay: got {given:g}, but the optimizer says {carried:g}; leave it out.")
+        theta = given if carried is None else carried
+        if theta == 0:
+            return 0.0
+        x = tensor.x
+        if self.parameters is not None:
+            name = tensor.name.removeprefix(f"{tensor.group}: ") if tensor.group else tensor.name
+            x = self.parameters.get("" if name == "state" else name)
+            if x is None:
+                listed = ", ".join(repr(known) for known in list(self.parameters)[:8])
+                raise ValueError(
+                    f"parameters: there is no {tensor.name!r} among them ({listed}); give a tree like m's."
+                )
+        return None if theta is None or x is None else theta**2 * squares(x)
 
     def _beta(self, name: str, carried: float | None) -> float:
         given = self.given[name]
@@ -194,7 +227,7 @@ class _Tally:
         notes: list[str] = []
         if known:
             worst = max(part.weights.first for part in everything)
-            notes += general_notes(batch is not None, _alone(worst))
+            notes += general_notes(batch is not None, _alone(worst), None if None in self.pulls else True in self.pulls)
             notes += self._memory(everything, window)
             notes += self._spread(total)
         notes += [

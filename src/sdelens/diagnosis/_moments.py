@@ -96,6 +96,7 @@ class Split:
         vv: Σ v̂².
         aav: Σ m̂⁴/v̂.
         blocks: Σ m̂², Σ v̂, Σ v̂² over contiguous blocks, (3, blocks).
+        pull: Σ (θx)² over all coordinates, θ the decoupled weight decay; 0 where it is not known.
     """
 
     weights: Weights
@@ -109,6 +110,7 @@ class Split:
     vv: float = 0.0
     aav: float = 0.0
     blocks: np.ndarray = field(default_factory=lambda: np.zeros((3, 0)))
+    pull: float = 0.0
 
     @property
     def signal(self) -> float:
@@ -188,6 +190,12 @@ def split(weights: Weights, m: Any, v: Any, earlier: tuple[Any, Any, float, floa
     return found
 
 
+def squares(array: Any) -> float:
+    """Sum of squares, a chunk at a time in float64."""
+    flat, size = flatten(array)
+    return float(sum(np.sum(read(flat, *span) ** 2) for span in _spans(size)))
+
+
 def flatten(array: Any) -> tuple[Any, int]:
     """The array as one axis, and its length: a view wherever possible, of NumPy's, JAX's and PyTorch's arrays alike."""
     if hasattr(array, "to_local"):  # a PyTorch DTensor: what this process has of it
@@ -225,6 +233,7 @@ class Group(NamedTuple):
         limit: the SNR below which it is not told from 0; NaN where there is no noise.
         design: factor of the variance for correlation between coordinates.
         concentrated: SNR that a coordinate has which is drawn in proportion to its signal, at most; NaN if not known.
+        pull: Σ (θx)², of decoupled weight decay; 0 where it is not known.
     """
 
     size: int
@@ -236,6 +245,7 @@ class Group(NamedTuple):
     limit: float
     design: float
     concentrated: float
+    pull: float = 0.0
 
     @property
     def resolved(self) -> bool:
@@ -252,12 +262,12 @@ def combine(parts: Sequence[Split]) -> Group:
     """
     from scipy import special
 
-    size = sum(part.size for part in parts)
+    size, pull = sum(part.size for part in parts), sum(part.pull for part in parts)
     signal, noise = (float(sum(getattr(part, name) for part in parts)) for name in ("signal", "noise"))
     if size == 0:
         return Group(0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, 1.0, math.nan)
     if noise <= 0:
-        return Group(size, signal, noise, math.inf, math.nan, math.inf, math.nan, 1.0, math.nan)
+        return Group(size, signal, noise, math.inf, math.nan, math.inf, math.nan, 1.0, math.nan, pull)
     ratio = max(signal, 0.0) / noise
     design = _design(parts, ratio)
     error = math.sqrt(design * sum(part.variance(ratio) for part in parts)) / noise
@@ -278,6 +288,7 @@ def combine(parts: Sequence[Split]) -> Group:
         limit,
         design,
         _concentrated(parts, signal, noise) if math.sqrt(ratio) > limit else math.nan,
+        pull,
     )
 
 

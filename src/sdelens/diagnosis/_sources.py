@@ -4,12 +4,12 @@ Nothing here imports PyTorch, or JAX where the state is none of JAX's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ["SPELLINGS", "Source", "Tensor", "find_state_dicts", "from_state_dict", "in_memory"]
+__all__ = ["SPELLINGS", "Source", "Tensor", "find_state_dicts", "from_state_dict", "in_memory", "leaves_of"]
 
 SPELLINGS = (("exp_avg", "exp_avg_sq", "step"), ("mu", "nu", "count"), ("m", "v", "count"), ("m", "v", "step"))
 """What a first moment, a second moment and a number of steps are called: PyTorch, optax, here."""
@@ -35,6 +35,8 @@ class Tensor:
         b2: likewise.
         reason: why the noise cannot be told; None if it can.
         remark: what is peculiar.
+        x: the parameter, where the state has it.
+        weight_decay: decoupled weight decay θ that the learning rate multiplies, None where the state does not say.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Tensor:
     b2: float | None = None
     reason: str | None = None
     remark: str | None = None
+    x: Any = None
+    weight_decay: float | None = None
 
 
 Source = Iterator[Tensor]
@@ -99,7 +103,9 @@ def _live(optimizer: Any) -> Source:
             name = str(names[at]) if names else f"parameter {number}"
             number += 1
             held = optimizer.state[parameter] if parameter in optimizer.state else None  # noqa: SIM401 - a defaultdict
-            yield _torch_tensor(name, _label(group, index), held, group)
+            decoupled = group.get("decoupled_weight_decay", "AdamW" in type(optimizer).__name__)
+            found = _torch_tensor(name, _label(group, index), held, group)
+            yield replace(found, x=parameter, weight_decay=_decoupled(group, decoupled))
 
 
 def from_state_dict(
@@ -118,7 +124,7 @@ def from_state_dict(
         ValueError: if there is none, or several.
     """
     path, chosen = _choose(find_state_dicts(found), key, where, found)
-    names = matched_names(found, chosen, path)
+    model = _model(found, chosen, path)
     owner: dict[Any, tuple[Any, int, str | None]] = {}
     groups = [*enumerate(common), *enumerate(chosen.get("param_groups") or [])]  # the last named counts
     for index, group in groups:
@@ -132,8 +138,15 @@ def from_state_dict(
         if partial and parameter not in held:
             continue
         plain = parameter if isinstance(parameter, str) else f"parameter {parameter}"
-        name = listed or names.get(parameter, plain)
-        yield _torch_tensor(name, _label(group, index), held.get(parameter), group)
+        beside, x = model.get(parameter, (plain, None))
+        found_here = _torch_tensor(listed or beside, _label(group, index), held.get(parameter), group)
+        yield replace(found_here, x=x, weight_decay=_decoupled(group, group.get("decoupled_weight_decay")))
+
+
+def _decoupled(group: Mapping[str, Any], decoupled: bool | None) -> float | None:
+    """Weight decay beside the gradient, 0 where it is in it, None where nothing says."""
+    decay = float(group.get("weight_decay", 0.0))
+    return None if decoupled is None and decay > 0 else decay if decoupled else 0.0
 
 
 def _label(group: Mapping[str, Any], index: int) -> str:
@@ -220,8 +233,8 @@ def _choose(
     return next(iter(known.items()))
 
 
-def matched_names(found: Any, chosen: Mapping[str, Any], path: str) -> dict[Any, str]:
-    """Names of numbered parameters from the model's state dict beside it, if all sizes agree in order."""
+def _model(found: Any, chosen: Mapping[str, Any], path: str) -> dict[Any, tuple[str, Any]]:
+    """Name and value of numbered parameters, from the model's state dict beside it, if all sizes agree in order."""
     if not isinstance(found, Mapping) or path == "":
         return {}
     order = [p for group in chosen.get("param_groups") or [] for p in group.get("params", ())]
@@ -230,9 +243,10 @@ def matched_names(found: Any, chosen: Mapping[str, Any], path: str) -> dict[Any,
         if key == path.split(".", maxsplit=1)[0] or not isinstance(model, Mapping) or not model:
             continue
         buffers = ("running_mean", "running_var", "num_batches_tracked")
-        entries = {k: tuple(v.shape) for k, v in model.items() if hasattr(v, "shape") and not str(k).endswith(buffers)}
-        if len(entries) == len(order) and all(a in (None, b) for a, b in zip(sizes, entries.values(), strict=True)):
-            return dict(zip(order, (str(k) for k in entries), strict=True))
+        entries = {str(k): v for k, v in model.items() if hasattr(v, "shape") and not str(k).endswith(buffers)}
+        shapes = [tuple(v.shape) for v in entries.values()]
+        if len(entries) == len(order) and all(a in (None, b) for a, b in zip(sizes, shapes, strict=True)):
+            return dict(zip(order, entries.items(), strict=True))
     return {}
 
 
@@ -294,12 +308,13 @@ def _arrays(held: Mapping[str, Any], label: str, remark: str | None = None) -> S
         raise ValueError(f"state: there is no number of steps beside {spelling[1]!r}; give it as {spelling[2]!r}.")
     count = np.inf if steps is None else _scalar(spelling[2], steps)
     b1, b2 = (None if held.get(b) is None else _scalar(b, held[b]) for b in ("b1", "b2"))
-    firsts, seconds = _leaves(held[spelling[0]]), _leaves(held[spelling[1]])
+    firsts, seconds = leaves_of(held[spelling[0]]), leaves_of(held[spelling[1]])
     if [name for name, _ in firsts] != [name for name, _ in seconds]:
         raise ValueError(f"state: {spelling[0]} and {spelling[1]} have different parts; give those of one optimizer.")
+    known = dict(leaves_of(held["x"])) if held.get("x") is not None else {}
     for (name, m), (_, v) in zip(firsts, seconds, strict=True):
         full = f"{label}: {name}" if label and name else name or label or "state"
-        yield Tensor(full, label, m, v, count, b1, b2, remark=remark)
+        yield Tensor(full, label, m, v, count, b1, b2, remark=remark, x=known.get(name))
 
 
 def _scalar(name: str, value: Any) -> float:
@@ -311,7 +326,7 @@ def _scalar(name: str, value: Any) -> float:
     return float(array.reshape(()))
 
 
-def _leaves(tree: Any) -> Sequence[tuple[str, Any]]:
+def leaves_of(tree: Any) -> Sequence[tuple[str, Any]]:
     """Leaves with their path; arrays of NumPy and PyTorch need no JAX."""
     if hasattr(tree, "shape"):
         return [("", tree)]

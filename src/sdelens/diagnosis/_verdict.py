@@ -142,21 +142,22 @@ class Diagnosis:
             ValueError: if `batch_ratio` is not above 0.
         """
         ratio = _check.positive("batch_ratio", batch_ratio)
-        return path_error(*self._mix, ratio) if self.known else math.nan
+        return self._path_error(ratio) if self.known else math.nan
 
     def error_range(self, batch_ratio: float) -> tuple[float, float]:
         """Least and largest of `expected_error` under other assumptions.
 
-        They are: v too slow to follow; curvature in proportion to the gradient; the limits of the SNR; the best and the
-        worst group that has 1 % of the signal; signal as concentrated within groups as fourth moments allow.
+        They are: v too slow to follow; no weight decay, or one that draws away from rest; curvature in proportion to
+        the gradient; the limits of the SNR; the best and the worst group that has 1 % of the signal; signal as
+        concentrated within groups as fourth moments allow.
         """
         ratio = _check.positive("batch_ratio", batch_ratio)
         if not self.known:
             return math.nan, math.nan
-        signal, noise, size = mix = self._mix
+        signal, noise, size, _ = self._mix
         steep = np.sqrt(np.maximum(signal, 1e-300) / size)
-        found = [path_error(*mix, ratio, settled=settled) for settled in (True, False)]
-        found.append(path_error(*mix, ratio, curvature=steep))
+        found = [self._path_error(ratio), self._path_error(ratio, settled=False)]
+        found += [self._path_error(ratio, curvature=steep), path_error(signal, noise, size, ratio)]
         heavy = signal >= _COUNTS * signal.sum()
         single = [self.total.lower, self.total.upper, self.total.concentrated]
         if heavy.any() and signal.sum() > 0:
@@ -164,6 +165,10 @@ class Diagnosis:
             single += [float(own.min()), float(own.max())]
         found += [_of_snr(snr, ratio) for snr in single if not math.isnan(snr)]
         return min(found), max(found)
+
+    def _path_error(self, ratio: float, **options: Any) -> float:
+        signal, noise, size, pull = self._mix
+        return path_error(signal, noise, size, ratio, pull=pull, **options)
 
     def holds(self, batch_ratio: float) -> bool | None:
         """Whether the square-root rule is expected to hold within `tolerance`; None where the state cannot tell."""
@@ -175,14 +180,14 @@ class Diagnosis:
         return largest_ratio(self.expected_error, self.tolerance) if self.known else math.nan
 
     @functools.cached_property
-    def _mix(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Signal, noise and size of every group told from 0, and of the rest as one."""
+    def _mix(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Signal, noise, size and decay's pull of every group told from 0, and of the rest as one."""
         told = [part for part in self.parts.values() if part.resolved]
         rest = [part for part in self.parts.values() if part.size and not part.resolved]
-        rows = [(part.signal, max(part.noise, 0.0), part.size) for part in told]
+        rows = [(part.signal, max(part.noise, 0.0), part.size, part.pull) for part in told]
         if rest:
-            sums = [sum(getattr(part, name) for part in rest) for name in ("signal", "noise", "size")]
-            rows.append((max(sums[0], 0.0), max(sums[1], 0.0), sums[2]))
+            sums = [sum(getattr(part, name) for part in rest) for name in ("signal", "noise", "size", "pull")]
+            rows.append((max(sums[0], 0.0), max(sums[1], 0.0), sums[2], sums[3]))
         return tuple(np.asarray(column, dtype=float) for column in zip(*rows, strict=True))  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,7 +234,7 @@ class Diagnosis:
         if math.isinf(self.snr):
             read = "no noise to be seen"
         said = [f"{self.regime.capitalize()} at the present batch ({read})."]
-        signal, noise, _ = self._mix
+        signal, noise, _, _ = self._mix
         elsewhere: dict[str, float] = {}
         for part, other in zip(signal, noise, strict=True):
             name = regime_of(math.sqrt(part / other) if other > 0 else math.inf)
@@ -303,8 +308,8 @@ class Diagnosis:
         return row
 
 
-def general_notes(batch: bool, alone: float) -> Sequence[str]:
-    """What holds of every diagnosis."""
+def general_notes(batch: bool, alone: float, decays: bool | None) -> Sequence[str]:
+    """What holds of every diagnosis; `decays` is whether there is weight decay, None where that is not known."""
     known = "" if batch else " With batch_size= the noise scale is given in samples."
     return (
         f"SNR is √(‖∇f‖²/tr Σ) at the present batch; '< x': not told from 0, x being passed by {FALSE_ALARM:g} of all "
@@ -312,8 +317,15 @@ def general_notes(batch: bool, alone: float) -> Sequence[str]:
         "Limits take coordinates as independent but for what blocks of a tensor show. Noise along one direction common "
         f"to all would not be seen, and could read {alone:.2g} without any signal.",
         "error: relative L2 distance of the loss curves at equal samples, from here to rest, groups weighted by signal "
-        "as if of equal curvature; decoupled weight decay, common to both, makes it less. A floor of order lr·√δ, "
-        "from the larger steps, is not in it: it needs the curvature.",
+        "as if of equal curvature"
+        + (
+            "; decoupled weight decay, common to both, makes it less (weight_decay= and parameters=). "
+            if decays is None
+            else ", with the weight decay that is common to both. "
+            if decays
+            else ". "
+        )
+        + "A floor of order lr·√δ, from the larger steps, is not in it: it needs the curvature.",
     )
 
 
