@@ -9,6 +9,8 @@ from .coefficients import coefficients as coefficients
 from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
 from .data import load_text as load_text
+from .diagnosis import GradientNoise as GradientNoise
+from .diagnosis import gradient_noise as gradient_noise
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate
