@@ -36,7 +36,7 @@ def gradient_noise(
     loss: Callable[[Any], Any] | None = None,
     hvp: Callable[[Any], Any] | bool | None = None,
     tails: bool = True,
-    tail_coordinates: int = 64,
+    tail_coordinates: int = 32,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> GradientNoise:
@@ -46,23 +46,25 @@ def gradient_noise(
     coordinates per group. See `GradientNoise` for the formulas.
 
     Args:
-        gradients: K independent gradients at one point. An iterator or a list of pytrees of arrays (JAX, NumPy or PyTorch,
-            one array included); an array whose first axis is K, or a dict or other pytree of such, as `np.load` gives; a
-            function of i = 0, …, `count` − 1; or a `Problem` with data: its per-example gradients at `x`, or, with
-            `batch_size` above 1, those of `count` mini-batches drawn with replacement.
+        gradients: K independent gradients at one point. An iterator or a list of pytrees of arrays (JAX, NumPy or
+            PyTorch, one array included); an array whose first axis is K, or a dict or other pytree of such, as
+            `np.load` gives; a function of i = 0, …, `count` − 1; or a `Problem` with data: its per-example gradients at
+            `x`, or, with `batch_size` above 1, those of `count` mini-batches drawn with replacement.
         batch_size: samples of which each gradient is the mean; one number per gradient if they differ.
         per: ``"sample"`` or ``"batch"``: what Σ is reported of, one sample or the mean of `batch_size`.
-        groups: None, a group per leaf; a dict from names to regular expressions, searched for in the leaves' paths, the first
-            that matches taken; or a list of expressions. Leaves that none matches are the group ``"other"``.
+        groups: None, a group per leaf; a dict from names to regular expressions, searched for in the leaves' paths, the
+            first that matches taken; or a list of expressions. Leaves that none matches are the group ``"other"``.
         count: how many gradients to ask a function for, or to take of a problem's examples, without replacement, or
             mini-batches.
         population: how many gradients there are, if `gradients` were drawn of finitely many without replacement: all of
             them have ∇f = ḡ without error. Of a problem's examples it is known.
         x: the point: with a problem, a flat vector or a pytree, by default its start; with `loss`, the parameters.
-        loss: loss(params), whose Hessian at `x` weights `GradientNoise.curved_noise_scale`; by `jax.jvp` of its gradient.
+        loss: loss(params), whose Hessian at `x` weights `GradientNoise.curved_noise_scale`, by `jax.jvp` of its
+            gradient.
         hvp: instead, v ↦ Hv on pytrees; for a problem, True. At most some 64 log K products are made.
         tails: whether to fit tails.
-        tail_coordinates: coordinates per group, drawn by `seed`, that the tails are fitted to.
+        tail_coordinates: coordinates per group, drawn by `seed`, that the tails are fitted to, of 4096 gradients at
+            most; the tails of the whole are fitted to at most 256 of those.
         confidence: of all limits.
         seed: of the draws named above.
 
@@ -90,6 +92,7 @@ def gradient_noise(
         raise ValueError(f"confidence: got {confidence}; it must lie between 0 and 1, for example 0.95.")
     weights = _weights(batch_size)
     if isinstance(gradients, AbstractProblem):
+        source: Iterable[Any]
         source, population, product = _of_problem(gradients, batch_size, count, population, x, loss, hvp, seed)
     else:
         source, product = _source(gradients, count), _product(loss, x, hvp)
@@ -124,7 +127,9 @@ def as_groups(
     """
     if groups is None:
         if ALL in names:
-            raise ValueError(f"groups: a parameter is called {ALL!r}, the name of the whole; give groups by other names.")
+            raise ValueError(
+                f"groups: a parameter is called {ALL!r}, the name of the whole; give groups by other names."
+            )
         return Layout(names, shapes, names, tuple(range(len(names))), rebuild)
     patterns = dict(groups) if isinstance(groups, Mapping) else None
     if patterns is None and not isinstance(groups, str) and isinstance(groups, Sequence):
@@ -176,7 +181,9 @@ def _leaves(tree: Any) -> tuple[tuple[str, ...], list[np.ndarray], Callable[[lis
 def _array(name: str, leaf: Any) -> np.ndarray:
     if type(leaf).__module__.partition(".")[0] == "torch":
         if leaf.layout is not _strided(leaf):
-            raise TypeError(f"gradients: {name} is a sparse tensor; give dense gradients (sparse=False), or leave it out.")
+            raise TypeError(
+                f"gradients: {name} is a sparse tensor; give dense gradients (sparse=False), or leave it out."
+            )
         leaf = leaf.detach().cpu()
         leaf = leaf.float() if leaf.element_size() < 4 else leaf
         leaf = leaf.numpy()
@@ -208,14 +215,14 @@ def _source(gradients: Any, count: int | None) -> Iterable[Any]:
     sizes = {int(np.shape(v)[0]) if np.ndim(v) else 0 for v in leaves}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            f"gradients: got {type(gradients).__name__} whose arrays have first axes {sorted(sizes)}; give arrays whose "
-            "first axis counts the gradients, or a list of gradients."
+            f"gradients: got {type(gradients).__name__} whose arrays have first axes {sorted(sizes)}; give arrays "
+            "whose first axis counts the gradients, or a list of gradients."
         )
     return (jax.tree_util.tree_unflatten(treedef, [v[i] for v in leaves]) for i in range(sizes.pop()))
 
 
 def _product(loss: Any, x: Any, hvp: Any) -> Callable[[Any], Any] | None:
-    """v ↦ Hv on pytrees, or None."""
+    """The map v ↦ Hv on pytrees, or None."""
     if callable(hvp) and loss is None:
         return hvp
     if hvp:

@@ -12,7 +12,7 @@ from sdelens._output import text_table
 from sdelens.diagnosis._ratio import Pair, limits, pair
 from sdelens.diagnosis._shares import PhaseShares, phase_shares
 from sdelens.diagnosis._streams import Moments
-from sdelens.diagnosis._tails import Tail, tail
+from sdelens.diagnosis._tails import Tail, no_tail, tail
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,20 +37,26 @@ class GradientNoise:
         count: K.
         samples: W.
         batch_size: W/K.
-        per: ``"sample"`` or ``"batch"``: whether Σ is given of one sample or of a mean of `batch_size`. Noise scales are in
-            samples in both cases.
+        per: ``"sample"`` or ``"batch"``: whether Σ is given of one sample or of a mean of `batch_size`. Noise scales
+            are in samples in both cases.
         confidence: of all limits.
         names: the groups, ``"all"`` last.
     """
 
     def __init__(
-        self, moments: Moments, per: str = "sample", population: int | None = None, confidence: float = 0.95
+        self,
+        moments: Moments,
+        per: str = "sample",
+        population: int | None = None,
+        confidence: float = 0.95,
+        sums: dict[str, Pair] | None = None,
     ) -> None:
         if moments.count < 2:
             raise ValueError(f"gradients: got {moments.count}; two or more are needed to see any noise.")
         if population is not None and population < moments.count:
             raise ValueError(f"population: got {population} for {moments.count} gradients; it counts all there are.")
         self._moments, self.per, self.population, self.confidence = moments, per, population, confidence
+        self._sums = sums  # where no moments per coordinate were kept
         self.count, self.samples = moments.count, moments.weight
         self.batch_size = self.samples / self.count
         self.names = (*moments.layout.groups, ALL)
@@ -58,16 +64,18 @@ class GradientNoise:
     @property
     def mean(self) -> Any:
         """ḡ, a pytree like a gradient's."""
+        self._need_coordinates("mean")
         return self._tree(self._moments.mean)
 
     @property
     def variance(self) -> Any:
         """Diagonal of Σ̂, a pytree like a gradient's, per sample or batch as `per` says."""
+        self._need_coordinates("variance")
         return self._tree([v * self._unit for v in self._variances])
 
     @property
     def trace(self) -> float:
-        """tr Σ̂ over all parameters, per sample or batch as `per` says."""
+        """The trace of Σ̂ over all parameters, per sample or batch as `per` says."""
         return self._pairs[ALL].trace * self._unit
 
     @property
@@ -78,7 +86,8 @@ class GradientNoise:
     def noise_scale(self, group: str = ALL) -> float:
         """B_simple = tr Σ/‖∇f‖² in samples: infinite where the estimate of ‖∇f‖² is 0 or less.
 
-        Source: McCandlish, Kaplan, Amodei et al. (2018), *An Empirical Model of Large-Batch Training*, arXiv 1812.06162.
+        Source: McCandlish, Kaplan, Amodei et al. (2018), *An Empirical Model of Large-Batch Training*, arXiv
+        1812.06162.
         """
         of = self._pair(group)
         return of.trace / of.square if of.square > 0 else (math.inf if of.trace > 0 else math.nan)
@@ -97,8 +106,8 @@ class GradientNoise:
     def curved_noise_scale(self) -> tuple[float, float, float]:
         r"""B_noise = tr(HΣ)/(gᵀHg) in samples over all parameters, with its limits.
 
-        tr(HΣ) is a mean of rᵀHr over some gradients; from ḡᵀHḡ what noise adds is taken off. Where H is indefinite either
-        may be negative; B_noise is then NaN, for it says nothing.
+        tr(HΣ) is a mean of rᵀHr over some gradients; from ḡᵀHḡ what noise adds is taken off. Where either is negative,
+        by its error or since H is indefinite, B_noise is NaN.
 
         Raises:
             ValueError: if no products with the Hessian were made.
@@ -117,6 +126,7 @@ class GradientNoise:
 
         The phases are those of `theory.phases` for normal noise, |Y| = |∂f|√B/(√2 σ).
         """
+        self._need_coordinates("phases")
         size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
         leaves = self._leaves(group)
         mean = np.concatenate([self._moments.mean[i] for i in leaves])
@@ -125,13 +135,13 @@ class GradientNoise:
 
     @cached_property
     def tails(self) -> dict[str, Tail]:
-        """Tails per group; empty if none were asked for. They are those of the gradients as given, not of one sample."""
+        """Tails per group, of the gradients as given, not of one sample; empty if none were asked for."""
         if not self._moments.coordinates:
             return {}
         low, high = self._moments.weights
         if low != high:
-            none = Tail(*[math.nan] * 8, 0, self.count, 0, self.confidence, "batches of unequal size have unequal laws")
-            return dict.fromkeys(self.names, none)
+            why = "batches of unequal size have unequal laws"
+            return dict.fromkeys(self.names, no_tail(self.count, self.confidence, why))
         groups: list[int | None] = [*range(len(self.names) - 1)]
         found = {self.names[g]: tail(self._moments.columns(g), self.confidence) for g in groups if g is not None}
         one = len(found) == 1
@@ -172,6 +182,8 @@ class GradientNoise:
         """
         if not isinstance(other, GradientNoise):
             raise TypeError(f"other: got {type(other).__name__}; give another GradientNoise.")
+        self._need_coordinates("merge")
+        other._need_coordinates("merge")
         if (self.per, self.population) != (other.per, other.population):
             raise ValueError("other: has another `per` or `population`; give both the same.")
         return GradientNoise(self._moments.merge(other._moments), self.per, self.population, self.confidence)
@@ -211,6 +223,15 @@ class GradientNoise:
     __repr__ = __str__
 
     @property
+    def has_coordinates(self) -> bool:
+        """Whether moments per coordinate were kept, which `mean`, `variance`, `phases` and `merge` need."""
+        return self._sums is None
+
+    def _need_coordinates(self, name: str) -> None:
+        if not self.has_coordinates:
+            raise ValueError(f"{name}: only sums over the coordinates were kept; watch with keep='moments'.")
+
+    @property
     def _unit(self) -> float:
         """What turns Σ per sample into Σ as `per` says."""
         return 1.0 if self.per == "sample" else 1 / self.batch_size
@@ -230,7 +251,10 @@ class GradientNoise:
 
     @cached_property
     def _pairs(self) -> dict[str, Pair]:
+        if self._sums is not None:
+            return self._sums
         spread, cross, at = (np.asarray(v) for v in (self._moments.spread, self._moments.cross, self._moments.at))
+        inverse = (1 / self.samples, 1 / self.samples**2)
         found = {}
         for number, name in enumerate(self.names):
             leaves = self._leaves(name)
@@ -239,7 +263,7 @@ class GradientNoise:
             own = slice(number, number + 1) if name != ALL else slice(None)
             scalars = (spread[:, own].sum(axis=1), cross[:, own].sum(axis=1))
             square -= self._share * trace / self.samples
-            found[name] = pair(square, trace, *scalars, at, self.samples, self._share)
+            found[name] = pair(square, trace, *scalars, at, inverse, self._share)
         return found
 
     @cached_property
@@ -252,7 +276,8 @@ class GradientNoise:
         curved = moments.curved(moments.mean)
         square = float(sum(a @ b for a, b in zip(moments.mean, curved, strict=True)))
         square -= self._share * trace / self.samples
-        return pair(square, trace, spread, cross, at, self.samples)  # the probes are a sample in any case
+        # The probes are a sample in any case, even where the gradients are all there are.
+        return pair(square, trace, spread, cross, at, (1 / self.samples, 1 / self.samples**2))
 
     def _pair(self, group: str) -> Pair:
         return self._pairs[_check.choice("group", group, self.names)]

@@ -1,7 +1,7 @@
 r"""Uncertainty of a gradient's square, of the trace of its noise and of their ratio, from scalars of one pass.
 
-With rᵢ = √(wᵢWᵢ₋₁/Wᵢ) (gᵢ − ḡᵢ₋₁), Welford's recursive residuals, and W the weights summed: rᵢ has covariance Σ, is uncorrelated
-with ḡᵢ, and
+With rᵢ = √(wᵢWᵢ₋₁/Wᵢ) (gᵢ − ḡᵢ₋₁), Welford's recursive residuals, and W the weights summed: rᵢ has covariance Σ, is
+uncorrelated with ḡᵢ, and
 
     E rᵢᵀrᵢ = tr Σ,   E (rᵢᵀḡᵢ)² = v₁ + v₂/Wᵢ,   v₁ = ∇fᵀΣ∇f,  v₂ = tr Σ².
 
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
         square_variance: of the first.
         trace_variance: of the second.
         covariance: of the two.
-        count: number of gradients.
+        gradients: how many.
     """
 
     square: float
@@ -40,11 +40,17 @@ class Pair(NamedTuple):
     square_variance: float
     trace_variance: float
     covariance: float
-    count: int
+    gradients: int
 
 
 def pair(
-    square: float, trace: float, spread: np.ndarray, cross: np.ndarray, at: np.ndarray, weight: float, share: float = 1
+    square: float,
+    trace: float,
+    spread: np.ndarray,
+    cross: np.ndarray,
+    at: np.ndarray,
+    inverse: tuple[float, float],
+    share: float = 1,
 ) -> Pair:
     """The estimates with their covariance.
 
@@ -54,7 +60,7 @@ def pair(
         spread: rᵢᵀrᵢ, shape (K − 1,).
         cross: rᵢᵀḡᵢ, shape (K − 1,).
         at: Wᵢ, shape (K − 1,).
-        weight: W of all.
+        inverse: 1/W and 1/W²; of a mean of such estimates, what stands for them.
         share: share of the population that was not drawn: 1 of an infinite one, 0 if all of it was.
     """
     count = len(spread) + 1
@@ -63,15 +69,10 @@ def pair(
     if count < 3:
         return Pair(square, trace, math.inf, math.inf, 0.0, count)
     first, second = _components(cross**2, 1 / at)
-    covariance = 2 / weight * float(np.cov(spread, cross)[0, 1])
-    return Pair(
-        square,
-        trace,
-        share * (4 * first / weight + 2 * second / weight**2),
-        share * float(spread.var(ddof=1)) / len(spread),
-        share * covariance,
-        count,
-    )
+    square_variance = 4 * first * inverse[0] + 2 * second * inverse[1]
+    trace_variance = float(spread.var(ddof=1)) / len(spread)
+    covariance = 2 * inverse[0] * float(np.cov(spread, cross)[0, 1])
+    return Pair(square, trace, share * square_variance, share * trace_variance, share * covariance, count)
 
 
 def _components(square: np.ndarray, inverse: np.ndarray) -> tuple[float, float]:
@@ -99,7 +100,7 @@ def limits(of: Pair, confidence: float) -> tuple[float, float]:
         return (0.0, math.inf)
     if not (math.isfinite(of.square_variance) and math.isfinite(of.trace_variance)):
         return (0.0, math.inf)
-    t2 = float(stats.t.ppf(0.5 + confidence / 2, of.count - 1)) ** 2
+    t2 = float(stats.t.ppf(0.5 + confidence / 2, of.gradients - 1)) ** 2
     lower, _ = _fieller(of.square, of, t2)
     _, upper = _fieller(max(of.square, 0.0), of, t2)
     return (max(lower, 0.0), upper)

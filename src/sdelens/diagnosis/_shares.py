@@ -1,8 +1,8 @@
 r"""Shares of the coordinates in the three phases of SignSGD, from estimated gradients and noises.
 
-|Y| = |∂f|√B/(√2 σ) at batch size B; its boundaries are those of `sdelens.theory.phases`. What is measured is z = |ḡ|√W/σ̂, which
-for W samples is a noncentral t with noncentrality θ = |∂f|√W/σ: pure noise alone puts coordinates in all phases once B
-approaches W.
+|Y| = |∂f|√B/(√2 σ) at batch size B; its boundaries are those of `sdelens.theory.phases`. What is measured is
+z = |ḡ|√W/σ̂, which for W samples is a noncentral t with noncentrality θ = |∂f|√W/σ: pure noise alone puts coordinates in
+all phases once B approaches W.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class PhaseShares:
 def phase_shares(
     mean: np.ndarray, variance: np.ndarray, weight: float, df: int, batch_size: float, exact: bool
 ) -> PhaseShares:
-    """Shares from ḡ and σ̂² per sample, of K − 1 = `df` degrees of freedom; `exact` if they are those of the population."""
+    """Shares from ḡ and σ̂² per sample, of K − 1 = `df` degrees of freedom; `exact` if those of the population."""
     dead = (mean == 0) & (variance == 0)
     mean, variance = mean[~dead], variance[~dead]
     if not mean.size:

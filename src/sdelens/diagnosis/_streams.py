@@ -11,6 +11,8 @@ __all__ = ["Layout", "Moments"]
 
 KEPT: Final = 4096
 """Gradients of which the sampled coordinates are kept, at most; beyond, every second, fourth, …."""
+POOLED: Final = 256
+"""Coordinates that all groups' tails together are fitted to, at most."""
 PROBES: Final = 64
 """Gradients of which the product with the Hessian is kept, at most, likewise."""
 Product = Callable[[list[np.ndarray]], Sequence[Any]]
@@ -192,11 +194,12 @@ class Moments:
         return out
 
     def columns(self, group: int | None) -> np.ndarray:
-        """Sampled values of a group, or of all, shape (kept, q)."""
-        sizes = [len(i) for i in self.index]
-        owner = np.repeat(self.layout.group, sizes)
-        values = np.stack(self.sample)
-        return values if group is None else values[:, owner == group]
+        """Sampled values of a group, or of all groups `POOLED` coordinates at most, shape (kept, q)."""
+        owner = np.repeat(self.layout.group, [len(i) for i in self.index])
+        chosen = np.flatnonzero(owner == group) if group is not None else np.arange(owner.size)
+        if group is None and owner.size > POOLED:
+            chosen = np.sort(np.random.default_rng(self.seed).choice(owner.size, POOLED, replace=False))
+        return np.stack([s[chosen] for s in self.sample])
 
 
 def _dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:

@@ -2,8 +2,8 @@ r"""The Student t family continued through the normal law to bounded supports, a
 
     p(u) = c(κ) (1 + κu²)^{−(1/κ + 1)/2},   u = (x − μ)/s,   κ = 1/ν.
 
-κ > 0 is Student t, κ = 0 the normal law, κ < 0 Pearson's type II on |u| < 1/√−κ; the variance is s²/(1 − 2κ) throughout,
-infinite for κ ≥ ½.
+κ > 0 is Student t, κ = 0 the normal law, κ < 0 Pearson's type II on |u| < 1/√−κ; the variance is s²/(1 − 2κ)
+throughout, infinite for κ ≥ ½.
 """
 
 import math
@@ -22,7 +22,10 @@ _HALVINGS: Final = 30
 _STEP: Final = 0.01
 _DIFFERENCE: Final = 1e-3
 _BLOCKS: Final = 20
-_REACH: Final = 8
+_NODES: Final = (-3.0, -1.5, 0.0, 1.5, 3.0)
+"""In standard errors of log(κ + ½)."""
+_LEAST: Final = -0.32
+"""κ at which the likelihood may be evaluated, at the least."""
 
 
 class Fit(NamedTuple):
@@ -68,8 +71,8 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
     coordinate, which J coordinates add up; this one has O(1/K).
 
     Coordinates of one draw may depend on each other, so bias and error are those of leaving out blocks of draws: the
-    jackknife in log(κ + ½), with Student's t of 19 degrees of freedom. Where the maximum is an end of `BOUNDS` the other limit
-    is the κ whose score ℓ′ is t of its standard errors from 0, these from the scatter of the draws' scores.
+    jackknife in log(κ + ½), with Student's t of 19 degrees of freedom. Where the maximum is an end of `BOUNDS` the
+    other limit is the κ whose score ℓ′ is t of its standard errors from 0, these from the scatter of the draws' scores.
 
     Args:
         x: shape (K, J), finite, without a coordinate of which many values agree.
@@ -90,20 +93,44 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
         end, side = (low, 1) if whole < 1 else (high, -1)
         reached = _limit(state, end, side, float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1)))
         return Fit(end, math.nan, *((-math.inf, reached) if side > 0 else (reached, math.inf)))
+    slope = (state.score(whole - _STEP)[0] - state.score(whole + _STEP)[0]) / (2 * _STEP)
+    at = math.log(whole + 0.5)
+    width = math.sqrt(state.score(whole)[1]) / slope / (whole + 0.5) if slope > 0 else math.inf
+    width = min(width, (at - math.log(_LEAST + 0.5)) / _NODES[-1])
+    nodes = [math.exp(at + width * n) - 0.5 for n in _NODES]
     number = min(_BLOCKS, len(x))
     block = np.arange(len(x)) % number
-    slope = (state.score(whole - _STEP)[0] - state.score(whole + _STEP)[0]) / (2 * _STEP)
-    reach = max(_REACH * math.sqrt(state.score(whole)[1]) / slope, 0.1) if slope > 0 else math.inf
-    near = (max(low, whole - reach), min(high, whole + reach))
-    # In log(κ + ½), where the error is nearer to symmetric: that of κ grows with κ.
-    logs = np.log([_Profile(x[block != b], state.a, state.b).maximum(*near) + 0.5 for b in range(number)])
-    value = number * math.log(whole + 0.5) - (number - 1) * float(logs.mean())
-    sem = math.sqrt((number - 1) * float(logs.var()))
+    # Maxima of polynomials through five values of ℓ, of the whole as of the blocks: what a polynomial leaves is common
+    # to all of them, and does not enter their differences.
+    values, starts = [], []
+    for kappa in nodes:
+        values.append(state.value(kappa))
+        starts.append((state.a, state.b))
+    top = _peak(values)
+    parts = []
+    for b in range(number):
+        left = _Profile(x[block != b])
+        values = []
+        for kappa, start in zip(nodes, starts, strict=True):
+            left.a, left.b = start
+            values.append(left.value(kappa))
+        parts.append(_peak(values))
+    value = at + width * (number * top - (number - 1) * float(np.mean(parts)))
+    sem = width * math.sqrt((number - 1) * float(np.var(parts)))
     half = float(stats.t.ppf(0.5 + confidence / 2, number - 1)) * sem
     kappa, lower, upper = (math.exp(v) - 0.5 for v in (value, value - half, value + half))
-    return Fit(
-        kappa, sem * (kappa + 0.5), lower if lower > low else -math.inf, upper if upper < high else math.inf
-    )
+    kappa = min(max(kappa, low), high)
+    return Fit(kappa, sem * (kappa + 0.5), lower if lower > low else -math.inf, upper if upper < high else math.inf)
+
+
+def _peak(values: list[float]) -> float:
+    """Where the polynomial through values at `_NODES` is largest, in their units."""
+    powers = np.vander(np.array(_NODES), increasing=True)
+    polynomial = np.polynomial.Polynomial(np.linalg.solve(powers, np.array(values) - max(values)))
+    flat = polynomial.deriv().roots()
+    flat = flat[np.abs(flat.imag) < 1e-9].real
+    inside = np.concatenate([flat[np.abs(flat) <= _NODES[-1]], [_NODES[0], _NODES[-1]]])
+    return float(inside[np.argmax(polynomial(inside))])
 
 
 def _limit(state: "_Profile", kappa: float, side: int, t: float) -> float:
@@ -132,10 +159,9 @@ class _Profile:
     maximum (Kent and Tyler 1991).
     """
 
-    def __init__(self, x: np.ndarray, a: np.ndarray | None = None, b: np.ndarray | None = None) -> None:
+    def __init__(self, x: np.ndarray) -> None:
         self.x = x
-        self.a = np.full(x.shape[1], 0.7) if a is None else a
-        self.b = np.zeros(x.shape[1]) if b is None else b
+        self.a, self.b = np.full(x.shape[1], 0.7), np.zeros(x.shape[1])
 
     def maximum(self, low: float, high: float) -> float:
         """The κ between the two at which ℓ is largest, by Brent's method in log(κ + ½)."""
@@ -149,12 +175,9 @@ class _Profile:
 
     def value(self, kappa: float) -> float:
         """ℓ(κ)."""
-        self._maximise(kappa)
-        a, b = self.a, self.b
-        haa, hab, hbb, _, _ = self._second(kappa, a, b)
-        determinant = haa * hbb - hab**2
+        likelihood, determinant = self._maximise(kappa)
         with np.errstate(invalid="ignore", divide="ignore"):
-            adjusted = self._likelihood(kappa, a, b) - 0.5 * np.log(determinant) - 2 * np.log(a)
+            adjusted = likelihood - 0.5 * np.log(determinant) - 2 * np.log(self.a)
         total = float(adjusted.sum()) + self.x.size * log_constant(kappa)
         return total if math.isfinite(total) else -1e300
 
@@ -200,8 +223,11 @@ class _Profile:
         haa = len(x) / a**2 + (x * x * slope).sum(axis=0)
         return haa, -(x * slope).sum(axis=0), slope.sum(axis=0), u, (1 + kappa) * u / below
 
-    def _maximise(self, kappa: float) -> None:
-        """Newton's method with halved steps; where the information is not positive, steps of the EM algorithm."""
+    def _maximise(self, kappa: float) -> tuple[np.ndarray, np.ndarray]:
+        """To the likelihoods and determinants of the information at the maximum.
+
+        By Newton's method with halved steps; where the information is not positive, by steps of the EM algorithm.
+        """
         a, b = self.a.copy(), self.b.copy()
         if kappa < 0:  # into the support
             reach = np.abs(self.x - b / a).max(axis=0) * a * math.sqrt(-kappa)
@@ -219,7 +245,7 @@ class _Profile:
                 ea, eb = self._expectation(kappa, a, b, u)
                 da, db = np.where(newton, da, ea), np.where(newton, db, eb)
             gain = np.abs(da * ga + db * gb)
-            if gain.max() < 1e-9:
+            if gain.max() < 1e-8:
                 break
             share = np.ones_like(a)
             for _ in range(_HALVINGS):
@@ -233,6 +259,7 @@ class _Profile:
             if not share.any():
                 break
         self.a, self.b = a, b
+        return value, determinant
 
     def _expectation(self, kappa: float, a: np.ndarray, b: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The step of (a, b) that the EM algorithm makes; for κ > 0."""

@@ -9,7 +9,7 @@ from scipy import stats
 
 from sdelens.diagnosis import _student
 
-__all__ = ["Tail", "tail"]
+__all__ = ["Tail", "no_tail", "tail"]
 
 LEAST: Final = 20
 """Gradients below which no fit is made: the intervals are not held to their coverage there."""
@@ -21,16 +21,16 @@ _BLOCKS: Final = 20
 class Tail:
     r"""Tails of one group's gradients.
 
-    The law of every coordinate is Student's t continued through the normal, p(u) ∝ (1 + κu²)^{−(1/κ+1)/2}, κ = 1/ν, with
-    a location and a scale of its own and one κ for the group: κ = 0 is normal, κ < 0 has a bounded support, κ ≥ ½ no
-    variance, κ ≥ 1 no mean. Where coordinates differ in κ, it is a compromise.
+    The law of every coordinate is Student's t continued through the normal, p(u) ∝ (1 + κu²)^{−(1/κ+1)/2}, κ = 1/ν,
+    with a location and a scale of its own and one κ for the group: κ = 0 is normal, κ < 0 has a bounded support, κ ≥ ½
+    no variance, κ ≥ 1 no mean. Where coordinates differ in κ, it is a compromise.
 
     Attributes:
         kappa: κ = 1/ν; NaN where there is no fit.
         lower, upper: its limits at `confidence`; infinite on the side where the fit ends at a bound.
         sem: its standard error, which holds for dependent coordinates.
-        kurtosis, kurtosis_sem: mean excess kurtosis over the coordinates, by a jackknife over 20 blocks of gradients. They
-            mean little for κ near ¼ and above, where there is no fourth moment.
+        kurtosis, kurtosis_sem: mean excess kurtosis over the coordinates, by a jackknife over 20 blocks of gradients.
+            They mean little for κ near ¼ and above, where there is no fourth moment.
         skewness, skewness_sem: mean *squared* skewness, likewise.
         coordinates, gradients: how many the fit has.
         left_out: coordinates sampled but left out, since over a tenth of their values agree exactly.
@@ -60,7 +60,8 @@ class Tail:
     @property
     def df_limits(self) -> tuple[float, float]:
         """Limits of ν."""
-        return tuple(1 / k if k > 0 else (math.nan if math.isnan(k) else math.inf) for k in (self.upper, self.lower))  # type: ignore[return-value]
+        low, high = (1 / k if k > 0 else (math.nan if math.isnan(k) else math.inf) for k in (self.upper, self.lower))
+        return low, high
 
     @property
     def normal_z(self) -> float:
@@ -74,10 +75,10 @@ class Tail:
 
     @property
     def efficiency(self) -> float:
-        r"""(2p(0)σ)²: how many samples the mean of values needs for one of the mean of signs, at small signal, inverted.
+        r"""(2p(0)σ)²: samples of g itself that one of sign(g) is worth, at small signal.
 
-        E sign(g) ≈ 2p(0)∂f has noise 1, g itself has signal ∂f and noise σ: their signal-to-noise ratios are as 2p(0)σ to 1.
-        Normal 2/π, ν = 5 0.96, ν = 3 1.62, without a variance infinite.
+        E sign(g) ≈ 2p(0)∂f has noise 1, g itself has signal ∂f and noise σ: their signal-to-noise ratios are as 2p(0)σ
+        to 1. For normal noise it is 2/π, for ν = 5 0.96, for ν = 3 1.62, and infinite without a variance.
         """
         return math.nan if math.isnan(self.kappa) else _student.efficiency(self.kappa)
 
@@ -103,22 +104,24 @@ def tail(values: np.ndarray, confidence: float) -> Tail:
     moving = np.ptp(values, axis=0) > 0
     values = values[:, moving]
     if count < LEAST:
-        return _none(values, confidence, f"{count} gradients; {LEAST} or more are needed")
+        return no_tail(count, confidence, f"{count} gradients; {LEAST} or more are needed")
     ordered = np.sort(values, axis=0)
     kept = _longest_run(ordered) <= max(2, _TIES * count)
     left_out = int((~kept).sum())
     values = values[:, kept]
     if not values.shape[1]:
         why = "no coordinate moves" if not left_out else "over a tenth of every coordinate's values agree exactly"
-        return _none(values, confidence, why, left_out)
+        return no_tail(count, confidence, why, left_out)
     found = _student.fit(values, confidence)
     moments = _shape_moments(values)
     fitted = (found.kappa, found.lower, found.upper, found.sem)
     return Tail(*fitted, *moments, values.shape[1], count, left_out, confidence)
 
 
-def _none(values: np.ndarray, confidence: float, reason: str, left_out: int = 0) -> Tail:
-    return Tail(*[math.nan] * 8, 0, len(values), left_out, confidence, reason)
+def no_tail(gradients: int, confidence: float, reason: str, left_out: int = 0) -> Tail:
+    """No fit, and why."""
+    nan = math.nan
+    return Tail(nan, nan, nan, nan, nan, nan, nan, nan, 0, gradients, left_out, confidence, reason)
 
 
 def _longest_run(ordered: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def _tail_cells(own: "Tail") -> list[str]:
     low, high = own.efficiency_limits
     return [
         f"{own.kappa:.3f}",
-        f"{own.lower:.3f} – {own.upper:.3f}",
+        f"{_limit(own.lower)} – {_limit(own.upper)}",
         _number(own.df),
         "-" if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
         f"{own.kurtosis:.2g} ± {own.kurtosis_sem:.1g}",
@@ -70,16 +70,16 @@ def verdict(noise: "GradientNoise", size: float) -> list[str]:
         dominated = False
     else:
         said.append(
-            f"Whether noise dominates is open: the noise scale lies between {_number(low)} and {_number(high)} samples. "
-            "More gradients narrow that."
+            f"Whether noise dominates is open: the noise scale lies between {_number(low)} and {_number(high)} "
+            "samples. More gradients narrow that."
         )
         dominated = None
-    shares = noise.phases(size)
-    if not math.isnan(shares.raw[0]):
+    shares = noise.phases(size) if noise.has_coordinates else None
+    if shares is not None and not math.isnan(shares.raw[0]):
         one, two, three = (f"{100 * v:.0f} %" for v in shares.estimate)
         said.append(
-            f"Phases of SignSGD: {one} of the coordinates in 1 (noise invisible), {two} in 2, {three} in 3 (linear); as "
-            f"estimated one by one {100 * shares.raw[0]:.0f} % would be in 1, pure noise puts "
+            f"Phases of SignSGD: {one} of the coordinates in 1 (noise invisible), {two} in 2, {three} in 3 (linear); "
+            f"estimated one by one {100 * shares.raw[0]:.0f} % would be in 1, and pure noise alone puts "
             f"{100 * shares.noise[0]:.0f} % there."
         )
     if noise.tails:
@@ -126,3 +126,8 @@ def _tail_words(own: "Tail", noise: "GradientNoise", dominated: bool | None) -> 
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else ("∞" if math.isinf(value) else f"{value:.3g}")
+
+
+def _limit(kappa: float) -> str:
+    """Of κ; infinite beyond what is fitted."""
+    return f"{'−' if kappa < 0 else ''}{'∞' if math.isinf(kappa) else f'{abs(kappa):.3f}'}"
