@@ -90,7 +90,11 @@ def gradient_noise(
     keep = _check.at_least("tail_coordinates", tail_coordinates, 1) if tails else 0
     if not 0 < _check.number("confidence", confidence) < 1:
         raise ValueError(f"confidence: got {confidence}; it must lie between 0 and 1, for example 0.95.")
-    weights = _weights(batch_size)
+    size, listed = 1.0, None
+    if isinstance(batch_size, Sequence | np.ndarray) and not isinstance(batch_size, str):
+        listed = [float(_check.at_least("batch_size", b, 1)) for b in batch_size]
+    else:
+        size = float(_check.at_least("batch_size", batch_size, 1))
     if isinstance(gradients, AbstractProblem):
         source: Iterable[Any]
         source, population, product = _of_problem(gradients, batch_size, count, population, x, loss, hvp, seed)
@@ -108,11 +112,13 @@ def gradient_noise(
                 f"gradients: gradient {moments.count} has leaves {', '.join(names)}, the first "
                 f"{', '.join(moments.layout.names)}; all need the same."
             )
-        moments.add(leaves, next(weights))
+        if listed is not None and moments.count == len(listed):
+            raise ValueError(f"batch_size: got {len(listed)}, and there are more gradients; give one each.")
+        moments.add(leaves, size if listed is None else listed[moments.count])
     if moments is None:
         raise ValueError("gradients: there are none; give two or more.")
-    if isinstance(batch_size, Sequence | np.ndarray) and next(weights, None) is not None:
-        raise ValueError(f"batch_size: got {len(batch_size)} for {moments.count} gradients; give one each.")
+    if listed is not None and moments.count < len(listed):
+        raise ValueError(f"batch_size: got {len(listed)} for {moments.count} gradients; give one each.")
     return GradientNoise(moments, per, population, confidence)
 
 
@@ -148,24 +154,6 @@ def as_groups(
         why = f"{missing[0]!r} has no parameter" if missing else f"{ALL!r} is the name of the whole"
         raise ValueError(f"groups: {why}; the parameters are {', '.join(names)}.")
     return Layout(names, shapes, tuple(labels), tuple(labels.index(o) for o in owner), rebuild)
-
-
-def _weights(batch_size: Any) -> Iterator[float]:
-    """Weights of the gradients, one after another."""
-    if isinstance(batch_size, Sequence | np.ndarray) and not isinstance(batch_size, str):
-        given = [_check.at_least("batch_size", b, 1) for b in batch_size]
-
-        def listed() -> Iterator[float]:
-            yield from map(float, given)
-
-        return _until_used_up(listed(), len(given))
-    size = float(_check.at_least("batch_size", batch_size, 1))
-    return iter(lambda: size, None)
-
-
-def _until_used_up(weights: Iterator[float], number: int) -> Iterator[float]:
-    yield from weights
-    raise ValueError(f"batch_size: got {number}, and there are more gradients; give one each.")
 
 
 def _leaves(tree: Any) -> tuple[tuple[str, ...], list[np.ndarray], Callable[[list[Any]], Any]]:

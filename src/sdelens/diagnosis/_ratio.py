@@ -92,9 +92,9 @@ def _components(
 ) -> tuple[float, float]:
     """The noise along the gradient, v₁/‖∇f‖², and v₂, from squares with mean v₁ + v₂/W.
 
-    Each is weighted by its own variance, which is as its squared mean. Near ∇f = 0 neither is seen apart: v₂ is drawn to
-    what it is without a gradient, the noise along it to tr Σ²/tr Σ, that along a gradient which lies as the noise does,
-    both with the weight of the error of ‖∇f‖².
+    Each is weighted by its own variance, which is as its squared mean. Near ∇f = 0 neither is seen apart: v₂ is drawn
+    to what it is without a gradient, the noise along it to tr Σ²/tr Σ, that along a gradient which lies as the noise
+    does, both with the weight of the error of ‖∇f‖².
     """
     size = float(products.mean())
     if size == 0 or trace == 0:
@@ -118,9 +118,9 @@ def limits(of: Pair, confidence: float) -> tuple[float, float]:
     r"""Limits of ‖∇f‖²/tr Σ by Fieller's method, 0 or more; the upper is infinite if tr Σ is not told from 0.
 
     They are the ρ with (S − ρT)² ≤ t² Var(S − ρT), the variance of S being that at ‖∇f‖² = ρT, by Student's t with
-    K − 1 degrees of freedom. Without a gradient S is skewed as χ² of `freedom` degrees: for the lower limit its error
-    there is widened by the ratio of that law's quantile to the normal's. An S below 0 is taken as 0 for the upper limit,
-    which cannot then exclude every ratio.
+    K − 1 degrees of freedom. Without a gradient S is skewed as χ² of `freedom` degrees: for the lower limit its
+    error there is widened by the ratio of that law's quantile to the normal's. An S below 0 is taken as 0 for the
+    upper limit, which cannot then exclude every ratio.
     """
     if of.trace <= 0:
         return (0.0, math.inf)

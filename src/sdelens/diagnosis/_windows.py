@@ -10,7 +10,12 @@ __all__ = ["from_sums"]
 
 
 def from_sums(
-    layout: Layout, tables: dict[str, np.ndarray], weights: list[float], per: str, confidence: float
+    layout: Layout,
+    tables: dict[str, np.ndarray],
+    empty: list[bool],
+    weights: list[float],
+    per: str,
+    confidence: float,
 ) -> GradientNoise:
     r"""Noise from ‖g‖², gᵀs and ‖s‖² of every gradient g and the sum s of those accumulated before it.
 
@@ -20,6 +25,15 @@ def from_sums(
 
     both unbiased; the scalars of `_ratio` follow from the same three. Windows are averaged with weights n − 1.
 
+    Args:
+        layout: of the parameters.
+        tables: the three of every parameter and gradient, shape (K, 3): NaN where the parameter had no gradient, and
+            the third alone where nothing was held for it.
+        empty: whether nothing was held for any parameter: a window begins; and also where all that is held is 0.
+        weights: samples of every gradient.
+        per: as in `GradientNoise`.
+        confidence: likewise.
+
     Raises:
         ValueError: if batches differ in size, nothing was accumulated, or a gradient was not finite.
     """
@@ -28,11 +42,12 @@ def from_sums(
     if not tables:
         raise ValueError("gradients: there are none; make two or more backward passes.")
     table = np.stack([tables[name] for name in layout.names])
-    reached = ~np.isnan(table).all(axis=2)
-    if not np.isfinite(table[reached]).all():
+    reached, none = ~np.isnan(table).all(axis=2), np.isnan(table[:, :, 2])
+    if not np.isfinite(table[reached][:, :2]).all() or np.isinf(table).any():
         raise ValueError("gradients: one was not finite; watch after a loss scale has settled.")
-    starts = [int(i) for i in np.flatnonzero(np.nansum(table[:, :, 2], axis=0) == 0)]
-    starts = starts if starts and starts[0] == 0 else [0, *starts]
+    zero = (~reached | (table[:, :, 2] == 0)).all(axis=0)
+    table[reached & none, 2] = 0
+    starts = sorted({0, *(int(i) for i in np.flatnonzero(np.array(empty) | zero))})
     ends = [*starts[1:], table.shape[1]]
     grouped = np.zeros((len(layout.groups), *table.shape[1:]))
     for first, last in zip(starts, ends, strict=True):

@@ -47,7 +47,7 @@ class _Moments:
 
 
 class _Sums:
-    """‖g‖², gᵀs and ‖s‖² of every gradient g and of what was accumulated before it, s; None where there was none."""
+    """‖g‖², gᵀs and ‖s‖² of every gradient g and of p.grad before it, s; None where there was no g, NaN where no s."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor | None] = []
@@ -55,7 +55,7 @@ class _Sums:
     def take(self, flat: Tensor, held: Tensor | None, scale: float) -> None:
         """One gradient, and p.grad before it is added."""
         if held is None:
-            self.rows.append(torch.stack([torch.dot(flat, flat), flat.new_zeros(()), flat.new_zeros(())]))
+            self.rows.append(torch.stack([torch.dot(flat, flat), flat.new_zeros(()), flat.new_full((), torch.nan)]))
             return
         held = held.detach().reshape(-1).to(flat.dtype) / scale
         self.rows.append(torch.stack([torch.dot(flat, flat), torch.dot(flat, held), torch.dot(held, held)]))
@@ -99,8 +99,10 @@ class GradientWatch:
         self._own = {name: _Moments(p, i) for (name, p), i in each if keep == _MOMENTS}
         self._sums = {name: _Sums() for name in names if keep != _MOMENTS}
         self._seen: set[str] = set()
+        self._task: int | None = None
         self._weight, self._size, self._stride = 0.0, 0.0, 1
         self._weights: list[float] = []
+        self._empty: list[bool] = []
         self._handles = [p.register_hook(functools.partial(self._hook, name)) for name, p in self._parameters.items()]
 
     @property
@@ -113,9 +115,12 @@ class GradientWatch:
             raise TypeError(
                 f"{name}: its gradient is sparse; use sparse=False, or requires_grad_(False) while watching."
             )
-        if name in self._seen:
+        task = _backward_pass()
+        if name in self._seen or task != self._task:
             self._close()
+            self._task = task
         if not self._seen:
+            self._empty.append(all(p.grad is None for p in self._parameters.values()))
             self._size = float(_check.at_least("batch_size", self.batch_size, 1))
         self._seen.add(name)
         scale = _check.positive("scale", self.scale() if callable(self.scale) else self.scale)
@@ -167,7 +172,7 @@ class GradientWatch:
         self._close()
         if self._keep != _MOMENTS:
             tables = {name: sums.table() for name, sums in self._sums.items() if sums.rows}
-            return from_sums(self._layout, tables, self._weights, per, confidence)
+            return from_sums(self._layout, tables, self._empty, self._weights, per, confidence)
         moments = Moments(self._layout, self._coordinates, self._seed)
         moments.weight, moments.count = self._weight, len(self._weights)
         moments.at = [float(w) for w in np.cumsum(self._weights)[1:]]
@@ -209,7 +214,8 @@ def watch(
     r"""Watch a model's micro-batch gradients, without changing them.
 
     Every ``backward()`` inside is one micro-batch: its own gradient is seen before it is added to ``p.grad``, so
-    gradients may be accumulated or not. Two losses that are each backpropagated count as two micro-batches.
+    gradients may be accumulated or not. Two losses that are each backpropagated count as two micro-batches, and so do
+    the segments of a checkpointed model with ``use_reentrant=True``: use False.
 
     With ``keep="moments"`` the parameters must stay where they are for the noise to be that at one point: if the
     optimizer steps inside, the path's own movement is counted as noise. Memory is twice the parameters in float32
@@ -256,6 +262,12 @@ def watch(
         yield found
     finally:
         found.close()
+
+
+def _backward_pass() -> int | None:
+    """Number of the backward pass under way; None where PyTorch does not tell, and a parameter seen again must do."""
+    number = getattr(torch._C, "_current_graph_task_id", None)
+    return None if number is None else int(number())
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
