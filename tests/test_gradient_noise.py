@@ -240,7 +240,7 @@ def coverage(df, runs, count, dim, common=False, seed=0):
 
 @pytest.mark.parametrize("df", LAWS.values(), ids=LAWS.keys())
 def test_tail_index_is_right_on_average(df):
-    # 12 runs of 60 gradients of 20 coordinates: unbiased within 4.5 standard errors of 12 values (t_11: alarms in 1e-3).
+    # 12 runs of 60 gradients of 20 coordinates: within 4.5 standard errors of 12 values (t_11: false alarms in 1e-3).
     _, mean, error = coverage(df, 12, 60, 20)
     assert abs(mean - (0 if df is None else 1 / df)) < 4.5 * error
 

@@ -131,7 +131,7 @@ class GradientNoise:
         leaves = self._leaves(group)
         mean = np.concatenate([self._moments.mean[i] for i in leaves])
         variance = np.concatenate([self._variances[i] for i in leaves])
-        return phase_shares(mean, variance, self.samples, self.count - 1, size, self._share == 0)
+        return phase_shares(mean, variance, self.samples, self.count - 1, size, self.is_exact)
 
     @cached_property
     def tails(self) -> dict[str, Tail]:
@@ -226,6 +226,11 @@ class GradientNoise:
     def has_coordinates(self) -> bool:
         """Whether moments per coordinate were kept, which `mean`, `variance`, `phases` and `merge` need."""
         return self._sums is None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether these are all the gradients there are, so that only the tails are estimates."""
+        return self._share == 0
 
     def _need_coordinates(self, name: str) -> None:
         if not self.has_coordinates:

@@ -110,7 +110,8 @@ def tail(values: np.ndarray, confidence: float) -> Tail:
     left_out = int((~kept).sum())
     values = values[:, kept]
     if not values.shape[1]:
-        why = "no coordinate moves" if not left_out else "over a tenth of every coordinate's values agree exactly"
+        why = "over a tenth of every coordinate's values agree exactly; means of larger batches may not"
+        why = why if left_out else "no coordinate moves"
         return no_tail(count, confidence, why, left_out)
     found = _student.fit(values, confidence)
     moments = _shape_moments(values)

@@ -42,7 +42,7 @@ def tables(noise: "GradientNoise") -> list[tuple[list[str], list[list[str]]]]:
 
 def _tail_cells(own: "Tail") -> list[str]:
     if own.reason is not None:
-        return ["-", "-", "-", "-", "-", "-", own.reason]
+        return ["-"] * 7
     low, high = own.efficiency_limits
     return [
         f"{own.kappa:.3f}",
@@ -89,7 +89,7 @@ def verdict(noise: "GradientNoise", size: float) -> list[str]:
 
 def _tail_words(own: "Tail", noise: "GradientNoise", dominated: bool | None) -> list[str]:
     if own.reason is not None:
-        return [f"No tail index: {own.reason}. Take means of larger batches, or more of them."]
+        return [f"No tail index: {own.reason}."]
     law = f"gradients of {noise.batch_size:g} samples" if noise.batch_size != 1 else "gradients of single samples"
     said = []
     if own.lower <= 0 <= own.upper:
@@ -100,10 +100,10 @@ def _tail_words(own: "Tail", noise: "GradientNoise", dominated: bool | None) -> 
         said.append(f"Tails: {law} are heavier than normal, like Student's t with ν = {_number(own.df)}.")
     if own.lower >= 0.5:
         said.append(
-            "Their variance is infinite (κ ≥ ½): SGD's SDE does not exist, tr Σ and noise scale are those of this "
-            "sample alone, and only the sign has a drift and a diffusion."
+            "Their variance is infinite (κ ≥ ½): SGD's SDE does not exist, tr Σ and noise scale are those of these "
+            "gradients alone, and only the sign has a drift and a diffusion."
         )
-    elif own.upper >= 0.5:
+    elif own.upper >= 0.5 and not noise.is_exact:
         said.append("An infinite variance (κ ≥ ½) is not excluded; then tr Σ and noise scale say nothing.")
     low, high = own.efficiency_limits
     worth = f"at small signal the sign of one is worth {_number(own.efficiency)} of its value in samples"
@@ -118,6 +118,8 @@ def _tail_words(own: "Tail", noise: "GradientNoise", dominated: bool | None) -> 
         said.append(f"Linear methods are to be preferred: {worth} ({_number(low)} – {_number(high)}). {where}")
     else:
         said.append(f"The tails decide for neither sign nor value: {worth} ({_number(low)} – {_number(high)}).")
+    for why in dict.fromkeys(t.reason for t in noise.tails.values() if t.reason is not None):
+        said.append(f"No tail index for {', '.join(n for n, t in noise.tails.items() if t.reason == why)}: {why}.")
     differing = [n for n, t in noise.tails.items() if t.lower > own.upper or t.upper < own.lower]
     if differing:
         said.append(f"Groups whose tails differ from the whole's: {', '.join(differing)}.")
