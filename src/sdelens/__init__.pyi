@@ -13,6 +13,8 @@ from .data import load_dataset as load_dataset
 from .data import load_text as load_text
 from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
+from .diagnosis import GradientNoise as GradientNoise
+from .diagnosis import gradient_noise as gradient_noise
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate

@@ -1,6 +1,8 @@
-"""Is a run dominated by noise? Measured from what its optimizer keeps."""
+"""What a run says of its noise: its optimizer's own moments, or its gradients.
 
-from sdelens.diagnosis._measure import diagnose
-from sdelens.diagnosis._verdict import Diagnosis
+Moments in arrays or files need no JAX.
+"""
 
-__all__ = ["Diagnosis", "diagnose"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,296 @@
+"""What gradients say of their noise: its size, its noise scale, its phases and its tails, per group and in all."""
+
+import copy
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sdelens import _check
+from sdelens._output import text_table
+from sdelens.diagnosis._ratio import Pair, limits, pair
+from sdelens.diagnosis._shares import PhaseShares, phase_shares
+from sdelens.diagnosis._streams import Moments
+from sdelens.diagnosis._tails import Tail, no_tail, tail
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ALL", "GradientNoise"]
+
+ALL: Final = "all"
+
+
+class GradientNoise:
+    r"""What `gradient_noise` found. Everything is per group of parameters, and for ``"all"``.
+
+    With K gradients gᵢ, each the mean of wᵢ samples (`batch_size`), W = Σ wᵢ and ḡ = Σ wᵢgᵢ/W, per *sample*:
+
+        tr Σ̂ = Σᵢ wᵢ ‖gᵢ − ḡ‖²/(K − 1),   ‖∇f‖² ≈ ‖ḡ‖² − tr Σ̂/W  (both unbiased),
+
+        B_simple = tr Σ/‖∇f‖²  samples,   SNR(B) = √(B ‖∇f‖²/tr Σ).
+
+    Of N gradients that are all there are, K were taken: tr Σ̂ gets (N − 1)/N, and tr Σ̂/W the factor 1 − K/N.
+
+    Attributes:
+        count: K.
+        samples: W.
+        batch_size: W/K.
+        per: ``"sample"`` or ``"batch"``: whether Σ is given of one sample or of a mean of `batch_size`. Noise scales
+            are in samples in both cases.
+        confidence: of all limits.
+        names: the groups, ``"all"`` last.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        per: str = "sample",
+        population: int | None = None,
+        confidence: float = 0.95,
+        sums: dict[str, Pair] | None = None,
+    ) -> None:
+        if moments.count < 2:
+            raise ValueError(f"gradients: got {moments.count}; two or more are needed to see any noise.")
+        if population is not None and population < moments.count:
+            raise ValueError(f"population: got {population} for {moments.count} gradients; it counts all there are.")
+        self._moments, self.per, self.population, self.confidence = moments, per, population, confidence
+        self._sums = sums  # where no moments per coordinate were kept
+        self.count, self.samples = moments.count, moments.weight
+        self.batch_size = self.samples / self.count
+        self.names = (*moments.layout.groups, ALL)
+
+    @property
+    def mean(self) -> Any:
+        """ḡ, a pytree like a gradient's."""
+        self._need_coordinates("mean")
+        return self._tree(self._moments.mean)
+
+    @property
+    def variance(self) -> Any:
+        """Diagonal of Σ̂, a pytree like a gradient's, per sample or batch as `per` says."""
+        self._need_coordinates("variance")
+        return self._tree([v * self._unit for v in self._variances])
+
+    @property
+    def trace(self) -> float:
+        """The trace of Σ̂ over all parameters, per sample or batch as `per` says."""
+        return self._pairs[ALL].trace * self._unit
+
+    @property
+    def gradient_square(self) -> float:
+        """‖∇f‖² over all parameters, unbiased, and so below 0 at times."""
+        return self._pairs[ALL].square
+
+    def noise_scale(self, group: str = ALL) -> float:
+        """B_simple = tr Σ/‖∇f‖² in samples: infinite where the estimate of ‖∇f‖² is 0 or less.
+
+        Source: McCandlish, Kaplan, Amodei et al. (2018), *An Empirical Model of Large-Batch Training*, arXiv
+        1812.06162.
+        """
+        of = self._pair(group)
+        return of.trace / of.square if of.square > 0 else (math.inf if of.trace > 0 else math.nan)
+
+    def noise_scale_limits(self, group: str = ALL) -> tuple[float, float]:
+        """Its limits at `confidence`, by Fieller's method; the upper is infinite where ‖∇f‖² is not told from 0."""
+        low, high = limits(self._pair(group), self.confidence)
+        return (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
+
+    def snr(self, batch_size: float | None = None, group: str = ALL) -> float:
+        """√(B ‖∇f‖²/tr Σ) at batch size B, by default that of the gradients; 0 where ‖∇f‖² is estimated below 0."""
+        size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
+        scale = self.noise_scale(group)
+        return math.sqrt(size / scale) if scale > 0 else math.inf
+
+    def curved_noise_scale(self) -> tuple[float, float, float]:
+        r"""B_noise = tr(HΣ)/(gᵀHg) in samples over all parameters, with its limits.
+
+        tr(HΣ) is a mean of rᵀHr over some gradients; from ḡᵀHḡ what noise adds is taken off. Where either is negative,
+        by its error or since H is indefinite, B_noise is NaN.
+
+        Raises:
+            ValueError: if no products with the Hessian were made.
+
+        Source: as `noise_scale`.
+        """
+        of = self._curved
+        if of is None:
+            raise ValueError("curved_noise_scale: needs products with the Hessian; give gradient_noise(..., hvp=...).")
+        low, high = limits(of, self.confidence)
+        scale = of.trace / of.square if of.square > 0 and of.trace > 0 else math.nan
+        return scale, (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
+
+    def phases(self, batch_size: float | None = None, group: str = ALL) -> PhaseShares:
+        """Shares of the coordinates in the phases of SignSGD at batch size B, by default that of the gradients.
+
+        The phases are those of `theory.phases` for normal noise, |Y| = |∂f|√B/(√2 σ).
+        """
+        self._need_coordinates("phases")
+        size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
+        leaves = self._leaves(group)
+        mean = np.concatenate([self._moments.mean[i] for i in leaves])
+        variance = np.concatenate([self._variances[i] for i in leaves])
+        return phase_shares(mean, variance, self.samples, self.count - 1, size, self.is_exact)
+
+    @cached_property
+    def tails(self) -> dict[str, Tail]:
+        """Tails per group, of the gradients as given, not of one sample; empty if none were asked for."""
+        if not self._moments.coordinates:
+            return {}
+        low, high = self._moments.weights
+        if low != high:
+            why = "batches of unequal size have unequal laws"
+            return dict.fromkeys(self.names, no_tail(self.count, self.confidence, why))
+        groups: list[int | None] = [*range(len(self.names) - 1)]
+        found = {self.names[g]: tail(self._moments.columns(g), self.confidence) for g in groups if g is not None}
+        one = len(found) == 1
+        return found | {ALL: next(iter(found.values())) if one else tail(self._moments.columns(None), self.confidence)}
+
+    @property
+    def groups(self) -> "pd.DataFrame":
+        """One row per group: size, ‖∇f‖², tr Σ (per `per`), SNR, noise scale with limits, and the tails' κ = 1/ν."""
+        import pandas as pd
+
+        rows = []
+        for name, size in zip(self.names, [*self._moments.layout.sizes, self._moments.layout.sizes.sum()], strict=True):
+            of = self._pair(name)
+            low, high = self.noise_scale_limits(name)
+            row = {
+                "size": int(size),
+                "gradient_square": of.square,
+                "gradient_square_sem": math.sqrt(of.square_variance),
+                "trace": of.trace * self._unit,
+                "trace_sem": math.sqrt(of.trace_variance) * self._unit,
+                "snr": self.snr(group=name),
+                "noise_scale": self.noise_scale(name),
+                "noise_scale_lower": low,
+                "noise_scale_upper": high,
+            }
+            if self.tails:
+                own = self.tails[name]
+                row |= {"kappa": own.kappa, "kappa_lower": own.lower, "kappa_upper": own.upper}
+                row |= {"normal_p": own.normal_p, "efficiency": own.efficiency}
+            rows.append(row)
+        return pd.DataFrame(rows, index=pd.Index(self.names, name="group"))
+
+    def merge(self, other: "GradientNoise") -> "GradientNoise":
+        """Both sets of gradients taken together, as those of several processes at one point.
+
+        Raises:
+            ValueError: if the parameters, groups or sampled coordinates differ.
+        """
+        if not isinstance(other, GradientNoise):
+            raise TypeError(f"other: got {type(other).__name__}; give another GradientNoise.")
+        self._need_coordinates("merge")
+        other._need_coordinates("merge")
+        if (self.per, self.population) != (other.per, other.population):
+            raise ValueError("other: has another `per` or `population`; give both the same.")
+        return GradientNoise(self._moments.merge(other._moments), self.per, self.population, self.confidence)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the product with the Hessian, a function that other processes cannot be sent."""
+        curved = self._curved
+        moments = copy.copy(self._moments)
+        moments.product = None
+        return {**self.__dict__, "_moments": moments, "_curved": curved}
+
+    def verdict(self, batch_size: float | None = None) -> list[str]:
+        """What it means at batch size B, by default that of the gradients, in sentences."""
+        from sdelens.diagnosis._words import verdict
+
+        size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
+        return verdict(self, size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers as JSON types; NaN and infinite ones as None."""
+        rows = {
+            str(name): {k: None if not math.isfinite(v) else v for k, v in row.items()}
+            for name, row in self.groups.to_dict("index").items()
+        }
+        head = {k: getattr(self, k) for k in ("count", "samples", "batch_size", "per", "confidence", "population")}
+        return head | {"groups": rows, "tails": {k: v.to_dict() for k, v in self.tails.items()}}
+
+    def __str__(self) -> str:
+        """Tables and verdict."""
+        from sdelens.diagnosis._words import tables
+
+        lines = []
+        for head, rows in tables(self):
+            lines += [*text_table(head, rows), ""]
+        return "\n".join([*lines, *self.verdict()])
+
+    __repr__ = __str__
+
+    @property
+    def has_coordinates(self) -> bool:
+        """Whether moments per coordinate were kept, which `mean`, `variance`, `phases` and `merge` need."""
+        return self._sums is None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether these are all the gradients there are, so that only the tails are estimates."""
+        return self._share == 0
+
+    def _need_coordinates(self, name: str) -> None:
+        if not self.has_coordinates:
+            raise ValueError(f"{name}: only sums over the coordinates were kept; watch with keep='moments'.")
+
+    @property
+    def _unit(self) -> float:
+        """What turns Σ per sample into Σ as `per` says."""
+        return 1.0 if self.per == "sample" else 1 / self.batch_size
+
+    @property
+    def _share(self) -> float:
+        return 1.0 if self.population is None else 1 - self.count / self.population
+
+    @property
+    def _bessel(self) -> float:
+        finite = 1.0 if self.population is None else (self.population - 1) / self.population
+        return finite / (self.count - 1)
+
+    @cached_property
+    def _variances(self) -> list[np.ndarray]:
+        return [s * self._bessel for s in self._moments.square]
+
+    @cached_property
+    def _pairs(self) -> dict[str, Pair]:
+        if self._sums is not None:
+            return self._sums
+        spread, cross, at = (np.asarray(v) for v in (self._moments.spread, self._moments.cross, self._moments.at))
+        inverse = (1 / self.samples, 1 / self.samples**2)
+        found = {}
+        for number, name in enumerate(self.names):
+            leaves = self._leaves(name)
+            trace = float(sum(self._variances[i].sum() for i in leaves))
+            square = float(sum(self._moments.mean[i] @ self._moments.mean[i] for i in leaves))
+            own = slice(number, number + 1) if name != ALL else slice(None)
+            scalars = (spread[:, own].sum(axis=1), cross[:, own].sum(axis=1))
+            square -= self._share * trace / self.samples
+            found[name] = pair(square, trace, *scalars, at, inverse, self._share)
+        return found
+
+    @cached_property
+    def _curved(self) -> Pair | None:
+        moments = self._moments
+        if moments.product is None or not moments.probes:
+            return None
+        spread, cross, at = np.asarray(moments.probes).T
+        trace = float(spread.mean())
+        curved = moments.curved(moments.mean)
+        square = float(sum(a @ b for a, b in zip(moments.mean, curved, strict=True)))
+        square -= self._share * trace / self.samples
+        # The probes are a sample in any case, even where the gradients are all there are.
+        return pair(square, trace, spread, cross, at, (1 / self.samples, 1 / self.samples**2))
+
+    def _pair(self, group: str) -> Pair:
+        return self._pairs[_check.choice("group", group, self.names)]
+
+    def _leaves(self, group: str) -> list[int]:
+        number = self.names.index(_check.choice("group", group, self.names))
+        return [i for i, g in enumerate(self._moments.layout.group) if number in (g, len(self.names) - 1)]
+
+    def _tree(self, leaves: list[np.ndarray]) -> Any:
+        shaped = [v.reshape(s) for v, s in zip(leaves, self._moments.layout.shapes, strict=True)]
+        return self._moments.layout.rebuild(shaped)

@@ -1,0 +1,93 @@
+r"""Shares of the coordinates in the three phases of SignSGD, from estimated gradients and noises.
+
+|Y| = |∂f|√B/(√2 σ) at batch size B; its boundaries are those of `sdelens.theory.phases`. What is measured is
+z = |ḡ|√W/σ̂, which for W samples is a noncentral t with noncentrality θ = |∂f|√W/σ: pure noise alone puts coordinates in
+all phases once B approaches W.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy import special
+
+from sdelens._output import text_table
+from sdelens.theory._phases import BOUNDARIES
+
+__all__ = ["PhaseShares", "phase_shares"]
+
+_ROUNDS: Final = 1000
+_FINE: Final = 6.0
+
+
+@dataclass(frozen=True)
+class PhaseShares:
+    """Shares of coordinates in phases 1, 2 and 3, each of shape (3,).
+
+    Attributes:
+        raw: of |Y| as estimated.
+        noise: what `raw` would be if ∇f = 0 everywhere.
+        estimate: of |Y| itself: the mixture of noncentralities under which the observed z are most likely (Kiefer and
+            Wolfowitz 1956). It needs many coordinates, and means of gradients that are nearly normal.
+        batch_size: B.
+        left_out: coordinates with neither gradient nor noise.
+    """
+
+    raw: np.ndarray
+    noise: np.ndarray
+    estimate: np.ndarray
+    batch_size: float
+    left_out: int
+
+    def __str__(self) -> str:
+        """As a table."""
+        rows = [
+            [label, *(f"{100 * v:.1f} %" for v in shares)]
+            for label, shares in (("as estimated", self.raw), ("pure noise", self.noise), ("mixture", self.estimate))
+        ]
+        return "\n".join(text_table([f"coordinates, B = {self.batch_size:g}", "phase 1", "phase 2", "phase 3"], rows))
+
+
+def phase_shares(
+    mean: np.ndarray, variance: np.ndarray, weight: float, df: int, batch_size: float, exact: bool
+) -> PhaseShares:
+    """Shares from ḡ and σ̂² per sample, of K − 1 = `df` degrees of freedom; `exact` if those of the population."""
+    dead = (mean == 0) & (variance == 0)
+    mean, variance = mean[~dead], variance[~dead]
+    if not mean.size:
+        none = np.full(3, np.nan)
+        return PhaseShares(none, none, none, batch_size, int(dead.sum()))
+    with np.errstate(divide="ignore"):
+        z = np.abs(mean) * np.sqrt(weight / variance)
+    # The ends of the phases in units of z: phase 3 below the first, phase 1 above the second.
+    ends = np.sqrt(2 * weight / batch_size) * np.array(BOUNDARIES[::-1])
+    raw = np.diff([0, *np.searchsorted(np.sort(z), [ends[0], np.nextafter(ends[1], np.inf)]), z.size])[::-1] / z.size
+    if exact:
+        return PhaseShares(raw, np.array([0.0, 0.0, 1.0]), raw, batch_size, int(dead.sum()))
+    below = [0.0, *(1 - 2 * special.stdtr(df, -ends)), 1.0]
+    noise = np.diff(below)[::-1]
+    return PhaseShares(raw, noise, _mixture(z, df, ends), batch_size, int(dead.sum()))
+
+
+def _mixture(z: np.ndarray, df: int, ends: np.ndarray) -> np.ndarray:
+    """Shares of the noncentralities in the phases, by the EM algorithm on a grid, the z in bins."""
+    top = max(2 * _FINE, float(np.max(z[np.isfinite(z)], initial=0)) * 1.1, 2 * ends[1])
+    edges = np.concatenate([np.linspace(0, _FINE, 61), np.geomspace(_FINE, top, 60)[1:]])
+    counts, _ = np.histogram(np.minimum(z, top), edges)
+    # A node on either side of every boundary, so that no mass straddles it.
+    grid = np.concatenate([np.linspace(0, _FINE, 25), np.geomspace(_FINE, top, 40)[1:], 0.98 * ends, 1.02 * ends])
+    grid.sort()
+    # P(|T| ≤ t), T noncentral: Abramowitz and Stegun 26.7.10.
+    at = edges[:, None]
+    width = np.sqrt(1 + at**2 / (2 * df))
+    inner = at * (1 - 1 / (4 * df))
+    below = special.ndtr((inner - grid) / width) - special.ndtr((-inner - grid) / width)
+    below[-1] = 1
+    likelihood = np.maximum(np.diff(below, axis=0), 1e-300)
+    filled = counts > 0
+    counts, likelihood = counts[filled] / counts.sum(), likelihood[filled]
+    shares = np.full(grid.size, 1 / grid.size)
+    for _ in range(_ROUNDS):
+        shares = shares * (likelihood.T @ (counts / (likelihood @ shares)))
+    first, third = shares[grid > ends[1]].sum(), shares[grid < ends[0]].sum()
+    return np.array([first, 1 - first - third, third])

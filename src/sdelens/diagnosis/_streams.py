@@ -1,0 +1,206 @@
+"""First and second moments of gradients in one pass, mergeable, with the scalars their uncertainty needs."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+__all__ = ["Layout", "Moments"]
+
+KEPT: Final = 4096
+"""Gradients of which the sampled coordinates are kept, at most; beyond, every second, fourth, …."""
+POOLED: Final = 256
+"""Coordinates that all groups' tails together are fitted to, at most."""
+PROBES: Final = 64
+"""Gradients of which the product with the Hessian is kept, at most, likewise."""
+Product = Callable[[list[np.ndarray]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the numbers of a gradient belong.
+
+    Attributes:
+        names: of the leaves.
+        shapes: of the leaves.
+        groups: names of the groups.
+        group: index of the group of every leaf.
+        rebuild: makes the user's pytree from a list of leaves.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[str, ...]
+    group: tuple[int, ...]
+    rebuild: Callable[[list[Any]], Any] = field(compare=False)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Coordinates per group."""
+        out = np.zeros(len(self.groups), int)
+        np.add.at(out, list(self.group), [int(np.prod(s)) for s in self.shapes])
+        return out
+
+    def sampled(self, per_group: int, seed: int) -> list[np.ndarray]:
+        """Sorted indices into every leaf: of each group `per_group` coordinates, or all there are, seeded."""
+        sizes = [int(np.prod(s)) for s in self.shapes]
+        chosen: list[np.ndarray] = [np.zeros(0, int) for _ in sizes]
+        for number in range(len(self.groups)):
+            leaves = [i for i, g in enumerate(self.group) if g == number]
+            ends = np.cumsum([sizes[i] for i in leaves])
+            total = int(ends[-1])
+            generator = np.random.default_rng([seed, number])
+            flat = np.arange(total)
+            if total > per_group:
+                flat = np.sort(generator.choice(total, per_group, replace=False))
+            for i, end in zip(leaves, ends, strict=True):
+                chosen[i] = flat[(flat >= end - sizes[i]) & (flat < end)] - (end - sizes[i])
+        return chosen
+
+
+class Moments:
+    r"""Weighted mean and squares of deviations per coordinate, by Welford's recursion in float64.
+
+    A gradient that is the mean of w samples has weight w, so that all that follows is per sample:
+
+        W ← W + w,  δ = g − ḡ,  ḡ ← ḡ + (w/W) δ,  M₂ ← M₂ + w(W − w)/W δ²,  E M₂ = (K − 1) diag Σ.
+
+    Attributes:
+        layout: of the gradients.
+        mean, square: ḡ and M₂ per leaf, flat.
+        weight, count: W and K.
+        spread, cross, at: rᵢᵀrᵢ and rᵢᵀḡᵢ per group, and Wᵢ (see `_ratio`); each a list over gradients.
+        index: sampled coordinates of every leaf.
+        sample: their values, one array of shape (q,) per gradient kept.
+        product: the Hessian times shaped leaves, or None; ``probes`` its rᵢᵀHrᵢ, rᵢᵀHḡᵢ and Wᵢ, of some gradients.
+        weights: smallest and largest weight.
+    """
+
+    def __init__(self, layout: Layout, coordinates: int, seed: int, product: Product | None = None) -> None:
+        self.layout, self.seed, self.coordinates, self.product = layout, seed, coordinates, product
+        sizes = [int(np.prod(s)) for s in layout.shapes]
+        self.mean = [np.zeros(n) for n in sizes]
+        self.square = [np.zeros(n) for n in sizes]
+        self.weight, self.count = 0.0, 0
+        self.spread: list[np.ndarray] = []
+        self.cross: list[np.ndarray] = []
+        self.at: list[float] = []
+        self.index = layout.sampled(coordinates, seed)
+        self.sample: list[np.ndarray] = []
+        self.stride = 1
+        self.probes: list[tuple[float, float, float]] = []
+        self.probe_stride = 1
+        self.weights = (np.inf, 0.0)
+
+    def add(self, leaves: Sequence[np.ndarray], weight: float = 1.0) -> None:
+        """Take one gradient.
+
+        Raises:
+            ValueError: if a leaf has another shape, or an entry is not finite.
+        """
+        for i, leaf in enumerate(leaves):
+            self._check(i, leaf)  # all of them first, so that a gradient is taken whole or not at all
+        before, after = self.weight, self.weight + weight
+        factor = weight * before / after
+        spread, cross = (np.zeros(len(self.layout.groups)) for _ in range(2))
+        probed = self.product is not None and before > 0 and (self.count - 1) % self.probe_stride == 0
+        probe, sample = [], []
+        for i, leaf in enumerate(leaves):
+            group, mean = self.layout.group[i], self.mean[i]
+            delta = np.array(leaf, np.float64).ravel()
+            if self.coordinates and self.count % self.stride == 0:
+                sample.append(delta[self.index[i]])
+            delta -= mean
+            mean += (weight / after) * delta
+            cross[group] += delta @ mean
+            spread[group] += delta @ delta
+            if probed:
+                probe.append(np.sqrt(factor) * delta)
+            np.multiply(delta, delta, out=delta)
+            delta *= factor
+            self.square[i] += delta
+        if before > 0:
+            self.spread.append(factor * spread)
+            self.cross.append(np.sqrt(factor) * cross)
+            self.at.append(after)
+        if probed:
+            curved = self.curved(probe)
+            self.probes.append((_dot(probe, curved), _dot(self.mean, curved), after))
+            if len(self.probes) > PROBES:
+                self.probes, self.probe_stride = self.probes[::2], 2 * self.probe_stride
+        if sample:
+            self.sample.append(np.concatenate(sample))
+        self._thin()
+        self.weight, self.count = after, self.count + 1
+        self.weights = (min(self.weights[0], weight), max(self.weights[1], weight))
+
+    def curved(self, leaves: list[np.ndarray]) -> list[np.ndarray]:
+        """The Hessian times a vector given as flat leaves, as flat leaves."""
+        assert self.product is not None
+        shaped = [v.reshape(s) for v, s in zip(leaves, self.layout.shapes, strict=True)]
+        out = self.product(shaped)
+        if [np.shape(v) for v in out] != list(self.layout.shapes):
+            raise ValueError(
+                f"hvp: returned leaves of shapes {[np.shape(v) for v in out]}; it must return a pytree like the "
+                f"gradient's, with leaves of shapes {list(self.layout.shapes)}."
+            )
+        return [np.asarray(v, np.float64).ravel() for v in out]
+
+    def _check(self, i: int, leaf: np.ndarray) -> None:
+        name = self.layout.names[i]
+        if np.shape(leaf) != self.layout.shapes[i]:
+            raise ValueError(
+                f"gradients: {name} of gradient {self.count} has shape {np.shape(leaf)}, of the first "
+                f"{self.layout.shapes[i]}; all gradients need the same shapes."
+            )
+        finite = np.isfinite(leaf)
+        if not finite.all():
+            raise ValueError(
+                f"gradients: {name} of gradient {self.count} has {int((~finite).sum())} entries that are not finite; "
+                "leave out gradients that overflowed."
+            )
+
+    def _thin(self) -> None:
+        if len(self.sample) > KEPT:
+            self.sample, self.stride = self.sample[::2], 2 * self.stride
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Both taken together: moments by Chan's formula, scalars and samples one after the other.
+
+        Raises:
+            ValueError: if the gradients, groups or sampled coordinates differ.
+        """
+        if self.layout != other.layout:
+            raise ValueError("other: has other parameters or groups; merge gradients of the same model.")
+        if (self.coordinates, self.seed) != (other.coordinates, other.seed):
+            raise ValueError("other: other coordinates were sampled; use the same seed and tail_coordinates.")
+        out = copy.copy(self)
+        out.weight, out.count = self.weight + other.weight, self.count + other.count
+        share = other.weight / out.weight
+        shift = [b - a for a, b in zip(self.mean, other.mean, strict=True)]
+        out.mean = [a + share * d for a, d in zip(self.mean, shift, strict=True)]
+        factor = self.weight * share
+        squares = zip(self.square, other.square, shift, strict=True)
+        out.square = [a + b + factor * d * d for a, b, d in squares]
+        out.spread, out.cross = self.spread + other.spread, self.cross + other.cross
+        out.at = self.at + other.at
+        out.stride = max(self.stride, other.stride)
+        out.sample = self.sample[:: out.stride // self.stride] + other.sample[:: out.stride // other.stride]
+        out._thin()
+        out.probes = self.probes + other.probes
+        out.weights = (min(self.weights[0], other.weights[0]), max(self.weights[1], other.weights[1]))
+        return out
+
+    def columns(self, group: int | None) -> np.ndarray:
+        """Sampled values of a group, or of all groups `POOLED` coordinates at most, shape (kept, q)."""
+        owner = np.repeat(self.layout.group, [len(i) for i in self.index])
+        chosen = np.flatnonzero(owner == group) if group is not None else np.arange(owner.size)
+        if group is None and owner.size > POOLED:
+            chosen = np.sort(np.random.default_rng(self.seed).choice(owner.size, POOLED, replace=False))
+        return np.stack([s[chosen] for s in self.sample])
+
+
+def _dot(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> float:
+    return float(sum(x @ y for x, y in zip(a, b, strict=True)))

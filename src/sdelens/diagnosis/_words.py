@@ -1,0 +1,135 @@
+"""The tables and the verdict of a `GradientNoise`, in words."""
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdelens.diagnosis._noise import GradientNoise
+    from sdelens.diagnosis._tails import Tail
+
+__all__ = ["tables", "verdict"]
+
+
+def tables(noise: "GradientNoise") -> list[tuple[list[str], list[list[str]]]]:
+    """Head and rows: sizes and noise scales; tails, if there are any."""
+    percent = f"{100 * noise.confidence:g} % limits"
+    head = ["group", "size", "|grad|^2 ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
+    rows, tails = [], []
+    for name, row in noise.groups.iterrows():
+        scale = f"{_number(row.noise_scale)}"
+        limits = f"{_number(row.noise_scale_lower)} – {_number(row.noise_scale_upper)}"
+        if math.isinf(row.noise_scale_upper):
+            scale, limits = "not resolved", f"> {_number(row.noise_scale_lower)}"
+        rows.append(
+            [
+                str(name),
+                str(int(row["size"])),
+                f"{row.gradient_square:.3g} ± {row.gradient_square_sem:.1g}",
+                f"{row.trace:.3g} ± {row.trace_sem:.1g}",
+                f"{row.snr:.2g}",
+                scale,
+                limits,
+            ]
+        )
+        if noise.tails:
+            tails.append([str(name), *_tail_cells(noise.tails[str(name)])])
+    found = [(head, rows)]
+    if tails:
+        head = ["tails", "κ = 1/ν", percent, "ν", "p (normal)", "excess kurtosis ± sem", "sign's efficiency", percent]
+        found.append((head, tails))
+    return found
+
+
+def _tail_cells(own: "Tail") -> list[str]:
+    if own.reason is not None:
+        return ["-"] * 7
+    low, high = own.efficiency_limits
+    return [
+        f"{own.kappa:.3f}",
+        f"{_limit(own.lower)} – {_limit(own.upper)}",
+        _number(own.df),
+        "-" if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
+        f"{own.kurtosis:.2g} ± {own.kurtosis_sem:.1g}",
+        _number(own.efficiency),
+        f"{_number(low)} – {_number(high)}",
+    ]
+
+
+def verdict(noise: "GradientNoise", size: float) -> list[str]:
+    """Sentences: which of gradient and noise dominates at batch size `size`, the phases, the tails, the sign."""
+    low, high = noise.noise_scale_limits()
+    said = [f"{noise.count} gradients of {noise.samples:g} samples in all; verdict at batch size {size:g}."]
+    if size < low:
+        said.append(
+            f"Noise dominates: the noise scale is above {_number(low)} samples"
+            + (", and the gradient is not told from 0." if math.isinf(high) else ".")
+        )
+        dominated: bool | None = True
+    elif size > high:
+        said.append(f"The gradient dominates: the noise scale is below {_number(high)} samples.")
+        dominated = False
+    else:
+        said.append(
+            f"Whether noise dominates is open: the noise scale lies between {_number(low)} and {_number(high)} "
+            "samples. More gradients narrow that."
+        )
+        dominated = None
+    shares = noise.phases(size) if noise.has_coordinates else None
+    if shares is not None and not math.isnan(shares.raw[0]):
+        one, two, three = (f"{100 * v:.0f} %" for v in shares.estimate)
+        said.append(
+            f"Phases of SignSGD: {one} of the coordinates in 1 (noise invisible), {two} in 2, {three} in 3 (linear); "
+            f"estimated one by one {100 * shares.raw[0]:.0f} % would be in 1, and pure noise alone puts "
+            f"{100 * shares.noise[0]:.0f} % there."
+        )
+    if noise.tails:
+        said += _tail_words(noise.tails["all"], noise, dominated)
+    return said
+
+
+def _tail_words(own: "Tail", noise: "GradientNoise", dominated: bool | None) -> list[str]:
+    if own.reason is not None:
+        return [f"No tail index: {own.reason}."]
+    law = f"gradients of {noise.batch_size:g} samples" if noise.batch_size != 1 else "gradients of single samples"
+    said = []
+    if own.lower <= 0 <= own.upper:
+        said.append(f"Tails: {law} are not told from normal (κ = {own.kappa:.3f}).")
+    elif own.kappa < 0:
+        said.append(f"Tails: {law} are lighter than normal (κ = {own.kappa:.3f}).")
+    else:
+        said.append(f"Tails: {law} are heavier than normal, like Student's t with ν = {_number(own.df)}.")
+    if own.lower >= 0.5:
+        said.append(
+            "Their variance is infinite (κ ≥ ½): SGD's SDE does not exist, tr Σ and noise scale are those of these "
+            "gradients alone, and only the sign has a drift and a diffusion."
+        )
+    elif own.upper >= 0.5 and not noise.is_exact:
+        said.append("An infinite variance (κ ≥ ½) is not excluded; then tr Σ and noise scale say nothing.")
+    low, high = own.efficiency_limits
+    worth = f"at small signal the sign of one is worth {_number(own.efficiency)} of its value in samples"
+    where = {
+        True: "Noise dominates here, so that is the case at hand.",
+        False: "The gradient dominates here, where this does not decide.",
+        None: "It decides only where noise dominates.",
+    }[dominated]
+    if low > 1:
+        said.append(f"SignSGD-like methods are to be preferred: {worth} ({_number(low)} – {_number(high)}). {where}")
+    elif high < 1:
+        said.append(f"Linear methods are to be preferred: {worth} ({_number(low)} – {_number(high)}). {where}")
+    else:
+        said.append(f"The tails decide for neither sign nor value: {worth} ({_number(low)} – {_number(high)}).")
+    for why in dict.fromkeys(t.reason for t in noise.tails.values() if t.reason is not None):
+        said.append(f"No tail index for {', '.join(n for n, t in noise.tails.items() if t.reason == why)}: {why}.")
+    differing = [n for n, t in noise.tails.items() if t.lower > own.upper or t.upper < own.lower]
+    if differing:
+        said.append(f"Groups whose tails differ from the whole's: {', '.join(differing)}.")
+    return said
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else ("∞" if math.isinf(value) else f"{value:.3g}")
+
+
+def _limit(kappa: float) -> str:
+    """Of κ; infinite beyond what is fitted."""
+    return f"{'−' if kappa < 0 else ''}{'∞' if math.isinf(kappa) else f'{abs(kappa):.3f}'}"
