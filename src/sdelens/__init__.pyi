@@ -12,8 +12,8 @@ from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
 from .data import load_text as load_text
 from .diagnosis import Diagnosis as Diagnosis
-from .diagnosis import diagnose as diagnose
 from .diagnosis import GradientNoise as GradientNoise
+from .diagnosis import diagnose as diagnose
 from .diagnosis import gradient_noise as gradient_noise
 from .experiment import compare as compare
 from .experiment import estimate as estimate
