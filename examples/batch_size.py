@@ -3,6 +3,7 @@
     python examples/batch_size.py                       # a quadratic, where noise dominates from the start
     python examples/batch_size.py --signal 5            # the same from farther away, where the gradient dominates
     python examples/batch_size.py --problem digits      # a network with real mini-batches of 16, 64 and 256
+    python examples/batch_size.py --problem digits --after 1600     # the same from where 1600 steps have led
 
 Every run sees equally many samples. Tables, figures and data go to the folder of --out.
 """
@@ -43,6 +44,14 @@ def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
     }
 
 
+def arrived(problem: sl.Problem, noise: sl.MinibatchNoise, optimizer: sl.AdamW, steps: int, seed: int) -> np.ndarray:
+    """The parameters after that many steps of one run."""
+    run = sl.simulate(
+        problem, noise, optimizer, "optimizer", steps=steps, paths=1, record_every=steps, keep_paths=1, seed=seed
+    )
+    return run.dataset.path_x.isel(model=0, path=0, step=-1).values.astype(np.float32)
+
+
 def main() -> None:
     """Run the comparisons, print the tables and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,6 +60,8 @@ def main() -> None:
     parser.add_argument(
         "--signal", type=float, default=0.5, help="|gradient|/noise at the start and the larger batch (quadratic)"
     )
+    parser.add_argument("--after", type=int, default=0, help="steps taken before at the smaller batch (digits)")
+    parser.add_argument("--b2", type=float, default=0.999, help="at the smaller batch (digits; default 0.999)")
     parser.add_argument("--steps", type=int, help="at the smaller batch (default: 6000, and 1600 for digits)")
     parser.add_argument("--paths", type=int, help="default: 4096, and 64 for digits")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,14 +69,18 @@ def main() -> None:
     given = parser.parse_args()
     begin = time.perf_counter()
     with claim_folder(given.out, overwrite=True) as folder:
+        start = None
         for ratio in (float(r) for r in given.ratios.split(",")):
             if given.problem == "quadratic":
                 optimizer = sl.AdamW(0.002, b1=0.98, b2=0.998, weight_decay=0.5)
                 problem = sl.Quadratic(CURVATURE, start=given.signal / np.sqrt(ratio) / CURVATURE)
                 noise, steps, paths = sl.GaussianNoise(1.0), 6000, 4096
             else:
-                optimizer = sl.AdamW(1e-3, b1=0.95, b2=0.99, weight_decay=0.1)
+                optimizer = sl.AdamW(1e-3, b1=0.95, b2=given.b2, weight_decay=0.1)
                 problem, noise, steps, paths = sl.network("mlp", **NETWORK), sl.MinibatchNoise(16), 1600, 64
+                if given.after:
+                    start = arrived(problem, noise, optimizer, given.after, given.seed)
+                    optimizer = dataclasses.replace(optimizer, v0="second-moment")
             found = sl.scaling.verify(
                 problem,
                 noise,
@@ -75,6 +90,7 @@ def main() -> None:
                 steps=given.steps or steps,
                 paths=given.paths or paths,
                 seed=given.seed,
+                start=start,
             )
             print(found, flush=True)
             stem = folder / f"{given.problem}-{ratio:g}"

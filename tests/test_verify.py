@@ -47,6 +47,41 @@ def test_full_rule_holds_where_noise_dominates_and_its_parts_are_needed(ratio):
     assert (frame.path_lower[["decay", "lr"]] > 0.1).all()
 
 
+@pytest.mark.parametrize("signal", [0.5, 4.0])
+def test_what_the_start_lets_expect(signal):
+    """Every coordinate with one SNR at the larger batch: a factor of 2, or 3.5 % and a floor beside it."""
+    problem = sl.Quadratic(CURVATURE, start=signal / 2 / CURVATURE)
+    found = verify(problem, sl.GaussianNoise(1.0), dataclasses.replace(ADAMW, weight_decay=0.0), 4, steps=8000)
+    assert found.snr == pytest.approx(signal)
+    error = found.agreement().loc["batch × 4"]
+    if signal > 1:
+        assert 0.5 < found.expected / error.path_error < 2
+        assert error.path_lower > 0.2
+    else:
+        assert found.expected == pytest.approx(0.035, abs=0.005)
+        assert error.path_upper < 0.08
+    assert "the square-root rule errs by" in str(found)
+
+
+def test_stiffness_tells_where_steps_stop_being_small():
+    """Largest curvature over (2 + 2β₁)/((1 − β₁)η), preconditioned by √(g² + σ²) where the optimizer divides by it."""
+    problem, noise = sl.Quadratic(CURVATURE, start=0.1 / CURVATURE), sl.GaussianNoise(2.0)
+    for optimizer in (sl.SGD(0.1), sl.Momentum(0.1, b1=0.5), ADAMW, sl.RMSpropW(0.1)):
+        ratio, b1 = 4, getattr(optimizer, "b1", 0.0)
+        found = verify(problem, noise, optimizer, ratio, optimizer, steps=8, paths=2).stiffness
+        for label, scale in (("batch × 1", 2.0), ("batch × 4", 1.0)):
+            root = np.sqrt(0.1**2 + scale**2) if isinstance(optimizer, sl.AdamW | sl.RMSpropW) else 1.0
+            expected = 5 / root * float(optimizer.lr) * (1 - b1) / (2 + 2 * b1)
+            assert found[label] == pytest.approx(expected, rel=2e-2)
+    # Gradient descent at 1.1 times its limit grows, at 0.9 times it does not.
+    for stiff, grows in ((0.9, False), (1.1, True)):
+        found = verify(sl.Quadratic([1.0, 5.0]), sl.GaussianNoise(1e-9), sl.SGD(0.2 * stiff), 2, steps=100, paths=2)
+        assert found.stiffness["batch × 2"] == pytest.approx(stiff, rel=1e-2)
+        loss = found.result.dataset.loss_mean.sel(model="batch × 2").values
+        assert (loss[-1] > loss[0]) == grows
+    assert np.isnan(verify(problem, noise, sl.SignSGD(0.1), 2, steps=8, paths=2).stiffness["batch × 2"])
+
+
 def test_means_of_draws_stand_in_where_the_law_has_no_name():
     """SGD's variance at rest under Laplace noise, η·2b²/(λ(2 − ηλ)), over δ at the larger batch and lr unchanged."""
     problem, noise, optimizer = sl.Quadratic([1.0], start=0.0), sl.LaplaceNoise(1.0), sl.SGD(0.1)

@@ -53,7 +53,7 @@ _BOUNDS: Final[list[dict[str, Any]]] = [
 ]
 _SPARE: Final[list[dict[str, Any]]] = [
     {"color": "#8C510A", "linestyle": (0, (3, 1))},
-    {"color": "#F0E442", "linestyle": (0, (8, 3))},
+    {"color": "#882255", "linestyle": (0, (8, 3))},
     {"color": "#999999", "linestyle": (0, (5, 1, 1, 1))},
     {"color": "#332288", "linestyle": (0, (1, 2))},
 ]
@@ -66,6 +66,8 @@ _NAMES: Final = {
     "prediction": "prediction",
 }
 _LOG_FROM: Final = 5.0
+_FEW: Final = 6
+"""Curves up to which a legend takes one column."""
 _SYMLOG_FROM: Final = 30.0
 _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
@@ -73,7 +75,9 @@ _NORMAL_99: Final = 2.5758
 
 def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Colour and line style per label: the first of each known kind has that kind's, others the rest of the palette."""
-    spare, known = itertools.cycle(_SPARE), dict(_LOOKS)
+    taken = {_LOOKS[kind]["color"] for kind in {"optimizer", *kinds.values()} if kind in _LOOKS}
+    absent = [look for look in _LOOKS.values() if look["color"] not in taken]
+    spare, known = itertools.cycle([*_SPARE, *absent]), dict(_LOOKS)
     return {label: known.pop(kind) if kind in known else next(spare) for label, kind in kinds.items()}
 
 
@@ -160,7 +164,8 @@ def _plot_curves(
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     quantity = dataset.attrs.get("quantity", "loss")
     axes.set_ylabel(f"mean {quantity}" if minimum == 0 else f"mean {quantity} $-$ infimum")
-    axes.legend(frameon=True, framealpha=0.5, edgecolor="none")
+    crowded: dict[str, Any] = {"ncols": 2, "fontsize": 7, "loc": "upper right"} if len(models) > _FEW else {}
+    axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
 
 
 def _plot_differences(

@@ -92,6 +92,13 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
             f"{', '.join(short)}: a memory of about {1 / (1 - min(b for b in new.memories.values() if b > 0)):.1f} "
             "steps. The rule is exact to first order in 1 − β, and coarse here."
         )
+    if family in ADAPTIVE and new.lr * (1 - new.memories.get("b1", 0.0)) > old.lr * (1 - old.memories.get("b1", 0.0)):
+        limits = [(2 + 2 * b) / ((1 - b) * n.lr) for n in (old, new) for b in (n.memories.get("b1", 0.0),)]
+        said.append(
+            "Steps stay stable: they are up to a curvature, preconditioned by 1/√v, of (2 + 2 b1)/((1 − b1) lr) (Cohen "
+            f"et al. 2022, arXiv 2207.14484), {limits[0]:.3g} before and {limits[1]:.3g} now, while 1/√v grows by up "
+            "to √δ; sl.scaling.verify measures it."
+        )
     if clip:
         said.append(
             "Clipping: where noise dominates, ‖g‖ falls like 1/√B, and the norm with it keeps the share of steps that "

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdelens import _check
 from sdelens._names import noise_label, optimizer_label, problem_label
 from sdelens._output import text_table
+from sdelens.case import Case
+from sdelens.diagnosis._expected import path_error
 from sdelens.experiment import simulate
 from sdelens.noise import AbstractNoise, DistributedNoise
-from sdelens.optimizers import Optimizer
+from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
 from sdelens.scaling._rescale import rescale
@@ -41,13 +45,20 @@ class Verification:
             and one per rescaled optimizer.
         optimizers: the optimizer of each model.
         batch_ratio: δ.
-        expected: for each rescaled optimizer that the square-root rule made, the path-wise error that the
-            signal-to-noise ratio at the start lets expect; None where that says nothing.
+        snr: √(‖∇f‖²/tr Σ) at the start and the larger of both batches; NaN where Σ is infinite or the start random.
+        stiffness: of each model, its largest curvature at the start over what it is stable up to, λη(1 − β₁)/(2 + 2β₁),
+            λ that of the preconditioned Hessian, D H D with D = v^(−1/4) for RMSprop and Adam and v = E g² at its batch
+            (arXiv 2207.14484); NaN for sign methods and Adagrad. Where it comes near 1, steps are not small.
+        expected: path-wise error of the square-root rule that signal and noise at the start let expect, as `diagnose`
+            does (`sdelens.diagnosis`); None for optimizers other than RMSprop and Adam, and where `snr` is NaN.
     """
 
     result: Result
     optimizers: dict[str, Optimizer]
     batch_ratio: float
+    snr: float
+    expected: float | None
+    stiffness: dict[str, float]
 
     def agreement(self, confidence: float = 0.99) -> "pd.DataFrame":
         """How well every rescaled run agrees with the run it was made from, at equal numbers of samples.
@@ -95,6 +106,7 @@ class Verification:
             cells = [
                 model,
                 _numbers(self.optimizers[model]),
+                _short(self.stiffness[model]),
                 f"{float(here.loss_mean):.4g} ± {float(here.loss_sem):.1g}",
             ]
             if row is None:
@@ -102,15 +114,21 @@ class Verification:
                 continue
             path = _range(row, "path", lambda v: f"{100 * v:.2g} %", "error")
             late = _range(row, "asymptotic", lambda v: f"{v:.3f}", "ratio")
-            rows.append([*cells, path, late, f"{row['spread']:.2f}" if np.isfinite(row["spread"]) else "-"])
-        head = ["run", "optimizer", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
+            rows.append([*cells, path, late, _short(row["spread"])])
+        head = ["run", "optimizer", "stiffness", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
         floor = "" if np.isfinite(float(self.result.dataset.attrs["infimum"])) else " (height of the curve: no infimum)"
         note = (
             "At equal numbers of samples. path-wise error: relative L2 distance of the mean losses, Monte-Carlo noise "
             f"removed; asymptotic ratio: of the mean losses over the last third{floor}; both with 99 % limits on each "
-            "side; spread: standard deviation over paths, relative."
+            "side; spread: standard deviation over paths, relative; stiffness: largest curvature at the start over "
+            "what the steps are stable up to."
         )
-        return "\n".join([title, "", *text_table(head, rows), "", note])
+        said = [f"SNR at the start and the larger batch: {self.snr:.2g}."] if np.isfinite(self.snr) else []
+        if self.expected is not None:
+            said.append(
+                f"By it the square-root rule errs by {100 * self.expected:.2g} % along the path, beside a floor."
+            )
+        return "\n".join([title, "", *text_table(head, rows), "", note, " ".join(said)]).rstrip()
 
     __repr__ = __str__
 
@@ -180,7 +198,12 @@ def verify(
         theirs = stride * ratio.denominator
         run = simulate(problem, larger, target, steps=rounds * theirs, record_every=theirs, seed=seed + i, **common)
         joined = joined.merge(_labelled(run, label, source, "rescaled"))
-    return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio))
+    begin = Case.checked(problem, noise, optimizer, options.get("start"), 1)
+    snr, expected = _foretold(begin, optimizer, float(ratio))
+    stiffness = {SOURCE: _stiffness(begin, optimizer)}
+    there = Case.checked(problem, larger, optimizer, options.get("start"), 1)
+    stiffness |= {label: _stiffness(there, target) for label, target in targets.items()}
+    return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio), snr, expected, stiffness)
 
 
 def _ratio(batch_ratio: Any) -> Fraction:
@@ -227,6 +250,52 @@ def _at_ratio(noise: Any, ratio: Fraction) -> AbstractNoise:
         return DistributedNoise(noise, workers=ratio.numerator)
 
 
+def _foretold(case: Case, optimizer: Optimizer, ratio: float) -> tuple[float, float | None]:
+    """SNR at the larger batch, and the expected error of the square-root rule, from signal and noise at the start."""
+    x = case.start.x
+    if x is None or not case.noise.has_variance(x):
+        return math.nan, None
+    signal, noise2 = (np.asarray(a, float) for a in (case.problem.evaluate(x)[1] ** 2, case.noise.variance(x)))
+    noise2 = np.broadcast_to(noise2, signal.shape)
+    snr = math.sqrt(signal.sum() * max(ratio, 1.0) / noise2.sum()) if noise2.sum() > 0 else math.inf
+    if not isinstance(optimizer, AdamW | RMSpropW):
+        return snr, None
+    pull = (float(optimizer.decay_rate) * np.asarray(x, float)) ** 2
+    sizes = [math.prod(shape) for shape in case.problem.layout.shapes if shape is not None]
+    starts = (
+        np.arange(signal.size) if signal.size <= _LARGEST else np.cumsum([0, *sizes[:-1]])
+    )  # coordinates, or tensors
+    starts = starts[np.diff([*starts, signal.size]) > 0]
+    signal, noise2, size, pull = (np.add.reduceat(a, starts) for a in (signal, noise2, np.ones(signal.size), pull))
+    return snr, path_error(signal, noise2, size, ratio, pull=pull)
+
+
+def _stiffness(case: Case, optimizer: Optimizer) -> float:
+    """Largest preconditioned curvature at the start over that up to which the optimizer is stable; NaN if not known."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    x, b1, eps = case.start.x, float(getattr(optimizer, "b1", 0.0)), float(getattr(optimizer, "eps", 0.0))
+    adaptive = isinstance(optimizer, AdamW | RMSpropW)
+    if x is None or not (adaptive or isinstance(optimizer, SGD | Momentum)):
+        return math.nan
+    scale = jnp.ones_like(x)
+    if adaptive:
+        if not case.noise.has_variance(x):
+            return math.nan
+        scale = 1 / jnp.sqrt(jnp.sqrt(case.problem.evaluate(x)[1] ** 2 + case.noise.variance(x)) + eps)
+    product = jax.jit(lambda u: scale * jax.jvp(lambda z: case.problem.evaluate(z)[1], (x,), (scale * u,))[1])
+    if x.size == 1:
+        largest = float(product(jnp.ones_like(x))[0])
+    else:
+        apply = LinearOperator((x.size,) * 2, lambda u: np.asarray(product(jnp.asarray(u.ravel(), x.dtype)), float))
+        first = np.random.default_rng(0).standard_normal(x.size)
+        try:
+            largest = float(eigsh(apply, 1, which="LA", v0=first, tol=1e-2, return_eigenvectors=False)[0])
+        except ArpackNoConvergence:
+            return math.nan
+    return largest * float(optimizer.lr) * (1 - b1) / (2 + 2 * b1)
+
+
 def _labelled(run: Result, label: str, source: Result, kind: str) -> Result:
     """The run as a model of `source`'s experiment, on its clock."""
     (own,) = run.models
@@ -244,6 +313,10 @@ _CLOCK = "samples, in steps at batch × 1"
 def _numbers(optimizer: Optimizer) -> str:
     said = {k: v for k, v in optimizer.describe().items() if isinstance(v, float) and (k == "lr" or v)}
     return ", ".join(f"{k} {v:.4g}" for k, v in said.items() if k != "eps")
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 0.995 else f"{value:.3g}" if np.isfinite(value) else "-"
 
 
 def _range(row: dict[Any, Any], name: str, written: Any, value: str) -> str:
