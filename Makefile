@@ -21,7 +21,7 @@ demo: $(READY)
 test: test-fast test-slow
 
 test-fast: $(READY)
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal -m slow

@@ -19,11 +19,15 @@ CASES = [(name, model) for name, spec in OPTIMIZERS.items() for model in sl.mode
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
 NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
 
-table = pytest.mark.parametrize(("name", "model"), CASES, ids=str)
+# One worker runs all tests of a model, so that the run most of them start from is compiled once.
+table = pytest.mark.parametrize(
+    ("name", "model"),
+    [pytest.param(*case, marks=pytest.mark.xdist_group("-".join(case)), id="-".join(case)) for case in CASES],
+)
 
 
 def run(name, model, problem=PROBLEM, noise=NOISE, **options):
-    options = {"steps": 25, "paths": 101, "record_every": 4} | options
+    options = {"steps": 25, "paths": 101, "record_every": 4, "keep_paths": 16} | options
     return sl.simulate(problem, noise, OPTIMIZERS[name], model, **options).dataset.sel(model=model)
 
 
@@ -38,13 +42,13 @@ def same(a, b, rtol=2e-5):
 
 @table
 def test_shapes_and_records(name, model):
-    data = run(name, model, keep_paths=2)
+    data = run(name, model)
     assert dict(data.sizes) == {
         "step": 8,
         "group": 64,
         "quantile": 5,
         "coordinate": 3,
-        "path": 2,
+        "path": 16,
         "parameter": 3,
     }
     np.testing.assert_array_equal(data.step, [0, 4, 8, 12, 16, 20, 24, 25])
@@ -71,8 +75,7 @@ def test_sharded_equals_unsharded(name, model):
 
 @table
 def test_chunked_equals_plain(name, model):
-    plain = run(name, model, keep_paths=50)
-    chunked = run(name, model, chunk=16, keep_paths=50)
+    plain, chunked = run(name, model), run(name, model, chunk=16)
     same(plain, chunked)
     np.testing.assert_allclose(plain.path_x, chunked.path_x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(plain.loss_quantile, chunked.loss_quantile, rtol=0.04)
@@ -80,13 +83,13 @@ def test_chunked_equals_plain(name, model):
 
 @table
 def test_recording_interval_does_not_change_the_path(name, model):
-    every, tenth = run(name, model, record_every=1), run(name, model, record_every=10)
-    same(every.sel(step=tenth.step), tenth)
+    every, fourth = run(name, model, record_every=1), run(name, model)
+    same(every.sel(step=fourth.step), fourth)
 
 
 @table
 def test_more_paths_extend_fewer(name, model):
-    few, many = run(name, model, paths=10, keep_paths=10), run(name, model, paths=200, keep_paths=10)
+    few, many = run(name, model, paths=16), run(name, model)
     np.testing.assert_allclose(few.path_x, many.path_x, rtol=1e-4, atol=1e-5)
 
 
@@ -104,7 +107,7 @@ def test_second_call_compiles_nothing_even_with_other_numbers(name, model):
     problem, noise = sl.Quadratic([1.0, 2.0, 3.0], start=1.5), sl.GaussianNoise([2.0, 1.0, 0.1])
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        sl.simulate(problem, noise, other, model, steps=21, paths=101, record_every=4, seed=5)
+        sl.simulate(problem, noise, other, model, steps=21, paths=101, record_every=4, keep_paths=16, seed=5)
     finally:
         jax.monitoring.clear_event_listeners()
     assert len(compiled) == 0
@@ -128,7 +131,7 @@ def test_pytree_parameters_equal_flat_ones(name, model):
 def test_float64(name, model):
     with jax.enable_x64(True):
         problem = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
-        data = run(name, model, problem, keep_paths=1)
+        data = run(name, model, problem)
         assert data.path_x.dtype == np.float64
         assert np.isfinite(data.loss_mean).all()
 
