@@ -697,3 +697,39 @@ def test_shell(tmp_path):
     done = shell(tmp_path / "none.pt")
     assert done.returncode == 2
     assert done.stderr.startswith("sdelens: state: there is no file")
+
+
+def test_gradients_that_undo_each_other_are_told():
+    """At rest steps undo each other: ‖∇f‖² reads below 0 by many standard errors, and the limits stay open upwards."""
+    rng, size = np.random.default_rng(0), 5000
+    noise = rng.standard_normal((201, size))
+    gradients = noise[1:] - 0.7 * noise[:-1]  # a moving average of negative correlation
+    m = v = np.zeros(size)
+    for g in gradients:
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    found = sl.diagnose({"m": m, "v": v, "step": 200}, b1=0.9, b2=0.99)
+    assert found.total.signal < 0
+    assert found.total.below < -5
+    assert found.interval[0] == 0
+    assert found.interval[1] > 0.15
+    assert found.error_range(16)[1] > 0.01
+    assert any("standard errors below 0" in note for note in found.notes)
+
+
+def test_a_regime_that_is_not_told_is_unknown():
+    found = sl.diagnose({"m": [0.1, -0.2], "v": [1.0, 2.0], "step": 1000}, b1=0.9, b2=0.95)
+    assert found.limit > 0.5
+    assert found.regime == "unknown"
+    assert "unsure" in str(found)
+
+
+@pytest.mark.parametrize("step", [float("nan"), "x"])
+def test_a_step_that_is_no_number_is_named(step):
+    with pytest.raises(ValueError, match="state: its step is"):
+        sl.diagnose({"m": np.ones(9), "v": np.ones(9), "step": step}, b1=0.9, b2=0.95)
+
+
+def test_groups_that_match_nothing_are_named():
+    state = {"m": {"a": np.ones(9)}, "v": {"a": np.ones(9)}, "step": 100}
+    with pytest.raises(ValueError, match=r"groups: no expression of .* the first is 'a'"):
+        sl.diagnose(state, b1=0.9, b2=0.95, groups={"attention": "attn"})

@@ -60,7 +60,7 @@ def test_what_the_start_lets_expect(signal):
     else:
         assert found.expected == pytest.approx(0.035, abs=0.005)
         assert error.path_upper < 0.08
-    assert "the square-root rule errs by" in str(found)
+    assert "the square-root rule errs by about" in str(found)
 
 
 def test_stiffness_tells_where_steps_stop_being_small():

@@ -58,4 +58,8 @@ def _groups(given: list[str] | None) -> str | dict[str, str] | None:
     wrong = [text for text in given if not text.partition("=")[2]]
     if wrong:
         raise ValueError(f"groups: got {wrong[0]!r}; give NAME=REGEX, for example attention=attn.")
+    names = [text.partition("=")[0] for text in given]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"groups: {twice!r} is given twice; join its expressions by '|'.")
     return {name: pattern for name, _, pattern in (text.partition("=") for text in given)}

@@ -15,6 +15,7 @@ from sdelens.diagnosis._verdict import Diagnosis, general_notes
 
 __all__ = ["diagnose"]
 
+_OTHER = "other"
 _FILLED = 3.0
 """Steps over 1/(1 − β₂) from which v is said to have filled its memory."""
 
@@ -87,6 +88,11 @@ def diagnose(
     tally = _Tally(given, decay, None if parameters is None else dict(leaves_of(parameters)))
     for tensor, before in _paired(state, earlier, key):
         tally.add(tensor, before, label(tensor))
+    if isinstance(groups, Mapping) and tally.parts and not tally.parts.keys() - {_OTHER}:
+        raise ValueError(
+            f"groups: no expression of {dict(groups)!r} is found in a tensor's name, of which the first is "
+            f"{tally.first!r}; a checkpoint without names numbers its parameters."
+        )
     return tally.result(batch, wanted, limit, earlier is not None)
 
 
@@ -120,7 +126,7 @@ def _labels(groups: Any) -> Callable[[Tensor], str]:
             raise ValueError(
                 f"groups: got {dict(groups)!r}, of which one is no regular expression ({error})."
             ) from error
-        return lambda tensor: next((n for n, p in patterns.items() if p.search(tensor.name)), "other")
+        return lambda tensor: next((n for n, p in patterns.items() if p.search(tensor.name)), _OTHER)
     if callable(groups):
         return lambda tensor: str(groups(tensor.name))
     raise TypeError(
@@ -142,12 +148,14 @@ class _Tally:
         self.given, self.weight_decay, self.parameters = given, weight_decay, parameters
         self.pulls: set[bool | None] = set()  # whether weight decay is known, and not 0
         self.parts: dict[str, list[Split]] = {}
+        self.first = ""
         self.reasons: Counter[str] = Counter()
         self.remarks: dict[str, None] = {}
         self.betas: set[tuple[float, float]] = set()
         self.steps: set[float] = set()
 
     def add(self, tensor: Tensor, before: Tensor | None, label: str) -> None:
+        self.first = self.first or tensor.name
         if tensor.remark is not None:
             self.remarks[tensor.remark] = None
         if tensor.reason is not None:
@@ -230,6 +238,13 @@ class _Tally:
             notes += general_notes(batch is not None, _alone(worst), None if None in self.pulls else True in self.pulls)
             notes += self._memory(everything, window)
             notes += self._spread(total)
+            if total.below < -_CONTRADICTED:
+                notes.append(
+                    f"‖∇f‖² reads {total.signal:.3g}, {-total.below:.1f} of its standard errors below 0: gradients of "
+                    "successive steps are not a steady one with independent noise (a run at rest, whose steps undo each "
+                    "other; batches of an epoch without replacement). The limits allow for as large an error upwards; "
+                    "fresh gradients at one point tell more (sl.gradient_noise)."
+                )
         notes += [
             f"Left out: {count} tensors, since {why}." for why, count in self.reasons.items() if known or why != reason
         ]
@@ -279,6 +294,8 @@ class _Tally:
         return said
 
 
+_CONTRADICTED = 2.0
+"""Standard errors below 0 from which a negative ‖∇f‖² is spoken of."""
 _EXCLUDED = dict(
     nonfinite="{count} coordinates are NaN or infinite, and left out.",
     untouched="{count} coordinates have m = v = 0: they have had no gradient, and are left out.",

@@ -234,6 +234,7 @@ class Group(NamedTuple):
         design: factor of the variance for correlation between coordinates.
         concentrated: SNR that a coordinate has which is drawn in proportion to its signal, at most; NaN if not known.
         pull: Σ (θx)², of decoupled weight decay; 0 where it is not known.
+        below: the signal in its standard errors.
     """
 
     size: int
@@ -246,6 +247,7 @@ class Group(NamedTuple):
     design: float
     concentrated: float
     pull: float = 0.0
+    below: float = 0.0
 
     @property
     def resolved(self) -> bool:
@@ -256,9 +258,10 @@ class Group(NamedTuple):
 def combine(parts: Sequence[Split]) -> Group:
     r"""Signal, noise and their ratio over some tensors.
 
-    The interval of SNR² is G/S ± 1.96 √(D Var(G − (G/S)S))/S. The limit is that of a group without signal: G is then
-    C(χ²_ν/ν − 1), C = Σ cS/(1 − c), with ν such that the variance agrees, and its point of probability `FALSE_ALARM`
-    is taken. D ≥ 1 is what the scatter of contiguous blocks of a tensor shows above that of independent coordinates.
+    The interval of SNR² is G/S ± 1.96 √(D Var(G − (G/S)S))/S, its upper end from |G|/S where G is negative. The limit
+    is that of a group without signal: G is then C(χ²_ν/ν − 1), C = Σ cS/(1 − c), with ν such that the variance agrees,
+    and its point of probability `FALSE_ALARM` is taken. D ≥ 1 is what the scatter of contiguous blocks of a tensor
+    shows above that of independent coordinates.
     """
     from scipy import special
 
@@ -271,7 +274,8 @@ def combine(parts: Sequence[Split]) -> Group:
     ratio = max(signal, 0.0) / noise
     design = _design(parts, ratio)
     error = math.sqrt(design * sum(part.variance(ratio) for part in parts)) / noise
-    lower, upper = (math.sqrt(max(signal / noise + z * error, 0.0)) for z in (-_INTERVAL, _INTERVAL))
+    lower = math.sqrt(max(signal / noise - _INTERVAL * error, 0.0))
+    upper = math.sqrt(abs(signal) / noise + _INTERVAL * error)  # below 0 it shows an error of its own size
     quiet = noise / (noise + max(signal, 0.0))  # share of v̂ that is noise
     spread = design * quiet**2 * sum(part.variance(0.0) for part in parts)
     scale = quiet * sum(part.weights.first * part.v / (1 - part.weights.first) for part in parts)
@@ -289,6 +293,7 @@ def combine(parts: Sequence[Split]) -> Group:
         design,
         _concentrated(parts, signal, noise) if math.sqrt(ratio) > limit else math.nan,
         pull,
+        signal / noise / error if error > 0 else 0.0,
     )
 
 

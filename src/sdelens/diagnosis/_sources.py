@@ -303,10 +303,11 @@ def _arrays(held: Mapping[str, Any], label: str, remark: str | None = None) -> S
         what = _NO_FIRST if spelling is not None or "square_avg" in held else "it has no second moment"
         yield Tensor(label or "state", label, reason=what)
         return
-    steps = next((held[n] for n in ("count", "step") if held.get(n) is not None), None)
+    named = next((n for n in ("count", "step") if held.get(n) is not None), "")
+    steps = held.get(named)
     if steps is None and spelling[0] != "m":
         raise ValueError(f"state: there is no number of steps beside {spelling[1]!r}; give it as {spelling[2]!r}.")
-    count = np.inf if steps is None else _scalar(spelling[2], steps)
+    count = np.inf if steps is None else _scalar(named, steps)
     b1, b2 = (None if held.get(b) is None else _scalar(b, held[b]) for b in ("b1", "b2"))
     firsts, seconds = leaves_of(held[spelling[0]]), leaves_of(held[spelling[1]])
     if [name for name, _ in firsts] != [name for name, _ in seconds]:
@@ -323,7 +324,13 @@ def _scalar(name: str, value: Any) -> float:
         raise ValueError(
             f"state: its {name} has shape {array.shape}; give the state of one device, without an axis for replicas."
         )
-    return float(array.reshape(()))
+    try:
+        number = float(array.reshape(()))
+    except (TypeError, ValueError):
+        number = float("nan")
+    if np.isnan(number):
+        raise ValueError(f"state: its {name} is {value!r}; give a number.")
+    return number
 
 
 def leaves_of(tree: Any) -> Sequence[tuple[str, Any]]:

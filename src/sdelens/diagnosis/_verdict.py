@@ -93,8 +93,11 @@ class Diagnosis:
         return self.regime_at(1)
 
     def regime_at(self, batch_ratio: float) -> str:
-        """The regime at `batch_ratio` times the batch."""
-        return regime_of(self.snr * math.sqrt(_check.positive("batch_ratio", batch_ratio)))
+        """The regime at `batch_ratio` times the batch; unknown where an SNR above 0.5 there is not told from 0."""
+        scale = math.sqrt(_check.positive("batch_ratio", batch_ratio))
+        if not self.total.resolved and self.total.limit * scale > _QUIET:
+            return "unknown"
+        return regime_of(self.snr * scale)
 
     @functools.cached_property
     def groups(self) -> "pd.DataFrame":

@@ -32,7 +32,6 @@ POSITIVE: Final = {
     "ScaleByAdaDeltaState": ("e_g", "e_x"),
     "ScaleByAdanState": ("n",),
     "ScaleByRpropState": ("step_sizes",),
-    "ScaleBySM3State": ("mu", "nu"),
     "FactoredState": ("v_row", "v_col", "v"),
     "ScaleByAdemamixState": ("nu",),
     "ScaleBySimplifiedAdEMAMixState": ("n",),
@@ -47,8 +46,12 @@ POSITIVE: Final = {
 }
 """Fields of optax's states that are never negative."""
 
-BOUND = {"ScaleByRStdDevState": ("mu", "nu"), "ScaleByRStdDevWithCountState": ("mu", "nu")}
-"""Fields with a bound in common: the centred second moment is ν − μ²."""
+BOUND: Final = {
+    "ScaleByRStdDevState": ("mu", "nu"),
+    "ScaleByRStdDevWithCountState": ("mu", "nu"),
+    "ScaleBySM3State": ("mu",),
+}
+"""Fields with a bound in common: the centred second moment is ν − μ²; SM3's largest sums of a row or a column."""
 
 
 class Leaf(NamedTuple):

@@ -67,7 +67,9 @@ def _torch_call(numbers: Hyperparameters, nesterov: bool) -> tuple[str, dict[str
         kind = "SGD"
     else:
         raise ValueError(
-            f"format: torch.optim has no {family}"
+            "format: torch.optim.Adagrad has ε outside the root, where it scales otherwise; use 'optax' or 'json'."
+            if family == "adagrad"
+            else f"format: torch.optim has no {family}"
             + (" with decoupled decay" if family in ("rmspropw", "momentum") else "")
             + "; use 'optax' or 'json'."
         )

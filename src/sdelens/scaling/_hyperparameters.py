@@ -27,6 +27,11 @@ _ALIASES: Final = {
     "initial_accumulator": ("initial_accumulator", "initial_accumulator_value"),
     "weight_decay": ("weight_decay",),
 }
+_BEGUN: Final = ("initial_scale",)
+"""Numbers that matter before the first step alone."""
+_ABSENT: Final = ("lr_decay", "momentum_decay")
+"""Numbers that are nothing at 0."""
+_CYCLED: Final = ("max_momentum", "base_momentum")
 _COMMON: Final = {"adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, "lion": {"b1": 0.9, "b2": 0.99}}
 """Defaults on which PyTorch and optax agree."""
 _TAKES: Final = {
@@ -117,7 +122,10 @@ def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
             assumed.append(f"{key} was not given: {default:g} was taken, PyTorch's and optax's default.")
     if family == "adamw" and "weight_decay" not in values:
         assumed.append("No weight_decay was given; PyTorch's AdamW takes 0.01 then, and optax's 1e-4.")
-    rate = next((key for key in _RATES if key in given), None)
+    rates = [key for key in _RATES if key in given]
+    if len(rates) > 1:
+        raise ValueError(f"lr: given twice, as {' and '.join(rates)}; give it once.")
+    rate = rates[0] if rates else None
     if rate is None:
         raise ValueError("lr: missing; give the learning rate under the key 'lr'.")
     numbers = _record(name, family, _check.positive("lr", given[rate]), values, _decay(given, name, decay))
@@ -183,10 +191,20 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
     if family == "rmspropw" and isinstance(given.get("decay"), Real):  # optax's name for its b2
         keys["b2"] = ("decay", None)
     if "betas" in given and "b2" in takes:
+        twice = [key for ours in ("b1", "b2") if ours in takes for key in _ALIASES[ours] if key in given]
+        if twice:
+            raise ValueError(f"betas: given twice, as betas and {' and '.join(twice)}; give them once.")
         if isinstance(given["betas"], str) or len(given["betas"]) != 2:
             raise ValueError(f"betas: got {given['betas']!r}; give two numbers.")
         keys |= {"b1": ("betas", 0), "b2": ("betas", 1)} if "b1" in takes else {"b2": ("betas", 1)}
     known = {key for key, _ in keys.values()} | {*_RATES, *_FOLLOWERS}
+    known |= {key for key in _BEGUN if key in given} | {key for key in _ABSENT if given.get(key) == 0}
+    cycled = [key for key in _CYCLED if key in given]
+    if cycled:
+        raise ValueError(
+            f"{cycled[0]}: belongs to a scheduler that moves the momentum (OneCycleLR, CyclicLR) and would undo the "
+            "change; make the scheduler anew for the new batch, with the rescaled numbers."
+        )
     unknown = [
         key
         for key, value in given.items()

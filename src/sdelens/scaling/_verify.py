@@ -126,7 +126,8 @@ class Verification:
         said = [f"SNR at the start and the larger batch: {self.snr:.2g}."] if np.isfinite(self.snr) else []
         if self.expected is not None:
             said.append(
-                f"By it the square-root rule errs by {100 * self.expected:.2g} % along the path, beside a floor."
+                f"From there to rest the square-root rule errs by about {100 * self.expected:.2g} % along the path, "
+                "beside a floor from larger steps."
             )
         return "\n".join([title, "", *text_table(head, rows), "", note, " ".join(said)]).rstrip()
 
@@ -220,7 +221,7 @@ def _ratio(batch_ratio: Any) -> Fraction:
 def _targets(
     optimizer: Optimizer, batch_ratio: float, rescaled: Any, rule: str | None, momentum: str | None
 ) -> dict[str, Optimizer]:
-    default = f"batch × {float(batch_ratio):g}"
+    default = f"batch × {float(batch_ratio):g}" if batch_ratio != 1 else "once more"
     if rescaled is None:
         return {default: rescale(optimizer, batch_ratio, rule, momentum=momentum).optimizer}
     if rule is not None or momentum is not None:
