@@ -242,8 +242,8 @@ class _Tally:
                 notes.append(
                     f"‖∇f‖² reads {total.signal:.3g}, {-total.below:.1f} of its standard errors below 0: gradients of "
                     "successive steps are not a steady one with independent noise (a run at rest, whose steps undo "
-                    "each other; batches of an epoch without replacement). The limits allow for as large an error upwards; "
-                    "fresh gradients at one point tell more (sl.gradient_noise)."
+                    "each other; batches of an epoch without replacement). The limits allow for as large an error "
+                    "upwards; fresh gradients at one point tell more (sl.gradient_noise)."
                 )
         notes += [
             f"Left out: {count} tensors, since {why}." for why, count in self.reasons.items() if known or why != reason
