@@ -1,11 +1,11 @@
 """The shell's `scale`: options to a dict of hyperparameters, and what is printed of it. No JAX."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from sdelens import _check
-from sdelens._names import CODE_FORMATS, SCALED
-from sdelens.scaling import rescale
-from sdelens.scaling._code import as_code
+import typer
+
+from sdelens import _check, _names
+from sdelens._subject import listing
 
 __all__ = ["scale"]
 
@@ -23,6 +23,52 @@ _DEFAULTS: Final = {
 
 
 def scale(
+    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(_names.SCALED)}.")],
+    lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
+    batch: Annotated[float, typer.Option(help="The old batch size, for which the numbers are.")],
+    to: Annotated[float, typer.Option(help="The new batch size.")],
+    b1: Annotated[float | None, typer.Option(help="Decay of the first moment; default 0.9.")] = None,
+    b2: Annotated[float | None, typer.Option(help="Decay of the second moment (adamw: default 0.999).")] = None,
+    momentum_decay: Annotated[
+        float | None, typer.Option("--mu", help="Undamped momentum of sgd and rmsprop, as PyTorch's.")
+    ] = None,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = False,
+    eps: Annotated[float | None, typer.Option(help="ε; default 1e-8 (adagrad: 1e-7, inside the root).")] = None,
+    initial_accumulator: Annotated[float | None, typer.Option(help="Sum at the start (adagrad; 0.1).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay θ; default 0.")] = None,
+    decay: Annotated[
+        str | None,
+        typer.Option(
+            help="'coupled': lr multiplies θ (adamw and our own); 'independent': it does not; 'l2': in the gradient "
+            "(adam, rmsprop, sgd)."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Its warm-up steps.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Norm at which gradients are clipped.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(_names.SCALING_RULES)}"),
+    ] = None,
+    momentum: Annotated[str | None, typer.Option(help=f"What becomes of decays β. {listing(_names.MOMENTA)}")] = None,
+    form: Annotated[str, typer.Option("--format", help=listing(_names.CODE_FORMATS))] = "table",
+) -> None:
+    """Carry an optimizer's hyperparameters from one batch size to another, and say what was assumed."""
+    given: dict[str, Any] = {
+        "lr": lr,
+        "b1": b1,
+        "b2": b2,
+        "momentum": momentum_decay,
+        "nesterov": nesterov,
+        "eps": eps,
+    }
+    given |= {"initial_accumulator": initial_accumulator, "weight_decay": weight_decay, "decay": decay}
+    options: dict[str, Any] = {"rule": rule, "momentum": momentum}
+    options |= {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    typer.echo(printed(optimizer, batch, to, given, form, **options))
+
+
+def printed(
     optimizer: str,
     batch: float,
     to: float,
@@ -37,14 +83,17 @@ def scale(
         batch: batch size of the numbers.
         to: batch size wanted.
         given: the numbers that were given; None for those that were not.
-        form: one of CODE_FORMATS.
+        form: one of `CODE_FORMATS`.
         **options: of `rescale`.
 
     Raises:
         ValueError: naming what is wrong, or which number the optimizer does not take.
     """
-    name = _check.choice("optimizer", optimizer.lower(), SCALED)
-    _check.choice("format", form, CODE_FORMATS)
+    from sdelens.scaling import rescale
+    from sdelens.scaling._code import as_code
+
+    name = _check.choice("optimizer", optimizer.lower(), _names.SCALED)
+    _check.choice("format", form, _names.CODE_FORMATS)
     ratio = _check.positive("to", to) / _check.positive("batch", batch)
     numbers = {key: value for key, value in given.items() if value is not None}
     numbers = {"optimizer": name, **_DEFAULTS.get(name, {}), **numbers}

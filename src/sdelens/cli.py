@@ -16,6 +16,7 @@ import typer
 
 from sdelens import _names
 from sdelens._diagnose import diagnose
+from sdelens._scale import scale
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
 
 __all__ = ["app"]
@@ -278,56 +279,6 @@ def order(
 
 
 @app.command()
-def scale(
-    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(_names.SCALED)}.")],
-    lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
-    batch: Annotated[float, typer.Option(help="The old batch size, for which the numbers are.")],
-    to: Annotated[float, typer.Option(help="The new batch size.")],
-    b1: Annotated[float | None, typer.Option(help="Decay of the first moment; default 0.9.")] = None,
-    b2: Annotated[float | None, typer.Option(help="Decay of the second moment (adamw: default 0.999).")] = None,
-    momentum_decay: Annotated[
-        float | None, typer.Option("--mu", help="Undamped momentum of sgd and rmsprop, as PyTorch's.")
-    ] = None,
-    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = False,
-    eps: Annotated[float | None, typer.Option(help="ε; default 1e-8 (adagrad: 1e-7, inside the root).")] = None,
-    initial_accumulator: Annotated[float | None, typer.Option(help="Sum at the start (adagrad; 0.1).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay θ; default 0.")] = None,
-    decay: Annotated[
-        str | None,
-        typer.Option(
-            help="'coupled': lr multiplies θ (adamw and our own); 'independent': it does not; 'l2': in the gradient "
-            "(adam, rmsprop, sgd)."
-        ),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Its warm-up steps.")] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Norm at which gradients are clipped.")] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(_names.SCALING_RULES)}"),
-    ] = None,
-    momentum: Annotated[str | None, typer.Option(help=f"What becomes of decays β. {listing(_names.MOMENTA)}")] = None,
-    form: Annotated[str, typer.Option("--format", help=listing(_names.CODE_FORMATS))] = "table",
-) -> None:
-    """Carry an optimizer's hyperparameters from one batch size to another, and say what was assumed."""
-    with _refusals():
-        from sdelens import _scale
-
-        given: dict[str, Any] = {
-            "lr": lr,
-            "b1": b1,
-            "b2": b2,
-            "momentum": momentum_decay,
-            "nesterov": nesterov,
-            "eps": eps,
-        }
-        given |= {"initial_accumulator": initial_accumulator, "weight_decay": weight_decay, "decay": decay}
-        options: dict[str, Any] = {"rule": rule, "momentum": momentum}
-        options |= {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
-        typer.echo(_scale.scale(optimizer, batch, to, given, form, **options))
-
-
-@app.command()
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     devices: Annotated[int | None, typer.Option(help="CPU devices to ask for; default: one per core.")] = None,
@@ -376,6 +327,7 @@ def _refusals() -> Iterator[None]:
         _fail(error)
 
 
+app.command()(_refusals()(scale))
 app.command()(_refusals()(diagnose))
 
 
