@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from sdelens import _check, _names
+from sdelens import _names
 from sdelens._subject import listing
 
 __all__ = ["scale"]
@@ -89,6 +89,7 @@ def printed(
     Raises:
         ValueError: naming what is wrong, or which number the optimizer does not take.
     """
+    from sdelens import _check
     from sdelens.scaling import rescale
     from sdelens.scaling._code import as_code
 
