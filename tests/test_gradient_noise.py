@@ -412,3 +412,9 @@ def test_groups_by_expression():
 def test_bad_input_is_named(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_without_noise_the_scale_is_zero():
+    found = sl.gradient_noise(np.ones((10, 3)), tails=False)
+    assert (found.noise_scale(), found.noise_scale_limits(), found.snr()) == (0.0, (0.0, 0.0), np.inf)
+    assert np.isnan(sl.gradient_noise(np.zeros((10, 3)), tails=False).snr())

@@ -683,3 +683,8 @@ def test_stability_counts_the_momentum_as_it_is_written():
     said = rescale({"optimizer": "rmsprop", "lr": 1e-3, "alpha": 0.99, "momentum": 0.9, "eps": 1e-8}, 4)
     assert said.optimizer["lr"] == pytest.approx(0.008)
     assert any("3.8e+03 before and 400 now" in line for line in said.assumed)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="warmup: got 5, which is more than the run's 1 steps"):
+        rescale(sl.SGD(0.1), 4, steps=1, warmup=5)

@@ -127,3 +127,8 @@ def test_what_does_not_fit_is_named(given, message):
     arguments |= given
     with pytest.raises((ValueError, TypeError), match=message):
         verify(sl.Quadratic(CURVATURE), arguments.pop("noise"), ADAMW, arguments.pop("batch_ratio"), **arguments)
+
+
+def test_runs_that_diverge_are_named():
+    with pytest.warns(RuntimeWarning, match="of 'batch × 4' diverged"):
+        verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.9), 4, steps=2000, paths=4)

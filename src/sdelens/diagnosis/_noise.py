@@ -98,10 +98,13 @@ class GradientNoise:
         return (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
 
     def snr(self, batch_size: float | None = None, group: str = ALL) -> float:
-        """√(B ‖∇f‖²/tr Σ) at batch size B, by default that of the gradients; 0 where ‖∇f‖² is estimated below 0."""
+        """√(B ‖∇f‖²/tr Σ) at batch size B, by default that of the gradients; 0 where ‖∇f‖² is estimated below 0.
+
+        Without noise it is infinite, and NaN without a gradient either.
+        """
         size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
         scale = self.noise_scale(group)
-        return math.sqrt(size / scale) if scale > 0 else math.inf
+        return math.sqrt(size / scale) if scale > 0 else math.nan if math.isnan(scale) else math.inf
 
     def curved_noise_scale(self) -> tuple[float, float, float]:
         r"""B_noise = tr(HΣ)/(gᵀHg) in samples over all parameters, with its limits.

@@ -122,6 +122,8 @@ def limits(of: Pair, confidence: float) -> tuple[float, float]:
     error there is widened by the ratio of that law's quantile to the normal's. An S below 0 is taken as 0 for the
     upper limit, which cannot then exclude every ratio.
     """
+    if of.trace == 0 and of.square > 0:  # no noise at all
+        return (math.inf, math.inf)
     if of.trace <= 0:
         return (0.0, math.inf)
     if not (math.isfinite(of.floor) and math.isfinite(of.trace_variance)):

@@ -189,6 +189,8 @@ def rescale_readings(
     first = names[0][0]
     counts = [_count("steps", steps, 1, ratio), _count("warmup", warmup, 0, ratio)]
     rows += [r for r in counts if r is not None]
+    if counts[0] is not None and counts[1] is not None and counts[1].before > counts[0].before:
+        raise ValueError(f"warmup: got {warmup}, which is more than the run's {steps} steps.")
     clip = None if clip_norm is None else _clip(clip_norm, delta, first, readings[0].numbers.family)
     rows += [] if clip is None else [clip]
     rescaled = Rescaled(

@@ -17,7 +17,7 @@ from sdelens._names import noise_label, optimizer_label, problem_label
 from sdelens._output import text_table
 from sdelens.case import Case
 from sdelens.diagnosis._expected import path_error
-from sdelens.experiment import simulate
+from sdelens.experiment import compare
 from sdelens.noise import AbstractNoise, DistributedNoise
 from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW
 from sdelens.problems import AbstractProblem
@@ -171,7 +171,7 @@ def verify(
         record_every: steps of the run at batch × 1 between records, rounded to where both have seen equally many;
             by default about a hundredth of the run.
         model: ``"optimizer"``, the real one, or one of its SDEs.
-        options: further options of `simulate`, for all runs.
+        options: further options of `compare`, for all runs.
 
     Returns:
         A `Verification`; printed, it is the table.
@@ -192,13 +192,16 @@ def verify(
             f"steps: got {steps}; at a batch ratio of {ratio} both runs are recorded every {every} of them, so that at "
             f"least {2 * every} are needed."
         )
-    common = {**options, "model": model, "paths": paths}
-    source = simulate(problem, noise, optimizer, steps=rounds * every, record_every=every, seed=seed, **common)
+
+    def run(law: AbstractNoise, taken: Optimizer, label: str, step: int, own: int) -> Result:
+        how: dict[str, Any] = {**options, "models": {label: {"model": model}}, "paths": paths, "seed": own}
+        return compare(problem, law, taken, steps=rounds * step, record_every=step, **how)
+
+    source = run(noise, optimizer, SOURCE, every, seed)
     joined = _labelled(source, SOURCE, source, "optimizer")
     for i, (label, target) in enumerate(targets.items(), 1):
-        theirs = stride * ratio.denominator
-        run = simulate(problem, larger, target, steps=rounds * theirs, record_every=theirs, seed=seed + i, **common)
-        joined = joined.merge(_labelled(run, label, source, "rescaled"))
+        theirs = run(larger, target, label, stride * ratio.denominator, seed + i)
+        joined = joined.merge(_labelled(theirs, label, source, "rescaled"))
     begin = Case.checked(problem, noise, optimizer, options.get("start"), 1)
     snr, expected = _foretold(begin, optimizer, float(ratio))
     stiffness = {SOURCE: _stiffness(begin, optimizer)}
