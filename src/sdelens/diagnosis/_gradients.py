@@ -1,7 +1,6 @@
 """The front door: gradients of any form to moments, one after another."""
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,14 +11,13 @@ import numpy as np
 from sdelens import _check
 from sdelens._random import Stream, stream_key
 from sdelens.diagnosis._noise import ALL, GradientNoise
+from sdelens.diagnosis._patterns import OTHER, labels_by
 from sdelens.diagnosis._streams import Layout, Moments
 from sdelens.problems import AbstractProblem, Problem
 from sdelens.problems._base import EXAMPLE_BYTES
 
-__all__ = ["OTHER", "as_groups", "gradient_noise"]
+__all__ = ["as_groups", "gradient_noise"]
 
-OTHER: Final = "other"
-"""Group of what no pattern matches."""
 _PER: Final = ("sample", "batch")
 Groups = Mapping[str, str] | Sequence[str] | None
 
@@ -142,12 +140,7 @@ def as_groups(
         patterns = {str(p): p for p in groups}
     if not patterns or not all(isinstance(v, str) for pair in patterns.items() for v in pair):
         raise TypeError(f"groups: got {groups!r}; give a dict from names to regular expressions, or a list of them.")
-    owner = []
-    for name in names:
-        try:
-            owner.append(next((label for label, p in patterns.items() if re.search(p, name)), OTHER))
-        except re.error as error:
-            raise ValueError(f"groups: {error.pattern!r} is no regular expression ({error}).") from error
+    owner = [*map(labels_by(patterns), names)]
     labels = [label for label in [*patterns, OTHER] if label in owner]
     missing = [label for label in patterns if label not in labels]
     if missing or ALL in labels:

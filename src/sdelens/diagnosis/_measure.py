@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 from sdelens import _check
 from sdelens.diagnosis._checkpoint import from_files, is_path
 from sdelens.diagnosis._moments import FALSE_ALARM, Group, Split, Weights, combine, split, squares
+from sdelens.diagnosis._patterns import OTHER, labels_by
 from sdelens.diagnosis._sources import Source, Tensor, in_memory, leaves_of
 from sdelens.diagnosis._verdict import Diagnosis, general_notes
 
 __all__ = ["diagnose"]
 
-_OTHER = "other"
 _FILLED = 3.0
 """Steps over 1/(1 − β₂) from which v is said to have filled its memory."""
 
@@ -88,7 +87,7 @@ def diagnose(
     tally = _Tally(given, decay, None if parameters is None else dict(leaves_of(parameters)))
     for tensor, before in _paired(state, earlier, key):
         tally.add(tensor, before, label(tensor))
-    if isinstance(groups, Mapping) and tally.parts and not tally.parts.keys() - {_OTHER}:
+    if isinstance(groups, Mapping) and tally.parts and not tally.parts.keys() - {OTHER}:
         raise ValueError(
             f"groups: no expression of {dict(groups)!r} is found in a tensor's name, of which the first is "
             f"{tally.first!r}; a checkpoint without names numbers its parameters."
@@ -96,16 +95,16 @@ def diagnose(
     return tally.result(batch, wanted, limit, earlier is not None)
 
 
-def _source(name: str, state: Any, key: str | None) -> Source:
+def _source(state: Any, key: str | None) -> Source:
     return from_files(state, key) if is_path(state) else in_memory(state, key)
 
 
 def _paired(state: Any, earlier: Any, key: str | None) -> Iterable[tuple[Tensor, Tensor | None]]:
-    now = _source("state", state, key)
+    now = _source(state, key)
     if earlier is None:
         yield from ((tensor, None) for tensor in now)
         return
-    for tensor, before in itertools.zip_longest(now, _source("earlier", earlier, key)):
+    for tensor, before in itertools.zip_longest(now, _source(earlier, key)):
         if tensor is None or before is None or tensor.name != before.name:
             names = [None if t is None else t.name for t in (tensor, before)]
             raise ValueError(
@@ -120,13 +119,8 @@ def _labels(groups: Any) -> Callable[[Tensor], str]:
     if groups == "parameter groups":
         return lambda tensor: tensor.group or "state"
     if isinstance(groups, Mapping):
-        try:
-            patterns = {str(name): re.compile(pattern) for name, pattern in groups.items()}
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"groups: got {dict(groups)!r}, of which one is no regular expression ({error})."
-            ) from error
-        return lambda tensor: next((n for n, p in patterns.items() if p.search(tensor.name)), _OTHER)
+        by_name = labels_by(groups)
+        return lambda tensor: by_name(tensor.name)
     if callable(groups):
         return lambda tensor: str(groups(tensor.name))
     raise TypeError(

@@ -7,7 +7,7 @@ so they cannot disagree. Time is t = kη at step k, with η = `lr`.
 from sdelens.optimizers._accumulators import HELD
 from sdelens.optimizers._adagrad import Adagrad
 from sdelens.optimizers._adaptive import AdamW, RMSpropW
-from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition
+from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, Optimizer, State, precondition, second_moment
 from sdelens.optimizers._elementwise import Update
 from sdelens.optimizers._from_optax import FromOptax
 from sdelens.optimizers._momentum import Lion, Momentum, Signum
@@ -31,4 +31,5 @@ __all__ = [
     "State",
     "Update",
     "precondition",
+    "second_moment",
 ]

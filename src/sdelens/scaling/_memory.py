@@ -2,6 +2,7 @@
 
 import math
 
+from sdelens.diagnosis._moments import Weights
 from sdelens.scaling._hyperparameters import Hyperparameters
 
 __all__ = ["ACCUMULATORS", "buffer_gain", "clock", "square_factor"]
@@ -42,7 +43,7 @@ def square_factor(numbers: Hyperparameters, ratio: float, step: float, v: float,
     b1, b2 = numbers.memories["b1"], numbers.memories["b2"]
     if step < 2 or b1 == 0 or not v > 0:
         return 1.0
-    c = (1 - b1) * (1 + b1**step) / ((1 + b1) * (1 - b1**step))
-    square, mean = v / (1 - b2**step), m / (1 - b1**step) ** 2
-    share = min(1.0, max(0.0, (square - mean) / ((1 - c) * square)))
+    weights = Weights.of(b1, b2, step)
+    square, mean = v / weights.bias2, m / weights.bias1**2
+    share = min(1.0, max(0.0, (square - mean) / ((1 - weights.first) * square)))
     return 1 - share + share / ratio

@@ -245,11 +245,9 @@ def _clip(value: Any, delta: float, rule: Rule, family: str) -> Row:
 
 def _undone(old: Hyperparameters, rule: Rule) -> tuple[str, ...]:
     """What is to be said of decay besides its row."""
-    if old.weight_decay == 0 or old.decay != L2:
+    if old.family != "adamw" or old.decay != L2 or old.weight_decay == 0:
         return ()
-    if old.family == "adamw":
-        return (
-            "Weight decay is taken as L2 in the gradient (torch.optim.Adam), not as AdamW's decoupled decay "
-            "(decay='coupled'): of the two only the latter is multiplied.",
-        )
-    return ()
+    return (
+        "Weight decay is taken as L2 in the gradient (torch.optim.Adam), not as AdamW's decoupled decay "
+        "(decay='coupled'): of the two only the latter is multiplied.",
+    )

@@ -1,9 +1,10 @@
 """Both batch sizes simulated, and their losses compared at equal numbers of samples."""
 
+import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from sdelens import _check
 from sdelens._names import noise_label, optimizer_label, problem_label
@@ -18,11 +20,13 @@ from sdelens._output import text_table
 from sdelens.case import Case
 from sdelens.diagnosis._expected import path_error
 from sdelens.experiment import compare
+from sdelens.integrate import MAX_COORDINATES
 from sdelens.noise import AbstractNoise, DistributedNoise
-from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW
+from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW, second_moment
 from sdelens.problems import AbstractProblem
 from sdelens.result import Result
 from sdelens.scaling._rescale import rescale
+from sdelens.theory._constants import spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,11 +50,11 @@ class Verification:
         optimizers: the optimizer of each model.
         batch_ratio: δ.
         snr: √(‖∇f‖²/tr Σ) at the start and the larger of both batches; NaN where Σ is infinite or the start random.
+        expected: path-wise error of the square-root rule that signal and noise at the start let expect, as `diagnose`
+            does (`sdelens.diagnosis`); None for optimizers other than RMSprop and Adam, and where `snr` is NaN.
         stiffness: of each model, its largest curvature at the start over what it is stable up to, λη(1 − β₁)/(2 + 2β₁),
             λ that of the preconditioned Hessian, D H D with D = v^(−1/4) for RMSprop and Adam and v = E g² at its batch
             (arXiv 2207.14484); NaN for sign methods and Adagrad. Where it comes near 1, steps are not small.
-        expected: path-wise error of the square-root rule that signal and noise at the start let expect, as `diagnose`
-            does (`sdelens.diagnosis`); None for optimizers other than RMSprop and Adam, and where `snr` is NaN.
     """
 
     result: Result
@@ -96,7 +100,7 @@ class Verification:
         title = (
             f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, {noise_label(info['noise'])} "
             f"noise: batch × 1 against × {self.batch_ratio:g}, {info['run']['steps']} and "
-            f"{_whole(info['run']['steps'] / self.batch_ratio)} steps, {info['run']['paths']} paths"
+            f"{round(info['run']['steps'] / self.batch_ratio)} steps, {info['run']['paths']} paths"
         )
         final, rows = self.result.dataset.isel(step=-1), []
         frame: dict[Any, Any] = self.agreement().to_dict("index")
@@ -204,9 +208,12 @@ def verify(
         joined = joined.merge(_labelled(theirs, label, source, "rescaled"))
     begin = Case.checked(problem, noise, optimizer, options.get("start"), 1)
     snr, expected = _foretold(begin, optimizer, float(ratio))
-    stiffness = {SOURCE: _stiffness(begin, optimizer)}
-    there = Case.checked(problem, larger, optimizer, options.get("start"), 1)
-    stiffness |= {label: _stiffness(there, target) for label, target in targets.items()}
+    here = functools.cache(functools.partial(_largest_curvature, begin))
+    there = functools.cache(
+        functools.partial(_largest_curvature, Case.checked(problem, larger, optimizer, options.get("start"), 1))
+    )
+    stiffness = {SOURCE: _stiffness(optimizer, here)}
+    stiffness |= {label: _stiffness(target, there) for label, target in targets.items()}
     return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio), snr, expected, stiffness)
 
 
@@ -266,38 +273,35 @@ def _foretold(case: Case, optimizer: Optimizer, ratio: float) -> tuple[float, fl
         return snr, None
     pull = (float(optimizer.decay_rate) * np.asarray(x, float)) ** 2
     sizes = [math.prod(shape) for shape in case.problem.layout.shapes if shape is not None]
-    starts = (
-        np.arange(signal.size) if signal.size <= _LARGEST else np.cumsum([0, *sizes[:-1]])
-    )  # coordinates, or tensors
+    # Every coordinate by itself if they are few, else every tensor.
+    starts = np.arange(signal.size) if signal.size <= MAX_COORDINATES else np.cumsum([0, *sizes[:-1]])
     starts = starts[np.diff([*starts, signal.size]) > 0]
     signal, noise2, size, pull = (np.add.reduceat(a, starts) for a in (signal, noise2, np.ones(signal.size), pull))
     return snr, path_error(signal, noise2, size, ratio, pull=pull)
 
 
-def _stiffness(case: Case, optimizer: Optimizer) -> float:
-    """Largest preconditioned curvature at the start over that up to which the optimizer is stable; NaN if not known."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+def _stiffness(optimizer: Optimizer, largest: Callable[[float | None], float]) -> float:
+    """Largest curvature at the start over that up to which the optimizer is stable; NaN if not known."""
+    eps = float(optimizer.eps) if isinstance(optimizer, AdamW | RMSpropW) else None
+    if eps is None and not isinstance(optimizer, SGD | Momentum):
+        return math.nan
+    b1 = float(getattr(optimizer, "b1", 0.0))
+    return largest(eps) * float(optimizer.lr) * (1 - b1) / (2 + 2 * b1)
 
-    x, b1, eps = case.start.x, float(getattr(optimizer, "b1", 0.0)), float(getattr(optimizer, "eps", 0.0))
-    adaptive = isinstance(optimizer, AdamW | RMSpropW)
-    if x is None or not (adaptive or isinstance(optimizer, SGD | Momentum)):
+
+def _largest_curvature(case: Case, eps: float | None) -> float:
+    """Largest eigenvalue of ∇²f at the start, or with ε of D ∇²f D, D² = 1/(√E g² + ε); NaN if it cannot be had."""
+    x, problem = case.start.x, case.problem
+    if x is None or (eps is not None and not case.noise.has_variance(x)):
         return math.nan
     scale = jnp.ones_like(x)
-    if adaptive:
-        if not case.noise.has_variance(x):
-            return math.nan
-        scale = 1 / jnp.sqrt(jnp.sqrt(case.problem.evaluate(x)[1] ** 2 + case.noise.variance(x)) + eps)
-    product = jax.jit(lambda u: scale * jax.jvp(lambda z: case.problem.evaluate(z)[1], (x,), (scale * u,))[1])
-    if x.size == 1:
-        largest = float(product(jnp.ones_like(x))[0])
-    else:
-        apply = LinearOperator((x.size,) * 2, lambda u: np.asarray(product(jnp.asarray(u.ravel(), x.dtype)), float))
-        first = np.random.default_rng(0).standard_normal(x.size)
-        try:
-            largest = float(eigsh(apply, 1, which="LA", v0=first, tol=1e-2, return_eigenvectors=False)[0])
-        except ArpackNoConvergence:
-            return math.nan
-    return largest * float(optimizer.lr) * (1 - b1) / (2 + 2 * b1)
+    if eps is not None:
+        scale = 1 / jnp.sqrt(jnp.sqrt(second_moment(problem, case.noise, x)[1]) + eps)
+
+    def product(v: Array) -> Array:
+        return scale * jax.jvp(lambda z: problem.evaluate(z)[1], (x,), (scale * v.astype(x.dtype),))[1]
+
+    return float(spectrum(product, x, jax.random.key(0))[-1])
 
 
 def _labelled(run: Result, label: str, source: Result, kind: str) -> Result:
@@ -328,7 +332,3 @@ def _range(row: dict[Any, Any], name: str, written: Any, value: str) -> str:
     if not np.isfinite(found):
         return "diverged" if row["diverged"] else "-"
     return f"{written(found)} ({written(low)} – {written(high)})" if np.isfinite(high) else written(found)
-
-
-def _whole(value: float) -> int:
-    return round(value)

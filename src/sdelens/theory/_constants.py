@@ -1,5 +1,6 @@
 """The constants of a loss that its bounds need: exact on quadratics, by Lanczos and Hutchinson on other problems."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from matfree import decomp, stochtrace
 
 from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 
-__all__ = ["Constants", "constants"]
+__all__ = ["Constants", "constants", "spectrum"]
 
 _DENSE = 64
 """Dimension up to which the Hessian is formed."""
@@ -68,18 +69,29 @@ def _measured(problem: AbstractProblem) -> Constants:
     def product(v: Array) -> Array:
         return jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (v.astype(x.dtype),))[1]
 
-    if problem.dim <= _DENSE:
-        whole = np.linalg.eigvalsh(np.asarray(jax.jit(jax.vmap(product))(jnp.eye(problem.dim)), np.float64))
-        low, high, source = float(whole[0]), float(whole[-1]), "the Hessian at the start"
-        return Constants(low, high, float(whole.sum()), problem.dim * high, None, None, False, False, source)
-    depth = min(problem.dim, _DEPTH)
     first, second = jax.random.split(jax.random.key(0))
-    tridiagonal = jax.jit(lambda v: decomp.tridiag_sym(depth, custom_vjp=False)(product, v)[1])
-    small = np.asarray(tridiagonal(jax.random.normal(first, x.shape, x.dtype)), np.float64)
-    values = np.linalg.eigvalsh(small)
+    values = spectrum(product, x, first)
+    low, high = float(values[0]), float(values[-1])
+    if problem.dim <= _DENSE:
+        source = "the Hessian at the start"
+        return Constants(low, high, float(values.sum()), problem.dim * high, None, None, False, False, source)
     probes = stochtrace.sampler_signs(x, num=_PROBES)
     estimate = stochtrace.estimator_monte_carlo_mean_and_sem(stochtrace.monte_carlo_trace(), probes)
     trace, error = (float(v) for v in jax.jit(lambda key: estimate(product, key))(second))
-    source = f"at the start: Lanczos to depth {depth}, Hutchinson with {_PROBES} probes (tr ± {error:.2g})"
-    low, high = float(values[0]), float(values[-1])
+    source = f"at the start: Lanczos to depth {_DEPTH}, Hutchinson with {_PROBES} probes (tr ± {error:.2g})"
     return Constants(low, high, trace, problem.dim * high, None, None, False, False, source)
+
+
+def spectrum(product: Callable[[Array], Array], x: Array, key: Array) -> np.ndarray:
+    """Eigenvalues of a symmetric matrix given by its products, ascending; of a large one Lanczos's, good at both ends.
+
+    Args:
+        product: v ↦ Hv, both of x's shape (d,).
+        x: of the vectors' shape and dtype.
+        key: of Lanczos's first vector.
+    """
+    if x.size <= _DENSE:
+        whole = np.asarray(jax.jit(jax.vmap(product))(jnp.eye(x.size)), np.float64)
+        return np.linalg.eigvalsh(whole)
+    tridiagonal = jax.jit(lambda v: decomp.tridiag_sym(_DEPTH, custom_vjp=False)(product, v)[1])
+    return np.linalg.eigvalsh(np.asarray(tridiagonal(jax.random.normal(key, x.shape, x.dtype)), np.float64))

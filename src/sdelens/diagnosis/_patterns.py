@@ -1,0 +1,25 @@
+"""Groups by regular expressions on names; needs no JAX."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+__all__ = ["OTHER", "labels_by"]
+
+OTHER: Final = "other"
+"""Group of what no expression is found in."""
+
+
+def labels_by(patterns: Mapping[str, str]) -> Callable[[str], str]:
+    """The function from a name to the group whose expression is the first that is found in it, or `OTHER`.
+
+    Raises:
+        ValueError: naming what is no regular expression.
+    """
+    compiled = {}
+    for label, pattern in patterns.items():
+        try:
+            compiled[str(label)] = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"groups: {pattern!r} is no regular expression ({error}).") from error
+    return lambda name: next((label for label, found in compiled.items() if found.search(name)), OTHER)
