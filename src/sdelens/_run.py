@@ -89,7 +89,7 @@ def prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opti
     for model in chosen.values():  # what cannot be built is refused before anything runs
         experiment.stepper(model)
     if options.chunk is None:
-        fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
+        fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
 

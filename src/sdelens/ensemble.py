@@ -31,6 +31,8 @@ _SEGMENT_SECONDS = 0.5
 _SEGMENT_RECORDS = 256
 _BUFFER_BYTES = 2**26
 _CHUNK_BYTES = 2**30
+_CACHED_BYTES, _CACHED_PATHS = 2**26, 64
+_SKETCH_BYTES = 2**28
 _AXIS = "paths"
 
 
@@ -74,10 +76,18 @@ def path_bytes(stepper: Stepper) -> int:
     return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) + 2 * widest * stepper.draws
 
 
-def chunk_size(stepper: Stepper, paths: int, devices: int) -> int:
-    """Paths in flight such that states and temporaries stay near 1 GiB; a multiple of the devices."""
-    fitting = max(_CHUNK_BYTES // path_bytes(stepper), devices)
-    return min(-(-paths // devices), fitting // devices) * devices
+def chunk_size(stepper: Stepper, plan: Plan) -> int:
+    """Paths in flight, a multiple of the devices, such that states and temporaries stay near 1 GiB.
+
+    On a CPU near 64 MiB, what caches hold, but not below 64 paths a device; unless the sketches of all records, which
+    several chunks must keep, would be large.
+    """
+    devices, each = len(plan.devices), path_bytes(stepper)
+    fitting = max(_CHUNK_BYTES // each, devices)
+    sketches = len(record_steps(plan.steps, plan.record_every)) * BUCKETS * 4
+    if plan.devices[0].platform == "cpu" and sketches <= _SKETCH_BYTES:
+        fitting = min(fitting, max(_CACHED_BYTES // each, _CACHED_PATHS * devices))
+    return min(-(-plan.paths // devices), fitting // devices) * devices
 
 
 def path_steps(plan: Plan, position: Position | None) -> int:
@@ -291,7 +301,12 @@ def _start(stepper: Stepper, paths: Array, key: Array, total: Any, static: _Stat
     return _Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(_AXIS))))
 
 
-@partial(jax.jit, static_argnames=("static", "buffer"), donate_argnames=("carry",))
+@partial(
+    jax.jit,
+    static_argnames=("static", "buffer"),
+    donate_argnames=("carry",),
+    compiler_options={"xla_cpu_prefer_vector_width": 512},
+)
 def _segment(
     stepper: Stepper,
     observables: Observables | None,

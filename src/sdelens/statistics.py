@@ -77,12 +77,12 @@ def observe(
         keep: number of paths of the shard whose x is kept.
     """
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
-    living = _by_group(alive.astype(loss32.dtype), first, groups)
-    divisor = jnp.maximum(living, 1)
     rows = jnp.concatenate([loss32[None], watched.astype(loss32.dtype)])
-    mean = _by_group(jnp.where(alive, rows, 0), first, groups) / divisor
-    own = _of_group(mean, first, loss.shape[0])
-    m2 = _by_group(jnp.where(alive, (rows - own) ** 2, 0), first, groups)
+    counted, split = _in_groups(alive, groups), _in_groups(rows, groups)
+    own_living = _sum_rows(counted.astype(loss32.dtype))
+    own_mean = _sum_rows(jnp.where(counted, split, 0)) / jnp.maximum(own_living, 1)
+    own_m2 = _sum_rows(jnp.where(counted, (split - own_mean[:, None]) ** 2, 0))
+    living, mean, m2 = (jnp.roll(own, first % groups, axis=-1) for own in (own_living, own_mean, own_m2))
     total = jnp.maximum(living.sum(), 1)
     wide = seen.astype(loss32.dtype)
     ones = jnp.ones(loss.shape[0], loss32.dtype)  # a product with ones is a faster and more exact sum on a CPU
@@ -94,18 +94,16 @@ def observe(
     return Record(living, mean, m2, grad_norm, histogram, seen_mean, seen_m2, x[:, :keep].T)
 
 
-def _by_group(values: Array, first: Array, groups: int) -> Array:
-    """Sums over the paths of each group, (…, P) to (…, groups): path i is in group i mod groups."""
+def _in_groups(values: Array, groups: int) -> Array:
+    """Paths by group, (…, P) to (…, n, groups), filled up with zeros: column 0 is the group of the first path."""
     rest = values.shape[:-1]
     padded = jnp.pad(values, [(0, 0)] * len(rest) + [(0, -values.shape[-1] % groups)])
-    return jnp.roll(padded.reshape(*rest, -1, groups).sum(axis=-2), first % groups, axis=-1)
+    return padded.reshape(*rest, -1, groups)
 
 
-def _of_group(values: Array, first: Array, paths: int) -> Array:
-    """Each path's group value, (…, groups) to (…, paths)."""
-    groups = values.shape[-1]
-    turned = jnp.roll(values, -(first % groups), axis=-1)
-    return jnp.tile(turned, (1,) * (values.ndim - 1) + (-(-paths // groups),))[..., :paths]
+def _sum_rows(values: Array) -> Array:
+    """Sums over the last axis but one, as a product with ones: XLA's CPU reduction there is scalar code."""
+    return jnp.matmul(jnp.ones(values.shape[-2], values.dtype), values, precision="highest")
 
 
 def _bucket(values: Array) -> Array:
@@ -139,12 +137,14 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
     cumulative = np.cumsum(histogram, axis=1)
     total = cumulative[:, -1]
     result = np.full((histogram.shape[0], len(levels)), np.nan)
-    for r in np.flatnonzero(total):
-        rank = levels * total[r]
-        i = np.searchsorted(cumulative[r], rank, side="left").clip(0, used.size - 1)
-        before = cumulative[r][i] - histogram[r][i]
-        share = (rank - before) / np.maximum(histogram[r][i], 1)
-        result[r] = low[i] + share.clip(0, 1) * (high[i] - low[i])
+    every = np.arange(histogram.shape[0])
+    for j, level in enumerate(levels):
+        rank = level * total
+        i = (cumulative < rank[:, None]).sum(axis=1).clip(0, used.size - 1)
+        own = histogram[every, i]
+        share = (rank - (cumulative[every, i] - own)) / np.maximum(own, 1)
+        result[:, j] = low[i] + share.clip(0, 1) * (high[i] - low[i])
+    result[total == 0] = np.nan
     return result
 
 
