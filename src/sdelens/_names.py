@@ -32,8 +32,10 @@ __all__ = [
     "SCHEDULES",
     "noise_label",
     "optimizer_label",
+    "point_label",
     "problem_label",
     "schedule_label",
+    "value_label",
 ]
 
 OPTIMIZERS: Final = {
@@ -197,6 +199,18 @@ def noise_label(noise: dict[str, Any]) -> str:
     details += [str(noise["cdf"])] if "cdf" in noise else []
     details += [f"scale {noise['scale']:g}"] if isinstance(noise.get("scale"), float) else []
     return f"{name} ({', '.join(details)})" if details else name
+
+
+def point_label(point: dict[str, Any]) -> str:
+    """A point of a sweep in words: ``lr=0.01, weight_decay=0``."""
+    return ", ".join(f"{key}={value_label(value)}" for key, value in point.items())
+
+
+def value_label(value: Any) -> str:
+    """A number as short as it can be written without loss; anything else as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def schedule_label(schedule: dict[str, Any]) -> str:

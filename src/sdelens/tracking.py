@@ -15,6 +15,7 @@ lower limit the least θ that makes one as large no rarer; n is drawn by bootstr
 ‖b̂ − b_min‖. All resamples are quadratic forms in one Gram matrix, so their cost does not depend on the number of steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def tracking_error(
         reference: the reference's group means.
         minimum: b_min, from which the loss is measured.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples.
+        resamples: bootstrap resamples; with 0 there are no limits and no floor.
         seed: their seed.
         height: root mean square of the reference less `minimum` that errors are relative to, by default its own.
 
@@ -117,11 +118,9 @@ def tracking_error(
     if scale2 <= 0:
         return TrackingError(*[np.nan] * 7)
     error, shift = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2)), float(point.shift[0])
-    if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS:
+    if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS or not resamples:
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    draws_a = rng.multinomial(a.shape[0], np.full(a.shape[0], 1 / a.shape[0]), resamples)
-    draws_b = draws_a if paired else rng.multinomial(b.shape[0], np.full(b.shape[0], 1 / b.shape[0]), resamples)
+    draws_a, draws_b = _draws((a.shape[0], b.shape[0]), resamples, seed, paired)
     star = model.statistics(draws_a, draws_b)
     if star.scale2.min() <= 0:  # the height is not told from noise, so nothing relative to it has limits
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
@@ -159,10 +158,8 @@ def spread_ratio(
     value = float((at[0][scattered] / at[1][scattered]).mean())
     if min(c.counts.size for c in sides) < FEWEST_GROUPS:
         return Interval(value, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    draws = [rng.multinomial(c.counts.size, np.full(c.counts.size, 1 / c.counts.size), resamples) for c in sides]
-    if curve.stream == reference.stream and curve.counts.size == reference.counts.size:
-        draws[1] = draws[0]
+    paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
+    draws = _draws((curve.counts.size, reference.counts.size), resamples, seed, paired)
     star = [_spreads(c, d) for c, d in zip(sides, draws, strict=True)]
     resolved = scattered & (np.minimum(*star) > 0).all(axis=0)
     if not resolved.any():  # too few groups differ to tell a spread from none
@@ -171,6 +168,17 @@ def spread_ratio(
     ratios = (star[0][:, resolved] / star[1][:, resolved]).mean(axis=1)
     low, high = np.quantile(ratios, [1 - confidence, confidence])
     return Interval(value, value**2 / float(high), value**2 / float(low))
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    """How often every resample of both sides has each group, shapes (resamples, G); the same draws where paired."""
+    rng = np.random.default_rng(seed)
+    first = rng.multinomial(groups[0], np.full(groups[0], 1 / groups[0]), resamples)
+    second = first if paired else rng.multinomial(groups[1], np.full(groups[1], 1 / groups[1]), resamples)
+    for draws in (first, second):
+        draws.setflags(write=False)
+    return first, second
 
 
 def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
