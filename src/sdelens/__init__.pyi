@@ -4,6 +4,7 @@ from . import theory as theory
 from . import torch as torch
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
+from ._ranking import Best as Best
 from .case import Estimate as Estimate
 from .checkpoint import keep_checkpoints as keep_checkpoints
 from .coefficients import Coefficients as Coefficients
@@ -57,6 +58,5 @@ from .sdes import SDE as SDE
 from .sdes import Instant as Instant
 from .sdes import OptimizerSDE as OptimizerSDE
 from .settings import models_of as models_of
-from .sweeps import Best as Best
 from .sweeps import Sweep as Sweep
 from .sweeps import load as load

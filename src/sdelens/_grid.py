@@ -13,7 +13,7 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._fields import field_names, replaced
-from sdelens._names import point_label
+from sdelens._names import point_label, value_labels
 from sdelens._progress import progress_bar
 from sdelens._run import (
     Experiment,
@@ -59,7 +59,7 @@ class Grid:
     @property
     def names(self) -> list[str]:
         """What messages call the points."""
-        written = [[(key, _label(values, i)) for i in range(len(values))] for key, values in self.over.items()]
+        written = [[(key, label) for label in _labels(values)] for key, values in self.over.items()]
         return [point_label(dict(point)) for point in itertools.product(*written)]
 
     def programs(self) -> dict[Any, tuple[Experiment, Stepper]]:
@@ -215,8 +215,10 @@ def _is_label(values: list[Any]) -> bool:
     return len(kinds) == 1 and kinds <= {bool, float, str}
 
 
-def _label(values: list[Any], index: int) -> Any:
-    return values[index] if _is_label(values) else f"#{index}"
+def _labels(values: list[Any]) -> list[str]:
+    if _is_label(values):
+        return value_labels(values)
+    return [value_labels([v])[0] if np.isscalar(v) else f"#{i}" for i, v in enumerate(values)]
 
 
 def _plain(value: Any, longest: int | None = None) -> Any:

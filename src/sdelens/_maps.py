@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
-from sdelens._names import value_label
+from sdelens._names import value_labels
 from sdelens.plotting import STYLE, look_of, written
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def plot_sweep(
         else:
             ((model, panel),) = panels.items()
             figure = _heat_maps(over, panel, f"{label}\n{written(model)}")
-        width = int(figure.get_size_inches()[0] * 15)
+        width = int(figure.get_size_inches()[0] * 13)
         figure.suptitle("\n".join(textwrap.wrap(title, width)), x=0.02, ha="left", fontsize=9)
     plt.close(figure)
     return figure
@@ -98,7 +98,9 @@ def _lines(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], looks: di
         ends = np.abs(np.stack([panel.value - panel.low, panel.high - panel.value]))
         ends = np.where(np.isfinite(ends), ends, 0)
         look = {k: v for k, v in looks[model].items() if k != "alpha"}
-        axes.errorbar(axis.at, panel.value, ends, label=written(model), marker="o", markersize=4, capsize=2, **look)
+        axes.errorbar(
+            axis.at, panel.value, ends, label=written(model), marker="o", markersize=4, capsize=2, elinewidth=1, **look
+        )
     shown = np.concatenate([panel.value for panel in panels.values()])
     if _is_wide(shown):
         low = np.concatenate([panel.low for panel in panels.values()])
@@ -146,7 +148,7 @@ def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figu
                 axes.add_patch(_box(x, y, mark[0], mark[1], fill=False, edgecolor="#D55E00", zorder=3, **style))
         _dress(axes, x, y)
         if rest:
-            axes.set_title(f"{_name(rest[0][0])} = {value_label(facets[f])}", loc="left")
+            axes.set_title(f"{_name(rest[0][0])} = {value_labels(facets)[f]}", loc="left")
         if f % columns == 0:
             axes.set_ylabel(_name(up))
         if f + columns >= len(facets):
@@ -198,7 +200,7 @@ def _norm(value: np.ndarray) -> tuple[Normalize, str]:
 
 def _axis(values: list[Any]) -> _Axis:
     """Where values lie: by their logarithms or themselves where these are evenly spaced, else one after another."""
-    labels, count = [value_label(v) for v in values], len(values)
+    labels, count = value_labels(values), len(values)
     plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     numbers = np.array(values, float) if plain else np.arange(count, dtype=float)
     if plain and count > 1:
@@ -250,4 +252,4 @@ def _digits(value: float) -> str:
 
 
 def _name(key: str) -> str:
-    return _NAMES.get(key, key.replace("_", " "))
+    return _NAMES.get(key, key.replace("_", " ").replace("$", r"\$"))

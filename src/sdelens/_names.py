@@ -35,7 +35,7 @@ __all__ = [
     "point_label",
     "problem_label",
     "schedule_label",
-    "value_label",
+    "value_labels",
 ]
 
 OPTIMIZERS: Final = {
@@ -193,7 +193,7 @@ def noise_label(noise: dict[str, Any]) -> str:
     batches = noise["name"] == "minibatch"
     details = ["covariance"] if "covariance" in noise and not batches else []
     details += [f"ν = {noise['df']:g}"] if "df" in noise else []
-    details += [f"B = {noise['batch_size']}"] if batches else []
+    details += [f"B = {noise['batch_size']}"] if "batch_size" in noise else []
     details += ["independent"] if batches and noise.get("covariance") == "diagonal" else []
     details += ["epochs"] if batches and not noise.get("replacement", True) else []
     details += [str(noise["cdf"])] if "cdf" in noise else []
@@ -203,14 +203,18 @@ def noise_label(noise: dict[str, Any]) -> str:
 
 def point_label(point: dict[str, Any]) -> str:
     """A point of a sweep in words: ``lr=0.01, weight_decay=0``."""
-    return ", ".join(f"{key}={value_label(value)}" for key, value in point.items())
+    return ", ".join(f"{key}={value_labels([value])[0]}" for key, value in point.items())
 
 
-def value_label(value: Any) -> str:
-    """A number as short as it can be written without loss; anything else as it is."""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+def value_labels(values: list[Any]) -> list[str]:
+    """Numbers to as few digits, three or more, as tell them apart; anything else as it is."""
+    if not all(isinstance(value, float) for value in values):
+        return [value_labels([value])[0] if isinstance(value, float) else str(value) for value in values]
+    for digits in (3, 4, 6, 9):
+        labels = [f"{value:.{digits}g}" for value in values]
+        if len(set(labels)) == len(set(values)):
+            return labels
+    return [repr(value) for value in values]
 
 
 def schedule_label(schedule: dict[str, Any]) -> str:

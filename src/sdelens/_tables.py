@@ -29,9 +29,10 @@ def as_html(result: "Result") -> str:
     return f"{html_table(title(result), *table(result))}<p>{said}</p>{further}"
 
 
-def title(result: "Result", without: Container[str] = ()) -> str:
-    """One line: what was run, but for the numbers of the optimizer that are named."""
+def title(result: "Result", without: Container[str] = (), without_noise: Container[str] = ()) -> str:
+    """One line: what was run, but for the numbers of the optimizer and of the noise that are named."""
     info, run = result.info, result.info["run"]
+    noise = {k: v for k, v in info["noise"].items() if k not in without_noise}
     numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float) and k not in without)
     if "schedule" in info["optimizer"]:
         numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
@@ -39,7 +40,7 @@ def title(result: "Result", without: Container[str] = ()) -> str:
     start = f"start: {run['start']}, " if "start" in run else ""
     return (
         f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
-        f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps"
+        f"{noise_label(noise)} noise: {start}{run['steps']} steps"
         + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
     )
 

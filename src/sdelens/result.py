@@ -312,14 +312,15 @@ class Result:
         frame.index.name = "model"
         return frame
 
-    def point_errors(self) -> dict[str, float]:
-        """The ``error`` of every model against the optimizer alone, without limits: quick."""
+    def point_errors(self) -> dict[str, tuple[float, float]]:
+        """``error`` and ``floor`` of every model against the optimizer, without limits: quick."""
         reference = self._reference(None)
         minimum, found = self._minimum(reference), {}
         for model in (m for m in self.models if m != reference):
             covered = self._covered(model) & self._covered(reference)
             own, theirs = (self._curves(m, covered) for m in (model, reference))
-            found[model] = tracking_error(own, theirs, minimum, resamples=0).error
+            value = tracking_error(own, theirs, minimum, resamples=0)
+            found[model] = value.error, value.floor
         return found
 
     def plot(self, path: str | os.PathLike[str] | None = None, reference: str | None = None) -> "Figure":

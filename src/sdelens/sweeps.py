@@ -1,17 +1,18 @@
 """The outcome of a sweep: one dataset over the grid, its points as results, its tables, its figure, its file."""
 
+import functools
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens import _check, _tables
+from sdelens import _check, _sweep_tables, _tables
 from sdelens._maps import Panel, plot_sweep
-from sdelens._names import point_label, value_label
 from sdelens._output import atomic_path, save_figure, text_table
+from sdelens._ranking import Best, best_of, mean_and_sem
 from sdelens.result import Result, read_dataset
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ __all__ = ["Best", "Sweep", "load"]
 
 _OWN = ("point", "wall_time")
 """Variables of the sweep that are not those of its results."""
-_ROWS = 60
-"""Points up to which the printed table holds all."""
-_SHOWN = 20
 _QUANTITIES = {
     "late_loss": "mean loss, last third",
     "error": "error of the mean-loss curve",
@@ -35,43 +33,7 @@ _QUANTITIES = {
 }
 
 
-class Best(NamedTuple):
-    """The point with the smallest late loss.
-
-    Attributes:
-        point: its values by key.
-        late_loss: mean loss over the last third.
-        sem: its standard error.
-        runner_up: values of the second, None where there is none.
-        difference: late loss of the second less that of the best.
-        lower: lower limit of that, one-sided.
-        ties: points that are not told from the best at `confidence`; the second, if it is one, comes first.
-        confidence: with which no point but the ties is better, all of them together.
-    """
-
-    point: dict[str, Any]
-    late_loss: float
-    sem: float
-    runner_up: dict[str, Any] | None
-    difference: float
-    lower: float
-    ties: tuple[dict[str, Any], ...]
-    confidence: float
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the best is told from every other point."""
-        return not self.ties
-
-    def __str__(self) -> str:
-        """One line for people."""
-        found = f"{point_label(self.point)}: late loss {self.late_loss:.5g} ± {self.sem:.1g}"
-        if self.runner_up is None:
-            return found
-        found += f"; next {point_label(self.runner_up)}, {self.difference:.2g} above it"
-        if self.resolved:
-            return f"{found} (resolved from all others at {self.confidence:.0%})"
-        return f"{found} (not told from {len(self.ties)} point{'s' * (len(self.ties) > 1)} at {self.confidence:.0%})"
+_PERCENT = ("error", "late_error", "late_shift")
 
 
 class Sweep:
@@ -88,7 +50,7 @@ class Sweep:
         self.dataset = dataset
         self._errors: dict[tuple[str | None, float], pd.DataFrame] = {}
 
-    @property
+    @functools.cached_property
     def over(self) -> dict[str, list[Any]]:
         """Values by key, as they are selected: indices where they are arrays or options."""
         keys = json.loads(self.dataset.attrs["over"])
@@ -115,18 +77,13 @@ class Sweep:
             ValueError: if a key or value is not in the grid; those there are are listed.
         """
         wanted = {**(point or {}), **values}
-        over = self.over
         for key in wanted:
-            _check.choice("at", key, over)
-        index = []
-        for key, known in over.items():
-            if key not in wanted and len(known) > 1:
-                raise ValueError(f"{key}: is missing; choose one of {_listed(known)}.")
-            matching = [i for i, v in enumerate(known) if _equal(v, wanted.get(key, known[0]))]
-            if len(matching) != 1:
-                raise ValueError(f"{key}: got {wanted[key]!r}; choose one of {_listed(known)}.")
-            index.append(matching[0])
-        return self._result(tuple(index))
+            _check.choice("at", key, self.over)
+        missing = [key for key, known in self.over.items() if key not in wanted and len(known) > 1]
+        if missing:
+            raise ValueError(f"{missing[0]}: is missing; choose one of {_listed(self.over[missing[0]])}.")
+        held = self._held(wanted)
+        return self._result(tuple(held.get(key, 0) for key in self.over))
 
     def late_loss(self) -> "pd.DataFrame":
         """Mean loss over the last third of the run, of every point and model.
@@ -137,7 +94,7 @@ class Sweep:
         """
         import pandas as pd
 
-        value, sem, lost = (array.ravel() for array in self._late())
+        value, sem, lost = (array.ravel() for array in self._late)
         frame = pd.DataFrame({"late_loss": value, "sem": sem, "diverged": lost})
         frame.index = pd.MultiIndex.from_product([*self.over.values(), self.models], names=[*self.over, "model"])
         return frame
@@ -182,43 +139,21 @@ class Sweep:
         Raises:
             ValueError: if paths diverged at every point, or there is no such model.
         """
-        from scipy.special import stdtrit
-
-        confidence = _check.fraction("confidence", confidence)
-        if confidence <= 0.5:
-            raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
         at = self.models.index(self._shown(model))
-        value, sem, _ = (array[..., at].ravel() for array in self._late())
-        groups, counts = self._group_losses()
-        curves, counts = groups[..., at, :].reshape(value.size, -1), counts[at]
-        order = np.argsort(np.where(np.isnan(value), np.inf, value), kind="stable")
-        order = order[np.isfinite(value[order])]
-        if not order.size:
+        value, sem, _ = (array[..., at].ravel() for array in self._late)
+        groups, counts = self._group_losses
+        if not np.isfinite(value).any():
             raise ValueError(
                 f"model: paths of {self.models[at]!r} diverged at every point; sweep smaller values of lr."
             )
-        first, others = order[0], order[1:]
-        if not others.size:
-            return Best(self._flat_point(first), value[first], sem[first], None, np.nan, np.nan, (), confidence)
-        with np.errstate(invalid="ignore"):
-            difference, error = _mean_and_sem(curves[others] - curves[first], counts)
-            critical = float(stdtrit(max(curves.shape[1] - 1, 1), 1 - (1 - confidence) / max(value.size - 1, 1)))
-            lower = difference - critical * error
-        ties = tuple(self._flat_point(i) for i, low in zip(others, lower, strict=True) if not low > 0)
-        second = others[0]
-        return Best(
-            self._flat_point(first),
-            value[first],
-            sem[first],
-            self._flat_point(second),
-            difference[0],
-            lower[0],
-            ties,
-            confidence,
-        )
+        return best_of(self.points, value, sem, groups[..., at, :].reshape(value.size, -1), counts[at], confidence)
 
     def plot(
-        self, path: str | os.PathLike[str] | None = None, quantity: str = "late_loss", model: str | None = None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        quantity: str = "late_loss",
+        model: str | None = None,
+        at: Mapping[str, Any] | None = None,
     ) -> "Figure":
         """A quantity over the grid: a line for one key, a heat map for two, one for each value of the third for three.
 
@@ -230,24 +165,31 @@ class Sweep:
             quantity: ``"late_loss"`` (less the infimum where that is known), ``"error"``, ``"late_error"``,
                 ``"late_shift"`` or ``"spread"``, as in `errors`.
             model: whose; by default the optimizer for the loss, else the first other model; lines show all.
+            at: values at which keys are held, where more than three are swept.
 
         Raises:
             ValueError: if more than three keys have several values, naming the remedy, or a name is not known.
         """
         _check.choice("quantity", quantity, _QUANTITIES)
+        if at:
+            held = {key: [i] for key, i in self._held(at).items()}
+            return Sweep(self.dataset.isel(held)).plot(path, quantity, model)
         keys = [key for key, values in self.over.items() if len(values) > 1] or [next(iter(self.over))]
         if len(keys) > 3:
+            more = {key: self.over[key][0] for key in keys[3:]}
             raise ValueError(
-                f"plot: {len(keys)} keys are swept, {', '.join(keys)}; a figure shows three. Choose one of the others' "
-                "values: Sweep(sweep.dataset.sel(...)), with lists to keep the dimensions."
+                f"plot: {len(keys)} keys are swept, {', '.join(keys)}; a figure shows three. Hold the others at one "
+                f"value each, for example at={more}."
             )
         if model is None and len(keys) == 1:
             shown = self.models if quantity == "late_loss" else self._others()
         else:
             shown = [self._shown(model) if quantity == "late_loss" else self._compared(model)]
         panels = {name: self._panel(quantity, name, keys) for name in shown}
-        kinds = {label: settings["model"] for label, settings in self._result((0,) * len(self._shape)).settings.items()}
-        figure = plot_sweep({k: self.over[k] for k in keys}, panels, kinds, self._label(quantity), self.title())
+        kinds = {label: settings["model"] for label, settings in self.first.settings.items()}
+        figure = plot_sweep(
+            {self.head(k): self.over[k] for k in keys}, panels, kinds, self._label(quantity), self.title()
+        )
         if path is not None:
             save_figure(figure, path)
         return figure
@@ -261,7 +203,7 @@ class Sweep:
         if Path(path).suffix.lower() != ".csv":
             raise ValueError(f"path: got {str(path)!r}; end it in .csv.")
         frame = self.late_loss()
-        if self._compares:
+        if self.compares:
             frame = frame.join(self.errors().drop(columns="diverged"))
         with atomic_path(path) as temporary:
             Path(temporary).write_text(frame.to_csv(), encoding="utf-8")
@@ -288,57 +230,52 @@ class Sweep:
 
     def title(self) -> str:
         """One line: what was run."""
-        base = _tables.title(self._result((0,) * len(self._shape)), without=self.over)
-        return f"{base}; {' × '.join(f'{len(v)} {key}' for key, v in self.over.items())}"
+        return _sweep_tables.title(self)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the printed table, as text: all points, or the best of many."""
-        value, sem, lost = self._late()
-        points = list(np.ndindex(self._shape))
-        if len(points) > _ROWS:
-            ranks = value[..., self.models.index(self._shown(None))].ravel()
-            points = [points[i] for i in np.argsort(np.where(np.isnan(ranks), np.inf, ranks), kind="stable")[:_SHOWN]]
-        others = self._others() if self._compares else []
-        head = [*self.over, *(f"{m}: late loss ± sem" for m in self.models), *(f"{m}: error" for m in others)]
-        rows = []
-        for index in points:
-            cells = [value_label(v) for v in self._point(index).values()]
-            for at in ((*index, i) for i in range(len(self.models))):
-                cells.append("diverged" if lost[at] else f"{value[at]:.4g} ± {sem[at]:.1g}")
-            errors = self._result(index).point_errors() if others else {}
-            cells += [_tables.percent(errors[model]) for model in others]
-            rows.append(cells)
-        return [*head, "diverged"], [[*row, str(int(lost[i].max()))] for row, i in zip(rows, points, strict=True)]
+        return _sweep_tables.table(self)
 
     def notes(self) -> list[str]:
         """What the table's columns mean, which point is best, and the time it took."""
-        info = json.loads(self.dataset.attrs["device"])
-        count = int(np.prod(self._shape))
-        notes = ["late loss: mean over the last third of the run. All points share their random numbers."]
-        if self._compares:
-            notes.append("error: L2 of the mean-loss curve against the optimizer's; `errors` has its limits.")
-        if count > _ROWS:
-            notes.append(f"The {_SHOWN} best of {count} points; `late_loss` has all.")
-        if np.isfinite(self._late()[0][..., self.models.index(self._shown(None))]).any():
-            notes.append(f"Best of {self._shown(None)!r}: {self.best()}.")
-        indexed = [key for key in self.over if "values" in self.dataset[key].attrs]
-        notes += [f"{key}: {self.dataset[key].attrs['values']}." for key in indexed]
-        seconds = float(self.dataset.wall_time.sum())
-        return [*notes, f"{count} points on {info['count']} × {info['kind']}, {seconds:.1f} s."]
+        return _sweep_tables.notes(self)
 
     @property
     def _shape(self) -> tuple[int, ...]:
         return tuple(self.dataset.sizes[key] for key in self.over)
 
     @property
-    def _compares(self) -> bool:
-        return self._result((0,) * len(self._shape)).compares
+    def reference(self) -> str:
+        """The optimizer's label, or the first model's."""
+        return self.first.optimizer or self.models[0]
+
+    @functools.cached_property
+    def first(self) -> Result:
+        """The result at the first point."""
+        return self._result((0,) * len(self._shape))
+
+    @property
+    def compares(self) -> bool:
+        """Whether the optimizer is there with something to compare."""
+        return self.first.compares
+
+    def _held(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """Indices of values by key."""
+        found = {}
+        for key, wanted in values.items():
+            known = self.over[_check.choice("at", key, self.over)]
+            matching = [i for i, value in enumerate(known) if _equal(value, wanted)]
+            if len(matching) != 1:
+                raise ValueError(f"{key}: got {wanted!r}; choose one of {_listed(known)}.")
+            found[key] = matching[0]
+        return found
 
     def _point(self, index: tuple[int, ...]) -> dict[str, Any]:
         return {key: values[i] for (key, values), i in zip(self.over.items(), index, strict=True)}
 
-    def _flat_point(self, flat: int) -> dict[str, Any]:
-        return self._point(tuple(int(i) for i in np.unravel_index(flat, self._shape)))
+    def head(self, key: str) -> str:
+        """A key as tables and figures write it: with # where its values are counted."""
+        return f"{key} #" if "values" in self.dataset[key].attrs else key
 
     def _result(self, index: tuple[int, ...]) -> Result:
         here = self.dataset.isel(dict(zip(self.over, index, strict=True)), drop=True)
@@ -355,10 +292,10 @@ class Sweep:
         """The model by that name, by default the optimizer, or the first."""
         if model is not None:
             return _check.choice("model", model, self.models)
-        return self._result((0,) * len(self._shape)).optimizer or self.models[0]
+        return self.reference
 
     def _others(self) -> list[str]:
-        if not self._compares:
+        if not self.compares:
             raise ValueError("quantity: there is nothing to compare; sweep the optimizer and another model.")
         return [model for model in self.models if model != self._shown(None)]
 
@@ -366,6 +303,7 @@ class Sweep:
         others = self._others()
         return others[0] if model is None else _check.choice("model", model, others)
 
+    @functools.cached_property
     def _group_losses(self) -> tuple[np.ndarray, np.ndarray]:
         """Late loss of every group of paths, (…, model, group), and paths in each, (model, group)."""
         steps = self.dataset.step.values
@@ -374,17 +312,18 @@ class Sweep:
         first = self.dataset.group_paths.isel({"step": 0, **dict.fromkeys(self.over, 0)})
         return groups, first.transpose("model", "group").values.astype(float)
 
+    @functools.cached_property
     def _late(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Late loss, its standard error and the paths lost, each (…, model)."""
-        groups, counts = self._group_losses()
+        groups, counts = self._group_losses
         n_paths = self.dataset.n_paths.transpose(*self.over, "model", "step").values
         lost = n_paths[..., 0] - n_paths[..., -1]
-        value, sem = _mean_and_sem(groups, counts)
+        value, sem = mean_and_sem(groups, counts)
         return np.where(lost > 0, np.nan, value), np.where(lost > 0, np.nan, sem), lost
 
     def _panel(self, quantity: str, model: str, keys: list[str]) -> Panel:
         at = self.models.index(model)
-        value, sem, lost = (array[..., at] for array in self._late())
+        value, sem, lost = (array[..., at] for array in self._late)
         shape = tuple(len(self.over[key]) for key in keys)
         marked, dashed = None, []
         if quantity == "late_loss":
@@ -397,6 +336,7 @@ class Sweep:
                 marked, *dashed = (tuple(p[key] for key in keys) for p in (best.point, *best.ties))
         else:
             frame = self.errors().xs(model, level="model")
+            frame = 100 * frame if quantity in _PERCENT else frame
             value = frame[quantity].to_numpy().reshape(self._shape)
             names = {"error": ("lower", "upper")}.get(quantity, (f"{quantity}_lower", f"{quantity}_upper"))
             names = {"late_error": ("late_lower", "late_upper")}.get(quantity, names)
@@ -412,20 +352,9 @@ class Sweep:
 
     def _label(self, quantity: str) -> str:
         if quantity != "late_loss":
-            return _QUANTITIES[quantity]
+            return _QUANTITIES[quantity] + (" [%]" if quantity in _PERCENT else "")
         known = all(np.isfinite(self._infimum(index)) for index in np.ndindex(self._shape))
         return "mean loss $-$ infimum, last third" if known else _QUANTITIES[quantity]
-
-
-def _mean_and_sem(groups: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over all paths and its standard error, from group means on the last axis and numbers of paths."""
-    weights = counts / counts.sum(axis=-1, keepdims=True)
-    mean = (weights * groups).sum(axis=-1)
-    number = groups.shape[-1]
-    if number < 2:
-        return mean, np.full(mean.shape, np.nan)
-    square = (weights**2 * (groups - mean[..., None]) ** 2).sum(axis=-1) * number / (number - 1)
-    return mean, np.sqrt(square)
 
 
 def _equal(value: Any, wanted: Any) -> bool:
@@ -436,7 +365,7 @@ def _equal(value: Any, wanted: Any) -> bool:
 
 
 def _listed(values: list[Any]) -> str:
-    return ", ".join(value_label(value) for value in values)
+    return ", ".join(map(repr, values))
 
 
 def load(path: str | os.PathLike[str]) -> Result | Sweep:

@@ -100,7 +100,7 @@ def tracking_error(
         reference: the reference's group means.
         minimum: b_min, from which the loss is measured.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples; with 0 there are no limits and no floor.
+        resamples: bootstrap resamples; with 0 there are no limits.
         seed: their seed.
         height: root mean square of the reference less `minimum` that errors are relative to, by default its own.
 
@@ -118,15 +118,17 @@ def tracking_error(
     if scale2 <= 0:
         return TrackingError(*[np.nan] * 7)
     error, shift = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2)), float(point.shift[0])
-    if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS or not resamples:
+    if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS:
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
+    floor = float(np.sqrt(max(noise2, 0.0) / scale2))
+    if not resamples:
+        return TrackingError(error, np.nan, np.nan, floor, shift, np.nan, np.nan)
     draws_a, draws_b = _draws((a.shape[0], b.shape[0]), resamples, seed, paired)
     star = model.statistics(draws_a, draws_b)
     if star.scale2.min() <= 0:  # the height is not told from noise, so nothing relative to it has limits
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     lower, upper = _invert(norm2 / scale2, star, confidence)
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
-    floor = float(np.sqrt(max(noise2, 0.0) / scale2))
     return TrackingError(error, lower, upper, floor, shift, float(shifts[0]), float(shifts[1]))
 
 
@@ -310,7 +312,7 @@ class _Bootstrap:
         stacked, above = np.concatenate([a, b]) - base, base - minimum
         self.records, self.gram, self.means = a.shape[1], stacked @ stacked.T, stacked.mean(axis=1)
         self.above2, self.b_above, self.mean_above = above @ above, stacked[len(a) :] @ above, above.mean()
-        self.loudest = self._loudest(len(a))
+        self._groups = len(a)
 
     def statistics(self, draws_a: np.ndarray, draws_b: np.ndarray) -> _Statistics:
         """Statistics of draws of groups, each of shape (resamples, G)."""
@@ -330,7 +332,8 @@ class _Bootstrap:
         n = r - centre
         with np.errstate(divide="ignore", invalid="ignore"):  # a height of 0 has no relative shift
             shift = r @ self.means / above
-        return _Statistics(_form(r, self.gram), noise, scale2, shift, _form(n, self.gram), n @ self.loudest)
+        along = n @ self.loudest if len(n) > 1 else np.zeros(1)  # of the sample itself there is no noise
+        return _Statistics(_form(r, self.gram), noise, scale2, shift, _form(n, self.gram), along)
 
     def _noise(self, p: np.ndarray, u: np.ndarray, noise_b: np.ndarray) -> np.ndarray:
         groups = p.shape[1]
@@ -340,9 +343,10 @@ class _Bootstrap:
         cross = self.gram[:groups, groups:]
         return _scatter(p, u, gram + self.gram[groups:, groups:] - cross - cross.T)
 
-    def _loudest(self, groups: int) -> np.ndarray:
+    @functools.cached_property
+    def loudest(self) -> np.ndarray:
         """Inner products of the stacked curves with the unit vector along which the noise of D varies most."""
-        units = _unit_deviations(self.na, self.nb, self.paired, groups)
+        units = _unit_deviations(self.na, self.nb, self.paired, self._groups)
         values, vectors = np.linalg.eigh(units @ self.gram @ units.T)
         if values[-1] <= 0:
             return np.zeros(len(self.gram))
