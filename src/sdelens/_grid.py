@@ -226,7 +226,10 @@ def _plain(value: Any, longest: int | None = None) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "describe"):
-        return value.describe()
+        try:
+            return value.describe()
+        except TypeError:  # a covariance, before it meets a problem
+            return {"name": type(value).__name__, "values": [_plain(leaf, longest) for leaf in jax.tree.leaves(value)]}
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value)]
     if callable(value) or not all(leaf.dtype.kind in "biuf" for leaf in leaves):
         return getattr(value, "__qualname__", repr(value))
