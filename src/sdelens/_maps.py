@@ -85,7 +85,9 @@ def plot_sweep(
             ((model, panel),) = panels.items()
             figure = _heat_maps(over, panel, f"{label}\n{written(model)}")
         width = int(figure.get_size_inches()[0] * 13)
-        figure.suptitle("\n".join(textwrap.wrap(title, width)), x=0.02, ha="left", fontsize=9)
+        figure.suptitle(
+            "\n".join(textwrap.wrap(title.replace(" = ", "\u00a0=\u00a0"), width)), x=0.02, ha="left", fontsize=9
+        )
     plt.close(figure)
     return figure
 
