@@ -299,3 +299,17 @@ def test_linear_regression_by_name():
     assert "minibatch needs --batch-size" in refused.stderr
     refused = shell("predict", "--noise", "minibatch", "--batch-size", "2", expect=2)
     assert "mini-batches need a problem with examples" in refused.stderr
+
+
+def test_sweep_prints_its_table_and_writes_the_folder(tmp_path):
+    out = tmp_path / "swept"
+    options = ("--optimizer", "sgd", "--models", "optimizer,sde", "--over", "noise.scale=1,2", *SMALL)
+    done = shell("sweep", *options, "--over", "lr=0.1,0.2", "--out", str(out), "--resume")
+    assert "Best of 'optimizer'" in done.stdout
+    name = "sweep-sgd-quadratic"
+    figures = {f"{name}-{q}.{s}" for q in ("late-loss", "error") for s in ("png", "pdf")}
+    assert {p.name for p in out.iterdir()} == {"index.html", f"{name}.nc", f"{name}.csv", *figures}
+    found = sl.load(out / f"{name}.nc")
+    assert list(found.over) == ["noise.scale", "lr"]
+    assert str(found).splitlines()[:8] == done.stdout.splitlines()[:8]
+    assert "give KEY=VALUE" in shell("sweep", "--over", "lr", expect=2).stderr

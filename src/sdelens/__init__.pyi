@@ -4,6 +4,7 @@ from . import theory as theory
 from . import torch as torch
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
+from ._ranking import Best as Best
 from .case import Estimate as Estimate
 from .checkpoint import keep_checkpoints as keep_checkpoints
 from .coefficients import Coefficients as Coefficients
@@ -18,6 +19,7 @@ from .diagnosis import gradient_noise as gradient_noise
 from .experiment import compare as compare
 from .experiment import estimate as estimate
 from .experiment import simulate as simulate
+from .experiment import sweep as sweep
 from .noise import DistributedNoise as DistributedNoise
 from .noise import GaussianNoise as GaussianNoise
 from .noise import LaplaceNoise as LaplaceNoise
@@ -49,7 +51,6 @@ from .problems import Quadratic as Quadratic
 from .problems import Rosenbrock as Rosenbrock
 from .problems import network as network
 from .result import Result as Result
-from .result import load as load
 from .schedules import Cosine as Cosine
 from .schedules import Polynomial as Polynomial
 from .schedules import Warmup as Warmup
@@ -57,3 +58,5 @@ from .sdes import SDE as SDE
 from .sdes import Instant as Instant
 from .sdes import OptimizerSDE as OptimizerSDE
 from .settings import models_of as models_of
+from .sweeps import Sweep as Sweep
+from .sweeps import load as load

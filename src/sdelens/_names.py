@@ -32,8 +32,10 @@ __all__ = [
     "SCHEDULES",
     "noise_label",
     "optimizer_label",
+    "point_label",
     "problem_label",
     "schedule_label",
+    "value_labels",
 ]
 
 OPTIMIZERS: Final = {
@@ -191,12 +193,28 @@ def noise_label(noise: dict[str, Any]) -> str:
     batches = noise["name"] == "minibatch"
     details = ["covariance"] if "covariance" in noise and not batches else []
     details += [f"ν = {noise['df']:g}"] if "df" in noise else []
-    details += [f"B = {noise['batch_size']}"] if batches else []
+    details += [f"B = {noise['batch_size']}"] if "batch_size" in noise else []
     details += ["independent"] if batches and noise.get("covariance") == "diagonal" else []
     details += ["epochs"] if batches and not noise.get("replacement", True) else []
     details += [str(noise["cdf"])] if "cdf" in noise else []
     details += [f"scale {noise['scale']:g}"] if isinstance(noise.get("scale"), float) else []
     return f"{name} ({', '.join(details)})" if details else name
+
+
+def point_label(point: dict[str, Any]) -> str:
+    """A point of a sweep in words: ``lr=0.01, weight_decay=0``."""
+    return ", ".join(f"{key}={value_labels([value])[0]}" for key, value in point.items())
+
+
+def value_labels(values: list[Any]) -> list[str]:
+    """Numbers to as few digits, three or more, as tell them apart; anything else as it is."""
+    if not all(isinstance(value, float) for value in values):
+        return [value_labels([value])[0] if isinstance(value, float) else str(value) for value in values]
+    for digits in (3, 4, 6, 9):
+        labels = [f"{value:.{digits}g}" for value in values]
+        if len(set(labels)) == len(set(values)):
+            return labels
+    return [repr(value) for value in values]
 
 
 def schedule_label(schedule: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from sdelens.case import Case, check_subject
 from sdelens.checkpoint import Checkpoints, digest
 from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
+from sdelens.noise import AbstractNoise
 from sdelens.observables import Observables, observables_of
 from sdelens.optimizers import FromOptax
 from sdelens.result import Result
@@ -26,7 +27,27 @@ from sdelens.statistics import Summary
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["LEVELS", "Experiment", "prepare", "run"]
+__all__ = [
+    "LEVELS",
+    "Experiment",
+    "Parts",
+    "Variables",
+    "attributes",
+    "dataset_of",
+    "described",
+    "divergences",
+    "identity",
+    "misgivings",
+    "prepare",
+    "run",
+    "simulated",
+    "work_of",
+]
+
+Parts = dict[str, tuple[Summary, float]]
+"""Summary and wall time in s of the models of an experiment, by label."""
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""Arrays of a dataset with their dimensions."""
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the loss over paths that a result holds."""
@@ -73,8 +94,10 @@ class Experiment:
         return None if start is None else float(self.case.problem.loss(start))
 
 
-def prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Options) -> Experiment:
-    """A user's arguments, checked, with the chunk settled.
+def prepare(
+    problem: Any, noise: Any, optimizer: Any, models: Any, options: Options, bound: AbstractNoise | None = None
+) -> Experiment:
+    """A user's arguments, checked, with the chunk settled; `bound` is the noise where that is bound already.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
@@ -82,7 +105,7 @@ def prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opti
     check_subject(problem, noise, optimizer)
     plan, seed = options.plan(problem.dim), options.checked_seed()
     chosen = chosen_models(optimizer, models, options)
-    case = Case.checked(problem, noise, optimizer, options.start, plan.steps)
+    case = Case.checked(problem, noise, optimizer, options.start, plan.steps, bound)
     _check_factorisations(case, plan)
     observables = observables_of(options.observables, case.problem, case.noise)
     experiment = Experiment(case, chosen, plan, seed, observables)
@@ -108,95 +131,122 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
 
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
     """Run all models, going on from checkpoints if there are any."""
-    plan, models = experiment.plan, experiment.models
-    infimum = experiment.case.problem.infimum
-    start_loss = experiment.start_loss
-    parts = {}
+    if checkpoints is not None:
+        checkpoints.start(identity(experiment))
+    work, done = work_of([experiment], checkpoints)
+    with progress_bar(progress, work, done) as report:
+        parts: Parts = {}
+        for label, part in simulated(experiment, report, checkpoints):
+            parts[label] = part
+            for complaint in [*divergences(experiment, {label: part}), *misgivings(experiment, {label: part})]:
+                warnings.warn(complaint, RuntimeWarning, stacklevel=3)
+    variables, coordinates = described(experiment, parts)
+    return Result(dataset_of(variables, coordinates, attributes(experiment, parts)))
+
+
+def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
+    """Steps of all paths and models together, and how many of them are done; sizes are the same for all experiments."""
+    plan, models = experiments[0].plan, experiments[0].models
     done = 0
     if checkpoints is not None:
-        checkpoints.start(_identity(experiment))
         done = len(checkpoints.finished) * plan.steps * plan.paths + path_steps(plan, checkpoints.position)
-    with progress_bar(progress, plan.steps * plan.paths * len(models), done) as report:
-        for label in models:
-            summary, seconds = _simulated(experiment, label, report, checkpoints)
-            parts[label] = (summary, seconds)
-            _warn_of_divergence(label, summary, plan)
-            mean = summary.overall()[0]
-            first = mean[0]
-            if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(first - infimum):
-                warnings.warn(
-                    f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
-                    "errors relative to it are wrong. Give the true infimum, or None.",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
-            # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
-            if start_loss is not None and not np.isclose(
-                first, start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))
-            ):
-                raise ValueError(
-                    f"loss: is {start_loss:.6g} at the start now, but {first:.6g} in the compiled run. It must depend "
-                    "on its arguments alone; a function or object changed after an earlier run is not noticed. "
-                    "Define it anew."
-                )
-    return Result(_dataset(experiment, parts))
+    return plan.steps * plan.paths * len(models) * len(experiments), done
 
 
-def _simulated(
-    experiment: Experiment, label: str, report: Callable[[int, str], None], checkpoints: Checkpoints | None
-) -> tuple[Summary, float]:
-    """Summary and wall time in s of one model, as far as they are not saved already."""
-    if checkpoints is not None and label in checkpoints.finished:
-        return checkpoints.finished[label]
-    model, begin = experiment.models[label], time.perf_counter()
-    report(0, label)
-    if checkpoints is not None:
-        checkpoints.begin(label)
-    summary = run_ensemble(
-        experiment.stepper(model),
-        experiment.plan,
-        experiment.seed,
-        model.stream,
-        experiment.case.problem.infimum or 0.0,
-        np.array(LEVELS),
-        lambda done: report(done, label),
-        experiment.observables,
-        checkpoints,
-    )
-    seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(label, summary)
-    return summary, seconds
+def simulated(
+    experiment: Experiment, report: Callable[[int, str], None], checkpoints: Checkpoints | None, name: str = ""
+) -> Iterator[tuple[str, tuple[Summary, float]]]:
+    """Run one model after another, as far as they are not saved already: label, summary and wall time in s.
+
+    Args:
+        experiment: what to run.
+        report: is told of progress.
+        checkpoints: where to go on from and to save.
+        name: of the experiment among several with the same checkpoints.
+
+    Raises:
+        ValueError: if the loss at the start is not what it was when the code was compiled.
+    """
+    for label, model in experiment.models.items():
+        full = f"{name}: {label}" if name else label
+        if checkpoints is not None and full in checkpoints.finished:
+            summary, seconds = checkpoints.finished[full]
+        else:
+            report(0, full)
+            begin = time.perf_counter()
+            if checkpoints is not None:
+                checkpoints.begin(full)
+            summary = run_ensemble(
+                experiment.stepper(model),
+                experiment.plan,
+                experiment.seed,
+                model.stream,
+                experiment.case.problem.infimum or 0.0,
+                np.array(LEVELS),
+                lambda done, full=full: report(done, full),  # type: ignore[misc]
+                experiment.observables,
+                checkpoints,
+            )
+            seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
+        _check_start_loss(experiment, summary)
+        yield label, (summary, seconds)
 
 
-def _identity(experiment: Experiment) -> dict[str, Any]:
-    """What tells a run from others: its description, sizes, devices, versions, numbers and code."""
-    attributes = _attributes(experiment, dict.fromkeys(experiment.models, 0.0))
-    parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
-    identity: dict[str, Any] = {part: json.loads(attributes[part]) for part in parts}
-    identity["versions"] = {name: version(name) for name in _VERSIONS}
-    case, plan = experiment.case, experiment.plan
-    identity["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
-    identity["code"] = {
-        label: program(experiment.stepper(m), plan, experiment.observables) for label, m in experiment.models.items()
-    }
-    return identity
-
-
-def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
-    lost = int(plan.paths - summary.paths[-1])
-    if lost:
-        steps = record_steps(plan.steps, plan.record_every)
-        first = int(steps[np.argmax(summary.paths < plan.paths)])
-        warnings.warn(
-            f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the "
-            "averages from then on. A smaller lr may keep them.",
-            RuntimeWarning,
-            stacklevel=4,
+def _check_start_loss(experiment: Experiment, summary: Summary) -> None:
+    mean, start_loss = summary.overall()[0], experiment.start_loss
+    # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
+    if start_loss is not None and not np.isclose(mean[0], start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
+        raise ValueError(
+            f"loss: is {start_loss:.6g} at the start now, but {mean[0]:.6g} in the compiled run. It must depend "
+            "on its arguments alone; a function or object changed after an earlier run is not noticed. "
+            "Define it anew."
         )
 
 
-def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]]) -> "xr.Dataset":
-    import xarray as xr
+def divergences(experiment: Experiment, parts: Parts) -> list[str]:
+    """A complaint for every model of which paths diverged."""
+    plan, found = experiment.plan, []
+    for label, (summary, _) in parts.items():
+        lost = int(plan.paths - summary.paths[-1])
+        if lost:
+            steps = record_steps(plan.steps, plan.record_every)
+            first = int(steps[np.argmax(summary.paths < plan.paths)])
+            found.append(
+                f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the "
+                "averages from then on. A smaller lr may keep them."
+            )
+    return found
 
+
+def misgivings(experiment: Experiment, parts: Parts) -> list[str]:
+    """A complaint for every model whose mean loss falls below the infimum."""
+    infimum, found = experiment.case.problem.infimum, []
+    for label, (summary, _) in parts.items():
+        mean = summary.overall()[0]
+        if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(mean[0] - infimum):
+            found.append(
+                f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
+                "errors relative to it are wrong. Give the true infimum, or None."
+            )
+    return found
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What tells a run from others: its description, sizes, devices, versions, numbers and code."""
+    attrs = attributes(experiment, {})
+    parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
+    found: dict[str, Any] = {part: json.loads(attrs[part]) for part in parts}
+    found["versions"] = {name: version(name) for name in _VERSIONS}
+    case, plan = experiment.case, experiment.plan
+    found["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
+    found["code"] = {
+        label: program(experiment.stepper(m), plan, experiment.observables) for label, m in experiment.models.items()
+    }
+    return found
+
+
+def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str, Any]]:
+    """Variables of the dataset, each with its dimensions, and its coordinates."""
     plan, case = experiment.plan, experiment.case
     problem, optimizer = case.problem, case.optimizer
     steps = record_steps(plan.steps, plan.record_every)
@@ -246,16 +296,22 @@ def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]]) ->
     }
     coordinates |= {"observable": names} if names else {}
     coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
-    attributes = _attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()})
-    variables = {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}
-    return xr.Dataset(variables, coordinates, attributes)
+    return {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}, coordinates
 
 
-def _attributes(experiment: Experiment, seconds: dict[str, float]) -> dict[str, Any]:
+def dataset_of(variables: Variables, coordinates: dict[str, Any], attrs: dict[str, Any]) -> "xr.Dataset":
+    """The dataset, with xarray imported only now."""
+    import xarray as xr
+
+    return xr.Dataset(variables, coordinates, attrs)
+
+
+def attributes(experiment: Experiment, parts: Parts) -> dict[str, Any]:
+    """Attributes of the dataset; models that were not run yet have taken 0 s."""
     plan, devices = experiment.plan, experiment.plan.devices
     models = {
         label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
-        | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
+        | {"stream": m.stream, "wall_time": round(parts[label][1], 3) if label in parts else 0.0}
         | ({"rerunnable": False} if m.sde is not None else {})
         for label, m in experiment.models.items()
     }

@@ -239,7 +239,8 @@ def takes_subject(command: Callable[..., None]) -> Callable[..., None]:
         chosen = {name: given.pop(name) for name in _PARAMETERS}
         command({name: value for name, value in chosen.items() if value is not None}, **given)
 
-    merged = [*_PARAMETERS.values(), *own]
+    required = [p for p in own if p.default is inspect.Parameter.empty]
+    merged = [*required, *_PARAMETERS.values(), *(p for p in own if p not in required)]
     wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {p.name: p.annotation for p in merged}
     return wrapped

@@ -1,5 +1,6 @@
 """What a result says in words and tables: title, table of errors, further tables, notes; as text and as HTML."""
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from sdelens._output import text_table
 if TYPE_CHECKING:
     from sdelens.result import Result
 
-__all__ = ["as_html", "as_text", "details", "notes", "table", "title"]
+__all__ = ["as_html", "as_text", "details", "escape", "html_table", "notes", "percent", "table", "title"]
 
 
 def as_text(result: "Result") -> str:
@@ -23,22 +24,23 @@ def as_text(result: "Result") -> str:
 
 def as_html(result: "Result") -> str:
     """The same as HTML, for notebooks."""
-    said = "<br>".join(_escape(n) for n in notes(result))
-    further = "".join(_html_table(*detail) for detail in details(result))
-    return f"{_html_table(title(result), *table(result))}<p>{said}</p>{further}"
+    said = "<br>".join(escape(n) for n in notes(result))
+    further = "".join(html_table(*detail) for detail in details(result))
+    return f"{html_table(title(result), *table(result))}<p>{said}</p>{further}"
 
 
-def title(result: "Result") -> str:
-    """One line: what was run."""
+def title(result: "Result", without: Container[str] = (), without_noise: Container[str] = ()) -> str:
+    """One line: what was run, but for the numbers of the optimizer and of the noise that are named."""
     info, run = result.info, result.info["run"]
-    numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float))
+    noise = {k: v for k, v in info["noise"].items() if k not in without_noise}
+    numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float) and k not in without)
     if "schedule" in info["optimizer"]:
         numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
     numbers += ", independent decay" if info["optimizer"].get("decay") == "independent" else ""
     start = f"start: {run['start']}, " if "start" in run else ""
     return (
         f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
-        f"{noise_label(info['noise'])} noise: {start}{run['steps']} steps"
+        f"{noise_label(noise)} noise: {start}{run['steps']} steps"
         + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
     )
 
@@ -60,12 +62,12 @@ def table(result: "Result") -> tuple[list[str], list[list[str]]]:
         split = ["-"] if resolved else []
         if model in errors:
             row = errors[model]
-            limits = f"{_percent(row['lower'])} – {_percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
+            limits = f"{percent(row['lower'])} – {percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
             shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
-            error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _percent(row["error"])
-            middle = [error, limits, _percent(row["floor"]), shift, _interval(row)]
+            error = "diverged" if row["diverged"] and np.isnan(row["error"]) else percent(row["error"])
+            middle = [error, limits, percent(row["floor"]), shift, _interval(row)]
             if np.isfinite(row["discretisation"]):
-                split = [_percent(row["discretisation"])]
+                split = [percent(row["discretisation"])]
         rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
     if resolved:
         head.append("discretisation")
@@ -83,8 +85,8 @@ def details(result: "Result") -> list[tuple[str, list[str], list[list[str]]]]:
             for model in (m for m in result.models if result.has_paths(m)):
                 here = table.dataset.sel(model=model).isel(step=-1)
                 row = errors.get(model)
-                limits = "-" if row is None else f"{_percent(row['lower'])} – {_percent(row['upper'])}"
-                error, spread = ("-", "-") if row is None else (_percent(row["error"]), _interval(row))
+                limits = "-" if row is None else f"{percent(row['lower'])} – {percent(row['upper'])}"
+                error, spread = ("-", "-") if row is None else (percent(row["error"]), _interval(row))
                 final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
                 rows.append([name, model, final, error, limits, spread])
         caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
@@ -150,15 +152,18 @@ def _interval(row: dict[Any, Any]) -> str:
     return f"{row['spread']:.2f}{limits}"
 
 
-def _html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{_escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    header = "".join(f'<th scope="col">{_escape(c)}</th>' for c in head)
-    return f"<table><caption>{_escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
+def html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+    """A table as HTML."""
+    cells = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    header = "".join(f'<th scope="col">{escape(c)}</th>' for c in head)
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text as HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share in percent, with two digits."""
     return "-" if np.isnan(value) else f"{100 * value:.2g} %"

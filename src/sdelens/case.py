@@ -40,8 +40,10 @@ class Case:
     start: Start
 
     @classmethod
-    def checked(cls, problem: Any, noise: Any, optimizer: Any, start: Any, steps: int) -> "Case":
-        """The case of a user's arguments.
+    def checked(
+        cls, problem: Any, noise: Any, optimizer: Any, start: Any, steps: int, bound: AbstractNoise | None = None
+    ) -> "Case":
+        """The case of a user's arguments; `bound` is the noise where that is bound to the problem already.
 
         Raises:
             ValueError, TypeError: naming the argument that does not fit.
@@ -51,7 +53,7 @@ class Case:
         if isinstance(optimizer, FromOptax):
             optimizer.check(problem.layout)
         begin = start_of(start, problem, optimizer)
-        bound = noise.bind(problem)
+        bound = noise.bind(problem) if bound is None else bound
         check_start(optimizer, bound, problem, begin)
         return cls(problem, bound, optimizer, begin)
 

@@ -3,21 +3,19 @@
 import json
 import os
 import platform
-import shlex
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from sdelens import _names
 from sdelens._diagnose import diagnose
 from sdelens._scale import scale
+from sdelens._shell import claimed, command_line, refusals, shell, start_jax
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
+from sdelens._sweep import sweep
 
 __all__ = ["app"]
 
@@ -102,7 +100,7 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Run an optimizer and its SDEs side by side and print how well each tracks it."""
-    with _shell(devices):
+    with shell(devices):
         setting = build_subject(subject)
         wanted = None if models is None else [name.strip() for name in models.split(",")]
         run = dict(
@@ -126,7 +124,7 @@ def compare(
         if dry_run:
             _estimate(setting, wanted, run)
             return
-        with _claimed(out, overwrite, checkpoint_every, resume) as (folder, checkpoints):
+        with claimed(out, overwrite, checkpoint_every, resume) as (folder, checkpoints):
             _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder)
 
 
@@ -135,27 +133,6 @@ def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any]) -
 
     cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, models, **run)
     typer.echo(f"This would take {cost}.")
-
-
-@contextmanager
-def _claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool) -> Iterator[tuple[Path | None, Any]]:
-    """The folder for results, and the checkpoints in it: removed only once the results are written."""
-    from sdelens.checkpoint import has_checkpoint, keep_checkpoints
-    from sdelens.report import claim_folder
-
-    if out is None:
-        if every is not None or resume:
-            name, value = ("resume", resume) if resume else ("checkpoint_every", every)
-            raise ValueError(f"{name}: got {value}, but checkpoints lie in the folder of --out; give one.")
-        yield None, None
-        return
-    unfinished = has_checkpoint(out / "checkpoint")
-    with claim_folder(out, overwrite or (resume and unfinished)) as folder:
-        if every is None and not resume and not unfinished:
-            yield folder, None
-            return
-        with keep_checkpoints(folder / "checkpoint", every, resume) as checkpoints:
-            yield folder, checkpoints
 
 
 def _compare(
@@ -190,7 +167,7 @@ def _write(folder: Path | None, setting: Subject, result: Any, command: str, tex
     if folder is None:
         return
     name = f"{setting.optimizer.name}-{result.info['problem']['name']}"
-    title, made_by = f"sdelens {command}: {name}", f"sdelens {_command_line()}"
+    title, made_by = f"sdelens {command}: {name}", f"sdelens {command_line()}"
     page = write_report(folder, {name: result}, title, made_by, {name: text})
     typer.echo(f"\nWritten to {page}")
 
@@ -206,7 +183,7 @@ def predict(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Predict the loss curve, the law at rest, the bound and the phases without a simulation."""
-    with _shell(1):
+    with shell(1):
         import sdelens as sl
         from sdelens.report import claim_folder
 
@@ -247,7 +224,7 @@ def order(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
 ) -> None:
     """Measure the weak order of an optimizer's SDEs: how their error shrinks with the learning rate."""
-    with _shell(devices):
+    with shell(devices):
         import sdelens as sl
         from sdelens.report import claim_folder
 
@@ -284,7 +261,7 @@ def info(
     devices: Annotated[int | None, typer.Option(help="CPU devices to ask for; default: one per core.")] = None,
 ) -> None:
     """Show versions and devices, and what can be named."""
-    _start_jax(devices)
+    start_jax(devices)
     import jax
 
     packages = {}
@@ -316,19 +293,9 @@ def info(
         typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Errors of input, files or missing packages as one line and an exit status."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        _fail(error)
-
-
-app.command()(_refusals()(scale))
-app.command()(_refusals()(diagnose))
+app.command()(sweep)
+app.command()(refusals()(scale))
+app.command()(refusals()(diagnose))
 
 
 @app.callback(invoke_without_command=True)
@@ -339,40 +306,3 @@ def main(
     if show_version:
         typer.echo(version("sdelens"))
         raise typer.Exit
-
-
-@contextmanager
-def _shell(devices: int | None) -> Iterator[None]:
-    """JAX started, and errors of input or files turned into one line and an exit status."""
-    _start_jax(devices)
-    with _refusals():
-        yield
-
-
-def _start_jax(devices: int | None) -> None:
-    """Make each CPU core a device; this must precede the first use of JAX."""
-    if devices is not None and devices < 1:
-        _fail(ValueError(f"devices: got {devices}; it must be 1 or more."))
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", devices or _cores())
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
-        _fail(RuntimeError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()))
-    warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
-
-
-def _cores() -> int:
-    """Cores this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _command_line() -> str:
-    return shlex.join(sys.argv[1:])
-
-
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"sdelens: {error}", err=True)
-    raise typer.Exit(2)

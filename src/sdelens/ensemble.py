@@ -70,10 +70,15 @@ def record_steps(steps: int, record_every: int) -> np.ndarray:
 
 def path_bytes(stepper: Stepper) -> int:
     """Memory of one path in flight: its state, about three further copies (gradient, noise, increments), its draws."""
-    one = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
-    leaves = jax.tree.leaves(jax.eval_shape(stepper.init, one))
+    one = Stream(np.zeros(2, np.uint32), np.zeros(1, np.uint32))  # type: ignore[arg-type]
+    leaves = jax.tree.leaves(jax.eval_shape(_initialised, stepper, one))
     widest = max(a.dtype.itemsize for a in leaves)
     return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) + 2 * widest * stepper.draws
+
+
+def _initialised(stepper: Stepper, stream: Stream) -> Any:
+    """A function of its own, so that JAX knows it again and traces steppers of one structure once."""
+    return stepper.init(stream)
 
 
 def chunk_size(stepper: Stepper, plan: Plan) -> int:

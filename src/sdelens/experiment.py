@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sdelens import _check
+from sdelens._grid import grid_of, run_grid
 from sdelens._run import LEVELS, prepare, run
 from sdelens.case import Estimate, check_subject
 from sdelens.checkpoint import Checkpoints, open_checkpoints
@@ -20,8 +21,9 @@ from sdelens.problems import AbstractProblem
 from sdelens.result import Result
 from sdelens.settings import Options, models_of
 from sdelens.statistics import BUCKETS
+from sdelens.sweeps import Sweep
 
-__all__ = ["compare", "estimate", "simulate"]
+__all__ = ["compare", "estimate", "simulate", "sweep"]
 
 
 def simulate(
@@ -253,30 +255,113 @@ def compare(
         return run(experiment, progress, checkpoints)
 
 
+def sweep(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    over: Mapping[str, Any],
+    steps: int,
+    paths: int = 1024,
+    seed: int = 0,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Sweep:
+    """Run `compare` at every point of a grid of numbers, with one compilation for each model.
+
+    Every point is, bit for bit, what `compare` gives at its numbers. All points have one seed: they share their
+    random numbers, so that differences between points are seen with fewer paths (`Sweep.best` compares path by path).
+
+    Args:
+        problem: what is minimised.
+        noise: law of the gradient noise.
+        optimizer: specification of the optimizer; what is not swept is as here.
+        models: as in `compare`.
+        over: values by name, every combination of which is run: fields of the optimizer (``"lr"``, ``"b2"``,
+            ``"weight_decay"``, …), of the noise (``"noise.scale"``, ``"noise.df"``) and of the problem
+            (``"problem.curvature"``), those of a specification within another by further points
+            (``"schedule.end"``). A value takes the place of that field and of no other: with ``"lr"``, b1 and b2 stay
+            as they are. Numbers and arrays of one shape compile nothing anew; options do (``"noise.batch_size"``,
+            ``"decay"``, ``"schedule"``), as do whole ``"noise.df"`` and the learning rates of `FromOptax`.
+        steps: optimizer steps.
+        paths: independent paths per model and point.
+        seed: seed of all randomness, the same at every point.
+        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
+        checkpoint: folder for checkpoints of the whole sweep, as in `compare`: finished points are kept, and the one
+            under way goes on where it stood.
+        checkpoint_every: as in `compare`.
+        resume: as in `compare`.
+        options: the other keyword options of `compare`.
+
+    Returns:
+        A `Sweep`; print it, or see its `at`, `late_loss`, `errors`, `best`, `plot`, `save`.
+
+    Raises:
+        ValueError, TypeError: naming the key, value or argument, before anything runs; with `resume` also if the
+            checkpoint is of another sweep, naming what differs.
+        OSError: as `compare`.
+
+    Warns:
+        RuntimeWarning: if paths diverged, once for all points.
+
+    Example:
+        >>> import sdelens as sl
+        >>> problem, noise = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0)
+        >>> found = sl.sweep(problem, noise, sl.SGD(lr=0.1), over={"lr": [0.1, 0.2]}, steps=20, paths=64)
+        >>> found.at(lr=0.2).models
+        ['optimizer', 'sde']
+    """
+    chosen = _options("sweep", dict(steps=steps, paths=paths, seed=seed, **options))
+    grid = grid_of(problem, noise, optimizer, models, over, chosen)
+    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+        return Sweep(run_grid(grid, progress, checkpoints))
+
+
+def _options(function: str, given: dict[str, Any]) -> Options:
+    """The options that `compare` shares with a function that takes them by name."""
+    for name in given:
+        _check.choice(f"{function}'s option", name, [f.name for f in fields(Options)])
+    if "steps" not in given:
+        raise TypeError("steps: is missing; give the number of optimizer steps.")
+    return Options(**given)
+
+
 def estimate(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
     models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    over: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Estimate:
-    """Time and memory that `compare` with the same arguments would take, measured on a few steps of each model.
+    """Time and memory that `compare`, or `sweep`, would take with the same arguments.
+
+    Measured on a few steps of each model, for a sweep those of its first point.
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         models: as in `compare`.
-        **options: the keyword options of `compare`, but for ``progress`` and those of checkpoints.
+        over: as in `sweep`.
+        options: the keyword options of `compare`, but for ``progress`` and those of checkpoints.
 
     Raises:
         ValueError, TypeError: as `compare`.
     """
-    for name in options:
-        _check.choice("estimate's option", name, [f.name for f in fields(Options)])
-    if "steps" not in options:
-        raise TypeError("steps: is missing; give the number of optimizer steps.")
-    experiment = prepare(problem, noise, optimizer, models, Options(**options))
+    chosen = _options("estimate", options)
+    points = compilations = 1.0
+    if over is None:
+        experiment = prepare(problem, noise, optimizer, models, chosen)
+    else:
+        grid = grid_of(problem, noise, optimizer, models, over, chosen)
+        experiment, points = grid.experiments[0], len(grid.experiments)
+        compilations = len(grid.programs()) / len(experiment.models)
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
     few = plan._replace(steps=min(plan.steps, records * plan.record_every), paths=min(plan.paths, plan.chunk))
@@ -291,8 +376,8 @@ def estimate(
             run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS), observables=own)
             times.append(time.perf_counter() - begin)
         scale = (plan.steps + 1) / (few.steps + 1) * plan.paths / few.paths
-        seconds += times[0] - times[1] + times[1] * scale
-        compiling += times[0] - times[1]
+        seconds += (times[0] - times[1]) * compilations + times[1] * scale * points
+        compiling += (times[0] - times[1]) * compilations
         flight = max(flight, path_bytes(stepper) * plan.chunk)
     watched = len(experiment.observables.names)
     numbers = (
@@ -300,6 +385,6 @@ def estimate(
     )
     numbers += plan.keep_paths * problem.dim
     recorded = len(record_steps(plan.steps, plan.record_every))
-    results = 8 * numbers * recorded * len(experiment.models)
+    results = 8 * numbers * recorded * len(experiment.models) * int(points)
     sketches = 4 * BUCKETS * (recorded if plan.paths > plan.chunk else min(recorded, 256))
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["STYLE", "plot_losses", "plot_orders"]
+__all__ = ["STYLE", "look_of", "plot_losses", "plot_orders", "written"]
 
 STYLE: Final[dict[str, Any]] = {
     "figure.figsize": (5.6, 4.8),
@@ -81,7 +81,8 @@ def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {label: known.pop(kind) if kind in known else next(spare) for label, kind in kinds.items()}
 
 
-def _written(label: str) -> str:
+def written(label: str) -> str:
+    """A model's label as figures write it."""
     return _NAMES.get(label, label).replace("$", r"\$")
 
 
@@ -141,7 +142,7 @@ def _plot_curves(
     if "loss_quantile" in dataset and bool(np.isfinite(dataset.loss_quantile.sel(model=shown)).any()):
         low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
         band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
-        label = f"{_written(shown)}: middle 90 % of paths"
+        label = f"{written(shown)}: middle 90 % of paths"
         floor = 1e-3 * finite.min() if logarithmic else -np.inf
         axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
     elif np.isfinite(spread := dataset.loss_std.sel(model=shown).values).all():
@@ -151,7 +152,7 @@ def _plot_curves(
         axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **band)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
-        axes.plot(time, curve, label=_written(model), **looks[model])
+        axes.plot(time, curve, label=written(model), **looks[model])
     if logarithmic:
         axes.set_yscale("log")
         positive_low = low[low > 0.02 * finite.min()]
@@ -160,7 +161,7 @@ def _plot_curves(
         limits = axes.get_ylim()
         for label, look in zip(dataset.bound.values, itertools.cycle(_BOUNDS), strict=False):
             bound = dataset.loss_bound.sel(bound=label).values - minimum
-            axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=_written(str(label)), **look)
+            axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=written(str(label)), **look)
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     quantity = dataset.attrs.get("quantity", "loss")
     axes.set_ylabel(f"mean {quantity}" if minimum == 0 else f"mean {quantity} $-$ infimum")
@@ -229,7 +230,7 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
                     panel.plot(part.lr, part.error, color=look["color"], alpha=0.25, linewidth=0.7)
                     continue
                 slope = slopes.loc[(model, scheme, "all"), "slope"]
-                label = _written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
+                label = written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
                 half = np.minimum(_NORMAL_99 * part["sem"], 0.99 * part.error)
                 panel.errorbar(part.lr, part.error, half, label=label, marker="o", markersize=3.5, capsize=2, **look)
             _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)

@@ -2,15 +2,20 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from sdelens._output import atomic_path, held_folder
 from sdelens.result import Result
+from sdelens.sweeps import Sweep
 
-__all__ = ["claim_folder", "write_report"]
+__all__ = ["claim_folder", "write_report", "write_sweep"]
+
+_MOST_KEYS = 3
+"""Swept keys that a figure shows."""
 
 
 @contextlib.contextmanager
@@ -84,6 +89,54 @@ def write_report(
             {"name": name, "title": result.title(), "figures": figures, "tables": tables, "files": files}
             | {"notes": result.notes(), "text": (texts or {}).get(name, "")}
         )
+    return _write_page(folder, title, command, entries)
+
+
+def write_sweep(
+    folder: str | os.PathLike[str], name: str, sweep: Sweep, command: str, quantities: Sequence[str] | None = None
+) -> Path:
+    """Write a sweep as NetCDF, figures (PNG, PDF) and table (CSV), and an ``index.html`` that shows them.
+
+    Args:
+        folder: an existing folder.
+        name: serves in file names.
+        sweep: what is written.
+        command: the command that makes it again, shown on the page.
+        quantities: what figures show, as in `Sweep.plot`; by default the loss and, where there is one, the error. There
+            are none where more than three keys are swept.
+
+    Returns:
+        Path of ``index.html``.
+    """
+    folder, files, figures = Path(folder), [f"{name}.nc", f"{name}.csv"], []
+    sweep.save(folder / files[0])
+    sweep.export(folder / files[1])
+    plotted = quantities or ["late_loss", *(["error"] if sweep.compares else [])]
+    if sum(len(values) > 1 for values in sweep.over.values()) > _MOST_KEYS:
+        plotted = []
+    for quantity in plotted:
+        stem = f"{name}-{quantity.replace('_', '-')}"
+        files.append(f"{stem}.pdf")
+        for suffix in ("png", "pdf"):
+            sweep.plot(folder / f"{stem}.{suffix}", quantity)
+        alt = (
+            f"{quantity.replace('_', ' ').capitalize()} over {' and '.join(sweep.over)}; the numbers are in the table."
+        )
+        figures.append({"file": f"{stem}.png", "alt": alt, "caption": ""})
+    head, rows = sweep.table()
+    entry = {
+        "name": name,
+        "title": sweep.title(),
+        "figures": figures,
+        "files": files,
+        "notes": sweep.notes(),
+        "text": "",
+    }
+    entry["tables"] = [{"caption": "", "head": head, "rows": rows}]
+    return _write_page(folder, "sdelens sweep", command, [entry])
+
+
+def _write_page(folder: Path, title: str, command: str, entries: list[dict[str, Any]]) -> Path:
     loader = jinja2.PackageLoader("sdelens")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("index.html").render(title=title, entries=entries, command=command)

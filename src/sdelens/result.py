@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["PATHLESS", "Result", "load"]
+__all__ = ["PATHLESS", "Result", "read_dataset"]
 
 FORMAT = 1
 PATHLESS = ("prediction", "logged")
@@ -60,7 +60,7 @@ class Result:
     @property
     def compares(self) -> bool:
         """Whether the optimizer is there with something to compare."""
-        return self._optimizer is not None and len(self.models) > 1
+        return self.optimizer is not None and len(self.models) > 1
 
     @property
     def observables(self) -> list[str]:
@@ -312,6 +312,17 @@ class Result:
         frame.index.name = "model"
         return frame
 
+    def point_errors(self) -> dict[str, tuple[float, float]]:
+        """``error`` and ``floor`` of every model against the optimizer, without limits: quick."""
+        reference = self._reference(None)
+        minimum, found = self._minimum(reference), {}
+        for model in (m for m in self.models if m != reference):
+            covered = self._covered(model) & self._covered(reference)
+            own, theirs = (self._curves(m, covered) for m in (model, reference))
+            value = tracking_error(own, theirs, minimum, resamples=0)
+            found[model] = value.error, value.floor
+        return found
+
     def plot(self, path: str | os.PathLike[str] | None = None, reference: str | None = None) -> "Figure":
         """Mean-loss curves with bands, and their relative difference from `reference` below; saved if `path` is given.
 
@@ -388,16 +399,16 @@ class Result:
         return decoded
 
     @property
-    def _optimizer(self) -> str | None:
+    def optimizer(self) -> str | None:
         """Label of the discrete optimizer, if it was run."""
         return next((label for label in self.models if self.settings[label]["model"] == "optimizer"), None)
 
     def _reference(self, reference: str | None) -> str:
         if reference is not None:
             return _check.choice("reference", reference, self.models)
-        if self._optimizer is None:
+        if self.optimizer is None:
             raise ValueError(f"reference: there is no optimizer among the models; name one of {self.models}.")
-        return self._optimizer
+        return self.optimizer
 
     def _minimum(self, reference: str) -> float:
         infimum = float(self.dataset.attrs["infimum"])
@@ -467,8 +478,8 @@ def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
     return joined.assign(loss_bound=xr.concat(bounds, dim="bound")) if bounds else joined
 
 
-def load(path: str | os.PathLike[str]) -> Result:
-    """Read a result that `Result.save` wrote.
+def read_dataset(path: str | os.PathLike[str]) -> "xr.Dataset":
+    """The dataset in a file that `Result.save` wrote, or that of a sweep.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -494,4 +505,4 @@ def load(path: str | os.PathLike[str]) -> Result:
             f"path: {str(path)!r} has format {dataset.attrs['sdelens_format']}, this version reads up to {FORMAT}; "
             "upgrade sdelens."
         )
-    return Result(dataset)
+    return dataset

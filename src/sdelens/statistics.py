@@ -5,6 +5,7 @@ work on counts, means and sums of squared deviations (Chan, Golub, LeVeque 1983)
 digits.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +115,7 @@ def _bucket(values: Array) -> Array:
     return _POSITIVE + jnp.where(values < 0, -magnitude, magnitude)
 
 
+@functools.cache
 def _bucket_edges() -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper edge of every bucket, ascending."""
     k = np.arange(_POSITIVE + 1)
@@ -137,14 +139,13 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
     cumulative = np.cumsum(histogram, axis=1)
     total = cumulative[:, -1]
     result = np.full((histogram.shape[0], len(levels)), np.nan)
-    every = np.arange(histogram.shape[0])
-    for j, level in enumerate(levels):
+    rows = np.arange(histogram.shape[0])
+    for level, column in zip(levels, result.T, strict=True):
         rank = level * total
         i = (cumulative < rank[:, None]).sum(axis=1).clip(0, used.size - 1)
-        own = histogram[every, i]
-        share = (rank - (cumulative[every, i] - own)) / np.maximum(own, 1)
-        result[:, j] = low[i] + share.clip(0, 1) * (high[i] - low[i])
-    result[total == 0] = np.nan
+        within = histogram[rows, i]
+        share = (rank - (cumulative[rows, i] - within)) / np.maximum(within, 1)
+        column[:] = np.where(total > 0, low[i] + share.clip(0, 1) * (high[i] - low[i]), np.nan)
     return result
 
 

@@ -15,6 +15,7 @@ lower limit the least θ that makes one as large no rarer; n is drawn by bootstr
 ‖b̂ − b_min‖. All resamples are quadratic forms in one Gram matrix, so their cost does not depend on the number of steps.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def tracking_error(
         reference: the reference's group means.
         minimum: b_min, from which the loss is measured.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples.
+        resamples: bootstrap resamples; with 0 there are no limits.
         seed: their seed.
         height: root mean square of the reference less `minimum` that errors are relative to, by default its own.
 
@@ -119,15 +120,15 @@ def tracking_error(
     error, shift = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2)), float(point.shift[0])
     if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS:
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    draws_a = rng.multinomial(a.shape[0], np.full(a.shape[0], 1 / a.shape[0]), resamples)
-    draws_b = draws_a if paired else rng.multinomial(b.shape[0], np.full(b.shape[0], 1 / b.shape[0]), resamples)
+    floor = float(np.sqrt(max(noise2, 0.0) / scale2))
+    if not resamples:
+        return TrackingError(error, np.nan, np.nan, floor, shift, np.nan, np.nan)
+    draws_a, draws_b = _draws((a.shape[0], b.shape[0]), resamples, seed, paired)
     star = model.statistics(draws_a, draws_b)
     if star.scale2.min() <= 0:  # the height is not told from noise, so nothing relative to it has limits
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     lower, upper = _invert(norm2 / scale2, star, confidence)
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
-    floor = float(np.sqrt(max(noise2, 0.0) / scale2))
     return TrackingError(error, lower, upper, floor, shift, float(shifts[0]), float(shifts[1]))
 
 
@@ -159,10 +160,8 @@ def spread_ratio(
     value = float((at[0][scattered] / at[1][scattered]).mean())
     if min(c.counts.size for c in sides) < FEWEST_GROUPS:
         return Interval(value, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    draws = [rng.multinomial(c.counts.size, np.full(c.counts.size, 1 / c.counts.size), resamples) for c in sides]
-    if curve.stream == reference.stream and curve.counts.size == reference.counts.size:
-        draws[1] = draws[0]
+    paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
+    draws = _draws((curve.counts.size, reference.counts.size), resamples, seed, paired)
     star = [_spreads(c, d) for c, d in zip(sides, draws, strict=True)]
     resolved = scattered & (np.minimum(*star) > 0).all(axis=0)
     if not resolved.any():  # too few groups differ to tell a spread from none
@@ -171,6 +170,17 @@ def spread_ratio(
     ratios = (star[0][:, resolved] / star[1][:, resolved]).mean(axis=1)
     low, high = np.quantile(ratios, [1 - confidence, confidence])
     return Interval(value, value**2 / float(high), value**2 / float(low))
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    """How often every resample of both sides has each group, shapes (resamples, G); the same draws where paired."""
+    rng = np.random.default_rng(seed)
+    first = rng.multinomial(groups[0], np.full(groups[0], 1 / groups[0]), resamples)
+    second = first if paired else rng.multinomial(groups[1], np.full(groups[1], 1 / groups[1]), resamples)
+    for draws in (first, second):
+        draws.setflags(write=False)
+    return first, second
 
 
 def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
@@ -302,7 +312,7 @@ class _Bootstrap:
         stacked, above = np.concatenate([a, b]) - base, base - minimum
         self.records, self.gram, self.means = a.shape[1], stacked @ stacked.T, stacked.mean(axis=1)
         self.above2, self.b_above, self.mean_above = above @ above, stacked[len(a) :] @ above, above.mean()
-        self.loudest = self._loudest(len(a))
+        self._groups = len(a)
 
     def statistics(self, draws_a: np.ndarray, draws_b: np.ndarray) -> _Statistics:
         """Statistics of draws of groups, each of shape (resamples, G)."""
@@ -322,7 +332,8 @@ class _Bootstrap:
         n = r - centre
         with np.errstate(divide="ignore", invalid="ignore"):  # a height of 0 has no relative shift
             shift = r @ self.means / above
-        return _Statistics(_form(r, self.gram), noise, scale2, shift, _form(n, self.gram), n @ self.loudest)
+        along = n @ self.loudest if len(n) > 1 else np.zeros(1)  # of the sample itself there is no noise
+        return _Statistics(_form(r, self.gram), noise, scale2, shift, _form(n, self.gram), along)
 
     def _noise(self, p: np.ndarray, u: np.ndarray, noise_b: np.ndarray) -> np.ndarray:
         groups = p.shape[1]
@@ -332,9 +343,10 @@ class _Bootstrap:
         cross = self.gram[:groups, groups:]
         return _scatter(p, u, gram + self.gram[groups:, groups:] - cross - cross.T)
 
-    def _loudest(self, groups: int) -> np.ndarray:
+    @functools.cached_property
+    def loudest(self) -> np.ndarray:
         """Inner products of the stacked curves with the unit vector along which the noise of D varies most."""
-        units = _unit_deviations(self.na, self.nb, self.paired, groups)
+        units = _unit_deviations(self.na, self.nb, self.paired, self._groups)
         values, vectors = np.linalg.eigh(units @ self.gram @ units.T)
         if values[-1] <= 0:
             return np.zeros(len(self.gram))

@@ -1,0 +1,84 @@
+"""What every command of the shell shares: JAX started, errors as one line, the folder for results."""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+__all__ = ["claimed", "command_line", "refusals", "shell", "start_jax"]
+
+
+@contextmanager
+def shell(devices: int | None) -> Iterator[None]:
+    """JAX started, and errors of input or files turned into one line and an exit status."""
+    start_jax(devices)
+    with refusals():
+        yield
+
+
+def start_jax(devices: int | None) -> None:
+    """Make each CPU core a device; this must precede the first use of JAX."""
+    if devices is not None and devices < 1:
+        _fail(ValueError(f"devices: got {devices}; it must be 1 or more."))
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices or _cores())
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+        _fail(RuntimeError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()))
+    warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command_line() -> str:
+    """The command as it was typed, without the program's name."""
+    return shlex.join(sys.argv[1:])
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"sdelens: {error}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Errors of input, files or missing packages as one line and an exit status."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _fail(error)
+
+
+@contextmanager
+def claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool) -> Iterator[tuple[Path | None, Any]]:
+    """The folder for results, and the checkpoints in it: removed only once the results are written."""
+    from sdelens.checkpoint import has_checkpoint, keep_checkpoints
+    from sdelens.report import claim_folder
+
+    if out is None:
+        if every is not None or resume:
+            name, value = ("resume", resume) if resume else ("checkpoint_every", every)
+            raise ValueError(f"{name}: got {value}, but checkpoints lie in the folder of --out; give one.")
+        yield None, None
+        return
+    unfinished = has_checkpoint(out / "checkpoint")
+    with claim_folder(out, overwrite or (resume and unfinished)) as folder:
+        if every is None and not resume and not unfinished:
+            yield folder, None
+            return
+        with keep_checkpoints(folder / "checkpoint", every, resume) as checkpoints:
+            yield folder, checkpoints
