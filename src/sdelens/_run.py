@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens._processes import Group, current
 from sdelens._progress import progress_bar
 from sdelens.case import Case, check_subject
-from sdelens.checkpoint import Checkpoints, digest
+from sdelens.checkpoint import Checkpoints, differences, digest
 from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
 from sdelens.observables import Observables, observables_of
@@ -44,6 +45,7 @@ class Experiment:
         plan: sizes and devices.
         seed: of all randomness.
         observables: what is recorded beside the loss.
+        group: the processes that run a share of the paths each.
     """
 
     case: Case
@@ -51,6 +53,7 @@ class Experiment:
     plan: Plan
     seed: int
     observables: Observables
+    group: Group
 
     def stepper(self, model: Model) -> Stepper:
         """What the ensemble runs for a model."""
@@ -85,11 +88,11 @@ def prepare(problem: Any, noise: Any, optimizer: Any, models: Any, options: Opti
     case = Case.checked(problem, noise, optimizer, options.start, plan.steps)
     _check_factorisations(case, plan)
     observables = observables_of(options.observables, case.problem, case.noise)
-    experiment = Experiment(case, chosen, plan, seed, observables)
+    experiment = Experiment(case, chosen, plan, seed, observables, current())
     for model in chosen.values():  # what cannot be built is refused before anything runs
         experiment.stepper(model)
     if options.chunk is None:
-        fitting = [chunk_size(experiment.stepper(m), plan.paths, len(plan.devices)) for m in chosen.values()]
+        fitting = [chunk_size(experiment.stepper(m), len(plan.own), len(plan.devices)) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
 
@@ -108,22 +111,26 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
 
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
     """Run all models, going on from checkpoints if there are any."""
-    plan, models = experiment.plan, experiment.models
+    plan, models, group = experiment.plan, experiment.models, experiment.group
+    first_process, own = group.index == 0, len(plan.own)
     infimum = experiment.case.problem.infimum
     start_loss = experiment.start_loss
     parts = {}
     done = 0
+    devices = _agreed_devices(experiment, checkpoints is not None)
     if checkpoints is not None:
-        checkpoints.start(_identity(experiment))
-        done = len(checkpoints.finished) * plan.steps * plan.paths + path_steps(plan, checkpoints.position)
-    with progress_bar(progress, plan.steps * plan.paths * len(models), done) as report:
+        checkpoints.start(_identity(experiment) | {"code": _code(experiment)})
+        checkpoints.agree(group)
+        done = len(checkpoints.finished) * plan.steps * own + path_steps(plan, checkpoints.position)
+    with progress_bar(progress if first_process else False, plan.steps * own * len(models), done) as report:
         for label in models:
             summary, seconds = _simulated(experiment, label, report, checkpoints)
             parts[label] = (summary, seconds)
-            _warn_of_divergence(label, summary, plan)
+            if first_process:
+                _warn_of_divergence(label, summary, plan)
             mean = summary.overall()[0]
             first = mean[0]
-            if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(first - infimum):
+            if first_process and infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(first - infimum):
                 warnings.warn(
                     f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
                     "errors relative to it are wrong. Give the true infimum, or None.",
@@ -139,7 +146,7 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
                     "on its arguments alone; a function or object changed after an earlier run is not noticed. "
                     "Define it anew."
                 )
-    return Result(_dataset(experiment, parts))
+    return Result(_dataset(experiment, parts, devices))
 
 
 def _simulated(
@@ -150,6 +157,11 @@ def _simulated(
         return checkpoints.finished[label]
     model, begin = experiment.models[label], time.perf_counter()
     report(0, label)
+
+    def tick(done: int) -> None:
+        experiment.group.check()
+        report(done, label)
+
     if checkpoints is not None:
         checkpoints.begin(label)
     summary = run_ensemble(
@@ -159,26 +171,56 @@ def _simulated(
         model.stream,
         experiment.case.problem.infimum or 0.0,
         np.array(LEVELS),
-        lambda done: report(done, label),
+        tick,
         experiment.observables,
         checkpoints,
+        experiment.group,
     )
     seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(label, summary)
     return summary, seconds
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
-    """What tells a run from others: its description, sizes, devices, versions, numbers and code."""
-    attributes = _attributes(experiment, dict.fromkeys(experiment.models, 0.0))
+    """What tells a run from others, but for its code: its description, sizes, devices, versions and numbers."""
+    attributes = _attributes(experiment, dict.fromkeys(experiment.models, 0.0), len(experiment.plan.devices))
     parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
     identity: dict[str, Any] = {part: json.loads(attributes[part]) for part in parts}
     identity["versions"] = {name: version(name) for name in _VERSIONS}
-    case, plan = experiment.case, experiment.plan
+    case = experiment.case
     identity["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
-    identity["code"] = {
-        label: program(experiment.stepper(m), plan, experiment.observables) for label, m in experiment.models.items()
-    }
     return identity
+
+
+def _code(experiment: Experiment) -> dict[str, str]:
+    """A hash of every model's code, as it is traced."""
+    plan, observables = experiment.plan, experiment.observables
+    return {label: program(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
+
+
+def _agreed_devices(experiment: Experiment, saves: bool) -> int:
+    """Devices of all processes, which are about to run the same.
+
+    Raises:
+        ValueError: naming what differs between them.
+    """
+    group, count = experiment.group, len(experiment.plan.devices)
+    if group.count == 1:
+        return count
+    identity = _identity(experiment)
+    identity["device"] = {"platform": identity["device"]["platform"]}
+    identity |= {"checkpoint": saves}
+
+    def join(parts: list[bytes]) -> bytes:
+        found = [json.loads(part) for part in parts]
+        for index, (theirs, _) in enumerate(found):
+            if differing := differences(theirs, identity, where="in process 0"):
+                return f"in process {index}, {'; '.join(differing)}".encode()
+        return str(sum(number for _, number in found)).encode()
+
+    text = group.combine("what runs", json.dumps((identity, count)).encode(), join).decode()
+    if not text.isdecimal():
+        raise ValueError(f"processes: {text}. Give all of them the same.")
+    return int(text)
 
 
 def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
@@ -194,7 +236,7 @@ def _warn_of_divergence(label: str, summary: Summary, plan: Plan) -> None:
         )
 
 
-def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]]) -> "xr.Dataset":
+def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]], devices: int) -> "xr.Dataset":
     import xarray as xr
 
     plan, case = experiment.plan, experiment.case
@@ -246,13 +288,13 @@ def _dataset(experiment: Experiment, parts: dict[str, tuple[Summary, float]]) ->
     }
     coordinates |= {"observable": names} if names else {}
     coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
-    attributes = _attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()})
+    attributes = _attributes(experiment, {label: seconds for label, (_, seconds) in parts.items()}, devices)
     variables = {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}
     return xr.Dataset(variables, coordinates, attributes)
 
 
-def _attributes(experiment: Experiment, seconds: dict[str, float]) -> dict[str, Any]:
-    plan, devices = experiment.plan, experiment.plan.devices
+def _attributes(experiment: Experiment, seconds: dict[str, float], count: int) -> dict[str, Any]:
+    plan, devices, group = experiment.plan, experiment.plan.devices, experiment.group
     models = {
         label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
         | {"stream": m.stream, "wall_time": round(seconds[label], 3)}
@@ -271,8 +313,9 @@ def _attributes(experiment: Experiment, seconds: dict[str, float]) -> dict[str, 
     device = {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,
-        "count": len(devices),
+        "count": count,
         "cores": os.cpu_count() or 1,
         "chunk": plan.chunk,
     }
+    device |= {"processes": group.count} if group.count > 1 else {}
     return experiment.case.attributes(run, models, device)

@@ -16,6 +16,7 @@ import typer
 
 from sdelens import _names
 from sdelens._diagnose import diagnose
+from sdelens._members import Members, takes_members
 from sdelens._scale import scale
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
 
@@ -33,8 +34,10 @@ app = typer.Typer(
 
 @app.command()
 @takes_subject
+@takes_members
 def compare(
     subject: dict[str, Any],
+    members: Members,
     models: Annotated[
         str | None,
         typer.Option(help=f"Comma-separated; default: all that exist for the optimizer. {listing(_names.MODELS)}"),
@@ -102,7 +105,7 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Run an optimizer and its SDEs side by side and print how well each tracks it."""
-    with _shell(devices):
+    with _shell(devices, members) as first:
         setting = build_subject(subject)
         wanted = None if models is None else [name.strip() for name in models.split(",")]
         run = dict(
@@ -124,22 +127,28 @@ def compare(
         )
         logged = None if curve is None else read_curve(curve)
         if dry_run:
-            _estimate(setting, wanted, run)
+            _estimate(setting, wanted, run, first)
             return
-        with _claimed(out, overwrite, checkpoint_every, resume) as (folder, checkpoints):
-            _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder)
+        with _claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
+            _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder, first)
 
 
-def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any]) -> None:
+def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any], first: bool) -> None:
     import sdelens as sl
 
     cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, models, **run)
-    typer.echo(f"This would take {cost}.")
+    if first:
+        typer.echo(f"This would take {cost}.")
 
 
 @contextmanager
-def _claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool) -> Iterator[tuple[Path | None, Any]]:
-    """The folder for results, and the checkpoints in it: removed only once the results are written."""
+def _claimed(
+    out: Path | None, overwrite: bool, every: int | None, resume: bool, first: bool
+) -> Iterator[tuple[Path | None, Any]]:
+    """The folder for results, and the checkpoints in it: removed only once the results are written.
+
+    Of several processes the `first` has the folder, and each has checkpoints.
+    """
     from sdelens.checkpoint import has_checkpoint, keep_checkpoints
     from sdelens.report import claim_folder
 
@@ -150,11 +159,12 @@ def _claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool)
         yield None, None
         return
     unfinished = has_checkpoint(out / "checkpoint")
-    with claim_folder(out, overwrite or (resume and unfinished)) as folder:
+    claimed = claim_folder(out, overwrite or (resume and unfinished)) if first else nullcontext()
+    with claimed as folder:
         if every is None and not resume and not unfinished:
             yield folder, None
             return
-        with keep_checkpoints(folder / "checkpoint", every, resume) as checkpoints:
+        with keep_checkpoints(out / "checkpoint", every, resume) as checkpoints:
             yield folder, checkpoints
 
 
@@ -165,11 +175,14 @@ def _compare(
     theory: bool,
     logged: tuple[list[float], list[float]] | None,
     folder: Path | None,
+    first: bool,
 ) -> None:
     import sdelens as sl
 
     subject = (setting.problem, setting.noise, setting.optimizer)
     result = sl.compare(*subject, models, **run)
+    if not first:
+        return
     remarks: list[str] = []
     if theory:
         result, remarks = sl.theory.add_theory(result, *subject)
@@ -284,9 +297,10 @@ def info(
     devices: Annotated[int | None, typer.Option(help="CPU devices to ask for; default: one per core.")] = None,
 ) -> None:
     """Show versions and devices, and what can be named."""
-    _start_jax(devices)
     import jax
 
+    _ask_for(devices)
+    _start_jax()
     packages = {}
     for name in ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy", "xarray"):
         try:
@@ -342,20 +356,30 @@ def main(
 
 
 @contextmanager
-def _shell(devices: int | None) -> Iterator[None]:
-    """JAX started, and errors of input or files turned into one line and an exit status."""
-    _start_jax(devices)
-    with _refusals():
-        yield
+def _shell(devices: int | None, members: Members | None = None) -> Iterator[bool]:
+    """JAX started, and errors of input or files turned into one line and an exit status.
+
+    Yields whether this process prints and writes; of several, one does.
+    """
+    _ask_for(devices)
+    with _refusals(), nullcontext(True) if members is None else members.joined() as first:
+        _start_jax()
+        yield first
 
 
-def _start_jax(devices: int | None) -> None:
+def _ask_for(devices: int | None) -> None:
     """Make each CPU core a device; this must precede the first use of JAX."""
     if devices is not None and devices < 1:
         _fail(ValueError(f"devices: got {devices}; it must be 1 or more."))
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices or _cores())
+
+
+def _start_jax() -> None:
+    """Find the devices, and show warnings in a line."""
+    import jax
+
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
