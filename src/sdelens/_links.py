@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import struct
 import threading
@@ -112,9 +113,8 @@ def listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if dual else socket.AF_INET
         return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=128)
     except OSError as error:
-        raise type(error)(
-            error.errno, f"coordinator: port {port} cannot be opened here ({error.strerror}); give another to all."
-        ) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(f"coordinator: port {port} cannot be opened here ({reason}); give another to all.") from error
 
 
 def gathered(server: socket.socket, count: int, timeout: float) -> dict[int, Link]:

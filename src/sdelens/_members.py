@@ -11,7 +11,7 @@ import typer
 
 __all__ = ["Members", "takes_members"]
 
-_GRACE_SECONDS = 10.0
+_GRACE_SECONDS = 25.0
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Group:
     """
 
     def __init__(
-        self, index: int, count: int, links: dict[int, "Link"] | None = None, exit_after: float | None = None
+        self, index: int, count: int, links: dict[int, Link] | None = None, exit_after: float | None = None
     ) -> None:
         self.index, self.count = index, count
         self._links, self._exit_after = links or {}, exit_after
@@ -160,7 +160,7 @@ class Group:
                 with contextlib.suppress(OSError):
                     link.send(kind, head, patience=1.0)
 
-    def _listen(self, peer: int, link: "Link") -> None:
+    def _listen(self, peer: int, link: Link) -> None:
         try:
             while True:
                 kind, head, payload = link.receive()
@@ -344,7 +344,7 @@ def _through_jax(state: Any, exit_after: float | None = None, timeout: float = 3
     if index == 0:
         try:
             server = listening(host, port + 1)
-        except (OSError, OverflowError):
+        except (OSError, OverflowError):  # taken, or there is none
             server = listening(host, 0)
         client.key_value_set(_KEY, str(server.getsockname()[1]))
         return Group(index, count, gathered(server, count, timeout), exit_after)

@@ -266,7 +266,8 @@ def program(stepper: Stepper, plan: Plan, observables: Observables | None = None
 def _laid_out(plan: Plan) -> tuple["_Static", NamedSharding]:
     """What compiled code is specific to, and how paths lie on the devices."""
     mesh = Mesh(np.array(plan.devices), (_AXIS,))
-    static = _Static(mesh, plan.groups, plan.record_every > 1, plan.own_kept)
+    kept = min(plan.own_kept, plan.chunk // len(plan.devices))
+    static = _Static(mesh, plan.groups, plan.record_every > 1, kept)
     return static, NamedSharding(mesh, PartitionSpec(_AXIS))
 
 
