@@ -300,7 +300,8 @@ def info(
     import jax
 
     _ask_for(devices)
-    _start_jax()
+    with _refusals():
+        _start_jax()
     packages = {}
     for name in ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy", "xarray"):
         try:
@@ -384,7 +385,7 @@ def _start_jax() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
-        _fail(RuntimeError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()))
+        raise ValueError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()) from error
     warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
 
 
