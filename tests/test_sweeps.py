@@ -116,7 +116,7 @@ def test_a_specification_is_rebuilt_as_it_was(specification):
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_runs(over, says, monkeypatch):
-    monkeypatch.setattr(_grid, "run_grid", None)
+    monkeypatch.setattr("sdelens.experiment.run_grid", None)
     with pytest.raises((ValueError, TypeError), match=says):
         sweep(over)
 

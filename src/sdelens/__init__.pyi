@@ -4,6 +4,7 @@ from . import theory as theory
 from . import torch as torch
 from ._diffrax import DiffraxSDE as DiffraxSDE
 from ._diffrax import to_diffrax as to_diffrax
+from ._processes import join_processes as join_processes
 from ._ranking import Best as Best
 from .case import Estimate as Estimate
 from .checkpoint import keep_checkpoints as keep_checkpoints

@@ -18,6 +18,7 @@ from sdelens._progress import progress_bar
 from sdelens._run import (
     Experiment,
     Parts,
+    agreed_devices,
     attributes,
     dataset_of,
     described,
@@ -136,12 +137,15 @@ def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
 def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None) -> "xr.Dataset":
     """Run every point, going on from checkpoints if there are any."""
     shape = tuple(len(values) for values in grid.over.values())
+    first, whole = grid.experiments[0], _identity(grid)
+    devices = agreed_devices(first, whole, checkpoints)
     if checkpoints is not None:
-        checkpoints.start(_identity(grid))
+        checkpoints.start(whole | {"code": _code(grid)})
+        checkpoints.agree(first.group)
     columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     coordinates: dict[str, Any] = {}
     attrs, times, diverged, others = [], [], [], []
-    with progress_bar(progress, *work_of(grid.experiments, checkpoints)) as report:
+    with progress_bar(progress if first.group.index == 0 else False, *work_of(grid.experiments, checkpoints)) as report:
         for i, (name, experiment) in enumerate(zip(grid.names, grid.experiments, strict=True)):
             parts: Parts = dict(simulated(experiment, report, checkpoints, name))
             diverged += [name] if divergences(experiment, parts) else []
@@ -152,9 +156,10 @@ def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None)
                 if variable not in columns:
                     columns[variable] = dims, np.empty((math.prod(shape), *array.shape), array.dtype)
                 columns[variable][1][i] = array
-            attrs.append(attributes(experiment, parts))
+            attrs.append(attributes(experiment, parts, devices))
             times.append(coordinates["time"][1])
-    _warn(grid, diverged, others)
+    if first.group.index == 0:
+        _warn(grid, diverged, others)
     over = tuple(grid.over)
     arrays = {name: ((*over, *dims), a.reshape(*shape, *a.shape[1:])) for name, (dims, a) in columns.items()}
     if "lr" in over:
@@ -186,7 +191,7 @@ def _warn(grid: Grid, diverged: list[str], others: list[str]) -> None:
 
 
 def _identity(grid: Grid) -> dict[str, Any]:
-    """What tells a sweep from others: the identity of its first point, its values, and the numbers and code of all."""
+    """What tells a sweep from others: that of its first point, its values, and the numbers of all points."""
     found = identity(grid.experiments[0])
     known: dict[int, str] = {}
 
@@ -199,10 +204,15 @@ def _identity(grid: Grid) -> dict[str, Any]:
         [digested(part) for part in (e.case.problem, e.case.noise, e.case.optimizer, e.case.start)]
         for e in grid.experiments
     ]
-    code = [program(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
     found["over"] = {key: [_plain(value) for value in values] for key, values in grid.over.items()}
-    found["points"] = digest((), json.dumps([numbers, code]))
+    found["points"] = digest((), json.dumps(numbers))
     return found
+
+
+def _code(grid: Grid) -> str:
+    """A hash of the code of all models, as it is traced."""
+    code = [program(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
+    return digest((), json.dumps(code))
 
 
 def _coordinates(grid: Grid) -> dict[str, np.ndarray]:

@@ -6,14 +6,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens._processes import Group, current
 from sdelens._progress import progress_bar
 from sdelens.case import Case, check_subject
-from sdelens.checkpoint import Checkpoints, digest
+from sdelens.checkpoint import Checkpoints, differences, digest
 from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
 from sdelens.noise import AbstractNoise
@@ -65,6 +67,7 @@ class Experiment:
         plan: sizes and devices.
         seed: of all randomness.
         observables: what is recorded beside the loss.
+        group: the processes that run a share of the paths each.
     """
 
     case: Case
@@ -72,6 +75,7 @@ class Experiment:
     plan: Plan
     seed: int
     observables: Observables
+    group: Group
 
     def stepper(self, model: Model) -> Stepper:
         """What the ensemble runs for a model."""
@@ -108,7 +112,7 @@ def prepare(
     case = Case.checked(problem, noise, optimizer, options.start, plan.steps, bound)
     _check_factorisations(case, plan)
     observables = observables_of(options.observables, case.problem, case.noise)
-    experiment = Experiment(case, chosen, plan, seed, observables)
+    experiment = Experiment(case, chosen, plan, seed, observables, current())
     for model in chosen.values():  # what cannot be built is refused before anything runs
         experiment.stepper(model)
     if options.chunk is None:
@@ -131,26 +135,30 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
 
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
     """Run all models, going on from checkpoints if there are any."""
+    devices = agreed_devices(experiment, identity(experiment), checkpoints)
     if checkpoints is not None:
-        checkpoints.start(identity(experiment))
+        checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
+        checkpoints.agree(experiment.group)
     work, done = work_of([experiment], checkpoints)
-    with progress_bar(progress, work, done) as report:
+    with progress_bar(progress if experiment.group.index == 0 else False, work, done) as report:
         parts: Parts = {}
         for label, part in simulated(experiment, report, checkpoints):
             parts[label] = part
-            for complaint in [*divergences(experiment, {label: part}), *misgivings(experiment, {label: part})]:
+            complaints = [*divergences(experiment, {label: part}), *misgivings(experiment, {label: part})]
+            for complaint in complaints if experiment.group.index == 0 else []:
                 warnings.warn(complaint, RuntimeWarning, stacklevel=3)
     variables, coordinates = described(experiment, parts)
-    return Result(dataset_of(variables, coordinates, attributes(experiment, parts)))
+    return Result(dataset_of(variables, coordinates, attributes(experiment, parts, devices)))
 
 
 def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
-    """Steps of all paths and models together, and how many of them are done; sizes are the same for all experiments."""
+    """Steps of this process's paths of all models, and how many of them are done; sizes are the same for all."""
     plan, models = experiments[0].plan, experiments[0].models
+    own = len(plan.own)
     done = 0
     if checkpoints is not None:
-        done = len(checkpoints.finished) * plan.steps * plan.paths + path_steps(plan, checkpoints.position)
-    return plan.steps * plan.paths * len(models) * len(experiments), done
+        done = len(checkpoints.finished) * plan.steps * own + path_steps(plan, checkpoints.position)
+    return plan.steps * own * len(models) * len(experiments), done
 
 
 def simulated(
@@ -167,6 +175,11 @@ def simulated(
     Raises:
         ValueError: if the loss at the start is not what it was when the code was compiled.
     """
+
+    def tick(done: int, label: str) -> None:
+        experiment.group.check()
+        report(done, label)
+
     for label, model in experiment.models.items():
         full = f"{name}: {label}" if name else label
         if checkpoints is not None and full in checkpoints.finished:
@@ -183,9 +196,10 @@ def simulated(
                 model.stream,
                 experiment.case.problem.infimum or 0.0,
                 np.array(LEVELS),
-                lambda done, full=full: report(done, full),  # type: ignore[misc]
+                partial(tick, label=full),
                 experiment.observables,
                 checkpoints,
+                experiment.group,
             )
             seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
         _check_start_loss(experiment, summary)
@@ -232,17 +246,49 @@ def misgivings(experiment: Experiment, parts: Parts) -> list[str]:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """What tells a run from others: its description, sizes, devices, versions, numbers and code."""
-    attrs = attributes(experiment, {})
+    """What tells a run from others, but for its code: its description, sizes, devices, versions and numbers."""
+    attrs = attributes(experiment, {}, len(experiment.plan.devices))
     parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
     found: dict[str, Any] = {part: json.loads(attrs[part]) for part in parts}
     found["versions"] = {name: version(name) for name in _VERSIONS}
-    case, plan = experiment.case, experiment.plan
+    case = experiment.case
     found["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
-    found["code"] = {
-        label: program(experiment.stepper(m), plan, experiment.observables) for label, m in experiment.models.items()
-    }
     return found
+
+
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """A hash of every model's code, as it is traced."""
+    plan, observables = experiment.plan, experiment.observables
+    return {label: program(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
+
+
+def agreed_devices(experiment: Experiment, own: dict[str, Any], checkpoints: Checkpoints | None) -> int:
+    """Devices of all processes, which are about to run the same.
+
+    Args:
+        experiment: what this one runs, or the first of what it does.
+        own: what tells that from other runs, but for its code.
+        checkpoints: whether it saves, if not None.
+
+    Raises:
+        ValueError: naming what differs between them.
+    """
+    group, count = experiment.group, len(experiment.plan.devices)
+    if group.count == 1:
+        return count
+    shared = own | {"device": {"platform": own["device"]["platform"]}, "checkpoint": checkpoints is not None}
+
+    def join(parts: list[bytes]) -> bytes:
+        found = [json.loads(part) for part in parts]
+        for index, (theirs, _) in enumerate(found):
+            if differing := differences(theirs, found[0][0], where="in process 0"):
+                return f"in process {index}, {'; '.join(differing)}".encode()
+        return str(sum(number for _, number in found)).encode()
+
+    text = group.combine("what runs", json.dumps((shared, count)).encode(), join).decode()
+    if not text.isdecimal():
+        raise ValueError(f"processes: {text}. Give all of them the same.")
+    return int(text)
 
 
 def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str, Any]]:
@@ -306,9 +352,9 @@ def dataset_of(variables: Variables, coordinates: dict[str, Any], attrs: dict[st
     return xr.Dataset(variables, coordinates, attrs)
 
 
-def attributes(experiment: Experiment, parts: Parts) -> dict[str, Any]:
-    """Attributes of the dataset; models that were not run yet have taken 0 s."""
-    plan, devices = experiment.plan, experiment.plan.devices
+def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, Any]:
+    """Attributes of the dataset, run on `count` devices; models that were not run yet have taken 0 s."""
+    group, plan, devices = experiment.group, experiment.plan, experiment.plan.devices
     models = {
         label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
         | {"stream": m.stream, "wall_time": round(parts[label][1], 3) if label in parts else 0.0}
@@ -327,8 +373,9 @@ def attributes(experiment: Experiment, parts: Parts) -> dict[str, Any]:
     device = {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,
-        "count": len(devices),
+        "count": count,
         "cores": os.cpu_count() or 1,
         "chunk": plan.chunk,
     }
+    device |= {"processes": group.count} if group.count > 1 else {}
     return experiment.case.attributes(run, models, device)

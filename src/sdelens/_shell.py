@@ -5,35 +5,48 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["claimed", "command_line", "refusals", "shell", "start_jax"]
+from sdelens._members import Members
+
+__all__ = ["claimed", "command_line", "refusals", "shell"]
 
 
 @contextmanager
-def shell(devices: int | None) -> Iterator[None]:
-    """JAX started, and errors of input or files turned into one line and an exit status."""
-    start_jax(devices)
+def shell(devices: int | None, members: Members | None = None) -> Iterator[bool]:
+    """JAX started, and errors of input or files turned into one line and an exit status.
+
+    Yields whether this process prints and writes; of several, one does.
+    """
     with refusals():
-        yield
+        _ask_for(devices)
+        with nullcontext(True) if members is None else members.joined() as first:
+            _start_jax()
+            yield first
 
 
-def start_jax(devices: int | None) -> None:
+def _ask_for(devices: int | None) -> None:
     """Make each CPU core a device; this must precede the first use of JAX."""
     if devices is not None and devices < 1:
-        _fail(ValueError(f"devices: got {devices}; it must be 1 or more."))
+        raise ValueError(f"devices: got {devices}; it must be 1 or more.")
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices or _cores())
+
+
+def _start_jax() -> None:
+    """Find the devices, and show warnings in a line."""
+    import jax
+
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
-        _fail(RuntimeError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()))
+        raise ValueError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()) from error
     warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
 
 
@@ -64,8 +77,13 @@ def refusals() -> Iterator[None]:
 
 
 @contextmanager
-def claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool) -> Iterator[tuple[Path | None, Any]]:
-    """The folder for results, and the checkpoints in it: removed only once the results are written."""
+def claimed(
+    out: Path | None, overwrite: bool, every: int | None, resume: bool, first: bool
+) -> Iterator[tuple[Path | None, Any]]:
+    """The folder for results, and the checkpoints in it: removed only once the results are written.
+
+    Of several processes the `first` has the folder, and each has checkpoints.
+    """
     from sdelens.checkpoint import has_checkpoint, keep_checkpoints
     from sdelens.report import claim_folder
 
@@ -76,9 +94,9 @@ def claimed(out: Path | None, overwrite: bool, every: int | None, resume: bool) 
         yield None, None
         return
     unfinished = has_checkpoint(out / "checkpoint")
-    with claim_folder(out, overwrite or (resume and unfinished)) as folder:
+    with claim_folder(out, overwrite or (resume and unfinished)) if first else nullcontext() as folder:
         if every is None and not resume and not unfinished:
             yield folder, None
             return
-        with keep_checkpoints(folder / "checkpoint", every, resume) as checkpoints:
+        with keep_checkpoints(out / "checkpoint", every, resume) as checkpoints:
             yield folder, checkpoints

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Store"]
+__all__ = ["Store", "decoded", "encoded"]
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _TEMPORARY = ".checkpoint.tmp"
@@ -63,7 +63,7 @@ class Store:
                     RuntimeWarning,
                     stacklevel=5,
                 )
-            return _decoded(data)
+            return decoded(data)
         if damaged:
             names = " and ".join(repr(p.name) for p in damaged)
             raise OSError(
@@ -78,7 +78,7 @@ class Store:
         Raises:
             OSError: if it cannot be written; the checkpoint before it is intact then.
         """
-        data = _encoded(arrays, description)
+        data = encoded(arrays, description)
         present = self.files()
         number = 1 + max((int(p.name.split("-")[1]) for p in present), default=0)
         target = self.folder / f"checkpoint-{number:08}-{hashlib.sha256(data).hexdigest()}.safetensors"
@@ -140,7 +140,7 @@ def _sound_bytes(path: Path) -> bytes | None:
     return data if match and hashlib.sha256(data).hexdigest() == match[2] else None
 
 
-def _encoded(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> bytes:
+def encoded(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> bytes:
     """Bytes of a safetensors file; floating types that NumPy has not by itself go as integers of their width."""
     from safetensors.numpy import save
 
@@ -154,7 +154,7 @@ def _encoded(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -
     return save(plain, {"description": json.dumps(description), "dtypes": json.dumps(foreign)})
 
 
-def _decoded(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def decoded(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     from safetensors.numpy import load
 
     head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

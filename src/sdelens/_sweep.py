@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sdelens import _names
+from sdelens._members import Members, takes_members
 from sdelens._shell import claimed, command_line, shell
 from sdelens._subject import build_subject, listing, takes_subject
 
@@ -14,8 +15,10 @@ __all__ = ["sweep"]
 
 
 @takes_subject
+@takes_members
 def sweep(
     subject: dict[str, Any],
+    members: Members,
     over: Annotated[
         list[str],
         typer.Option(
@@ -58,7 +61,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Run an optimizer and its SDEs at every point of a grid of numbers, compiled once."""
-    with shell(devices):
+    with shell(devices, members) as first:
         import sdelens as sl
 
         setting = build_subject(subject)
@@ -69,11 +72,14 @@ def sweep(
         )
         run |= dict(substeps=substeps, increments=increments, samples=update_samples, chunk=chunk, over=_values(over))
         if dry_run:
-            typer.echo(f"This would take {sl.estimate(*case, wanted, **run)}.")
+            cost = sl.estimate(*case, wanted, **run)
+            if first:
+                typer.echo(f"This would take {cost}.")
             return
-        with claimed(out, overwrite, checkpoint_every, resume) as (folder, checkpoints):
+        with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
             found = sl.sweep(*case, wanted, **run, checkpoint=checkpoints)
-            typer.echo(str(found))
+            if first:
+                typer.echo(str(found))
             if folder is not None:
                 from sdelens.report import write_sweep
 

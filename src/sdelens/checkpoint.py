@@ -16,10 +16,21 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._output import held_folder
-from sdelens._store import Store
+from sdelens._processes import Group, current
+from sdelens._store import Store, decoded, encoded
 from sdelens.statistics import Summary
 
-__all__ = ["Checkpoints", "Position", "digest", "has_checkpoint", "keep_checkpoints", "open_checkpoints"]
+__all__ = [
+    "Checkpoints",
+    "Position",
+    "differences",
+    "digest",
+    "has_checkpoint",
+    "keep_checkpoints",
+    "open_checkpoints",
+    "packed",
+    "unpacked",
+]
 
 _SECONDS = 30.0
 _SHARE = 0.02
@@ -77,21 +88,40 @@ class Checkpoints:
         if found is None:
             return
         arrays, state = found
-        if differing := _differences(state["identity"], identity):
+        if differing := differences(state["identity"], identity):
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
             raise ValueError(
                 f"checkpoint: {str(self._store.folder)!r} holds another run: "
                 f"{'; '.join(differing[:_SHOWN])}{more}. Repeat that run as it was, or give another folder."
             )
         for i, (label, seconds) in enumerate(state["finished"]):
-            self.finished[label] = (_unpacked(arrays, f"finished/{i}/"), seconds)
+            self.finished[label] = (unpacked(arrays, f"finished/{i}/"), seconds)
         if (running := state["running"]) is not None:
             self._label, self._before = running["label"], running["seconds"]
             merged, records = (
-                _unpacked(arrays, f"{part}/") if running[part] else None for part in ("merged", "records")
+                unpacked(arrays, f"{part}/") if running[part] else None for part in ("merged", "records")
             )
             carry = [arrays[f"carry/{i}"] for i in range(running["carry"])]
             self.position = Position(running["first"], running["done"], merged, records, carry)
+
+    def agree(self, group: Group) -> None:
+        """Take a model for finished that is so for any of the processes, which may have stopped at different places."""
+        if group.count == 1:
+            return
+
+        def join(parts: list[bytes]) -> bytes:
+            found: dict[str, tuple[dict[str, np.ndarray], float]] = {}
+            for part in parts:
+                arrays, seconds = decoded(part)
+                for label in seconds:
+                    found.setdefault(label, (_under(arrays, f"{label}/"), seconds[label]))
+            return _finished_bytes(found)
+
+        own = {label: (packed(summary, ""), seconds) for label, (summary, seconds) in self.finished.items()}
+        arrays, seconds = decoded(group.combine("finished models", _finished_bytes(own), join))
+        self.finished = {label: (unpacked(arrays, f"{label}/"), seconds[label]) for label in seconds}
+        if self._label in self.finished:
+            self._label = self.position = None
 
     def begin(self, label: str) -> None:
         """Say which model runs now."""
@@ -124,7 +154,7 @@ class Checkpoints:
         begin = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
         for i, (summary, _) in enumerate(self.finished.values()):
-            arrays |= _packed(summary, f"finished/{i}/")
+            arrays |= packed(summary, f"finished/{i}/")
         running = None
         if position is not None:
             running = {"label": self._label, "seconds": self._seconds(), "first": position.first}
@@ -132,7 +162,7 @@ class Checkpoints:
             for part in ("merged", "records"):
                 summary = getattr(position, part)
                 running[part] = summary is not None
-                arrays |= {} if summary is None else _packed(summary, f"{part}/")
+                arrays |= {} if summary is None else packed(summary, f"{part}/")
             arrays |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(position.carry)}
         finished = [(label, seconds) for label, (_, seconds) in self.finished.items()]
         self._store.save(arrays, {"identity": self._identity, "finished": finished, "running": running})
@@ -144,8 +174,24 @@ class Checkpoints:
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds checkpoints of an unfinished run."""
-    return Path(folder).is_dir() and bool(Store(Path(folder)).files())
+    """Whether the folder holds checkpoints of an unfinished run, of one process or several."""
+    return any(Store(part).files() for part in _parts(Path(folder)))
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders of checkpoints that there are: itself, and one for each of several processes."""
+    return [part for part in (folder, *sorted(folder.glob("process-*"))) if part.is_dir()]
+
+
+def _check_parts(folder: Path, own: Path) -> None:
+    """Refuse checkpoints of a run of one process by one of several, and the other way round."""
+    for part in _parts(folder):
+        if (part == folder) != (own == folder) and Store(part).files():
+            held, here = ("one process", "several") if part == folder else ("several processes", "one")
+            raise ValueError(
+                f"checkpoint: {str(folder)!r} holds a run of {held}, and this is {here}; go on with as many processes "
+                "as it had, or give another folder."
+            )
 
 
 @contextmanager
@@ -155,7 +201,8 @@ def keep_checkpoints(
     """Checkpoints of one run for ``checkpoint=``, removed when the block ends well: save the result inside.
 
     Args:
-        folder: where they lie; made if need be, and removed at the end if nothing else is in it.
+        folder: where they lie; made if need be, and removed at the end if nothing else is in it. Of several processes
+            each has a folder process-I in it, which no other needs to see, and all end the block together.
         every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every 30 s, or less
             often where writing would take more than 2 % of the time.
         resume: go on with the run whose checkpoint is there; where there is none, start from the beginning.
@@ -167,18 +214,24 @@ def keep_checkpoints(
         OSError: if it cannot be written, or is a file.
     """
     every = None if every is None else _check.at_least("checkpoint_every", every, 1)
+    group = current()
+    own = Path(folder) if group.count == 1 else Path(folder) / f"process-{group.index}"
     try:
-        with held_folder("checkpoint", folder) as held:
-            store = Store(held)
-            if not resume and store.files():
-                raise FileExistsError(
-                    f"checkpoint: {str(held)!r} holds a checkpoint of an unfinished run; go on with it by resume=True "
-                    "(--resume), or delete the folder to start from the beginning."
-                )
-            yield Checkpoints(store, every)
-            store.remove()
+        with group.run():
+            _check_parts(Path(folder), own)
+            with held_folder("checkpoint", own) as held:
+                store = Store(held)
+                if not resume and store.files():
+                    raise FileExistsError(
+                        f"checkpoint: {str(held)!r} holds a checkpoint of an unfinished run; go on with it by "
+                        "resume=True (--resume), or delete the folder to start from the beginning."
+                    )
+                yield Checkpoints(store, every)
+                group.wait("the end of the checkpoints")
+                store.remove()
     finally:
         with suppress(OSError):  # something else is in it
+            own.rmdir()
             Path(folder).rmdir()
 
 
@@ -215,23 +268,34 @@ def digest(tree: Any, text: str = "") -> str:
     return total.hexdigest()
 
 
-def _differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested mappings, each in words."""
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "", where: str = "here") -> list[str]:
+    """What differs between two nested mappings, each in words: `own` is the one `where`."""
     found: list[str] = []
     for key in {**saved, **own}:
         a, b = saved.get(key), own.get(key)
         if a == b:
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{prefix}{key}.")
+            found += differences(a, b, f"{prefix}{key}.", where)
         elif max(len(str(a)), len(str(b))) > _SHOWN_LENGTH:
             found.append(f"{prefix}{key} differs")
         else:
-            found.append(f"{prefix}{key} is {a}, here {b}")
+            found.append(f"{prefix}{key} is {a}, {where} {b}")
     return found
 
 
-def _packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
+def _finished_bytes(finished: Mapping[str, tuple[Mapping[str, np.ndarray], float]]) -> bytes:
+    """Packed summaries and seconds of finished models."""
+    arrays = {f"{label}/{name}": array for label, (own, _) in finished.items() for name, array in own.items()}
+    return encoded(arrays, {label: seconds for label, (_, seconds) in finished.items()})
+
+
+def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
     """The arrays of a summary by name; of tables of counts, which are mostly zeros, the columns in use."""
     arrays: dict[str, np.ndarray] = {}
     for name, array in summary._asdict().items():
@@ -245,8 +309,9 @@ def _packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _unpacked(arrays: Mapping[str, np.ndarray], prefix: str) -> Summary:
-    found = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+def unpacked(arrays: Mapping[str, np.ndarray], prefix: str) -> Summary:
+    """The summary whose arrays `packed` named with this prefix."""
+    found = _under(arrays, prefix)
     fields: dict[str, np.ndarray] = {}
     for name, array in found.items():
         if name.endswith(("/columns", "/width")):

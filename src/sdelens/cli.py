@@ -12,8 +12,9 @@ import typer
 
 from sdelens import _names
 from sdelens._diagnose import diagnose
+from sdelens._members import Members, takes_members
 from sdelens._scale import scale
-from sdelens._shell import claimed, command_line, refusals, shell, start_jax
+from sdelens._shell import claimed, command_line, refusals, shell
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
 from sdelens._sweep import sweep
 
@@ -31,8 +32,10 @@ app = typer.Typer(
 
 @app.command()
 @takes_subject
+@takes_members
 def compare(
     subject: dict[str, Any],
+    members: Members,
     models: Annotated[
         str | None,
         typer.Option(help=f"Comma-separated; default: all that exist for the optimizer. {listing(_names.MODELS)}"),
@@ -100,7 +103,7 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Run an optimizer and its SDEs side by side and print how well each tracks it."""
-    with shell(devices):
+    with shell(devices, members) as first:
         setting = build_subject(subject)
         wanted = None if models is None else [name.strip() for name in models.split(",")]
         run = dict(
@@ -122,17 +125,18 @@ def compare(
         )
         logged = None if curve is None else read_curve(curve)
         if dry_run:
-            _estimate(setting, wanted, run)
+            _estimate(setting, wanted, run, first)
             return
-        with claimed(out, overwrite, checkpoint_every, resume) as (folder, checkpoints):
-            _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder)
+        with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
+            _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder, first)
 
 
-def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any]) -> None:
+def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any], first: bool) -> None:
     import sdelens as sl
 
     cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, models, **run)
-    typer.echo(f"This would take {cost}.")
+    if first:
+        typer.echo(f"This would take {cost}.")
 
 
 def _compare(
@@ -142,11 +146,14 @@ def _compare(
     theory: bool,
     logged: tuple[list[float], list[float]] | None,
     folder: Path | None,
+    first: bool,
 ) -> None:
     import sdelens as sl
 
     subject = (setting.problem, setting.noise, setting.optimizer)
     result = sl.compare(*subject, models, **run)
+    if not first:
+        return
     remarks: list[str] = []
     if theory:
         result, remarks = sl.theory.add_theory(result, *subject)
@@ -261,7 +268,11 @@ def info(
     devices: Annotated[int | None, typer.Option(help="CPU devices to ask for; default: one per core.")] = None,
 ) -> None:
     """Show versions and devices, and what can be named."""
-    start_jax(devices)
+    with shell(devices):
+        _info(as_json)
+
+
+def _info(as_json: bool) -> None:
     import jax
 
     packages = {}

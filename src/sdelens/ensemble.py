@@ -4,7 +4,8 @@ Paths lie on the last axis of every array. A chunk of paths is split over all de
 advances its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
 The host runs short segments one after another, long enough that their start-up does not count (about half a second),
 and joins their records; that is where progress is reported. Random numbers depend on the global index of a path
-(`_random`), never on where or with whom it runs.
+(`_random`), never on where or with whom it runs. Of several processes each runs a range of paths on its own devices, in
+its own time; only their summaries are joined.
 """
 
 import time
@@ -18,9 +19,11 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdelens._processes import ALONE, Group
 from sdelens._random import Stream, stream_key
+from sdelens._store import decoded, encoded
 from sdelens._tree import sum_coordinates
-from sdelens.checkpoint import Checkpoints, Position, digest
+from sdelens.checkpoint import Checkpoints, Position, digest, packed, unpacked
 from sdelens.integrate import Stepper
 from sdelens.observables import Observables
 from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
@@ -47,6 +50,7 @@ class Plan(NamedTuple):
         keep_paths: number of paths whose whole course is kept.
         devices: the devices to shard over.
         marginals: coordinates that are kept of every path at the end.
+        share: first and end of the paths that this process runs; None: all of them.
     """
 
     steps: int
@@ -56,11 +60,22 @@ class Plan(NamedTuple):
     keep_paths: int
     devices: tuple[Any, ...]
     marginals: tuple[int, ...] = ()
+    share: tuple[int, int] | None = None
 
     @property
     def groups(self) -> int:
         """Number of groups of paths."""
         return min(GROUPS, self.paths)
+
+    @property
+    def own(self) -> range:
+        """The paths that this process runs."""
+        return range(*(self.share or (0, self.paths)))
+
+    @property
+    def own_kept(self) -> int:
+        """How many of them are kept whole: the first paths of all are."""
+        return len(range(self.own.start, min(self.keep_paths, self.own.stop)))
 
 
 def record_steps(steps: int, record_every: int) -> np.ndarray:
@@ -92,15 +107,17 @@ def chunk_size(stepper: Stepper, plan: Plan) -> int:
     sketches = len(record_steps(plan.steps, plan.record_every)) * BUCKETS * 4
     if plan.devices[0].platform == "cpu" and sketches <= _SKETCH_BYTES:
         fitting = min(fitting, max(_CACHED_BYTES // each, _CACHED_PATHS * devices))
-    return min(-(-plan.paths // devices), fitting // devices) * devices
+    return min(-(-len(plan.own) // devices), fitting // devices) * devices
 
 
 def path_steps(plan: Plan, position: Position | None) -> int:
-    """Steps of all paths together that are done at a position of an ensemble."""
+    """Steps of all paths of this process together that are done at a position of an ensemble."""
     if position is None:
         return 0
-    counted = min(plan.chunk, plan.paths - position.first)
-    return position.first * plan.steps + min(position.done * plan.record_every, plan.steps) * counted
+    counted = max(min(plan.chunk, plan.own.stop - position.first), 0)
+    return (min(position.first, plan.own.stop) - plan.own.start) * plan.steps + min(
+        position.done * plan.record_every, plan.steps
+    ) * counted
 
 
 def run_ensemble(
@@ -113,6 +130,7 @@ def run_ensemble(
     progress: Callable[[int], None] | None = None,
     observables: Observables | None = None,
     checkpoints: Checkpoints | None = None,
+    group: Group = ALONE,
 ) -> Summary:
     """Run all paths of `stepper` and return their statistics at the recorded steps.
 
@@ -126,12 +144,13 @@ def run_ensemble(
         progress: called with the number of path-steps done since its last call.
         observables: what is recorded beside the loss.
         checkpoints: where to go on from and to save; numbers do not depend on it.
+        group: the processes that run a share each; all return the statistics of all paths.
     """
     position = None if checkpoints is None else checkpoints.position
-    position = position or Position(0, 0, None, None, [])
+    position = position or Position(plan.own.start, 0, None, None, [])
     summary = position.merged
-    one_chunk = plan.paths <= plan.chunk
-    for first in range(position.first, plan.paths, plan.chunk):
+    one_chunk = group.count == 1 and len(plan.own) <= plan.chunk
+    for first in range(position.first, plan.own.stop, plan.chunk):
         part = _run_chunk(
             stepper,
             plan,
@@ -145,12 +164,27 @@ def run_ensemble(
             checkpoints,
         )
         summary = merge(summary, part)
-        summary = summary._replace(kept=summary.kept[:, : plan.keep_paths])
+        summary = summary._replace(kept=summary.kept[:, : plan.own_kept])
         position = Position(first + plan.chunk, 0, summary, None, [])
-        if checkpoints is not None and position.first < plan.paths and checkpoints.due():
+        if checkpoints is not None and (group.count > 1 or position.first < plan.own.stop) and checkpoints.due():
             checkpoints.save(position)
     assert summary is not None
+    if group.count > 1:
+        return _of_all(summary, levels, stream, group)
     return summary if one_chunk else summary._replace(histogram=quantiles(summary.histogram, levels))
+
+
+def _of_all(summary: Summary, levels: np.ndarray, stream: str, group: Group) -> Summary:
+    """The statistics of the paths of all processes, in their order."""
+
+    def join(parts: list[bytes]) -> bytes:
+        total: Summary | None = None
+        for part in parts:
+            total = merge(total, unpacked(decoded(part)[0], ""))
+        assert total is not None
+        return encoded(packed(total._replace(histogram=quantiles(total.histogram, levels)), ""), {})
+
+    return unpacked(decoded(group.combine(stream, encoded(packed(summary, ""), {}), join))[0], "")
 
 
 def _run_chunk(
@@ -174,10 +208,10 @@ def _run_chunk(
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     key = stream_key(seed, stream)
     stepper, observables = _everywhere((stepper, observables), static.mesh)
-    carry = _start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.paths, static)
+    carry = _start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, static)
     records = len(record_steps(plan.steps, plan.record_every))
-    buffer = _buffer_records(records, plan.keep_paths * stepper.position(carry.state).shape[0])
-    counted = min(plan.chunk, plan.paths - first)
+    buffer = _buffer_records(records, plan.own_kept * stepper.position(carry.state).shape[0])
+    counted = min(plan.chunk, plan.own.stop - first)
     parts: list[Summary] = []
     done, length = position.done, 2
     if position.records is not None:
@@ -247,7 +281,8 @@ def program(stepper: Stepper, plan: Plan, observables: Observables | None = None
 def _laid_out(plan: Plan) -> tuple["_Static", NamedSharding]:
     """What compiled code is specific to, and how paths lie on the devices."""
     mesh = Mesh(np.array(plan.devices), (_AXIS,))
-    static = _Static(mesh, plan.groups, plan.record_every > 1, plan.keep_paths)
+    kept = min(plan.own_kept, plan.chunk // len(plan.devices))
+    static = _Static(mesh, plan.groups, plan.record_every > 1, kept)
     return static, NamedSharding(mesh, PartitionSpec(_AXIS))
 
 

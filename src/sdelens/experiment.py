@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdelens import _check
+from sdelens import _check, _processes
 from sdelens._grid import grid_of, run_grid
 from sdelens._run import LEVELS, prepare, run
 from sdelens.case import Estimate, check_subject
@@ -89,7 +89,7 @@ def simulate(
         marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
             `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
-        devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
+        devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
         progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
         checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
             can be resumed from there, to the same bits.
@@ -105,6 +105,7 @@ def simulate(
             another run, naming what differs.
         OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
             `resume` is False.
+        RuntimeError: of several processes, if another is lost or fails; see `join_processes`.
 
     Warns:
         RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
@@ -129,12 +130,13 @@ def simulate(
         chunk=chunk,
         devices=devices,
     )
-    if model is None:
-        check_subject(problem, noise, optimizer)
-        model = "sde" if "sde" in models_of(optimizer) else "empirical"
-    experiment = prepare(problem, noise, optimizer, [model], options)
-    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
-        return run(experiment, progress, checkpoints)
+    with _processes.current().run():
+        if model is None:
+            check_subject(problem, noise, optimizer)
+            model = "sde" if "sde" in models_of(optimizer) else "empirical"
+        experiment = prepare(problem, noise, optimizer, [model], options)
+        with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+            return run(experiment, progress, checkpoints)
 
 
 def compare(
@@ -204,7 +206,7 @@ def compare(
         marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
             `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
-        devices: how many or which devices, by default all; the numbers do not depend on them beyond rounding.
+        devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
         progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
         checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
             can be resumed from there, to the same bits.
@@ -220,6 +222,7 @@ def compare(
             another run, naming what differs.
         OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
             `resume` is False.
+        RuntimeError: of several processes, if another is lost or fails; see `join_processes`.
 
     Warns:
         RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
@@ -250,9 +253,10 @@ def compare(
         chunk=chunk,
         devices=devices,
     )
-    experiment = prepare(problem, noise, optimizer, models, options)
-    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
-        return run(experiment, progress, checkpoints)
+    with _processes.current().run():
+        experiment = prepare(problem, noise, optimizer, models, options)
+        with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+            return run(experiment, progress, checkpoints)
 
 
 def sweep(
@@ -316,9 +320,10 @@ def sweep(
         ['optimizer', 'sde']
     """
     chosen = _options("sweep", dict(steps=steps, paths=paths, seed=seed, **options))
-    grid = grid_of(problem, noise, optimizer, models, over, chosen)
-    with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
-        return Sweep(run_grid(grid, progress, checkpoints))
+    with _processes.current().run():
+        grid = grid_of(problem, noise, optimizer, models, over, chosen)
+        with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
+            return Sweep(run_grid(grid, progress, checkpoints))
 
 
 def _options(function: str, given: dict[str, Any]) -> Options:
@@ -343,6 +348,8 @@ def estimate(
 
     Measured on a few steps of each model, for a sweep those of its first point.
 
+    Of several processes each measures its own share of the paths.
+
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
@@ -364,7 +371,10 @@ def estimate(
         compilations = len(grid.programs()) / len(experiment.models)
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
-    few = plan._replace(steps=min(plan.steps, records * plan.record_every), paths=min(plan.paths, plan.chunk))
+    own = plan.own
+    few = plan._replace(
+        steps=min(plan.steps, records * plan.record_every), share=(own.start, own.start + min(len(own), plan.chunk))
+    )
     seconds = compiling = 0.0
     flight = 0
     for model in experiment.models.values():
@@ -372,19 +382,19 @@ def estimate(
         times = []
         for _ in range(2):
             begin = time.perf_counter()
-            own = experiment.observables
-            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS), observables=own)
+            watched = experiment.observables
+            run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS), observables=watched)
             times.append(time.perf_counter() - begin)
-        scale = (plan.steps + 1) / (few.steps + 1) * plan.paths / few.paths
+        scale = (plan.steps + 1) / (few.steps + 1) * len(own) / len(few.own)
         seconds += (times[0] - times[1]) * compilations + times[1] * scale * points
         compiling += (times[0] - times[1]) * compilations
         flight = max(flight, path_bytes(stepper) * plan.chunk)
-    watched = len(experiment.observables.names)
+    named = len(experiment.observables.names)
     numbers = (
-        12 + plan.groups * (3 + 2 * watched) + 3 * watched + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
+        12 + plan.groups * (3 + 2 * named) + 3 * named + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
     )
     numbers += plan.keep_paths * problem.dim
     recorded = len(record_steps(plan.steps, plan.record_every))
     results = 8 * numbers * recorded * len(experiment.models) * int(points)
-    sketches = 4 * BUCKETS * (recorded if plan.paths > plan.chunk else min(recorded, 256))
+    sketches = 4 * BUCKETS * (recorded if len(own) > plan.chunk or experiment.group.count > 1 else min(recorded, 256))
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdelens import _check
+from sdelens import _check, _processes
 from sdelens._names import (
     ACCUMULATORS,
     BIAS_CORRECTIONS,
@@ -93,11 +93,15 @@ class Options:
         keep = min(_check.at_least("keep_paths", self.keep_paths, 0), paths)
         if steps >= 2**31:
             raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
-        used = _chosen_devices(self.devices)[:paths]
-        chunk = paths if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), paths)
-        return Plan(
-            steps, paths, every, -(-chunk // len(used)) * len(used), keep, used, _chosen_marginals(self.marginals, dim)
-        )
+        group = _processes.current()
+        if paths < group.count:
+            raise ValueError(f"paths: got {paths}; {group.count} processes need one each, or more.")
+        share = group.share(paths)
+        own = share[1] - share[0]
+        used = _chosen_devices(self.devices)[:own]
+        chunk = own if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), own)
+        width = -(-chunk // len(used)) * len(used)
+        return Plan(steps, paths, every, width, keep, used, _chosen_marginals(self.marginals, dim), share)
 
     def checked_seed(self) -> int:
         """The seed, checked.
@@ -131,8 +135,8 @@ def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
 
 
 def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
-    """The devices to shard over: all, the first few, or those given."""
-    found = tuple(jax.devices())
+    """The devices to shard over: all of this process, the first few, or those given."""
+    found = tuple(jax.local_devices())
     if wanted is None:
         return found
     if not isinstance(wanted, Sequence) or isinstance(wanted, str):
@@ -141,8 +145,8 @@ def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
             raise ValueError(f"devices: got {count}; JAX finds {len(found)} ({found[0].platform}).")
         return found[:count]
     given = tuple(wanted)
-    if not given or not all(isinstance(d, jax.Device) for d in given) or len(set(given)) < len(given):
-        raise ValueError(f"devices: got {given}; give a number, or different ones of jax.devices().")
+    if not given or not set(given) <= set(found) or len(set(given)) < len(given):
+        raise ValueError(f"devices: got {given}; give a number, or different ones of jax.local_devices().")
     return given
 
 

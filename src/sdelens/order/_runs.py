@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sdelens._processes import current
 from sdelens._progress import progress_bar
 from sdelens.ensemble import run_ensemble
 from sdelens.integrate import Coupled, Discrete, EulerMaruyama, Integration, Quadrature
@@ -117,8 +118,8 @@ class Study:
         """Monte Carlo on common Brownian paths."""
         functions = _coupled_functions([test.value for test in self.tests], len(self.models))
         rows: list[Row] = []
-        total = sum(self.steps(o)[-1] for o in self.family) * plan.paths
-        with progress_bar(progress, total) as report:
+        total = sum(self.steps(o)[-1] for o in self.family) * len(plan.own)
+        with progress_bar(progress if current().index == 0 else False, total) as report:
             for optimizer in self.family:
                 tick = partial(self._tick, report, f"η = {optimizer.lr:g}")
                 run = partial(
@@ -139,6 +140,7 @@ class Study:
 
     @staticmethod
     def _tick(report: Callable[[int, str], None], label: str, done: int) -> None:
+        current().check()
         report(done, label)
 
     def _coupled_run(
@@ -169,10 +171,11 @@ class Study:
         widest = max(s.draws for s in integrations)
         numbers = widest * 4 * n + self.problem.dim * 8 * len(integrations)
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
-        width = min(-(-plan.paths // devices), fitting) * devices
+        width = min(-(-len(plan.own) // devices), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
         with np.errstate(invalid="ignore", over="ignore"):  # paths that diverge are found below
-            summary = run_ensemble(stepper, own, self.seed, f"order/{optimizer.lr:.9g}", 0.0, np.array([0.5]), report)
+            name, median = f"order/{optimizer.lr:.9g}", np.array([0.5])
+            summary = run_ensemble(stepper, own, self.seed, name, 0.0, median, report, group=current())
         count = summary.paths[1:, None, None]
         lost = int(plan.paths - summary.paths[-1])
         if lost or not np.isfinite(summary.seen_mean).all():

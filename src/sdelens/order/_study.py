@@ -19,6 +19,7 @@ import numpy as np
 
 from sdelens import _check
 from sdelens._names import INCREMENTS, INTEGRATORS
+from sdelens._processes import current
 from sdelens.case import check_schedule, check_start, check_subject
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
@@ -146,7 +147,8 @@ def weak_order(
             if method == "kernel":
                 raise ValueError(f"method: got 'kernel', but {error}; use 'coupled'.") from error
     if rows is None:
-        rows = study.by_coupling(bound, plan, substeps, style, progress)
+        with current().run():
+            rows = study.by_coupling(bound, plan, substeps, style, progress)
     info = {
         "optimizer": optimizer.describe(),
         "problem": problem.describe(),

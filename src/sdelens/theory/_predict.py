@@ -203,7 +203,7 @@ def _dataset(case: Case, record: Record, steps: int, every: int, seconds: float)
     }
     coordinates = {"model": ["prediction"], "step": at, "time": ("step", at * float(case.optimizer.lr))}
     settings = {"prediction": {"model": "prediction", "stream": "prediction", "wall_time": round(seconds, 3)}}
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     where = {"platform": device.platform, "kind": device.device_kind, "count": 1, "cores": os.cpu_count() or 1}
     attrs = case.attributes({"steps": steps, "record_every": every}, settings, where)
     return xr.Dataset(variables, coordinates, attrs)
