@@ -1,0 +1,116 @@
+"""What no implementation can do without: its random numbers alone, its arithmetic alone, memory and arithmetic units.
+
+All are compiled loops over the steps on the devices of the worker, the paths sharded over them.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, curvature
+from sdelens._random import Stream, stream_key
+
+__all__ = ["arithmetic", "draws", "machine"]
+
+_Run = Callable[[int, int, int], None]
+
+
+def draws(dim: int, kind: str) -> _Run:
+    """The draws of all steps, accumulated: ``"normal"`` and ``"signs"`` are ours, ``"jax"`` is `jax.random.normal`."""
+
+    def shard(key: jax.Array, paths: jax.Array, steps: Any) -> jax.Array:
+        stream, shape = Stream(key, paths), (dim, paths.shape[0])
+
+        def draw(k: Any) -> jax.Array:
+            if kind == "jax":
+                own = jax.random.fold_in(jax.random.wrap_key_data(key), paths[0])
+                return jax.random.normal(jax.random.fold_in(own, k), shape, jnp.float32)
+            at = stream.at(k)
+            return (at.signs if kind == "signs" else at.normal)(dim, jnp.dtype(jnp.float32))
+
+        return lax.fori_loop(0, steps, lambda k, total: total + draw(k), jnp.zeros(shape, jnp.float32))
+
+    return _sharded(shard)
+
+
+def arithmetic(optimizer: str, dim: int) -> _Run:
+    """The scheme without noise."""
+    lam = jnp.asarray(curvature(dim))[:, None]
+
+    def shard(key: jax.Array, paths: jax.Array, steps: Any) -> Any:
+        x = jnp.full((dim, paths.shape[0]), START, jnp.float32)
+
+        def rmsprop(k: Any, y: Any) -> Any:
+            grad = lam * y[0]
+            v = B2 * y[1] + (1 - B2) * (grad**2 + SIGMA**2)
+            return (1 - LR * DECAY) * y[0] - LR * grad / (jnp.sqrt(v) + EPS), v
+
+        def signsgd(k: Any, y: Any) -> Any:
+            mean = lax.erf(lam * y[0] * (0.5**0.5 / SIGMA))
+            return ((1 - LR * DECAY) * y[0] - LR * (mean + 1e-3 * jnp.sqrt(1 - mean**2)),)
+
+        if optimizer == "signsgd":
+            return lax.fori_loop(0, steps, signsgd, (x,))[0]
+        return lax.fori_loop(0, steps, rmsprop, (x, (lam * x) ** 2 + SIGMA**2))[0]
+
+    return _sharded(shard)
+
+
+def _sharded(shard: Callable[..., jax.Array]) -> _Run:
+    mesh = Mesh(np.array(jax.devices()), ("paths",))
+    specs = dict(in_specs=(PartitionSpec(), PartitionSpec("paths"), PartitionSpec()), check_vma=False)
+    compiled = jax.jit(jax.shard_map(shard, mesh=mesh, out_specs=PartitionSpec(None, "paths"), **specs))
+
+    def run(seed: int, paths: int, steps: int) -> None:
+        indices = jax.device_put(np.arange(paths, dtype=np.uint32), NamedSharding(mesh, PartitionSpec("paths")))
+        compiled(stream_key(seed, "benchmark"), indices, steps).block_until_ready()
+
+    return run
+
+
+def machine(seconds: float = 0.3) -> dict[str, float]:
+    """Bytes per second of a triad a = b + 3c beyond the caches, and single-precision operations per second.
+
+    The latter are multiplications and additions of element-wise chains that stay in registers, and of a matrix product.
+    """
+    mesh = Mesh(np.array(jax.devices()), ("paths",))
+    count, n = len(jax.devices()), 2**25
+    wide = NamedSharding(mesh, PartitionSpec("paths"))
+    b, c = (jax.device_put(jnp.full(n, value, jnp.float32), wide) for value in (1.0, 2.0))
+    triad = jax.jit(lambda b, c: b + 3 * c, out_shardings=wide)
+    small = jax.device_put(jnp.ones(count * (2048 if jax.default_backend() == "cpu" else 2**20), jnp.float32), wide)
+    width = 64
+
+    @partial(jax.jit, out_shardings=wide)
+    def chain(x: jax.Array) -> jax.Array:
+        def turn(_: Any, x: jax.Array) -> jax.Array:
+            for _ in range(width):
+                x = x * np.float32(0.999) + np.float32(0.001)
+            return x
+
+        return lax.fori_loop(0, 2000, turn, x)
+
+    square = jax.device_put(jnp.ones((count, 1024, 1024), jnp.float32), NamedSharding(mesh, PartitionSpec("paths")))
+    product = jax.jit(lambda a: a @ a, out_shardings=NamedSharding(mesh, PartitionSpec("paths")))
+
+    def rate(work: float, run: Callable[[], jax.Array]) -> float:
+        run().block_until_ready()
+        best, begin = 0.0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            start = time.perf_counter()
+            run().block_until_ready()
+            best = max(best, work / (time.perf_counter() - start))
+        return best
+
+    return {
+        "triad_bytes_per_s": rate(12.0 * n, lambda: triad(b, c)),
+        "element_flops_per_s": rate(2.0 * width * 2000 * small.size, lambda: chain(small)),
+        "matrix_flops_per_s": rate(2.0 * 1024**3 * count, lambda: product(square)),
+    }
