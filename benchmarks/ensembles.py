@@ -64,6 +64,7 @@ def contenders(optimizer: str, dim: int, scale: int = 1) -> list[Contender]:
 def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """All tasks; all contenders of one must agree on the mean loss."""
     machine = {setting: workers.call(setting, "benchmarks.contenders.floors:machine") for setting in (ONE, ALL)}
+    operations = workers.call(ONE, "benchmarks.contenders.floors:operations")
     tasks = []
     for optimizer in ("rmspropw",) if quick else ("rmspropw", "signsgd"):
         for dim in (10,) if quick else _TASKS:
@@ -71,7 +72,7 @@ def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Cal
             rows = contest(workers, contenders(optimizer, dim, 4 if quick else 1), rounds, seconds)
             tasks.append({"optimizer": optimizer, "dim": dim, "rows": rows})
             workers.forget()
-    return {"machine": machine, "tasks": tasks}
+    return {"machine": machine, "operations": operations, "tasks": tasks}
 
 
 def costs(row: dict[str, Any], dim: int) -> list[float]:
@@ -86,8 +87,8 @@ def compared(task: dict[str, Any], slow: tuple[str, str], fast: tuple[str, str])
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """A table for each task."""
-    result = []
+    """What the machine can do and how much of it is used, and a table for each task."""
+    result = _machine(found)
     for task in found["tasks"]:
         rows = []
         for row in task["rows"]:
@@ -103,6 +104,30 @@ def tables(found: dict[str, Any]) -> list[Table]:
     return result
 
 
+def _machine(found: dict[str, Any]) -> list[Table]:
+    """Measured rates, and the shares of them that sdelens reaches."""
+    units = {"triad_bytes_per_s": "triad, GB/s", "element_flops_per_s": "element-wise, Gflop/s"}
+    units |= {"matrix_flops_per_s": "matrix product, Gflop/s"}
+    rows = [[name, *(number(found["machine"][s][key] / 1e9) for s in (ONE, ALL))] for key, name in units.items()]
+    made = [Table("What the machine does (float32)", ["", "1 core", "all"], rows)]
+    rows = []
+    for task in found["tasks"]:
+        count = found["operations"]["draw"] + found["operations"][task["optimizer"]]
+        size = _BYTES[task["optimizer"]]
+        for setting, where in ((ONE, "1 core"), (ALL, "all")):
+            rate = 1e9 / float(np.median(costs(_row(task, "sdelens", setting), task["dim"])))
+            machine = found["machine"][setting]
+            shares = [size * rate / machine["triad_bytes_per_s"], count * rate / machine["element_flops_per_s"]]
+            state = task["dim"] * _row(task, "sdelens", setting)["paths"] * size / 2 / 2**20
+            label = f"{_LABELS[task['optimizer']]}, d = {task['dim']}"
+            rows.append([label, where, number(state), *(f"{100 * share:.0f} %" for share in shares)])
+    head = ["sdelens", "on", "state, MiB", "state's traffic / triad", "operations / element-wise rate"]
+    made.append(Table("What of it sdelens uses", head, rows))
+    return made
+
+
+_BYTES: Final = {"rmspropw": 16, "signsgd": 8}
+"""Reading and writing the state once a step, per coordinate; where it stays in a cache, no memory is needed for it."""
 _LABELS: Final = {"rmspropw": "RMSpropW", "signsgd": "SignSGD"}
 
 

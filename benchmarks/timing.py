@@ -135,11 +135,15 @@ class _Worker:
 
 
 class Workers:
-    """The processes of a session: one for JAX and one for PyTorch in each setting, started when first needed."""
+    """The processes of a session: one for JAX and one for PyTorch in each setting, started when first needed.
 
-    def __init__(self) -> None:
+    Args:
+        accelerated: whether JAX computes on something other than the CPU; asked if not given.
+    """
+
+    def __init__(self, accelerated: bool | None = None) -> None:
         self._workers: dict[tuple[str, str], _Worker] = {}
-        self.accelerated = _accelerated()
+        self.accelerated = _accelerated() if accelerated is None else accelerated
 
     def run(self, contender: Contender, seed: int, size: Size) -> tuple[float, Any]:
         """Seconds of a run, and what it found."""

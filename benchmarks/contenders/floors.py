@@ -14,12 +14,35 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, curvature
+from benchmarks.contenders.task import SIGMA, START, curvature, scheme
 from sdelens._random import Stream, stream_key
 
-__all__ = ["arithmetic", "draws", "machine"]
+__all__ = ["arithmetic", "draws", "machine", "operations"]
 
 _Run = Callable[[int, int, int], None]
+
+
+def operations() -> dict[str, float]:
+    """32-bit operations for one normal draw and for one step of each scheme, as JAX counts them: a logarithm is one."""
+    n = 64
+    stream = Stream(jnp.zeros(2, jnp.uint32), jnp.arange(n, dtype=jnp.uint32))
+    draw = jax.make_jaxpr(lambda k: stream.at(k).normal(n, jnp.dtype(jnp.float32)))(0)
+    one = jnp.ones((n, n), jnp.float32)
+    steps = {name: jax.make_jaxpr(partial(scheme, name, jnp))(one, one, one, one) for name in ("rmspropw", "signsgd")}
+    return {"draw": _wide(draw.jaxpr, n * n)} | {name: _wide(made.jaxpr, n * n) for name, made in steps.items()}
+
+
+def _wide(program: Any, size: int) -> float:
+    """Operations on arrays of that size in a program, a copy or a change of shape not counted."""
+    free = ("broadcast_in_dim", "reshape", "convert_element_type", "bitcast_convert_type", "squeeze", "copy")
+    total = 0.0
+    for equation in program.eqns:
+        inner = [v.jaxpr for v in equation.params.values() if hasattr(v, "jaxpr")]
+        if inner:
+            total += sum(_wide(p, size) for p in inner)
+        elif equation.primitive.name not in free:
+            total += equation.outvars[0].aval.size == size
+    return total
 
 
 def draws(dim: int, kind: str) -> _Run:
@@ -47,18 +70,11 @@ def arithmetic(optimizer: str, dim: int) -> _Run:
     def shard(key: jax.Array, paths: jax.Array, steps: Any) -> Any:
         x = jnp.full((dim, paths.shape[0]), START, jnp.float32)
 
-        def rmsprop(k: Any, y: Any) -> Any:
-            grad = lam * y[0]
-            v = B2 * y[1] + (1 - B2) * (grad**2 + SIGMA**2)
-            return (1 - LR * DECAY) * y[0] - LR * grad / (jnp.sqrt(v) + EPS), v
+        def step(k: Any, y: Any) -> Any:
+            # 1e-30 times what the noise is multiplied by: no noise, and nothing that a compiler may leave out
+            return scheme(optimizer, jnp, lam, *y, jnp.float32(1e-30))
 
-        def signsgd(k: Any, y: Any) -> Any:
-            mean = lax.erf(lam * y[0] * (0.5**0.5 / SIGMA))
-            return ((1 - LR * DECAY) * y[0] - LR * (mean + 1e-3 * jnp.sqrt(1 - mean**2)),)
-
-        if optimizer == "signsgd":
-            return lax.fori_loop(0, steps, signsgd, (x,))[0]
-        return lax.fori_loop(0, steps, rmsprop, (x, (lam * x) ** 2 + SIGMA**2))[0]
+        return lax.fori_loop(0, steps, step, (x, (lam * x) ** 2 + SIGMA**2))[0]
 
     return _sharded(shard)
 

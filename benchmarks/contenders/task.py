@@ -9,11 +9,11 @@ SignSGD:   X ← X − η e − √η √(1 − e²) ΔW − ηθX,  e = erf(g/(
 drift times η in P, which costs them nothing, since the drift of V is at hand.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["B2", "DECAY", "EPS", "LR", "SIGMA", "START", "Curve", "curvature", "recorded"]
+__all__ = ["B2", "DECAY", "EPS", "LR", "SIGMA", "START", "Curve", "curvature", "recorded", "scheme"]
 
 LR, B2, EPS, DECAY, SIGMA, START = 0.01, 0.99, 1e-8, 0.1, 1.0, 2.0
 
@@ -29,6 +29,18 @@ class Curve(NamedTuple):
 def curvature(dim: int) -> np.ndarray:
     """λ, shape (d,)."""
     return np.linspace(1.0, 5.0, dim).astype(np.float32)
+
+
+def scheme(optimizer: str, xp: Any, lam: Any, x: Any, v: Any, xi: Any) -> tuple[Any, Any]:
+    """One step of the scheme from standard normal numbers, with the functions of `xp`, `jax.numpy`."""
+    if optimizer == "signsgd":
+        from jax.lax import erf
+
+        mean = erf(lam * x * (0.5**0.5 / SIGMA))
+        return (1 - LR * DECAY) * x - LR * (mean + xp.sqrt(1 - mean**2) * xi), v
+    grad = lam * x
+    v = B2 * v + (1 - B2) * (grad**2 + SIGMA**2)
+    return (1 - LR * DECAY) * x - LR * (grad + SIGMA * xi) / (xp.sqrt(v) + EPS), v
 
 
 def recorded(losses: np.ndarray, paths: int) -> Curve:
