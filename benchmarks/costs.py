@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.report import Table, Target, number
+from benchmarks.report import Table, Target, number, spaced
 from benchmarks.timing import ALL, ONE, Contender, Ratio, Size, Workers, contest, ratio
 
 __all__ = ["TITLE", "measure", "peak", "tables", "targets"]
@@ -101,7 +101,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     start, rows = start_up(found), []
     for panel in ("paths", "steps", "dimension", "records", "devices"):
         for row in found[panel]:
-            at = f"{found['cores'] if row['at'] == 0 else row['at']:,.0f}".replace(",", " ")
+            at = spaced(found["cores"] if row["at"] == 0 else row["at"])
             size = f"{row['paths']} × {row['steps']} × {row['dim']}"
             cells = [
                 number(np.median(row["seconds"])),

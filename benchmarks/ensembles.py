@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.report import Table, Target, number, spread
+from benchmarks.report import Table, Target, number, spaced, spread
 from benchmarks.timing import ALL, ONE, Contender, Ratio, Size, Workers, contest, ratio
 
 __all__ = ["TITLE", "measure", "tables", "targets"]
@@ -100,7 +100,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
                 [row["name"], where, f"{row['paths']} × {row['steps']}", number(np.median(ns)), spread(over), deviates]
             )
         head = ["contender", "on", "paths × steps", "ns", "over sdelens there (quartiles)", "deviation"]
-        result.append(Table(f"{_LABELS[task['optimizer']]} SDE, d = {task['dim']:,}".replace(",", " "), head, rows))
+        result.append(Table(f"{_LABELS[task['optimizer']]} SDE, d = {spaced(task['dim'])}", head, rows))
     return result
 
 
@@ -119,7 +119,7 @@ def _machine(found: dict[str, Any]) -> list[Table]:
             machine = found["machine"][setting]
             shares = [size * rate / machine["triad_bytes_per_s"], count * rate / machine["element_flops_per_s"]]
             state = task["dim"] * _row(task, "sdelens", setting)["paths"] * size / 2 / 2**20
-            label = f"{_LABELS[task['optimizer']]}, d = {task['dim']}"
+            label = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}"
             rows.append([label, where, number(state), *(f"{100 * share:.0f} %" for share in shares)])
     head = ["sdelens", "on", "state, MiB", "state's traffic / triad", "operations / element-wise rate"]
     made.append(Table("What of it sdelens uses", head, rows))
@@ -151,6 +151,6 @@ def targets(found: dict[str, Any]) -> list[Target]:
     ]
     result = [Target(claim, "≥", limit, compared(ten, slow, fast)) for claim, slow, fast, limit in asked]
     for task in found["tasks"]:
-        claim = f"{_LABELS[task['optimizer']]}, d = {task['dim']}, one core: sdelens / its normal draws alone"
+        claim = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}, one core: sdelens / its normal draws alone"
         result.append(Target(claim, "≤", 1.3, compared(task, one, ("our normals alone", ONE))))
     return result

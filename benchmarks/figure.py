@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks import costs, ensembles
+from benchmarks.report import spaced
 from benchmarks.timing import ALL, ONE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 __all__ = ["draw"]
 
@@ -47,22 +49,25 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         if tasks:
             axes = parts[0].subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+            names = list(dict.fromkeys(r["name"] for t in tasks for r in t["rows"] if r["group"] != "floor"))
             for axis, task in zip(axes, tasks, strict=True):
-                _bars(axis, task, len(found["environment"]["settings"][ALL]["devices"]), legend=axis is axes[0])
+                _bars(axis, task, names)
+            _legend(parts[0], len(found["environment"]["settings"][ALL]["devices"]))
         if panels is not None:
             _scaling(parts[-1].subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.6]), panels)
         save_figure(figure, path)
         plt.close(figure)
 
 
-def _bars(axis: "Axes", task: Mapping[str, Any], devices: int, legend: bool) -> None:
+def _bars(axis: "Axes", task: Mapping[str, Any], names: list[str]) -> None:
     """Nanoseconds per path, step and coordinate, on one core and on all; medians with quartiles; floors as lines."""
     rows = [row for row in task["rows"] if row["group"] != "floor"]
-    names = list(dict.fromkeys(row["name"] for row in rows))
+    settings = {name: [row["setting"] for row in rows if row["name"] == name] for name in names}
     for row in rows:
         ns, one = ensembles.costs(row, task["dim"]), row["setting"] == ONE
         low, middle, high = np.quantile(ns, [0.25, 0.5, 0.75])
-        place = names.index(row["name"]) + (-0.2 if one else 0.2)
+        aside = 0.2 if len(settings[row["name"]]) > 1 else 0.0
+        place = names.index(row["name"]) + (-aside if one else aside)
         colour = _COLOURS[row["group"]]
         axis.barh(
             place,
@@ -75,7 +80,14 @@ def _bars(axis: "Axes", task: Mapping[str, Any], devices: int, legend: bool) -> 
             error_kw=dict(ecolor="black", elinewidth=0.8, capsize=1.5),
         )
         axis.annotate(
-            f"{middle:.3g}", (high, place), (3, 0), textcoords="offset points", va="center", fontsize=6.5, clip_on=False
+            f"{middle:.3g}",
+            (high, place),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            zorder=4,
+            bbox=dict(facecolor="white", edgecolor="none", pad=0.6),
         )
     for row in task["rows"]:
         if row["name"] in _FLOORS and row["setting"] == ONE:
@@ -85,24 +97,26 @@ def _bars(axis: "Axes", task: Mapping[str, Any], devices: int, legend: bool) -> 
     lowest = min(float(np.median(ensembles.costs(row, task["dim"]))) for row in task["rows"])
     axis.set(
         xscale="log",
-        xlim=(lowest / 2, highest * 5),
+        xlim=(lowest / 1.5, highest * 5),
         yticks=range(len(names)),
         yticklabels=names,
-        title=f"RMSpropW SDE, d = {task['dim']:,}".replace(",", "\N{NO-BREAK SPACE}"),
+        title=f"RMSpropW SDE, d = {spaced(task['dim'])}",
         xlabel="ns per path, step and coordinate",
     )
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(False, axis="y")
-    if legend:
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
 
-        handles = [
-            Patch(facecolor="0.5", edgecolor="0.5", label="one core"),
-            Patch(facecolor="white", edgecolor="0.5", hatch="////", label=f"all ({devices} devices)"),
-            *(Line2D([], [], color="black", linestyle=_FLOORS[n], label=f"{n}, one core") for n in _FLOORS),
-        ]
-        axis.figure.legend(handles=handles, loc="outside lower center", ncols=4)
+
+def _legend(figure: "SubFigure", devices: int) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(facecolor="0.5", edgecolor="0.5", label="one core"),
+        Patch(facecolor="white", edgecolor="0.5", hatch="////", label=f"all ({devices} devices)"),
+        *(Line2D([], [], color="black", linestyle=_FLOORS[n], label=f"{n}, one core") for n in _FLOORS),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
 def _scaling(axes: Sequence["Axes"], panels: Mapping[str, Any]) -> None:

@@ -84,6 +84,8 @@ def ensemble(
             motion = diffrax.UnsafeBrownianPath(shape=shape, key=key)
         x = jnp.full(shape, START, jnp.float32)
         start = (x,) if optimizer == "signsgd" else (x, (lam * x) ** 2 + SIGMA**2)
+        whole = steps - steps % every
+        times = np.linspace(0, whole * LR, whole // every + 1)  # ends at the very number that the solve ends at
         noise = _NoiseAlone if optimizer == "signsgd" else _Noise
         solution = diffrax.diffeqsolve(
             diffrax.MultiTerm(diffrax.ODETerm(drift), noise(motion, diffusion)),
@@ -92,7 +94,7 @@ def ensemble(
             steps * LR,
             LR,
             start,
-            saveat=diffrax.SaveAt(ts=jnp.arange(0, steps + 1, every) * LR, fn=loss),
+            saveat=diffrax.SaveAt(ts=times, fn=loss),
             stepsize_controller=diffrax.ConstantStepSize(),
             adjoint=diffrax.ForwardMode(),
             max_steps=steps + 2,
