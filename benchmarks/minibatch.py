@@ -79,10 +79,16 @@ def tables(found: dict[str, Any]) -> list[Table]:
     rows = []
     for row in found["steps"]:
         first = next(r for r in found["steps"] if r["network"] == row["network"])
-        rows.append(
-            [row["network"], row["name"], number(np.median(_costs(row))), spread(ratio(_costs(row), _costs(first)))]
-        )
-    head = ["network", "model", "ms", "over the optimizer (quartiles)"]
+        over = ratio(_costs(row), _costs(first))
+        share = number(over.median / _SAMPLES) if "empirical" in row["name"] else "-"
+        rows.append([row["network"], row["name"], number(np.median(_costs(row))), spread(over), share])
+    head = [
+        "network",
+        "model",
+        "ms per path and step",
+        "over an optimizer step (quartiles)",
+        f"over {_SAMPLES} of them",
+    ]
     made = [Table(f"RMSpropW, batches of {_BATCH}, 16 paths, all cores", head, rows)]
     if found["memory"]:
         rows = []

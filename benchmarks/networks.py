@@ -69,16 +69,20 @@ def _over(rows: list[dict[str, Any]], slow: str, fast: str, network: str | None 
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """Steps, and the comparison."""
-    rows = [
-        [
-            row["network"],
-            row["name"] + (f", K = {_SAMPLES}" if row["name"] == "empirical" else ""),
-            number(np.median(costs(row))),
-            spread(_over(found["steps"], row["name"], "optimizer", row["network"])),
-        ]
-        for row in found["steps"]
+    rows = []
+    for row in found["steps"]:
+        over, empirical = _over(found["steps"], row["name"], "optimizer", row["network"]), row["name"] == "empirical"
+        name = f"empirical, K = {_SAMPLES}" if empirical else row["name"]
+        share = number(over.median / _SAMPLES) if empirical else "-"
+        rows.append([row["network"], name, number(np.median(costs(row))), spread(over), share])
+    head = [
+        "network",
+        "model",
+        "µs per path and step",
+        "over an optimizer step (quartiles)",
+        f"over {_SAMPLES} of them",
     ]
-    steps = Table("Steps under injected noise, all cores", ["network", "model", "µs", "over the optimizer"], rows)
+    steps = Table("RMSpropW under injected noise, all cores", head, rows)
     rows = []
     for row in found["compare"]:
         ours = next(r for r in found["compare"] if r["name"] == "sdelens" and r["setting"] == row["setting"])

@@ -37,7 +37,7 @@ def scheme(optimizer: str, xp: Any, lam: Any, x: Any, v: Any, xi: Any) -> tuple[
         from jax.lax import erf
 
         mean = erf(lam * x * (0.5**0.5 / SIGMA))
-        return (1 - LR * DECAY) * x - LR * (mean + xp.sqrt(1 - mean**2) * xi), v
+        return (1 - LR * DECAY) * x - LR * (mean + xp.sqrt(xp.maximum(1 - mean**2, 0)) * xi), v
     grad = lam * x
     v = B2 * v + (1 - B2) * (grad**2 + SIGMA**2)
     return (1 - LR * DECAY) * x - LR * (grad + SIGMA * xi) / (xp.sqrt(v) + EPS), v

@@ -70,7 +70,8 @@ def ensemble(
 
     def diffusion(y: Any) -> jax.Array:
         if optimizer == "signsgd":
-            return LR**0.5 * jnp.sqrt(1 - jax.lax.erf(lam * y[0] * (0.5**0.5 / SIGMA)) ** 2)
+            mean = jax.lax.erf(lam * y[0] * (0.5**0.5 / SIGMA))  # rounded, it may be larger than 1
+            return LR**0.5 * jnp.sqrt(jnp.maximum(1 - mean**2, 0))
         return LR**0.5 * SIGMA / (jnp.sqrt(ahead(y[1], lam * y[0])) + EPS)
 
     def loss(t: Any, y: Any, args: Any) -> jax.Array:
