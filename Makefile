@@ -13,7 +13,7 @@ help:
 	@echo "make test       all tests (make test-fast, make test-slow: the parts)"
 	@echo "make lint       formatting, docstrings, types, layers"
 	@echo "make format     mend what can be mended of the formatting"
-	@echo "make bench      speed against diffrax, torchsde and PyTorch, in a quarter of an hour; writes bench/ (make bench-quick: tries it)"
+	@echo "make bench      speed against diffrax, torchsde and PyTorch; writes bench/ (make bench-quick: to see that it runs)"
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
