@@ -106,7 +106,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
 def _machine(found: dict[str, Any]) -> list[Table]:
     """Measured rates, and the shares of them that sdelens reaches."""
-    units = {"triad_bytes_per_s": "triad, GB/s", "element_flops_per_s": "element-wise, Gflop/s"}
+    units = {"triad_bytes_per_s": "triad, GB/s", "element_operations_per_s": "element-wise 32-bit operations, 10⁹/s"}
     units |= {"matrix_flops_per_s": "matrix product, Gflop/s"}
     rows = [[name, *(number(found["machine"][s][key] / 1e9) for s in (ONE, ALL))] for key, name in units.items()]
     made = [Table("What the machine does (float32)", ["", "1 core", "all"], rows)]
@@ -117,11 +117,17 @@ def _machine(found: dict[str, Any]) -> list[Table]:
         for setting, where in ((ONE, "1 core"), (ALL, "all")):
             rate = 1e9 / float(np.median(costs(_row(task, "sdelens", setting), task["dim"])))
             machine = found["machine"][setting]
-            shares = [size * rate / machine["triad_bytes_per_s"], count * rate / machine["element_flops_per_s"]]
+            shares = [size * rate / machine["triad_bytes_per_s"], count * rate / machine["element_operations_per_s"]]
             state = task["dim"] * _row(task, "sdelens", setting)["paths"] * size / 2 / 2**20
             label = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}"
             rows.append([label, where, number(state), *(f"{100 * share:.0f} %" for share in shares)])
-    head = ["sdelens", "on", "state, MiB", "state's traffic / triad", "operations / element-wise rate"]
+    head = [
+        "sdelens",
+        "on",
+        "state, MiB",
+        "state's traffic / triad (none from a cache)",
+        "operations / element-wise rate",
+    ]
     made.append(Table("What of it sdelens uses", head, rows))
     return made
 

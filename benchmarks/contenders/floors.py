@@ -92,26 +92,32 @@ def _sharded(shard: Callable[..., jax.Array]) -> _Run:
 
 
 def machine(seconds: float = 0.3) -> dict[str, float]:
-    """Bytes per second of a triad a = b + 3c beyond the caches, and single-precision operations per second.
+    """Bytes per second of a triad y = y/2 + c beyond the caches, and 32-bit operations per second.
 
-    The latter are multiplications and additions of element-wise chains that stay in registers, and of a matrix product.
+    The latter are integer additions and exclusive ors in independent element-wise chains that stay in registers, what
+    random numbers are made of; and the floating-point operations of a matrix product.
     """
     mesh = Mesh(np.array(jax.devices()), ("paths",))
-    count, n = len(jax.devices()), 2**25
+    count, n, turns = len(jax.devices()), 2**25, 10
     wide = NamedSharding(mesh, PartitionSpec("paths"))
-    b, c = (jax.device_put(jnp.full(n, value, jnp.float32), wide) for value in (1.0, 2.0))
-    triad = jax.jit(lambda b, c: b + 3 * c, out_shardings=wide)
-    small = jax.device_put(jnp.ones(count * (2048 if jax.default_backend() == "cpu" else 2**20), jnp.float32), wide)
-    width = 64
+    y, c = (jax.device_put(jnp.full(n, value, jnp.float32), wide) for value in (1.0, 2.0))
+    size = count * (2048 if jax.default_backend() == "cpu" else 2**20)
+    words = jax.device_put(jnp.arange(size, dtype=jnp.uint32), wide)
+    chains, length, loops = 8, 16, 2000
+
+    @partial(jax.jit, out_shardings=wide)
+    def triad(y: jax.Array, c: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, turns, lambda _, y: 0.5 * y + c, y)  # in place: the pages of a new array would be timed
 
     @partial(jax.jit, out_shardings=wide)
     def chain(x: jax.Array) -> jax.Array:
-        def turn(_: Any, x: jax.Array) -> jax.Array:
-            for _ in range(width):
-                x = x * np.float32(0.999) + np.float32(0.001)
-            return x
+        def turn(k: Any, x: jax.Array) -> jax.Array:
+            parts = [x + np.uint32(i) for i in range(chains)]
+            for i in range(length):
+                parts = [(part ^ np.uint32(0x9E3779B9 + i)) + np.uint32(0x7F4A7C15) for part in parts]
+            return sum(parts[1:], parts[0])
 
-        return lax.fori_loop(0, 2000, turn, x)
+        return lax.fori_loop(0, loops, turn, x)
 
     square = jax.device_put(jnp.ones((count, 1024, 1024), jnp.float32), NamedSharding(mesh, PartitionSpec("paths")))
     product = jax.jit(lambda a: a @ a, out_shardings=NamedSharding(mesh, PartitionSpec("paths")))
@@ -126,7 +132,7 @@ def machine(seconds: float = 0.3) -> dict[str, float]:
         return best
 
     return {
-        "triad_bytes_per_s": rate(12.0 * n, lambda: triad(b, c)),
-        "element_flops_per_s": rate(2.0 * width * 2000 * small.size, lambda: chain(small)),
+        "triad_bytes_per_s": rate(12.0 * n * turns, lambda: triad(y, c)),
+        "element_operations_per_s": rate(2.0 * (length + 1) * chains * loops * size, lambda: chain(words)),
         "matrix_flops_per_s": rate(2.0 * 1024**3 * count, lambda: product(square)),
     }
