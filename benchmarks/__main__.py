@@ -76,7 +76,8 @@ def measured(given: argparse.Namespace, out: Path | None) -> dict:
         print(f"{time.perf_counter() - begin:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     with Workers() as workers:
-        found = {"environment": environment(workers), "rounds": rounds, "seconds": seconds, "questions": {}}
+        found = {"environment": environment(workers), "quick": given.quick}
+        found |= {"rounds": rounds, "seconds": seconds, "questions": {}}
         print(described(found["environment"]), flush=True)
         for name in names:
             measure = QUESTIONS[name].measure

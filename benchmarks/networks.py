@@ -35,7 +35,7 @@ def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Cal
         found["steps"] += [row | {"network": network} for row in contest(workers, ways, rounds, seconds)]
         workers.forget()
     say("mlp, comparison")
-    size = Size(_PATHS["mlp"], 2 * _EVERY)
+    size = Size(_PATHS["mlp"], (2 if quick else 6) * _EVERY)
     ways = [
         Contender("sdelens", "sdelens", setting, "benchmarks.contenders.networks:compare", dict(every=_EVERY), size)
         for setting in (ALL, ONE)

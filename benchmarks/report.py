@@ -81,6 +81,8 @@ def as_text(found: Mapping[str, Any], questions: Mapping[str, ModuleType]) -> st
 def as_markdown(found: Mapping[str, Any], questions: Mapping[str, ModuleType]) -> str:
     """All tables for a page, after a line on the machine."""
     lines = [described(found["environment"]), ""]
+    if found["quick"]:
+        lines += ["**A trial at small sizes (`--quick`), on a machine that may have been busy: not to be quoted.**", ""]
     for title, tables in _all(found, questions):
         lines += [f"### {title}", ""]
         for table in tables:
