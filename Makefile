@@ -6,14 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-slow lint format bench clean help
+.PHONY: demo test test-fast test-slow lint format bench bench-quick clean help
 
 help:
 	@echo "make demo       four optimizers against their SDEs, on a quadratic and on real data; writes demo/index.html"
 	@echo "make test       all tests (make test-fast, make test-slow: the parts)"
 	@echo "make lint       formatting, docstrings, types, layers"
 	@echo "make format     mend what can be mended of the formatting"
-	@echo "make bench      speed against diffrax, of the noise laws, of predictions and of networks, each in one run"
+	@echo "make bench      speed against diffrax, torchsde and PyTorch; writes bench/ (make bench-quick: to see that it runs)"
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -36,14 +36,14 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
-	$(BIN)/python benchmarks/ensemble.py
-	$(BIN)/python benchmarks/noise.py
-	$(BIN)/python benchmarks/theory.py
-	$(BIN)/python benchmarks/networks.py
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --out bench
+
+bench-quick: $(VENV)/.bench
+	$(BIN)/python -m benchmarks --quick --out bench
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python was found; install Python 3.11 or newer." >&2; exit 1; }
@@ -53,3 +53,8 @@ $(READY): pyproject.toml constraints.txt
 		{ rm -rf $(VENV); echo "The venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $(READY)
+
+# What the benchmarks compare with.
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@touch $@

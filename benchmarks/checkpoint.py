@@ -1,45 +1,58 @@
 """Diagnosis of an Adam checkpoint of a billion parameters in bfloat16, sharded over files: time and peak memory.
 
 The checkpoint (4 GB) is made in a temporary folder and removed. Memory is that of a process of its own, pages of mapped
-files included, above what it has after a checkpoint of one small tensor (Linux only); it must stay below 2 GiB beyond
-the largest tensor.
-
-    python benchmarks/checkpoint.py --json checkpoint.json
+files included, above what it has after a checkpoint of one small tensor; it must stay below 2 GiB beyond the largest
+tensor. Runs only when named: `python -m benchmarks checkpoint`.
 """
 
-import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
-from importlib.metadata import version
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
+from benchmarks.report import Table, Target, number
+from benchmarks.timing import ALL, Ratio, Workers
 
+__all__ = ["TITLE", "diagnosed", "measure", "tables", "targets"]
+
+TITLE = "Diagnosis of a large checkpoint"
 WIDTH, LAYERS, VOCABULARY = 2048, 17, 50_304
 SHARDS = 4
 BETAS, STEPS, SNR = (0.9, 0.95), 1000, 0.2
-ALLOWED = 2 * 2**30
-MEASURE = """
-import json, pathlib, re, sys, time
-from sdelens.diagnosis import diagnose
-# Not ru_maxrss: a process begins with that of the one that started it.
-peak = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
-small, large = sys.argv[1:]
-str(diagnose(small))
-before, begin = peak(), time.perf_counter()
-found = diagnose(large)
-text = str(found)
-print(json.dumps({"seconds": time.perf_counter() - begin, "before": before, "peak": peak(), "snr": found.snr,
-                  "limit": found.limit, "size": found.total.size, "text": text}))
-"""
+_GIB = 2**30
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Parameters of a language model, a billion in all."""
+def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Make the files, diagnose them in a fresh process, remove them."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, small = Path(name) / "shards", Path(name) / "small.pt"
+        folder.mkdir()
+        say("writing")
+        total, written, largest = make(folder, 1 if quick else LAYERS)
+        state = {"w": {n: torch.ones(2**21) for n in ("exp_avg", "exp_avg_sq")} | {"step": torch.tensor(9.0)}}
+        torch.save({"state": state, "param_groups": [{"betas": BETAS, "params": ["w"]}]}, small)
+        say("reading")
+        found = workers.fresh(ALL, "benchmarks.checkpoint:diagnosed", small=str(small), large=str(folder))
+    return found | {"parameters": total, "written": written, "largest": largest}
+
+
+def diagnosed(small: str, large: str) -> dict[str, float]:
+    """Seconds of the diagnosis in this process, its peak memory, and that before it."""
+    from benchmarks.environment import resident_peak
+    from sdelens.diagnosis import diagnose
+
+    str(diagnose(small))
+    before, begin = resident_peak(), time.perf_counter()
+    found = diagnose(large)
+    str(found)
+    return {"seconds": time.perf_counter() - begin, "before": before, "peak": resident_peak(), "snr": float(found.snr)}
+
+
+def shapes(layers: int) -> dict[str, tuple[int, ...]]:
+    """Parameters of a language model, a billion in all with 17 layers."""
     layer = {
         "attention.qkv": (3 * WIDTH, WIDTH),
         "attention.out": (WIDTH, WIDTH),
@@ -48,14 +61,16 @@ def shapes() -> dict[str, tuple[int, ...]]:
         "norm": (WIDTH,),
     }
     found = {"embedding": (VOCABULARY, WIDTH)}
-    found |= {f"layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in layer.items()}
+    found |= {f"layers.{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
     return found | {"head": (VOCABULARY, WIDTH)}
 
 
-def make(folder: Path) -> tuple[int, int, int]:
+def make(folder: Path, layers: int) -> tuple[int, int, int]:
     """Write the shards: parameters, bytes, and bytes of the moments of the largest tensor."""
+    import torch
+
     torch.manual_seed(0)
-    wanted = shapes()
+    wanted = shapes(layers)
     groups = [{"lr": 3e-4, "betas": BETAS, "params": list(wanted)}]
     c = (1 - BETAS[0]) / (1 + BETAS[0])
     largest = total = 0
@@ -78,37 +93,16 @@ def make(folder: Path) -> tuple[int, int, int]:
     return total, sum(p.stat().st_size for p in folder.iterdir()), largest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="write the numbers to this file")
-    out = parser.parse_args().json
-    with tempfile.TemporaryDirectory() as name:
-        folder, small = Path(name) / "shards", Path(name) / "small.pt"
-        folder.mkdir()
-        total, written, largest = make(folder)
-        state = {"w": {n: torch.ones(2**21) for n in ("exp_avg", "exp_avg_sq")} | {"step": torch.tensor(9.0)}}
-        torch.save({"state": state, "param_groups": [{"betas": BETAS, "params": ["w"]}]}, small)
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(small), str(folder)], capture_output=True, text=True, check=True
-        )
-    found = json.loads(done.stdout)
+def tables(found: dict[str, Any]) -> list[Table]:
+    """One row."""
     above = found["peak"] - found["before"]
-    beyond = above - largest
-    mib = {name: round(value / 2**20) for name, value in (("above", above), ("largest", largest), ("beyond", beyond))}
-    print(found.pop("text"))
-    print(
-        f"\n{total / 1e9:.3f} billion parameters, {written / 1e9:.2f} GB in {SHARDS} files: {found['seconds']:.1f} s; "
-        f"peak {mib['above']} MiB above the start, {mib['beyond']} MiB beyond the moments of the largest tensor "
-        f"({mib['largest']} MiB); allowed {ALLOWED // 2**20} MiB."
-    )
-    if out:
-        where = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-        where |= {p: version(p) for p in ("sdelens", "numpy", "torch")}
-        numbers = {"parameters": total, "bytes": written, "largest": largest, "beyond": beyond, **found}
-        Path(out).write_text(json.dumps({"environment": where, **numbers}, indent=2))
-    if beyond > ALLOWED:
-        sys.exit("Too much memory.")
+    cells = [f"{found['parameters'] / 1e9:.3f}", f"{found['written'] / 1e9:.2f}", number(found["seconds"])]
+    mib = [f"{b / 2**20:.0f}" for b in (above, found["largest"], above - found["largest"])]
+    head = ["parameters, 10⁹", "files, GB", "s", "peak above the start, MiB", "largest tensor, MiB", "beyond it, MiB"]
+    return [Table(TITLE, head, [[*cells, *mib]])]
 
 
-if __name__ == "__main__":
-    main()
+def targets(found: dict[str, Any]) -> list[Target]:
+    """The memory that is allowed."""
+    beyond = (found["peak"] - found["before"] - found["largest"]) / _GIB
+    return [Target("peak memory beyond the largest tensor, GiB", "≤", 2.0, Ratio(beyond, beyond, beyond))]

@@ -1,98 +1,106 @@
-"""Networks under mini-batch noise: cost of a step of each SDE against one of its optimizer, and peak memory.
+"""Networks: a step of an SDE against one of its optimizer, and a comparison against eager PyTorch."""
 
-Times are medians of interleaved rounds in one process. Memory is the largest resident set of a process of its own, less
-that of the same run with a tiny network, relative to the arrays of the state of all paths in flight.
-"""
-
-import argparse
-import os
-import resource
-import subprocess
-import sys
-import time
-
-import jax
-
-jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 
-import sdelens as sl
-from sdelens._output import text_table
+from benchmarks.report import Table, Target, number, spread
+from benchmarks.timing import ALL, ONE, Contender, Ratio, Size, Workers, contest, ratio
 
-NETWORKS = {
-    "mlp": dict(dataset="digits", width=32, depth=1),
-    "cnn": dict(subset=128, channels=8, dense=32),
-    "resnet": dict(subset=128, channels=8, dense=32),
-    "vit": dict(subset=128, width=16, depth=1, heads=2, mlp=32),
-}
-OPTIMIZERS = {"sgd": sl.SGD(0.01), "signsgd": sl.SignSGD(1e-3), "rmspropw": sl.RMSpropW(1e-3), "adamw": sl.AdamW(1e-3)}
-STATE = {"sgd": 1, "signsgd": 1, "rmspropw": 2, "adamw": 3}
-WIDE = dict(dataset="digits", width=968, depth=2)
-"""d = 1 010 602."""
+__all__ = ["TITLE", "measure", "tables", "targets"]
+
+TITLE = "Networks"
+_EVERY, _SAMPLES = 10, 8
+_PATHS: Final = {"mlp": 16, "cnn": 8, "vit": 8}
+_EAGER: Final = {"loop over paths": "loop", "torch.func": "func", "stacked matrices": "stacked"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paths", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peak:
-        peak(*given.peak.split(","))
-        return
+def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Steps of each network's models, and the MLP's comparison."""
+    found: dict[str, Any] = {"steps": [], "compare": []}
+    for network in ("mlp",) if quick else _PATHS:
+        say(f"{network}, steps")
+        ways = [
+            Contender(
+                model,
+                "sdelens",
+                ALL,
+                "benchmarks.contenders.networks:simulate",
+                dict(network=network, model=model, every=_EVERY),
+                Size(_PATHS[network], _EVERY),
+            )
+            for model in ("optimizer", "sde", "malladi2022", "empirical")
+        ]
+        found["steps"] += [row | {"network": network} for row in contest(workers, ways, rounds, seconds)]
+        workers.forget()
+    say("mlp, comparison")
+    size = Size(_PATHS["mlp"], (2 if quick else 6) * _EVERY)
+    ways = [
+        Contender("sdelens", "sdelens", setting, "benchmarks.contenders.networks:compare", dict(every=_EVERY), size)
+        for setting in (ALL, ONE)
+    ]
+    ways += [
+        Contender(
+            f"PyTorch, {name}",
+            "torch",
+            setting,
+            "benchmarks.contenders.mlp_torch:compare",
+            dict(every=_EVERY, batch=batch),
+            size,
+        )
+        for name, batch in _EAGER.items()
+        for setting in (ALL, ONE)
+    ]
+    found["compare"] = contest(workers, ways, rounds, seconds)
+    workers.forget()
+    return found
+
+
+def costs(row: dict[str, Any]) -> list[float]:
+    """Microseconds per path and step, of each round."""
+    return [1e6 * s / (row["paths"] * row["steps"]) for s in row["seconds"]]
+
+
+def _over(rows: list[dict[str, Any]], slow: str, fast: str, network: str | None = None) -> Ratio:
+    chosen = {r["name"]: costs(r) for r in rows if r.get("network") == network and r["setting"] == ALL}
+    return ratio(chosen[slow], chosen[fast])
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Steps, and the comparison."""
     rows = []
-    for name, options in NETWORKS.items():
-        problem = sl.network(name, **options)
-        for label, optimizer in OPTIMIZERS.items():
-            times = step_times(problem, optimizer, given)
-            rows.append([name, label, *(f"{ms:.2f}" for ms in times), f"{times[3] / times[0] / 8:.2f}"])
-            print(*text_table(["network", "optimizer", *COLUMNS], rows[-1:])[-1:], flush=True)
-    print("", *text_table(["network", "optimizer", *COLUMNS], rows), "", sep="\n")
-    memory = []
-    for case in ("adamw,gaussian,32", "rmspropw,gaussian,32", "signsgd,gaussian,32", "adamw,minibatch,8"):
-        done = subprocess.run([sys.executable, __file__, "--peak", case], check=True, capture_output=True, text=True)
-        memory.append([*case.split(","), *done.stdout.split()])
-    head = ["optimizer", "noise", "paths", "state, GiB", "peak, GiB", "network's part, GiB", "part / state"]
-    print(*text_table(head, memory), sep="\n")
+    for row in found["steps"]:
+        over, empirical = _over(found["steps"], row["name"], "optimizer", row["network"]), row["name"] == "empirical"
+        name = f"empirical, K = {_SAMPLES}" if empirical else row["name"]
+        share = number(over.median / _SAMPLES) if empirical else "-"
+        rows.append([row["network"], name, number(np.median(costs(row))), spread(over), share])
+    head = [
+        "network",
+        "model",
+        "µs per path and step",
+        "over an optimizer step (quartiles)",
+        f"over {_SAMPLES} of them",
+    ]
+    steps = Table("RMSpropW under injected noise, all cores", head, rows)
+    rows = []
+    for row in found["compare"]:
+        ours = next(r for r in found["compare"] if r["name"] == "sdelens" and r["setting"] == row["setting"])
+        deviation = "-" if row["deviation"] is None else f"{row['deviation']:.1f}"
+        where = "1 core" if row["setting"] == ONE else "all"
+        rows.append(
+            [row["name"], where, number(np.median(costs(row))), spread(ratio(costs(row), costs(ours))), deviation]
+        )
+    head = ["contender", "on", "µs for three models", "over sdelens there (quartiles)", "deviation"]
+    return [steps, Table("MLP: RMSprop, its SDE and the earlier one", head, rows)]
 
 
-COLUMNS = ["optimizer, ms", "SDE refresh 1, ms", "SDE refresh 10, ms", "empirical K = 8, ms", "per sample / optimizer"]
-
-
-def step_times(problem: sl.Problem, optimizer: object, given: argparse.Namespace) -> list[float]:
-    """Milliseconds per path and step."""
-    slow, kept = sl.MinibatchNoise(32), sl.MinibatchNoise(32, refresh=10, samples=10)
-    runs = [("optimizer", slow), ("sde", slow), ("sde", kept), ("empirical", slow)]
-    times: list[list[float]] = [[] for _ in runs]
-    for turn in range(given.rounds + 1):
-        for i, (model, noise) in enumerate(runs):
-            options = dict(steps=given.steps, paths=given.paths, record_every=given.steps, progress=False)
-            begin = time.perf_counter()
-            sl.simulate(problem, noise, optimizer, model, **options)
-            if turn:  # the first compiles
-                times[i].append(time.perf_counter() - begin)
-    return [1e3 * float(np.median(t)) / given.paths / given.steps for t in times]
-
-
-def peak(optimizer: str, law: str, paths: str) -> None:
-    """Print state, peak, the part of it that is the wide network's, and their ratio."""
-    noise = sl.GaussianNoise(0.01) if law == "gaussian" else sl.MinibatchNoise(32, subsample=32)
-    options = dict(steps=2, record_every=2, progress=False)
-    sl.simulate(sl.network("mlp", "digits", width=4, depth=2), noise, OPTIMIZERS[optimizer], paths=2, **options)
-    base = resident()
-    problem = sl.network("mlp", **WIDE)
-    sl.simulate(problem, noise, OPTIMIZERS[optimizer], paths=int(paths), **options)
-    arrays = STATE[optimizer] + (law == "minibatch" and optimizer != "sgd")
-    state = 4 * problem.dim * int(paths) * arrays / 2**30
-    print(f"{state:.2f} {resident():.2f} {resident() - base:.2f} {(resident() - base) / state:.1f}")
-
-
-def resident() -> float:
-    """Largest resident set so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-if __name__ == "__main__":
-    main()
+def targets(found: dict[str, Any]) -> list[Target]:
+    """What was asked of networks."""
+    asked = [Target("MLP: SDE step / optimizer step", "≤", 1.1, _over(found["steps"], "sde", "optimizer", "mlp"))]
+    for setting, where in ((ALL, "all cores"), (ONE, "one core")):
+        here = {r["name"]: costs(r) for r in found["compare"] if r["setting"] == setting}
+        fastest = min((name for name in here if name != "sdelens"), key=lambda name: np.median(here[name]))
+        claim = f"MLP, three models, {where}: {fastest} (the fastest) / sdelens"
+        asked.append(Target(claim, "≥", 3.0, ratio(here[fastest], here["sdelens"])))
+    return asked

@@ -1,85 +1,64 @@
-"""Cost of predicting: 2000 steps at d = 10 and at d = 10⁶, against what a simulation of one path would cost.
+"""Predictions: 2000 steps at d = 10, and at d = 10⁶ compilation included, against simulating 20 000 paths."""
 
-Each size runs in a process of its own, so that its peak memory is its own. Times are after compilation; at d = 10⁶ the
-whole call is timed, compilation included.
-"""
-
-import json
-import os
-import resource
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from typing import Any, Final
 
-STEPS = 2000
-OPTIMIZERS = ("sgd", "signsgd", "rmspropw", "adamw")
+import numpy as np
 
+from benchmarks.report import Table, Target, number, spread
+from benchmarks.timing import ALL, Contender, Size, Workers, contest, ratio
 
-def measure(name: str, dim: int) -> dict[str, float]:
-    """Seconds of the first and of a later call, and peak memory in GiB."""
-    import jax
+__all__ = ["TITLE", "large", "measure", "tables", "targets"]
 
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    import numpy as np
-
-    import sdelens as sl
-
-    made = {
-        "sgd": sl.SGD(0.01),
-        "signsgd": sl.SignSGD(0.01),
-        "rmspropw": sl.RMSpropW(0.01, 0.99, weight_decay=0.1),
-        "adamw": sl.AdamW(0.01, 0.9, 0.99, weight_decay=0.1),
-    }[name]
-    problem = sl.Quadratic(np.linspace(1.0, 5.0, dim, dtype=np.float32), start=np.float32(2.0))
-    noise, times = sl.GaussianNoise(1.0), []
-    for _ in range(2 if dim > 1000 else 6):
-        begin = time.perf_counter()
-        sl.theory.predict(problem, noise, made, steps=STEPS)
-        times.append(time.perf_counter() - begin)
-        if dim > 1000:
-            break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"first": times[0], "later": sorted(times[1:])[len(times[1:]) // 2] if times[1:] else times[0], "gib": peak}
+TITLE = "Predictions"
+_STEPS, _PATHS, _LARGE = 2000, 20_000, 1_000_000
+_OPTIMIZERS: Final = ("sgd", "signsgd", "rmspropw", "adamw")
 
 
-def simulate_one() -> float:
-    """Seconds of 20 000 simulated paths of AdamW at d = 10, after compilation."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    import numpy as np
-
-    import sdelens as sl
-
-    problem = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0)
-    times = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        optimizer = sl.AdamW(0.01, 0.9, 0.99, weight_decay=0.1)
-        sl.simulate(problem, sl.GaussianNoise(1.0), optimizer, "optimizer", steps=STEPS, paths=20_000)
-        times.append(time.perf_counter() - begin)
-    return times[-1]
+def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Small ones in turn with a simulation; large ones once, in processes of their own for their peaks."""
+    say("d = 10")
+    make = "benchmarks.contenders.predictions:"
+    size = Size(_PATHS // (10 if quick else 1), _STEPS)
+    ways = [Contender(o, "sdelens", ALL, make + "predict", dict(optimizer=o, dim=10), size, 20) for o in _OPTIMIZERS]
+    ways.append(Contender("simulation", "sdelens", ALL, make + "simulate", dict(optimizer="adamw"), size))
+    rows = contest(workers, ways, rounds, None)
+    workers.forget()
+    found: dict[str, Any] = {"rows": rows, "large": []}
+    for optimizer in () if quick else _OPTIMIZERS:
+        say(f"d = {_LARGE}, {optimizer}")
+        one = workers.fresh(ALL, "benchmarks.theory:large", optimizer=optimizer, dim=_LARGE)
+        found["large"].append({"name": optimizer} | one)
+    return found
 
 
-def main() -> None:
-    """Print the table."""
-    if len(sys.argv) == 3:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
-        return
-    print(f"{STEPS} steps of sl.theory.predict, Gaussian noise, diagonal curvature")
-    small = {}
-    for dim in (10, 1_000_000):
-        for name in OPTIMIZERS:
-            command = [sys.executable, __file__, name, str(dim)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            small[name, dim] = found["later"]
-            took = f"{1000 * found['later']:.0f} ms after compilation"
-            took = took if dim == 10 else f"{found['first']:.1f} s in all"
-            print(f"d = {dim:>9,}  {name:9} {took}, peak memory {found['gib']:.2f} GiB")
-    seconds = simulate_one()
-    ratio = seconds / small["adamw", 10]
-    print(f"20 000 simulated paths of adamw, d = 10: {seconds:.1f} s, {ratio:.0f} times the prediction")
+def large(optimizer: str, dim: int) -> dict[str, float]:
+    """Seconds of a first prediction in this process, and its peak memory in bytes."""
+    from benchmarks.contenders.predictions import predict
+    from benchmarks.environment import resident_peak
+
+    run = predict(optimizer, dim)
+    begin = time.perf_counter()
+    run(0, 1, _STEPS)
+    return {"seconds": time.perf_counter() - begin, "bytes": resident_peak()}
 
 
-if __name__ == "__main__":
-    main()
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Small and large."""
+    simulation = found["rows"][-1]
+    rows = [
+        [r["name"], number(1e3 * np.median(r["seconds"])), spread(ratio(simulation["seconds"], r["seconds"]))]
+        for r in found["rows"]
+    ]
+    rows[-1][0] = f"{simulation['paths']} simulated paths of adamw"
+    made = [Table(f"d = 10, {_STEPS} steps, compiled", ["", "ms", "simulation over it (quartiles)"], rows)]
+    if found["large"]:
+        rows = [[r["name"], number(r["seconds"]), number(r["bytes"] / 2**30)] for r in found["large"]]
+        made.append(Table(f"d = 10⁶, {_STEPS} steps, compilation included", ["", "s", "peak memory, GiB"], rows))
+    return made
+
+
+def targets(found: dict[str, Any]) -> list[Target]:
+    """Nothing was asked."""
+    return []

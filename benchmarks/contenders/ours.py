@@ -1,0 +1,35 @@
+"""sdelens through its public API, from specifications to a `Result`: all its statistics are recorded."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import sdelens as sl
+from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, Curve, curvature
+
+__all__ = ["ensemble", "specification"]
+
+
+def specification(optimizer: str) -> Any:
+    """The optimizer of the ensembles' task."""
+    return sl.SignSGD(LR, weight_decay=DECAY) if optimizer == "signsgd" else sl.RMSpropW(LR, B2, EPS, DECAY)
+
+
+def ensemble(
+    optimizer: str, dim: int, every: int, increments: str = "gaussian", model: str = "sde", devices: int | None = None
+) -> Callable[[int, int, int], Curve]:
+    """`sdelens.simulate` of the SDE (or of another model)."""
+    problem, noise = sl.Quadratic(curvature(dim), start=START), sl.GaussianNoise(SIGMA)
+    specified = specification(optimizer)
+
+    def run(seed: int, paths: int, steps: int) -> Curve:
+        options: dict[str, Any] = dict(steps=steps, paths=paths, record_every=every, increments=increments)
+        result = sl.simulate(
+            problem, noise, specified, model, seed=seed, devices=devices or jax.devices(), progress=False, **options
+        )
+        found = result.dataset.isel(model=0)
+        return Curve(np.asarray(found.loss_mean), np.asarray(found.loss_sem), paths)
+
+    return run

@@ -1,0 +1,162 @@
+"""Ensembles of the SDEs of RMSpropW and SignSGD, against diffrax, torchsde, a plain PyTorch loop, and what is least."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.report import Table, Target, number, spaced, spread
+from benchmarks.timing import ALL, ONE, Contender, Ratio, Size, Workers, contest, ratio
+
+__all__ = ["TITLE", "measure", "tables", "targets"]
+
+TITLE = "Ensembles"
+_EVERY = 10
+_TASKS: Final = {10: Size(4000, 200), 1000: Size(64, 100), 100_000: Size(16, 10)}
+"""Paths and checked steps by dimension."""
+_SLOW: Final = {10: Size(400, 50), 1000: Size(4, 50), 100_000: Size(2, 10)}
+"""The same for `VirtualBrownianTree`, whose draw costs the logarithm of the number of steps."""
+
+
+_FEW: Final = 10
+_LESS: Final = (
+    ("diffrax Unsafe, vmap", ALL),
+    ("our normals alone", ALL),
+    ("arithmetic alone", ALL),
+    ("our signs alone", ONE),
+)
+
+
+def contenders(optimizer: str, dim: int, scale: int = 1) -> list[Contender]:
+    """All ways of one task; `scale` divides the paths."""
+    size, slow = (replace(s[dim], paths=max(s[dim].paths // scale, 2)) for s in (_TASKS, _SLOW))
+    task = dict(optimizer=optimizer, dim=dim)
+    recorded = task | dict(every=_EVERY)
+    where = "benchmarks.contenders."
+
+    def both(name: str, group: str, make: str, options: dict[str, Any], size: Size = size) -> list[Contender]:
+        return [Contender(name, group, setting, where + make, options, size) for setting in (ONE, ALL)]
+
+    ours, unsafe = "ours:ensemble", "with_diffrax:ensemble"
+    found = [
+        *both("sdelens", "sdelens", ours, recorded),
+        *both("sdelens, Rademacher", "sdelens", ours, recorded | dict(increments="rademacher")),
+        *both("PyTorch loop", "torch", "with_torch:ensemble", recorded),
+        *both("diffrax Unsafe, vmap", "diffrax", unsafe, recorded),
+        Contender("diffrax Unsafe, vmap, sharded", "diffrax", ALL, where + unsafe, recorded | dict(sharded=True), size),
+        *both("diffrax Unsafe, one solve", "diffrax", unsafe, recorded | dict(batch="one", sharded=True)),
+        *both("torchsde, diagonal", "torchsde", "with_torchsde:ensemble", recorded),
+        both("diffrax Tree, vmap", "diffrax", unsafe, recorded | dict(path="tree"), slow)[0],
+        *both("our normals alone", "floor", "floors:draws", dict(dim=dim, kind="normal")),
+        both("our signs alone", "floor", "floors:draws", dict(dim=dim, kind="signs"))[0],
+        both("jax.random.normal alone", "floor", "floors:draws", dict(dim=dim, kind="jax"))[0],
+        *both("arithmetic alone", "floor", "floors:arithmetic", task),
+    ]
+    if dim > _FEW:  # every way was shown at d = 10
+        found = [way for way in found if way.key not in _LESS]
+    elif optimizer == "rmspropw":
+        product = recorded | dict(noise="product")
+        found.insert(11, both("torchsde, product written", "torchsde", "with_torchsde:ensemble", product)[0])
+    return found
+
+
+def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """All tasks; all contenders of one must agree on the mean loss."""
+    machine = {setting: workers.call(setting, "benchmarks.contenders.floors:machine") for setting in (ONE, ALL)}
+    operations = workers.call(ONE, "benchmarks.contenders.floors:operations")
+    tasks = []
+    for optimizer in ("rmspropw",) if quick else ("rmspropw", "signsgd"):
+        for dim in (10,) if quick else _TASKS:
+            say(f"{optimizer}, d = {dim}")
+            rows = contest(workers, contenders(optimizer, dim, 4 if quick else 1), rounds, seconds)
+            tasks.append({"optimizer": optimizer, "dim": dim, "rows": rows})
+            workers.forget()
+    return {"machine": machine, "operations": operations, "tasks": tasks}
+
+
+def costs(row: dict[str, Any], dim: int) -> list[float]:
+    """Nanoseconds per path, step and coordinate, of each round."""
+    return [1e9 * s / (row["paths"] * row["steps"] * dim) for s in row["seconds"]]
+
+
+def compared(task: dict[str, Any], slow: tuple[str, str], fast: tuple[str, str]) -> Ratio:
+    """The quotient of the costs of two contenders, by name and setting."""
+    found = {(row["name"], row["setting"]): costs(row, task["dim"]) for row in task["rows"]}
+    return ratio(found[slow], found[fast])
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """What the machine can do and how much of it is used, and a table for each task."""
+    result = _machine(found)
+    for task in found["tasks"]:
+        rows = []
+        for row in task["rows"]:
+            ns = costs(row, task["dim"])
+            over = ratio(ns, costs(_row(task, "sdelens", row["setting"]), task["dim"]))
+            deviates = "-" if row["deviation"] is None else f"{row['deviation']:.1f}"
+            where = "1 core" if row["setting"] == ONE else "all"
+            rows.append(
+                [row["name"], where, f"{row['paths']} × {row['steps']}", number(np.median(ns)), spread(over), deviates]
+            )
+        head = ["contender", "on", "paths × steps", "ns", "over sdelens there (quartiles)", "deviation"]
+        result.append(Table(f"{_LABELS[task['optimizer']]} SDE, d = {spaced(task['dim'])}", head, rows))
+    return result
+
+
+def _machine(found: dict[str, Any]) -> list[Table]:
+    """Measured rates, and the shares of them that sdelens reaches."""
+    units = {"triad_bytes_per_s": "triad, GB/s", "element_operations_per_s": "element-wise 32-bit operations, 10⁹/s"}
+    units |= {"matrix_flops_per_s": "matrix product, Gflop/s"}
+    rows = [[name, *(number(found["machine"][s][key] / 1e9) for s in (ONE, ALL))] for key, name in units.items()]
+    made = [Table("What the machine does (float32)", ["", "1 core", "all"], rows)]
+    rows = []
+    for task in found["tasks"]:
+        count = found["operations"]["draw"] + found["operations"][task["optimizer"]]
+        size = _BYTES[task["optimizer"]]
+        for setting, where in ((ONE, "1 core"), (ALL, "all")):
+            rate = 1e9 / float(np.median(costs(_row(task, "sdelens", setting), task["dim"])))
+            machine = found["machine"][setting]
+            shares = [size * rate / machine["triad_bytes_per_s"], count * rate / machine["element_operations_per_s"]]
+            state = task["dim"] * _row(task, "sdelens", setting)["paths"] * size / 2 / 2**20
+            label = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}"
+            rows.append([label, where, number(state), *(f"{100 * share:.0f} %" for share in shares)])
+    head = [
+        "sdelens",
+        "on",
+        "state, MiB",
+        "state's traffic / triad (none from a cache)",
+        "operations / element-wise rate",
+    ]
+    made.append(Table("What of it sdelens uses", head, rows))
+    return made
+
+
+_BYTES: Final = {"rmspropw": 16, "signsgd": 8}
+"""Reading and writing the state once a step, per coordinate; where it stays in a cache, no memory is needed for it."""
+_LABELS: Final = {"rmspropw": "RMSpropW", "signsgd": "SignSGD"}
+
+
+def _row(task: dict[str, Any], name: str, setting: str) -> dict[str, Any]:
+    return next(row for row in task["rows"] if (row["name"], row["setting"]) == (name, setting))
+
+
+def targets(found: dict[str, Any]) -> list[Target]:
+    """What was asked of the ensembles."""
+    ten = next(t for t in found["tasks"] if (t["optimizer"], t["dim"]) == ("rmspropw", 10))
+    one, both = ("sdelens", ONE), ("sdelens", ALL)
+    unsafe, torchsde = ("diffrax Unsafe, vmap", ONE), ("torchsde, diagonal", ONE)
+    asked = [
+        ("RMSpropW, d = 10, one core: diffrax Unsafe / sdelens", unsafe, one, 5.0),
+        ("RMSpropW, d = 10, one core: torchsde / sdelens", torchsde, one, 8.0),
+        ("RMSpropW, d = 10: diffrax Unsafe on one core / sdelens on all", unsafe, both, 12.0),
+        ("RMSpropW, d = 10: torchsde on one core / sdelens on all", torchsde, both, 20.0),
+        ("RMSpropW, d = 10, all cores: PyTorch loop / sdelens", ("PyTorch loop", ALL), both, 2.0),
+        ("RMSpropW, d = 10, one core: Gaussian / Rademacher", one, ("sdelens, Rademacher", ONE), 2.0),
+        ("RMSpropW, d = 10: sdelens on one core / on all", one, both, 1.7),
+    ]
+    result = [Target(claim, "≥", limit, compared(ten, slow, fast)) for claim, slow, fast, limit in asked]
+    for task in found["tasks"]:
+        claim = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}, one core: sdelens / its normal draws alone"
+        result.append(Target(claim, "≤", 1.3, compared(task, one, ("our normals alone", ONE))))
+    return result
