@@ -91,12 +91,6 @@ class Experiment:
         options = (model.integrator, model.substeps, model.increments)
         return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
 
-    @property
-    def start_loss(self) -> float | None:
-        """The loss at the start, None where that is random."""
-        start = self.case.start.x
-        return None if start is None else float(self.case.problem.loss(start))
-
 
 def prepare(
     problem: Any, noise: Any, optimizer: Any, models: Any, options: Options, bound: AbstractNoise | None = None
@@ -180,6 +174,7 @@ def simulated(
         experiment.group.check()
         report(done, label)
 
+    start_loss = experiment.case.start_loss()
     for label, model in experiment.models.items():
         full = f"{name}: {label}" if name else label
         if checkpoints is not None and full in checkpoints.finished:
@@ -202,12 +197,12 @@ def simulated(
                 experiment.group,
             )
             seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
-        _check_start_loss(experiment, summary)
+        _check_start_loss(start_loss, summary)
         yield label, (summary, seconds)
 
 
-def _check_start_loss(experiment: Experiment, summary: Summary) -> None:
-    mean, start_loss = summary.overall()[0], experiment.start_loss
+def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
+    mean = summary.overall()[0]
     # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
     if start_loss is not None and not np.isclose(mean[0], start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
         raise ValueError(
@@ -377,5 +372,6 @@ def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, An
         "cores": os.cpu_count() or 1,
         "chunk": plan.chunk,
     }
+    device |= {"parameter_shards": plan.parameter_shards} if plan.parameter_shards > 1 else {}
     device |= {"processes": group.count} if group.count > 1 else {}
     return experiment.case.attributes(run, models, device)

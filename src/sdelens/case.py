@@ -9,8 +9,10 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
+from jax import Array
 
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
@@ -21,6 +23,8 @@ from sdelens.starts import Start, start_of
 __all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject"]
 
 _LOW_PEAK = 0.2
+_COMPILED: dict[str, Any] = {}
+_MOST_COMPILED = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,28 @@ class Case:
         bound = noise.bind(problem) if bound is None else bound
         check_start(optimizer, bound, problem, begin)
         return cls(problem, bound, optimizer, begin)
+
+    def start_loss(self) -> float | None:
+        """F at the start as it is now, None where that is random: a function changed since it was compiled is seen."""
+        if self.start.x is None:
+            return None
+        if not self.problem.dear:
+            return float(self.problem.loss(self.start.x))
+        # Operation by operation a network would compile some fifty programs; as one it is traced anew, and compiled
+        # once for all runs that have the same.
+        arrays, rest = eqx.partition((self.problem, self.start.x), eqx.is_array)
+
+        def loss(arrays: Any) -> Array:
+            problem, x = eqx.combine(arrays, rest)
+            return problem.loss(x)
+
+        lowered = jax.jit(loss).lower(arrays)
+        text = lowered.as_text()
+        if text not in _COMPILED:
+            while len(_COMPILED) >= _MOST_COMPILED:
+                _COMPILED.pop(next(iter(_COMPILED)))
+            _COMPILED[text] = lowered.compile()
+        return float(_COMPILED[text](arrays))
 
     def attributes(
         self, run: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], device: Mapping[str, Any]

@@ -83,6 +83,9 @@ def compare(
         int | None,
         typer.Option(help="Devices to use; on a CPU default: one per core."),
     ] = None,
+    parameter_shards: Annotated[
+        int, typer.Option(help="Devices over which the parameters of each path are split; the rest split the paths.")
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for NetCDF, figure (PNG, PDF), table (CSV, LaTeX) and index.html."),
@@ -122,6 +125,7 @@ def compare(
             observables=None if observables is None else [name.strip() for name in observables.split(",")],
             marginals=marginals,
             chunk=chunk,
+            parameter_shards=parameter_shards,
         )
         logged = None if curve is None else read_curve(curve)
         if dry_run:

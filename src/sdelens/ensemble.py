@@ -14,19 +14,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens._processes import ALONE, Group
 from sdelens._random import Stream, stream_key
+from sdelens._segments import PARAMETERS, PATHS, Carry, Span, Static, initialised, segment, start
 from sdelens._store import decoded, encoded
-from sdelens._tree import sum_coordinates
 from sdelens.checkpoint import Checkpoints, Position, digest, packed, unpacked
 from sdelens.integrate import Stepper
 from sdelens.observables import Observables
-from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, observe, quantiles
+from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, quantiles
 
 __all__ = ["Plan", "chunk_size", "path_bytes", "path_steps", "program", "record_steps", "run_ensemble"]
 
@@ -36,7 +35,6 @@ _BUFFER_BYTES = 2**26
 _CHUNK_BYTES = 2**30
 _CACHED_BYTES, _CACHED_PATHS = 2**26, 64
 _SKETCH_BYTES = 2**28
-_AXIS = "paths"
 
 
 class Plan(NamedTuple):
@@ -51,6 +49,7 @@ class Plan(NamedTuple):
         devices: the devices to shard over.
         marginals: coordinates that are kept of every path at the end.
         share: first and end of the paths that this process runs; None: all of them.
+        parameter_shards: devices over which the parameters of each path are split.
     """
 
     steps: int
@@ -61,6 +60,12 @@ class Plan(NamedTuple):
     devices: tuple[Any, ...]
     marginals: tuple[int, ...] = ()
     share: tuple[int, int] | None = None
+    parameter_shards: int = 1
+
+    @property
+    def width(self) -> int:
+        """Shards of paths: a chunk is a multiple of them."""
+        return len(self.devices) // self.parameter_shards
 
     @property
     def groups(self) -> int:
@@ -86,28 +91,23 @@ def record_steps(steps: int, record_every: int) -> np.ndarray:
 def path_bytes(stepper: Stepper) -> int:
     """Memory of one path in flight: its state, about three further copies (gradient, noise, increments), its draws."""
     one = Stream(np.zeros(2, np.uint32), np.zeros(1, np.uint32))  # type: ignore[arg-type]
-    leaves = jax.tree.leaves(jax.eval_shape(_initialised, stepper, one))
+    leaves = jax.tree.leaves(jax.eval_shape(initialised, stepper, one))
     widest = max(a.dtype.itemsize for a in leaves)
     return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) + 2 * widest * stepper.draws
 
 
-def _initialised(stepper: Stepper, stream: Stream) -> Any:
-    """A function of its own, so that JAX knows it again and traces steppers of one structure once."""
-    return stepper.init(stream)
-
-
 def chunk_size(stepper: Stepper, plan: Plan) -> int:
-    """Paths in flight, a multiple of the devices, such that states and temporaries stay near 1 GiB.
+    """Paths in flight, a multiple of their shards, such that states and temporaries stay near 1 GiB.
 
     On a CPU near 64 MiB, what caches hold, but not below 64 paths a device; unless the sketches of all records, which
     several chunks must keep, would be large.
     """
-    devices, each = len(plan.devices), path_bytes(stepper)
-    fitting = max(_CHUNK_BYTES // each, devices)
+    each = path_bytes(stepper)
+    fitting = max(_CHUNK_BYTES // each, plan.width)
     sketches = len(record_steps(plan.steps, plan.record_every)) * BUCKETS * 4
     if plan.devices[0].platform == "cpu" and sketches <= _SKETCH_BYTES:
-        fitting = min(fitting, max(_CACHED_BYTES // each, _CACHED_PATHS * devices))
-    return min(-(-len(plan.own) // devices), fitting // devices) * devices
+        fitting = min(fitting, max(_CACHED_BYTES // each, _CACHED_PATHS * plan.width))
+    return min(-(-len(plan.own) // plan.width), fitting // plan.width) * plan.width
 
 
 def path_steps(plan: Plan, position: Position | None) -> int:
@@ -208,7 +208,7 @@ def _run_chunk(
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     key = stream_key(seed, stream)
     stepper, observables = _everywhere((stepper, observables), static.mesh)
-    carry = _start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, static)
+    carry = start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, static)
     records = len(record_steps(plan.steps, plan.record_every))
     buffer = _buffer_records(records, plan.own_kept * stepper.position(carry.state).shape[0])
     counted = min(plan.chunk, plan.own.stop - first)
@@ -221,8 +221,8 @@ def _run_chunk(
     while done < records:
         length = min(length, records - done, buffer, cadence - done % cadence)
         begin = time.perf_counter()
-        span = _Span(done, length, plan.steps, plan.record_every, offset)
-        carry, out = _segment(stepper, observables, carry, paths, key, span, static, buffer)
+        span = Span(done, length, plan.steps, plan.record_every, offset)
+        carry, out = segment(stepper, observables, carry, paths, key, span, static, buffer)
         part = _to_summary(jax.tree.map(np.asarray, out), length)
         if levels is not None:
             part = part._replace(histogram=quantiles(part.histogram, levels))
@@ -255,7 +255,7 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _ends(stepper: Stepper, carry: "_Carry", marginals: tuple[int, ...], counted: int) -> np.ndarray:
+def _ends(stepper: Stepper, carry: Carry, marginals: tuple[int, ...], counted: int) -> np.ndarray:
     """The chosen coordinates of every path at the end, shape (paths, M)."""
     if not marginals:
         return np.zeros((counted, 0))
@@ -271,19 +271,21 @@ def program(stepper: Stepper, plan: Plan, observables: Observables | None = None
     static, sharded = _laid_out(plan)
     paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
     key = jax.ShapeDtypeStruct((2,), np.uint32)
-    start = _start.lower(stepper, paths, key, plan.paths, static)
-    carry = jax.eval_shape(partial(_start, static=static), stepper, paths, key, plan.paths)
-    span = _Span(0, 1, plan.steps, plan.record_every, 0.0)
-    segment = _segment.lower(stepper, observables, carry, paths, key, span, static, 1)
-    return digest((stepper, observables), start.as_text() + segment.as_text())
+    begun = start.lower(stepper, paths, key, plan.paths, static)
+    carry = jax.eval_shape(partial(start, static=static), stepper, paths, key, plan.paths)
+    span = Span(0, 1, plan.steps, plan.record_every, 0.0)
+    moved = segment.lower(stepper, observables, carry, paths, key, span, static, 1)
+    return digest((stepper, observables), begun.as_text() + moved.as_text())
 
 
-def _laid_out(plan: Plan) -> tuple["_Static", NamedSharding]:
+def _laid_out(plan: Plan) -> tuple[Static, NamedSharding]:
     """What compiled code is specific to, and how paths lie on the devices."""
-    mesh = Mesh(np.array(plan.devices), (_AXIS,))
-    kept = min(plan.own_kept, plan.chunk // len(plan.devices))
-    static = _Static(mesh, plan.groups, plan.record_every > 1, kept)
-    return static, NamedSharding(mesh, PartitionSpec(_AXIS))
+    shape, axes = (plan.width, plan.parameter_shards), (PATHS, PARAMETERS)
+    split = 2 if plan.parameter_shards > 1 else 1
+    mesh = Mesh(np.array(plan.devices).reshape(shape[:split]), axes[:split])
+    kept = min(plan.own_kept, plan.chunk // plan.width)
+    static = Static(mesh, plan.groups, plan.record_every > 1, kept)
+    return static, NamedSharding(mesh, PartitionSpec(PATHS))
 
 
 def _joined(parts: list[Summary]) -> Summary:
@@ -291,7 +293,7 @@ def _joined(parts: list[Summary]) -> Summary:
     return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
 
 
-def _restored(start: "_Carry", leaves: list[Any]) -> "_Carry":
+def _restored(start: Carry, leaves: list[Any]) -> Carry:
     """The carry with these leaves, laid out as the one at the start."""
     old, tree = jax.tree.flatten(start)
     return jax.tree.unflatten(tree, [jax.device_put(new, a.sharding) for a, new in zip(old, leaves, strict=True)])
@@ -302,122 +304,6 @@ def _buffer_records(records: int, kept_numbers: int) -> int:
     fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + kept_numbers)))
     longest = 1 << (min(fitting, _SEGMENT_RECORDS).bit_length() - 1)
     return min(longest, 1 << (records - 1).bit_length())
-
-
-class _Static(NamedTuple):
-    mesh: Mesh
-    groups: int
-    thinned: bool
-    keep_paths: int
-
-
-class _Span(NamedTuple):
-    """Records of one segment: `length` of them from record `done` on, of a run of `steps`."""
-
-    done: Any
-    length: Any
-    steps: Any
-    record_every: Any
-    offset: Any
-
-
-class _Carry(NamedTuple):
-    state: Any
-    alive: Array
-
-
-@partial(jax.jit, static_argnames=("static",))
-def _start(stepper: Stepper, paths: Array, key: Array, total: Any, static: _Static) -> _Carry:
-    """Every path at the start; paths beyond `total` fill up the devices and never count."""
-    sharding = partial(NamedSharding, static.mesh)
-
-    def spread(leaf: Array) -> Array:
-        if leaf.ndim == 0:
-            return lax.with_sharding_constraint(leaf, sharding(PartitionSpec()))
-        wide = leaf if leaf.ndim > 1 else jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
-        return lax.with_sharding_constraint(wide, sharding(_spec(wide)))
-
-    state = jax.tree.map(lambda a: spread(jnp.asarray(a)), stepper.init(Stream(key, paths)))
-    return _Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(_AXIS))))
-
-
-@partial(
-    jax.jit,
-    static_argnames=("static", "buffer"),
-    donate_argnames=("carry",),
-    compiler_options={"xla_cpu_prefer_vector_width": 512},
-)
-def _segment(
-    stepper: Stepper,
-    observables: Observables | None,
-    carry: _Carry,
-    paths: Array,
-    key: Array,
-    span: _Span,
-    static: _Static,
-    buffer: int,
-) -> tuple[_Carry, Record]:
-    """Advance by the records of `span`; as many of the buffer's first entries are filled."""
-    by_path = jax.tree.map(_spec, carry)
-
-    @partial(
-        jax.shard_map,
-        mesh=static.mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(), by_path, PartitionSpec(_AXIS), PartitionSpec(), PartitionSpec()),
-        out_specs=(by_path, PartitionSpec(_AXIS)),
-        check_vma=False,
-    )
-    def shard(
-        stepper: Stepper, observables: Observables | None, carry: _Carry, paths: Array, key: Array, span: _Span
-    ) -> tuple[_Carry, Record]:
-        stream = Stream(key, paths)
-
-        def advance(k: Array, state: Any) -> Any:
-            x = stepper.position(state)
-            grad = stepper.evaluate(x)[1] if stepper.needs_gradient else x
-            return stepper.step(k, state, grad, stream)
-
-        def record(carry: _Carry) -> tuple[_Carry, Record, Array]:
-            x = stepper.position(carry.state)
-            loss, grad = stepper.evaluate(x)
-            # A coordinate that is not finite makes the sums so; one that overflows them is as good as diverged.
-            square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
-            alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x))
-            observed = observe(
-                loss,
-                x[:0] if observables is None else observables(x, grad),
-                jnp.sqrt(square),
-                x,
-                stepper.observables(carry.state),
-                alive,
-                paths[0].astype(jnp.int32),
-                static.groups,
-                span.offset,
-                min(static.keep_paths, x.shape[1]),
-            )
-            return _Carry(carry.state, alive), observed, grad
-
-        def body(i: Array, loop: tuple[_Carry, Record]) -> tuple[_Carry, Record]:
-            carry, out = loop
-            carry, observed, grad = record(carry)
-            out = jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), i, 0), out, observed)
-            k = (span.done + i) * span.record_every
-            count = jnp.clip(span.steps - k, 0, span.record_every)
-            state = lax.cond(count > 0, lambda s: stepper.step(k, s, grad, stream), lambda s: s, carry.state)
-            if static.thinned:
-                state = lax.fori_loop(k + 1, k + count, advance, state)
-            return _Carry(state, carry.alive), out
-
-        empty = jax.eval_shape(lambda c: record(c)[1], carry)
-        out = jax.tree.map(lambda a: jnp.zeros((buffer, *a.shape), a.dtype), empty)
-        carry, out = lax.fori_loop(0, span.length, body, (carry, out))
-        return carry, jax.tree.map(lambda a: a[None], out)
-
-    return shard(stepper, observables, carry, paths, key, span)
-
-
-def _spec(leaf: Array) -> PartitionSpec:
-    return PartitionSpec() if leaf.ndim == 0 else PartitionSpec(*[None] * (leaf.ndim - 1), _AXIS)
 
 
 def _to_summary(out: Record, length: int) -> Summary:

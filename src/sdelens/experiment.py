@@ -49,6 +49,7 @@ def simulate(
     marginals: int | Sequence[int] | None = None,
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
+    parameter_shards: int = 1,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
     checkpoint_every: int | None = None,
@@ -90,6 +91,8 @@ def simulate(
             `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
+        parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
+            one device does not hold; the others split the paths.
         progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
         checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
             can be resumed from there, to the same bits.
@@ -129,6 +132,7 @@ def simulate(
         marginals=marginals,
         chunk=chunk,
         devices=devices,
+        parameter_shards=parameter_shards,
     )
     with _processes.current().run():
         if model is None:
@@ -162,6 +166,7 @@ def compare(
     marginals: int | Sequence[int] | None = None,
     chunk: int | None = None,
     devices: int | Sequence[Any] | None = None,
+    parameter_shards: int = 1,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
     checkpoint_every: int | None = None,
@@ -207,6 +212,8 @@ def compare(
             `Result.distances` compares them.
         chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
         devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
+        parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
+            one device does not hold; the others split the paths.
         progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
         checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
             can be resumed from there, to the same bits.
@@ -252,6 +259,7 @@ def compare(
         marginals=marginals,
         chunk=chunk,
         devices=devices,
+        parameter_shards=parameter_shards,
     )
     with _processes.current().run():
         experiment = prepare(problem, noise, optimizer, models, options)

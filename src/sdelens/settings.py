@@ -78,6 +78,7 @@ class Options:
     marginals: int | Sequence[int] | None = None
     chunk: int | None = None
     devices: int | Sequence[Any] | None = None
+    parameter_shards: int = 1
 
     def plan(self, dim: int) -> Plan:
         """The plan of the run of a problem with `dim` coordinates, checked; its chunk is still to be settled.
@@ -98,10 +99,18 @@ class Options:
             raise ValueError(f"paths: got {paths}; {group.count} processes need one each, or more.")
         share = group.share(paths)
         own = share[1] - share[0]
-        used = _chosen_devices(self.devices)[:own]
+        found, shards = _chosen_devices(self.devices), _check.at_least("parameter_shards", self.parameter_shards, 1)
+        if shards > 1 and (shards > dim or len(found) % shards):
+            raise ValueError(
+                f"parameter_shards: got {shards}; it must divide the number of devices, {len(found)}, and be at most "
+                f"that of parameters, {dim}."
+            )
+        used = found[: own * shards]
+        width = len(used) // shards
         chunk = own if self.chunk is None else min(_check.at_least("chunk", self.chunk, 1), own)
-        width = -(-chunk // len(used)) * len(used)
-        return Plan(steps, paths, every, width, keep, used, _chosen_marginals(self.marginals, dim), share)
+        chunk = -(-chunk // width) * width
+        marginals = _chosen_marginals(self.marginals, dim)
+        return Plan(steps, paths, every, chunk, keep, used, marginals, share, shards)
 
     def checked_seed(self) -> int:
         """The seed, checked.

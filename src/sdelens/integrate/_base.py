@@ -42,6 +42,11 @@ class Stepper(eqx.Module):
         """Whether `step` makes use of ∇f."""
         return True
 
+    @property
+    def dear(self) -> bool:
+        """Whether f and ∇f cost more than all else of a step."""
+        return True
+
     @abc.abstractmethod
     def evaluate(self, x: Array) -> tuple[Array, Array]:
         """f(x) and ∇f(x)."""

@@ -50,6 +50,10 @@ class Coupled(Stepper):
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.optimizer.evaluate(x)
 
+    @property
+    def dear(self) -> bool:  # noqa: D102
+        return self.optimizer.dear
+
     def step(self, k: Array, state: tuple[Any, ...], grad: Array, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
         finest = max(s.substeps for s in self.integrations)
         shapes, dtype = [s.noise_shape for s in self.integrations], grad.dtype

@@ -54,6 +54,10 @@ class Discrete(Stepper):
     def needs_gradient(self) -> bool:  # noqa: D102
         return self.noise.needs_gradient
 
+    @property
+    def dear(self) -> bool:  # noqa: D102
+        return self.problem.dear
+
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
         return self.advance(state, self.noise.gradient(k, state.x, grad, stream))
 

@@ -75,6 +75,10 @@ class EulerMaruyama(Integration):
         return state._replace(found=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found))
 
     @property
+    def dear(self) -> bool:  # noqa: D102
+        return self.sde.dear
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
         return self.sde.noise_shape
 

@@ -100,6 +100,10 @@ class Quadrature(Integration):
         return (self._parts + self.discrete.noise.normal, sum(self.update.sizes))
 
     @property
+    def dear(self) -> bool:  # noqa: D102
+        return self.discrete.dear
+
+    @property
     def root_first(self) -> bool:  # noqa: D102
         return self.discrete.noise.normal
 

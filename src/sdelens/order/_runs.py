@@ -167,7 +167,7 @@ class Study:
             ]
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
-        devices = len(plan.devices)
+        devices = plan.width
         widest = max(s.draws for s in integrations)
         numbers = widest * 4 * n + self.problem.dim * 8 * len(integrations)
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)

@@ -62,6 +62,11 @@ class AbstractProblem(eqx.Module):
         return loss, grad
 
     @property
+    def dear(self) -> bool:
+        """Whether f and ∇f cost more than all else of a step: so they do where there is a function or network."""
+        return False
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what `metric` measures beside the loss."""
         return ()
@@ -104,6 +109,10 @@ class L2Problem(AbstractProblem):
     @property
     def layout(self) -> Layout:
         return self.problem.layout
+
+    @property
+    def dear(self) -> bool:
+        return self.problem.dear
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -203,6 +212,10 @@ class Problem(AbstractProblem):
     @property
     def infimum(self) -> float | None:
         return self._infimum
+
+    @property
+    def dear(self) -> bool:
+        return True
 
     @property
     def metrics(self) -> tuple[str, ...]:

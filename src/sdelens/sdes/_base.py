@@ -52,6 +52,11 @@ class SDE(eqx.Module):
         """f(x) and ∇f(x)."""
 
     @property
+    def dear(self) -> bool:
+        """Whether f and ∇f cost more than all else of a step."""
+        return True
+
+    @property
     @abc.abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of dW per path; many paths add a last axis."""
@@ -113,6 +118,10 @@ class OptimizerSDE(SDE):
 
     def evaluate(self, x: Array) -> tuple[Array, Array]:
         return self.problem.evaluate(x)
+
+    @property
+    def dear(self) -> bool:
+        return self.problem.dear
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

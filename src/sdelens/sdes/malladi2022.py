@@ -39,6 +39,10 @@ class Malladi2022SDE(SDE):
         return self.later.evaluate(x)
 
     @property
+    def dear(self) -> bool:  # noqa: D102
+        return self.later.dear
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
         return self.later.noise_shape
 
