@@ -13,13 +13,16 @@ __all__ = ["TITLE", "measure", "peak", "tables", "targets"]
 TITLE = "Cost"
 _BASE: Final = dict(optimizer="rmspropw", dim=10, every=10)
 _PATHS, _STEPS, _DIMS, _EVERY = (
-    (1000, 10_000, 100_000),
+    (10_000, 100_000, 1_000_000),
     (200, 2000, 20_000),
     (1, 10, 100, 1000, 10_000, 100_000),
     (1, 10, 100, 1000),
 )
+_FEW: Final = (100, 1000)
+"""Paths so few that what a step costs whatever its size shows."""
 _MEMORY: Final = (500, 5000, 50_000)
 _FAR = 1.15
+_WORDS: Final = {"few": "few paths", "records": "steps between records"}
 
 
 def _ways(quick: bool) -> dict[str, list[tuple[float, Contender]]]:
@@ -33,8 +36,9 @@ def _ways(quick: bool) -> dict[str, list[tuple[float, Contender]]]:
 
     work = 64_000 // less
     return {
-        "start": [way("start", paths, paths, 10, 10) for paths in (_PATHS[0], _PATHS[-1] // less)],
-        "paths": [way("paths", p // less, p // less, 2000 // less, 10 if p == _PATHS[0] else 1) for p in _PATHS],
+        "start": [way("start", paths, paths, 10, 10) for paths in (_FEW[-1], _PATHS[1] // less)],
+        "few": [way("few", p, p, 4000 // less) for p in _FEW],
+        "paths": [way("paths", p // less, p // less, 200, 10 if p == _PATHS[0] else 1) for p in _PATHS],
         "steps": [way("steps", s // less, 4000, s // less, 10 if s == _STEPS[0] else 1) for s in _STEPS],
         "dimension": [way("dimension", d, max(work // d, 2), 1000 // less, dim=d) for d in _DIMS],
         "records": [way("records", e, 4000, 2000 // less, every=e) for e in _EVERY],
@@ -99,7 +103,7 @@ def linearity(found: dict[str, Any], panel: str) -> Ratio:
 def tables(found: dict[str, Any]) -> list[Table]:
     """A table of all panels, and one of memory."""
     start, rows = start_up(found), []
-    for panel in ("paths", "steps", "dimension", "records", "devices"):
+    for panel in ("few", "paths", "steps", "dimension", "records", "devices"):
         for row in found[panel]:
             at = spaced(found["cores"] if row["at"] == 0 else row["at"])
             size = f"{row['paths']} × {row['steps']} × {row['dim']}"
@@ -108,7 +112,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
                 number(np.median(costs(row))),
                 number(np.median(costs(row, start))),
             ]
-            rows.append([f"{panel} = {at}", size, *cells])
+            rows.append([f"{_WORDS.get(panel, panel)} = {at}", size, *cells])
     head = ["", "paths × steps × d", "s", "ns", "ns beyond the start-up"]
     small, large = (np.median(row["seconds"]) for row in found["start"])
     sizes = [f"{row['paths']}" for row in found["start"]]

@@ -100,7 +100,7 @@ def targets(found: dict[str, Any]) -> list[Target]:
     asked = [Target("MLP: SDE step / optimizer step", "≤", 1.1, _over(found["steps"], "sde", "optimizer", "mlp"))]
     for setting, where in ((ALL, "all cores"), (ONE, "one core")):
         here = {r["name"]: costs(r) for r in found["compare"] if r["setting"] == setting}
-        fastest = min((name for name in here if name != "sdelens"), key=lambda name: np.median(here[name]))
-        claim = f"MLP, three models, {where}: {fastest} (the fastest) / sdelens"
-        asked.append(Target(claim, "≥", 3.0, ratio(here[fastest], here["sdelens"])))
+        for name in (name for name in here if name != "sdelens"):
+            claim = f"MLP, three models, {where}: {name} / sdelens"
+            asked.append(Target(claim, "≥", 3.0, ratio(here[name], here["sdelens"])))
     return asked

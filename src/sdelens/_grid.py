@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -137,10 +138,10 @@ def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
 def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None) -> "xr.Dataset":
     """Run every point, going on from checkpoints if there are any."""
     shape = tuple(len(values) for values in grid.over.values())
-    first, whole = grid.experiments[0], _identity(grid)
-    devices = agreed_devices(first, whole, checkpoints)
+    first = grid.experiments[0]
+    devices = agreed_devices(first, partial(_identity, grid), checkpoints)
     if checkpoints is not None:
-        checkpoints.start(whole | {"code": _code(grid)})
+        checkpoints.start(_identity(grid) | {"code": _code(grid)})
         checkpoints.agree(first.group)
     columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     coordinates: dict[str, Any] = {}

@@ -129,7 +129,7 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
 
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
     """Run all models, going on from checkpoints if there are any."""
-    devices = agreed_devices(experiment, identity(experiment), checkpoints)
+    devices = agreed_devices(experiment, partial(identity, experiment), checkpoints)
     if checkpoints is not None:
         checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
         checkpoints.agree(experiment.group)
@@ -257,12 +257,14 @@ def code_of(experiment: Experiment) -> dict[str, str]:
     return {label: program(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
 
 
-def agreed_devices(experiment: Experiment, own: dict[str, Any], checkpoints: Checkpoints | None) -> int:
+def agreed_devices(
+    experiment: Experiment, identified: Callable[[], dict[str, Any]], checkpoints: Checkpoints | None
+) -> int:
     """Devices of all processes, which are about to run the same.
 
     Args:
         experiment: what this one runs, or the first of what it does.
-        own: what tells that from other runs, but for its code.
+        identified: what tells that from other runs, but for its code.
         checkpoints: whether it saves, if not None.
 
     Raises:
@@ -271,6 +273,7 @@ def agreed_devices(experiment: Experiment, own: dict[str, Any], checkpoints: Che
     group, count = experiment.group, len(experiment.plan.devices)
     if group.count == 1:
         return count
+    own = identified()
     shared = own | {"device": {"platform": own["device"]["platform"]}, "checkpoint": checkpoints is not None}
 
     def join(parts: list[bytes]) -> bytes:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens import _check, _sweep_tables, _tables
-from sdelens._maps import Panel, plot_sweep
 from sdelens._output import atomic_path, save_figure, text_table
 from sdelens._ranking import Best, best_of, mean_and_sem
 from sdelens.result import Result, read_dataset
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
+
+    from sdelens._maps import Panel
 
 __all__ = ["Best", "Sweep", "load"]
 
@@ -171,6 +172,8 @@ class Sweep:
             ValueError: if more than three keys have several values, naming the remedy, or a name is not known.
         """
         _check.choice("quantity", quantity, _QUANTITIES)
+        from sdelens._maps import plot_sweep
+
         if at:
             held = {key: [i] for key, i in self._held(at).items()}
             return Sweep(self.dataset.isel(held)).plot(path, quantity, model)
@@ -321,7 +324,9 @@ class Sweep:
         value, sem = mean_and_sem(groups, counts)
         return np.where(lost > 0, np.nan, value), np.where(lost > 0, np.nan, sem), lost
 
-    def _panel(self, quantity: str, model: str, keys: list[str]) -> Panel:
+    def _panel(self, quantity: str, model: str, keys: list[str]) -> "Panel":
+        from sdelens._maps import Panel
+
         at = self.models.index(model)
         value, sem, lost = (array[..., at] for array in self._late)
         shape = tuple(len(self.over[key]) for key in keys)

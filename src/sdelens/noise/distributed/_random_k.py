@@ -18,7 +18,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from scipy import stats
 
 from sdelens import _check
 from sdelens._random import Stream
@@ -172,6 +171,8 @@ class RandomKNoise(WorkersNoise):
     def _signs(self, grad: Array, x: Array) -> tuple[Array, Array]:
         """E sign(g), and what E(sign(g) | n) has in common with the standardised number n of senders."""
         self._require_signs()
+        from scipy import stats
+
         average, spread = self.workers * self._share, math.sqrt(self.workers * self._share * (1 - self._share))
         if not self.noise.normal:
             one = self.noise.mean_sign(grad, x)
