@@ -5,12 +5,14 @@ between its devices. A second axis of the mesh, if there is one, splits the para
 places what passes between devices.
 """
 
-from functools import partial
+from collections.abc import Iterator
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens._random import Stream
@@ -19,10 +21,11 @@ from sdelens.integrate import Stepper
 from sdelens.observables import Observables
 from sdelens.statistics import Record, observe
 
-__all__ = ["PARAMETERS", "PATHS", "Carry", "Span", "Static", "initialised", "segment", "start"]
+__all__ = ["PARAMETERS", "PATHS", "Carry", "Span", "Static", "initialised", "lowered", "segment", "start"]
 
 PATHS, PARAMETERS = "paths", "parameters"
 """Axes of the mesh."""
+_PROGRAMS = (ClosedJaxpr, Jaxpr)
 
 
 class Static(NamedTuple):
@@ -87,23 +90,42 @@ def start(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static
     return Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(PATHS))))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("static", "buffer"),
-    donate_argnames=("carry",),
-    compiler_options={"xla_cpu_prefer_vector_width": 512},  # where there are such vectors, a third faster
-)
 def segment(
     stepper: Stepper,
     observables: Observables | None,
     carry: Carry,
     paths: Array,
-    key: Array,
+    key: Any,
     span: Span,
     static: Static,
     buffer: int,
 ) -> tuple[Carry, Record]:
     """Advance by the records of `span`; as many of the buffer's first entries are filled.
+
+    On CPUs that have vectors of 512 bits they are used, a third faster, unless the program has an operation that XLA
+    then gets wrong.
+    """
+    arguments = (stepper, observables, carry, paths, key, span, static, buffer)
+    run = _narrow if _primitives(_narrow.trace(*arguments).jaxpr) & _WRONG_IN_WIDE else _wide
+    return run(*arguments)
+
+
+def lowered(*arguments: Any) -> Any:
+    """The program of `segment` with these arguments, not compiled."""
+    return _narrow.lower(*arguments)
+
+
+def _advanced(
+    stepper: Stepper,
+    observables: Observables | None,
+    carry: Carry,
+    paths: Array,
+    key: Any,
+    span: Span,
+    static: Static,
+    buffer: int,
+) -> tuple[Carry, Record]:
+    """What `segment` compiles.
 
     Where ∇f costs more than a step besides, a record and the step after it share one, in one loop over steps; else the
     loop over records evaluates it for itself, and none is kept.
@@ -197,6 +219,26 @@ def segment(
         )
         carry = Carry(state, carry.alive)
     return carry, out
+
+
+_jit = partial(jax.jit, _advanced, static_argnames=("static", "buffer"), donate_argnames=("carry",))
+_narrow, _wide = _jit(), _jit(compiler_options={"xla_cpu_prefer_vector_width": 512})
+_WRONG_IN_WIDE = frozenset({"atan"})
+"""Primitives for which jaxlib 0.10.2 gives numbers that have nothing to do with them; the tests try all others."""
+
+
+@lru_cache(maxsize=1024)
+def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
+    """Names of all primitives in a program, those of its loops, branches and calls too."""
+
+    def names(inner: Jaxpr) -> Iterator[str]:
+        for equation in inner.eqns:
+            yield equation.primitive.name
+            for part in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda a: isinstance(a, _PROGRAMS)):
+                if isinstance(part, _PROGRAMS):
+                    yield from names(part.jaxpr if isinstance(part, ClosedJaxpr) else part)
+
+    return frozenset(names(jaxpr.jaxpr))
 
 
 def _spec(leaf: Array, static: Static) -> PartitionSpec:

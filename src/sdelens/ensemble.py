@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens._processes import ALONE, Group
 from sdelens._random import Stream, stream_key
-from sdelens._segments import PARAMETERS, PATHS, Carry, Span, Static, initialised, segment, start
+from sdelens._segments import PARAMETERS, PATHS, Carry, Span, Static, initialised, lowered, segment, start
 from sdelens._store import decoded, encoded
 from sdelens.checkpoint import Checkpoints, Position, digest, packed, unpacked
 from sdelens.integrate import Stepper
@@ -274,7 +274,7 @@ def program(stepper: Stepper, plan: Plan, observables: Observables | None = None
     begun = start.lower(stepper, paths, key, plan.paths, static)
     carry = jax.eval_shape(partial(start, static=static), stepper, paths, key, plan.paths)
     span = Span(0, 1, plan.steps, plan.record_every, 0.0)
-    moved = segment.lower(stepper, observables, carry, paths, key, span, static, 1)
+    moved = lowered(stepper, observables, carry, paths, key, span, static, 1)
     return digest((stepper, observables), begun.as_text() + moved.as_text())
 
 
