@@ -227,7 +227,7 @@ _WRONG_IN_WIDE = frozenset({"atan"})
 """Primitives for which jaxlib 0.10.2 gives numbers that have nothing to do with them; the tests try all others."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
     """Names of all primitives in a program, those of its loops, branches and calls too."""
 
