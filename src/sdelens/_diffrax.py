@@ -195,7 +195,7 @@ def to_diffrax(
         ValueError, TypeError: naming the argument: an unknown model, a solver that is not for SDEs, or one for additive
             noise where σ depends on the state; accumulators that start at 0.
 
-    Example:
+    Examples:
         >>> import diffrax, jax, sdelens as sl
         >>> optimizer, heun = sl.SignSGD(0.1), diffrax.EulerHeun()
         >>> bridge = sl.to_diffrax(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), optimizer, solver=heun)

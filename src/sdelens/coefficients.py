@@ -76,7 +76,7 @@ def coefficients(
         ValueError, TypeError: naming the operation that couples coordinates; if the noise has dependent coordinates or
             the transformation random numbers of its own; if a shape does not fit.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> found = sl.coefficients(sl.SignSGD(0.1), [0.0, 1.0], sl.GaussianNoise(1.0))
         >>> found.drift["x"].round(4).tolist()

@@ -235,7 +235,7 @@ def compare(
         RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
             the one before is used.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> result = sl.compare(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SGD(lr=0.1), steps=20, paths=64)
         >>> result.models
@@ -320,7 +320,7 @@ def sweep(
     Warns:
         RuntimeWarning: if paths diverged, once for all points.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> problem, noise = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0)
         >>> found = sl.sweep(problem, noise, sl.SGD(lr=0.1), over={"lr": [0.1, 0.2]}, steps=20, paths=64)

@@ -66,7 +66,7 @@ class Cosine(Schedule):
     Raises:
         ValueError, TypeError: naming the argument out of its range.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> optimizer = sl.AdamW(lr=0.01, schedule=sl.Warmup(100, sl.Cosine(900)))
     """

@@ -74,7 +74,7 @@ def gradient_noise(
 
     Source: noise scale, arXiv 1812.06162; phases, arXiv 2411.15958. Limits and tails are ours.
 
-    Example:
+    Examples:
         >>> import numpy as np, sdelens as sl
         >>> draws = 0.1 + np.random.default_rng(0).standard_t(3, size=(500, 20))
         >>> found = sl.gradient_noise(draws, batch_size=32)

@@ -47,7 +47,7 @@ class GaussianNoise(AbstractNoise):
         ValueError, TypeError: if a scale is not greater than 0 and finite, or a covariance is not one; and, once it
             meets a problem, if a shape does not fit, naming the leaf.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> noise = sl.GaussianNoise(covariance=[[1.0, 0.5], [0.5, 1.0]])
         >>> varying = sl.GaussianNoise(covariance=lambda x: 0.1 + x**2)

@@ -125,7 +125,7 @@ class StudentTNoise(ScaledNoise):
     Raises:
         ValueError, TypeError: naming the argument out of its range.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> cauchy = sl.StudentTNoise(scale=0.5, df=1)
     """
@@ -301,7 +301,7 @@ class SymmetricNoise(ScaledNoise):
         ValueError, TypeError: if `cdf` is not that of a symmetric law, `ppf` not its inverse or `pdf` not its
             derivative, a function cannot be compiled, or `variance` is less than what the central part of the law has.
 
-    Example:
+    Examples:
         >>> import math, sdelens as sl
         >>> from jax.scipy.stats import logistic
         >>> noise = sl.SymmetricNoise(logistic.cdf, logistic.ppf, scale=0.5, variance=math.pi**2 / 3)

@@ -47,7 +47,7 @@ class FromOptax(Optimizer):
         ValueError: once it meets a problem: if its update cannot be run on parameters and gradient alone (as those that
             ask for ``value=``), or keeps a leaf that an SDE cannot have, naming it.
 
-    Example:
+    Examples:
         >>> import optax
         >>> import sdelens as sl
         >>> sl.FromOptax(optax.lion, lr=1e-3).name

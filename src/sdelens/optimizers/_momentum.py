@@ -42,7 +42,7 @@ class Momentum(DecayedOptimizer):
     Raises:
         ValueError, TypeError: naming the argument out of its range.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> optimizer = sl.Momentum.undamped(lr=0.01, momentum=0.9)
         >>> round(optimizer.lr, 6), optimizer.b1

@@ -102,7 +102,7 @@ def weak_order(
         ValueError, TypeError: naming the argument: learning rates that do not decrease, or with ηρ > 1 (and the largest
             legal one); a horizon shorter than one step, or times that are no whole numbers of steps.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> study = sl.weak_order(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.1), [0.2, 0.1, 0.05], 0.8)
         >>> 0.9 < study.slope < 1.1

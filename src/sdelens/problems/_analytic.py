@@ -25,7 +25,7 @@ class Quadratic(AbstractProblem):
     Raises:
         ValueError: if `curvature` is not finite or not symmetric, or the shapes do not fit.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> float(sl.Quadratic([1.0, 4.0], start=1.0).loss(sl.Quadratic([1.0, 4.0], start=1.0).start))
         2.5

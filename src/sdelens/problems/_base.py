@@ -153,7 +153,7 @@ class Problem(AbstractProblem):
         ValueError: if the loss or a metric has the wrong shape, or the loss differs between two calls, or is not finite
             at the start.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, sdelens as sl
         >>> problem = sl.Problem(lambda p: jnp.sum(p["w"] ** 2) + p["b"] ** 4,
         ...                      start={"w": jnp.ones(3), "b": jnp.array(2.0)}, infimum=0.0)

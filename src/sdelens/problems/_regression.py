@@ -33,7 +33,7 @@ class LinearRegression(AbstractProblem):
     Raises:
         ValueError, TypeError: naming the argument: a covariance that is none, shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> problem = sl.LinearRegression([1.0, 0.5, 0.25], label_noise=0.5)
         >>> float(problem.infimum)

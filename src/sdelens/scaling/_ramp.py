@@ -159,7 +159,7 @@ def ramp(
             begin at 0 or ascend; for Adagrad, whose sum of squares remembers all earlier batches.
         TypeError: if an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> run = sl.scaling.ramp(sl.AdamW(lr=1e-3, b1=0.95), [(0, 256), (100_000, 512), (300_000, 1024)], samples=1e6)
         >>> run.steps, run.at(1000)["batch_size"], round(run.at(1000)["b1"], 6)

@@ -72,7 +72,7 @@ def rescale(
     Source: arXiv 2411.15958 (AdamW, RMSpropW, SignSGD), arXiv 2205.10287 (without decay), arXiv 1706.02677 (SGD); those
     of Momentum, Signum, Lion and Adagrad, and of L2, are derived in docs/scaling.md.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> new = sl.scaling.rescale(sl.AdamW(lr=3e-4, b1=0.9, b2=0.95, weight_decay=0.1), 4, steps=10_000)
         >>> new.optimizer.lr, new.optimizer.b1, new.optimizer.b2, new.optimizer.weight_decay, new.steps

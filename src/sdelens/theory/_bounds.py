@@ -119,7 +119,7 @@ def loss_bound(
 
     Source: arXiv 2411.15958; the algorithm's column is derived here.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> bound = sl.theory.loss_bound(sl.Quadratic([1.0, 1.0]), sl.GaussianNoise(1.0), sl.SGD(0.1), [0.0, 50.0])
         >>> bound.loss.round(4)

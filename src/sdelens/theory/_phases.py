@@ -100,7 +100,7 @@ def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any =
 
     Source: arXiv 2411.15958; the definition for other laws is ours.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> sl.theory.phases(sl.Quadratic([1.0, 4.0], start=[0.1, 1.0]), sl.GaussianNoise(1.0)).phase
         array([3, 1])

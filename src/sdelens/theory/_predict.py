@@ -76,7 +76,7 @@ def predict(
 
     Source: derived here.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> curve = sl.theory.predict(sl.Quadratic([1.0, 4.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.01), steps=400)
         >>> curve.models

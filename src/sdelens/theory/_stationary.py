@@ -155,7 +155,7 @@ def stationary(
 
     Source: arXiv 2411.15958; the algorithm's form is derived here.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> sl.theory.stationary(sl.Quadratic([2.0]), sl.GaussianNoise(1.0), sl.SGD(0.1)).variance.round(6)
         array([0.027778])

@@ -36,7 +36,7 @@ class DistributedNoise(UnboundNoise):
 
     Source: the setting of arXiv 2502.17009; the laws are derived here, from the compressions themselves.
 
-    Example:
+    Examples:
         >>> import sdelens as sl
         >>> noise = sl.DistributedNoise(sl.GaussianNoise(1.0), workers=8, compression=sl.RandomK(0.25))
     """

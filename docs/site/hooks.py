@@ -1,0 +1,125 @@
+"""What the site does beyond plain mkdocs: tutorials become executed pages, links fit both homes, nothing is fetched.
+
+A tutorial is a script of `examples/tutorials/` in jupytext's percent format. It is executed as a notebook, any error of
+which fails the build, and becomes a page with its outputs; the notebook itself lies beside the page. What was executed
+is kept in `build/tutorials`, by the hash of the script and of the library's sources.
+"""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import public_names
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "examples" / "tutorials"
+KEPT = ROOT / "build" / "tutorials"
+KERNEL = ["--InlineBackend.figure_formats={'retina'}", "--log-level=ERROR"]
+
+# Links as a code host needs them, and where the site has the same.
+ELSEWHERE = [
+    (r"\]\((?:\.\./)?examples/tutorials/(\w+)\.py\)", r"](tutorials/\1.md)"),
+    (r"\]\(\.\./README\.md\)", "](index.md)"),
+    (r"\]\((?:\.\./)?CONTRIBUTING\.md\)", "](architecture.md)"),
+    (r"\]\((?:\.\./)?CHANGELOG\.md\)", "](changelog.md)"),
+]
+FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>", re.I)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Refuse undocumented names; execute the tutorials and add their pages, figures and notebooks."""
+    lacking = public_names.undocumented()
+    if lacking:
+        raise PluginError("Undocumented: " + "; ".join(lacking))
+    library = hashlib.sha256()
+    for source in sorted((ROOT / "src").rglob("*.py")):
+        library.update(source.read_bytes())
+    for script in sorted(SCRIPTS.glob("*.py")):
+        key = hashlib.sha256(script.read_bytes() + library.digest()).hexdigest()[:16]
+        notebook = executed(script, KEPT / f"{script.stem}-{key}.ipynb")
+        body, figures = page_of(notebook, script.stem)
+        parts: dict[str, str | bytes] = {f"{script.stem}.md": body, f"{script.stem}.ipynb": nbformat.writes(notebook)}
+        for name, content in (parts | figures).items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
+    return files
+
+
+def executed(script: Path, kept: Path) -> nbformat.NotebookNode:
+    """The script as a notebook with its outputs, executed unless it was before."""
+    if kept.exists():
+        return nbformat.read(kept, as_version=4)
+    notebook = jupytext.read(script)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    work = KEPT / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        NotebookClient(
+            notebook,
+            timeout=300,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(work)}},
+            extra_arguments=KERNEL,
+        ).execute()
+    except Exception as error:
+        raise PluginError(f"examples/tutorials/{script.name} failed: {error}") from error
+    for old in KEPT.glob(f"{script.stem}-*.ipynb"):
+        old.unlink()
+    nbformat.write(notebook, kept)
+    return notebook
+
+
+def page_of(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
+    """The page's Markdown and its figures, whose text is the ``alt`` of their cell."""
+    blocks: list[str] = []
+    figures: dict[str, bytes] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            blocks.append(cell.source)
+            continue
+        blocks.append(f"```python\n{cell.source}\n```")
+        alt, before = cell.metadata.get("alt"), len(figures)
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                figure = f"{name}-{len(figures) + 1}.png"
+                figures[figure] = base64.b64decode(data["image/png"])
+                blocks.append(f"![{alt}]({figure})")
+            elif "text/html" in data:
+                table = re.search(r"<table.*</table>", data["text/html"], re.S)
+                blocks.append(re.sub(r"<table[^>]*>", "<table>", table.group()) if table else data["text/plain"])
+            else:
+                text = output.get("text") or data.get("text/plain", "")
+                blocks.append(f"``` {{ .text .output }}\n{text.strip()}\n```")
+        if (alt is None) != (len(figures) == before):
+            raise PluginError(f'{name}: a figure and its cell\'s alt="..." go together, in the cell:\n{cell.source}')
+    note = f"[This page as a notebook]({name}.ipynb), made by executing `examples/tutorials/{name}.py`."
+    head, _, rest = blocks[0].partition("\n")
+    return "\n\n".join([head, note, rest, *blocks[1:]]) + "\n", figures
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links that suit a code host into the site's."""
+    for pattern, target in ELSEWHERE:
+        markdown = re.sub(pattern, target, markdown)
+    return markdown
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Make every figure a link to itself, so that a tap enlarges it."""
+    return re.sub(r"(?<!>)(<img [^>]*src=\"([^\"]+\.png)\"[^>]*>)", r'<a href="\2">\1</a>', html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Refuse pages that would load anything from another host."""
+    fetched = FETCHED.search(output)
+    if fetched and 'rel="canonical"' not in fetched.group():
+        raise PluginError(f"{page.file.src_uri} loads something from another host: {fetched.group()}")
+    return output

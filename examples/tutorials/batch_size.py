@@ -1,0 +1,70 @@
+# %% [markdown]
+# # From batch 256 to 1024
+#
+# Four times the batch: what become learning rate, b1, b2, eps, weight decay, steps and warm-up? One call gives all of
+# them, with the reason for each. Then both batch sizes are simulated, to see what the rule keeps and what every
+# omission costs.
+
+# %%
+import dataclasses
+import os
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+import sdelens as sl
+
+# %% [markdown]
+# ## The rule
+
+# %%
+small = sl.AdamW(lr=2e-3, b1=0.98, b2=0.998, weight_decay=0.5)
+new = sl.scaling.rescale(small, 4, steps=10_000, warmup=500, clip_norm=1.0)
+print(new)
+
+# %% [markdown]
+# The same from the shell, without JAX:
+#
+# ```sh
+# sdelens scale adamw --lr 2e-3 --b1 0.98 --b2 0.998 --weight-decay 0.5 --batch 256 --to 1024 --steps 10000 --warmup 500
+# ```
+#
+# and for a live PyTorch optimizer, in place: `sdelens.torch.rescale(optimizer, 4)`.
+
+# %% [markdown]
+# ## Does it hold?
+#
+# `verify` runs both batch sizes and compares them at equal numbers of samples. Noise dominates here from the start:
+# |∂f| is half the noise of the larger batch or less. Beside the full rule, what is left of it without some of its
+# parts.
+
+# %%
+full = new.optimizer
+variants = {
+    "full rule": full,
+    "decay as it was": dataclasses.replace(full, weight_decay=small.weight_decay),
+    "b1, b2 as they were": dataclasses.replace(full, b1=small.b1, b2=small.b2),
+    "nothing but the steps": small,
+}
+problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=[0.5, 0.25, 0.125, 0.05])
+noise = sl.GaussianNoise(scale=1.0)
+found = sl.scaling.verify(problem, noise, small, 4, variants, steps=3000, paths=1024)
+print(found)
+
+# %% alt="Mean loss at equal numbers of samples: the full rule on the smaller batch's curve, each omission off it"
+found.plot()
+
+# %% [markdown]
+# ## Where it does not
+#
+# Started far away, the gradient dominates, and Adam's step no longer grows with √B. The table says so in advance: the
+# error *expected* from the signal-to-noise ratio is large.
+
+# %%
+far = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=[8.0, 4.0, 2.0, 0.8])
+print(sl.scaling.verify(far, noise, small, 4, {"full rule": full}, steps=3000, paths=512))
+
+# %% [markdown]
+# So measure the regime of your own run first: [is my run noise-dominated?](noise_dominated.md) All rules by name, with
+# their sources and with what they keep, are on the page of [scaling](../scaling.md).

@@ -1,0 +1,29 @@
+"""The documentation knows every public name, page and figure. What the site's own build checks is not repeated here."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+OF_THE_SITE = {"README.md", "index.md", "architecture.md", "changelog.md"}
+
+
+def test_every_public_name_is_documented():
+    pytest.importorskip("torch")
+    spec = importlib.util.spec_from_file_location("public_names", DOCS / "site" / "public_names.py")
+    public_names = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(public_names)
+    assert public_names.undocumented() == []
+
+
+def test_a_code_host_lists_every_page():
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert [
+        page.name for page in DOCS.glob("*.md") if page.name not in OF_THE_SITE and f"({page.name})" not in index
+    ] == []
+
+
+def test_the_gallery_has_every_figure():
+    gallery = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    assert [figure.name for figure in DOCS.glob("*.png") if f"({figure.name})" not in gallery] == []
