@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.contenders.task import SIGMA, START, curvature, scheme
 from sdelens._random import Stream, stream_key
+from sdelens._segments import WIDE
 
 __all__ = ["arithmetic", "draws", "machine", "operations"]
 
@@ -33,15 +34,17 @@ def operations() -> dict[str, float]:
 
 
 def _wide(program: Any, size: int) -> float:
-    """Operations on arrays of that size in a program, a copy or a change of shape not counted."""
+    """Operations per number of an array of that size, copies and changes of shape left out; of branches the dearest."""
     free = ("broadcast_in_dim", "reshape", "convert_element_type", "bitcast_convert_type", "squeeze", "copy")
     total = 0.0
     for equation in program.eqns:
         inner = [v.jaxpr for v in equation.params.values() if hasattr(v, "jaxpr")]
-        if inner:
+        if equation.primitive.name == "cond":
+            total += max(_wide(branch.jaxpr, size) for branch in equation.params["branches"])
+        elif inner:
             total += sum(_wide(p, size) for p in inner)
-        elif equation.primitive.name not in free:
-            total += equation.outvars[0].aval.size == size
+        elif equation.primitive.name not in free and 4 * equation.outvars[0].aval.size >= size:
+            total += equation.outvars[0].aval.size / size
     return total
 
 
@@ -60,7 +63,7 @@ def draws(dim: int, kind: str) -> _Run:
 
         return lax.fori_loop(0, steps, lambda k, total: total + draw(k), jnp.zeros(shape, jnp.float32))
 
-    return _sharded(shard)
+    return _sharded(shard, None if kind == "jax" else WIDE)
 
 
 def arithmetic(optimizer: str, dim: int) -> _Run:
@@ -79,10 +82,13 @@ def arithmetic(optimizer: str, dim: int) -> _Run:
     return _sharded(shard)
 
 
-def _sharded(shard: Callable[..., jax.Array]) -> _Run:
+def _sharded(shard: Callable[..., jax.Array], options: dict[str, Any] | None = WIDE) -> _Run:
+    """A run of one function on all devices, compiled with the options of the library's own programs."""
     mesh = Mesh(np.array(jax.devices()), ("paths",))
     specs = dict(in_specs=(PartitionSpec(), PartitionSpec("paths"), PartitionSpec()), check_vma=False)
-    compiled = jax.jit(jax.shard_map(shard, mesh=mesh, out_specs=PartitionSpec(None, "paths"), **specs))
+    compiled = jax.jit(
+        jax.shard_map(shard, mesh=mesh, out_specs=PartitionSpec(None, "paths"), **specs), compiler_options=options
+    )
 
     def run(seed: int, paths: int, steps: int) -> None:
         indices = jax.device_put(np.arange(paths, dtype=np.uint32), NamedSharding(mesh, PartitionSpec("paths")))
