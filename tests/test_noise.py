@@ -250,7 +250,7 @@ def test_signsgd_under_correlated_noise_has_the_optimizers_covariance():
     moved = {}
     for model in ("optimizer", "sde"):
         data = sl.simulate(problem, noise, sl.SignSGD(0.1), model, **options).dataset
-        x = data.path_x.values[0, :, -1].T / 0.1
+        x = data.path_x.values[0, :, -1].T.astype(np.float64) / 0.1  # sums of 40 000 floats would show in float32
         moved[model] = x - x.mean(axis=1, keepdims=True)
     sd = np.sqrt(np.diag(matrix))
     exact = exact_sign_covariance(np.asarray(problem.start) / sd, matrix / np.outer(sd, sd))

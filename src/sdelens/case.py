@@ -70,18 +70,19 @@ class Case:
         # Operation by operation a network would compile some fifty programs; as one it is traced anew, and compiled
         # once for all runs that have the same.
         arrays, rest = eqx.partition((self.problem, self.start.x), eqx.is_array)
+        leaves, tree = jax.tree.flatten(arrays)
 
-        def loss(arrays: Any) -> Array:
-            problem, x = eqx.combine(arrays, rest)
+        def loss(*leaves: Array) -> Array:
+            problem, x = eqx.combine(jax.tree.unflatten(tree, leaves), rest)
             return problem.loss(x)
 
-        lowered = jax.jit(loss).lower(arrays)
+        lowered = jax.jit(loss).lower(*leaves)
         text = lowered.as_text()
         if text not in _COMPILED:
             while len(_COMPILED) >= _MOST_COMPILED:
                 _COMPILED.pop(next(iter(_COMPILED)))
             _COMPILED[text] = lowered.compile()
-        return float(_COMPILED[text](arrays))
+        return float(_COMPILED[text](*leaves))
 
     def attributes(
         self, run: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], device: Mapping[str, Any]
