@@ -259,9 +259,9 @@ def join_processes(
 ) -> int:
     """Divide the paths of every run from now on over several processes, on one machine or many.
 
-    Every process calls this, and then the same `compare`, `simulate` or `weak_order`. Each runs its share of the paths
-    on its own devices; all get the same result. When one is lost or fails, the runs of the others raise `RuntimeError`,
-    which names it, within a minute (after the step of a compilation or a segment that they stand in).
+    Every process calls this, and then the same `compare`, `simulate`, `sweep` or `weak_order`. Each runs its share of
+    the paths on its own devices; all get the same result. When one is lost or fails, the runs of the others raise
+    `RuntimeError`, which names it, within a minute (after the step of a compilation or a segment that they stand in).
 
     Args:
         coordinator: host and port at which process 0 listens and the others reach it, ``"node1:5555"``; or ``"auto"``:

@@ -90,22 +90,12 @@ def start(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static
     return Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(PATHS))))
 
 
-def segment(
-    stepper: Stepper,
-    observables: Observables | None,
-    carry: Carry,
-    paths: Array,
-    key: Any,
-    span: Span,
-    static: Static,
-    buffer: int,
-) -> tuple[Carry, Record]:
-    """Advance by the records of `span`; as many of the buffer's first entries are filled.
+def segment(*arguments: Any) -> tuple[Carry, Record]:
+    """Advance by the records of a span, with the arguments of `_advanced`.
 
     On CPUs that have vectors of 512 bits they are used, a third faster, unless the program has an operation that XLA
     then gets wrong.
     """
-    arguments = (stepper, observables, carry, paths, key, span, static, buffer)
     run = _narrow if _primitives(_narrow.trace(*arguments).jaxpr) & _WRONG_IN_WIDE else _wide
     return run(*arguments)
 
@@ -125,7 +115,7 @@ def _advanced(
     static: Static,
     buffer: int,
 ) -> tuple[Carry, Record]:
-    """What `segment` compiles.
+    """Advance by the records of `span`; as many of the buffer's first entries are filled.
 
     Where ∇f costs more than a step besides, a record and the step after it share one, in one loop over steps; else the
     loop over records evaluates it for itself, and none is kept.

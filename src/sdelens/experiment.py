@@ -89,7 +89,7 @@ def simulate(
             ``{"norm": None, "top": lambda p: p["w"].max()}``.
         marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
             `Result.distances` compares them.
-        chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
+        chunk: paths in flight at once, by default as many as keep their states near 1 GiB, on a CPU near 64 MiB.
         devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
         parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
             one device does not hold; the others split the paths.
@@ -210,7 +210,7 @@ def compare(
             ``{"norm": None, "top": lambda p: p["w"].max()}``.
         marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
             `Result.distances` compares them.
-        chunk: paths in flight at once, by default as many as keep their states near 1 GiB.
+        chunk: paths in flight at once, by default as many as keep their states near 1 GiB, on a CPU near 64 MiB.
         devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
         parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
             one device does not hold; the others split the paths.

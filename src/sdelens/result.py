@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["PATHLESS", "Result", "read_dataset"]
+__all__ = ["PATHLESS", "Result", "read_dataset", "write_dataset"]
 
 FORMAT = 1
 PATHLESS = ("prediction", "logged")
@@ -364,8 +364,7 @@ class Result:
         Raises:
             OSError: if it cannot be written, or `path` is a folder.
         """
-        with atomic_path(path) as temporary:
-            self.dataset.to_netcdf(temporary, engine="h5netcdf")
+        write_dataset(self.dataset, path)
 
     def __str__(self) -> str:
         """The table of errors, or of final losses where there is nothing to compare, as plain text."""
@@ -476,6 +475,12 @@ def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
     parts = [filled(first, second), filled(second, first)]
     joined = xr.concat(parts, dim="model", combine_attrs="override", join="exact")
     return joined.assign(loss_bound=xr.concat(bounds, dim="bound")) if bounds else joined
+
+
+def write_dataset(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> None:
+    """Write a dataset as NetCDF (HDF5), whole or not at all."""
+    with atomic_path(path) as temporary:
+        dataset.to_netcdf(temporary, engine="h5netcdf")
 
 
 def read_dataset(path: str | os.PathLike[str]) -> "xr.Dataset":

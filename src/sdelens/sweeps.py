@@ -12,7 +12,7 @@ import numpy as np
 from sdelens import _check, _sweep_tables, _tables
 from sdelens._output import atomic_path, save_figure, text_table
 from sdelens._ranking import Best, best_of, mean_and_sem
-from sdelens.result import Result, read_dataset
+from sdelens.result import Result, read_dataset, write_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,8 +217,7 @@ class Sweep:
         Raises:
             OSError: if it cannot be written, or `path` is a folder.
         """
-        with atomic_path(path) as temporary:
-            self.dataset.to_netcdf(temporary, engine="h5netcdf")
+        write_dataset(self.dataset, path)
 
     def __str__(self) -> str:
         """Late loss and error of every point, or of the best, as plain text."""
