@@ -20,6 +20,8 @@ _PATHS, _STEPS, _DIMS, _EVERY = (
 )
 _FEW: Final = (100, 1000)
 """Paths so few that what a step costs whatever its size shows."""
+_VECTOR: Final = 16
+"""Fewest paths of a row about dimensions: loops run over paths, and fewer do not fill a CPU's vectors."""
 _MEMORY: Final = (500, 5000, 50_000)
 _FAR = 1.15
 _WORDS: Final = {"few": "few paths", "records": "steps between records"}
@@ -40,7 +42,7 @@ def _ways(quick: bool) -> dict[str, list[tuple[float, Contender]]]:
         "few": [way("few", p, p, 4000 // less) for p in _FEW],
         "paths": [way("paths", p // less, p // less, 200, 10 if p == _PATHS[0] else 1) for p in _PATHS],
         "steps": [way("steps", s // less, 4000, s // less, 10 if s == _STEPS[0] else 1) for s in _STEPS],
-        "dimension": [way("dimension", d, max(work // d, 2), 1000 // less, dim=d) for d in _DIMS],
+        "dimension": [way("dimension", d, max(work // d, _VECTOR), 1000 // less, dim=d) for d in _DIMS],
         "records": [way("records", e, 4000, 2000 // less, every=e) for e in _EVERY],
         "devices": [
             way("devices", 1, 4000, 4000 // less, where=ONE),
