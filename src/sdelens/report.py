@@ -12,7 +12,7 @@ from sdelens._output import atomic_path, held_folder
 from sdelens.result import Result
 from sdelens.sweeps import Sweep
 
-__all__ = ["claim_folder", "write_report", "write_rendered", "write_sweep"]
+__all__ = ["claim_folder", "write_rendered", "write_report", "write_sweep"]
 
 _MOST_KEYS = 3
 """Swept keys that a figure shows."""

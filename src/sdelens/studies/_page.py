@@ -38,7 +38,8 @@ def write_page(folder: Path, names: list[str], records: dict[str, Record], prese
         if count
     )
     summary = (
-        f"{len(records)} of {len(names)} claims: {said}. Preset {preset} ({PRESETS[preset]}), seed {seed}. A claim that "
+        f"{len(records)} of {len(names)} claims: {said}. Preset {preset} ({PRESETS[preset]}), seed {seed}. A claim "
+        "that "
         "fails is a finding, explained below it."
     )
     rates = (
@@ -141,7 +142,8 @@ def _wanting(record: Record) -> list[str]:
             said.append(f"{item.label}: there is no number; see above.")
         elif math.isfinite(item.effort):
             said.append(
-                f"{item.label} is not resolved: about {max(item.effort, 1.5):.2g} times the paths would, were it truly as "
+                f"{item.label} is not resolved: about {max(item.effort, 1.5):.2g} times the paths would, were it "
+                "truly as "
                 "found."
             )
         else:

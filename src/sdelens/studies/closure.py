@@ -19,8 +19,8 @@ def _cases() -> dict:
         "SignSGD": (normal, sl.SignSGD(LR, THETA)),
         "SignSGD, t noise (ν = 1)": (sl.StudentTNoise(1.0, 1), sl.SignSGD(LR, THETA)),
         "SignSGD, t noise (ν = 2)": (sl.StudentTNoise(1.0, 2), sl.SignSGD(LR, THETA)),
-        "RMSpropW": (normal, sl.RMSpropW(LR, 0.99, weight_decay=THETA)),
-        "AdamW": (normal, sl.AdamW(LR, 0.9, 0.99, weight_decay=THETA)),
+        "RMSpropW": (normal, sl.RMSpropW(LR, b2=0.99, weight_decay=THETA)),
+        "AdamW": (normal, sl.AdamW(LR, b1=0.9, b2=0.99, weight_decay=THETA)),
     }
 
 
@@ -36,14 +36,16 @@ def run(plan: Plan) -> Outcome:
         results[label] = result
         items.append(plan.at_most(label, plan.error(result, "prediction"), TOLERANCE, 3e-4, percent=True))
     settings = [
-        f"quadratic of curvature 1 to 5, d = 10, from x₀ = 2, σ = 1, η = {LR}, θ = {THETA}, β₁ = 0.9, β₂ = 0.99, {STEPS} "
+        f"quadratic of curvature 1 to 5, d = 10, from x₀ = 2, σ = 1, η = {LR}, θ = {THETA}, β₁ = 0.9, β₂ = 0.99, "
+        f"{STEPS} "
         f"steps, {plan.size['paths']} paths"
     ]
     pictures = [
         Picture(
             "losses",
             lambda: draw_losses(results),
-            "Mean loss of the optimizers (black) and its prediction from mean and covariance alone (dashed). The grey band "
+            "Mean loss of the optimizers (black) and its prediction from mean and covariance alone (dashed). The "
+            "grey band "
             "is the middle 90 % of the optimizer's paths.",
             "Six panels of loss curves; each prediction lies on its simulation.",
         ),
@@ -59,7 +61,8 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="closure",
-    statement="Mean and covariance of the optimizer's state, propagated under a normal law (a Gaussian closure), predict "
+    statement="Mean and covariance of the optimizer's state, propagated under a normal law (a Gaussian closure), "
+    "predict "
     "the whole mean-loss curve on a quadratic without a simulation, all phases and heavy tails included.",
     source="This library (docs/theory.md).",
     criterion="Relative L2 error of the predicted mean-loss curve against simulated paths of the optimizer itself, "

@@ -22,8 +22,8 @@ def _cases() -> dict:
 
 
 def _optimizers(lr: float) -> list:
-    decay = dict(weight_decay=0.1)
-    return [sl.SignSGD(lr, 0.1), sl.RMSpropW(lr, 0.99, **decay), sl.AdamW(lr, 0.9, 0.99, **decay)]
+    rms = sl.RMSpropW(lr, b2=0.99, weight_decay=0.1)
+    return [sl.SignSGD(lr, 0.1), rms, sl.AdamW(lr, b1=0.9, b2=0.99, weight_decay=0.1)]
 
 
 def run(plan: Plan) -> Outcome:
@@ -54,15 +54,18 @@ def run(plan: Plan) -> Outcome:
     worst, where = max(spreads)
     remark = (
         f"The claim is about the mean loss. The spread of the loss over paths is another matter: the SDE's is up to "
-        f"{worst:.2g} times the optimizer's ({where}), where gradients dominate and the noise of V, which these SDEs leave "
+        f"{worst:.2g} times the optimizer's ({where}), where gradients dominate and the noise of V, which these SDEs "
+        "leave "
         "out, would damp it."
     )
     picture = Picture(
         "losses",
         lambda: draw_losses(results),
-        "Mean loss over time of each optimizer, its SDE and, for RMSpropW and AdamW, the earlier SDE. The grey band is the "
+        "Mean loss over time of each optimizer, its SDE and, for RMSpropW and AdamW, the earlier SDE. The grey band "
+        "is the "
         "middle 90 % of the optimizer's paths.",
-        "Nine panels of loss curves: in each the optimizer's and its SDE's lie on one another, the earlier SDE's apart.",
+        "Nine panels of loss curves: in each the optimizer's and its SDE's lie on one another, the earlier SDE's "
+        "apart.",
     )
     numbers = Picture(
         "errors",
@@ -75,11 +78,14 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="sdes-track",
-    statement="The SDEs of SignSGD, RMSpropW and AdamW track the mean loss of their optimizers on a quadratic, an embedded "
+    statement="The SDEs of SignSGD, RMSpropW and AdamW track the mean loss of their optimizers on a quadratic, an "
+    "embedded "
     "saddle and Rosenbrock's valley; the earlier SDEs of RMSprop and Adam, which leave (∇f)² out of V, do not.",
-    source="arXiv 2411.15958, the SDEs of SignSGD, RMSpropW and AdamW; the earlier SDEs are those of arXiv 2205.10287, with "
+    source="arXiv 2411.15958, the SDEs of SignSGD, RMSpropW and AdamW; the earlier SDEs are those of arXiv "
+    "2205.10287, with "
     "the same decoupled decay.",
-    criterion="Relative L2 error of the mean loss above its infimum over the whole run, Monte-Carlo noise removed: at most "
+    criterion="Relative L2 error of the mean loss above its infimum over the whole run, Monte-Carlo noise removed: "
+    "at most "
     "1 % for every SDE, at least 1 % for every earlier SDE.",
     items=15,
     sizes={"quick": {"paths": 2048}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
