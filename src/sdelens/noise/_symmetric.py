@@ -482,6 +482,24 @@ def _t_mean_sign_many(s: Array, df: Array) -> Array:
 _t_mean_sign_many.defjvps(lambda t, _, s, df: 2 * _t_density(s, df) * t, None)
 
 
+def _angle(tangent: Array) -> Array:
+    """arctan by three halvings of the angle and Taylor's series, in arithmetic alone.
+
+    XLA's own arctan reads garbage on CPUs where loops are compiled for vectors of 512 bits (`ensemble`): other numbers
+    at every run, and far from arctan.
+    """
+    for _ in range(3):
+        tangent = tangent / (1 + jnp.sqrt(1 + tangent**2))
+    square = tangent**2
+    return (
+        8
+        * tangent
+        * jnp.polyval(
+            jnp.asarray([(-1) ** n / (2 * n + 1) for n in range(10, -1, -1)], tangent.dtype), square, unroll=11
+        )
+    )
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _t_mean_sign_whole(s: Array, df: int) -> Array:
     """2F_ν(s) − 1 for whole ν, a finite sum in cos θ with tan θ = s/√ν."""
@@ -491,7 +509,7 @@ def _t_mean_sign_whole(s: Array, df: int) -> Array:
     if df % 2:
         for n in range(df - 3, -1, -2):  # 1 + ⅔c² + (2·4)/(3·5)c⁴ + … to c^{ν-3}
             total = 1 + (n + 2) / (n + 3) * square * total if n < df - 3 else jnp.ones_like(s)
-        value = (2 / np.pi) * (jnp.arctan(tangent) + tangent * square * total)
+        value = (2 / np.pi) * (_angle(tangent) + tangent * square * total)
     else:
         for n in range(df - 2, -1, -2):  # 1 + ½c² + (1·3)/(2·4)c⁴ + … to c^{ν-2}
             total = 1 + (n + 1) / (n + 2) * square * total if n < df - 2 else jnp.ones_like(s)

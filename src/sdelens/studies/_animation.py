@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-import jax
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,7 +39,9 @@ def animate_cloud(
     pad = 0.1 * (high - low) + 1e-9
     grid = [np.linspace(a, b, 121) for a, b in zip(low - pad, high + pad, strict=True)]
     mesh = np.stack([g.ravel() for g in np.meshgrid(*grid)])
-    loss = np.asarray(jax.jit(problem.loss)(jnp.asarray(mesh, problem.start.dtype))).reshape(121, 121)
+    loss = np.asarray(eqx.filter_jit(lambda p, x: p.loss(x))(problem, jnp.asarray(mesh, problem.start.dtype))).reshape(
+        121, 121
+    )
     levels = np.quantile(loss, np.linspace(0, 1, 12) ** 2)
     with style(figure_figsize=(4.2, 3.6)):
         figure, axis = plt.subplots()

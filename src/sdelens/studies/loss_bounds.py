@@ -33,7 +33,7 @@ STUDY = Study(
     "most 1.02. (Where a bound is reached exactly the ratio is 1.)",
     items=8,
     sizes={
-        "quick": {"problems": 6, "paths": 4096},
+        "quick": {"problems": 4, "paths": 32_768},
         "full": {"problems": 100, "paths": 20_000},
         "paper": {"problems": 300, "paths": 100_000},
     },

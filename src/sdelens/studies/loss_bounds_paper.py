@@ -22,7 +22,7 @@ STUDY = Study(
     "most 1.02, which leaves room for the steps' finite size.",
     items=6,
     sizes={
-        "quick": {"problems": 6, "paths": 4096},
+        "quick": {"problems": 4, "paths": 32_768},
         "full": {"problems": 100, "paths": 20_000},
         "paper": {"problems": 300, "paths": 100_000},
     },
