@@ -483,7 +483,7 @@ _t_mean_sign_many.defjvps(lambda t, _, s, df: 2 * _t_density(s, df) * t, None)
 
 
 def _angle(tangent: Array) -> Array:
-    """arctan by three halvings of the angle and Taylor's series, in arithmetic alone.
+    """Angle by three halvings of the angle and Taylor's series, in arithmetic alone.
 
     XLA's own arctan reads garbage on CPUs where loops are compiled for vectors of 512 bits (`ensemble`): other numbers
     at every run, and far from arctan.

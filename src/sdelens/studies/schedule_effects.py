@@ -28,7 +28,7 @@ def _at(result: Any, step: int) -> tuple[float, float]:
 def run(plan: Plan) -> Outcome:
     """Three optimizers under two schedules, and the fall of the loss under one that vanishes slowly."""
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.GaussianNoise(1.0)
-    options = dict(steps=STEPS, paths=plan.size["paths"], record_every=12)
+    options = dict(steps=STEPS, paths=plan.size["paths"], record_every=10)
     schedules = {"cosine": sl.Cosine(STEPS, end=0.05), "(1 + t)^−½": sl.Polynomial(POWER)}
     tracking, falling, results = [], [], {}
     for number, (title, schedule) in enumerate(schedules.items()):
