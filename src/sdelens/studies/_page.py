@@ -44,7 +44,7 @@ def write_page(folder: Path, names: list[str], records: dict[str, Record], prese
     )
     rates = (
         f"Criteria are fixed before the run. If limits are right, the chance that any verdict of all {len(STUDIES)} "
-        f"claims is wrong is at most {100 * FAMILY_RATE:.0f} %, shared equally among claims and within a claim among its "
+        f"claims is wrong is at most {100 * FAMILY_RATE:.0f} %, shared equally among claims and in each among its "
         "numbers (Bonferroni)."
     )
     chosen = [] if set(names) == set(STUDIES) else names
