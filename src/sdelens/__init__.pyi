@@ -1,5 +1,6 @@
 from . import plotting as plotting
 from . import scaling as scaling
+from . import studies as studies
 from . import theory as theory
 from . import torch as torch
 from ._diffrax import DiffraxSDE as DiffraxSDE
@@ -44,6 +45,7 @@ from .optimizers import Signum as Signum
 from .optimizers import State as State
 from .order import WeakOrder as WeakOrder
 from .order import weak_order as weak_order
+from .plotting import style as style
 from .problems import MLP as MLP
 from .problems import EmbeddedSaddle as EmbeddedSaddle
 from .problems import LinearRegression as LinearRegression
@@ -59,5 +61,7 @@ from .sdes import SDE as SDE
 from .sdes import Instant as Instant
 from .sdes import OptimizerSDE as OptimizerSDE
 from .settings import models_of as models_of
+from .studies._runs import Reproduction as Reproduction
+from .studies._runs import reproduce as reproduce
 from .sweeps import Sweep as Sweep
 from .sweeps import load as load

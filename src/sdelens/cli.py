@@ -13,6 +13,7 @@ import typer
 from sdelens import _names
 from sdelens._diagnose import diagnose
 from sdelens._members import Members, takes_members
+from sdelens._reproduce import reproduce
 from sdelens._scale import scale
 from sdelens._shell import claimed, command_line, refusals, shell
 from sdelens._subject import Subject, build_subject, listing, numbers, read_curve, takes_subject
@@ -311,6 +312,7 @@ def _info(as_json: bool) -> None:
 
 
 app.command()(sweep)
+app.command()(reproduce)
 app.command()(refusals()(scale))
 app.command()(refusals()(diagnose))
 

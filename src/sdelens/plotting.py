@@ -1,8 +1,9 @@
 """Figures: from a dataset to matplotlib, with one colour and line style per kind of model throughout."""
 
+import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib.pyplot as plt
@@ -34,7 +35,7 @@ STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
-"""matplotlib settings of the library's figures: ``with plt.style.context(sdelens.plotting.STYLE)``."""
+"""matplotlib settings of the library's figures; `style` applies them."""
 
 # Okabe and Ito's palette, safe for colour-blind readers; the dashes tell models apart in black and white.
 _LOOKS: Final[dict[str, dict[str, Any]]] = {
@@ -71,6 +72,23 @@ _FEW: Final = 6
 _SYMLOG_FROM: Final = 30.0
 _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
+
+
+@contextlib.contextmanager
+def style(**changes: Any) -> Iterator[None]:
+    """The look of the library's figures for figures of your own, until the block ends.
+
+    Args:
+        changes: matplotlib settings by name, with ``_`` for the first ``.``: ``figure_figsize=(3, 2)``.
+
+    Examples:
+        >>> import matplotlib.pyplot as plt, sdelens as sl
+        >>> with sl.style():
+        ...     figure, axes = plt.subplots()
+    """
+    own = {name.replace("_", ".", 1): value for name, value in changes.items()}
+    with plt.style.context({**STYLE, **own}):
+        yield
 
 
 def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from sdelens._output import atomic_path, held_folder
 from sdelens.result import Result
 from sdelens.sweeps import Sweep
 
-__all__ = ["claim_folder", "write_report", "write_sweep"]
+__all__ = ["claim_folder", "write_rendered", "write_report", "write_sweep"]
 
 _MOST_KEYS = 3
 """Swept keys that a figure shows."""
@@ -137,9 +137,18 @@ def write_sweep(
 
 
 def _write_page(folder: Path, title: str, command: str, entries: list[dict[str, Any]]) -> Path:
+    return write_rendered(folder / "index.html", "index.html", title=title, entries=entries, command=command)
+
+
+def write_rendered(path: Path, template: str, **values: Any) -> Path:
+    """Write a template of the library filled with values; the file appears whole or not at all.
+
+    Returns:
+        The path.
+    """
     loader = jinja2.PackageLoader("sdelens")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.get_template("index.html").render(title=title, entries=entries, command=command)
-    with atomic_path(folder / "index.html") as temporary:
+    page = environment.get_template(template).render(**values)
+    with atomic_path(path) as temporary:
         Path(temporary).write_text(page, encoding="utf-8")
-    return folder / "index.html"
+    return path

@@ -100,7 +100,7 @@ def tracking_error(
         reference: the reference's group means.
         minimum: b_min, from which the loss is measured.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples; with 0 there are no limits.
+        resamples: bootstrap resamples, at least; more where the confidence takes more; with 0 there are no limits.
         seed: their seed.
         height: root mean square of the reference less `minimum` that errors are relative to, by default its own.
 
@@ -123,7 +123,7 @@ def tracking_error(
     floor = float(np.sqrt(max(noise2, 0.0) / scale2))
     if not resamples:
         return TrackingError(error, np.nan, np.nan, floor, shift, np.nan, np.nan)
-    draws_a, draws_b = _draws((a.shape[0], b.shape[0]), resamples, seed, paired)
+    draws_a, draws_b = _draws((a.shape[0], b.shape[0]), _enough(resamples, confidence), seed, paired)
     star = model.statistics(draws_a, draws_b)
     if star.scale2.min() <= 0:  # the height is not told from noise, so nothing relative to it has limits
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
@@ -145,7 +145,7 @@ def spread_ratio(
         curve: the model's group means and scatter.
         reference: the reference's.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples.
+        resamples: bootstrap resamples, at least; more where the confidence takes more.
         seed: their seed.
     """
     sides = [curve, reference]
@@ -161,7 +161,7 @@ def spread_ratio(
     if min(c.counts.size for c in sides) < FEWEST_GROUPS:
         return Interval(value, np.nan, np.nan)
     paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
-    draws = _draws((curve.counts.size, reference.counts.size), resamples, seed, paired)
+    draws = _draws((curve.counts.size, reference.counts.size), _enough(resamples, confidence), seed, paired)
     star = [_spreads(c, d) for c, d in zip(sides, draws, strict=True)]
     resolved = scattered & (np.minimum(*star) > 0).all(axis=0)
     if not resolved.any():  # too few groups differ to tell a spread from none
@@ -170,6 +170,11 @@ def spread_ratio(
     ratios = (star[0][:, resolved] / star[1][:, resolved]).mean(axis=1)
     low, high = np.quantile(ratios, [1 - confidence, confidence])
     return Interval(value, value**2 / float(high), value**2 / float(low))
+
+
+def _enough(resamples: int, confidence: float) -> int:
+    """As many resamples, or as leave ten beyond a limit of that confidence."""
+    return max(resamples, round(10 / (1 - confidence)))
 
 
 @functools.lru_cache(maxsize=4)

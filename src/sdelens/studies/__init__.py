@@ -1,0 +1,23 @@
+"""One file per claim of the paper and of this library, and what runs them into a report with verdicts."""
+
+from sdelens.studies._claims import STUDIES
+from sdelens.studies._records import Record
+from sdelens.studies._rules import FAILS, FAMILY_RATE, HOLDS, OPEN, Estimate, Item
+from sdelens.studies._study import PRESETS, Animation, Outcome, Picture, Plan, Study
+
+__all__ = [
+    "FAILS",
+    "FAMILY_RATE",
+    "HOLDS",
+    "OPEN",
+    "PRESETS",
+    "STUDIES",
+    "Animation",
+    "Estimate",
+    "Item",
+    "Outcome",
+    "Picture",
+    "Plan",
+    "Record",
+    "Study",
+]

@@ -1,0 +1,63 @@
+"""A film of an ensemble on a landscape of two coordinates."""
+
+import os
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from sdelens.plotting import style
+from sdelens.studies._draw import add_ellipse
+
+__all__ = ["animate_cloud"]
+
+
+def animate_cloud(
+    path: str | os.PathLike[str], problem: Any, result: Any, law: Any = None, frames_per_second: int = 12
+) -> None:
+    """Write a GIF of kept paths on the contours of a loss of two coordinates.
+
+    Args:
+        path: where to.
+        problem: with d = 2.
+        result: with ``keep_paths``; its first model is shown.
+        law: of `sdelens.theory.stationary`, whose ellipse of 90 % is drawn.
+        frames_per_second: of the film, one frame per record.
+
+    Raises:
+        ValueError: if the problem has other than two coordinates.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    if problem.dim != 2:
+        raise ValueError(f"problem: has {problem.dim} coordinates; a landscape takes 2.")
+    data = result.dataset.isel(model=0)
+    points = data.path_x.transpose("step", "path", "parameter").values
+    low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
+    pad = 0.1 * (high - low) + 1e-9
+    grid = [np.linspace(a, b, 121) for a, b in zip(low - pad, high + pad, strict=True)]
+    mesh = np.stack([g.ravel() for g in np.meshgrid(*grid)])
+    loss = np.asarray(eqx.filter_jit(lambda p, x: p.loss(x))(problem, jnp.asarray(mesh, problem.start.dtype))).reshape(
+        121, 121
+    )
+    levels = np.quantile(loss, np.linspace(0, 1, 12) ** 2)
+    with style(figure_figsize=(4.2, 3.6)):
+        figure, axis = plt.subplots()
+        axis.contour(*grid, loss, levels=np.unique(levels), colors="0.75", linewidths=0.8)
+        if law is not None:
+            add_ellipse(axis, law.mean, law.covariance, color="#D55E00", linewidth=1.6)
+        (dots,) = axis.plot(*points[0].T, ".", color="#0072B2", markersize=2.5)
+        title = axis.set_title("", loc="left")
+        axis.set_xlabel("$x_1$")
+        axis.set_ylabel("$x_2$")
+
+        def show(frame: int) -> tuple[Any, ...]:
+            dots.set_data(*points[frame].T)
+            title.set_text(f"t = {float(data.time[frame]):.2f}")
+            return dots, title
+
+        film = FuncAnimation(figure, show, frames=len(points))
+        film.save(os.fspath(path), writer=PillowWriter(fps=frames_per_second), dpi=80)
+        plt.close(figure)

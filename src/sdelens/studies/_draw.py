@@ -1,0 +1,130 @@
+"""Drawings that several claims share, in the library's one style."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdelens.plotting import look_of, written
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sdelens.result import Result
+
+__all__ = ["MARKS", "add_ellipse", "draw_items", "draw_losses", "panels"]
+
+MARKS: list[dict[str, Any]] = [
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#0072B2", "linestyle": (0, (5, 2)), "marker": "s"},
+    {"color": "#D55E00", "linestyle": (0, (1, 1.2)), "marker": "^"},
+    {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5)), "marker": "D"},
+    {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5)), "marker": "v"},
+    {"color": "#8C510A", "linestyle": (0, (3, 1)), "marker": "P"},
+    {"color": "#332288", "linestyle": (0, (1, 2)), "marker": "X"},
+]
+"""Colour, dashes and marker of the lines of a figure that are no models, told apart in black and white too."""
+
+
+def panels(count: int, columns: int, width: float = 3.0, height: float = 2.4) -> tuple["Figure", list["Axes"]]:
+    """A figure of `count` panels in rows of `columns`, closed so that no window opens."""
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(width * columns, height * rows + 0.5))
+    plt.close(figure)
+    flat = list(axes.ravel())
+    for unused in flat[count:]:
+        unused.remove()
+    return figure, flat[:count]
+
+
+def draw_losses(results: Mapping[str, "Result"], columns: int = 3, relative: bool = False) -> "Figure":
+    """Mean loss less the infimum of every model, a panel per result, on one legend.
+
+    The grey band is the middle 90 % of the optimizer's paths.
+
+    Args:
+        results: by the panel's title.
+        columns: panels in a row.
+        relative: whether to divide by the loss at the start.
+    """
+    figure, axes = panels(len(results), columns)
+    entries: dict[str, Any] = {}
+    for axis, (title, result) in zip(axes, results.items(), strict=True):
+        data, kinds = result.dataset, {label: s["model"] for label, s in result.settings.items()}
+        looks, infimum = look_of(kinds), float(data.attrs["infimum"])
+        infimum = infimum if np.isfinite(infimum) else 0.0
+        time, curves = data.time.values, {}
+        for label in result.models:
+            curve = data.loss_mean.sel(model=label).values - infimum
+            curves[label] = curve / curve[0] if relative else curve
+        finite = np.concatenate([c[np.isfinite(c)] for c in curves.values()])
+        if result.optimizer is not None and "loss_quantile" in data:
+            band = data.loss_quantile.sel(model=result.optimizer)
+            low, high = (band.sel(quantile=q).values - infimum for q in (0.05, 0.95))
+            if relative:
+                low, high = low / high[0], high / high[0]
+            axis.fill_between(time, np.maximum(low, 0.3 * finite.min()), high, color="0.85", linewidth=0)
+        for label, curve in curves.items():
+            (entries[label],) = axis.plot(time, curve, label=written(label), **looks[label])
+        if finite.min() > 0 and finite.max() > 5 * finite.min():
+            axis.set_yscale("log")
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("time  $t = k\\eta$")
+    axes[0].set_ylabel("mean loss $-$ infimum")
+    figure.legend(
+        list(entries.values()),
+        [line.get_label() for line in entries.values()],
+        loc="outside lower center",
+        ncols=min(len(entries), 4),
+        handlelength=3.2,
+    )
+    return figure
+
+
+def draw_items(items: Sequence[Any], label: str, logarithmic: bool = False) -> "Figure":
+    """Numbers with their limits, one above the other; grey is where each must lie.
+
+    Args:
+        items: of one unit.
+        label: of the axis.
+        logarithmic: whether that is.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.2, 0.27 * len(items) + 1.1))
+    plt.close(figure)
+    factor = 100 if items and items[0].percent else 1
+    ends = [v for i in items for v in (i.lower, i.upper, i.value, i.low, i.high) if np.isfinite(v)]
+    ends = [factor * v for v in ends if v > 0 or not logarithmic]
+    span = max(ends) - min(ends)
+    left, right = (0.5 * min(ends), 2 * max(ends)) if logarithmic else (min(ends) - 0.1 * span, max(ends) + 0.1 * span)
+    shapes = {"holds": "o", "fails": "X", "not resolved": "D"}
+    for row, item in enumerate(items):
+        low, high = max(factor * item.low, left), min(factor * item.high, right)
+        axis.fill_betweenx([row - 0.4, row + 0.4], low, high, color="0.9", linewidth=0)
+        lower, upper = max(factor * item.lower, left), min(factor * item.upper, right)
+        axis.plot([lower, upper], [row, row], color="#0072B2", linewidth=1.4)
+        value = min(max(factor * item.value, left), right)
+        axis.plot([value], [row], shapes[item.verdict], color="#000000", markersize=4)
+    if logarithmic:
+        axis.set_xscale("log")
+    axis.set_xlim(left, right)
+    axis.set_yticks(range(len(items)), [item.label for item in items])
+    axis.set_ylim(len(items) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(label)
+    return figure
+
+
+def add_ellipse(axis: "Axes", mean: Any, covariance: Any, share: float = 0.9, **look: Any) -> None:
+    """The ellipse that holds a share of a normal law of two coordinates."""
+    values, vectors = np.linalg.eigh(np.asarray(covariance, float))
+    angle = np.linspace(0, 2 * np.pi, 181)
+    circle = np.sqrt(-2 * np.log(1 - share)) * np.array([np.cos(angle), np.sin(angle)])
+    points = np.asarray(mean, float)[:, None] + vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)
+    axis.plot(*points, **look)

@@ -1,0 +1,151 @@
+"""The report: one HTML file without outside parts, the verdicts first."""
+
+import base64
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sdelens.report import write_rendered
+from sdelens.studies._claims import STUDIES
+from sdelens.studies._records import Record
+from sdelens.studies._rules import FAILS, FAMILY_RATE, HOLDS, OPEN, Item
+from sdelens.studies._study import PRESETS
+
+__all__ = ["row_of", "write_page"]
+
+_KINDS = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+_HEAD = ["number", "value", "limits", "must be", "verdict", "expected", "power"]
+_CLOSE = 1e-3
+
+
+def row_of(record: Record) -> list[str]:
+    """A claim in a line: name, verdict, the numbers that decide it, seconds."""
+    return [record.name, record.verdict, _decided(record), f"{record.seconds:.0f}"]
+
+
+def write_page(folder: Path, names: list[str], records: dict[str, Record], preset: str, seed: int) -> Path:
+    """Write ``index.html``: what is finished in full, the rest by name.
+
+    Returns:
+        Its path.
+    """
+    entries = [_entry(folder / name, record, preset, seed) for name, record in records.items()]
+    counts = {verdict: sum(r.verdict == verdict for r in records.values()) for verdict in _KINDS}
+    said = ", ".join(
+        f"{count} {'hold' if verdict == HOLDS else 'fail' if verdict == FAILS else verdict}"
+        for verdict, count in counts.items()
+        if count
+    )
+    summary = (
+        f"{len(records)} of {len(names)} claims: {said}. Preset {preset} ({PRESETS[preset]}), seed {seed}. A claim "
+        "that "
+        "fails is a finding, explained below it."
+    )
+    rates = (
+        f"Criteria are fixed before the run. If limits are right, the chance that any verdict of all {len(STUDIES)} "
+        f"claims is wrong is at most {100 * FAMILY_RATE:.0f} %, shared equally among claims and in each among its "
+        "numbers (Bonferroni)."
+    )
+    chosen = [] if set(names) == set(STUDIES) else names
+    return write_rendered(
+        folder / "index.html",
+        "studies.html",
+        title="Stochastic optimizers and their SDEs: claims and verdicts",
+        summary=summary,
+        rates=rates,
+        command=_command(chosen, preset, seed),
+        version=version("sdelens"),
+        entries=entries,
+        missing=[name for name in names if name not in records],
+    )
+
+
+def _command(names: list[str], preset: str, seed: int) -> str:
+    return " ".join(["sdelens reproduce", *names, f"--preset {preset} --seed {seed}"])
+
+
+def _entry(folder: Path, record: Record, preset: str, seed: int) -> dict[str, Any]:
+    study, verdict = STUDIES[record.name], record.verdict
+    remarks = [*([study.reason] if verdict == FAILS and study.reason else []), *record.remarks, *_wanting(record)]
+    confidence = record.identity["confidence"]
+    rate = FAMILY_RATE / len(STUDIES)
+    return {
+        "name": record.name,
+        "statement": study.statement,
+        "source": study.source,
+        "criterion": study.criterion,
+        "error_rate": f"Rate of wrong verdicts: at most {100 * rate:.2g} %, over at most {study.items} numbers.",
+        "settings": record.settings,
+        "command": _command([record.name], preset, seed),
+        "verdict": verdict,
+        "kind": _KINDS[verdict],
+        "decided": _decided(record),
+        "remarks": remarks,
+        "figures": [_embedded(folder, p, "svg", "image/svg+xml") for p in record.pictures],
+        "films": [_embedded(folder, a, "gif", "image/gif") for a in record.animations],
+        "confidence": f"{100 * confidence:.5g} %",
+        "head": _HEAD,
+        "rows": [_row(item) for item in record.items],
+        "seconds": f"{record.seconds:.0f}",
+    }
+
+
+def _embedded(folder: Path, shown: dict[str, str], ending: str, kind: str) -> dict[str, str]:
+    data = base64.b64encode((folder / f"{shown['name']}.{ending}").read_bytes()).decode()
+    return {**shown, "data": f"data:{kind};base64,{data}"}
+
+
+def _row(item: Item) -> list[str]:
+    def number(value: float) -> str:
+        if not math.isfinite(value):
+            return "-" if math.isnan(value) else "∞" if value > 0 else "−∞"
+        return (f"{100 * value:.3g} %" if item.percent else f"{value:.4g}").replace("-", "−")
+
+    power = "-" if math.isnan(item.power) else f"{item.power:.2f}"
+    limits = f"{number(item.lower)} to {number(item.upper)}"
+    return [item.label, number(item.value), limits, _bounds(item, number), item.verdict, number(item.expected), power]
+
+
+def _bounds(item: Item, number: Any) -> str:
+    if math.isinf(item.low):
+        return f"≤ {number(item.high)}"
+    return f"≥ {number(item.low)}" if math.isinf(item.high) else f"{number(item.low)} to {number(item.high)}"
+
+
+def _decided(record: Record) -> str:
+    """The item that decides: of those with the claim's verdict, the one nearest to having another."""
+    verdict, count = record.verdict, len(record.items)
+    same = [item for item in record.items if item.verdict == verdict]
+    if not same:
+        return "no number"
+    shown = min(same, key=_margin) if verdict != FAILS else max(same, key=_margin)
+    label, value, limits, bounds, *_ = _row(shown)
+    others = f"{len(same)} of {count} so; " if count > 1 else ""
+    return f"{others}{label}: {value} ({limits}), must be {bounds}"
+
+
+def _margin(item: Item) -> float:
+    """Distance of the nearer limit from the criterion's edge, in half-widths."""
+    width = max(item.upper - item.lower, 1e-12 * abs(item.value), 1e-300)
+    edges = [edge for edge in (item.low, item.high) if math.isfinite(edge)]
+    return min((min(abs(item.upper - e), abs(item.lower - e)) for e in edges), default=0.0) / width
+
+
+def _wanting(record: Record) -> list[str]:
+    """What it would take to resolve what is not."""
+    said = []
+    for item in record.items:
+        if item.verdict != OPEN:
+            continue
+        if not math.isfinite(item.value):
+            said.append(f"{item.label}: there is no number; see above.")
+        elif math.isfinite(item.effort):
+            said.append(
+                f"{item.label} is not resolved: about {max(item.effort, 1.5):.2g} times the paths would, were it "
+                "truly as "
+                "found."
+            )
+        else:
+            said.append(f"{item.label} is not resolved: it lies at the edge, where no number of paths would tell.")
+    return said

@@ -1,0 +1,128 @@
+"""A finished claim as it lies on disk: its numbers as JSON, figures and films beside, whole or not at all."""
+
+import hashlib
+import inspect
+import json
+import math
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from sdelens._output import atomic_path, save_figure
+from sdelens.plotting import style
+from sdelens.studies._rules import Item, joined
+from sdelens.studies._study import Outcome, Study
+
+__all__ = ["Record", "begin", "identity", "kept", "write"]
+
+_NAME = "outcome.json"
+_PLAN = "plan.json"
+_ENDINGS = ("svg", "pdf", "png")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a claim's folder says of it.
+
+    Attributes:
+        name: of the claim.
+        items: its numbers.
+        settings: what was run, a line each.
+        remarks: what its reader should know.
+        pictures: name, caption and alternative text of every figure; files are ``name.svg``, ``.pdf``, ``.png``.
+        animations: likewise; files are ``name.gif``.
+        seconds: it took.
+        identity: of what was run.
+    """
+
+    name: str
+    items: list[Item]
+    settings: list[str]
+    remarks: list[str]
+    pictures: list[dict[str, str]]
+    animations: list[dict[str, str]]
+    seconds: float
+    identity: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """``"holds"``, ``"fails"`` or ``"not resolved"``."""
+        return joined(self.items)
+
+
+def identity(study: Study, preset: str, seed: int, confidence: float) -> dict[str, Any]:
+    """What decides a claim's numbers; records of another are not kept."""
+    source = inspect.getsource(sys.modules[study.run.__module__])
+    return {
+        "claim": study.name,
+        "preset": preset,
+        "sizes": json.loads(json.dumps(study.sizes[preset])),
+        "seed": seed,
+        "confidence": confidence,
+        "version": version("sdelens"),
+        "source": hashlib.sha256(source.encode()).hexdigest()[:16],
+    }
+
+
+def kept(folder: Path, wanted: dict[str, Any]) -> Record | None:
+    """The record in a claim's folder, if it is whole and of what is wanted."""
+    try:
+        found = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+        items = [Item(**{k: _from_json(v) for k, v in item.items()}) for item in found.pop("items")]
+        record = Record(items=items, **found)
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+        return None
+    files = [f"{p['name']}.{e}" for p in record.pictures for e in _ENDINGS]
+    files += [f"{a['name']}.gif" for a in record.animations]
+    whole = all((folder / file).is_file() for file in files)
+    return record if whole and record.identity == wanted else None
+
+
+def begin(folder: Path, wanted: dict[str, Any]) -> None:
+    """A claim's folder for its runs; those of another plan are removed."""
+    path = folder / _PLAN
+    try:
+        same = json.loads(path.read_text(encoding="utf-8")) == wanted
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        same = False
+    if not same and folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(path, wanted)
+
+
+def write(folder: Path, study: Study, outcome: Outcome, seconds: float, wanted: dict[str, Any]) -> Record:
+    """Figures and films, then the record that names them."""
+    for picture in outcome.pictures:
+        with style(), mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": study.name}):
+            figure = picture.draw()
+            for ending in _ENDINGS:
+                save_figure(figure, folder / f"{picture.name}.{ending}")
+    for animation in outcome.animations:
+        with atomic_path(folder / f"{animation.name}.gif") as temporary:
+            animation.write(Path(temporary))
+    shown = [{"name": p.name, "caption": p.caption, "alt": p.alt} for p in outcome.pictures]
+    films = [{"name": a.name, "caption": a.caption, "alt": a.alt} for a in outcome.animations]
+    lists = (list(outcome.items), list(outcome.settings), list(outcome.remarks))
+    record = Record(study.name, *lists, shown, films, seconds, wanted)
+    items = [{k: _to_json(v) for k, v in asdict(item).items()} for item in record.items]
+    _write_json(folder / _NAME, asdict(record) | {"items": items})
+    return record
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    return float(value) if value in ("inf", "-inf", "nan") else value

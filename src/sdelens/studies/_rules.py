@@ -1,0 +1,146 @@
+"""How numbers become verdicts: the same few rules for every claim, none of which looks at what was hoped for.
+
+A claim has items, numbers with two limits each of one-sided confidence 1 − α. An item holds if both limits lie where
+the criterion says the number must lie, fails if both lie outside on one side, and is not resolved otherwise. If the
+limits are right, a false number is accepted, or a true one rejected, with a probability of at most α. A claim holds if
+all its items do and fails if one does, so that with α = (rate of the claim)/(items) its verdict is wrong no more often
+than that rate (Bonferroni); the rate of all claims together, `FAMILY_RATE`, is shared among them equally.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from scipy.stats import norm
+
+__all__ = ["FAILS", "FAMILY_RATE", "HOLDS", "OPEN", "Estimate", "Item", "at_least", "at_most", "joined", "within"]
+
+HOLDS: Final = "holds"
+FAILS: Final = "fails"
+OPEN: Final = "not resolved"
+FAMILY_RATE: Final = 0.05
+"""Probability, at most, that any verdict of all claims is wrong."""
+_POWER: Final = 0.9
+_HOPELESS: Final = 1e4
+
+
+class Estimate(NamedTuple):
+    """A number with its limits."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """One number of a claim, where it must lie, and what follows.
+
+    Attributes:
+        label: what it is.
+        value: the number.
+        lower: its lower limit.
+        upper: its upper limit.
+        low: it must not lie below this.
+        high: nor above this.
+        expected: where theory, or an earlier measurement, puts it; power is that at this value.
+        confidence: one-sided, of each limit.
+        percent: whether it is a share, to be written in percent.
+    """
+
+    label: str
+    value: float
+    lower: float
+    upper: float
+    low: float
+    high: float
+    expected: float
+    confidence: float
+    percent: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """``"holds"``, ``"fails"`` or ``"not resolved"``."""
+        if self.lower >= self.low and self.upper <= self.high:
+            return HOLDS
+        if self.lower > self.high or self.upper < self.low:
+            return FAILS
+        return OPEN
+
+    @property
+    def power(self) -> float:
+        """Chance, in the normal approximation, that these limits resolve a number that is truly as `expected`."""
+        z, up, down = self._errors()
+        if not math.isfinite(up + down):
+            return math.nan
+        inside = _beyond(self.high - self.expected, up, z) + _beyond(self.expected - self.low, down, z) - 1
+        outside = max(_beyond(self.expected - self.high, down, z), _beyond(self.low - self.expected, up, z))
+        return max(inside, outside, 0.0)
+
+    @property
+    def effort(self) -> float:
+        """How many times the paths would resolve a number as found with a chance of 90 %; infinite at the edge."""
+        z, up, down = self._errors()
+        wanted = z + float(norm.ppf(_POWER))
+        shares = [
+            _ratio(wanted * error, abs(self.value - edge))
+            for edge, error in (
+                (self.high, up if self.value <= self.high else down),
+                (self.low, down if self.value >= self.low else up),
+            )
+            if math.isfinite(edge)
+        ]
+        inside = self.low <= self.value <= self.high
+        needed = (max(shares) if inside else min(shares)) ** 2 if shares else math.nan
+        return math.inf if needed > _HOPELESS else needed
+
+    def _errors(self) -> tuple[float, float, float]:
+        z = float(norm.ppf(self.confidence))
+        return z, (self.upper - self.value) / z, (self.value - self.lower) / z
+
+
+def at_most(
+    label: str, number: Estimate, bound: float, confidence: float, expected: float = 0.0, percent: bool = False
+) -> Item:
+    """The claim that a number is at most `bound`."""
+    return Item(label, *number, -math.inf, bound, expected, confidence, percent)
+
+
+def at_least(
+    label: str, number: Estimate, bound: float, confidence: float, expected: float, percent: bool = False
+) -> Item:
+    """The claim that a number is at least `bound`."""
+    return Item(label, *number, bound, math.inf, expected, confidence, percent)
+
+
+def within(
+    label: str,
+    number: Estimate,
+    bounds: tuple[float, float],
+    confidence: float,
+    expected: float | None = None,
+    percent: bool = False,
+) -> Item:
+    """The claim that a number lies between two bounds, by default expected in their middle."""
+    low, high = bounds
+    return Item(label, *number, low, high, 0.5 * (low + high) if expected is None else expected, confidence, percent)
+
+
+def joined(items: Iterable[Item]) -> str:
+    """The verdict of all items together: one that fails decides."""
+    verdicts = {item.verdict for item in items}
+    if FAILS in verdicts:
+        return FAILS
+    return OPEN if OPEN in verdicts or not verdicts else HOLDS
+
+
+def _beyond(margin: float, error: float, z: float) -> float:
+    """Chance that a limit z errors away stays within a margin."""
+    if error <= 0 or math.isinf(margin):
+        return float(margin >= 0)
+    return float(norm.cdf(margin / error - z))
+
+
+def _ratio(above: float, below: float) -> float:
+    return math.inf if below == 0 or math.isnan(above) else above / below

@@ -1,0 +1,127 @@
+"""Claims run one after another into a folder, and the page of their verdicts."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdelens import _check
+from sdelens._output import text_table
+from sdelens.report import claim_folder
+from sdelens.studies import _records
+from sdelens.studies._claims import STUDIES
+from sdelens.studies._page import row_of, write_page
+from sdelens.studies._records import Record
+from sdelens.studies._rules import FAMILY_RATE
+from sdelens.studies._study import PRESETS, Plan, Study
+
+__all__ = ["Reproduction", "confidence_of", "reproduce", "run_study"]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The verdicts of a run.
+
+    Attributes:
+        records: what came of every claim, by name.
+        page: the report.
+    """
+
+    records: dict[str, Record]
+    page: Path
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """``"holds"``, ``"fails"`` or ``"not resolved"``, by claim."""
+        return {name: record.verdict for name, record in self.records.items()}
+
+    def __str__(self) -> str:
+        head = ["claim", "verdict", "decided by", "seconds"]
+        return "\n".join(text_table(head, [row_of(record) for record in self.records.values()]))
+
+    __repr__ = __str__
+
+
+def confidence_of(study: Study) -> float:
+    """One-sided confidence of each limit, so that all claims together err with `FAMILY_RATE` at most."""
+    return 1 - FAMILY_RATE / (len(STUDIES) * study.items)
+
+
+def run_study(study: Study, preset: str, seed: int, folder: Path | None = None, progress: bool | None = None) -> object:
+    """The `Outcome` of one study."""
+    plan = Plan(study.sizes[preset], seed, confidence_of(study), folder, progress)
+    outcome = study.run(plan)
+    if len(outcome.items) > study.items:
+        raise RuntimeError(f"{study.name}: has {len(outcome.items)} items, more than the {study.items} it declares.")
+    return outcome
+
+
+def reproduce(
+    claims: Sequence[str] | None = None,
+    preset: str = "quick",
+    *,
+    seed: int = 0,
+    out: str | os.PathLike[str] = "reproduction",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Reproduction:
+    """Run claims of the paper and of this library, and write a report with a verdict on each.
+
+    Args:
+        claims: their names, by default all; `sdelens.studies.STUDIES` has them.
+        preset: ``"quick"`` (15 minutes for all on two cores), ``"full"`` (some hours) or ``"paper"`` (for a GPU).
+        seed: of all randomness; equal seeds give equal verdicts.
+        out: folder for ``index.html``, one file without outside parts, and for every claim's numbers, runs and figures.
+        resume: keep what is finished in that folder for the same preset, seed and version, and go on.
+        overwrite: replace what is in the folder.
+        progress: of single runs, as in `compare`.
+        tell: called with a line for every claim as it ends.
+
+    Returns:
+        A `Reproduction`: records by claim, and the path of the page.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+        FileExistsError: if the folder holds a report and neither `resume` nor `overwrite` is given.
+        OSError: if it cannot be written, or another run uses it.
+    """
+    preset = _check.choice("preset", preset, PRESETS)
+    seed = _check.at_least("seed", seed, 0)
+    names = list(STUDIES) if not claims else [_check.choice("claim", name, STUDIES) for name in claims]
+    names = list(dict.fromkeys(names))
+    say = (lambda line: None) if tell is None else tell
+    records: dict[str, Record] = {}
+    with claim_folder(out, overwrite or resume) as folder:
+        page = folder / "index.html"
+        if overwrite and not resume:
+            page.unlink(missing_ok=True)
+        for number, name in enumerate(names, 1):
+            study, own = STUDIES[name], folder / name
+            wanted = _records.identity(study, preset, seed, confidence_of(study))
+            record = _records.kept(own, wanted) if resume else None
+            if record is None:
+                if not resume:
+                    with suppress(FileNotFoundError):
+                        (own / "plan.json").unlink()
+                record = _run(study, preset, seed, own, wanted, progress)
+            records[name] = record
+            page = write_page(folder, names, records, preset, seed)
+            say(f"{number:2}/{len(names)}  {_line(record)}")
+    return Reproduction(records, page)
+
+
+def _run(study: Study, preset: str, seed: int, own: Path, wanted: dict, progress: bool | None) -> Record:
+    start = time.perf_counter()
+    _records.begin(own, wanted)
+    outcome = run_study(study, preset, seed, own, progress)
+    seconds = time.perf_counter() - start
+    return _records.write(own, study, outcome, seconds, wanted)  # type: ignore[arg-type]
+
+
+def _line(record: Record) -> str:
+    name, verdict, decided, seconds = row_of(record)
+    return f"{name:22} {verdict:12}  {seconds:>5} s  {decided}"

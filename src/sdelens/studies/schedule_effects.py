@@ -1,0 +1,87 @@
+"""Do the SDEs track under schedules, and does the loss fall with the schedule as theory says?"""
+
+from typing import Any
+
+import sdelens as sl
+from sdelens.studies._draw import draw_items, draw_losses
+from sdelens.studies._measure import ratio
+from sdelens.studies._study import Outcome, Picture, Plan, Study
+
+__all__ = ["STUDY"]
+
+LR, STEPS, POWER = 0.02, 1200, 0.5
+
+
+def _optimizers(schedule: Any) -> dict[str, Any]:
+    return {
+        "SignSGD": sl.SignSGD(LR, schedule=schedule),
+        "RMSpropW": sl.RMSpropW(LR, b2=0.99, weight_decay=0.1, schedule=schedule),
+        "AdamW": sl.AdamW(LR, b1=0.9, b2=0.99, weight_decay=0.1, schedule=schedule),
+    }
+
+
+def _at(result: Any, step: int) -> tuple[float, float]:
+    here = result.dataset.sel(model="optimizer", step=step)
+    return float(here.loss_mean), float(here.loss_sem)
+
+
+def run(plan: Plan) -> Outcome:
+    """Three optimizers under two schedules, and the fall of the loss under one that vanishes slowly."""
+    problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.GaussianNoise(1.0)
+    options = dict(steps=STEPS, paths=plan.size["paths"], record_every=10)
+    schedules = {"cosine": sl.Cosine(STEPS, end=0.05), "(1 + t)^−½": sl.Polynomial(POWER)}
+    tracking, falling, results = [], [], {}
+    for number, (title, schedule) in enumerate(schedules.items()):
+        for name, optimizer in _optimizers(schedule).items():
+            label = f"{name}, {title}"
+            result = plan.compare(
+                f"{name.lower()}-{number}", problem, noise, optimizer, ["optimizer", "sde"], **options
+            )
+            results[label] = result
+            tracking.append(plan.at_most(f"SDE, {label}", plan.error(result), 0.01, 1e-3, percent=True))
+    # From near rest: the loss follows h once the start is forgotten.
+    near, slow = sl.Quadratic([1.0, 2.0, 4.0], start=0.1), sl.Polynomial(POWER)
+    early, late = STEPS // 3, STEPS
+    foretold = ((1 + LR * late) / (1 + LR * early)) ** -POWER
+    for name, optimizer in {"SGD": sl.SGD(LR, schedule=slow), "SignSGD": sl.SignSGD(LR, schedule=slow)}.items():
+        own = plan.compare(f"fall-{name.lower()}", near, noise, optimizer, ["optimizer"], **options)
+        fall = ratio(plan, _at(own, late), _at(own, early))
+        label = f"{name}: loss at t = {LR * late:g} over t = {LR * early:g}"
+        falling.append(plan.within(label, fall, (0.9 * foretold, 1.1 * foretold)))
+    settings = [
+        f"quadratic of curvature 1, 2, 4 from x₀ = 2, Gaussian noise, σ = 1, η = {LR}, {STEPS} steps, "
+        f"{plan.size['paths']} paths; "
+        "the fall of the loss from x₀ = 0.1; schedules: a cosine down to 0.05, and h = (1 + t)^−½"
+    ]
+    pictures = [
+        Picture(
+            "losses",
+            lambda: draw_losses(results),
+            "Mean loss of each optimizer and its SDE under a cosine (above) and under (1 + t)^−½ (below). The grey "
+            "band is the "
+            "middle 90 % of the optimizer's paths.",
+            "Six panels of loss curves; optimizer and SDE lie on one another and keep falling.",
+        ),
+        Picture(
+            "errors",
+            lambda: draw_items(tracking, "relative error of the mean loss (%)"),
+            "Relative L2 error of every SDE with its limits; grey: at most 1 %.",
+            "All errors lie below 1 %.",
+        ),
+    ]
+    return Outcome([*tracking, *falling], settings, pictures)
+
+
+STUDY = Study(
+    name="schedules",
+    statement="With a schedule h the SDEs still track; where h → 0 slowly enough (∫h = ∞) the losses of SGD and "
+    "SignSGD go to 0 "
+    "in proportion to h.",
+    source="arXiv 2411.15958, schedules.",
+    criterion="Relative L2 error of every SDE's mean loss at most 1 %; fall of the loss from a third of the run to "
+    "its end under "
+    "h = (1 + t)^−½ within 10 % of the fall of h.",
+    items=8,
+    sizes={"quick": {"paths": 8192}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
+    run=run,
+)

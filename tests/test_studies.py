@@ -1,0 +1,228 @@
+"""Claims, their verdicts, the folder they are kept in, and the page."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import sdelens as sl
+from sdelens.studies import FAILS, HOLDS, OPEN, STUDIES, Estimate, Item, Outcome, Picture, Plan, Study, _runs
+from sdelens.studies._measure import exponent, largest_ratio, quantile
+from sdelens.studies._rules import at_least, at_most, joined, within
+
+CONFIDENCE = 0.999
+Z = 3.0902
+
+
+def about(value, error):
+    return Estimate(value, value - Z * error, value + Z * error)
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"),
+    [((0.5, 0.1), HOLDS), ((0.95, 0.1), OPEN), ((1.05, 0.1), OPEN), ((1.5, 0.1), FAILS), ((math.nan, 0.1), OPEN)],
+)
+def test_a_number_at_most_one(number, verdict):
+    assert at_most("a", about(*number), 1.0, CONFIDENCE).verdict == verdict
+
+
+def test_rules_are_mirrored_and_a_failing_item_decides():
+    assert at_least("a", about(2, 0.1), 1.0, CONFIDENCE, 2.0).verdict == HOLDS
+    low, inside, wide = (within("a", about(*n), (0.9, 1.1), CONFIDENCE) for n in ((0.5, 0.01), (1, 0.01), (1, 0.1)))
+    assert [low.verdict, inside.verdict, wide.verdict] == [FAILS, HOLDS, OPEN]
+    assert joined([inside, wide]) == OPEN
+    assert joined([inside, wide, low]) == FAILS
+    assert joined([inside]) == HOLDS
+    assert joined([]) == OPEN
+
+
+def test_wrong_verdicts_are_as_rare_and_right_ones_as_frequent_as_stated():
+    """20 000 draws of a normal number at the edge, and of one where it is expected; 4 standard errors."""
+    rng, confidence, z, error = np.random.default_rng(0), 0.99, 2.3263, 0.1
+    for truth, kind in ((1.0, "edge"), (0.7, "inside")):
+        found = truth + error * rng.standard_normal(20_000)
+        items = [
+            at_most("a", Estimate(v, v - z * error, v + z * error), 1.0, confidence, expected=0.7)
+            for v in found[:20_000]
+        ]
+        held = np.mean([item.verdict == HOLDS for item in items])
+        wanted = 0.01 if kind == "edge" else items[0].power
+        assert abs(held - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 20_000)
+
+
+def test_what_it_would_take_does_resolve():
+    item = at_most("a", about(0.9, 0.1), 1.0, CONFIDENCE)
+    assert item.verdict == OPEN
+    again = Item(
+        **{
+            **vars(item),
+            **dict(zip(("value", "lower", "upper"), about(0.9, 0.1 / math.sqrt(item.effort)), strict=True)),
+        }
+    )
+    assert again.verdict == HOLDS
+    assert at_most("a", about(1.0, 0.1), 1.0, CONFIDENCE).effort == math.inf
+
+
+def test_numbers_with_limits_cover_the_truth():
+    """Of 400 samples each limit at 95 % misses about 20; 45 are 5 standard errors more."""
+    rng, plan = np.random.default_rng(1), Plan({}, 0, 0.95)
+    missed = np.zeros(4, int)
+    for _ in range(400):
+        own = quantile(rng.exponential(size=500), 0.9, 0.95)
+        power = exponent(plan, (4 + 0.1 * rng.standard_normal(), 0.1), (2 + 0.05 * rng.standard_normal(), 0.05), 2.0)
+        missed += [own.lower > math.log(10), own.upper < math.log(10), power.lower > 1, power.upper < 1]
+    assert (missed < 45).all()
+    above = largest_ratio(plan, [(np.array([1.0, 2.0]), np.array([0.1, 0.1]), np.array([2.0, 2.0]))])
+    assert above.lower < 1 == above.value < above.upper
+
+
+def test_every_claim_says_all_that_it_must():
+    assert 15 <= len(STUDIES) <= 30
+    total = sum((1 - _runs.confidence_of(study)) * study.items for study in STUDIES.values())
+    assert total == pytest.approx(0.05)
+    for name, study in STUDIES.items():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        assert study.name == name
+        assert set(study.sizes) == {"quick", "full", "paper"}
+        assert study.statement.endswith(".")
+        assert study.source.endswith(".")
+        assert study.criterion.endswith((".", ".)"))
+
+
+def tiny(plan):
+    problem, noise = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0)
+    result = plan.compare("run", problem, noise, sl.SGD(0.1), steps=20, paths=plan.size["paths"])
+    item = plan.at_most("error <of> SGD", plan.error(result), 0.5, percent=True)
+    return Outcome([item], ["a & b"], [Picture("losses", result.plot, "Losses.", "Two curves.")], remarks=["So."])
+
+
+class Page(HTMLParser):
+    """Tags that are opened and closed in order, headings, images and outside addresses."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.headings, self.images, self.ids, self.addresses, self.heads = [], [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "img":
+            self.images.append(attrs)
+        if tag == "th":
+            self.heads.append(attrs.get("scope"))
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.addresses += [attrs[key] for key in ("src", "href") if key in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_page(text):
+    page = Page()
+    page.feed(text)
+    assert not page.open
+    assert text.startswith("<!doctype html>")
+    assert '<html lang="en">' in text
+    assert page.headings[0] == 1
+    assert all(b - a <= 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
+    assert all(image.get("alt") for image in page.images)
+    assert set(page.heads) <= {"col", "row"}
+    assert len(page.ids) == len(set(page.ids))
+    for address in page.addresses:
+        assert address.startswith(("data:", "#"))
+        assert not address.startswith("#") or address[1:] in page.ids
+    return page
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    sizes = {preset: {"paths": 64} for preset in ("quick", "full", "paper")}
+    runs = []
+
+    def run(plan):
+        runs.append(plan.seed)
+        return tiny(plan)
+
+    run.__module__ = __name__
+    study = Study("tiny-claim", "It holds & is <small>.", "Here.", "At most 50 %.", 2, sizes, run)
+    known = {"tiny-claim": study, "other-claim": Study("other-claim", "So too.", "Here.", "As well.", 2, sizes, run)}
+    for module in ("_runs", "_page"):
+        monkeypatch.setattr(f"sdelens.studies.{module}.STUDIES", known)
+    return runs
+
+
+def test_a_run_is_kept_resumed_and_shown(claims, tmp_path):
+    said = []
+    found = sl.reproduce(["tiny-claim"], out=tmp_path / "r", tell=said.append)
+    assert found.verdicts == {"tiny-claim": HOLDS}
+    assert len(said) == 1
+    assert "holds" in said[0]
+    page = check_page(found.page.read_text())
+    assert page.images[0]["src"].startswith("data:image/svg+xml;base64,")
+    own = tmp_path / "r" / "tiny-claim"
+    assert {"outcome.json", "run.nc", "losses.svg", "losses.pdf", "losses.png"} <= {p.name for p in own.iterdir()}
+    with pytest.raises(FileExistsError, match="overwrite"):
+        sl.reproduce(["tiny-claim"], out=tmp_path / "r")
+    again = sl.reproduce(out=tmp_path / "r", resume=True)
+    assert len(claims) == 2  # the first was kept
+    assert again.records["tiny-claim"] == found.records["tiny-claim"]
+    sl.reproduce(["tiny-claim"], seed=1, out=tmp_path / "r", resume=True)
+    assert claims[-1] == 1  # another seed is another run
+    check_page((tmp_path / "r" / "index.html").read_text())
+
+
+def test_a_killed_run_keeps_what_it_had_and_a_damaged_record_is_made_again(claims, tmp_path):
+    out = tmp_path / "r"
+    first = sl.reproduce(["tiny-claim"], out=out)
+    record = out / "tiny-claim" / "outcome.json"
+    record.write_text(record.read_text()[:100])  # as no run of ours leaves it
+    again = sl.reproduce(["tiny-claim"], out=out, resume=True)
+    assert again.verdicts == first.verdicts
+    assert len(claims) == 2
+    assert json.loads(record.read_text())["items"] == [
+        {k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in vars(i).items()}
+        for i in first.records["tiny-claim"].items
+    ]
+
+
+def test_the_shell_lists_claims_and_refuses_unknown_ones():
+    def shell(*words):
+        command = [sys.executable, "-m", "sdelens", "reproduce", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    listed = shell("--list")
+    assert listed.returncode == 0
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(STUDIES)
+    unknown = shell("no-such-claim")
+    assert unknown.returncode == 2
+    assert "weak-order" in unknown.stderr
+
+
+def test_the_style_holds_until_its_block_ends():
+    import matplotlib as mpl
+
+    before = mpl.rcParams["legend.frameon"], mpl.rcParams["figure.figsize"]
+    with sl.style(figure_figsize=(3, 2)):
+        assert mpl.rcParams["legend.frameon"] is False
+        assert list(mpl.rcParams["figure.figsize"]) == [3, 2]
+    assert (mpl.rcParams["legend.frameon"], mpl.rcParams["figure.figsize"]) == before
+
+
+@pytest.mark.parametrize("df", [1, 5])
+def test_a_run_under_t_noise_of_odd_degrees_repeats_itself(df):
+    """XLA's arctan in loops of 512-bit vectors gave other numbers at every run, and wrong ones."""
+    problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.StudentTNoise(1.0, df)
+    options = dict(steps=300, paths=2048, record_every=50)
+    runs = [sl.compare(problem, noise, sl.SignSGD(0.01), **options) for _ in range(2)]
+    np.testing.assert_array_equal(*(run.dataset.loss_mean.values for run in runs))
+    assert runs[0].errors().loc["sde", "upper"] < 0.01
