@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...]`: measure, print tables, write speed.json and speed.png.
 
-All numbers are of one run; compare quotients, not times of different runs. Everything together takes about a quarter
-of an hour on two cores, which should have nothing else to do. Without names: all but `checkpoint`, which needs 4 GB.
+All numbers of a question are of one run; compare quotients, not times of different runs. Everything together takes 25
+minutes on two cores, which should have nothing else to do. Without names: all but `checkpoint`, which needs 4 GB.
 """
 
 import argparse
@@ -24,6 +24,8 @@ QUESTIONS = {
     "checkpoint": checkpoint,
 }
 DOCS = Path(__file__).parents[1] / "docs"
+RUNS = ("speed.json", "speed-gpu.json")
+"""What the page of the documentation shows: a run on CPU cores, and one on a GPU, copied there from another --out."""
 
 
 def main() -> None:
@@ -35,14 +37,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=None, help="rounds of each measurement (default: 5; quick: 3)")
     parser.add_argument("--seconds", type=float, default=None, help="least length of each (default: 0.3; quick: 0.2)")
     parser.add_argument("--out", type=Path, default=None, help="folder of speed.json and speed.png (default: none)")
-    parser.add_argument("--docs", action="store_true", help="write to docs/, the tables of docs/benchmarks.md too")
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="write to docs/, the tables of docs/benchmarks.md too; with NAMEs, those anew",
+    )
     parser.add_argument("--again", action="store_true", help="measure nothing: figure and tables of speed.json anew")
     given = parser.parse_args()
     for name in given.names:
         if name not in QUESTIONS:
             parser.error(f"NAME: got {name!r}; choose from {', '.join(QUESTIONS)}.")
-    if given.docs and not given.again and (given.names or given.quick):
-        parser.error("--docs: the documentation holds a whole run; leave NAME and --quick away, or give --out.")
+    if given.docs and given.quick:
+        parser.error("--docs: the documentation holds whole runs; leave --quick away, or give --out.")
     out = DOCS if given.docs else given.out
     if given.again:
         if out is None:
@@ -53,13 +59,24 @@ def main() -> None:
             out.mkdir(parents=True, exist_ok=True)
         found = measured(given, out)
     print(as_text(found, QUESTIONS), flush=True)
-    if out is not None:
+    if given.docs:
+        document()
+    elif out is not None:
         from benchmarks.figure import draw
 
         draw(found, out / "speed.png")
-    if given.docs:
-        page = DOCS / "benchmarks.md"
-        write(page, fill(page.read_text(encoding="utf-8"), as_markdown(found, QUESTIONS)))
+
+
+def document() -> None:
+    """The figures and the page of the documentation, from the runs that lie there."""
+    from benchmarks.figure import draw
+
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+    for name in RUNS:
+        found = read(DOCS / name)
+        draw(found, (DOCS / name).with_suffix(".png"))
+        page = fill(page, name, as_markdown(found, QUESTIONS))
+    write(DOCS / "benchmarks.md", page)
 
 
 def measured(given: argparse.Namespace, out: Path | None) -> dict:
@@ -79,6 +96,8 @@ def measured(given: argparse.Namespace, out: Path | None) -> dict:
         found = {"environment": environment(workers), "quick": given.quick}
         found |= {"rounds": rounds, "seconds": seconds, "questions": {}}
         print(described(found["environment"]), flush=True)
+        if given.docs and given.names:
+            found = renewed(read(DOCS / RUNS[0]), found, given.names)
         for name in names:
             measure = QUESTIONS[name].measure
             found["questions"][name] = measure(
@@ -88,6 +107,16 @@ def measured(given: argparse.Namespace, out: Path | None) -> dict:
                 write(out / "speed.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     say("done")
     return found
+
+
+def renewed(before: dict, now: dict, names: list[str]) -> dict:
+    """An earlier run, of which some questions are measured anew on the same machine with the same libraries."""
+    same = ("cpu", "cores", "kind", "python", "packages")
+    other = [key for key in same if before["environment"][key] != now["environment"][key]]
+    if other or before["rounds"] != now["rounds"]:
+        sys.exit(f"--docs: the run in docs/ differs in {', '.join(other) or 'rounds'}; measure everything anew.")
+    commit = now["environment"]["commit"]
+    return before | {"anew": before.get("anew", {}) | dict.fromkeys(names, commit)}
 
 
 if __name__ == "__main__":

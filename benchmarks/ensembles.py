@@ -1,6 +1,6 @@
 """Ensembles of the SDEs of RMSpropW and SignSGD, against diffrax, torchsde, a plain PyTorch loop, and what is least."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,6 +15,8 @@ TITLE = "Ensembles"
 _EVERY = 10
 _TASKS: Final = {10: Size(4000, 200), 1000: Size(64, 100), 100_000: Size(16, 10)}
 """Paths and checked steps by dimension."""
+_TASKS_GPU: Final = {10: Size(1_000_000, 300), 1000: Size(16_384, 300), 100_000: Size(128, 300)}
+"""The same where ten million numbers at once are needed to fill a device."""
 _SLOW: Final = {10: Size(400, 50), 1000: Size(4, 50), 100_000: Size(2, 10)}
 """The same for `VirtualBrownianTree`, whose draw costs the logarithm of the number of steps."""
 
@@ -28,15 +30,21 @@ _LESS: Final = (
 )
 
 
-def contenders(optimizer: str, dim: int, scale: int = 1) -> list[Contender]:
-    """All ways of one task; `scale` divides the paths."""
-    size, slow = (replace(s[dim], paths=max(s[dim].paths // scale, 2)) for s in (_TASKS, _SLOW))
+def contenders(
+    optimizer: str, dim: int, scale: int = 1, accelerated: bool = False, settings: Sequence[str] = (ONE, ALL)
+) -> list[Contender]:
+    """All ways of one task in some settings; `scale` divides the paths."""
+    size, slow = _TASKS[dim], _SLOW[dim]
+    if accelerated:
+        size = _TASKS_GPU[dim]
+        slow = replace(slow, paths=size.paths // 8)
+    size, slow = (replace(s, paths=max(s.paths // scale, 2)) for s in (size, slow))
     task = dict(optimizer=optimizer, dim=dim)
     recorded = task | dict(every=_EVERY)
     where = "benchmarks.contenders."
 
     def both(name: str, group: str, make: str, options: dict[str, Any], size: Size = size) -> list[Contender]:
-        return [Contender(name, group, setting, where + make, options, size) for setting in (ONE, ALL)]
+        return [Contender(name, group, setting, where + make, options, size) for setting in settings]
 
     ours, unsafe = "ours:ensemble", "with_diffrax:ensemble"
     found = [
@@ -58,19 +66,21 @@ def contenders(optimizer: str, dim: int, scale: int = 1) -> list[Contender]:
     elif optimizer == "rmspropw":
         product = recorded | dict(noise="product")
         found.insert(11, both("torchsde, product written", "torchsde", "with_torchsde:ensemble", product)[0])
-    return found
+    return [way for way in found if way.setting in settings]
 
 
 def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """All tasks; all contenders of one must agree on the mean loss."""
-    machine = {setting: workers.call(setting, "benchmarks.contenders.floors:machine") for setting in (ONE, ALL)}
+    accelerated, settings = workers.accelerators > 0, workers.settings
+    machine = {setting: workers.call(setting, "benchmarks.contenders.floors:machine") for setting in settings}
     operations = workers.call(ONE, "benchmarks.contenders.floors:operations")
     tasks = []
     for optimizer in ("rmspropw",) if quick else ("rmspropw", "signsgd"):
-        for dim in (10,) if quick else _TASKS:
+        # every way is shown at d = 10; the minutes of a GPU are dear
+        for dim in (10,) if quick or (accelerated and optimizer == "signsgd") else _TASKS:
             say(f"{optimizer}, d = {dim}")
-            rows = contest(workers, contenders(optimizer, dim, 4 if quick else 1), rounds, seconds)
-            tasks.append({"optimizer": optimizer, "dim": dim, "rows": rows})
+            ways = contenders(optimizer, dim, 4 if quick else 1, accelerated, settings)
+            tasks.append({"optimizer": optimizer, "dim": dim, "rows": contest(workers, ways, rounds, seconds)})
             workers.forget()
     return {"machine": machine, "operations": operations, "tasks": tasks}
 
@@ -95,7 +105,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
             ns = costs(row, task["dim"])
             over = ratio(ns, costs(_row(task, "sdelens", row["setting"]), task["dim"]))
             deviates = "-" if row["deviation"] is None else f"{row['deviation']:.1f}"
-            where = "1 core" if row["setting"] == ONE else "all"
+            where = f"1 {found['unit']}" if row["setting"] == ONE else "all"
             rows.append(
                 [row["name"], where, f"{row['paths']} × {row['steps']}", number(np.median(ns)), spread(over), deviates]
             )
@@ -108,13 +118,15 @@ def _machine(found: dict[str, Any]) -> list[Table]:
     """Measured rates, and the shares of them that sdelens reaches."""
     units = {"triad_bytes_per_s": "triad, GB/s", "element_operations_per_s": "element-wise 32-bit operations, 10⁹/s"}
     units |= {"matrix_flops_per_s": "matrix product, Gflop/s"}
-    rows = [[name, *(number(found["machine"][s][key] / 1e9) for s in (ONE, ALL))] for key, name in units.items()]
-    made = [Table("What the machine does (float32)", ["", "1 core", "all"], rows)]
+    places = {ONE: f"1 {found['unit']}", ALL: "all"}
+    places = {setting: name for setting, name in places.items() if setting in found["machine"]}
+    rows = [[name, *(number(found["machine"][s][key] / 1e9) for s in places)] for key, name in units.items()]
+    made = [Table("What the machine does (float32)", ["", *places.values()], rows)]
     rows = []
     for task in found["tasks"]:
         count = found["operations"]["draw"] + found["operations"][task["optimizer"]]
         size = _BYTES[task["optimizer"]]
-        for setting, where in ((ONE, "1 core"), (ALL, "all")):
+        for setting, where in places.items():
             rate = 1e9 / float(np.median(costs(_row(task, "sdelens", setting), task["dim"])))
             machine = found["machine"][setting]
             shares = [size * rate / machine["triad_bytes_per_s"], count * rate / machine["element_operations_per_s"]]
@@ -142,21 +154,26 @@ def _row(task: dict[str, Any], name: str, setting: str) -> dict[str, Any]:
 
 
 def targets(found: dict[str, Any]) -> list[Target]:
-    """What was asked of the ensembles."""
+    """What was asked of the ensembles, where it was measured."""
     ten = next(t for t in found["tasks"] if (t["optimizer"], t["dim"]) == ("rmspropw", 10))
-    one, both = ("sdelens", ONE), ("sdelens", ALL)
-    unsafe, torchsde = ("diffrax Unsafe, vmap", ONE), ("torchsde, diagonal", ONE)
+    unit, several = f"one {found['unit']}", ALL in found["machine"]
+    one, most = ("sdelens", ONE), ("sdelens", ALL if several else ONE)
+    unsafe, torchsde, loop = ("diffrax Unsafe, vmap", ONE), ("torchsde, diagonal", ONE), ("PyTorch loop", most[1])
     asked = [
-        ("RMSpropW, d = 10, one core: diffrax Unsafe / sdelens", unsafe, one, 5.0),
-        ("RMSpropW, d = 10, one core: torchsde / sdelens", torchsde, one, 8.0),
-        ("RMSpropW, d = 10: diffrax Unsafe on one core / sdelens on all", unsafe, both, 12.0),
-        ("RMSpropW, d = 10: torchsde on one core / sdelens on all", torchsde, both, 20.0),
-        ("RMSpropW, d = 10, all cores: PyTorch loop / sdelens", ("PyTorch loop", ALL), both, 2.0),
-        ("RMSpropW, d = 10, one core: Gaussian / Rademacher", one, ("sdelens, Rademacher", ONE), 2.0),
-        ("RMSpropW, d = 10: sdelens on one core / on all", one, both, 1.7),
+        (f"{unit}: diffrax Unsafe / sdelens", unsafe, one, 5.0),
+        (f"{unit}: torchsde / sdelens", torchsde, one, 8.0),
+        (f"diffrax Unsafe on {unit} / sdelens on all", unsafe, most, 12.0),
+        (f"torchsde on {unit} / sdelens on all", torchsde, most, 20.0),
+        (f"{f'all {unit[4:]}s' if several else unit}: PyTorch loop / sdelens", loop, most, 2.0),
+        (f"{unit}: Gaussian / Rademacher", one, ("sdelens, Rademacher", ONE), 2.0),
+        (f"sdelens on {unit} / on all", one, most, 1.7),
     ]
-    result = [Target(claim, "≥", limit, compared(ten, slow, fast)) for claim, slow, fast, limit in asked]
+    result = [
+        Target(f"RMSpropW, d = 10, {claim}", "≥", limit, compared(ten, slow, fast))
+        for claim, slow, fast, limit in asked
+        if several or " on all" not in claim
+    ]
     for task in found["tasks"]:
-        claim = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}, one core: sdelens / its normal draws alone"
+        claim = f"{_LABELS[task['optimizer']]}, d = {spaced(task['dim'])}, {unit}: sdelens / its normal draws alone"
         result.append(Target(claim, "≤", 1.3, compared(task, one, ("our normals alone", ONE))))
     return result

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks import costs, ensembles
-from benchmarks.report import spaced
+from benchmarks.report import spaced, unit
 from benchmarks.timing import ALL, ONE
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             names = list(dict.fromkeys(r["name"] for t in tasks for r in t["rows"] if r["group"] != "floor"))
             for axis, task in zip(axes, tasks, strict=True):
                 _bars(axis, task, names)
-            _legend(parts[0], len(found["environment"]["settings"][ALL]["devices"]))
+            several = any(row["setting"] == ALL for task in tasks for row in task["rows"])
+            _legend(parts[0], unit(found["environment"]), len(found["environment"]["devices"]) if several else 1)
         if panels is not None:
             _scaling(parts[-1].subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.6]), panels)
         save_figure(figure, path)
@@ -107,15 +108,17 @@ def _bars(axis: "Axes", task: Mapping[str, Any], names: list[str]) -> None:
     axis.grid(False, axis="y")
 
 
-def _legend(figure: "SubFigure", devices: int) -> None:
+def _legend(figure: "SubFigure", unit: str, devices: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(facecolor="0.5", edgecolor="0.5", label="one core"),
+        Patch(facecolor="0.5", edgecolor="0.5", label=f"one {unit}"),
         Patch(facecolor="white", edgecolor="0.5", hatch="////", label=f"all ({devices} devices)"),
-        *(Line2D([], [], color="black", linestyle=_FLOORS[n], label=f"{n}, one core") for n in _FLOORS),
+        *(Line2D([], [], color="black", linestyle=_FLOORS[n], label=f"{n}, one {unit}") for n in _FLOORS),
     ]
+    if devices == 1:
+        del handles[1]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
 
@@ -133,7 +136,7 @@ def _scaling(axes: Sequence["Axes"], panels: Mapping[str, Any]) -> None:
     axes[0].set_ylabel("ns per path, step\nand coordinate")
     axes[0].legend(loc="upper right")
     axis = axes[4]
-    names = ["1 core", f"{panels['cores']} devices"]
+    names = ["1 device", f"{panels['cores']} devices"]
     speed = [1 / np.median(costs.costs(row)) for row in panels["devices"]]
     relative = [s / speed[0] for s in speed]
     bars = axis.bar(names, relative, 0.6, color=_LINE)

@@ -13,12 +13,14 @@ __all__ = ["TITLE", "measure", "tables", "targets"]
 TITLE = "Networks"
 _EVERY, _SAMPLES = 10, 8
 _PATHS: Final = {"mlp": 16, "cnn": 8, "vit": 8}
+_PATHS_GPU: Final = {"mlp": 1024, "cnn": 256, "vit": 256}
 _EAGER: Final = {"loop over paths": "loop", "torch.func": "func", "stacked matrices": "stacked"}
 
 
 def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Steps of each network's models, and the MLP's comparison."""
     found: dict[str, Any] = {"steps": [], "compare": []}
+    many = _PATHS_GPU if workers.accelerators else _PATHS
     for network in ("mlp",) if quick else _PATHS:
         say(f"{network}, steps")
         ways = [
@@ -28,17 +30,18 @@ def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Cal
                 ALL,
                 "benchmarks.contenders.networks:simulate",
                 dict(network=network, model=model, every=_EVERY),
-                Size(_PATHS[network], _EVERY),
+                Size(many[network], _EVERY),
             )
             for model in ("optimizer", "sde", "malladi2022", "empirical")
         ]
         found["steps"] += [row | {"network": network} for row in contest(workers, ways, rounds, seconds)]
         workers.forget()
     say("mlp, comparison")
-    size = Size(_PATHS["mlp"], (2 if quick else 6) * _EVERY)
+    size = Size(many["mlp"], (2 if quick else 6) * _EVERY)
+    looped = Size(4, 2 * _EVERY) if workers.accelerators else size  # path by path, whatever their number
     ways = [
         Contender("sdelens", "sdelens", setting, "benchmarks.contenders.networks:compare", dict(every=_EVERY), size)
-        for setting in (ALL, ONE)
+        for setting in workers.settings[::-1]
     ]
     ways += [
         Contender(
@@ -47,10 +50,10 @@ def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Cal
             setting,
             "benchmarks.contenders.mlp_torch:compare",
             dict(every=_EVERY, batch=batch),
-            size,
+            looped if batch == "loop" else size,
         )
         for name, batch in _EAGER.items()
-        for setting in (ALL, ONE)
+        for setting in workers.settings[::-1]
     ]
     found["compare"] = contest(workers, ways, rounds, seconds)
     workers.forget()
@@ -82,12 +85,12 @@ def tables(found: dict[str, Any]) -> list[Table]:
         "over an optimizer step (quartiles)",
         f"over {_SAMPLES} of them",
     ]
-    steps = Table("RMSpropW under injected noise, all cores", head, rows)
+    steps = Table(f"RMSpropW under injected noise, all {found['unit']}s", head, rows)
     rows = []
     for row in found["compare"]:
         ours = next(r for r in found["compare"] if r["name"] == "sdelens" and r["setting"] == row["setting"])
         deviation = "-" if row["deviation"] is None else f"{row['deviation']:.1f}"
-        where = "1 core" if row["setting"] == ONE else "all"
+        where = f"1 {found['unit']}" if row["setting"] == ONE else "all"
         rows.append(
             [row["name"], where, number(np.median(costs(row))), spread(ratio(costs(row), costs(ours))), deviation]
         )
@@ -98,7 +101,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
 def targets(found: dict[str, Any]) -> list[Target]:
     """What was asked of networks."""
     asked = [Target("MLP: SDE step / optimizer step", "≤", 1.1, _over(found["steps"], "sde", "optimizer", "mlp"))]
-    for setting, where in ((ALL, "all cores"), (ONE, "one core")):
+    for setting, where in ((ALL, f"all {found['unit']}s"), (ONE, f"one {found['unit']}")):
         here = {r["name"]: costs(r) for r in found["compare"] if r["setting"] == setting}
         for name in (name for name in here if name != "sdelens"):
             claim = f"MLP, three models, {where}: {name} / sdelens"

@@ -138,12 +138,17 @@ class Workers:
     """The processes of a session: one for JAX and one for PyTorch in each setting, started when first needed.
 
     Args:
-        accelerated: whether JAX computes on something other than the CPU; asked if not given.
+        accelerators: devices other than CPUs that JAX computes on; counted if not given.
     """
 
-    def __init__(self, accelerated: bool | None = None) -> None:
+    def __init__(self, accelerators: int | None = None) -> None:
         self._workers: dict[tuple[str, str], _Worker] = {}
-        self.accelerated = _accelerated() if accelerated is None else accelerated
+        self.accelerators = _accelerators() if accelerators is None else accelerators
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """`ONE` and `ALL`; a single accelerator is both."""
+        return (ONE,) if self.accelerators == 1 else (ONE, ALL)
 
     def run(self, contender: Contender, seed: int, size: Size) -> tuple[float, Any]:
         """Seconds of a run, and what it found."""
@@ -157,7 +162,7 @@ class Workers:
 
     def fresh(self, setting: str, function: str, **options: Any) -> Any:
         """The same in a process that is started for it."""
-        worker = _Worker(setting, self.accelerated)
+        worker = _Worker(self._known(setting), self.accelerators > 0)
         try:
             return worker.ask("call", function, options)
         finally:
@@ -176,9 +181,13 @@ class Workers:
             worker.close()
         self._workers.clear()
 
+    def _known(self, setting: str) -> str:
+        return setting if setting in self.settings else ONE
+
     def _worker(self, library: str, setting: str) -> _Worker:
+        setting = self._known(setting)
         if (library, setting) not in self._workers:
-            self._workers[library, setting] = _Worker(setting, self.accelerated)
+            self._workers[library, setting] = _Worker(setting, self.accelerators > 0)
         return self._workers[library, setting]
 
 
@@ -264,11 +273,11 @@ def interleave(runs: Mapping[Any, Callable[[int], float]], rounds: int) -> dict[
     return seconds
 
 
-def _accelerated() -> bool:
-    """Whether JAX computes on something other than the CPU; asked in a process of its own."""
-    asked = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+def _accelerators() -> int:
+    """How many devices JAX computes on that are not CPUs; asked in a process of its own."""
+    asked = [sys.executable, "-c", "import jax; print(sum(d.platform != 'cpu' for d in jax.devices()))"]
     done = subprocess.run(asked, capture_output=True, text=True, check=True)
-    return done.stdout.split()[-1] != "cpu"
+    return int(done.stdout.split()[-1])
 
 
 def _serve(pipe: Connection, setting: str, accelerated: bool) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from benchmarks.__main__ import QUESTIONS
+from benchmarks.__main__ import QUESTIONS, RUNS
 from benchmarks.contenders.task import Curve
 from benchmarks.report import Target, as_markdown, fill, read
 from benchmarks.timing import ONE, Contender, Size, Workers, contest, deviation, interleave, ratio
@@ -64,7 +64,7 @@ def test_contenders_that_compute_something_else_are_refused():
 
 
 def test_a_worker_sees_one_core_and_says_what_failed():
-    with Workers(accelerated=False) as workers:
+    with Workers(accelerators=0) as workers:
         found = workers.fresh(ONE, "benchmarks.environment:devices")
         assert len(found["devices"]) == 1
         with pytest.raises(RuntimeError, match="no_such_function"):
@@ -73,4 +73,5 @@ def test_a_worker_sees_one_core_and_says_what_failed():
 
 def test_the_page_says_what_the_json_says():
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert page == fill(page, as_markdown(read(ROOT / "docs" / "speed.json"), QUESTIONS))
+    for name in RUNS:
+        assert page == fill(page, name, as_markdown(read(ROOT / "docs" / name), QUESTIONS))

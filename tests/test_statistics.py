@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdelens.statistics import BUCKETS, QUANTILE_ERROR, Summary, merge, observe, quantiles
+from sdelens.statistics import (
+    BUCKETS,
+    QUANTILE_ERROR,
+    Summary,
+    _counted,
+    _counted_apart,
+    merge,
+    observe,
+    quantiles,
+)
 
 
 def summary_of(loss, x, alive, first, groups):
@@ -84,3 +93,9 @@ def test_quantiles_of_zeros_and_of_nothing():
     result = quantiles(sketch, np.array([0.1, 0.9]))
     np.testing.assert_array_equal(result[0], [0, 0])
     assert np.isnan(result[1]).all()
+
+
+def test_counters_apart_count_the_same():
+    index = jnp.array([0, 5, 5, BUCKETS, BUCKETS - 1, 3, 5] * 40)
+    np.testing.assert_array_equal(_counted_apart(index), _counted(index))
+    assert int(_counted(index).sum()) == 240  # what lies beyond the last bucket is left out

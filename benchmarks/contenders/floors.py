@@ -125,7 +125,8 @@ def machine(seconds: float = 0.3) -> dict[str, float]:
 
         return lax.fori_loop(0, loops, turn, x)
 
-    square = jax.device_put(jnp.ones((count, 1024, 1024), jnp.float32), NamedSharding(mesh, PartitionSpec("paths")))
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    square = jax.device_put(jnp.ones((count, side, side), jnp.float32), NamedSharding(mesh, PartitionSpec("paths")))
     product = jax.jit(lambda a: a @ a, out_shardings=NamedSharding(mesh, PartitionSpec("paths")))
 
     def rate(work: float, run: Callable[[], jax.Array]) -> float:
@@ -140,5 +141,5 @@ def machine(seconds: float = 0.3) -> dict[str, float]:
     return {
         "triad_bytes_per_s": rate(12.0 * n * turns, lambda: triad(y, c)),
         "element_operations_per_s": rate(2.0 * (length + 1) * chains * loops * size, lambda: chain(words)),
-        "matrix_flops_per_s": rate(2.0 * 1024**3 * count, lambda: product(square)),
+        "matrix_flops_per_s": rate(2.0 * side**3 * count, lambda: product(square)),
     }

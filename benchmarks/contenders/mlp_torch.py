@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from benchmarks.contenders.networks import LR, NOISE, specification
-from benchmarks.contenders.task import Curve, recorded
-from benchmarks.contenders.with_torch import device
+from benchmarks.contenders.task import Curve
+from benchmarks.contenders.with_torch import curve_of, device
 
 __all__ = ["compare"]
 
@@ -50,7 +50,7 @@ def compare(every: int, batch: str) -> Callable[[int, int, int], Curve]:
             else:
                 v.add_((1 - b2) * NOISE**2)
             x.addcdiv_(noisy, v.sqrt().add_(eps), value=-LR)
-        return recorded(torch.stack(losses).cpu().numpy(), paths)
+        return curve_of(torch.stack(losses), paths)
 
     def run(seed: int, paths: int, steps: int) -> Curve:
         generator = torch.Generator(device()).manual_seed(seed)

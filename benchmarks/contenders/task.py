@@ -43,7 +43,9 @@ def scheme(optimizer: str, xp: Any, lam: Any, x: Any, v: Any, xi: Any) -> tuple[
     return (1 - LR * DECAY) * x - LR * (grad + SIGMA * xi) / (xp.sqrt(v) + EPS), v
 
 
-def recorded(losses: np.ndarray, paths: int) -> Curve:
-    """The curve of losses of shape (records, P)."""
-    losses = np.asarray(losses, np.float64)
-    return Curve(losses.mean(axis=1), losses.std(axis=1) / np.sqrt(max(paths - 1, 1)), paths)
+def recorded(mean: Any, std: Any, paths: int) -> Curve:
+    """The curve of mean and standard deviation (division by P) over the paths, each of shape (records,).
+
+    Contenders reduce on the device: the losses of a million paths would take longer to fetch than to compute.
+    """
+    return Curve(np.asarray(mean, np.float64), np.asarray(std, np.float64) / np.sqrt(max(paths - 1, 1)), paths)

@@ -107,17 +107,18 @@ def ensemble(
     sharding = NamedSharding(mesh, PartitionSpec("paths"))
 
     @partial(jax.jit, static_argnames=("paths", "steps"))
-    def compiled(keys: Any, paths: int, steps: int) -> jax.Array:
+    def compiled(keys: Any, paths: int, steps: int) -> tuple[jax.Array, jax.Array]:
         def shard(keys: Any) -> jax.Array:
             if batch == "one":
                 return solve(keys[0], steps, paths // len(devices))
             return jax.vmap(lambda key: solve(key, steps, None), out_axes=1)(keys)
 
         specs = dict(in_specs=PartitionSpec("paths"), out_specs=PartitionSpec(None, "paths"), check_vma=False)
-        return jax.shard_map(shard, mesh=mesh, **specs)(keys)
+        losses = jax.shard_map(shard, mesh=mesh, **specs)(keys)
+        return losses.mean(axis=1), losses.std(axis=1)
 
     def run(seed: int, paths: int, steps: int) -> Curve:
         keys = jax.random.split(jax.random.key(seed), len(devices) if batch == "one" else paths)
-        return recorded(np.asarray(compiled(jax.device_put(keys, sharding), paths, steps)), paths)
+        return recorded(*compiled(jax.device_put(keys, sharding), paths, steps), paths)
 
     return run

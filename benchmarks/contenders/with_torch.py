@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, Curve, curvature, recorded
 
-__all__ = ["device", "ensemble"]
+__all__ = ["curve_of", "device", "ensemble"]
 
 
 def device() -> torch.device:
     """The GPU if there is one that may be used."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def curve_of(losses: torch.Tensor, paths: int) -> Curve:
+    """Of losses of shape (records, P)."""
+    wide = losses.double()
+    return recorded(wide.mean(dim=1).cpu(), wide.std(dim=1, correction=0).cpu(), paths)
 
 
 def ensemble(optimizer: str, dim: int, every: int) -> Callable[[int, int, int], Curve]:
@@ -47,6 +52,6 @@ def ensemble(optimizer: str, dim: int, every: int) -> Callable[[int, int, int], 
                 step()
                 if k % every == 0:
                     losses.append(0.5 * (lam * x**2).sum(dim=1))
-        return recorded(torch.stack(losses).cpu().numpy().astype(np.float64), paths)
+        return curve_of(torch.stack(losses), paths)
 
     return run

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torchsde
 
-from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, Curve, curvature, recorded
-from benchmarks.contenders.with_torch import device
+from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, Curve, curvature
+from benchmarks.contenders.with_torch import curve_of, device
 
 __all__ = ["ensemble"]
 
@@ -88,6 +87,6 @@ def ensemble(optimizer: str, dim: int, every: int, noise: str = "diagonal") -> C
         with torch.no_grad():
             ys = torchsde.sdeint(sde, start, times, bm=motion, method="euler", dt=LR)
             losses = torch.stack([0.5 * (lam * y[:, :dim] ** 2).sum(dim=1) for y in ys])
-        return recorded(losses.cpu().numpy().astype(np.float64), paths)
+        return curve_of(losses, paths)
 
     return run

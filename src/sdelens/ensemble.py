@@ -237,7 +237,7 @@ def _run_chunk(
             parts = [_joined(parts)]
             checkpoints.save(Position(first, done, position.merged, parts[0], jax.tree.leaves(carry)))
         # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
-        length = max(1, min(4 * length, int(length * _SEGMENT_SECONDS / seconds)))
+        length = max(1, min(16 * length, int(length * _SEGMENT_SECONDS / seconds)))
     return _joined(parts)._replace(ends=_ends(stepper, carry, plan.marginals, counted))
 
 
