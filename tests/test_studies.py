@@ -1,5 +1,6 @@
 """Claims, their verdicts, the folder they are kept in, and the page."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens.studies import FAILS, HOLDS, OPEN, STUDIES, Estimate, Item, Outcome, Picture, Plan, Study, _runs
+from sdelens.studies import FAILS, HOLDS, OPEN, STUDIES, Estimate, Item, Outcome, Picture, Plan, Study, _records, _runs
 from sdelens.studies._measure import exponent, largest_ratio, quantile
 from sdelens.studies._rules import at_least, at_most, joined, within
 
@@ -173,12 +174,86 @@ def test_a_run_is_kept_resumed_and_shown(claims, tmp_path):
     assert {"outcome.json", "run.nc", "losses.svg", "losses.pdf", "losses.png"} <= {p.name for p in own.iterdir()}
     with pytest.raises(FileExistsError, match="overwrite"):
         sl.reproduce(["tiny-claim"], out=tmp_path / "r")
-    again = sl.reproduce(out=tmp_path / "r", resume=True)
-    assert len(claims) == 2  # the first was kept
-    assert again.records["tiny-claim"] == found.records["tiny-claim"]
-    sl.reproduce(["tiny-claim"], seed=1, out=tmp_path / "r", resume=True)
-    assert claims[-1] == 1  # another seed is another run
+    again = sl.reproduce(["other-claim"], out=tmp_path / "r", resume=True)
+    assert len(claims) == 2
+    assert list(again.records) == ["other-claim"]
+    assert {"tiny-claim", "other-claim"} < set(check_page(again.page.read_text()).ids)  # the page shows both
+    both = sl.reproduce(out=tmp_path / "r", resume=True)
+    assert len(claims) == 2  # both were kept
+    assert both.records["tiny-claim"] == found.records["tiny-claim"]
+
+
+def test_another_seed_is_another_run_and_replaces_only_with_leave(claims, tmp_path):
+    sl.reproduce(["tiny-claim"], out=tmp_path / "r")
+    before = (tmp_path / "r" / "tiny-claim" / "run.nc").stat()
+    with pytest.raises(FileExistsError, match=r"tiny-claim.* another seed; .*overwrite"):
+        sl.reproduce(["tiny-claim"], seed=1, out=tmp_path / "r", resume=True)
+    assert (tmp_path / "r" / "tiny-claim" / "run.nc").stat() == before
+    sl.reproduce(["tiny-claim"], seed=1, out=tmp_path / "r", resume=True, overwrite=True)
+    assert claims == [0, 1]
     check_page((tmp_path / "r" / "index.html").read_text())
+
+
+def test_what_is_no_study_s_is_never_removed(claims, tmp_path):
+    own = tmp_path / "tiny-claim" / "thesis.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(FileExistsError, match=r"no study's"):
+            sl.reproduce(["tiny-claim"], out=tmp_path, **options)
+    assert own.read_text() == "mine"
+
+
+def test_a_claim_that_breaks_does_not_end_the_others(claims, tmp_path, monkeypatch):
+    def bad(plan):
+        raise RuntimeError("no <luck>")
+
+    broken = dataclasses.replace(_runs.STUDIES["tiny-claim"], run=bad)
+    monkeypatch.setitem(_runs.STUDIES, "tiny-claim", broken)
+    found = sl.reproduce(out=tmp_path / "r")
+    assert found.verdicts == {"tiny-claim": OPEN, "other-claim": HOLDS}
+    assert found.records["tiny-claim"].error == "RuntimeError: no <luck>"
+    assert "no &lt;luck&gt;" in found.page.read_text()
+    check_page(found.page.read_text())
+    assert not (tmp_path / "r" / "tiny-claim" / "outcome.json").exists()  # the next run tries again
+
+
+def test_a_damaged_run_is_made_again(tmp_path):
+    plan = Plan({"paths": 64}, 0, 0.99, tmp_path, False)
+    tiny(plan)
+    whole = (tmp_path / "run.nc").read_bytes()
+    (tmp_path / "run.nc").write_bytes(whole[: len(whole) // 2])
+    assert tiny(plan).verdict == HOLDS
+    assert len((tmp_path / "run.nc").read_bytes()) == len(whole)
+
+
+TINY = {"paths": 256, "samples": 2, "problems": 2, "lrs": [0.08, 0.04], "substeps": 2, "optimizers": ["AdamW"]}
+SMALL_NETWORK = {"subset": 64, "width": 4, "depth": 1}
+OWN = {
+    "networks-track": {"networks": {"mlp": {"dataset": "digits", **SMALL_NETWORK}}, "steps": 20, "paths": 32},
+    "minibatch-noise": {"network": SMALL_NETWORK, "steps": 15, "paths": 64},
+    "scaling-rules": {"steps": 400},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_claim_runs_at_any_size_and_draws_whatever_comes_of_it(name, tmp_path):
+    study = STUDIES[name]
+    size = {key: TINY.get(key, value) for key, value in study.sizes["quick"].items()} | OWN.get(name, {})
+    plan = Plan(size, 3, _runs.confidence_of(study), tmp_path / "runs", False)
+    (tmp_path / "runs").mkdir()
+    outcome = study.run(plan)
+    labels = [item.label for item in outcome.items]
+    assert 0 < len(labels) <= study.items
+    assert len(set(labels)) == len(labels)
+    assert set(study.reasons) <= set(labels)
+    for item in outcome.items:
+        assert math.isnan(item.value) or item.lower <= item.value <= item.upper
+    wanted = _records.identity(study, "quick", 3, plan.confidence)
+    record = _records.write(tmp_path / "own", study, outcome, 1.0, wanted)
+    assert _records.kept(tmp_path / "own", wanted) == record or any(math.isnan(i.value) for i in record.items)
+    assert all(picture["caption"] and picture["alt"] for picture in record.pictures)
 
 
 def test_a_killed_run_keeps_what_it_had_and_a_damaged_record_is_made_again(claims, tmp_path):

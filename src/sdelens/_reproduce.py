@@ -20,13 +20,16 @@ def reproduce(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what is finished in that folder and go on with the rest.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace what claims have in the folder; with --resume, what cannot be kept."),
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="A line per claim, and nothing is run.")] = False,
     devices: Annotated[int | None, typer.Option(help="Devices to use; on a CPU default: one per core.")] = None,
 ) -> None:
     """Run every claim of the paper and of this library, and write a report with a verdict on each.
 
-    The exit status is 0 even if claims fail: those are findings.
+    The exit status is 0 even if claims fail: those are findings. It is 1 if a claim could not be run.
     """
     with shell(devices):
         import sdelens as sl
@@ -37,3 +40,5 @@ def reproduce(
             return
         found = sl.reproduce(claims, preset, seed=seed, out=out, resume=resume, overwrite=overwrite, tell=typer.echo)
         typer.echo(f"\nWritten to {found.page}")
+        if any(record.error for record in found.records.values()):
+            raise typer.Exit(1)

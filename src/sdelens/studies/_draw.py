@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sdelens.result import Result
 
-__all__ = ["MARKS", "add_ellipse", "draw_items", "draw_losses", "panels"]
+__all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "draw_losses", "panels"]
 
 MARKS: list[dict[str, Any]] = [
     {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -26,6 +26,14 @@ MARKS: list[dict[str, Any]] = [
     {"color": "#332288", "linestyle": (0, (1, 2)), "marker": "X"},
 ]
 """Colour, dashes and marker of the lines of a figure that are no models, told apart in black and white too."""
+
+
+KEY = (
+    "Grey: where the criterion wants the number. Lines: its limits, of the confidence said at the table. Dots hold, "
+    "crosses fail, diamonds are not resolved."
+)
+"""What every figure of numbers says of itself."""
+ROWS = "A row for every number with its limits and the range it must lie in; the table below has the same numbers."
 
 
 def panels(count: int, columns: int, width: float = 3.0, height: float = 2.4) -> tuple["Figure", list["Axes"]]:
@@ -42,7 +50,7 @@ def panels(count: int, columns: int, width: float = 3.0, height: float = 2.4) ->
     return figure, flat[:count]
 
 
-def draw_losses(results: Mapping[str, "Result"], columns: int = 3, relative: bool = False) -> "Figure":
+def draw_losses(results: Mapping[str, "Result"], columns: int = 3, normal: bool = False) -> "Figure":
     """Mean loss less the infimum of every model, a panel per result, on one legend.
 
     The grey band is the middle 90 % of the optimizer's paths.
@@ -50,7 +58,8 @@ def draw_losses(results: Mapping[str, "Result"], columns: int = 3, relative: boo
     Args:
         results: by the panel's title.
         columns: panels in a row.
-        relative: whether to divide by the loss at the start.
+        normal: take the band from the standard deviation; where the loss hardly differs between paths the quantiles'
+            resolution, 1.6 % of the loss, would show.
     """
     figure, axes = panels(len(results), columns)
     entries: dict[str, Any] = {}
@@ -60,14 +69,13 @@ def draw_losses(results: Mapping[str, "Result"], columns: int = 3, relative: boo
         infimum = infimum if np.isfinite(infimum) else 0.0
         time, curves = data.time.values, {}
         for label in result.models:
-            curve = data.loss_mean.sel(model=label).values - infimum
-            curves[label] = curve / curve[0] if relative else curve
+            curves[label] = data.loss_mean.sel(model=label).values - infimum
         finite = np.concatenate([c[np.isfinite(c)] for c in curves.values()])
         if result.optimizer is not None and "loss_quantile" in data:
-            band = data.loss_quantile.sel(model=result.optimizer)
-            low, high = (band.sel(quantile=q).values - infimum for q in (0.05, 0.95))
-            if relative:
-                low, high = low / high[0], high / high[0]
+            own = data.sel(model=result.optimizer)
+            low, high = (own.loss_quantile.sel(quantile=q).values - infimum for q in (0.05, 0.95))
+            if normal:
+                low, high = (curves[result.optimizer] + sign * 1.645 * own.loss_std.values for sign in (-1, 1))
             axis.fill_between(time, np.maximum(low, 0.3 * finite.min()), high, color="0.85", linewidth=0)
         for label, curve in curves.items():
             (entries[label],) = axis.plot(time, curve, label=written(label), **looks[label])

@@ -27,7 +27,7 @@ def resting(result: Result, quantity: Callable[[np.ndarray], np.ndarray], model:
 
 
 def late_loss(result: Result, model: str = "optimizer") -> tuple[float, float]:
-    """Mean loss less its infimum over the last third of a run, and its standard error, from groups of paths."""
+    """Mean loss less its infimum over the last third of a run, and its standard error from 64 groups of paths."""
     steps, here = result.dataset.step.values, result.dataset.sel(model=model)
     late = np.flatnonzero(steps >= steps[-1] * 2 / 3)
     groups = here.loss_group_mean.transpose("group", "step").values[:, late].mean(axis=1)

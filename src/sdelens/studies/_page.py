@@ -30,7 +30,8 @@ def write_page(folder: Path, names: list[str], records: dict[str, Record], prese
     Returns:
         Its path.
     """
-    entries = [_entry(folder / name, record, preset, seed) for name, record in records.items()]
+    names = [name for name in STUDIES if name in names]
+    entries = [_entry(folder / name, records[name], preset, seed) for name in names if name in records]
     counts = {verdict: sum(r.verdict == verdict for r in records.values()) for verdict in _KINDS}
     said = ", ".join(
         f"{count} {'hold' if verdict == HOLDS else 'fail' if verdict == FAILS else verdict}"
@@ -39,13 +40,12 @@ def write_page(folder: Path, names: list[str], records: dict[str, Record], prese
     )
     summary = (
         f"{len(records)} of {len(names)} claims: {said}. Preset {preset} ({PRESETS[preset]}), seed {seed}. A claim "
-        "that "
-        "fails is a finding, explained below it."
+        "that fails is a finding: what is known of its cause is said below it."
     )
     rates = (
         f"Criteria are fixed before the run. If limits are right, the chance that any verdict of all {len(STUDIES)} "
-        f"claims is wrong is at most {100 * FAMILY_RATE:.0f} %, shared equally among claims and in each among its "
-        "numbers (Bonferroni)."
+        f"claims of one run is wrong is at most {100 * FAMILY_RATE:.0f} %, shared equally among claims and in each "
+        "among its numbers (Bonferroni)."
     )
     chosen = [] if set(names) == set(STUDIES) else names
     return write_rendered(
@@ -62,12 +62,14 @@ def write_page(folder: Path, names: list[str], records: dict[str, Record], prese
 
 
 def _command(names: list[str], preset: str, seed: int) -> str:
-    return " ".join(["sdelens reproduce", *names, f"--preset {preset} --seed {seed}"])
+    return " ".join(
+        ["sdelens reproduce", *names, f"--preset {preset} --seed {seed}", *(["--out again"] if names else [])]
+    )
 
 
 def _entry(folder: Path, record: Record, preset: str, seed: int) -> dict[str, Any]:
     study, verdict = STUDIES[record.name], record.verdict
-    remarks = [*([study.reason] if verdict == FAILS and study.reason else []), *record.remarks, *_wanting(record)]
+    remarks = [*_reasons(record), *record.remarks, *_wanting(record)]
     confidence = record.identity["confidence"]
     rate = FAMILY_RATE / len(STUDIES)
     return {
@@ -132,6 +134,12 @@ def _margin(item: Item) -> float:
     return min((min(abs(item.upper - e), abs(item.lower - e)) for e in edges), default=0.0) / width
 
 
+def _reasons(record: Record) -> list[str]:
+    """Why its items fail, as far as that is known."""
+    known, failed = STUDIES[record.name].reasons, [item.label for item in record.items if item.verdict == FAILS]
+    return [f"{label} fails. {known.get(label, 'Why is not known.')}" for label in failed]
+
+
 def _wanting(record: Record) -> list[str]:
     """What it would take to resolve what is not."""
     said = []
@@ -139,12 +147,12 @@ def _wanting(record: Record) -> list[str]:
         if item.verdict != OPEN:
             continue
         if not math.isfinite(item.value):
-            said.append(f"{item.label}: there is no number; see above.")
+            said.append(f"{item.label}: there is no number.")
         elif math.isfinite(item.effort):
+            inside = item.low <= item.value <= item.high
             said.append(
-                f"{item.label} is not resolved: about {max(item.effort, 1.5):.2g} times the paths would, were it "
-                "truly as "
-                "found."
+                f"{item.label} is not resolved: were it truly as found, about {max(item.effort, 1.5):.2g} times the "
+                f"paths would, and it would {'hold' if inside else 'fail'}."
             )
         else:
             said.append(f"{item.label} is not resolved: it lies at the edge, where no number of paths would tell.")

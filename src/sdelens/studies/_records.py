@@ -1,11 +1,10 @@
 """A finished claim as it lies on disk: its numbers as JSON, figures and films beside, whole or not at all."""
 
+import functools
 import hashlib
-import inspect
 import json
 import math
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,7 @@ from sdelens.plotting import style
 from sdelens.studies._rules import Item, joined
 from sdelens.studies._study import Outcome, Study
 
-__all__ = ["Record", "begin", "identity", "kept", "write"]
+__all__ = ["Record", "begin", "broken", "identity", "kept", "write"]
 
 _NAME = "outcome.json"
 _PLAN = "plan.json"
@@ -38,6 +37,7 @@ class Record:
         animations: likewise; files are ``name.gif``.
         seconds: it took.
         identity: of what was run.
+        error: why it could not be run, else empty.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Record:
     animations: list[dict[str, str]]
     seconds: float
     identity: dict[str, Any]
+    error: str = ""
 
     @property
     def verdict(self) -> str:
@@ -56,17 +57,26 @@ class Record:
 
 
 def identity(study: Study, preset: str, seed: int, confidence: float) -> dict[str, Any]:
-    """What decides a claim's numbers; records of another are not kept."""
-    source = inspect.getsource(sys.modules[study.run.__module__])
+    """What decides a claim's numbers, the library's whole code included; records of another are not kept."""
     return {
         "claim": study.name,
         "preset": preset,
         "sizes": json.loads(json.dumps(study.sizes[preset])),
         "seed": seed,
         "confidence": confidence,
-        "version": version("sdelens"),
-        "source": hashlib.sha256(source.encode()).hexdigest()[:16],
+        "versions": {name: version(name) for name in ("sdelens", "jax", "numpy", "optax")},
+        "source": _source(),
     }
+
+
+@functools.cache
+def _source() -> str:
+    """A digest of every module of the library."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def kept(folder: Path, wanted: dict[str, Any]) -> Record | None:
@@ -83,17 +93,35 @@ def kept(folder: Path, wanted: dict[str, Any]) -> Record | None:
     return record if whole and record.identity == wanted else None
 
 
-def begin(folder: Path, wanted: dict[str, Any]) -> None:
-    """A claim's folder for its runs; those of another plan are removed."""
+def begin(folder: Path, wanted: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """A claim's folder for its runs. Runs that are there stay if they are resumed, and go only if that is allowed.
+
+    Raises:
+        FileExistsError: if there are other things, or runs that are neither to be resumed nor to be replaced.
+    """
     path = folder / _PLAN
-    try:
-        same = json.loads(path.read_text(encoding="utf-8")) == wanted
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        same = False
-    if not same and folder.is_dir():
-        shutil.rmtree(folder)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        if not (resume and found == wanted):
+            if not overwrite:
+                other = [key for key, value in wanted.items() if found.get(key) != value]
+                said = f"of another {', '.join(other)}" if other else "already"
+                remedy = "give another folder, or --overwrite" + ("" if other else ", or --resume")
+                raise FileExistsError(f"out: {str(folder)!r} holds runs {said}; {remedy}.")
+            shutil.rmtree(folder)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"out: {str(folder)!r} is no study's; give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(path, wanted)
+
+
+def broken(study: Study, error: Exception, seconds: float, wanted: dict[str, Any]) -> Record:
+    """The record of a claim that could not be run; it is not kept, so that the next run tries again."""
+    said = f"{type(error).__name__}: {error}"
+    return Record(study.name, [], [], [f"It could not be run. {said}"], [], [], seconds, wanted, said)
 
 
 def write(folder: Path, study: Study, outcome: Outcome, seconds: float, wanted: dict[str, Any]) -> Record:

@@ -2,7 +2,8 @@
 
 A claim has items, numbers with two limits each of one-sided confidence 1 − α. An item holds if both limits lie where
 the criterion says the number must lie, fails if both lie outside on one side, and is not resolved otherwise. If the
-limits are right, a false number is accepted, or a true one rejected, with a probability of at most α. A claim holds if
+limits are right, a false number is accepted with a probability of at most α, and a true one rejected with at most α (2α
+where it must lie between two bounds). A claim holds if
 all its items do and fails if one does, so that with α = (rate of the claim)/(items) its verdict is wrong no more often
 than that rate (Bonferroni); the rate of all claims together, `FAMILY_RATE`, is shared among them equally.
 """
@@ -70,7 +71,7 @@ class Item:
 
     @property
     def power(self) -> float:
-        """Chance, in the normal approximation, that these limits resolve a number that is truly as `expected`."""
+        """Chance that limits as wide as these resolve a number that is truly as `expected`, by the normal law."""
         z, up, down = self._errors()
         if not math.isfinite(up + down):
             return math.nan

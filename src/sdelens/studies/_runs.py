@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sdelens.studies._claims import STUDIES
 from sdelens.studies._page import row_of, write_page
 from sdelens.studies._records import Record
 from sdelens.studies._rules import FAMILY_RATE
-from sdelens.studies._study import PRESETS, Plan, Study
+from sdelens.studies._study import PRESETS, Outcome, Plan, Study
 
 __all__ = ["Reproduction", "confidence_of", "reproduce", "run_study"]
 
@@ -25,7 +24,7 @@ class Reproduction:
     """The verdicts of a run.
 
     Attributes:
-        records: what came of every claim, by name.
+        records: what came of every claim, by name; one that could not be run has no numbers and an `error`.
         page: the report.
     """
 
@@ -49,7 +48,9 @@ def confidence_of(study: Study) -> float:
     return 1 - FAMILY_RATE / (len(STUDIES) * study.items)
 
 
-def run_study(study: Study, preset: str, seed: int, folder: Path | None = None, progress: bool | None = None) -> object:
+def run_study(
+    study: Study, preset: str, seed: int, folder: Path | None = None, progress: bool | None = None
+) -> Outcome:
     """The `Outcome` of one study."""
     plan = Plan(study.sizes[preset], seed, confidence_of(study), folder, progress)
     outcome = study.run(plan)
@@ -76,8 +77,9 @@ def reproduce(
         preset: ``"quick"`` (15 minutes for all on two cores), ``"full"`` (some hours) or ``"paper"`` (for a GPU).
         seed: of all randomness; equal seeds give equal verdicts.
         out: folder for ``index.html``, one file without outside parts, and for every claim's numbers, runs and figures.
-        resume: keep what is finished in that folder for the same preset, seed and version, and go on.
-        overwrite: replace what is in the folder.
+            The page shows claims that were run there earlier with the same preset, seed and code too.
+        resume: keep what is finished in that folder for the same preset, seed, code and versions, and go on.
+        overwrite: replace what claims have in the folder; with `resume`, what cannot be kept.
         progress: of single runs, as in `compare`.
         tell: called with a line for every claim as it ends.
 
@@ -86,7 +88,8 @@ def reproduce(
 
     Raises:
         ValueError, TypeError: naming the argument.
-        FileExistsError: if the folder holds a report and neither `resume` nor `overwrite` is given.
+        FileExistsError: if the folder holds a report and neither `resume` nor `overwrite` is given, or a claim's has
+            runs that cannot be resumed and `overwrite` is not given, or things that are no study's.
         OSError: if it cannot be written, or another run uses it.
     """
     preset = _check.choice("preset", preset, PRESETS)
@@ -97,29 +100,28 @@ def reproduce(
     records: dict[str, Record] = {}
     with claim_folder(out, overwrite or resume) as folder:
         page = folder / "index.html"
-        if overwrite and not resume:
-            page.unlink(missing_ok=True)
+        wanted = {name: _records.identity(study, preset, seed, confidence_of(study)) for name, study in STUDIES.items()}
+        found = {name: _records.kept(folder / name, wanted[name]) for name in STUDIES}
+        shown = {name: record for name, record in found.items() if record is not None and name not in names}
         for number, name in enumerate(names, 1):
-            study, own = STUDIES[name], folder / name
-            wanted = _records.identity(study, preset, seed, confidence_of(study))
-            record = _records.kept(own, wanted) if resume else None
+            record = found[name] if resume else None
             if record is None:
-                if not resume:
-                    with suppress(FileNotFoundError):
-                        (own / "plan.json").unlink()
-                record = _run(study, preset, seed, own, wanted, progress)
+                _records.begin(folder / name, wanted[name], resume, overwrite)
+                record = _run(STUDIES[name], preset, seed, folder / name, wanted[name], progress)
             records[name] = record
-            page = write_page(folder, names, records, preset, seed)
+            page = write_page(folder, [*names, *shown], records | shown, preset, seed)
             say(f"{number:2}/{len(names)}  {_line(record)}")
     return Reproduction(records, page)
 
 
 def _run(study: Study, preset: str, seed: int, own: Path, wanted: dict, progress: bool | None) -> Record:
+    """A claim's record; what goes wrong in one does not end the others."""
     start = time.perf_counter()
-    _records.begin(own, wanted)
-    outcome = run_study(study, preset, seed, own, progress)
-    seconds = time.perf_counter() - start
-    return _records.write(own, study, outcome, seconds, wanted)  # type: ignore[arg-type]
+    try:
+        outcome = run_study(study, preset, seed, own, progress)
+        return _records.write(own, study, outcome, time.perf_counter() - start, wanted)
+    except Exception as error:
+        return _records.broken(study, error, time.perf_counter() - start, wanted)
 
 
 def _line(record: Record) -> str:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from sdelens import experiment
 from sdelens.result import Result
+from sdelens.statistics import GROUPS
 from sdelens.studies._rules import Estimate, Item, at_least, at_most, joined, within
 from sdelens.sweeps import Sweep, load
 
@@ -82,7 +83,7 @@ class Study:
         items: how many numbers that is, at most; the rate of wrong verdicts is shared among them.
         sizes: what each preset runs, by preset.
         run: the study itself.
-        reason: why it fails, where that is known and expected; shown if it does.
+        reasons: why items fail, by label, where that is known and expected; shown if they do.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Study:
     items: int
     sizes: Mapping[str, Mapping[str, Any]]
     run: Callable[["Plan"], Outcome] = field(repr=False)
-    reason: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,18 @@ class Plan:
             return function(*subject, **options)
         path = self.folder / f"{name}.nc"
         if path.exists():
-            return load(path)
+            try:
+                return load(path)
+            except (ValueError, OSError):
+                path.unlink()  # damaged, as no run of ours leaves it
         found = function(*subject, checkpoint=self.folder / f"{name}-checkpoint", resume=True, **options)
         found.save(path)
         return found
 
     @functools.cached_property
     def z(self) -> float:
-        """The normal law's quantile at the confidence."""
-        return float(stats.norm.ppf(self.confidence))
+        """Student's quantile for 64 groups at the confidence; for errors from thousands of paths a little too wide."""
+        return float(stats.t.ppf(self.confidence, GROUPS - 1))
 
     def normal(self, value: float, error: float) -> Estimate:
         """Limits of a number with a standard error."""
@@ -151,12 +155,23 @@ class Plan:
         return Estimate(float(values.mean()), float(values.mean() - error), float(values.mean() + error))
 
     def error(self, result: Result, model: str = "sde", column: str = "error") -> Estimate:
-        """A column of `Result.errors` with its limits."""
+        """A column of `Result.errors` with its limits, as much wider as Student's law of as many groups is."""
         row = self.errors(result).loc[model]
         lower, upper = {"error": ("lower", "upper"), "late_error": ("late_lower", "late_upper")}.get(
             column, (f"{column}_lower", f"{column}_upper")
         )
-        return Estimate(float(row[column]), float(row[lower]), float(row[upper]))
+        groups = min(GROUPS, int(result.dataset.n_paths.isel(step=0).min()))
+        wider = float(stats.t.ppf(self.confidence, groups - 1) / stats.norm.ppf(self.confidence))
+        value = float(row[column])
+        low, high = (value + wider * (float(row[end]) - value) for end in (lower, upper))
+        return Estimate(value, max(low, 0.0) if column in ("error", "late_error") else low, high)
+
+    def error_of_fall(self, result: Result, model: str = "sde") -> Estimate:
+        """The error of the mean loss relative to the fall of the optimizer's loss, not to the loss itself."""
+        loss = result.dataset.loss_mean.sel(model=result.optimizer).values
+        infimum = float(result.dataset.attrs["infimum"])
+        factor = float(np.sqrt(np.mean((loss - infimum) ** 2) / np.mean((loss[0] - loss) ** 2)))
+        return Estimate(*(factor * v for v in self.error(result, model)))
 
     def errors(self, result: Result) -> Any:
         """`Result.errors` at the plan's confidence."""

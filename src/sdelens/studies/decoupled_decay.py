@@ -17,6 +17,8 @@ __all__ = ["STUDY"]
 CURVATURE = np.array([1.0, 2.0, 5.0])
 LR, THETA, STEPS = 0.01, 1.0, 6000
 SCALES = [4.0, 8.0, 16.0]
+REACHED = {4.0: 0.30, 8.0: 0.39, 16.0: 0.45}
+"""Shares of the bound that were measured before, for the power."""
 
 
 def _cases() -> dict[str, tuple[Any, Any]]:
@@ -64,15 +66,11 @@ def run(plan: Plan) -> Outcome:
     ):
         growth = exponent(plan, found[name][2], found[name][1], 2.0)
         items.append(plan.within(f"{name}: exponent of σ from 8 to 16", growth, (low, high), expected))
-    problem, decayed = _cases()["AdamW, θ = 1"]
     limit = 0.5 * LR * CURVATURE.sum() * CURVATURE.max() / (THETA * (CURVATURE.max() + CURVATURE.min()))
-    bounds = {s: sl.theory.loss_bound(problem, sl.GaussianNoise(s), decayed, [0.0]).asymptote for s in SCALES}
     for scale, (value, error) in zip(SCALES, found["AdamW, θ = 1"], strict=True):
         relative = plan.normal(value / limit, error / limit)
-        expected = min(bounds[scale] / limit, 0.9)
-        items.append(
-            plan.at_most(f"AdamW, θ = 1, σ = {scale:g}: loss over its bound as σ → ∞", relative, 1.02, expected)
-        )
+        label = f"AdamW, θ = 1, σ = {scale:g}: loss over its bound as σ → ∞"
+        items.append(plan.at_most(label, relative, 1.02, REACHED[scale]))
 
     def draw() -> "Figure":
         figure, (axis,) = panels(1, 1, width=5.0, height=3.2)
@@ -93,14 +91,14 @@ def run(plan: Plan) -> Outcome:
 
     settings = [
         f"quadratic of curvature 1, 2, 5 from 0, Gaussian noise of scale 4, 8, 16, η = {LR}, β₁ = 0.9, β₂ = 0.999, "
-        f"{STEPS} steps, "
-        f"{paths} paths; the loss is that without the L2 term, over the last third"
+        f"{STEPS} steps, {paths} paths; the loss is that without the L2 term, over the last third"
     ]
     picture = Picture(
         "growth",
         draw,
         "Loss at rest against the scale of the noise, with 99 % intervals.",
-        "Adam's losses, with and without L2, rise with slope 1; AdamW's flattens below its bound.",
+        "Log-log plot of the loss at rest against the scale of the noise, a line for each way to decay, and AdamW's "
+        "bound.",
     )
     return Outcome(items, settings, [picture])
 
@@ -108,12 +106,10 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     name="decoupled-decay",
     statement="Decoupled weight decay keeps AdamW's loss bounded however large the noise; the same decay in the loss "
-    "(L2), which "
-    "√v divides too, does not: the loss then grows in proportion to σ, as it does without decay.",
+    "(L2), which √v divides too, does not: the loss then grows in proportion to σ, as it does without decay.",
     source="arXiv 2411.15958, the asymptotic loss of AdamW.",
     criterion="Exponent of σ of the loss at rest between σ = 8 and 16: at most 0.35 for AdamW (theory: 0.23), 0.8 to "
-    "1.2 for "
-    "Adam with L2 and without decay; AdamW's loss at most 1.02 times (ηL_τ/2)·L/(θ(L + μ)).",
+    "1.2 for Adam with L2 and without decay; AdamW's loss at most 1.02 times (ηL_τ/2)·L/(θ(L + μ)).",
     items=6,
     sizes={"quick": {"paths": 4096}, "full": {"paths": 50_000}, "paper": {"paths": 200_000}},
     run=run,

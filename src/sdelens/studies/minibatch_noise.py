@@ -3,7 +3,7 @@
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import draw_items, draw_losses
+from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
 __all__ = ["STUDY"]
@@ -48,13 +48,13 @@ def run(plan: Plan) -> Outcome:
             lambda: draw_losses(results),
             "Mean loss on all examples of each optimizer and its SDE. The grey band is the middle 90 % of the "
             "optimizer's paths.",
-            "Panels of loss curves; optimizer and SDE lie on one another.",
+            "A panel of loss curves per optimizer, each with the optimizer and its SDE.",
         ),
         Picture(
             "errors",
             lambda: draw_items(items[:4], "relative error of the mean loss (%)"),
-            "Relative L2 error of every SDE with its limits; grey: at most 2 %.",
-            "All errors lie below 2 %, or their limits reach beyond it where the claim is not resolved.",
+            f"Relative L2 error of every SDE. {KEY}",
+            ROWS,
         ),
     ]
     return Outcome(items, settings, pictures)
@@ -63,16 +63,15 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     name="minibatch-noise",
     statement="Under real mini-batches, not only under injected noise, the SDEs of SGD, SignSGD, RMSprop and Adam "
-    "track the mean "
-    "loss; the exact covariance gets the spread over paths right too, where independent noise of the same variances "
-    "halves it.",
+    "track the mean loss; the exact covariance gets the spread over paths right too, where independent noise of the "
+    "same variances halves it.",
     source="This library (docs/minibatch.md).",
     criterion="Relative L2 error of the mean loss at most 2 % for every SDE; ratio of the standard deviations over "
-    "paths, SDE "
-    "by optimizer, for SGD: between 0.75 and 1.33 with the exact covariance, below 0.8 with independent noise.",
+    "paths, SDE by optimizer, for SGD: between 0.75 and 1.33 with the exact covariance, below 0.8 with independent "
+    "noise.",
     items=6,
     sizes={
-        "quick": {"network": {"subset": 256, "width": 16, "depth": 1}, "steps": 150, "paths": 96},
+        "quick": {"network": {"width": 32, "depth": 1}, "steps": 200, "paths": 128},
         "full": {"network": {"width": 32, "depth": 1}, "steps": 300, "paths": 512},
         "paper": {"network": {"width": 32, "depth": 1}, "steps": 2000, "paths": 4096},
     },

@@ -3,17 +3,19 @@
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import draw_items, draw_losses
+from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
 __all__ = ["STUDY"]
 
-TOLERANCE = 0.02
+TOLERANCE = 0.05
+"""Of the fall of the loss: an error relative to the loss itself would be small where the loss hardly moves."""
 _SMALL: dict[str, dict[str, Any]] = {
     "mlp": dict(dataset="breast-cancer", width=8, depth=2),
     "cnn": dict(subset=64, channels=2, dense=8),
     "resnet": dict(subset=64, channels=2, dense=8),
     "vit": dict(subset=64, width=8, depth=1, heads=2, mlp=16),
+    "transformer": dict(subset=64, width=8, depth=1, heads=2, mlp=16, context=16),
 }
 _MIDDLE: dict[str, dict[str, Any]] = {
     "mlp": dict(dataset="breast-cancer"),
@@ -55,47 +57,43 @@ def run(plan: Plan) -> Outcome:
                 record_every=size["steps"] // 20,
             )
             results[label] = result
-            items.append(plan.at_most(f"SDE, {label}", plan.error(result), TOLERANCE, 1e-3, percent=True))
+            items.append(plan.at_most(f"SDE, {label}", plan.error_of_fall(result), TOLERANCE, 3e-3, percent=True))
             if "malladi2022" in result.models:
-                number = plan.error(result, "malladi2022")
-                earlier.append(plan.at_least(f"earlier SDE, {label}", number, TOLERANCE, 0.08, percent=True))
+                number = plan.error_of_fall(result, "malladi2022")
+                earlier.append(plan.at_least(f"earlier SDE, {label}", number, TOLERANCE, 0.15, percent=True))
     settings.append(
         f"{size['steps']} steps, {size['paths']} paths, η = 1e-3, β₁ = 0.9, β₂ = 0.99, θ = 0.01, Gaussian noise of "
-        "scale "
-        "0.02 (SignSGD) and 0.01 on the gradient of all examples"
+        "scale 0.02 (SignSGD) and 0.01 on the gradient of all examples"
     )
     pictures = [
         Picture(
             "losses",
-            lambda: draw_losses(results, columns=len(size["optimizers"])),
-            "Mean loss over time of each optimizer, its SDE and the earlier SDE. The grey band is the middle 90 % of "
-            "the "
-            "optimizer's paths.",
-            "A panel of loss curves per network and optimizer: those of optimizer and SDE lie on one another.",
+            lambda: draw_losses(results, columns=len(size["optimizers"]), normal=True),
+            "Mean loss over time of each optimizer, its SDE and the earlier SDE. The grey band is 1.645 standard "
+            "deviations of the optimizer's paths to either side.",
+            "A panel of loss curves per network and optimizer, with a curve for the optimizer and for each of its "
+            "SDEs.",
         ),
         Picture(
             "errors",
-            lambda: draw_items([*items, *earlier], "relative error of the mean loss (%)", logarithmic=True),
-            "Relative L2 error of every SDE (dots) with its limits (lines); grey: where the claim says it must lie.",
-            "Errors of the SDEs lie left of 2 %, those of the earlier SDEs right of it; the numbers are in the table.",
+            lambda: draw_items([*items, *earlier], "error of the mean loss (% of its fall)", logarithmic=True),
+            f"L2 error of every SDE, relative to the fall of the optimizer's loss. {KEY}",
+            ROWS,
         ),
     ]
-    remarks = [] if len(size["optimizers"]) == 3 else ["This preset leaves RMSpropW and the character model out."]
-    return Outcome([*items, *earlier], settings, pictures, remarks=remarks)
+    return Outcome([*items, *earlier], settings, pictures)
 
 
 STUDY = Study(
     name="networks-track",
     statement="The SDEs of SignSGD, RMSpropW and AdamW track the mean loss of their optimizers on an MLP, a CNN, a "
-    "ResNet "
-    "and a Transformer; the earlier SDEs do not.",
+    "ResNet and a Transformer; the earlier SDEs do not.",
     source="arXiv 2411.15958, its experiments; widths, data and noise are this library's.",
-    criterion="Relative L2 error of the mean loss above its smallest value over the whole run, Monte-Carlo noise "
-    "removed: "
-    "at most 2 % for every SDE, at least 2 % for every earlier SDE.",
+    criterion="L2 error of the mean loss over the whole run, Monte-Carlo noise removed, relative to the L2 norm of "
+    "the fall of the optimizer's loss from its start: at most 5 % for every SDE, at least 5 % for every earlier SDE.",
     items=25,
     sizes={
-        "quick": {"networks": _SMALL, "optimizers": ["SignSGD", "AdamW"], "steps": 100, "paths": 32},
+        "quick": {"networks": _SMALL, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 100, "paths": 32},
         "full": {"networks": _MIDDLE, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 300, "paths": 128},
         "paper": {"networks": _LARGE, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 2000, "paths": 500},
     },

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import draw_items
+from sdelens.studies._draw import KEY, ROWS, draw_items
 from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
@@ -60,7 +60,8 @@ def run(plan: Plan) -> Outcome:
             found.plot,
             "Mean loss at batch × 1 and × 4 at equal numbers of samples, and the relative difference below (bands: "
             "99 %).",
-            "The curve of the full rule lies on that of the smaller batch; those of the omissions settle elsewhere.",
+            "Loss curves at equal samples: the smaller batch, the full rule and three omissions; below, their "
+            "differences.",
         )
     ]
     for name, optimizer in {"SGD": sl.SGD(LR), "SignSGD": sl.SignSGD(LR)}.items():
@@ -72,20 +73,18 @@ def run(plan: Plan) -> Outcome:
         Picture(
             "ratios",
             lambda: draw_items(items[1:], "loss at rest, batch × 4 over batch × 1"),
-            "Ratio of the losses at rest with its limits; grey: where the claim says it must lie.",
-            "Ratios near 1 for the full rules and away from 1 for each omission.",
+            f"Ratio of the losses at rest. {KEY}",
+            ROWS,
         )
     )
     settings = [
         f"quadratic of curvature ½, 1, 2, 5, Gaussian noise, σ = 1, |∂f|/σ = {SIGNAL} at the start and the larger "
-        "batch; "
-        f"η = {LR}, β = (0.98, 0.998), θ = 0.5; δ = 4; {plan.size['steps']} steps at batch × 1, {plan.size['paths']} "
-        "paths"
+        f"batch; η = {LR}, β = (0.98, 0.998), θ = 0.5; δ = 4; {plan.size['steps']} steps at batch × 1, "
+        f"{plan.size['paths']} paths"
     ]
     remarks = [
         "The rule is about runs in which noise dominates. From starts where gradients dominate, the path under the "
-        "full rule "
-        "is off by tens of percent: docs/scaling.md."
+        "full rule is off by tens of percent: docs/scaling.md."
     ]
     return Outcome(items, settings, pictures, remarks=remarks)
 
@@ -93,15 +92,15 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     name="scaling-rules",
     statement="When the batch grows by δ and noise dominates, AdamW keeps its loss at equal numbers of samples with "
-    "lr × √δ, "
-    "(1 − β) × δ, ε ÷ √δ and decay × √δ, and each omission costs; SGD does with lr × δ, SignSGD with lr × √δ.",
+    "lr × √δ, (1 − β) × δ, ε ÷ √δ and decay × √δ, and each omission costs; SGD does with lr × δ, SignSGD with lr × "
+    "√δ.",
     source="arXiv 2411.15958, the scaling rules of AdamW; arXiv 2205.10287 for Adam's.",
     criterion="δ = 4, ratio of the losses over the last third: within 5 % of 1 under the full rules; below 0.95 with "
-    "lr as it "
-    "was, above 1.05 with lr × δ and with decay as it was. Error along the path under AdamW's full rule: at most 5 %.",
+    "lr as it was, above 1.05 with lr × δ and with decay as it was. Error along the path under AdamW's full rule: at "
+    "most 5 %.",
     items=7,
     sizes={
-        "quick": {"steps": 5000, "paths": 8192},
+        "quick": {"steps": 5000, "paths": 16_384},
         "full": {"steps": 10_000, "paths": 100_000},
         "paper": {"steps": 20_000, "paths": 500_000},
     },

@@ -3,7 +3,7 @@
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import draw_items, draw_losses
+from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
 from sdelens.studies._measure import ratio
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
@@ -30,7 +30,7 @@ def run(plan: Plan) -> Outcome:
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.GaussianNoise(1.0)
     options = dict(steps=STEPS, paths=plan.size["paths"], record_every=10)
     schedules = {"cosine": sl.Cosine(STEPS, end=0.05), "(1 + t)^−½": sl.Polynomial(POWER)}
-    tracking, falling, results = [], [], {}
+    tracking, ending, falling, results = [], [], [], {}
     for number, (title, schedule) in enumerate(schedules.items()):
         for name, optimizer in _optimizers(schedule).items():
             label = f"{name}, {title}"
@@ -39,6 +39,8 @@ def run(plan: Plan) -> Outcome:
             )
             results[label] = result
             tracking.append(plan.at_most(f"SDE, {label}", plan.error(result), 0.01, 1e-3, percent=True))
+            end = plan.error(result, column="late_error")
+            ending.append(plan.at_most(f"SDE, {label}, late", end, 0.05, 0.01, percent=True))
     # From near rest: the loss follows h once the start is forgotten.
     near, slow = sl.Quadratic([1.0, 2.0, 4.0], start=0.1), sl.Polynomial(POWER)
     early, late = STEPS // 3, STEPS
@@ -47,41 +49,43 @@ def run(plan: Plan) -> Outcome:
         own = plan.compare(f"fall-{name.lower()}", near, noise, optimizer, ["optimizer"], **options)
         fall = ratio(plan, _at(own, late), _at(own, early))
         label = f"{name}: loss at t = {LR * late:g} over t = {LR * early:g}"
-        falling.append(plan.within(label, fall, (0.9 * foretold, 1.1 * foretold)))
+        falling.append(plan.within(label, fall, (0.9 * foretold, 1.1 * foretold), 0.58))
     settings = [
         f"quadratic of curvature 1, 2, 4 from x₀ = 2, Gaussian noise, σ = 1, η = {LR}, {STEPS} steps, "
-        f"{plan.size['paths']} paths; "
-        "the fall of the loss from x₀ = 0.1; schedules: a cosine down to 0.05, and h = (1 + t)^−½"
+        f"{plan.size['paths']} paths; the fall of the loss from x₀ = 0.1; schedules: a cosine down to 0.05, and h = "
+        "(1 + t)^−½"
     ]
     pictures = [
         Picture(
             "losses",
             lambda: draw_losses(results),
             "Mean loss of each optimizer and its SDE under a cosine (above) and under (1 + t)^−½ (below). The grey "
-            "band is the "
-            "middle 90 % of the optimizer's paths.",
-            "Six panels of loss curves; optimizer and SDE lie on one another and keep falling.",
+            "band is the middle 90 % of the optimizer's paths.",
+            "Six panels of loss curves, one per optimizer and schedule, each with the optimizer and its SDE.",
         ),
         Picture(
             "errors",
             lambda: draw_items(tracking, "relative error of the mean loss (%)"),
-            "Relative L2 error of every SDE with its limits; grey: at most 1 %.",
-            "All errors lie below 1 %.",
+            f"Relative L2 error of every SDE over the whole run. {KEY}",
+            ROWS,
         ),
     ]
-    return Outcome([*tracking, *falling], settings, pictures)
+    remarks = [
+        "The loss follows h only once the start is forgotten: from x₀ = 2, where it is not within a third of this "
+        "run, it falls to 0.51 (SGD) and 0.29 (SignSGD) between the same times, which is why its fall is taken from "
+        f"x₀ = 0.1. A lag of the loss behind h makes 0.58 of the {foretold:.2g} that h falls by."
+    ]
+    return Outcome([*tracking, *ending, *falling], settings, pictures, remarks=remarks)
 
 
 STUDY = Study(
     name="schedules",
     statement="With a schedule h the SDEs still track; where h → 0 slowly enough (∫h = ∞) the losses of SGD and "
-    "SignSGD go to 0 "
-    "in proportion to h.",
+    "SignSGD go to 0 in proportion to h.",
     source="arXiv 2411.15958, schedules.",
-    criterion="Relative L2 error of every SDE's mean loss at most 1 %; fall of the loss from a third of the run to "
-    "its end under "
-    "h = (1 + t)^−½ within 10 % of the fall of h.",
-    items=8,
-    sizes={"quick": {"paths": 8192}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
+    criterion="Relative L2 error of every SDE's mean loss at most 1 % over the whole run and 5 % over its last "
+    "third; fall of the loss from a third of the run to its end under h = (1 + t)^−½ within 10 % of the fall of h.",
+    items=14,
+    sizes={"quick": {"paths": 16_384}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
     run=run,
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 import sdelens as sl
 from sdelens.studies._animation import animate_cloud
-from sdelens.studies._draw import add_ellipse, draw_items, panels
+from sdelens.studies._draw import KEY, ROWS, add_ellipse, draw_items, panels
 from sdelens.studies._measure import resting
 from sdelens.studies._rules import Estimate, Item
 from sdelens.studies._study import Animation, Outcome, Picture, Plan, Study
@@ -77,6 +77,8 @@ def run(plan: Plan) -> Outcome:
             add_ellipse(axis, paper.mean, paper.covariance, label="predicted, paper", **look)
             axis.set_title(name, loc="left")
             axis.set_aspect("equal", adjustable="datalim")
+            axis.set_xlabel("$x_1$")
+        axes[0].set_ylabel("$x_2$")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return figure
 
@@ -89,33 +91,30 @@ def run(plan: Plan) -> Outcome:
         animate_cloud(path, start, ensemble, laws["SignSGD", "algorithm"])
 
     settings = [
-        f"quadratic of curvature 1 and 4 along axes turned by 30°, Gaussian noise, σ = 1, η = {LR}, θ = {THETA}, β₁ "
-        "= 0.9, "
-        f"β₂ = 0.999, {STEPS} steps from 0, {plan.size['paths']} paths; variances over the last third"
+        f"quadratic of curvature 1 and 4 along axes turned by 30°, Gaussian noise, σ = 1, η = {LR}, θ = {THETA}, β₁ = "
+        f"0.9, β₂ = 0.999, {STEPS} steps from 0, {plan.size['paths']} paths; variances over the last third"
     ]
     pictures = [
         Picture(
             "clouds",
             draw,
-            "Paths at the end (dots, 1500 of them) and the ellipse that holds 90 % of the predicted normal law: of the "
-            "algorithm itself (solid) and the paper's (dashed).",
-            "Four clouds of points, each filled out by two nearly equal ellipses.",
+            "Paths at the end (dots, 1500 of them) and the ellipse that holds 90 % of the predicted normal law: of "
+            "the algorithm itself (solid) and the paper's (dashed).",
+            "Four clouds of points, one per optimizer, each with two ellipses: predicted for the algorithm, and by "
+            "the paper.",
         ),
         Picture(
             "variances",
             lambda: draw_items([*ours, *papers], "variance over predicted variance"),
-            "Variance along the axes of the predicted ellipse, over that predicted, with limits; grey: within 5 % "
-            "for the "
-            "algorithm's form and 10 % for the paper's.",
-            "All ratios lie near 1; the numbers are in the table.",
+            f"Variance along the axes of the predicted ellipse, over that predicted. {KEY}",
+            ROWS,
         ),
     ]
     animation = Animation(
         "signsgd",
         film,
         "SignSGD: 300 paths from one point to rest on the loss (contours); the ellipse holds 90 % of the predicted "
-        "law at "
-        "rest.",
+        "law at rest.",
         "A cloud of points slides down a valley and fills an ellipse.",
     )
     return Outcome([*ours, *papers], settings, pictures, [animation])
@@ -126,8 +125,7 @@ STUDY = Study(
     statement="At rest on a quadratic, SGD, SignSGD, RMSpropW and AdamW have the covariances that theory predicts.",
     source="arXiv 2411.15958, its stationary distributions (paper); docs/theory.md (ours, of the algorithm itself).",
     criterion="Variance along either axis of the predicted ellipse over that predicted: within 5 % of 1 in the "
-    "algorithm's "
-    "form, within 10 % in the paper's, which is linearised and without the steps' finite size.",
+    "algorithm's form, within 10 % in the paper's, which is linearised and without the steps' finite size.",
     items=16,
     sizes={"quick": {"paths": 16_384}, "full": {"paths": 65_536}, "paper": {"paths": 200_000}},
     run=run,
