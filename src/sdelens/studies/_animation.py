@@ -47,8 +47,8 @@ def animate_cloud(
         figure, axis = plt.subplots()
         axis.contour(*grid, loss, levels=np.unique(levels), colors="0.75", linewidths=0.8)
         if law is not None:
-            add_ellipse(axis, law.mean, law.covariance, color="#D55E00", linewidth=1.6)
-        (dots,) = axis.plot(*points[0].T, ".", color="#0072B2", markersize=2.5)
+            add_ellipse(axis, law.mean, law.covariance, color="#CC79A7", linewidth=1.6)
+        (dots,) = axis.plot(*points[0].T, ".", color="#000000", markersize=2.5)
         title = axis.set_title("", loc="left")
         axis.set_xlabel("$x_1$")
         axis.set_ylabel("$x_2$")

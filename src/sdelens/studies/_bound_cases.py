@@ -97,7 +97,7 @@ def run_bounds(plan: Plan, names: list[str], form: str, expected: Mapping[str, f
         for axis, (name, (time, mean, error, bound)) in zip(axes, shown.items(), strict=True):
             axis.plot(time, mean, color="#000000", linewidth=2.4, alpha=0.75, label="mean loss (band: 99 %)")
             axis.fill_between(time, mean - 2.58 * error, mean + 2.58 * error, color="0.8", linewidth=0)
-            axis.plot(time, bound, color="#D55E00", linestyle=(0, (5, 2)), label="bound")
+            axis.plot(time, bound, color="#CC79A7", linestyle=(0, (5, 2)), label="bound")
             axis.set_title(name, loc="left")
             axis.set_xlabel("time  $t = k\\eta$")
             axis.set_ylabel("mean loss $-$ infimum")

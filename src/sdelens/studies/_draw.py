@@ -17,16 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "draw_losses", "panels"]
 
 MARKS: list[dict[str, Any]] = [
-    {"color": "#000000", "linestyle": "-", "marker": "o"},
-    {"color": "#0072B2", "linestyle": (0, (5, 2)), "marker": "s"},
-    {"color": "#D55E00", "linestyle": (0, (1, 1.2)), "marker": "^"},
+    {"color": "#332288", "linestyle": "-", "marker": "o"},
+    {"color": "#CC79A7", "linestyle": (0, (5, 2)), "marker": "s"},
+    {"color": "#8C510A", "linestyle": (0, (1, 1.2)), "marker": "^"},
     {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5)), "marker": "D"},
-    {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5)), "marker": "v"},
-    {"color": "#8C510A", "linestyle": (0, (3, 1)), "marker": "P"},
-    {"color": "#332288", "linestyle": (0, (1, 2)), "marker": "X"},
 ]
-"""Colour, dashes and marker of the lines of a figure that are no models, told apart in black and white too."""
-
+"""Lines of a figure that are no models, in colours that models do not have, told apart in black and white too."""
 
 KEY = (
     "Grey: where the criterion wants the number. Lines: its limits, of the confidence said at the table. Dots hold, "

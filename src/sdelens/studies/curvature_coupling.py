@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, panels
+from sdelens.studies._draw import KEY, MARKS, ROWS, draw_items, panels
 from sdelens.studies._measure import resting
 from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
@@ -45,11 +45,11 @@ def run(plan: Plan) -> Outcome:
 
     def draw() -> "Figure":
         figure, (axis,) = panels(1, 1, width=5.0, height=3.2)
-        looks = [("#000000", "-", "o"), ("#0072B2", "--", "s"), ("#009E73", "-.", "D"), ("#D55E00", ":", "^")]
-        for (name, found), (color, dashes, marker) in zip(variances.items(), looks, strict=True):
-            axis.plot(CURVATURE, [t for _, t in found], color=color, linestyle=dashes)
-            axis.plot(CURVATURE, [n.value for n, _ in found], marker, color=color, markersize=5)
-            axis.plot([], [], color=color, linestyle=dashes, marker=marker, markersize=5, label=name)
+        for (name, found), look in zip(variances.items(), MARKS, strict=True):
+            line = {key: value for key, value in look.items() if key != "marker"}
+            axis.plot(CURVATURE, [t for _, t in found], **line)
+            axis.plot(CURVATURE, [n.value for n, _ in found], look["marker"], color=look["color"], markersize=5)
+            axis.plot([], [], markersize=5, label=name, **look)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(CURVATURE, [f"{c:g}" for c in CURVATURE])

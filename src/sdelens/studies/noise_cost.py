@@ -94,6 +94,6 @@ STUDY = Study(
     "(SignSGD); of the decay rate of E x where noise dominates between −0.1 and 0.1 (SGD) and −1.1 and −0.9 "
     "(SignSGD).",
     items=6,
-    sizes={"quick": {"paths": 8192}, "full": {"paths": 200_000}, "paper": {"paths": 1_000_000}},
+    sizes={"quick": {"paths": 16_384}, "full": {"paths": 200_000}, "paper": {"paths": 1_000_000}},
     run=run,
 )

@@ -72,8 +72,8 @@ def run(plan: Plan) -> Outcome:
             axis.plot(*cloud[:1500].T, ".", color="0.6", markersize=1.5, rasterized=False)
             law = laws[name, "algorithm"]
             paper = laws[name, "paper"]
-            add_ellipse(axis, law.mean, law.covariance, color="#000000", linewidth=1.6, label="predicted, algorithm")
-            look: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (4, 2)), "linewidth": 1.4}
+            add_ellipse(axis, law.mean, law.covariance, color="#CC79A7", linewidth=1.6, label="predicted, algorithm")
+            look: dict[str, Any] = {"color": "#332288", "linestyle": (0, (4, 2)), "linewidth": 1.4}
             add_ellipse(axis, paper.mean, paper.covariance, label="predicted, paper", **look)
             axis.set_title(name, loc="left")
             axis.set_aspect("equal", adjustable="datalim")
