@@ -160,7 +160,8 @@ class Plan:
         lower, upper = {"error": ("lower", "upper"), "late_error": ("late_lower", "late_upper")}.get(
             column, (f"{column}_lower", f"{column}_upper")
         )
-        groups = min(GROUPS, int(result.dataset.n_paths.isel(step=0).min()))
+        counts = result.dataset.n_paths.isel(step=0).values
+        groups = int(min(GROUPS, counts[counts > 0].min()))  # a prediction has no paths
         wider = float(stats.t.ppf(self.confidence, groups - 1) / stats.norm.ppf(self.confidence))
         value = float(row[column])
         low, high = (value + wider * (float(row[end]) - value) for end in (lower, upper))
