@@ -120,7 +120,7 @@ def _decided(record: Record) -> str:
     verdict, count = record.verdict, len(record.items)
     same = [item for item in record.items if item.verdict == verdict]
     if not same:
-        return "no number"
+        return "could not be run" if record.error else "no number"
     shown = min(same, key=_margin) if verdict != FAILS else max(same, key=_margin)
     label, value, limits, bounds, *_ = _row(shown)
     others = f"{len(same)} of {count} so; " if count > 1 else ""
