@@ -29,6 +29,7 @@ class Link:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, kind: bytes, head: dict[str, Any], payload: bytes = b"", patience: float = -1.0) -> None:
+        """Send a message: its kind (a byte), a head as JSON, and bytes; wait so long for others under way."""
         text = json.dumps(head).encode()
         if not self._sending.acquire(timeout=patience):
             raise TimeoutError("a message is still under way")
@@ -49,6 +50,7 @@ class Link:
                 self._sending.release()
 
     def receive(self, longest: int | None = None) -> tuple[bytes, dict[str, Any], bytes]:
+        """The next message, signs of life skipped; one longer than `longest` is refused."""
         while (kind := self._read(1)) == _BEAT:
             pass
         length, size = _HEAD.unpack(self._read(_HEAD.size))
@@ -78,6 +80,7 @@ class Link:
             raise ValueError("not one of ours")
 
     def patient(self, seconds: float | None) -> None:
+        """Wait no longer than this for what is to be read; None waits for ever."""
         self._socket.settimeout(seconds)
 
     def gone(self) -> bool:
@@ -90,12 +93,14 @@ class Link:
             return True
 
     def close(self) -> None:
+        """End the connection, both ways."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
 def address_of(coordinator: Any) -> tuple[str, int]:
+    """Host and port of ``"host:port"``."""
     host, _, port = coordinator.rpartition(":") if isinstance(coordinator, str) else ("", "", "")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"coordinator: got {coordinator!r}; give host:port, for example 'node1:5555', or 'auto'.")
@@ -210,5 +215,6 @@ def reached(host: str, port: int, count: int, index: int, deadline: float, timeo
 
 
 def in_a_line(error: BaseException) -> str:
+    """What an error says, as one sentence without breaks."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if text.endswith(".") else text + "."
