@@ -47,8 +47,8 @@ def animate_cloud(
         figure, axis = plt.subplots()
         axis.contour(*grid, loss, levels=np.unique(levels), colors="0.75", linewidths=0.8)
         if law is not None:
-            add_ellipse(axis, law.mean, law.covariance, color="#CC79A7", linewidth=1.6)
-        (dots,) = axis.plot(*points[0].T, ".", color="#000000", markersize=2.5)
+            add_ellipse(axis, law.mean, law.covariance, color="#CC79A7", linewidth=2.2, zorder=4)
+        (dots,) = axis.plot(*points[0].T, ".", color="0.25", markersize=2.5)
         title = axis.set_title("", loc="left")
         axis.set_xlabel("$x_1$")
         axis.set_ylabel("$x_2$")
@@ -59,5 +59,5 @@ def animate_cloud(
             return dots, title
 
         film = FuncAnimation(figure, show, frames=len(points))
-        film.save(os.fspath(path), writer=PillowWriter(fps=frames_per_second), dpi=80)
+        film.save(os.fspath(path), writer=PillowWriter(fps=frames_per_second), dpi=100)
         plt.close(figure)
