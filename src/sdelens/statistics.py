@@ -108,7 +108,7 @@ def _counted(index: Array) -> Array:
 def _counted_apart(index: Array) -> Array:
     """The same where paths side by side have counters of their own."""
     own = lax.iota(jnp.int32, index.shape[0]) % _COPIES
-    return jnp.zeros((_COPIES, BUCKETS), jnp.int32).at[own, index].add(1, mode="drop").sum(axis=0)
+    return jnp.zeros((_COPIES, BUCKETS), jnp.int32).at[own, index].add(1, mode="drop").sum(axis=0, dtype=jnp.int32)
 
 
 def _in_groups(values: Array, groups: int) -> Array:

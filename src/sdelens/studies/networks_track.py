@@ -93,7 +93,7 @@ STUDY = Study(
     "the fall of the optimizer's loss from its start: at most 5 % for every SDE, at least 5 % for every earlier SDE.",
     items=25,
     sizes={
-        "quick": {"networks": _SMALL, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 100, "paths": 32},
+        "quick": {"networks": _SMALL, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 200, "paths": 32},
         "full": {"networks": _MIDDLE, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 300, "paths": 128},
         "paper": {"networks": _LARGE, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 2000, "paths": 500},
     },
