@@ -21,19 +21,7 @@ from sdelens.integrate import Stepper
 from sdelens.observables import Observables
 from sdelens.statistics import Record, observe
 
-__all__ = [
-    "NARROW",
-    "PARAMETERS",
-    "PATHS",
-    "WIDE",
-    "Carry",
-    "Span",
-    "Static",
-    "initialised",
-    "lowered",
-    "segment",
-    "start",
-]
+__all__ = ["PARAMETERS", "PATHS", "WIDE", "Carry", "Span", "Static", "initialised", "lowered", "segment", "start"]
 
 PATHS, PARAMETERS = "paths", "parameters"
 """Axes of the mesh."""
@@ -225,11 +213,11 @@ def _advanced(
 
 _jit = partial(jax.jit, _advanced, static_argnames=("static", "buffer"), donate_argnames=("carry",))
 _GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
-NARROW = {"xla_gpu_enable_command_buffer": _GRAPHS}
+_NARROW = {"xla_gpu_enable_command_buffer": _GRAPHS}
 """Compiler options of all programs: on a GPU whole loops are CUDA graphs, which saves some 15 µs of every step."""
-WIDE = NARROW | {"xla_cpu_prefer_vector_width": 512}
+WIDE = _NARROW | {"xla_cpu_prefer_vector_width": 512}
 """Those of programs with vectors of 512 bits, on CPUs that have them."""
-_narrow, _wide = _jit(compiler_options=NARROW), _jit(compiler_options=WIDE)
+_narrow, _wide = _jit(compiler_options=_NARROW), _jit(compiler_options=WIDE)
 _WRONG_IN_WIDE = frozenset({"atan", "atan2"})
 """Primitives for which jaxlib 0.10.2 can give numbers that have nothing to do with them; the tests try the others."""
 

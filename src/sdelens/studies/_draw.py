@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sdelens.result import Result
 
-__all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "draw_losses", "panels"]
+__all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "draw_losses", "log_axes", "mark_series", "panels"]
 
 MARKS: list[dict[str, Any]] = [
     {"color": "#332288", "linestyle": "-", "marker": "o"},
@@ -88,6 +88,23 @@ def draw_losses(results: Mapping[str, "Result"], columns: int = 3, normal: bool 
         handlelength=3.2,
     )
     return figure
+
+
+def log_axes(axis: "Axes", ticks: Sequence[float], xlabel: str, ylabel: str) -> None:
+    """Both axes logarithmic, with the few values of the lower one as its ticks."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+
+
+def mark_series(axis: "Axes", at: Sequence[float], table: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """A marked line for each name: values with standard errors, drawn as 99 % intervals."""
+    for look, (name, values) in zip(MARKS, table.items(), strict=False):
+        value, error = np.array(values).T
+        axis.errorbar(at, value, 2.58 * error, label=name, capsize=2, markersize=4, **look)
 
 
 def draw_items(items: Sequence[Any], label: str, logarithmic: bool = False) -> "Figure":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, MARKS, ROWS, draw_items, panels
+from sdelens.studies._draw import KEY, MARKS, ROWS, draw_items, log_axes, panels
 from sdelens.studies._measure import resting
 from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
@@ -50,12 +50,7 @@ def run(plan: Plan) -> Outcome:
             axis.plot(CURVATURE, [t for _, t in found], **line)
             axis.plot(CURVATURE, [n.value for n, _ in found], look["marker"], color=look["color"], markersize=5)
             axis.plot([], [], markersize=5, label=name, **look)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xticks(CURVATURE, [f"{c:g}" for c in CURVATURE])
-        axis.minorticks_off()
-        axis.set_xlabel("curvature $\\lambda$")
-        axis.set_ylabel("variance at rest")
+        log_axes(axis, CURVATURE.tolist(), "curvature $\\lambda$", "variance at rest")
         axis.legend()
         return figure
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import MARKS, panels
+from sdelens.studies._draw import log_axes, mark_series, panels
 from sdelens.studies._measure import exponent, resting
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
@@ -74,18 +74,11 @@ def run(plan: Plan) -> Outcome:
 
     def draw() -> "Figure":
         figure, (axis,) = panels(1, 1, width=5.0, height=3.2)
-        for look, (name, values) in zip(MARKS, found.items(), strict=False):
-            value, error = np.array(values).T
-            axis.errorbar(SCALES, value, 2.58 * error, label=name, capsize=2, markersize=4, **look)
+        mark_series(axis, SCALES, found)
         axis.axhline(
             limit, color="0.4", linewidth=0.9, linestyle=(0, (1, 1)), label="bound of AdamW as $\\sigma\\to\\infty$"
         )
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xticks(SCALES, [f"{s:g}" for s in SCALES])
-        axis.minorticks_off()
-        axis.set_xlabel("noise scale $\\sigma$")
-        axis.set_ylabel("mean loss at rest")
+        log_axes(axis, SCALES, "noise scale $\\sigma$", "mean loss at rest")
         axis.legend()
         return figure
 

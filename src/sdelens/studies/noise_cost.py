@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import MARKS, panels
+from sdelens.studies._draw import log_axes, mark_series, panels
 from sdelens.studies._measure import exponent, late_loss, mean_x
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
@@ -59,15 +59,8 @@ def run(plan: Plan) -> Outcome:
     def draw() -> "Figure":
         figure, axes = panels(2, 2, height=2.8)
         for axis, table, label in zip(axes, (losses, rates), ("mean loss at rest", "decay rate of E x"), strict=True):
-            for look, (name, values) in zip(MARKS, table.items(), strict=False):
-                value, error = np.array(values).T
-                axis.errorbar(SCALES, value, 2.58 * error, label=name, capsize=2, markersize=4, **look)
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            axis.set_xticks(SCALES, [f"{s:g}" for s in SCALES])
-            axis.minorticks_off()
-            axis.set_xlabel("noise scale $\\sigma$")
-            axis.set_ylabel(label)
+            mark_series(axis, SCALES, table)
+            log_axes(axis, SCALES, "noise scale $\\sigma$", label)
         axes[0].legend()
         return figure
 
