@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import sdelens as sl
 from sdelens.studies import FAILS, HOLDS, OPEN, STUDIES, Estimate, Item, Outcome, Picture, Plan, Study, _records, _runs
@@ -56,13 +57,29 @@ def test_wrong_verdicts_are_as_rare_and_right_ones_as_frequent_as_stated():
         assert abs(held - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 20_000)
 
 
+def test_the_power_of_a_largest_number_is_the_least_it_can_be():
+    """20 000 draws of five numbers, all where they are expected; the bound is sharp to the second order; 4 errors."""
+    rng, confidence, error, count = np.random.default_rng(0), 0.99, 0.1, 5
+    z = float(norm.isf((1 - confidence) / count))
+    largest = (0.5 + error * rng.standard_normal((20_000, count))).max(axis=1)
+    items = [
+        at_most("a", Estimate(v, v - z * error, v + z * error, points=count), 1.0, confidence, expected=0.5)
+        for v in largest
+    ]
+    held, least = np.mean([item.verdict == HOLDS for item in items]), items[0].power
+    missed = (1 - least) / count
+    wanted = (1 - missed) ** count
+    assert 0.9 < least < wanted < 0.999
+    assert abs(held - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / 20_000)
+
+
 def test_what_it_would_take_does_resolve():
     item = at_most("a", about(0.9, 0.1), 1.0, CONFIDENCE)
     assert item.verdict == OPEN
     again = Item(
         **{
             **vars(item),
-            **dict(zip(("value", "lower", "upper"), about(0.9, 0.1 / math.sqrt(item.effort)), strict=True)),
+            **vars(about(0.9, 0.1 / math.sqrt(item.effort))),
         }
     )
     assert again.verdict == HOLDS

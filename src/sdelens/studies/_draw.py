@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens.plotting import look_of, written
+from sdelens.studies._study import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from sdelens.result import Result
 
-__all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "draw_losses", "log_axes", "mark_series", "panels"]
+__all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "log_axes", "mark_series", "panels", "track_pictures"]
 
 MARKS: list[dict[str, Any]] = [
     {"color": "#332288", "linestyle": "-", "marker": "o"},
@@ -46,17 +47,42 @@ def panels(count: int, columns: int, width: float = 3.0, height: float = 2.4) ->
     return figure, flat[:count]
 
 
-def draw_losses(results: Mapping[str, "Result"], columns: int = 3, normal: bool = False) -> "Figure":
-    """Mean loss less the infimum of every model, a panel per result, on one legend.
-
-    The grey band is the middle 90 % of the optimizer's paths.
+def track_pictures(
+    results: Mapping[str, "Result"],
+    items: Sequence[Any],
+    *,
+    losses: str,
+    alt: str,
+    errors: str,
+    axis: str,
+    columns: int = 3,
+    logarithmic: bool = False,
+    normal: bool = False,
+) -> list[Picture]:
+    """How well models track optimizers: their loss curves, and their errors beside what these may be.
 
     Args:
         results: by the panel's title.
+        items: of one unit.
+        losses: caption of the curves; the band is explained here.
+        alt: what the curves' figure is.
+        errors: caption of the errors; the key is added here.
+        axis: label of the errors' axis.
         columns: panels in a row.
+        logarithmic: whether the errors' axis is.
         normal: take the band from the standard deviation; where the loss hardly differs between paths the quantiles'
             resolution, 1.6 % of the loss, would show.
     """
+    band = "1.645 standard deviations of the optimizer's paths to either side"
+    band = band if normal else "the middle 90 % of the optimizer's paths"
+    return [
+        Picture("losses", lambda: _draw_losses(results, columns, normal), f"{losses} The grey band is {band}.", alt),
+        Picture("errors", lambda: draw_items(items, axis, logarithmic), f"{errors} {KEY}", ROWS),
+    ]
+
+
+def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) -> "Figure":
+    """Mean loss less the infimum of every model, a panel per result, on one legend."""
     figure, axes = panels(len(results), columns)
     entries: dict[str, Any] = {}
     for axis, (title, result) in zip(axes, results.items(), strict=True):

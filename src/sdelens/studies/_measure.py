@@ -51,7 +51,8 @@ def ratio(plan: Plan, above: tuple[float, float], below: tuple[float, float]) ->
 
 def exponent(plan: Plan, above: tuple[float, float], below: tuple[float, float], factor: float) -> Estimate:
     """P with above/below = factor^p, with limits."""
-    return Estimate(*(float(np.log(v) / np.log(factor)) for v in ratio(plan, above, below)))
+    found = ratio(plan, above, below)
+    return Estimate(*(float(np.log(v) / np.log(factor)) for v in (found.value, found.lower, found.upper)))
 
 
 def largest_ratio(plan: Plan, pairs: list[tuple[Any, Any, Any]]) -> Estimate:
@@ -62,8 +63,9 @@ def largest_ratio(plan: Plan, pairs: list[tuple[Any, Any, Any]]) -> Estimate:
         pairs: mean, standard error and bound, each of shape (records,), of every curve.
     """
     mean, error, bound = (np.concatenate([np.asarray(p[i], float) for p in pairs]) for i in range(3))
-    z = stats.norm.ppf(1 - (1 - plan.confidence) / mean.size)
-    return Estimate(*(float(np.max((mean + sign * z * error) / bound)) for sign in (0, -1, 1)))
+    z = stats.norm.isf((1 - plan.confidence) / mean.size)
+    found = (float(np.max((mean + sign * z * error) / bound)) for sign in (0, -1, 1))
+    return Estimate(*found, points=mean.size)
 
 
 def quantile(values: Any, share: float, confidence: float) -> Estimate:

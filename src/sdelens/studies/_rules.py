@@ -10,8 +10,8 @@ than that rate (Bonferroni); the rate of all claims together, `FAMILY_RATE`, is 
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 from scipy.stats import norm
 
@@ -26,12 +26,18 @@ _POWER: Final = 0.9
 _HOPELESS: Final = 1e4
 
 
-class Estimate(NamedTuple):
-    """A number with its limits."""
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its limits; `points`: of how many numbers it is the largest, the limits being for all of them."""
 
     value: float
     lower: float
     upper: float
+    points: int = field(default=1, kw_only=True)
+
+    def times(self, factor: float) -> "Estimate":
+        """The number in another unit, by a positive factor."""
+        return Estimate(factor * self.value, factor * self.lower, factor * self.upper, points=self.points)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Item:
         expected: where theory, or an earlier measurement, puts it; power is that at this value.
         confidence: one-sided, of each limit.
         percent: whether it is a share, to be written in percent.
+        points: of how many numbers it is the largest.
     """
 
     label: str
@@ -59,6 +66,7 @@ class Item:
     expected: float
     confidence: float
     percent: bool = False
+    points: int = 1
 
     @property
     def verdict(self) -> str:
@@ -71,11 +79,18 @@ class Item:
 
     @property
     def power(self) -> float:
-        """Chance that limits as wide as these resolve a number that is truly as `expected`, by the normal law."""
+        """Chance that limits as wide as these resolve a number that is truly as `expected`, by the normal law.
+
+        Of the largest of several numbers it is the least chance, that when all of them are as expected.
+        """
         z, up, down = self._errors()
         if not math.isfinite(up + down):
             return math.nan
-        inside = _beyond(self.high - self.expected, up, z) + _beyond(self.expected - self.low, down, z) - 1
+        above, below = (
+            1 - self.points * (1 - _beyond(margin, error, z))
+            for margin, error in ((self.high - self.expected, up), (self.expected - self.low, down))
+        )
+        inside = above + below - 1
         outside = max(_beyond(self.expected - self.high, down, z), _beyond(self.low - self.expected, up, z))
         return max(inside, outside, 0.0)
 
@@ -97,7 +112,7 @@ class Item:
         return math.inf if needed > _HOPELESS else needed
 
     def _errors(self) -> tuple[float, float, float]:
-        z = float(norm.ppf(self.confidence))
+        z = float(norm.isf((1 - self.confidence) / self.points))
         return z, (self.upper - self.value) / z, (self.value - self.lower) / z
 
 
@@ -105,14 +120,14 @@ def at_most(
     label: str, number: Estimate, bound: float, confidence: float, expected: float = 0.0, percent: bool = False
 ) -> Item:
     """The claim that a number is at most `bound`."""
-    return Item(label, *number, -math.inf, bound, expected, confidence, percent)
+    return _item(label, number, (-math.inf, bound), expected, confidence, percent)
 
 
 def at_least(
     label: str, number: Estimate, bound: float, confidence: float, expected: float, percent: bool = False
 ) -> Item:
     """The claim that a number is at least `bound`."""
-    return Item(label, *number, bound, math.inf, expected, confidence, percent)
+    return _item(label, number, (bound, math.inf), expected, confidence, percent)
 
 
 def within(
@@ -124,8 +139,14 @@ def within(
     percent: bool = False,
 ) -> Item:
     """The claim that a number lies between two bounds, by default expected in their middle."""
-    low, high = bounds
-    return Item(label, *number, low, high, 0.5 * (low + high) if expected is None else expected, confidence, percent)
+    return _item(label, number, bounds, 0.5 * sum(bounds) if expected is None else expected, confidence, percent)
+
+
+def _item(
+    label: str, number: Estimate, bounds: tuple[float, float], expected: float, confidence: float, percent: bool
+) -> Item:
+    found = (number.value, number.lower, number.upper)
+    return Item(label, *found, *bounds, expected, confidence, percent, number.points)
 
 
 def joined(items: Iterable[Item]) -> str:

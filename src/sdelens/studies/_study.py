@@ -172,7 +172,30 @@ class Plan:
         loss = result.dataset.loss_mean.sel(model=result.optimizer).values
         infimum = float(result.dataset.attrs["infimum"])
         factor = float(np.sqrt(np.mean((loss - infimum) ** 2) / np.mean((loss[0] - loss) ** 2)))
-        return Estimate(*(factor * v for v in self.error(result, model)))
+        return self.error(result, model).times(factor)
+
+    def tracked(
+        self,
+        label: str,
+        result: Result,
+        model: str = "sde",
+        whole: tuple[float, float] = (0.01, 1e-3),
+        late: tuple[float, float] = (0.05, 0.01),
+    ) -> tuple[Item, Item]:
+        """The error of a model's mean loss over the whole run, which the start decides, and over its last third.
+
+        Args:
+            label: of the first item; that of the second ends in "late".
+            result: of the optimizer and the model.
+            model: its label.
+            whole: how large the error may be, and how large it is expected.
+            late: likewise over the last third.
+        """
+        number, end = self.error(result, model), self.error(result, model, "late_error")
+        return (
+            self.at_most(label, number, *whole, percent=True),
+            self.at_most(f"{label}, late", end, *late, percent=True),
+        )
 
     def errors(self, result: Result) -> Any:
         """`Result.errors` at the plan's confidence."""

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._draw import track_pictures
+from sdelens.studies._rules import Item
+from sdelens.studies._study import Outcome, Plan, Study
 
 __all__ = ["STUDY"]
 
@@ -27,8 +28,8 @@ def _optimizers() -> dict[str, tuple[float, Callable[[float], Any]]]:
 
 def run(plan: Plan) -> Outcome:
     """Optimizers of optax with no equation written down."""
-    problem, items, results = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), [], {}
-    late: list[Any] = []
+    items: list[Item] = []
+    problem, results = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), {}
     noise = sl.GaussianNoise([1.0, 0.5, 1.0, 2.0])
     for name, (lr, make) in _optimizers().items():
         optimizer = sl.FromOptax(make, lr=lr, name=name)
@@ -43,30 +44,21 @@ def run(plan: Plan) -> Outcome:
             samples=plan.size["samples"],
         )
         results[name] = result
-        items.append(plan.at_most(name, plan.error(result, "empirical"), 0.01, 1e-3, percent=True))
-        end = plan.error(result, "empirical", "late_error")
-        late.append(plan.at_most(f"{name}, late", end, 0.05, 0.01, percent=True))
+        items += plan.tracked(name, result, "empirical")
     settings = [
         f"quadratic of curvature ½, 1, 2, 5 from x₀ = 1, Gaussian noise of scale 1, ½, 1, 2; {STEPS} steps, "
         f"{plan.size['paths']} paths, K = {plan.size['samples']} updates per step of the SDE",
         "learning rates: " + ", ".join(f"{name} {lr:g}" for name, (lr, _) in _optimizers().items()),
     ]
-    pictures = [
-        Picture(
-            "losses",
-            lambda: draw_losses(results),
-            "Mean loss of optimizers of optax and of the SDEs made from their own updates. The grey band is the "
-            "middle 90 % of the optimizer's paths.",
-            "Six panels of loss curves, one per optimizer, each with the optimizer and the SDE made from its updates.",
-        ),
-        Picture(
-            "errors",
-            lambda: draw_items(items, "relative error of the mean loss (%)"),
-            f"Relative L2 error of every SDE over the whole run. {KEY}",
-            ROWS,
-        ),
-    ]
-    return Outcome([*items, *late], settings, pictures)
+    pictures = track_pictures(
+        results,
+        items,
+        losses="Mean loss of optimizers of optax and of the SDEs made from their own updates.",
+        alt="Six panels of loss curves, one per optimizer, each with the optimizer and the SDE made from its updates.",
+        errors="Relative L2 error of every SDE, over the whole run and over its last third (late).",
+        axis="relative error of the mean loss (%)",
+    )
+    return Outcome(items, settings, pictures)
 
 
 STUDY = Study(

@@ -3,12 +3,12 @@
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._draw import track_pictures
+from sdelens.studies._rules import Item
+from sdelens.studies._study import Outcome, Plan, Study
 
 __all__ = ["STUDY"]
 
-TOLERANCE, LATE = 0.01, 0.05
 LR, THETA, STEPS = 0.01, 0.1, 600
 
 
@@ -26,7 +26,8 @@ def _cases() -> dict:
 
 def run(plan: Plan) -> Outcome:
     """Each optimizer simulated, its prediction beside it."""
-    problem, items, late, results = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0), [], [], {}
+    items: list[Item] = []
+    problem, results = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0), {}
     options = dict(steps=STEPS, record_every=5)
     for number, (label, (noise, optimizer)) in enumerate(_cases().items()):
         simulated = plan.compare(
@@ -34,29 +35,20 @@ def run(plan: Plan) -> Outcome:
         )
         result = simulated.merge(sl.theory.predict(problem, noise, optimizer, **options))
         results[label] = result
-        items.append(plan.at_most(label, plan.error(result, "prediction"), TOLERANCE, 3e-4, percent=True))
-        end = plan.error(result, "prediction", "late_error")
-        late.append(plan.at_most(f"{label}, late", end, LATE, 5e-3, percent=True))
+        items += plan.tracked(label, result, "prediction", whole=(0.01, 3e-4), late=(0.05, 5e-3))
     settings = [
         f"quadratic of curvature 1 to 5, d = 10, from x₀ = 2, σ = 1, η = {LR}, θ = {THETA}, β₁ = 0.9, β₂ = 0.99, "
         f"{STEPS} steps, {plan.size['paths']} paths"
     ]
-    pictures = [
-        Picture(
-            "losses",
-            lambda: draw_losses(results),
-            "Mean loss of the optimizers (black) and its prediction from mean and covariance alone (dashed). The "
-            "grey band is the middle 90 % of the optimizer's paths.",
-            "Six panels of loss curves, one per optimizer and noise, each with a simulation and a prediction.",
-        ),
-        Picture(
-            "errors",
-            lambda: draw_items(items, "relative error of the prediction (%)"),
-            f"Relative L2 error of each prediction over the whole run. {KEY}",
-            ROWS,
-        ),
-    ]
-    return Outcome([*items, *late], settings, pictures)
+    pictures = track_pictures(
+        results,
+        items,
+        losses="Mean loss of the optimizers (black) and its prediction from mean and covariance alone (dashed).",
+        alt="Six panels of loss curves, one per optimizer and noise, each with a simulation and a prediction.",
+        errors="Relative L2 error of each prediction, over the whole run and over its last third (late).",
+        axis="relative error of the prediction (%)",
+    )
+    return Outcome(items, settings, pictures)
 
 
 STUDY = Study(

@@ -7,7 +7,6 @@ import numpy as np
 import sdelens as sl
 from sdelens.studies._draw import KEY, MARKS, ROWS, draw_items, log_axes, panels
 from sdelens.studies._measure import resting
-from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def run(plan: Plan) -> Outcome:
             number = plan.mean(resting(result, lambda x, i=i: x[..., i].astype(float) ** 2))  # type: ignore[misc]
             theory = 0.5 * LR / rate[i]
             found.append((number, theory))
-            relative = Estimate(*(v / theory for v in number))
+            relative = number.times(1 / theory)
             items.append(plan.within(f"{name}, λ = {curvature:g}", relative, (0.9, 1.1)))
         variances[name] = found
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._draw import track_pictures
+from sdelens.studies._study import Outcome, Plan, Study
 
 __all__ = ["STUDY"]
 
@@ -42,21 +42,14 @@ def run(plan: Plan) -> Outcome:
         f"MLP on digits ({given}; d = {problem.dim}), batches of {BATCH} with replacement, {size['steps']} steps, "
         f"{size['paths']} paths; SGD η = 0.05, others η = 1e-3, β₁ = 0.9, β₂ = 0.99"
     ]
-    pictures = [
-        Picture(
-            "losses",
-            lambda: draw_losses(results),
-            "Mean loss on all examples of each optimizer and its SDE. The grey band is the middle 90 % of the "
-            "optimizer's paths.",
-            "A panel of loss curves per optimizer, each with the optimizer and its SDE.",
-        ),
-        Picture(
-            "errors",
-            lambda: draw_items(items[:4], "relative error of the mean loss (%)"),
-            f"Relative L2 error of every SDE. {KEY}",
-            ROWS,
-        ),
-    ]
+    pictures = track_pictures(
+        results,
+        items[:4],
+        losses="Mean loss on all examples of each optimizer and its SDE.",
+        alt="A panel of loss curves per optimizer, each with the optimizer and its SDE.",
+        errors="Relative L2 error of every SDE.",
+        axis="relative error of the mean loss (%)",
+    )
     return Outcome(items, settings, pictures)
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._draw import track_pictures
+from sdelens.studies._study import Outcome, Plan, Study
 
 __all__ = ["STUDY"]
 
@@ -65,22 +65,18 @@ def run(plan: Plan) -> Outcome:
         f"{size['steps']} steps, {size['paths']} paths, η = 1e-3, β₁ = 0.9, β₂ = 0.99, θ = 0.01, Gaussian noise of "
         "scale 0.02 (SignSGD) and 0.01 on the gradient of all examples"
     )
-    pictures = [
-        Picture(
-            "losses",
-            lambda: draw_losses(results, columns=len(size["optimizers"]), normal=True),
-            "Mean loss over time of each optimizer, its SDE and the earlier SDE. The grey band is 1.645 standard "
-            "deviations of the optimizer's paths to either side.",
-            "A panel of loss curves per network and optimizer, with a curve for the optimizer and for each of its "
-            "SDEs.",
-        ),
-        Picture(
-            "errors",
-            lambda: draw_items([*items, *earlier], "error of the mean loss (% of its fall)", logarithmic=True),
-            f"L2 error of every SDE, relative to the fall of the optimizer's loss. {KEY}",
-            ROWS,
-        ),
-    ]
+    pictures = track_pictures(
+        results,
+        [*items, *earlier],
+        losses="Mean loss over time of each optimizer, its SDE and the earlier SDE.",
+        alt="A panel of loss curves per network and optimizer, with a curve for the optimizer and for each of its "
+        "SDEs.",
+        errors="L2 error of every SDE, relative to the fall of the optimizer's loss.",
+        axis="error of the mean loss (% of its fall)",
+        columns=len(size["optimizers"]),
+        logarithmic=True,
+        normal=True,
+    )
     return Outcome([*items, *earlier], settings, pictures)
 
 

@@ -42,8 +42,11 @@ def run(plan: Plan) -> Outcome:
     """AdamW with the full rule and without each part, SGD and SignSGD with their own."""
     problem = sl.Quadratic(CURVATURE, start=SIGNAL / np.sqrt(RATIO) / CURVATURE)
     adam = sl.AdamW(LR, b1=0.98, b2=0.998, weight_decay=0.5)
-    options = dict(steps=plan.size["steps"], paths=plan.size["paths"], seed=plan.seed, progress=plan.progress)
-    found = sl.scaling.verify(problem, sl.GaussianNoise(1.0), adam, RATIO, _variants(adam), **options)
+    variants = _variants(adam)
+    # `verify` gives every run the next seed; these are of no other seed's runs.
+    seed = (1 + len(variants)) * plan.seed
+    options = dict(steps=plan.size["steps"], paths=plan.size["paths"], seed=seed, progress=plan.progress)
+    found = sl.scaling.verify(problem, sl.GaussianNoise(1.0), adam, RATIO, variants, **options)
     table = found.agreement(plan.confidence)
     number = {label: _asymptotic(table, label) for label in table.index}
     path = _path(table, "full rule")

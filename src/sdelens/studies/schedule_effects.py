@@ -3,9 +3,10 @@
 from typing import Any
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
+from sdelens.studies._draw import track_pictures
 from sdelens.studies._measure import ratio
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._rules import Item
+from sdelens.studies._study import Outcome, Plan, Study
 
 __all__ = ["STUDY"]
 
@@ -30,7 +31,8 @@ def run(plan: Plan) -> Outcome:
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.GaussianNoise(1.0)
     options = dict(steps=STEPS, paths=plan.size["paths"], record_every=10)
     schedules = {"cosine": sl.Cosine(STEPS, end=0.05), "(1 + t)^−½": sl.Polynomial(POWER)}
-    tracking, ending, falling, results = [], [], [], {}
+    tracking: list[Item] = []
+    falling, results = [], {}
     for number, (title, schedule) in enumerate(schedules.items()):
         for name, optimizer in _optimizers(schedule).items():
             label = f"{name}, {title}"
@@ -38,9 +40,7 @@ def run(plan: Plan) -> Outcome:
                 f"{name.lower()}-{number}", problem, noise, optimizer, ["optimizer", "sde"], **options
             )
             results[label] = result
-            tracking.append(plan.at_most(f"SDE, {label}", plan.error(result), 0.01, 1e-3, percent=True))
-            end = plan.error(result, column="late_error")
-            ending.append(plan.at_most(f"SDE, {label}, late", end, 0.05, 0.01, percent=True))
+            tracking += plan.tracked(f"SDE, {label}", result)
     # From near rest: the loss follows h once the start is forgotten.
     near, slow = sl.Quadratic([1.0, 2.0, 4.0], start=0.1), sl.Polynomial(POWER)
     early, late = STEPS // 3, STEPS
@@ -55,27 +55,20 @@ def run(plan: Plan) -> Outcome:
         f"{plan.size['paths']} paths; the fall of the loss from x₀ = 0.1; schedules: a cosine down to 0.05, and h = "
         "(1 + t)^−½"
     ]
-    pictures = [
-        Picture(
-            "losses",
-            lambda: draw_losses(results),
-            "Mean loss of each optimizer and its SDE under a cosine (above) and under (1 + t)^−½ (below). The grey "
-            "band is the middle 90 % of the optimizer's paths.",
-            "Six panels of loss curves, one per optimizer and schedule, each with the optimizer and its SDE.",
-        ),
-        Picture(
-            "errors",
-            lambda: draw_items(tracking, "relative error of the mean loss (%)"),
-            f"Relative L2 error of every SDE over the whole run. {KEY}",
-            ROWS,
-        ),
-    ]
+    pictures = track_pictures(
+        results,
+        tracking,
+        losses="Mean loss of each optimizer and its SDE under a cosine (above) and under (1 + t)^−½ (below).",
+        alt="Six panels of loss curves, one per optimizer and schedule, each with the optimizer and its SDE.",
+        errors="Relative L2 error of every SDE, over the whole run and over its last third (late).",
+        axis="relative error of the mean loss (%)",
+    )
     remarks = [
         "The loss follows h only once the start is forgotten: from x₀ = 2, where it is not within a third of this "
         "run, it falls to 0.51 (SGD) and 0.29 (SignSGD) between the same times, which is why its fall is taken from "
         f"x₀ = 0.1. A lag of the loss behind h makes 0.58 of the {foretold:.2g} that h falls by."
     ]
-    return Outcome([*tracking, *ending, *falling], settings, pictures, remarks=remarks)
+    return Outcome([*tracking, *falling], settings, pictures, remarks=remarks)
 
 
 STUDY = Study(

@@ -3,14 +3,14 @@
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, draw_losses
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._draw import track_pictures
+from sdelens.studies._rules import Item
+from sdelens.studies._study import Outcome, Plan, Study
 
 __all__ = ["STUDY"]
 
-TOLERANCE, LATE = 0.01, 0.05
-"""What counts as tracking: relative L2 error of the mean loss above its infimum over the whole run, which the start
-decides, and over its last third, which the noise does."""
+TOLERANCE = 0.01
+"""What counts as tracking over the whole run: relative L2 error of the mean loss above its infimum."""
 EARLIER = {"RMSpropW, quadratic": 0.096, "AdamW, quadratic": 0.72, "RMSpropW, saddle": 0.11, "AdamW, saddle": 0.87}
 EARLIER |= {"RMSpropW, Rosenbrock": 0.063, "AdamW, Rosenbrock": 0.43}
 """Errors of the earlier SDEs as measured before, for the power."""
@@ -32,7 +32,8 @@ def _optimizers(lr: float) -> list:
 
 def run(plan: Plan) -> Outcome:
     """Every optimizer on every problem, with all its SDEs."""
-    items, earlier, results, settings, spreads = [], [], {}, [], []
+    items: list[Item] = []
+    earlier, results, settings, spreads = [], {}, [], []
     for name, (problem, scale, lr, steps) in _cases().items():
         settings.append(
             f"{name}: d = {problem.dim}, Gaussian noise of scale {scale:g}, η = {lr:g}, θ = 0.1, β₁ = 0.9, β₂ = 0.99, "
@@ -50,9 +51,7 @@ def run(plan: Plan) -> Outcome:
                 record_every=steps // 100,
             )
             results[label] = result
-            items.append(plan.at_most(f"SDE, {label}", plan.error(result), TOLERANCE, 1e-3, percent=True))
-            late = plan.error(result, column="late_error")
-            items.append(plan.at_most(f"SDE, {label}, late", late, LATE, 0.01, percent=True))
+            items += plan.tracked(f"SDE, {label}", result, whole=(TOLERANCE, 1e-3))
             spreads.append((plan.errors(result).loc["sde", "spread"], label))
             if "malladi2022" in result.models:
                 number = plan.error(result, "malladi2022")
@@ -63,21 +62,17 @@ def run(plan: Plan) -> Outcome:
         f"the SDE's standard deviation to the optimizer's is {worst:.2g} ({where}). These SDEs leave the noise of V "
         "out, which damps the optimizer's spread where gradients dominate."
     )
-    picture = Picture(
-        "losses",
-        lambda: draw_losses(results),
-        "Mean loss over time of each optimizer, its SDE and, for RMSpropW and AdamW, the earlier SDE. The grey band "
-        "is the middle 90 % of the optimizer's paths.",
-        "Nine panels of loss curves, one per optimizer and loss, with a curve for the optimizer and for each of its "
-        "SDEs.",
+    pictures = track_pictures(
+        results,
+        [*items, *earlier],
+        losses="Mean loss over time of each optimizer, its SDE and, for RMSpropW and AdamW, the earlier SDE.",
+        alt="Nine panels of loss curves, one per optimizer and loss, with a curve for the optimizer and for each of "
+        "its SDEs.",
+        errors="Relative L2 error of every SDE, over the whole run and over its last third (late).",
+        axis="relative error of the mean loss (%)",
+        logarithmic=True,
     )
-    numbers = Picture(
-        "errors",
-        lambda: draw_items([*items, *earlier], "relative error of the mean loss (%)", logarithmic=True),
-        f"Relative L2 error of every SDE, over the whole run and over its last third (late). {KEY}",
-        ROWS,
-    )
-    return Outcome([*items, *earlier], settings, [picture, numbers], remarks=[remark])
+    return Outcome([*items, *earlier], settings, pictures, remarks=[remark])
 
 
 STUDY = Study(

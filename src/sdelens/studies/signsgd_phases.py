@@ -98,7 +98,7 @@ def run(plan: Plan) -> Outcome:
             if name in limits:
                 items.append(plan.within(label, number, limits[name], expected))
             else:
-                relative = Estimate(*(v / expected for v in number))
+                relative = number.times(1 / expected)
                 ends.append(plan.within(f"{label}, over predicted", relative, (0.98, 1.02)))
     settings = [
         f"quadratic of curvature 1, 2, 4, Gaussian noise, σ = 1, from |Y| = {START:g} in every coordinate, η = {LR}, "

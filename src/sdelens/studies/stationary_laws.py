@@ -10,7 +10,7 @@ import sdelens as sl
 from sdelens.studies._animation import animate_cloud
 from sdelens.studies._draw import KEY, ROWS, add_ellipse, draw_items, panels
 from sdelens.studies._measure import resting
-from sdelens.studies._rules import Estimate, Item
+from sdelens.studies._rules import Item
 from sdelens.studies._study import Animation, Outcome, Picture, Plan, Study
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run(plan: Plan) -> Outcome:
             values, axes = np.linalg.eigh(law.covariance)
             for j, which in enumerate(("short", "long")):
                 variances = resting(result, lambda x, a=axes[:, j]: (x @ a) ** 2)  # type: ignore[misc]
-                number = Estimate(*(v / values[j] for v in plan.mean(variances)))
+                number = plan.mean(variances).times(1 / values[j])
                 said = "ours" if form == "algorithm" else "paper"
                 items.append(plan.within(f"{name}, {which} axis, {said}", number, (1 - tolerance, 1 + tolerance)))
 
