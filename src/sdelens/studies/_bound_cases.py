@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, panels
+from sdelens.studies._draw import KEY, ROWS, draw_items, panels, scale_y
 from sdelens.studies._measure import largest_ratio
 from sdelens.studies._study import Outcome, Picture, Plan
 
@@ -101,7 +101,7 @@ def run_bounds(plan: Plan, names: list[str], form: str, expected: Mapping[str, f
             axis.set_title(name, loc="left")
             axis.set_xlabel("time  $t = k\\eta$")
             axis.set_ylabel("mean loss $-$ infimum")
-            axis.set_yscale("log")
+            scale_y(axis, [*mean, *bound])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return figure
 

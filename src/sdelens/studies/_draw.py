@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
     from sdelens.result import Result
 
-__all__ = ["KEY", "MARKS", "ROWS", "add_ellipse", "draw_items", "log_axes", "mark_series", "panels", "track_pictures"]
+__all__ = [
+    "KEY",
+    "MARKS",
+    "ROWS",
+    "add_ellipse",
+    "draw_items",
+    "log_axes",
+    "mark_series",
+    "panels",
+    "scale_y",
+    "track_pictures",
+]
 
 MARKS: list[dict[str, Any]] = [
     {"color": "#332288", "linestyle": "-", "marker": "o"},
@@ -101,8 +112,7 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) ->
             axis.fill_between(time, np.maximum(low, 0.3 * finite.min()), high, color="0.85", linewidth=0)
         for label, curve in curves.items():
             (entries[label],) = axis.plot(time, curve, label=written(label), **looks[label])
-        if finite.min() > 0 and finite.max() > 5 * finite.min():
-            axis.set_yscale("log")
+        scale_y(axis, finite)
         axis.set_title(title, loc="left")
         axis.set_xlabel("time  $t = k\\eta$")
     axes[0].set_ylabel("mean loss $-$ infimum")
@@ -116,10 +126,25 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) ->
     return figure
 
 
+def scale_y(axis: "Axes", values: Any) -> None:
+    """A logarithmic scale where values span a factor of 5, with ticks at 1, 2, 5 where they do not span one of 50."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    values = np.asarray(values, float)
+    low, high = values.min(), values.max()
+    if low <= 0 or high < 5 * low:
+        return
+    axis.set_yscale("log")
+    if high < 50 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def log_axes(axis: "Axes", ticks: Sequence[float], xlabel: str, ylabel: str) -> None:
     """Both axes logarithmic, with the few values of the lower one as its ticks."""
     axis.set_xscale("log")
-    axis.set_yscale("log")
+    scale_y(axis, np.concatenate([line.get_ydata() for line in axis.get_lines()]))
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel(xlabel)

@@ -72,7 +72,7 @@ def _picture(time: np.ndarray, x: np.ndarray) -> "Figure":
     axis.set_ylim(0.01, 6)
     axis.set_xlabel("time  $t = k\\eta$")
     axis.set_ylabel("$|Y| = |\\partial f|/(\\sqrt{2}\\,\\sigma)$ at E x")
-    axis.legend(loc="lower left")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
