@@ -1,10 +1,12 @@
 """Tracking errors: unbiased, with limits that cover, and a floor that is one."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from sdelens.tracking import Curves, marginal_distances, spread_ratio, tracking_error
+from sdelens.tracking import Curves, _Bootstrap, marginal_distances, spread_ratio, tracking_error
 
 RECORDS, GROUPS = 40, 64
 TIME = np.linspace(0, 4, RECORDS)
@@ -98,6 +100,51 @@ def test_models_on_one_stream_are_compared_path_by_path():
     apart = tracking_error(shifted, reference._replace(stream="b"), 0.0)
     assert paired.floor < 0.1 * apart.floor
     assert paired.upper - paired.lower < apart.upper - apart.lower
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("equal", [False, True])
+def test_resampled_statistics_are_those_of_the_curves(equal, paired):
+    """Against sums over groups written out, for groups of equal and of other sizes."""
+    rng, groups, minimum = np.random.default_rng(4), 9, -0.2
+    a, b = (sample(rng, mean, 0.3, groups).groups for mean in (1.1 * REFERENCE, REFERENCE))
+    na, nb = (np.full(groups, 10.0) if equal else rng.integers(5, 20, groups).astype(float) for _ in "ab")
+    draws_a = rng.multinomial(groups, np.full(groups, 1 / groups), 7)
+    draws_b = draws_a if paired else rng.multinomial(groups, np.full(groups, 1 / groups), 7)
+    found = _Bootstrap(a, b, na, nb, minimum, paired, None).statistics(draws_a, draws_b)
+    stretch, base = np.sqrt(groups / (groups - 1)), nb @ b / nb.sum()
+
+    def weights(drawn, counts):
+        share, centre = drawn * counts / (drawn @ counts), counts / counts.sum()
+        return centre + stretch * (share - centre), drawn * (stretch * counts / (drawn @ counts)) ** 2
+
+    for k in range(7):
+        (p, u), (q, w) = weights(draws_a[k], na), weights(draws_b[k], nb)
+        moved, other = p @ a - q @ b, q @ b
+        noise_b = w @ ((b - other) ** 2).sum(axis=1)
+        own = a - b if paired else a
+        noise = u @ ((own - p @ own) ** 2).sum(axis=1) + (0 if paired else noise_b)
+        assert found.noise2[k] == pytest.approx(noise)
+        assert found.norm2[k] == pytest.approx(moved @ moved)
+        assert found.scale2[k] == pytest.approx((other - minimum) @ (other - minimum) - noise_b)
+        assert found.shift[k] == pytest.approx(moved.mean() / (other - minimum).mean())
+        off = moved - (na @ a / na.sum() - base)
+        assert found.noise_norm2[k] == pytest.approx(off @ off)
+        assert found.along[k] ** 2 <= off @ off * (1 + 1e-9)
+
+
+def test_limits_of_high_confidence_take_little_memory():
+    """100 000 resamples of 64 groups; all of their weights at once would be 100 MB for each side."""
+    rng = np.random.default_rng(5)
+    a, b = sample(rng, 1.01 * REFERENCE, 0.05), sample(rng, REFERENCE, 0.05)._replace(stream="b")
+    a, b = (c._replace(m2=np.ones_like(c.groups)) for c in (a, b))
+    tracemalloc.start()
+    try:
+        tracking_error(a, b, 0.0, 0.9999)
+        spread_ratio(a, b, 0.9999)
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_groups_of_unequal_size_are_weighted():

@@ -10,9 +10,10 @@ so the bias of the naive error is removed, and the floor is what a perfect model
 
 Limits invert a test. Were the true difference of length θ, ‖D‖² would be the law of ‖θu + n‖² with n the noise of D;
 u, its unknown direction, is taken as that in which the noise is largest, which is least favourable: it spreads ‖D‖² the
-most. The upper limit is the largest θ that makes a ‖D‖ as small as the one observed no rarer than 1 − confidence, the
-lower limit the least θ that makes one as large no rarer; n is drawn by bootstrap over groups, and with it the scale
-‖b̂ − b_min‖. All resamples are quadratic forms in one Gram matrix, so their cost does not depend on the number of steps.
+most; of the two signs of u, that with the wider limit. The upper limit is the largest θ that makes a ‖D‖ as small as
+the one observed no rarer than 1 − confidence, the lower limit the least θ that makes one as large no rarer; n is drawn
+by bootstrap over groups, and with it the scale ‖b̂ − b_min‖. Curves enter through their inner products, so that the cost
+of a resample hardly depends on the number of steps.
 """
 
 import functools
@@ -32,6 +33,8 @@ __all__ = [
     "tracking_error",
 ]
 
+_BLOCK = 4096
+"""Resamples at a time, which stay in the caches; a limit of high confidence takes millions."""
 FEWEST_GROUPS = 8
 """With fewer groups the bootstrap says too little about the noise, and no limits are given."""
 
@@ -162,12 +165,11 @@ def spread_ratio(
         return Interval(value, np.nan, np.nan)
     paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
     draws = _draws((curve.counts.size, reference.counts.size), _enough(resamples, confidence), seed, paired)
-    star = [_spreads(c, d) for c, d in zip(sides, draws, strict=True)]
-    resolved = scattered & (np.minimum(*star) > 0).all(axis=0)
-    if not resolved.any():  # too few groups differ to tell a spread from none
+    found = _ratios(sides, draws, scattered)
+    if found is None:  # too few groups differ to tell a spread from none
         return Interval(value, np.nan, np.nan)
+    resolved, ratios = found
     value = float((at[0][resolved] / at[1][resolved]).mean())
-    ratios = (star[0][:, resolved] / star[1][:, resolved]).mean(axis=1)
     low, high = np.quantile(ratios, [1 - confidence, confidence])
     return Interval(value, value**2 / float(high), value**2 / float(low))
 
@@ -181,21 +183,48 @@ def _enough(resamples: int, confidence: float) -> int:
 def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> tuple[np.ndarray, np.ndarray]:
     """How often every resample of both sides has each group, shapes (resamples, G); the same draws where paired."""
     rng = np.random.default_rng(seed)
-    first = rng.multinomial(groups[0], np.full(groups[0], 1 / groups[0]), resamples)
-    second = first if paired else rng.multinomial(groups[1], np.full(groups[1], 1 / groups[1]), resamples)
-    for draws in (first, second):
-        draws.setflags(write=False)
-    return first, second
+
+    def often(count: int) -> np.ndarray:
+        found = np.empty((resamples, count), np.min_scalar_type(count))
+        for at in range(0, resamples, _BLOCK):
+            rows = found[at : at + _BLOCK]
+            drawn = rng.integers(0, count, rows.shape) + count * np.arange(len(rows))[:, None]
+            rows[:] = np.bincount(drawn.ravel(), minlength=rows.size).reshape(rows.shape)
+        found.setflags(write=False)
+        return found
+
+    first = often(groups[0])
+    return first, first if paired else often(groups[1])
+
+
+def _ratios(
+    sides: list[Curves], draws: tuple[np.ndarray, np.ndarray], steps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of those steps the ones at which all resamples have a spread, and every resample's mean ratio over them."""
+    ratios = np.empty(len(draws[0]))
+    while steps.any():
+        for at in range(0, len(ratios), _BLOCK):
+            first, second = (_spreads(c, d[at : at + _BLOCK]) for c, d in zip(sides, draws, strict=True))
+            none = steps & ~((first > 0) & (second > 0)).all(axis=0)
+            if none.any():
+                steps = steps & ~none
+                break
+            ratios[at : at + _BLOCK] = (first[:, steps] / second[:, steps]).mean(axis=1)
+        else:
+            return steps, ratios
+    return None
 
 
 def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
     """Standard deviations over the paths of the drawn groups, shape (resamples, R)."""
     assert curve.m2 is not None
-    counts = np.ones_like(curve.groups) * curve.counts[:, None] if curve.living is None else curve.living
+    counts = curve.counts[:, None] if curve.living is None else curve.living
+    if (counts == counts[:, :1]).all():
+        counts = counts[:, :1]
     groups = curve.groups - (counts * curve.groups).sum(axis=0) / counts.sum(axis=0)
-    total = np.maximum(draws @ counts, 1)
-    mean = draws @ (counts * groups) / total
-    square = draws @ (curve.m2 + counts * groups**2) - total * mean**2
+    times = draws.astype(float)
+    total = np.maximum(times @ counts, 1)
+    square = times @ (curve.m2 + counts * groups**2) - (times @ (counts * groups)) ** 2 / total
     return np.sqrt(np.maximum(square, 0) / np.maximum(total - 1, 1))
 
 
@@ -260,15 +289,18 @@ def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[fl
         return 0.0, 0.0
     size = np.sqrt(star.scale2.mean())
 
-    def share_below(theta: float) -> float:
-        square = (theta * size) ** 2 + 2 * theta * size * star.along + star.noise_norm2
-        return float(np.mean(square / star.scale2 <= observed))
+    def last(share: float, sign: int) -> float:
+        """The last θ up to which ‖θu + n‖² lies below the observed with this probability."""
 
-    # share_below falls from share_below(0) to 0 as θ grows; beyond √observed + the longest noise it is 0.
+        def holds(theta: float) -> bool:
+            square = (theta * size) ** 2 + sign * 2 * theta * size * star.along + star.noise_norm2
+            return float(np.mean(square / star.scale2 <= observed)) >= share
+
+        return _bisect(holds, 0.0, 2 * top)
+
+    # The share falls to 0 as θ grows; beyond √observed + the longest noise it is 0.
     top = np.sqrt(observed) + np.sqrt(np.max(star.noise_norm2) / np.min(star.scale2)) + 1e-300
-    upper = _bisect(lambda theta: share_below(theta) >= 1 - confidence, 0.0, 2 * top)
-    lower = _bisect(lambda theta: share_below(theta) >= confidence, 0.0, 2 * top)
-    return lower, upper
+    return min(last(confidence, sign) for sign in (1, -1)), max(last(1 - confidence, sign) for sign in (1, -1))
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
@@ -297,9 +329,10 @@ class _Statistics(NamedTuple):
 
 
 class _Bootstrap:
-    """All resamples as linear and quadratic forms in the Gram matrix of the centred group curves.
+    """Resampled means of two models' groups, as linear and quadratic forms in how often each group is drawn.
 
-    A resampled difference is D* = r S with S the stacked curves of both models' groups and r their signed weights.
+    With A, B the groups' curves about their means, in as few columns as give them the same inner products, the noise of
+    a resampled difference D* is n = pA − qB, p and q being the weights of the means.
     """
 
     def __init__(
@@ -312,80 +345,90 @@ class _Bootstrap:
         paired: bool,
         height: float | None,
     ) -> None:
-        base = nb @ b / nb.sum()
-        self.paired, self.na, self.nb, self.height = paired, na, nb, height
-        stacked, above = np.concatenate([a, b]) - base, base - minimum
-        self.records, self.gram, self.means = a.shape[1], stacked @ stacked.T, stacked.mean(axis=1)
-        self.above2, self.b_above, self.mean_above = above @ above, stacked[len(a) :] @ above, above.mean()
-        self._groups = len(a)
+        mean_a, mean_b = na @ a / na.sum(), nb @ b / nb.sum()
+        off_a, off_b = a - mean_a, b - mean_b
+        self.difference, above = mean_a - mean_b, mean_b - minimum
+        columns = _few_columns(np.concatenate([off_a, off_b]))
+        few_a, few_b = columns[: len(a)], columns[len(a) :]
+        loudest = _loudest(few_a, few_b, na, nb, paired)
+        self.records, self.height, self.above2, self.mean_above = len(above), height, above @ above, above.mean()
+        self.a = _Groups(few_a, na, np.stack([off_a @ self.difference, off_a.mean(axis=1), few_a @ loudest], axis=1))
+        linear_b = [off_b @ self.difference, off_b.mean(axis=1), few_b @ loudest, off_b @ above]
+        self.b = _Groups(few_b, nb, np.stack(linear_b, axis=1))
+        self.pairs = None
+        if paired:
+            pairs = few_a - few_b
+            self.pairs = _Groups(pairs - na @ pairs / na.sum(), na, np.zeros((len(a), 0)))
 
     def statistics(self, draws_a: np.ndarray, draws_b: np.ndarray) -> _Statistics:
         """Statistics of draws of groups, each of shape (resamples, G)."""
-        p, u = _weights(draws_a, self.na)
-        q, w = _weights(draws_b, self.nb)
-        groups = p.shape[1]
-        gram_bb = self.gram[groups:, groups:]
-        r = np.concatenate([p, -q], axis=1)
-        centre = np.concatenate([self.na / self.na.sum(), -self.nb / self.nb.sum()])
-        noise_b = _scatter(q, w, gram_bb)
-        noise = self._noise(p, u, noise_b)
+        parts = [
+            self._part(draws_a[at : at + _BLOCK].astype(float), draws_b[at : at + _BLOCK].astype(float))
+            for at in range(0, len(draws_a), _BLOCK)
+        ]
+        return _Statistics(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _part(self, draws_a: np.ndarray, draws_b: np.ndarray) -> _Statistics:
+        a, linear_a, scatter_a = self.a.resampled(draws_a)
+        b, linear_b, scatter_b = self.b.resampled(draws_b)
+        noise = scatter_a + scatter_b if self.pairs is None else self.pairs.resampled(draws_a)[2]
+        across, shift, along = (linear_a - linear_b[:, :3]).T
         if self.height is not None:
-            scale2, above = np.full(len(p), self.height**2 * self.records), np.full(len(p), self.height)
+            scale2, above = np.full(len(a), self.height**2 * self.records), np.full(len(a), self.height)
         else:
-            scale2 = self.above2 + 2 * q @ self.b_above + _form(q, gram_bb) - noise_b
-            above = self.mean_above + q @ self.means[groups:]
-        n = r - centre
+            scale2 = self.above2 + 2 * linear_b[:, 3] + _squares(b) - scatter_b
+            above = self.mean_above + linear_b[:, 1]
         with np.errstate(divide="ignore", invalid="ignore"):  # a height of 0 has no relative shift
-            shift = r @ self.means / above
-        along = n @ self.loudest if len(n) > 1 else np.zeros(1)  # of the sample itself there is no noise
-        return _Statistics(_form(r, self.gram), noise, scale2, shift, _form(n, self.gram), along)
-
-    def _noise(self, p: np.ndarray, u: np.ndarray, noise_b: np.ndarray) -> np.ndarray:
-        groups = p.shape[1]
-        gram = self.gram[:groups, :groups]
-        if not self.paired:
-            return _scatter(p, u, gram) + noise_b
-        cross = self.gram[:groups, groups:]
-        return _scatter(p, u, gram + self.gram[groups:, groups:] - cross - cross.T)
-
-    @functools.cached_property
-    def loudest(self) -> np.ndarray:
-        """Inner products of the stacked curves with the unit vector along which the noise of D varies most."""
-        units = _unit_deviations(self.na, self.nb, self.paired, self._groups)
-        values, vectors = np.linalg.eigh(units @ self.gram @ units.T)
-        if values[-1] <= 0:
-            return np.zeros(len(self.gram))
-        weights = vectors[:, -1] @ units / np.sqrt(values[-1])
-        return self.gram @ weights
+            shift = (self.difference.mean() + shift) / above
+        length2 = _squares(a - b)
+        return _Statistics(
+            self.difference @ self.difference + 2 * across + length2, noise, scale2, shift, length2, along
+        )
 
 
-def _unit_deviations(na: np.ndarray, nb: np.ndarray, paired: bool, groups: int) -> np.ndarray:
-    """Rows whose product with the stacked curves are independent parts of the noise of D, one per group."""
-    share_a, share_b = na / na.sum(), nb / nb.sum()
-    part_a = np.diag(share_a) - np.outer(share_a, share_a)
-    part_b = np.diag(share_b) - np.outer(share_b, share_b)
-    if paired:
-        return np.concatenate([part_a, -part_b], axis=1)
-    zeros = np.zeros((groups, len(nb)))
-    return np.block([[part_a, zeros], [zeros.T, -part_b]])
+class _Groups(NamedTuple):
+    """One side's groups: curves about their mean (G, k), counts of paths (G,), linear functionals of curves (G, m)."""
+
+    curves: np.ndarray
+    counts: np.ndarray
+    linear: np.ndarray
+
+    def resampled(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every row of draws: mean curve, linear functionals of it, and the variance of that mean.
+
+        Resampled means are spread by √(G/(G−1)) about the sample's; the variance is Σ_g u_g ‖a_g − mean‖², u_g being
+        the square of a drawn group's weight.
+        """
+        groups, k = self.curves.shape
+        counts = self.counts.astype(float)
+        weight = np.sqrt(groups / max(groups - 1, 1)) / (draws @ counts)
+        first = (draws @ (counts[:, None] * np.hstack([self.curves, self.linear]))) * weight[:, None]
+        mean, linear = first[:, :k], first[:, k:]
+        second = np.column_stack([np.ones(groups), (self.curves**2).sum(axis=1)])
+        total, squares = weight**2 * (draws @ (counts[:, None] ** 2 * second)).T
+        if (counts == counts[0]).all():
+            across = counts[0] * weight * _squares(mean)
+        else:
+            across = weight**2 * np.einsum("rk,rk->r", draws @ (counts[:, None] ** 2 * self.curves), mean)
+        return mean, linear, squares - 2 * across + total * _squares(mean)
 
 
-def _weights(draws: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights p of the mean and u of its variance; resampled means are spread by √(G/(G−1)) about the sample's."""
-    groups = draws.shape[1]
-    mass = draws * counts
-    total = mass.sum(axis=1, keepdims=True)
-    centre = counts / counts.sum()
-    stretch = np.sqrt(groups / max(groups - 1, 1))
-    p = centre + stretch * (mass / total - centre)
-    u = draws * (counts / total) ** 2 * stretch**2
-    return p, u
+def _few_columns(curves: np.ndarray) -> np.ndarray:
+    """Curves with the same inner products, to rounding, in no more columns than these take."""
+    if curves.shape[1] <= 1:
+        return curves
+    values, vectors = np.linalg.eigh(curves @ curves.T)
+    kept = values > 1e-13 * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def _form(p: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    return np.einsum("ri,ij,rj->r", p, gram, p, optimize=True)
+def _loudest(a: np.ndarray, b: np.ndarray, na: np.ndarray, nb: np.ndarray, paired: bool) -> np.ndarray:
+    """The unit vector along which the noise of D varies most; 0 where there is none."""
+    share_a, share_b = (na / na.sum())[:, None] * a, (nb / nb.sum())[:, None] * b
+    parts = share_a - share_b if paired else np.concatenate([share_a, -share_b])
+    values, vectors = np.linalg.eigh(parts.T @ parts) if parts.shape[1] else (np.zeros(1), np.zeros((0, 1)))
+    return vectors[:, -1] if values[-1] > 0 else np.zeros(parts.shape[1])
 
 
-def _scatter(p: np.ndarray, u: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Σ_g u_g ‖a_g − Σ_h p_h a_h‖²."""
-    return u @ np.diag(gram) - 2 * np.einsum("ri,ij,rj->r", u, gram, p, optimize=True) + u.sum(axis=1) * _form(p, gram)
+def _squares(curves: np.ndarray) -> np.ndarray:
+    return np.einsum("rk,rk->r", curves, curves)

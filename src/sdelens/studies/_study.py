@@ -113,6 +113,7 @@ class Plan:
     confidence: float
     folder: Path | None = None
     progress: bool | None = None
+    _errors: dict[int, tuple[Result, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def compare(
         self, name: str, problem: Any, noise: Any, optimizer: Any, models: Any = None, **options: Any
@@ -198,8 +199,10 @@ class Plan:
         )
 
     def errors(self, result: Result) -> Any:
-        """`Result.errors` at the plan's confidence."""
-        return result.errors(confidence=self.confidence)
+        """`Result.errors` at the plan's confidence, computed once."""
+        if id(result) not in self._errors:
+            self._errors[id(result)] = (result, result.errors(confidence=self.confidence))  # it lives as long as its id
+        return self._errors[id(result)][1]
 
     def at_most(self, label: str, number: Estimate, bound: float, expected: float = 0.0, percent: bool = False) -> Item:
         """An item: a number that must be at most `bound`."""
