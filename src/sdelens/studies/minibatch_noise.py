@@ -64,7 +64,7 @@ STUDY = Study(
     "noise.",
     items=6,
     sizes={
-        "quick": {"network": {"width": 32, "depth": 1}, "steps": 200, "paths": 128},
+        "quick": {"network": {"width": 32, "depth": 1}, "steps": 200, "paths": 192},
         "full": {"network": {"width": 32, "depth": 1}, "steps": 300, "paths": 512},
         "paper": {"network": {"width": 32, "depth": 1}, "steps": 2000, "paths": 4096},
     },
