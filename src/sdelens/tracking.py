@@ -418,7 +418,7 @@ def _few_columns(curves: np.ndarray) -> np.ndarray:
     if curves.shape[1] <= 1:
         return curves
     values, vectors = np.linalg.eigh(curves @ curves.T)
-    kept = values > 1e-13 * values[-1]
+    kept = values > 1e-15 * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
