@@ -79,6 +79,6 @@ STUDY = Study(
     criterion="Relative L2 error of every SDE's mean loss at most 1 % over the whole run and 5 % over its last "
     "third; fall of the loss from a third of the run to its end under h = (1 + t)^−½ within 10 % of the fall of h.",
     items=14,
-    sizes={"quick": {"paths": 16_384}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
+    sizes={"quick": {"paths": 32_768}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
     run=run,
 )

@@ -86,6 +86,6 @@ STUDY = Study(
     "1 % over the whole run and at most 5 % over its last third; of every earlier SDE at least 1 % over the whole "
     "run.",
     items=24,
-    sizes={"quick": {"paths": 6144}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
+    sizes={"quick": {"paths": 8192}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
     run=run,
 )
