@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import norm
 
 import sdelens as sl
-from sdelens.studies import FAILS, HOLDS, OPEN, STUDIES, Estimate, Item, Outcome, Picture, Plan, Study, _records, _runs
+from sdelens.studies import FAILS, HOLDS, OPEN, STUDIES, Estimate, Outcome, Picture, Plan, Study, _records, _runs
 from sdelens.studies._measure import exponent, largest_ratio, quantile
 from sdelens.studies._rules import at_least, at_most, joined, within
 
@@ -76,12 +76,7 @@ def test_the_power_of_a_largest_number_is_the_least_it_can_be():
 def test_what_it_would_take_does_resolve():
     item = at_most("a", about(0.9, 0.1), 1.0, CONFIDENCE)
     assert item.verdict == OPEN
-    again = Item(
-        **{
-            **vars(item),
-            **vars(about(0.9, 0.1 / math.sqrt(item.effort))),
-        }
-    )
+    again = dataclasses.replace(item, **vars(about(0.9, 0.1 / math.sqrt(item.effort))))
     assert again.verdict == HOLDS
     assert at_most("a", about(1.0, 0.1), 1.0, CONFIDENCE).effort == math.inf
 

@@ -115,7 +115,7 @@ def tracking_error(
     if not (a.shape[1] and np.isfinite(a).all() and np.isfinite(b).all()):
         return TrackingError(*[np.nan] * 7)
     paired = curve.stream == reference.stream and a.shape[0] == b.shape[0]
-    model = _Bootstrap(a, b, curve.counts, reference.counts, minimum, paired, height)
+    model = _Bootstrap(a, b, curve.counts, reference.counts, minimum, paired, height, limits=resamples > 0)
     point = model.statistics(np.ones((1, a.shape[0])), np.ones((1, b.shape[0])))
     norm2, noise2, scale2 = float(point.norm2[0]), float(point.noise2[0]), float(point.scale2[0])
     if scale2 <= 0:
@@ -344,13 +344,16 @@ class _Bootstrap:
         minimum: float,
         paired: bool,
         height: float | None,
+        limits: bool = True,
     ) -> None:
+        """Without `limits` only the sample's own statistics are wanted, which take neither eigenvectors nor `along`."""
         mean_a, mean_b = na @ a / na.sum(), nb @ b / nb.sum()
         off_a, off_b = a - mean_a, b - mean_b
         self.difference, above = mean_a - mean_b, mean_b - minimum
-        columns = _few_columns(np.concatenate([off_a, off_b]))
+        columns = np.concatenate([off_a, off_b])
+        columns = _few_columns(columns) if limits else columns
         few_a, few_b = columns[: len(a)], columns[len(a) :]
-        loudest = _loudest(few_a, few_b, na, nb, paired)
+        loudest = _loudest(few_a, few_b, na, nb, paired) if limits else np.zeros(columns.shape[1])
         self.records, self.height, self.above2, self.mean_above = len(above), height, above @ above, above.mean()
         self.a = _Groups(few_a, na, np.stack([off_a @ self.difference, off_a.mean(axis=1), few_a @ loudest], axis=1))
         linear_b = [off_b @ self.difference, off_b.mean(axis=1), few_b @ loudest, off_b @ above]

@@ -142,7 +142,7 @@ def scale_y(axis: "Axes", values: Any) -> None:
 
 
 def log_axes(axis: "Axes", ticks: Sequence[float], xlabel: str, ylabel: str) -> None:
-    """Both axes logarithmic, with the few values of the lower one as its ticks."""
+    """The lower axis logarithmic, with its few values as ticks, the other as `scale_y` has it."""
     axis.set_xscale("log")
     scale_y(axis, np.concatenate([line.get_ydata() for line in axis.get_lines()]))
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
