@@ -5,12 +5,16 @@ EXTRAS ?= dev
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests of one group share programs, and run on one worker; the budgets of programs are those of two workers.
+PARALLEL := -n auto --dist loadgroup
 
-.PHONY: demo test test-fast test-slow lint format bench bench-quick docs clean help
+.PHONY: demo test test-all test-slow studies lint format bench bench-quick docs clean help
 
 help:
 	@echo "make demo       four optimizers against their SDEs, on a quadratic and on real data; writes demo/index.html"
-	@echo "make test       all tests (make test-fast, make test-slow: the parts)"
+	@echo "make test       every feature, every error and every reference once: before each commit"
+	@echo "make test-all   make test, and what takes longer: before each push"
+	@echo "make studies    coverage of limits, weak orders at full precision, many kills: before each release; writes docs/studies.md"
 	@echo "make docs       the documentation as a site, tutorials executed; writes site/"
 	@echo "make lint       formatting, docstrings, types, layers"
 	@echo "make format     mend what can be mended of the formatting"
@@ -19,13 +23,16 @@ help:
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-test: test-fast test-slow
+test: $(READY)
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 6000
 
-test-fast: $(READY)
-	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
+test-all: test test-slow
 
 test-slow: $(READY)
-	$(BIN)/pytest -n auto --dist worksteal -m slow
+	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 6000
+
+studies: $(READY)
+	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/studies.md
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

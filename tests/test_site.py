@@ -1,11 +1,13 @@
 """The documentation knows every public name, page and figure. What the site's own build checks is not repeated here."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 OF_THE_SITE = {"README.md", "index.md", "architecture.md", "changelog.md"}
 
 
@@ -27,3 +29,14 @@ def test_a_code_host_lists_every_page():
 def test_the_gallery_has_every_figure():
     gallery = (DOCS / "gallery.md").read_text(encoding="utf-8")
     assert [figure.name for figure in DOCS.glob("*.png") if f"({figure.name})" not in gallery] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_within_the_project_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+def test_pages_that_teach_have_code_that_is_executed():
+    names = ("README.md", "long-runs.md", "method.md", "weak-order.md")
+    assert [page.name for page in PAGES if page.name in names and "```python" not in page.read_text("utf-8")] == []

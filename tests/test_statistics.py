@@ -9,30 +9,22 @@ from hypothesis import strategies as st
 from sdelens.statistics import (
     BUCKETS,
     QUANTILE_ERROR,
-    Summary,
+    Record,
     _counted,
     _counted_apart,
     merge,
     observe,
     quantiles,
+    unpack,
 )
 
 
 def summary_of(loss, x, alive, first, groups):
+    loss = jnp.asarray(loss)
     record = observe(
-        jnp.asarray(loss),
-        -2 * jnp.asarray(loss)[None],
-        jnp.asarray(loss) * 0 + 2,
-        jnp.asarray(x),
-        jnp.asarray(x),
-        jnp.asarray(alive),
-        jnp.asarray(first, jnp.int32),
-        groups,
-        0.0,
-        0,
+        loss, -2 * loss[None], loss * 0 + 2, jnp.asarray(x), jnp.asarray(x), jnp.asarray(alive), groups, 0.0, 0
     )
-    wide = [np.asarray(leaf)[None] for leaf in record]
-    return Summary(*[a.astype(np.float64) if a.dtype != np.int32 else a for a in wide], ends=np.zeros((0, 0)))
+    return unpack(Record(*(np.asarray(leaf)[None] for leaf in record)), first, groups, watched=2)
 
 
 @settings(max_examples=40, deadline=None)

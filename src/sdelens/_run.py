@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens._compile import compiled_ahead
 from sdelens._processes import Group, current
 from sdelens._progress import progress_bar
 from sdelens.case import Case, check_subject
 from sdelens.checkpoint import Checkpoints, differences, digest
-from sdelens.ensemble import Plan, chunk_size, path_steps, program, record_steps, run_ensemble
+from sdelens.ensemble import Plan, chunk_size, compilations, path_steps, program, record_steps, run_ensemble
 from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.observables import Observables, observables_of
@@ -176,31 +177,42 @@ def simulated(
         experiment.group.check()
         report(done, label)
 
+    saved = {} if checkpoints is None else checkpoints.finished
+    names = {label: f"{name}: {label}" if name else label for label in experiment.models}
+    steppers = {label: experiment.stepper(m) for label, m in experiment.models.items() if names[label] not in saved}
+    offset = experiment.case.problem.infimum or 0.0
+    ahead = (
+        (label, compilation)
+        for label, stepper in steppers.items()
+        for compilation in compilations(stepper, experiment.plan, offset, experiment.observables)
+    )
     start_loss = experiment.case.start_loss()
-    for label, model in experiment.models.items():
-        full = f"{name}: {label}" if name else label
-        if checkpoints is not None and full in checkpoints.finished:
-            summary, seconds = checkpoints.finished[full]
-        else:
-            report(0, full)
-            begin = time.perf_counter()
-            if checkpoints is not None:
-                checkpoints.begin(full)
-            summary = run_ensemble(
-                experiment.stepper(model),
-                experiment.plan,
-                experiment.seed,
-                model.stream,
-                experiment.case.problem.infimum or 0.0,
-                np.array(LEVELS),
-                partial(tick, label=full),
-                experiment.observables,
-                checkpoints,
-                experiment.group,
-            )
-            seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
-        _check_start_loss(start_loss, summary)
-        yield label, (summary, seconds)
+    with compiled_ahead(ahead) as wait:
+        for label, model in experiment.models.items():
+            full = names[label]
+            if full in saved:
+                summary, seconds = saved[full]
+            else:
+                report(0, full)
+                begin = time.perf_counter()
+                wait(label)
+                if checkpoints is not None:
+                    checkpoints.begin(full)
+                summary = run_ensemble(
+                    steppers[label],
+                    experiment.plan,
+                    experiment.seed,
+                    model.stream,
+                    offset,
+                    np.array(LEVELS),
+                    partial(tick, label=full),
+                    experiment.observables,
+                    checkpoints,
+                    experiment.group,
+                )
+                seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
+            _check_start_loss(start_loss, summary)
+            yield label, (summary, seconds)
 
 
 def _check_start_loss(start_loss: float | None, summary: Summary) -> None:

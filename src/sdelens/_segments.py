@@ -5,27 +5,25 @@ between its devices. A second axis of the mesh, if there is one, splits the para
 places what passes between devices.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdelens._compile import Program
 from sdelens._random import Stream
 from sdelens._tree import sum_coordinates
 from sdelens.integrate import Stepper
 from sdelens.observables import Observables
 from sdelens.statistics import Record, observe
 
-__all__ = ["PARAMETERS", "PATHS", "WIDE", "Carry", "Span", "Static", "initialised", "lowered", "segment", "start"]
+__all__ = ["PARAMETERS", "PATHS", "Carry", "Span", "Static", "initialised", "placed", "segment", "start"]
 
 PATHS, PARAMETERS = "paths", "parameters"
 """Axes of the mesh."""
-_PROGRAMS = (ClosedJaxpr, Jaxpr)
 
 
 class Static(NamedTuple):
@@ -74,8 +72,18 @@ def initialised(stepper: Stepper, stream: Stream) -> Any:
     return stepper.init(stream)
 
 
-@partial(jax.jit, static_argnames=("static",))
-def start(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static) -> Carry:
+def placed(carry: Carry, static: Static) -> Carry:
+    """Shapes of a carry, each with how it lies on the devices."""
+
+    def shape(leaf: Any, spec: PartitionSpec) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(static.mesh, spec))
+
+    return Carry(
+        jax.tree.map(lambda a: shape(a, _spec(a, static)), carry.state), shape(carry.alive, PartitionSpec(PATHS))
+    )
+
+
+def _started(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static) -> Carry:
     """Every path at the start; paths beyond `total` fill up the devices and never count."""
     sharding = partial(NamedSharding, static.mesh)
 
@@ -90,19 +98,8 @@ def start(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static
     return Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(PATHS))))
 
 
-def segment(*arguments: Any) -> tuple[Carry, Record]:
-    """Advance by the records of a span, with the arguments of `_advanced`.
-
-    On CPUs that have vectors of 512 bits they are used, a third faster, unless the program has an operation that XLA
-    then gets wrong.
-    """
-    run = _narrow if _primitives(_narrow.trace(*arguments).jaxpr) & _WRONG_IN_WIDE else _wide
-    return run(*arguments)
-
-
-def lowered(*arguments: Any) -> Any:
-    """The program of `segment` with these arguments, not compiled."""
-    return _narrow.lower(*arguments)
+start = Program(_started, static_argnames=("static",))
+"""Every path at the start, with the arguments of `_started`."""
 
 
 def _advanced(
@@ -153,7 +150,6 @@ def _advanced(
                 x,
                 stepper.observables(carry.state),
                 alive,
-                paths[0].astype(jnp.int32),
                 static.groups,
                 span.offset,
                 min(static.keep_paths, x.shape[1]),
@@ -211,29 +207,8 @@ def _advanced(
     return carry, out
 
 
-_jit = partial(jax.jit, _advanced, static_argnames=("static", "buffer"), donate_argnames=("carry",))
-_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
-_NARROW = {"xla_gpu_enable_command_buffer": _GRAPHS}
-"""Compiler options of all programs: on a GPU whole loops are CUDA graphs, which saves some 15 µs of every step."""
-WIDE = _NARROW | {"xla_cpu_prefer_vector_width": 512}
-"""Those of programs with vectors of 512 bits, on CPUs that have them."""
-_narrow, _wide = _jit(compiler_options=_NARROW), _jit(compiler_options=WIDE)
-_WRONG_IN_WIDE = frozenset({"atan", "atan2"})
-"""Primitives for which jaxlib 0.10.2 can give numbers that have nothing to do with them; the tests try the others."""
-
-
-@lru_cache(maxsize=64)
-def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
-    """Names of all primitives in a program, those of its loops, branches and calls too."""
-
-    def names(inner: Jaxpr) -> Iterator[str]:
-        for equation in inner.eqns:
-            yield equation.primitive.name
-            for part in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda a: isinstance(a, _PROGRAMS)):
-                if isinstance(part, _PROGRAMS):
-                    yield from names(part.jaxpr if isinstance(part, ClosedJaxpr) else part)
-
-    return frozenset(names(jaxpr.jaxpr))
+segment = Program(_advanced, static_argnames=("static", "buffer"), donate_argnames=("carry",))
+"""Advance by the records of a span, with the arguments of `_advanced`."""
 
 
 def _spec(leaf: Array, static: Static) -> PartitionSpec:

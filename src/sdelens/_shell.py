@@ -15,6 +15,9 @@ from sdelens._members import Members
 
 __all__ = ["claimed", "command_line", "refusals", "shell"]
 
+_CACHE_BYTES = 2**30
+"""Of programs that are kept; those not used for longest go first."""
+
 
 @contextmanager
 def shell(devices: int | None, members: Members | None = None) -> Iterator[bool]:
@@ -36,6 +39,24 @@ def _ask_for(devices: int | None) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices or _cores())
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    """Compiled programs in the user's cache folder, for later commands; what JAX was told by its variables stays."""
+    import jax
+    import platformdirs
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not jax.config.read("jax_enable_compilation_cache"):
+        return
+    folder = platformdirs.user_cache_path("sdelens") / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # without a place to write, every command compiles for itself
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _start_jax() -> None:

@@ -108,7 +108,7 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
     shapes: list[tuple[int, ...] | None] = []
     dtypes: list[str | None] = []
     static: list[Any] = []
-    parts: list[Array] = []
+    parts: list[np.ndarray] = []
     for path, leaf in with_paths:
         label = jax.tree_util.keystr(path)
         names.append(label)
@@ -127,8 +127,9 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
                 f"{where}: is an array of {leaf.dtype}; parameters must be floating arrays. Cast it with "
                 ".astype('float32'), or close over it in the loss if it is not to be trained."
             )
-        array = jnp.asarray(np.asarray(leaf))  # through NumPy: bound to no device
-        if not bool(jnp.isfinite(array).all()):
+        array = np.asarray(leaf)  # in NumPy: bound to no device, and nothing to compile
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        if not np.isfinite(array).all():
             raise ValueError(f"{where}: has entries that are not finite; start from finite parameters.")
         shapes.append(array.shape)
         dtypes.append(array.dtype.name)
@@ -140,7 +141,7 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
             "for example jnp.array([1.0, 2.0])."
         )
     dtype = jnp.result_type(*[p.dtype for p in parts])
-    flat = jnp.concatenate([p.astype(dtype) for p in parts])
+    flat = jnp.asarray(np.concatenate([p.astype(dtype) for p in parts]))
     return flat, Layout(treedef, tuple(shapes), tuple(dtypes), tuple(names), tuple(static))
 
 

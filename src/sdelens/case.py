@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from sdelens._compile import compiler_options
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
@@ -65,10 +66,8 @@ class Case:
         """F at the start as it is now, None where that is random: a function changed since it was compiled is seen."""
         if self.start.x is None:
             return None
-        if not self.problem.dear:
-            return float(self.problem.loss(self.start.x))
-        # Operation by operation a network would compile some fifty programs; as one it is traced anew, and compiled
-        # once for all runs that have the same.
+        # As one program and not operation by operation, of which a network would compile some fifty; traced anew, and
+        # compiled once for all runs that have the same.
         arrays, rest = eqx.partition((self.problem, self.start.x), eqx.is_array)
         leaves, tree = jax.tree.flatten(arrays)
 
@@ -76,12 +75,13 @@ class Case:
             problem, x = eqx.combine(jax.tree.unflatten(tree, leaves), rest)
             return problem.loss(x)
 
-        lowered = jax.jit(loss).lower(*leaves)
+        traced = jax.jit(loss).trace(*leaves)
+        lowered = traced.lower()
         text = lowered.as_text()
         if text not in _COMPILED:
             while len(_COMPILED) >= _MOST_COMPILED:
                 _COMPILED.pop(next(iter(_COMPILED)))
-            _COMPILED[text] = lowered.compile()
+            _COMPILED[text] = lowered.compile(compiler_options(traced.jaxpr, 1, leaves))
         return float(_COMPILED[text](*leaves))
 
     def attributes(

@@ -10,7 +10,6 @@ its own time; only their summaries are joined.
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +17,17 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdelens._compile import quick
 from sdelens._processes import ALONE, Group
 from sdelens._random import Stream, stream_key
-from sdelens._segments import PARAMETERS, PATHS, Carry, Span, Static, initialised, lowered, segment, start
+from sdelens._segments import PARAMETERS, PATHS, Carry, Span, Static, initialised, placed, segment, start
 from sdelens._store import decoded, encoded
 from sdelens.checkpoint import Checkpoints, Position, digest, packed, unpacked
 from sdelens.integrate import Stepper
 from sdelens.observables import Observables
-from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, quantiles
+from sdelens.statistics import BUCKETS, GROUPS, Record, Summary, merge, quantiles, unpack
 
-__all__ = ["Plan", "chunk_size", "path_bytes", "path_steps", "program", "record_steps", "run_ensemble"]
+__all__ = ["Plan", "chunk_size", "compilations", "path_bytes", "path_steps", "program", "record_steps", "run_ensemble"]
 
 _SEGMENT_SECONDS = 0.5
 _SEGMENT_RECORDS = 256
@@ -50,6 +50,7 @@ class Plan(NamedTuple):
         marginals: coordinates that are kept of every path at the end.
         share: first and end of the paths that this process runs; None: all of them.
         parameter_shards: devices over which the parameters of each path are split.
+        runs: how many runs of this size share their programs, as those of a sweep do.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Plan(NamedTuple):
     marginals: tuple[int, ...] = ()
     share: tuple[int, int] | None = None
     parameter_shards: int = 1
+    runs: int = 1
 
     @property
     def width(self) -> int:
@@ -210,10 +212,13 @@ def _run_chunk(
     stepper, observables = _everywhere((stepper, observables), static.mesh)
     carry = start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, static)
     records = len(record_steps(plan.steps, plan.record_every))
-    buffer = _buffer_records(records, plan.own_kept * stepper.position(carry.state).shape[0])
+    buffer = _buffer(plan, stepper.position(carry.state).shape[0])
     counted = min(plan.chunk, plan.own.stop - first)
     parts: list[Summary] = []
     done, length = position.done, 2
+    span = Span(done, length, plan.steps, plan.record_every, offset)
+    advance = segment.chosen(_repeats(plan), stepper, observables, carry, paths, key, span, static, buffer)
+    watched = 1 if observables is None else 1 + len(observables.names)
     if position.records is not None:
         carry, parts = _restored(carry, position.carry), [position.records]
     reported = min(done * plan.record_every, plan.steps)
@@ -222,8 +227,8 @@ def _run_chunk(
         length = min(length, records - done, buffer, cadence - done % cadence)
         begin = time.perf_counter()
         span = Span(done, length, plan.steps, plan.record_every, offset)
-        carry, out = segment(stepper, observables, carry, paths, key, span, static, buffer)
-        part = _to_summary(jax.tree.map(np.asarray, out), length)
+        carry, out = advance(stepper, observables, carry, paths, key, span, static, buffer)
+        part = _to_summary(jax.tree.map(np.asarray, out), length, first, plan, watched)
         if levels is not None:
             part = part._replace(histogram=quantiles(part.histogram, levels))
         parts.append(part)
@@ -259,8 +264,13 @@ def _ends(stepper: Stepper, carry: Carry, marginals: tuple[int, ...], counted: i
     """The chosen coordinates of every path at the end, shape (paths, M)."""
     if not marginals:
         return np.zeros((counted, 0))
-    x = np.asarray(stepper.position(carry.state)[np.array(marginals)])
+    x = np.asarray(_rows(stepper.position(carry.state), np.array(marginals)))
     return np.where(np.asarray(carry.alive), x, np.nan).T[:counted].astype(np.float64)
+
+
+@quick
+def _rows(x: Array, index: Array) -> Array:
+    return x[index]
 
 
 def program(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
@@ -268,14 +278,31 @@ def program(stepper: Stepper, plan: Plan, observables: Observables | None = None
 
     It changes with every function that the code was traced from, wherever that is defined.
     """
+    begin, move = _arguments(stepper, plan, 0.0, observables)
+    return digest((stepper, observables), start.lower(*begin).as_text() + segment.lower(*move[:-1], 1).as_text())
+
+
+def compilations(
+    stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
+) -> tuple[Callable[[], Any] | None, ...]:
+    """Trace the programs of a run: calls that compile what is not compiled yet, see `Program.compilation`."""
+    begin, move = _arguments(stepper, plan, offset, observables)
+    return start.compilation(1, *begin), segment.compilation(_repeats(plan), *move)
+
+
+def _arguments(
+    stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Those of `start` and of `segment` in a run, by shapes where they are large."""
     static, sharded = _laid_out(plan)
     paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
     key = jax.ShapeDtypeStruct((2,), np.uint32)
-    begun = start.lower(stepper, paths, key, plan.paths, static)
-    carry = jax.eval_shape(partial(start, static=static), stepper, paths, key, plan.paths)
-    span = Span(0, 1, plan.steps, plan.record_every, 0.0)
-    moved = lowered(stepper, observables, carry, paths, key, span, static, 1)
-    return digest((stepper, observables), begun.as_text() + moved.as_text())
+    stepper, observables = _everywhere((stepper, observables), static.mesh)
+    begin = (stepper, paths, key, plan.own.stop, static)
+    carry = placed(start.shapes(*begin), static)
+    span = Span(0, 1, plan.steps, plan.record_every, offset)
+    buffer = _buffer(plan, stepper.position(carry.state).shape[0])
+    return begin, (stepper, observables, carry, paths, key, span, static, buffer)
 
 
 def _laid_out(plan: Plan) -> tuple[Static, NamedSharding]:
@@ -299,24 +326,25 @@ def _restored(start: Carry, leaves: list[Any]) -> Carry:
     return jax.tree.unflatten(tree, [jax.device_put(new, a.sharding) for a, new in zip(old, leaves, strict=True)])
 
 
-def _buffer_records(records: int, kept_numbers: int) -> int:
+def _buffer(plan: Plan, dim: int) -> int:
     """Records of one segment: a power of two, so that runs of other lengths need no compilation of their own."""
-    fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + kept_numbers)))
+    records = len(record_steps(plan.steps, plan.record_every))
+    fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + plan.own_kept * dim)))
     longest = 1 << (min(fitting, _SEGMENT_RECORDS).bit_length() - 1)
     return min(longest, 1 << (records - 1).bit_length())
 
 
-def _to_summary(out: Record, length: int) -> Summary:
-    """Join the shards' records of one segment: leaves of shape (devices, buffer, …)."""
+def _repeats(plan: Plan) -> int:
+    """How often a run, or all those that share its programs, take the step that a device computes at once."""
+    return plan.runs * plan.steps * plan.width * -(-len(plan.own) // plan.chunk)
+
+
+def _to_summary(out: Record, length: int, first: int, plan: Plan, watched: int) -> Summary:
+    """Join the shards' records of one segment of a chunk from path `first` on: leaves of shape (shards, buffer, …)."""
     summary: Summary | None = None
-    for device in range(out.living.shape[0]):
-        leaves = (np.asarray(leaf[device, :length]) for leaf in out)
-        record = Record(*leaves)
-        floats = {
-            name: getattr(record, name).astype(np.float64)
-            for name in ("living", "mean", "m2", "grad_norm", "seen_mean", "seen_m2")
-        }
-        part = Summary(**floats, histogram=record.histogram, kept=record.kept, ends=np.zeros((0, 0)))
-        summary = merge(summary, part)
+    for shard in range(plan.width):
+        record = Record(*(np.asarray(leaf[shard, :length]) for leaf in out))
+        begin = first + shard * (plan.chunk // plan.width)
+        summary = merge(summary, unpack(record, begin, plan.groups, watched))
     assert summary is not None
     return summary

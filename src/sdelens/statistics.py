@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-__all__ = ["BUCKETS", "GROUPS", "QUANTILE_ERROR", "Record", "Summary", "merge", "observe", "quantiles"]
+__all__ = ["BUCKETS", "GROUPS", "QUANTILE_ERROR", "Record", "Summary", "merge", "observe", "quantiles", "unpack"]
 
 GROUPS = 64
 """Path i belongs to group i mod min(64, paths)."""
@@ -33,23 +33,16 @@ class Record(NamedTuple):
     """One recorded step of one shard of paths.
 
     Attributes:
-        living: living paths per group, shape (G,).
-        mean: means per group of what is watched, the loss first and then the observables, shape (W, G).
-        m2: sums of squared deviations from those means, shape (W, G).
-        grad_norm: mean of ‖∇f‖ over living paths, shape ().
+        numbers: living paths per group (G numbers), means per group of what is watched, the loss first and then the
+            observables (W G), sums of squared deviations from those means (W G), mean of the coordinates seen over
+            living paths (K), sum of squared deviations from it (K), mean of ‖∇f‖ over living paths (1). They are in
+            one array, for a compiler makes a piece of code for each of several. Group 0 is that of the first path.
         histogram: counts per bucket of the quantile sketch, shape (BUCKETS,).
-        seen_mean: mean of the coordinates seen over living paths, shape (K,).
-        seen_m2: sum of squared deviations from it, shape (K,).
         kept: x of the first paths of the shard, shape (kept, d).
     """
 
-    living: Any
-    mean: Any
-    m2: Any
-    grad_norm: Any
+    numbers: Any
     histogram: Any
-    seen_mean: Any
-    seen_m2: Any
     kept: Any
 
 
@@ -60,7 +53,6 @@ def observe(
     x: Array,
     seen: Array,
     alive: Array,
-    first: Array,
     groups: int,
     offset: float,
     keep: int,
@@ -74,7 +66,6 @@ def observe(
         x: shape (d, P).
         seen: coordinates, shape (K, P).
         alive: which paths count, Boolean of shape (P,).
-        first: global index of the shard's first path; the others follow it.
         groups: number of groups G.
         offset: subtracted from the loss before the quantile sketch.
         keep: number of paths of the shard whose x is kept.
@@ -82,18 +73,38 @@ def observe(
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
     rows = jnp.concatenate([loss32[None], watched.astype(loss32.dtype)])
     counted, split = _in_groups(alive, groups), _in_groups(rows, groups)
-    own_living = _sum_rows(counted.astype(loss32.dtype))
-    own_mean = _sum_rows(jnp.where(counted, split, 0)) / jnp.maximum(own_living, 1)
-    own_m2 = _sum_rows(jnp.where(counted, (split - own_mean[:, None]) ** 2, 0))
-    living, mean, m2 = (jnp.roll(own, first % groups, axis=-1) for own in (own_living, own_mean, own_m2))
+    living = _sum_rows(counted.astype(loss32.dtype))
+    mean = _sum_rows(jnp.where(counted, split, 0)) / jnp.maximum(living, 1)
+    m2 = _sum_rows(jnp.where(counted, (split - mean[:, None]) ** 2, 0))
     total = jnp.maximum(living.sum(), 1)
     wide = seen.astype(loss32.dtype)
     ones = jnp.ones(loss.shape[0], loss32.dtype)  # a product with ones is a faster and more exact sum on a CPU
     seen_mean = jnp.matmul(jnp.where(alive, wide, 0), ones, precision="highest") / total
     seen_m2 = jnp.matmul(jnp.where(alive, (wide - seen_mean[:, None]) ** 2, 0), ones, precision="highest")
-    histogram = _histogram(jnp.where(alive, _bucket(loss32 - offset), BUCKETS))
     grad_norm = jnp.sum(jnp.where(alive, norm, 0)) / total
-    return Record(living, mean, m2, grad_norm, histogram, seen_mean, seen_m2, x[:, :keep].T)
+    numbers = [living, mean.ravel(), m2.ravel(), seen_mean, seen_m2, grad_norm[None].astype(loss32.dtype)]
+    histogram = _histogram(jnp.where(alive, _bucket(loss32 - offset), BUCKETS))
+    return Record(jnp.concatenate(numbers), histogram, x[:, :keep].T)
+
+
+def unpack(records: Record, first: int, groups: int, watched: int) -> "Summary":
+    """The records of one shard, arrays of NumPy with a first axis of R records, as a `Summary` in float64.
+
+    Args:
+        records: of `observe`.
+        first: global index of the shard's first path; the others follow it.
+        groups: number of groups G.
+        watched: number of watched quantities W, the loss and the observables.
+    """
+    numbers = records.numbers.astype(np.float64)
+    seen = (numbers.shape[1] - 1 - groups * (1 + 2 * watched)) // 2
+    ends = np.cumsum([groups, watched * groups, watched * groups, seen, seen])
+    living, mean, m2, seen_mean, seen_m2, grad_norm = np.split(numbers, ends, axis=1)
+    by_group = (a.reshape(len(a), watched, groups) for a in (mean, m2))
+    living, mean, m2 = (np.roll(a, first % groups, axis=-1) for a in (living, *by_group))
+    return Summary(
+        living, mean, m2, grad_norm[:, 0], records.histogram, seen_mean, seen_m2, records.kept, np.zeros((0, 0))
+    )
 
 
 def _histogram(index: Array) -> Array:

@@ -83,6 +83,9 @@ class GaussianNoise(AbstractNoise):
     def variance(self, x: Array) -> Array:
         return column(self.scale, x) ** 2
 
+    def has_variance(self, x: Array) -> bool:
+        return True
+
     def mean_sign(self, grad: Array, x: Array) -> Array:
         r"""E sign(∇f + Z) = erf(∇f / (√2 σ))."""
         return jax.lax.erf(grad / (math.sqrt(2) * column(self.scale, x)))

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from scipy import sparse
 
+from sdelens._compile import quick
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.integrate.discrete import DiscreteState
 from sdelens.noise import AbstractNoise
@@ -48,9 +49,8 @@ def is_separable(problem: AbstractProblem, noise: AbstractNoise) -> bool:
     x0 = np.asarray(problem.start, np.float64)
     points = x0[:, None] + np.random.default_rng(0).standard_normal((problem.dim, 8)) * (1 + np.abs(x0[:, None]))
     x = jnp.asarray(points, problem.start.dtype)
-    for i in range(problem.dim):
-        unit = jnp.zeros_like(x).at[i].set(1)
-        column = np.asarray(jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (unit,))[1])
+    for i, unit in enumerate(np.eye(problem.dim, dtype=x.dtype)):
+        column = np.asarray(_column(problem, x, np.broadcast_to(unit[:, None], x.shape)))
         if np.abs(np.delete(column, i, axis=0)).max(initial=0.0) > 1e-6 * (1 + np.abs(column).max()):
             return False
     return True
@@ -60,10 +60,29 @@ class TooSteepError(ValueError):
     """E sign(g) varies too fast for any grid of reasonable size."""
 
 
-@jax.jit
+@quick
+def _column(problem: AbstractProblem, x: Array, direction: Array) -> Array:
+    """The Hessian times a direction."""
+    return jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (direction,))[1]
+
+
+@quick
+def _gradient_and_sign(problem: AbstractProblem, noise: AbstractNoise, x: Array) -> tuple[Array, Array]:
+    """∇f and E sign(g)."""
+    grad = problem.evaluate(x)[1]
+    return grad, jnp.broadcast_to(noise.mean_sign(grad, x), x.shape)
+
+
+@quick
 def _moved(stepper: EulerMaruyama, x: Array, grad: Array, increment: Any) -> Array:
     """One substep from x with the same increment for all coordinates."""
     return stepper.advance(jnp.asarray(0), 0, State(x), grad, increment * jnp.ones_like(x)).x
+
+
+@quick
+def _stepped(stepper: Discrete, optimizer: SignSGD, x: Array, gradient: Array) -> Array:
+    """One step of the stepper's optimizer from x."""
+    return stepper.advance(DiscreteState(x, optimizer.optax_state(State(x))), gradient).x
 
 
 class SignChain:
@@ -123,7 +142,7 @@ class SignChain:
     def _count(self, fineness: float) -> int:
         """Nodes such that E sign(g) rises from −1 to 1 over some fifty of them, where it rises fastest."""
         x = jnp.asarray(self.low[:, None] + (self.high - self.low)[:, None] * np.linspace(0, 1, _MOST))
-        mean = np.asarray(jnp.broadcast_to(self.noise.mean_sign(self.problem.evaluate(x)[1], x), x.shape))
+        mean = np.asarray(_gradient_and_sign(self.problem, self.noise, x)[1])
         steepest = np.abs(np.diff(mean, axis=1)).max(axis=1) * (_MOST - 1)  # per width of the grid
         if (needed := _PER_TRANSITION * steepest.max()) > _MOST:
             raise TooSteepError(
@@ -140,19 +159,17 @@ class SignChain:
 
     def _discrete(self, optimizer: SignSGD) -> list[tuple[np.ndarray, np.ndarray]]:
         x = jnp.asarray(self.grid)
-        grad = self.problem.evaluate(x)[1]
-        mean = np.asarray(jnp.broadcast_to(self.noise.mean_sign(grad, x), x.shape))
+        mean = np.asarray(_gradient_and_sign(self.problem, self.noise, x)[1])
         stepper = Discrete(self.problem, self.noise, optimizer, Start(self.problem.start), self.problem.layout)
         moves = []
         for sign in (1.0, -1.0):
-            state = DiscreteState(x, optimizer.optax_state(State(x)))
-            moved = np.asarray(stepper.advance(state, jnp.full_like(x, sign)).x)
+            moved = np.asarray(_stepped(stepper, optimizer, x, np.full(x.shape, sign)))
             moves.append((moved, 0.5 * (1 + sign * mean)))
         return moves
 
     def _euler(self, optimizer: SignSGD, substeps: int) -> list[tuple[np.ndarray, np.ndarray]]:
         x = jnp.asarray(self.grid)
-        grad = self.problem.evaluate(x)[1]
+        grad = _gradient_and_sign(self.problem, self.noise, x)[0]
         sde = build_sde("sde", self.problem, self.noise, optimizer)
         stepper = EulerMaruyama(sde, optimizer.lr, Start(self.problem.start), substeps=substeps)
         nodes, weights = _INCREMENTS[self.increments]

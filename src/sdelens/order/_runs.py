@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sdelens._compile import quick
 from sdelens._processes import current
 from sdelens._progress import progress_bar
 from sdelens.ensemble import run_ensemble
@@ -83,6 +84,8 @@ class Study:
             noise, x0 = self.noise.bind(problem), np.asarray(self.start.x, np.float64)
             # No coordinate moves faster than 1, and its noise is at most √(ηt); one grid for all η, one compilation.
             largest = self.family[0].lr
+            at_start = self._at(x0)
+            parts_at = quick(lambda z: jnp.stack([test.parts(z) for test in self.tests if test.parts is not None]))
             reach = self.horizon + 6 * np.sqrt(largest * self.horizon) + 2 * largest
             for optimizer in self.family:
                 assert isinstance(optimizer, SignSGD)
@@ -91,9 +94,9 @@ class Study:
                 for fineness in FINENESS:
                     chain = SignChain(problem, noise, optimizer, x0, reach, increments, fineness)
                     grid = jnp.asarray(chain.grid)
-                    parts = np.stack([np.asarray(test.parts(grid)) for test in self.tests if test.parts is not None])
+                    parts = np.asarray(parts_at(grid))
                     grids.append({n: self._expected(chain, parts, steps, n) for n in (None, 1, 4, 8, 16)})
-                truth, at_start = grids[0][None], self._at(x0)
+                truth = grids[0][None]
                 found = [_kernel_errors(grid) for grid in grids]
                 for scheme, n in ((RESOLVED, 16), (COARSE, 1)):
                     (error, left), (check, _) = (by_scheme[scheme] for by_scheme in found)
@@ -104,7 +107,7 @@ class Study:
 
     def _at(self, x0: np.ndarray) -> np.ndarray:
         """Every u at one point, shape (functions,)."""
-        return np.array([float(test.value(jnp.asarray(x0)[:, None])[0]) for test in self.tests])
+        return np.asarray(quick(lambda x: jnp.stack([test.value(x)[0] for test in self.tests]))(x0[:, None]))
 
     def _expected(self, chain: SignChain, parts: np.ndarray, steps: list[int], substeps: int | None) -> np.ndarray:
         """E u at `steps`, shape (times, functions), of functions with these parts on the chain's grid."""

@@ -6,6 +6,7 @@ Both hold for gradients of a mean and of single examples.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -60,11 +61,31 @@ class Convolution(eqx.Module):
         return (rows @ self.weight.reshape(9 * channels, -1)).reshape(n, height, width, -1) + self.bias
 
 
+@jax.custom_jvp
 def max_pool(x: Array) -> Array:
-    """The largest of every 2 × 2 pixels, shape (n, height // 2, width // 2, channels); an odd last row is left out."""
+    """The largest of every 2 × 2 pixels, shape (n, height // 2, width // 2, channels); an odd last row is left out.
+
+    The derivative goes to the first largest pixel. JAX's own compares the pixels with their maximum, and is 0/0 where a
+    compiler rounds the two differently.
+    """
+    return _windows(x).max(axis=(2, 4))
+
+
+@max_pool.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    windows = _windows(primals[0])
+    n, height, _, width, _, channels = windows.shape
+    beside = windows.transpose(0, 1, 3, 2, 4, 5).reshape(n, height, width, 4, channels)
+    first = jnp.argmax(beside, axis=3, keepdims=True) == jnp.arange(4)[:, None]
+    chosen = first.reshape(n, height, width, 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return windows.max(axis=(2, 4)), jnp.where(chosen, _windows(tangents[0]), 0).sum(axis=(2, 4))
+
+
+def _windows(x: Array) -> Array:
+    """Shape (n, height // 2, 2, width // 2, 2, channels)."""
     n, height, width, channels = x.shape
     height, width = height // 2, width // 2
-    return x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels).max(axis=(2, 4))
+    return x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
 
 
 class LayerNorm(eqx.Module):

@@ -1,0 +1,38 @@
+"""Two CPU devices for every test, chosen before JAX starts; one BLAS thread, since tests run side by side.
+
+What tests themselves compute with `jax.numpy` is compiled without optimisation, which halves its time. Ensembles choose
+their compiler options themselves, as they do for users.
+"""
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the shell's, in the user's own folder
+
+_UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_UNOPTIMISED += " --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{_UNOPTIMISED} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+
+pytest_plugins = ["tests.meter", "tests.pages", "tests.results"]
+
+_MAPS = Path("/proc/self/maps")
+_ROOM = 20_000
+"""Memory maps of compiled programs, some hundred a comparison, after which they are dropped; Linux allows 65530."""
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """A worker that runs some seven hundred tests would reach the limit, and crash in its next compilation."""
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _ROOM:
+        jax.clear_caches()
+        gc.collect()

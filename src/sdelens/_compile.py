@@ -1,0 +1,202 @@
+"""Compiler options, chosen in one place by the work that lies ahead.
+
+XLA's optimised code for a CPU takes most of a second to compile, and small ensembles then run for milliseconds. The
+same program without optimisation compiles in a fifth of that and runs some ten times slower. A program therefore goes
+the quick way where what it computes, counted in elements of arrays, takes less time to run so than compiling saves; the
+count depends on the program and the sizes of the run alone, so that equal runs, and a run and its resumption, go
+the same way. Numbers of the two ways differ by rounding.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, Literal
+from weakref import WeakSet
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+__all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_options", "operations", "quick"]
+
+Way = Literal["quick", "narrow", "wide"]
+SMALL = 1e9
+"""Elements of arrays, computed in all, up to which the quick way is taken: at most 0.06 s more, for 0.5 s less."""
+
+_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
+_NARROW: dict[str, Any] = {
+    "xla_gpu_enable_command_buffer": _GRAPHS,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
+"""For speed: XLA's defaults, whatever XLA_FLAGS says; on a GPU whole loops as CUDA graphs, which saves 15 µs a step."""
+WIDE = _NARROW | {"xla_cpu_prefer_vector_width": 512}
+"""The same with vectors of 512 bits, on CPUs that have them: a third faster."""
+_QUICK = _NARROW | {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+_OPTIONS: dict[Way, dict[str, Any]] = {"quick": _QUICK, "narrow": _NARROW, "wide": WIDE}
+_WRONG_IN_WIDE = frozenset({"atan", "atan2"})
+"""Primitives for which jaxlib 0.10.2 can give numbers that have nothing to do with them; the tests try the others."""
+_EQUALITY = "equality of floats"
+"""As the derivative of a maximum has it: without optimisation XLA may round a number in two ways if it is used twice, so
+that nothing equals the maximum."""
+_PROGRAMS = (ClosedJaxpr, Jaxpr)
+
+
+def quick(function: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit` for what runs once or little, compiled the quick way."""
+    return jax.jit(function, compiler_options=_QUICK, **options)
+
+
+class Program:
+    """A function that is compiled the quick way where little is computed, and else for speed.
+
+    Args:
+        function: of arrays and pytrees of them.
+        options: of `jax.jit`.
+    """
+
+    def __init__(self, function: Any, **options: Any) -> None:
+        jitted = partial(jax.jit, function, **options)
+        self._jitted = {way: jitted(compiler_options=chosen) for way, chosen in _OPTIONS.items()}
+        self._compiled: WeakSet[ClosedJaxpr] = WeakSet()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function's value, with the program run once."""
+        return self.chosen(1, *arguments)(*arguments)
+
+    def chosen(self, repeats: float, *arguments: Any) -> Any:
+        """The jitted function whose compiler options suit.
+
+        Args:
+            repeats: how often what the program holds is computed: once, or the steps of a loop whose length it does
+                not tell.
+            arguments: of the function; arrays may be given by their shapes.
+        """
+        jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
+        return self._jitted[_way(jaxpr, repeats, _platform(arguments))]
+
+    def compilation(self, repeats: float, *arguments: Any) -> Callable[[], Any] | None:
+        """A call that compiles the program that `chosen` with these arguments gives; None where one was made before.
+
+        Tracing is done at once; the call may be made in another thread. What runs afterwards finds the program.
+        """
+        jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
+        if jaxpr in self._compiled:
+            return None
+        self._compiled.add(jaxpr)
+        compiling: Callable[[], Any] = self.chosen(repeats, *arguments).lower(*arguments).compile
+        return compiling
+
+    def lower(self, *arguments: Any) -> Any:
+        """The program with these arguments, not compiled."""
+        return self._jitted["narrow"].lower(*arguments)
+
+    def shapes(self, *arguments: Any) -> Any:
+        """Shapes of the function's value."""
+        return self._jitted["narrow"].eval_shape(*arguments)
+
+
+@contextmanager
+def compiled_ahead(compilations: Iterable[tuple[str, Callable[[], Any] | None]]) -> Iterator[Callable[[str], None]]:
+    """Compile on all cores, beside what runs meanwhile; yields what waits until the programs of a name are there.
+
+    Args:
+        compilations: names, in the order in which they will be needed, and what `Program.compilation` gave.
+    """
+    waiting: dict[str, list[Future[Any]]] = {}
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+    def wait(name: str) -> None:
+        for future in waiting.pop(name, []):
+            future.result()
+
+    try:
+        for name, compilation in compilations:
+            if compilation is not None:
+                waiting.setdefault(name, []).append(pool.submit(compilation))
+        yield wait
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def compiler_options(jaxpr: ClosedJaxpr, repeats: float, arguments: Any) -> dict[str, Any]:
+    """Those that suit a traced program, with `repeats` and `arguments` as of `Program.chosen`."""
+    return _OPTIONS[_way(jaxpr, repeats, _platform(arguments))]
+
+
+def _platform(arguments: Any) -> str:
+    """Of the devices on which the first array lies that says so, else JAX's own choice."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
+    known = (device.platform for sharding in shardings if sharding is not None for device in sharding.device_set)
+    return next(known, jax.default_backend())
+
+
+def _way(jaxpr: ClosedJaxpr, repeats: float, platform: str) -> Way:
+    if platform == "cpu" and repeats * operations(jaxpr) <= SMALL and _EQUALITY not in _primitives(jaxpr):
+        return "quick"
+    return "narrow" if _primitives(jaxpr) & _WRONG_IN_WIDE else "wide"
+
+
+@lru_cache(maxsize=256)
+def operations(jaxpr: ClosedJaxpr) -> float:
+    """Elements of all arrays that a program computes; of products of matrices, their multiplications.
+
+    A loop counts as often as it runs where that is known, once where it is not; of branches the most expensive counts.
+    """
+    return _operations(jaxpr.jaxpr)
+
+
+def _operations(jaxpr: Jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = [_operations(part) for part in _parts(equation)]
+        if equation.primitive.name == "cond":
+            total += max(inner)
+        elif equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inner)
+        elif inner:
+            total += sum(inner)
+        else:
+            elements = float(sum(math.prod(_shape(out)) for out in equation.outvars))
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                elements *= math.prod(_shape(equation.invars[0])[i] for i in contracted)
+            total += elements
+    return total
+
+
+def _is_floating(variable: Any) -> bool:
+    return jnp.issubdtype(variable.aval.dtype, jnp.floating)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return getattr(variable.aval, "shape", ())
+
+
+@lru_cache(maxsize=256)
+def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
+    """Names of all primitives in a program, those of its loops, branches and calls too."""
+
+    def names(inner: Jaxpr) -> Iterator[str]:
+        for equation in inner.eqns:
+            yield equation.primitive.name
+            if equation.primitive.name == "eq" and _is_floating(equation.invars[0]):
+                yield _EQUALITY
+            for part in _parts(equation):
+                yield from names(part)
+
+    return frozenset(names(jaxpr.jaxpr))
+
+
+def _parts(equation: Any) -> list[Jaxpr]:
+    """The programs within an operation: bodies of loops, branches, what is called."""
+    leaves = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda a: isinstance(a, _PROGRAMS))
+    return [a.jaxpr if isinstance(a, ClosedJaxpr) else a for a in leaves if isinstance(a, _PROGRAMS)]
