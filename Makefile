@@ -14,7 +14,7 @@ help:
 	@echo "make demo       four optimizers against their SDEs, on a quadratic and on real data; writes demo/index.html"
 	@echo "make test       every feature, every error and every reference once: before each commit"
 	@echo "make test-all   make test, and what takes longer: before each push"
-	@echo "make studies    coverage of limits, weak orders at full precision, many kills: before each release; writes docs/studies.md"
+	@echo "make studies    coverage of limits, weak orders at full precision, many kills: before each release; writes docs/test-studies.md"
 	@echo "make docs       the documentation as a site, tutorials executed; writes site/"
 	@echo "make lint       formatting, docstrings, types, layers"
 	@echo "make format     mend what can be mended of the formatting"
@@ -32,7 +32,7 @@ test-slow: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 6000
 
 studies: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/studies.md
+	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/test-studies.md
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

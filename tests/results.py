@@ -11,7 +11,7 @@ import jax
 import pytest
 
 _PROPERTY = "measured"
-_HEAD = """# Studies: last results
+_HEAD = """# Test studies: last results
 
 Checks that take minutes each: whether limits cover as often as they say, weak orders at full precision, runs that are
 killed many times. `make studies` runs them, before each release, and writes this page; `make test-all` holds small,

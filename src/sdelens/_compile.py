@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 __all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_options", "operations", "quick"]
 
 Way = Literal["quick", "narrow", "wide"]
-SMALL = 1e9
-"""Elements of arrays, computed in all, up to which the quick way is taken: at most 0.06 s more, for 0.5 s less."""
+SMALL = 3e8
+"""Elements of arrays, computed in all, up to which the quick way is taken: at most 0.02 s more, for 0.5 s less."""
 
 _GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
 _NARROW: dict[str, Any] = {
@@ -45,8 +45,10 @@ _OPTIONS: dict[Way, dict[str, Any]] = {"quick": _QUICK, "narrow": _NARROW, "wide
 _WRONG_IN_WIDE = frozenset({"atan", "atan2"})
 """Primitives for which jaxlib 0.10.2 can give numbers that have nothing to do with them; the tests try the others."""
 _EQUALITY = "equality of floats"
-"""As the derivative of a maximum has it: without optimisation XLA may round a number in two ways if it is used twice, so
-that nothing equals the maximum."""
+"""As the derivative of a maximum has it: without optimisation XLA may round a number in two ways where it is used
+twice, and then nothing equals the maximum."""
+_WRITTEN = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
+"""Operations that write into an array in place, and which of their arguments they write."""
 _PROGRAMS = (ClosedJaxpr, Jaxpr)
 
 
@@ -66,7 +68,7 @@ class Program:
     def __init__(self, function: Any, **options: Any) -> None:
         jitted = partial(jax.jit, function, **options)
         self._jitted = {way: jitted(compiler_options=chosen) for way, chosen in _OPTIONS.items()}
-        self._compiled: WeakSet[ClosedJaxpr] = WeakSet()
+        self._compiled: WeakKeyDictionary[ClosedJaxpr, set[Way]] = WeakKeyDictionary()
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value, with the program run once."""
@@ -76,8 +78,7 @@ class Program:
         """The jitted function whose compiler options suit.
 
         Args:
-            repeats: how often what the program holds is computed: once, or the steps of a loop whose length it does
-                not tell.
+            repeats: how often loops run whose length the program does not tell.
             arguments: of the function; arrays may be given by their shapes.
         """
         jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
@@ -89,10 +90,12 @@ class Program:
         Tracing is done at once; the call may be made in another thread. What runs afterwards finds the program.
         """
         jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
-        if jaxpr in self._compiled:
+        way = _way(jaxpr, repeats, _platform(arguments))
+        compiled = self._compiled.setdefault(jaxpr, set())
+        if way in compiled:
             return None
-        self._compiled.add(jaxpr)
-        compiling: Callable[[], Any] = self.chosen(repeats, *arguments).lower(*arguments).compile
+        compiled.add(way)
+        compiling: Callable[[], Any] = self._jitted[way].lower(*arguments).compile
         return compiling
 
     def lower(self, *arguments: Any) -> Any:
@@ -140,33 +143,36 @@ def _platform(arguments: Any) -> str:
 
 
 def _way(jaxpr: ClosedJaxpr, repeats: float, platform: str) -> Way:
-    if platform == "cpu" and repeats * operations(jaxpr) <= SMALL and _EQUALITY not in _primitives(jaxpr):
+    if platform == "cpu" and operations(jaxpr, repeats) <= SMALL and _EQUALITY not in _primitives(jaxpr):
         return "quick"
     return "narrow" if _primitives(jaxpr) & _WRONG_IN_WIDE else "wide"
 
 
 @lru_cache(maxsize=256)
-def operations(jaxpr: ClosedJaxpr) -> float:
-    """Elements of all arrays that a program computes; of products of matrices, their multiplications.
+def operations(jaxpr: ClosedJaxpr, repeats: float = 1) -> float:
+    """Elements of all arrays that a program computes on a CPU; of products of matrices, their multiplications.
 
-    A loop counts as often as it runs where that is known, once where it is not; of branches the most expensive counts.
+    A loop counts as often as it runs where that is known, else `repeats` times, and once within another; of branches
+    the most expensive counts.
     """
-    return _operations(jaxpr.jaxpr)
+    return _operations(jaxpr.jaxpr, repeats)
 
 
-def _operations(jaxpr: Jaxpr) -> float:
+def _operations(jaxpr: Jaxpr, repeats: float) -> float:
     total = 0.0
-    for equation in jaxpr.eqns:
-        inner = [_operations(part) for part in _parts(equation)]
-        if equation.primitive.name == "cond":
-            total += max(inner)
-        elif equation.primitive.name == "scan":
-            total += equation.params["length"] * sum(inner)
-        elif inner:
-            total += sum(inner)
+    for equation in _needed(jaxpr):
+        name, parts = equation.primitive.name, _parts(equation)
+        inner = [_operations(part, 1 if name == "while" else repeats) for part in parts]
+        if name == "cond":
+            platforms = equation.params.get("branches_platforms") or [None] * len(inner)
+            ours = [n for n, names in zip(inner, platforms, strict=True) if names is not None and "cpu" in names]
+            total += max(ours or inner)
+        elif parts:
+            total += {"scan": equation.params.get("length"), "while": repeats}.get(name, 1) * sum(inner)
         else:
-            elements = float(sum(math.prod(_shape(out)) for out in equation.outvars))
-            if equation.primitive.name == "dot_general":
+            written = equation.invars[_WRITTEN[name] : _WRITTEN[name] + 1] if name in _WRITTEN else equation.outvars
+            elements = float(sum(math.prod(_shape(variable)) for variable in written))
+            if name == "dot_general":
                 (contracted, _), _ = equation.params["dimension_numbers"]
                 elements *= math.prod(_shape(equation.invars[0])[i] for i in contracted)
             total += elements
@@ -186,7 +192,7 @@ def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
     """Names of all primitives in a program, those of its loops, branches and calls too."""
 
     def names(inner: Jaxpr) -> Iterator[str]:
-        for equation in inner.eqns:
+        for equation in _needed(inner):
             yield equation.primitive.name
             if equation.primitive.name == "eq" and _is_floating(equation.invars[0]):
                 yield _EQUALITY
@@ -194,6 +200,17 @@ def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
                 yield from names(part)
 
     return frozenset(names(jaxpr.jaxpr))
+
+
+def _needed(jaxpr: Jaxpr) -> list[Any]:
+    """The operations whose results are used, last first: differentiation leaves others behind, compilers drop them."""
+    used = {id(out) for out in jaxpr.outvars}
+    needed = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(out) in used for out in equation.outvars):
+            needed.append(equation)
+            used.update(id(variable) for variable in equation.invars)
+    return needed
 
 
 def _parts(equation: Any) -> list[Jaxpr]:

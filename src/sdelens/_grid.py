@@ -5,7 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,8 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
         raise ValueError(
             f"over: makes problems of {' and '.join(map(str, dims))} coordinates; sweep each number of them by itself."
         )
-    return grid
+    count = len(grid.experiments)  # all points share their programs, so that compiling them well pays sooner
+    return Grid(values, [replace(e, plan=e.plan._replace(runs=count)) for e in grid.experiments])
 
 
 def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ costs a CPU a quarter of `jax.random.normal`'s.
 
 import math
 import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,14 @@ def threefry2x32(key: Words, counter: Words) -> Words:
     return x0, x1
 
 
+_threefry = jax.jit(threefry2x32, inline=True)
+"""The same within programs, traced once for each shape."""
+
+
+def _words_of(key: Array) -> Words:
+    return lax.index_in_dim(key, 0, keepdims=False), lax.index_in_dim(key, 1, keepdims=False)
+
+
 def stream_key(seed: int, name: str) -> np.ndarray:
     """Key of a named stream: uint32 of shape (2,). Streams of different names or seeds are independent."""
     words = np.array([seed & 0xFFFFFFFF, seed >> 32, zlib.crc32(name.encode()), 0], np.uint32)[:, None]
@@ -60,11 +69,11 @@ class Stream(NamedTuple):
     def at(self, step: Array | int | np.integer, substep: Array | int | np.integer = 0) -> "Stream":
         """The stream of one step and substep; its draws are independent of all others'."""
         counter = (jnp.asarray(step).astype(jnp.uint32), jnp.asarray(substep).astype(jnp.uint32))
-        return self._replace(key=jnp.stack(threefry2x32((self.key[0], self.key[1]), counter)))
+        return self._replace(key=jnp.stack(_threefry(_words_of(self.key), counter)))
 
     def bits(self, size: int, lane: int | Array = 0) -> Words:
         """Two independent words per coordinate and path: uint32, each of shape (size, P)."""
-        key = threefry2x32((self.key[0], self.key[1]), (jnp.uint32(lane), jnp.uint32(0x5DE1E45)))
+        key = _threefry(_words_of(self.key), (jnp.uint32(lane), jnp.uint32(0x5DE1E45)))
         return _made_once(key, self.paths, size)
 
     def words(self, size: int, lane: int | Array = 0) -> Array:
@@ -115,8 +124,8 @@ class Stream(NamedTuple):
         rows = -(-below // columns)
 
         def mixed(half: Array, turn: Array, size: int) -> Array:
-            key = threefry2x32((self.key[0], self.key[1]), (turn, jnp.uint32(0xFE15E1)))
-            return threefry2x32(key, (self.paths[None, :], half))[0] % np.uint32(size)
+            key = _threefry(_words_of(self.key), (turn, jnp.uint32(0xFE15E1)))
+            return _threefry(key, (self.paths[None, :], half))[0] % np.uint32(size)
 
         def once(value: Array) -> Array:
             def turns(i: Array, halves: Words) -> Words:  # a loop, since unrolled it takes a minute to compile
@@ -161,6 +170,7 @@ _LOG += (-0.24968907, 0.33334606, -0.500003751, 0.999999968)
 """log(1 + t)/t for √½ ≤ 1 + t ≤ √2, by interpolation at Chebyshev points, highest power first."""
 
 
+@partial(jax.jit, inline=True)
 def _normal_quantile(x: Array) -> Array:
     """√2 erf⁻¹(x) in float32 for |x| < 1, within 3e-7 of its size.
 
@@ -198,7 +208,7 @@ def _made_once(key: Words, paths: Array, size: int) -> Words:
     """
 
     def words() -> Words:
-        return threefry2x32(key, (paths[None, :], lax.iota(jnp.uint32, size)[:, None]))
+        return _threefry(key, (paths[None, :], lax.iota(jnp.uint32, size)[:, None]))
 
     def on_cpu() -> Words:
         def made() -> Array:

@@ -188,6 +188,8 @@ def simulated(
     )
     start_loss = experiment.case.start_loss()
     with compiled_ahead(ahead) as wait:
+        import xarray  # noqa: F401  (what the result is made with is loaded while programs compile)
+
         for label, model in experiment.models.items():
             full = names[label]
             if full in saved:
