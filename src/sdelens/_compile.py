@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-__all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_options", "operations", "quick"]
+__all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_options", "operations", "program", "quick"]
 
 Way = Literal["quick", "narrow", "wide"]
 SMALL = 3e8
@@ -52,6 +52,11 @@ _WRITTEN = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
 _PROGRAMS = (ClosedJaxpr, Jaxpr)
 
 
+def program(**options: Any) -> Callable[[Callable[..., Any]], "Program"]:
+    """Decorator that makes a `Program`; options are those of `jax.jit`."""
+    return partial(Program, **options)
+
+
 def quick(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` for what runs once or little, compiled the quick way."""
     return jax.jit(function, compiler_options=_QUICK, **options)
@@ -70,18 +75,19 @@ class Program:
         self._jitted = {way: jitted(compiler_options=chosen) for way, chosen in _OPTIONS.items()}
         self._compiled: WeakKeyDictionary[ClosedJaxpr, set[Way]] = WeakKeyDictionary()
 
-    def __call__(self, *arguments: Any) -> Any:
-        """The function's value, with the program run once."""
-        return self.chosen(1, *arguments)(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The function's value."""
+        return self.chosen(1, *arguments, **named)(*arguments, **named)
 
-    def chosen(self, repeats: float, *arguments: Any) -> Any:
+    def chosen(self, repeats: float, *arguments: Any, **named: Any) -> Any:
         """The jitted function whose compiler options suit.
 
         Args:
             repeats: how often loops run whose length the program does not tell.
             arguments: of the function; arrays may be given by their shapes.
+            named: arguments by name.
         """
-        jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
+        jaxpr = self._jitted["narrow"].trace(*arguments, **named).jaxpr
         return self._jitted[_way(jaxpr, repeats, _platform(arguments))]
 
     def compilation(self, repeats: float, *arguments: Any) -> Callable[[], Any] | None:

@@ -11,6 +11,7 @@ from jax import Array
 
 from sdelens import _check
 from sdelens._adaptive import POINTS, integrate
+from sdelens._compile import program
 from sdelens._random import Stream
 from sdelens._tree import Layout
 from sdelens.noise import AbstractNoise
@@ -189,7 +190,7 @@ def _steps(
     return jnp.stack([new - x, *(jnp.broadcast_to(leaves[0][i] - leaves[1][i], shape) for i in parts)])
 
 
-@partial(jax.jit, static_argnames=("layout", "parts"))
+@program(static_argnames=("layout", "parts"))
 def _integrands(
     optimizer: Optimizer,
     law: Law,

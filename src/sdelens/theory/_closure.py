@@ -11,13 +11,13 @@ E v₊ = β₂E v + (1 − β₂)(u² + diag HSH + diag E Σ). F, and a factor N
 (`fluctuation`). Exact for SGD; for SignSGD if x is normal; for the others also to first order in 1 − β₂.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from sdelens._compile import program
 from sdelens._matrix import times
 from sdelens.optimizers import AdamW, DecayedOptimizer, RMSpropW, SignSGD, State, precondition
 from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, transpose
@@ -213,7 +213,7 @@ def propagate(
     return _propagate(model, optimizer, start, full, record_every, steps - full * record_every, kept)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+@program(static_argnums=(3, 4, 5, 6))
 def _propagate(
     model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, full: int, every: int, rest: int, kept: int
 ) -> Record:

@@ -2,7 +2,6 @@ r"""Stationary laws: where an optimizer comes to rest on a quadratic, and how wi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 from scipy.stats import multivariate_normal
 
 from sdelens import _check
+from sdelens._compile import program
 from sdelens._matrix import times
 from sdelens._names import FORMS
 from sdelens._output import text_table
@@ -243,12 +243,12 @@ def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[n
     raise _unstable(optimizer)
 
 
-@jax.jit
+@program()
 def _signs(model: LinearGradient, mean: Any, spread: Any) -> SignMoments:
     return model.signs(mean, spread)
 
 
-@partial(jax.jit, static_argnums=3)
+@program(static_argnums=3)
 def _run(model: LinearGradient, optimizer: SignSGD, y: Moments, steps: int) -> Moments:
     return jax.lax.fori_loop(0, steps, lambda k, y: advance(model, optimizer, y, k), y)
 
