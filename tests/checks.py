@@ -1,9 +1,19 @@
 """What several test files check alike."""
 
 import contextlib
+import sys
+import warnings
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sdelens import _shell
+from sdelens._random import Stream, stream_key
+from sdelens.cli import app
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's event of a compiled program."""
@@ -34,3 +44,54 @@ def compilations():
         yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def stepped(steppers, steps, paths=(0,)):
+    """States of paths, by their numbers, at 0, …, `steps` steps of each stepper: one program for all, no ensemble.
+
+    Arrays of a state have a first axis of steps, and paths on the last one; the stream is that of seed 0 and "test".
+    """
+    stream = Stream(jnp.asarray(stream_key(0, "test")), jnp.asarray(paths, jnp.uint32))
+    return jax.tree.map(np.asarray, _stepped(tuple(steppers), steps, stream))
+
+
+@partial(jax.jit, static_argnames=("steps",))
+def _stepped(steppers, steps, stream):
+    count = stream.paths.shape[0]
+
+    def wide(leaf):
+        leaf = jnp.asarray(leaf)
+        return jnp.broadcast_to(leaf[:, None], (*leaf.shape, count)) if leaf.ndim == 1 else leaf
+
+    def courses(stepper):
+        def step(y, k):
+            y = stepper.step(k, y, stepper.evaluate(stepper.position(y))[1], stream)
+            return y, y
+
+        begin = jax.tree.map(wide, stepper.init(stream))
+        after = jax.lax.scan(step, begin, jnp.arange(steps))[1]
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None].astype(b.dtype), b]), begin, after)
+
+    return [courses(stepper) for stepper in steppers]
+
+
+def shell(*arguments, expect=0):
+    """A command of the shell in this process, as typed: what it printed, with `stdout` and `stderr`.
+
+    JAX has started here, so the number of devices stays; all else is what the script does.
+    """
+    asked = _shell._ask_for
+
+    def ask_for(devices):
+        if devices is not None and devices < 1:
+            asked(devices)  # refused before JAX is touched
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_shell, "_ask_for", ask_for)
+        patch.setattr(sys, "argv", ["sdelens", *arguments])
+        patch.setattr(warnings, "showwarning", warnings.showwarning)  # the shell sets its own
+        done = CliRunner().invoke(app, arguments, prog_name="sdelens", terminal_width=100)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == expect, done.stderr
+    return done

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import random
 import resource
@@ -22,7 +23,9 @@ from sdelens import _progress, _run
 from sdelens._store import Store
 from sdelens.checkpoint import Checkpoints
 from sdelens.report import claim_folder
+from tests.checks import assert_same_numbers, shell
 
+pytestmark = pytest.mark.xdist_group("checkpoint")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
 SIZES = dict(steps=21, paths=50, chunk=20, record_every=2, keep_paths=3, models=["optimizer", "sde"])
 TOTAL = 21 * 50 * 2
@@ -37,9 +40,7 @@ def compare(problem=PROBLEM, noise=NOISE, optimizer=OPTIMIZER, **options):
 
 
 def assert_same(result, other):
-    assert set(result.dataset.data_vars) == set(other.dataset.data_vars)
-    for name in result.dataset.data_vars:
-        np.testing.assert_array_equal(result.dataset[name], other.dataset[name], err_msg=name)
+    assert_same_numbers(result.dataset, other.dataset)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +137,8 @@ def test_starts_and_functions_of_the_users(stop, tmp_path):
     for other in (subject(2 * one, one), subject(one, 2 * one)):
         with pytest.raises(ValueError, match=r"holds another run: code\.optimizer differs\."):
             compare(checkpoint=tmp_path, resume=True, **other)
-    stop(0, tmp_path, resume=True, **subject(one, one))  # defined anew, as in a new process: the same
-    assert_same(compare(checkpoint=tmp_path, resume=True, **own), before)
+    anew = subject(one, one)  # as in a new process: the same
+    assert_same(compare(checkpoint=tmp_path, resume=True, **anew), before)
 
 
 def test_a_loss_has_one_fingerprint_in_every_process():
@@ -437,73 +438,78 @@ def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
     )
     stop(9, out / "checkpoint")
 
-    def shell(*options, expect):
-        command = [str(Path(sys.executable).with_name("sdelens")), "compare", *own, *sizes, *options]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == expect, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr
+    def command(*options, expect):
+        return shell("compare", *own, *sizes, *options, expect=expect).stderr
 
-    refused = shell("--out", str(out), expect=2)
+    refused = command("--out", str(out), expect=2)
     assert "holds a checkpoint of an unfinished run; go on with it by resume=True (--resume), or delete" in refused
-    assert "seed is 0, here 1" in shell("--out", str(out), "--resume", "--seed", "1", expect=2)
+    assert "seed is 0, here 1" in command("--out", str(out), "--resume", "--seed", "1", expect=2)
     with claim_folder(out):
-        assert "another run is writing to" in shell("--out", str(out), "--resume", expect=2)
+        assert "another run is writing to" in command("--out", str(out), "--resume", expect=2)
     (out / "index.html").write_text("")  # killed while it removed the checkpoints
-    shell("--out", str(out), "--resume", "--checkpoint-every", "5", expect=0)
+    command("--out", str(out), "--resume", "--checkpoint-every", "5", expect=0)
     assert {p.name for p in out.iterdir()} == {
         "index.html",
         *(f"rmspropw-quadratic.{s}" for s in ("nc", "png", "pdf", "csv", "tex")),
     }
-    assert "holds results already" in shell("--out", str(out), "--resume", expect=2)
-    assert "resume: got True, but checkpoints lie in the folder of --out; give one" in shell("--resume", expect=2)
+    assert "holds results already" in command("--out", str(out), "--resume", expect=2)
+    assert "resume: got True, but checkpoints lie in the folder of --out; give one" in command("--resume", expect=2)
     assert_same(sl.load(out / "rmspropw-quadratic.nc"), compare())
 
 
 RUN = textwrap.dedent(
     """
-    import sys
+    import json, sys
     import jax
     jax.config.update("jax_num_cpu_devices", 2)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     import sdelens as sl
     print("begun", flush=True)
     problem, noise = sl.Quadratic([1.0, 2.0, 5.0]), sl.GaussianNoise(1.0)
     optimizer = sl.AdamW(0.01, weight_decay=0.1, schedule=lambda k: 1 / (1 + 0.001 * k))
-    options = dict(steps=6000, paths=12_000, chunk=5000, record_every=20, keep_paths=2)
-    own = {} if sys.argv[2] == "-" else dict(checkpoint=sys.argv[2], checkpoint_every=200, resume=True)
+    every, *sizes = json.loads(sys.argv[3])
+    options = dict(zip(["steps", "paths", "chunk", "record_every"], sizes), keep_paths=2)
+    own = {} if sys.argv[2] == "-" else dict(checkpoint=sys.argv[2], checkpoint_every=every, resume=True)
     sl.compare(problem, noise, optimizer, **options, **own).save(sys.argv[1])
     """
 )
 
 
-@pytest.mark.slow
-def test_a_run_killed_over_twenty_times_ends_with_the_same_bits(tmp_path):
-    def begun(result, folder, cache):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / cache)}
-        command = [sys.executable, "-c", RUN, str(tmp_path / result), str(folder)]
+def not_killed(tmp_path, monkeypatch, sizes):
+    """The same run in this process, and the seconds that it takes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["-c", str(tmp_path / "whole.nc"), "-", json.dumps(sizes)])
+        at = time.monotonic()
+        exec(RUN, {})
+        return sl.load(tmp_path / "whole.nc"), time.monotonic() - at
+
+
+def killed(tmp_path, sizes, moments):
+    """A run that was killed, and the number of its last checkpoint before it went on to the end.
+
+    The first process is killed when it has imported the library, and tells how long that takes. `moments(start)` are
+    pairs for further ones: whether the delay until a kill counts from the first checkpoint of that process rather than
+    its start, and the delay. No process gets beyond its eighth checkpoint, so that none ends before it is killed.
+    """
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def begun():
+        command = [sys.executable, "-c", RUN, str(tmp_path / "parts.nc"), str(folder), json.dumps(sizes)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
 
     def saved():
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         return max((int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")), default=0)
 
-    folder = tmp_path / "checkpoint"
-    at = time.monotonic()
-    process = begun("whole.nc", "-", "cache")
-    process.stdout.readline()
+    folder, at = tmp_path / "checkpoint", time.monotonic()
+    process = begun()
+    assert process.stdout.readline() == b"begun\n"
     start = time.monotonic() - at
-    assert process.wait() == 0
-    whole = time.monotonic() - at
-    # Ten are killed at moments spread over start-up and compilation (their cache is empty at first), twelve after their
-    # first checkpoint, among segments and writes; all by their eighth of the 270 checkpoints, so that none ends before.
-    moments = [(False, (i + 0.5) / 10 * 4 * start) for i in range(10)]
-    moments += [(True, i / 12 * whole / 24) for i in range(12)]
-    random.Random(2411).shuffle(moments)
-    for running, delay in moments:
+    process.kill()
+    process.wait()
+    for running, delay in moments(start):
         before = saved()
-        process = begun("parts.nc", folder, "another cache")
+        process = begun()
         while running and saved() == before:
             assert process.poll() is None
             time.sleep(0.005)
@@ -513,8 +519,38 @@ def test_a_run_killed_over_twenty_times_ends_with_the_same_bits(tmp_path):
         assert process.poll() is None
         process.kill()
         process.wait()
-    assert saved() > 12
-    process = begun("parts.nc", folder, "another cache")
+    last = saved()
+    process = begun()
     assert process.wait() == 0
-    assert_same(sl.load(tmp_path / "parts.nc"), sl.load(tmp_path / "whole.nc"))
     assert not folder.exists()
+    return sl.load(tmp_path / "parts.nc"), last
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_ends_with_the_same_bits(tmp_path, monkeypatch):
+    def moments(start):
+        """One while it compiles, its cache being empty at first; three among segments and writes."""
+        return [(True, 0.0), (False, 1.5 * start), (True, 0.01), (True, 0.03)]
+
+    sizes = [50, 750, 120, 50, 10]  # 135 checkpoints
+    parts, last = killed(tmp_path, sizes, moments)
+    assert last > 2  # three of them had saved
+    assert_same(parts, not_killed(tmp_path, monkeypatch, sizes)[0])
+
+
+@pytest.mark.study
+def test_a_run_killed_over_twenty_times_ends_with_the_same_bits(tmp_path, monkeypatch, measured):
+    sizes = [200, 6000, 12_000, 5000, 20]  # 270 checkpoints
+    whole, seconds = not_killed(tmp_path, monkeypatch, sizes)
+
+    def moments(start):
+        """Ten spread over start-up and compilation, twelve after the first checkpoint of their process."""
+        mixed = [(False, (i + 0.5) / 10 * 4 * start) for i in range(10)]
+        mixed += [(True, i / 12 * seconds / 24) for i in range(12)]
+        random.Random(2411).shuffle(mixed)
+        return mixed
+
+    parts, last = killed(tmp_path, sizes, moments)
+    measured("last checkpoint of a run that was killed 23 times", last, "> 12, and the bits of a run that was not")
+    assert last > 12
+    assert_same(parts, whole)

@@ -1,5 +1,6 @@
-"""The shell, through its real entry points."""
+"""The shell: in this process as it is typed (`checks.shell`), and a few times by its real entry points."""
 
+import importlib.util
 import json
 import os
 import re
@@ -7,25 +8,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import sdelens as sl
+from tests.checks import assert_same_numbers, shell
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(sys.executable).with_name("sdelens")
 SMALL = ("--steps", "12", "--paths", "70")
 
 
-def shell(*arguments, command=(str(SCRIPT),), cwd=None, expect=0):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+def script(*arguments, command=(str(SCRIPT),), expect=0, **environment):
+    """The same in a process of its own, of one thread of BLAS and no compiled programs kept."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100", **environment}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == expect, done.stderr
     return done
 
 
-def test_compare_prints_the_table_and_writes_the_folder(tmp_path):
+def test_the_script_prints_the_table_and_writes_the_folder(tmp_path):
     out = tmp_path / "new" / "folder"
-    done = shell("compare", "--optimizer", "rmspropw", *SMALL, "--seed", "3", "--out", str(out))
+    done = script("compare", "--optimizer", "rmspropw", *SMALL, "--seed", "3", "--devices", "3", "--out", str(out))
     assert "malladi2022" in done.stdout
     assert "RMSpropW" in done.stdout
     names = {p.name for p in out.iterdir()}
@@ -37,19 +42,137 @@ def test_compare_prints_the_table_and_writes_the_folder(tmp_path):
         assert (out / link).is_file()
     result = sl.load(out / "rmspropw-quadratic.nc")
     assert result.info["run"]["seed"] == 3
+    assert result.info["device"]["count"] == 3  # whatever cores there are
     again = shell("compare", "--optimizer", "rmspropw", *SMALL, "--out", str(out), expect=2)
     assert "holds results already" in again.stderr
-    shell("compare", "--optimizer", "rmspropw", *SMALL, "--out", str(out), "--overwrite")
 
 
-def test_python_m_gives_the_library_s_numbers():
-    options = ("--optimizer", "sgd", "--lr", "0.1", "--curvature", "1,4", "--start", "2", "--scale", "0.5,1", *SMALL)
-    done = shell("compare", *options, command=(sys.executable, "-m", "sdelens"))
+def test_the_shell_has_the_library_s_numbers_and_replaces_results_only_with_leave(tmp_path):
+    subject = ("--optimizer", "sgd", "--lr", "0.1", "--curvature", "1,4", "--start", "2", "--scale", "0.5,1")
+    options = ("compare", *subject, *SMALL, "--out", str(tmp_path))
+    (tmp_path / "index.html").write_text("")
+    assert "holds results already" in shell(*options, expect=2).stderr
+    done = shell(*options, "--overwrite")
     noise = sl.GaussianNoise([0.5, 1.0])
     result = sl.compare(sl.Quadratic([1.0, 4.0], 2.0), noise, sl.SGD(0.1), steps=12, paths=70)
     assert str(result).splitlines()[:5] == done.stdout.splitlines()[:5]
+    assert_same_numbers(sl.load(tmp_path / "sgd-quadratic.nc").dataset, result.dataset)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What the shell's `compare` asks of the library, which is not run: what was given, and the options."""
+    calls = []
+
+    def note(*given, **options):
+        calls.append((given, options))
+        raise ValueError("asked")
+
+    def of(*words):
+        monkeypatch.setattr(sl, "compare", note)
+        refused = shell("compare", *words, expect=2)
+        monkeypatch.undo()
+        assert refused.stderr == "sdelens: asked\n"
+        return calls.pop()
+
+    return of
+
+
+def described(problem, noise, optimizer):
+    """What results say of the three; it differs wherever they do."""
+    return [problem.describe(), noise.bind(problem).describe(), optimizer.describe()]
+
+
+def digits(name, **options):
+    return sl.network(name, "digits", **options)
+
+
+TWO = sl.Quadratic([1.0, 2.0])
+COSINE = sl.Warmup(2, sl.Cosine(10, 0.1))
+WARM = "--schedule cosine --schedule-steps 10 --end 0.1 --warmup 2"
+NETWORK = dict(subset=20, width=4, depth=1, gradient_dtype="bfloat16")
+REGRESSION = "--problem linear-regression --design 1,0.5 --label-noise 0.3 --solution 2"
+SUBJECTS = {
+    "rosenbrock": (
+        "--problem rosenbrock --optimizer signsgd --lr 0.001 --start 0.5,0.5",
+        lambda: (sl.Rosenbrock([0.5, 0.5]), sl.GaussianNoise(1.0), sl.SignSGD(0.001)),
+    ),
+    "embedded saddle": (
+        "--problem embedded-saddle --lam 2 --optimizer adamw --b1 0.8",
+        lambda: (sl.EmbeddedSaddle(lam=2.0), sl.GaussianNoise(1.0), sl.AdamW(0.01, b1=0.8)),
+    ),
+    "breast cancer": (
+        "--problem mlp --width 4 --depth 2 --dataset breast-cancer --optimizer sgd",
+        lambda: (sl.network("mlp", "breast-cancer", width=4, depth=2), sl.GaussianNoise(1.0), sl.SGD(0.01)),
+    ),
+    "part of a set": (
+        "--problem cnn --subset 16 --data-seed 3 --channels 2 --dense 3 --optimizer sgd",
+        lambda: (
+            sl.network("cnn", subset=16, data_seed=3, channels=2, dense=3),
+            sl.GaussianNoise(1.0),
+            sl.SGD(0.01),
+        ),
+    ),
+    "Student's t": (
+        f"--optimizer signsgd --noise student-t --df 1 --lr 0.1 --curvature 1,2 {WARM}",
+        lambda: (TWO, sl.StudentTNoise(1.0, 1), sl.SignSGD(0.1, schedule=COSINE)),
+    ),
+    "mini-batches": (
+        "--problem mlp --dataset digits --subset 20 --width 4 --depth 1 --gradient-dtype bfloat16 --optimizer adamw "
+        "--noise minibatch --batch-size 5 --batch-covariance diagonal --refresh 2",
+        lambda: (digits("mlp", **NETWORK), sl.MinibatchNoise(5, covariance="diagonal", refresh=2), sl.AdamW(0.01)),
+    ),
+    "regression": (
+        f"{REGRESSION} --noise minibatch --batch-size 2 --optimizer sgd --lr 0.1",
+        lambda: (sl.LinearRegression([1.0, 0.5], 0.3, solution=2.0), sl.MinibatchNoise(2), sl.SGD(0.1)),
+    ),
+    "regression on a sample": (
+        f"{REGRESSION} --samples 30 --data-seed 4 --noise minibatch --batch-size 2 --optimizer sgd --lr 0.1",
+        lambda: (
+            sl.LinearRegression([1.0, 0.5], 0.3, solution=2.0, samples=30, seed=4),
+            sl.MinibatchNoise(2),
+            sl.SGD(0.1),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "subject"), SUBJECTS.values(), ids=SUBJECTS.keys())
+def test_problems_noises_and_optimizers_by_name(asked, words, subject):
+    given, _ = asked(*words.split())
+    assert described(*given[:3]) == described(*subject())
+
+
+def test_a_covariance_by_its_file(asked, tmp_path):
+    matrix = [[1.0, 0.5], [0.5, 2.0]]
+    (tmp_path / "covariance.txt").write_text("1 0.5\n0.5 2\n")
+    np.save(tmp_path / "covariance.npy", matrix)
+    for name in ("covariance.txt", "covariance.npy"):
+        (_, noise, *_), _ = asked("--covariance", str(tmp_path / name), "--curvature", "1,2")
+        np.testing.assert_array_equal(noise.bind(TWO).matrix, matrix)
+
+
+def test_options_of_the_run_by_name(asked):
+    words = "--models optimizer,sde --integrator euler --substeps 2 --increments rademacher --observables accuracy,norm"
+    (*_, models), options = asked(
+        *words.split(), "--marginals", "3", "--record-every", "4", "--keep-paths", "1", *SMALL
+    )
+    assert models == ["optimizer", "sde"]
+    wanted = dict(integrator="euler", substeps=2, increments="rademacher", observables=["accuracy", "norm"])
+    wanted |= dict(marginals=3, record_every=4, keep_paths=1, steps=12, paths=70, seed=0, samples=8, checkpoint=None)
+    assert {name: options[name] for name in wanted} == wanted
+    words = "--update-samples 4 --accumulators drift --bias-correction exponential --chunk 9"
+    _, options = asked(*words.split())
+    wanted = dict(samples=4, accumulators="drift", bias_correction="exponential", chunk=9, steps=1000, paths=1024)
+    assert {name: options[name] for name in wanted} == wanted
+
+
+def test_an_optimizer_of_optax_by_name(asked):
+    (_, _, optimizer, _), _ = asked("--optimizer", "optax:lion", "--opt", "lr=1e-3", "--opt", "b1=0.5")
+    assert (optimizer.name, optimizer.lr) == ("lion", 1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -61,7 +184,7 @@ def test_python_m_gives_the_library_s_numbers():
     ],
     ids=lambda o: o[1],
 )
-def test_every_problem_by_name(options):
+def test_every_problem_runs_by_name(options):
     model = "empirical" if options[1].startswith("optax:") else "sde"
     assert f"\n{model} " in shell("compare", *options, *SMALL).stdout
 
@@ -74,15 +197,24 @@ def test_dry_run_runs_and_writes_nothing(tmp_path):
 
 
 def test_info():
-    found = json.loads(shell("info", "--json", "--devices", "3").stdout)
-    assert len(found["devices"]) == 3
+    found = json.loads(shell("info", "--json").stdout)
+    assert len(found["devices"]) == len(jax.devices())
     ours = ["sgd", "signsgd", "rmspropw", "adamw", "momentum", "signum", "lion", "adagrad"]
     assert found["optimizers"] == ours
     assert "sdelens" in shell("info").stdout
 
 
+HELP = """
+import sys
+from sdelens.cli import app
+app(["compare", "--help"], prog_name="sdelens", standalone_mode=False)
+print(*[m for m in ("jax", "xarray", "numpy", "matplotlib") if m in sys.modules], file=sys.stderr)
+"""
+
+
 def test_help_documents_every_option_and_imports_no_jax():
-    text = shell("compare", "--help").stdout
+    done = script(command=(sys.executable, "-c", HELP))
+    assert done.stderr == "\n"
     for name in (
         "optimizer",
         "noise",
@@ -94,26 +226,51 @@ def test_help_documents_every_option_and_imports_no_jax():
         "bias-correction",
         "chunk",
     ):
-        assert f"--{name}" in text
-    for block in re.split(r"\n  (?=--)", text.split("Options:")[1])[1:]:
+        assert f"--{name}" in done.stdout
+    for block in re.split(r"\n  (?=--)", done.stdout.split("Options:")[1])[1:]:
         assert len(block.split(None, 2)) == 3, f"no help for {block}"
-    code = "import sys, sdelens.cli; sys.exit(any(m in sys.modules for m in ('jax', 'xarray', 'numpy', 'matplotlib')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_version():
-    assert shell("--version").stdout.strip() == "0.1.0"
+def test_python_m_is_the_same_shell():
+    assert script("--version", command=(sys.executable, "-m", "sdelens")).stdout.strip() == "0.1.0"
 
 
-def test_warnings_and_missing_devices_are_one_line():
-    done = shell("compare", "--optimizer", "sgd", "--lr", "10", "--steps", "300", "--paths", "16")
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_one_line():
+    subject = ("--optimizer", "sgd", "--lr", "10", "--curvature", "1,4", "--models", "optimizer")
+    done = shell("compare", *subject, "--steps", "300", "--paths", "16")
     assert done.stderr.startswith("sdelens: warning: 16 of 16 paths of 'optimizer' diverged")
+    assert done.stderr.count("\n") == 1
     assert ".py" not in done.stderr
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
-    done = subprocess.run([str(SCRIPT), "info"], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 2
+
+
+def test_missing_devices_are_one_line():
+    done = script("info", expect=2, JAX_PLATFORMS="cuda")
     assert "JAX_PLATFORMS='cuda'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(tmp_path):
+    own, theirs = tmp_path / "user", tmp_path / "of-jax"
+    command = ("compare", "--optimizer", "sgd", "--models", "optimizer", "--curvature", "1,4", *SMALL)
+    environment = dict(XDG_CACHE_HOME=str(own), JAX_ENABLE_COMPILATION_CACHE="true")
+
+    def programs(folder):
+        return {path.name for path in folder.glob("*-cache")}
+
+    first = script(*command, **environment)
+    kept = programs(own / "sdelens" / "programs")
+    assert kept
+    again = script(*command, **environment)
+    assert again.stdout.rsplit(",", 1)[0] == first.stdout.rsplit(",", 1)[0]  # but for the seconds at the end
+    assert programs(own / "sdelens" / "programs") == kept  # all were found
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "unused")
+    script(
+        *command, **environment, JAX_COMPILATION_CACHE_DIR=str(theirs), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+    )
+    assert not (tmp_path / "unused").exists()
+    assert programs(theirs)
 
 
 @pytest.mark.parametrize(
@@ -191,14 +348,34 @@ def test_noise_and_schedules_by_name(tmp_path):
         assert abs(theirs.dataset.loss_mean - ours.dataset.loss_mean).max() < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_the_demo_runs_at_small_size(tmp_path):
     demo = (sys.executable, str(ROOT / "examples" / "demo.py"), "--small", "--out", str(tmp_path / "demo"))
-    done = shell(command=demo)
+    done = script(command=demo)
     assert len(re.findall(r"^(quadratic|mlp) ", done.stdout, re.M)) == 20
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("<figure>") == 8
     assert len(list((tmp_path / "demo").glob("*.nc"))) == 8
+
+
+@pytest.mark.slow
+def test_the_demo_runs_with_two_of_its_eight_comparisons(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "cpu_count", lambda: len(jax.devices()))  # it asks for as many devices
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    monkeypatch.setattr(demo, "ON_QUADRATIC", demo.ON_QUADRATIC[-1:])
+    monkeypatch.setattr(demo, "ON_NETWORK", demo.ON_NETWORK[:1])
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--small", "--out", str(tmp_path / "demo")])
+    demo.main()
+    printed = capsys.readouterr().out
+    rows = [" ".join(row) for row in re.findall(r"^(quadratic|mlp) +(\w+) +(\w+)", printed, re.M)]
+    assert rows == [
+        *("quadratic adamw optimizer", "quadratic adamw sde", "quadratic adamw malladi2022"),
+        *("mlp sgd optimizer", "mlp sgd sde"),
+    ]
+    assert (tmp_path / "demo" / "index.html").read_text().count("<figure>") == 2
+    assert {p.name for p in (tmp_path / "demo").glob("*.nc")} == {"adamw-quadratic.nc", "sgd-mlp.nc"}
 
 
 def test_predict_prints_the_overview_and_writes_the_folder(tmp_path):

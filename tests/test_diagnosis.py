@@ -20,6 +20,7 @@ import sdelens as sl
 from sdelens.diagnosis import _moments
 from sdelens.diagnosis._expected import largest_ratio, path_error
 from sdelens.diagnosis._moments import Weights
+from tests.checks import shell
 
 try:
     import torch
@@ -101,16 +102,16 @@ def test_snr_of_every_group_within_15_percent_in_the_median():
 
 
 def test_limits_cover_the_truth():
-    # 200 groups: 95 % ± 1.5 %; 0.90 is 3 sd below. The upper bound would fail for limits twice too wide.
-    groups, size, b1, b2 = 200, 1000, 0.9, 0.99
+    # 100 groups of each SNR: 95 % ± 1.5 %; 0.90 is 3 sd below. The upper bound would fail for limits twice too wide.
+    groups, size, b1, b2, covered = 100, 1000, 0.9, 0.99, []
     for snr in (0.3, 1.0):
         m, v = moments(np.float32(snr), np.ones((groups, size), np.float32), b1, b2, 300, seed=2)
         keys = [f"g{i}" for i in range(groups)]
         state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
         rows = sl.diagnose(state, b1=b1, b2=b2).groups.drop(index="all")
-        covered = ((rows.lower <= snr) & (snr <= rows.upper)).mean()
-        assert 0.90 <= covered <= 0.995
-        assert abs(rows.snr.mean() / snr - 1) < 0.01  # its standard error is 0.002
+        covered += [(rows.lower <= snr) & (snr <= rows.upper)]
+        assert abs(rows.snr.mean() / snr - 1) < 0.01  # its standard error is 0.003
+    assert 0.90 <= np.mean(covered) <= 0.995
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 50])
@@ -126,8 +127,8 @@ def test_correlated_noise_widens_the_limits():
     def repeated(rng, shape):
         return np.repeat(rng.standard_normal((shape[0], shape[1] // 32), np.float32), 32, axis=1)
 
-    m, v = moments(0.0, np.ones((100, 8192), np.float32), 0.9, 0.99, 300, seed=4, draw=repeated)
-    keys = [f"g{i}" for i in range(100)]
+    m, v = moments(0.0, np.ones((60, 8192), np.float32), 0.9, 0.99, 300, seed=4, draw=repeated)
+    keys = [f"g{i}" for i in range(60)]
     state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
     rows = sl.diagnose(state, b1=0.9, b2=0.99).groups.drop(index="all")
     assert 20 < rows.design.median() < 45  # 32
@@ -332,7 +333,7 @@ def test_verdicts_on_random_cases():
         b1, b2 = rng.choice([0.8, 0.9, 0.95]), rng.choice([0.95, 0.98])
         ratio, tolerance = 2 ** rng.uniform(1, 5), rng.choice([0.03, 0.05, 0.1])
         low, high = 1e-3, 30.0
-        for _ in range(14):  # to 1e-4 of itself
+        for _ in range(10):  # to 1 % of itself
             middle = np.sqrt(low * high)
             low, high = (middle, high) if path_error([middle**2], [1], [1], ratio) < tolerance else (low, middle)
         above = case % 2 == 1
@@ -648,21 +649,21 @@ print(before, peak(), found.total.size)
 @needs_torch
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path, monkeypatch):
-    # 32 tensors of 4 MiB in bfloat16 in two files: all of the moments are 256 MiB. Of a billion parameters (4 GB) less
-    # than 2 GiB beyond the largest tensor is asked, half of them: here half is 128 MiB. The map is renewed every
-    # 256 MiB there, and every 16 here, in the same proportion.
+    # 16 tensors of 4 MiB in bfloat16 in two files: all of the moments are 128 MiB. Of a billion parameters (4 GB) less
+    # than 2 GiB beyond the largest tensor is asked, half of them: here a quarter, 32 MiB. The map is renewed every
+    # 256 MiB there, and every 8 here, in the same proportion.
     size = 2**21
     value = torch.randn(size).to(torch.bfloat16)
-    groups = [{"betas": (0.9, 0.99), "params": list(range(32))}]
+    groups = [{"betas": (0.9, 0.99), "params": list(range(16))}]
     for shard in range(2):
         state = {
             i: {"step": torch.tensor(100.0), "exp_avg": value.clone(), "exp_avg_sq": value.abs() + 5}
-            for i in range(16 * shard, 16 * shard + 16)
+            for i in range(8 * shard, 8 * shard + 8)
         }
         torch.save({"state": state, "param_groups": groups}, tmp_path / f"{shard}.pt")
     tiny = {0: {"step": torch.tensor(100.0), "exp_avg": value[: 2**20].clone(), "exp_avg_sq": value[: 2**20].abs() + 5}}
     torch.save({"state": tiny, "param_groups": groups}, tmp_path / "tiny.bin")
-    script = "from sdelens.diagnosis import _checkpoint\n_checkpoint._MAPPED = 2**24\n" + _PEAK
+    script = "from sdelens.diagnosis import _checkpoint\n_checkpoint._MAPPED = 2**23\n" + _PEAK
     (tmp_path / "all").mkdir()
     for shard in range(2):
         (tmp_path / f"{shard}.pt").rename(tmp_path / "all" / f"{shard}.pt")
@@ -671,8 +672,8 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path, monkeypatch):
         capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     before, after, counted = map(int, done.stdout.split())
-    assert counted == 32 * size
-    assert after - before < 128 * 2**20 // 2 + 2 * size
+    assert counted == 16 * size
+    assert after - before < 64 * 2**20 // 2 + 2 * size
 
 
 # The shell
@@ -684,18 +685,13 @@ def test_shell(tmp_path):
     path = tmp_path / "optimizer.pt"
     torch.save(optimizer.state_dict(), path)
 
-    def shell(*arguments):
-        command = [sys.executable, "-m", "sdelens", "diagnose", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    done = shell(path, "--batch-size", 32, "--ratios", "2,4", "--groups", "first=^parameter [01]$")
-    assert done.returncode == 0, done.stderr
+    options = ("--batch-size", "32", "--ratios", "2,4", "--groups", "first=^parameter [01]$")
+    done = shell("diagnose", str(path), *options)
     expected = sl.diagnose(path, batch_size=32, ratios=(2, 4), groups={"first": "^parameter [01]$"})
     assert done.stdout == str(expected) + "\n"
-    done = shell(path, "--format", "json")
+    done = shell("diagnose", str(path), "--format", "json")
     assert json.loads(done.stdout)["snr"] == pytest.approx(sl.diagnose(path).snr)
-    done = shell(tmp_path / "none.pt")
-    assert done.returncode == 2
+    done = shell("diagnose", str(tmp_path / "none.pt"), expect=2)
     assert done.stderr.startswith("sdelens: state: there is no file")
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 import sdelens as sl
 
+pytestmark = pytest.mark.xdist_group("diffrax")  # the two senses share our own run
 ALPHA = 1e-5
 PROBLEM, NOISE = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0]), sl.GaussianNoise([1.0, 0.5, 2.0])
 MATRIX = np.array([[1.0, 0.6, 0.0], [0.6, 1.0, 0.3], [0.0, 0.3, 2.0]])
@@ -75,12 +76,26 @@ def same_law(a, b):
     return all(stats.ks_2samp(x, y).pvalue > ALPHA for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.EulerHeun()], ids=["Ito", "Stratonovich"])
-def test_laws_agree_with_ours(name, solver):
+SOLVERS = {"Ito": diffrax.Euler(), "Stratonovich": diffrax.EulerHeun()}
+EVERY_COMMIT = [  # each kind of diffusion and of start once, in the sense in which it can go wrong
+    ("Ito", "sgd, covariance"),  # a matrix
+    ("Stratonovich", "sgd, covariance of x"),  # a correction
+    ("Stratonovich", "signsgd"),
+    ("Ito", "adamw, random"),
+    ("Stratonovich", "adamw, saved"),
+]
+EVERY_PUSH = [(sense, name) for sense in SOLVERS for name in CASES if (sense, name) not in EVERY_COMMIT]
+
+
+@pytest.mark.parametrize(
+    ("sense", "name"),
+    [*EVERY_COMMIT, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY_PUSH)],
+    ids=lambda text: text,
+)
+def test_laws_agree_with_ours(sense, name):
     problem, noise, optimizer, options = CASES[name]
-    bridge = sl.to_diffrax(problem, noise, optimizer, solver=solver, **options)
-    assert same_law(solve(bridge, solver, STEPS, 8, PATHS), ours(name))
+    bridge = sl.to_diffrax(problem, noise, optimizer, solver=SOLVERS[sense], **options)
+    assert same_law(solve(bridge, SOLVERS[sense], STEPS, 8, PATHS), ours(name))
 
 
 def test_without_the_correction_a_stratonovich_solver_has_another_law():

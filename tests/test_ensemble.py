@@ -1,5 +1,13 @@
-"""Ensembles: records at any interval, parameters split over devices, programs compiled once, chunks that fit."""
+"""Ensembles: what is recorded of a random walk, and that it does not depend on how its paths are laid out.
 
+A stub takes the place of a model: a walk of one line, whose statistics NumPy makes from the same draws.
+`tests/test_properties.py` holds every model to what is a model's own.
+"""
+
+import functools
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,79 +15,236 @@ import pytest
 
 import sdelens as sl
 from sdelens import _run, ensemble
+from sdelens._random import Stream, stream_key
 from sdelens._segments import segment, start
+from sdelens.integrate import Stepper
 from sdelens.settings import Options
+from sdelens.statistics import QUANTILE_ERROR
+from tests.checks import assert_same_numbers, compilations
+
+BEGIN, SLOPES, SPREAD, LEVELS = np.array([1.0, -1.0, 2.0]), np.array([0.5, 1.0, 2.0]), 0.3, np.array([0.05, 0.5, 0.95])
+
+
+class Walk(Stepper):
+    """x ← x − pull ∇f(x) + spread ξ with f = Σ slopes x²/2, in each of the ways that the ensemble treats apart."""
+
+    pull: Any
+    slopes: Any
+    begin: Any
+    kind: str = eqx.field(static=True)
+
+    def init(self, stream):
+        return self.begin
+
+    def position(self, state):
+        return state
+
+    def evaluate(self, x):
+        return jnp.sum(self.slopes[:, None] * x**2, axis=0) / 2, self.slopes[:, None] * x
+
+    @property
+    def dear(self):
+        return self.kind == "its gradient is dear"
+
+    @property
+    def needs_gradient(self):
+        return self.kind != "it needs no gradient"
+
+    def step(self, k, state, grad, stream):
+        grad = grad if self.needs_gradient else self.slopes[:, None] * state
+        return state - self.pull * grad + SPREAD * stream.at(k).normal(state.shape[0], state.dtype)
+
+
+class Watched(eqx.Module):
+    """Observables: a coordinate's square, and the gradient's first entry."""
+
+    names: tuple = eqx.field(static=True, default=("square", "slope"))
+
+    def __call__(self, x, grad):
+        return jnp.stack([x[1] ** 2, grad[0]])
+
+
+on_one_worker = pytest.mark.xdist_group("walk")
+KINDS = ["its gradient is dear", "its gradient is cheap", "it needs no gradient"]
+SIZES = {"steps": 25, "paths": 101, "record_every": 4, "keep_paths": 16, "marginals": [2]}
+
+
+def walked(kind=KINDS[0], pull=0.1, slopes=SLOPES, begin=BEGIN, seed=0, dtype=np.float32, **options):
+    walk = Walk(pull, jnp.asarray(slopes, dtype), jnp.asarray(begin, dtype), kind)
+    plan = Options(**{**SIZES, **options}).plan(len(BEGIN))
+    return ensemble.run_ensemble(walk, plan, seed, "walk", 0.0, LEVELS, observables=Watched())
+
+
+@functools.cache
+def usual(kind=KINDS[0]):
+    return walked(kind)
+
+
+def courses(pull=0.1, slopes=SLOPES, begin=BEGIN, seed=0, dtype=np.float32):
+    """x of every path after every step, (26, 3, 101), by NumPy from the walk's draws."""
+    x = [np.repeat(np.asarray(begin)[:, None], SIZES["paths"], axis=1)]
+    for noise in draws(seed, dtype):
+        x.append(x[-1] - pull * np.asarray(slopes)[:, None] * x[-1] + SPREAD * noise)
+    return np.array(x)
+
+
+@functools.cache
+def draws(seed, dtype):
+    stream = Stream(jnp.asarray(stream_key(seed, "walk")), jnp.arange(SIZES["paths"], dtype=jnp.uint32))
+    draw = jax.vmap(lambda k: stream.at(k).normal(len(BEGIN), jnp.dtype(dtype)))
+    return np.asarray(jax.jit(draw)(jnp.arange(SIZES["steps"])), np.float64)
+
+
+def assert_records(found, x, records, groups):
+    """Every statistic of a summary is NumPy's of these paths at these steps."""
+    x = x[records]
+    loss, grad = (SLOPES[:, None] * x**2).sum(axis=1) / 2, SLOPES[:, None] * x
+    values = np.stack([loss, x[:, 1] ** 2, grad[:, 0]], axis=1)
+    paths = x.shape[-1]
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+    for g in range(groups):
+        own = values[..., g::groups]
+        assert (found.living[:, g] == own.shape[-1]).all()
+        close(found.mean[..., g], own.mean(axis=-1))
+        close(found.m2[..., g], own.shape[-1] * own.var(axis=-1), atol=1e-4)
+    close(found.grad_norm, np.linalg.norm(grad, axis=1).mean(axis=-1))
+    close(found.seen_mean, x.mean(axis=-1))
+    close(found.seen_m2, paths * x.var(axis=-1), atol=2e-3)
+    close(found.kept, x[..., : found.kept.shape[1]].transpose(0, 2, 1))
+    close(found.ends, x[-1, [2]].T)
+    between = [np.quantile(loss, LEVELS, axis=-1, method=m).T for m in ("lower", "higher")]
+    assert (found.histogram >= between[0] * (1 - QUANTILE_ERROR)).all()
+    assert (found.histogram <= between[1] * (1 + QUANTILE_ERROR)).all()
+
+
+def assert_same(a, b, tolerance=2e-5, quantiles=2e-5):
+    """Two summaries are equal up to rounding: the draws are the same, the order of sums and fusions differs."""
+    for name in a._fields:
+        one, other = getattr(a, name), getattr(b, name)
+        scale = np.abs(other).max(initial=0.0)
+        tolerated = quantiles if name == "histogram" else tolerance
+        np.testing.assert_allclose(one, other, rtol=tolerated, atol=tolerated * scale, err_msg=name)
+    np.testing.assert_array_equal(a.living, b.living)
+
+
+@on_one_worker
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_are_the_statistics_of_the_paths(kind):
+    """Every 4th of 25 steps and the last, by the one loop or the other; 101 paths over two devices and 64 groups."""
+    found = usual(kind)
+    assert found.kept.shape == (8, 16, 3)
+    assert found.ends.shape == (101, 1)
+    assert_records(found, courses(), [0, 4, 8, 12, 16, 20, 24, 25], 64)
+
+
+@on_one_worker
+@pytest.mark.parametrize("paths", [1, 2, 63, 64, 65])
+def test_any_number_of_paths(paths):
+    """One path leaves a device without any; beyond 64 of them groups have several."""
+    found = walked(paths=paths, keep_paths=1, steps=5, record_every=1)
+    assert found.living.shape[1] == min(paths, 64)
+    assert_records(found, courses()[..., :paths], range(6), min(paths, 64))
+
+
+@on_one_worker
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("interval", [1, 25, 7])
+def test_what_is_recorded_does_not_depend_on_how_often(kind, interval):
+    records = np.unique([*range(0, 26, interval), 25])
+    assert_records(walked(kind, record_every=interval), courses(), records, 64)
+
+
+@on_one_worker
+def test_sharded_equals_unsharded():
+    for kind in KINDS[:2]:
+        assert_same(walked(kind, devices=1), usual(kind))
+
+
+@on_one_worker
+def test_chunked_equals_plain():
+    """Seven chunks of 16 paths, of which the last has 5."""
+    assert_same(walked(chunk=16), usual(), quantiles=0.04)
+
+
+@on_one_worker
+def test_more_paths_extend_fewer():
+    few = walked(paths=16)
+    np.testing.assert_allclose(few.kept, usual().kept, rtol=1e-5, atol=1e-6)
+
+
+@on_one_worker
+def test_a_second_run_compiles_nothing_even_with_other_numbers():
+    usual()
+    with compilations() as compiled:
+        found = walked(pull=0.05, slopes=SLOPES[::-1], begin=2 * BEGIN, seed=5, steps=21)
+    assert not compiled
+    x = courses(0.05, SLOPES[::-1], 2 * BEGIN, seed=5)
+    np.testing.assert_allclose(
+        found.kept, x[[0, 4, 8, 12, 16, 20, 21], :, :16].transpose(0, 2, 1), rtol=1e-4, atol=1e-5
+    )
+
+
+@on_one_worker
+def test_same_seed_same_bits_and_another_seed_others():
+    for a, b in zip(walked(), usual(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.abs(walked(seed=1).kept[1] - usual().kept[1]).min() > 0
+
+
+@on_one_worker
+def test_float64_is_float64():
+    """To digits that float32 has not."""
+    with jax.enable_x64(True):
+        found, x = walked(dtype=np.float64), courses(dtype=np.float64)
+    assert found.kept.dtype == np.float64
+    np.testing.assert_allclose(found.kept[-1], x[-1, :, :16].T, rtol=1e-11)
+    np.testing.assert_allclose(found.seen_mean[-1], x[-1].mean(axis=1), rtol=1e-11)
+
 
 NOISE, OPTIMIZER = sl.GaussianNoise(0.1), sl.AdamW(lr=0.05, b2=0.9, weight_decay=0.1)
 CURVATURE = np.linspace(1.0, 5.0, 7)
 ANALYTIC = sl.Quadratic(CURVATURE)
 FUNCTION = sl.Problem(lambda x: jnp.sum(jnp.asarray(CURVATURE, jnp.float32) * x**2) / 2, jnp.ones(7), infimum=0.0)
+MODELS = ["optimizer", "sde"]
 
 
-def dataset(problem, models=("optimizer", "sde"), **options):
-    sizes = dict(steps=10, paths=70, record_every=1, keep_paths=3, observables=["norm"])
-    return sl.compare(problem, NOISE, OPTIMIZER, list(models), **{**sizes, **options}).dataset
-
-
-def assert_same(a, b, tolerance):
-    for name in set(a.data_vars):
-        if a[name].dtype.kind == "f":
-            scale = np.nanmax(np.abs(b[name].values))
-            np.testing.assert_allclose(a[name], b[name], rtol=0, atol=tolerance * scale, err_msg=name)
-
-
-@pytest.mark.parametrize("problem", [ANALYTIC, FUNCTION], ids=["its loss is cheap", "its loss is a function"])
-def test_what_is_recorded_does_not_depend_on_how_often(problem):
-    """Every 4th of 10 steps and the last, by the one loop or the other, in segments of one record or more."""
-    every = dataset(problem)
-    for interval in (4, 10):
-        thinned = dataset(problem, record_every=interval)
-        np.testing.assert_array_equal(thinned.step, np.unique([*range(0, 11, interval), 10]))
-        assert_same(thinned, every.sel(step=thinned.step), 5e-5)
-
-
-@pytest.mark.parametrize("interval", [1, 4])
-@pytest.mark.parametrize("problem", [ANALYTIC, FUNCTION], ids=["its loss is cheap", "its loss is a function"])
+@pytest.mark.parametrize(
+    ("problem", "interval"), [(ANALYTIC, 4), (FUNCTION, 1)], ids=["its loss is cheap", "its loss is a function"]
+)
 def test_parameters_split_over_devices_give_the_same(problem, interval):
     """Of 7 parameters 4 lie on one device and 3 on the other; what a device holds at rest is 4 of them."""
-    models = ["optimizer", "sde"]
-    split = dataset(problem, models, record_every=interval, parameter_shards=2)
-    assert_same(split, dataset(problem, models, record_every=interval, devices=1), 5e-5)
-    options = Options(steps=10, paths=6, record_every=interval, parameter_shards=2)
-    experiment = _run.prepare(problem, NOISE, OPTIMIZER, models, options)
+    sizes = dict(steps=10, paths=70, record_every=interval, keep_paths=3, observables=["norm"])
+    split = sl.compare(problem, NOISE, OPTIMIZER, MODELS, parameter_shards=2, **sizes).dataset
+    whole = sl.compare(problem, NOISE, OPTIMIZER, MODELS, devices=1, **sizes).dataset
+    assert_same_numbers(split, whole, 2.5e-5)  # of the value and of the scale: together at most 5e-5 of the scale
+    experiment = _run.prepare(problem, NOISE, OPTIMIZER, MODELS, Options(parameter_shards=2, **sizes))
     static, sharded = ensemble._laid_out(experiment.plan)
     for model in experiment.models.values():
         stepper = experiment.stepper(model)
-        paths = jax.device_put(np.arange(6, dtype=np.uint32), sharded)
+        paths = jax.device_put(np.arange(70, dtype=np.uint32), sharded)
         key, span = np.zeros(2, np.uint32), ensemble.Span(0, 2, 10, interval, 0.0)
-        carry = start(stepper, paths, key, 6, static)
-        after, _ = segment(stepper, None, carry, paths, key, span, static, 4)
-        sizes = {s.data.shape for leaf in jax.tree.leaves(after.state) if leaf.ndim for s in leaf.addressable_shards}
-        assert sizes == {(4, 6)}
+        carry = start(stepper, paths, key, 70, static)
+        buffer = ensemble._buffer(experiment.plan, 7)
+        after, _ = segment(stepper, experiment.observables, carry, paths, key, span, static, buffer)
+        sizes_held = {
+            s.data.shape for leaf in jax.tree.leaves(after.state) if leaf.ndim for s in leaf.addressable_shards
+        }
+        assert sizes_held == {(4, 70)}
 
 
 def test_shards_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="parameter_shards: got 3; it must divide the number of devices, 2"):
-        dataset(ANALYTIC, parameter_shards=3)
+        sl.compare(ANALYTIC, NOISE, OPTIMIZER, steps=2, paths=2, parameter_shards=3)
 
 
 def test_a_second_run_of_a_function_compiles_nothing_and_a_changed_one_is_noticed():
-    compiled = []
-
-    def listener(event, *_, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(about)
-
     scale = [1.0]
     problem = sl.Problem(lambda x: scale[0] * jnp.sum(x**2), jnp.ones(3), infimum=0.0)
-    options = dict(steps=3, paths=4, record_every=2)
+    options = dict(model="sde", steps=3, paths=4, record_every=2)
     sl.simulate(problem, NOISE, OPTIMIZER, **options)
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as compiled:
         sl.simulate(problem, NOISE, sl.AdamW(lr=0.01), **options)
-        assert not compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled
     scale[0] = 2.0
     with pytest.raises(ValueError, match="loss: is 6 at the start now, but 3 in the compiled run"):
         sl.simulate(problem, NOISE, OPTIMIZER, **options)

@@ -1,5 +1,6 @@
 """SDEs and integrators against NumPy references, step by step with the same random numbers."""
 
+import functools
 import math
 
 import jax
@@ -16,6 +17,7 @@ from sdelens.integrate import Coupled, Discrete, EulerMaruyama
 from sdelens.sdes import Instant, Malladi2022SDE, RMSpropWSDE, build_sde, sdes_of
 from sdelens.settings import Options
 from sdelens.starts import Start
+from tests.checks import stepped
 
 LR, THETA, B1, B2, EPS, STEPS = 0.05, 0.3, 0.8, 0.9, 1e-3, 12
 CURVATURE, SIGMA, START = np.array([0.5, 1.0, 3.0]), np.array([0.7, 1.5, 0.2]), np.array([1.0, -2.0, 0.5])
@@ -36,32 +38,47 @@ OPTIMIZERS = {
     "lion": sl.Lion(LR, B1, B2, THETA),
     "adagrad": sl.Adagrad(LR, 0.3, EPS, THETA),
 }
-CASES = [
-    (name, sde, integrator, substeps)
-    for name, optimizer in OPTIMIZERS.items()
-    for sde in sdes_of(optimizer)
-    for integrator in ("sequential", "euler")
-    for substeps in (1, 3)
-]
+SCHEMES = [(integrator, substeps) for integrator in ("sequential", "euler") for substeps in (1, 3)]
+CASES = [(name, model) for name, optimizer in OPTIMIZERS.items() for model in sdes_of(optimizer)]
 
 
-@pytest.mark.parametrize(("name", "model", "integrator", "substeps"), CASES)
-def test_integrators_equal_the_references(name, model, integrator, substeps):
+def on_one_worker(cases, *further):
+    """Parameters with a mark that keeps those of one SDE, which share a program, together."""
+    return [
+        pytest.param(*case, *rest, marks=pytest.mark.xdist_group("integrate-" + "-".join(case)))
+        for case in cases
+        for rest in (further or [()])
+    ]
+
+
+@functools.cache
+def courses(name, model, size):
+    """States at every step in float64, by scheme, and of the optimizer: one program, whatever the noise's size."""
     with jax.enable_x64(True):
         problem = sl.Quadratic(CURVATURE, START)
-        noise = sl.GaussianNoise(SIGMA).bind(problem)
+        noise, begin = sl.GaussianNoise(size * SIGMA).bind(problem), Start(problem.start)
         sde = build_sde(model, problem, noise, OPTIMIZERS[name])
-        stepper = EulerMaruyama(sde, LR, Start(problem.start), integrator, substeps)
-        stream = Stream(stream_key(0, "test"), jnp.array([4], jnp.uint32))
-        y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
-        size = math.prod(sde.noise_shape)
-        draw = jax.jit(lambda k, j: stream.at(k, j).normal(size, jnp.dtype(jnp.float64))[:, 0])
-        normals = np.array([[draw(k, j) for j in range(substeps)] for k in range(STEPS)])
-        step = jax.jit(lambda k, y: stepper.step(k, y, sde.evaluate(y.x)[1], stream))
-        for k in range(STEPS):
-            y = step(k, y)
+        steppers = [EulerMaruyama(sde, LR, begin, *scheme) for scheme in SCHEMES]
+        steppers.append(Discrete(problem, noise, OPTIMIZERS[name], begin, problem.layout))
+        return dict(zip([*SCHEMES, "optimizer"], stepped(steppers, STEPS, [4]), strict=True)), sde.noise_shape
+
+
+@functools.cache
+def normals(size):
+    """What path 4 draws at each step and substep: shape (steps, 3, size)."""
+    with jax.enable_x64(True):
+        stream = Stream(jnp.asarray(stream_key(0, "test")), jnp.array([4], jnp.uint32))
+        draw = lambda k, j: stream.at(k, j).normal(size, jnp.dtype(jnp.float64))[:, 0]  # noqa: E731
+        every = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))
+        return np.asarray(jax.jit(every)(jnp.arange(STEPS), jnp.arange(3)))
+
+
+@pytest.mark.parametrize(("name", "model", "integrator", "substeps"), on_one_worker(CASES, *SCHEMES))
+def test_integrators_equal_the_references(name, model, integrator, substeps):
+    states, noise_shape = courses(name, model, 1.0)
+    y = jax.tree.map(lambda a: a[-1], states[integrator, substeps])
     earlier = model == "malladi2022"
-    common = (gradient, SIGMA, normals, LR, THETA)
+    common = (gradient, SIGMA, normals(math.prod(noise_shape))[:, :substeps], LR, THETA)
     v0 = gradient(START) ** 2 + SIGMA**2
     schemes = {"integrator": integrator, "substeps": substeps}
     expected = {
@@ -100,41 +117,24 @@ def test_both_bias_corrections(exponential):
         assert float(sde.gamma(0.0, jnp.array(0))) == pytest.approx(1 - np.exp(-1) if exponential else 1.0)
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov"])
-def test_at_equal_steps_the_scheme_is_the_algorithm_noise_included(name):
+def test_at_equal_steps_the_scheme_is_the_algorithm_noise_included():
+    """Of the optimizers that are linear in g, for five paths in float32."""
     problem = sl.Quadratic(CURVATURE, START)
-    noise = sl.GaussianNoise(SIGMA).bind(problem)
-    stream = Stream(stream_key(0, "same"), jnp.arange(5, dtype=jnp.uint32))
-    discrete = Discrete(problem, noise, OPTIMIZERS[name], Start(problem.start), problem.layout)
-    euler = EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS[name]), LR, Start(problem.start))
-    a = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), discrete.init(stream))
-    b = jax.tree.map(lambda x: jnp.tile(x[:, None], (1, 5)), euler.init(stream))
-    first, second = (
-        jax.jit(lambda k, y, s=s: s.step(k, y, problem.evaluate(y.x)[1], stream)) for s in (discrete, euler)
-    )
-    for k in range(10):
-        a, b = first(k, a), second(k, b)
-    np.testing.assert_allclose(a.x, b.x, rtol=1e-4, atol=1e-5)
+    noise, begin = sl.GaussianNoise(SIGMA).bind(problem), Start(problem.start)
+    linear = [OPTIMIZERS[name] for name in ("sgd", "momentum", "nesterov")]
+    algorithms = [Discrete(problem, noise, optimizer, begin, problem.layout) for optimizer in linear]
+    schemes = [EulerMaruyama(build_sde("sde", problem, noise, optimizer), LR, begin) for optimizer in linear]
+    states = stepped([*algorithms, *schemes], 10, range(5))
+    for algorithm, scheme in zip(states[:3], states[3:], strict=True):
+        assert algorithm.x.dtype == np.float32
+        np.testing.assert_allclose(algorithm.x[-1], scheme.x[-1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_without_noise_the_sequential_scheme_is_the_algorithm(name):
+@pytest.mark.parametrize(("name", "model"), on_one_worker([(name, "sde") for name in OPTIMIZERS]))
+def test_without_noise_the_sequential_scheme_is_the_algorithm(name, model):
     """At Δt = η and vanishing noise, what is left of each SDE is the optimizer's own recursion."""
-    with jax.enable_x64(True):
-        problem = sl.Quadratic(CURVATURE, START)
-        noise = sl.GaussianNoise(1e-9).bind(problem)
-        runs = []
-        for stepper in (
-            Discrete(problem, noise, OPTIMIZERS[name], Start(problem.start), problem.layout),
-            EulerMaruyama(build_sde("sde", problem, noise, OPTIMIZERS[name]), LR, Start(problem.start)),
-        ):
-            stream = Stream(stream_key(0, "x"), jnp.zeros(1, jnp.uint32))
-            y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
-            step = jax.jit(lambda k, y, s=stepper, r=stream: s.step(k, y, problem.evaluate(s.position(y))[1], r))
-            for k in range(10):
-                y = step(k, y)
-            runs.append(np.asarray(stepper.position(y)))
-    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6, atol=1e-7)
+    states, _ = courses(name, model, 1e-9)
+    np.testing.assert_allclose(states["optimizer"].x, states["sequential", 1].x, rtol=1e-6, atol=1e-7)
 
 
 def test_the_earlier_sde_differs_in_v_and_the_look_ahead_alone():
@@ -145,7 +145,7 @@ def test_the_earlier_sde_differs_in_v_and_the_look_ahead_alone():
         y = sl.State(jnp.asarray(START), jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 2.0, 3.0]), jnp.array(0))
         grad = problem.evaluate(y.x)[1]
         t = Instant(jnp.array(5), jnp.array(5 * LR))
-        a, b = later.drift(t, y, grad, {}), earlier.drift(t, y, grad, {})
+        a, b = jax.jit(lambda y: (later.drift(t, y, grad, {}), earlier.drift(t, y, grad, {})))(y)
         np.testing.assert_allclose(a.m, b.m)
         np.testing.assert_allclose(a.v - b.v, (1 - B2) / LR * np.asarray(grad) ** 2)
         gamma1, gamma2 = 1 - B1**6, 1 - B2**6
@@ -155,20 +155,17 @@ def test_the_earlier_sde_differs_in_v_and_the_look_ahead_alone():
         np.testing.assert_allclose(a.x - b.x, -ratio * (1 - B1) * np.asarray(grad - y.m), rtol=1e-6)
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-8])
-@pytest.mark.parametrize("earlier", [False, True])
-def test_first_step_from_a_zero_accumulator_divides_by_no_zero(earlier, eps):
+def test_first_step_from_a_zero_accumulator_divides_by_no_zero():
     """The new V is (1 - β₂)(E g² or σ²), so the step is at most η|g|/√V; |g| ≤ |∇f| + 5.3 σ."""
     problem = sl.Quadratic(CURVATURE, START)
-    noise = sl.GaussianNoise(SIGMA).bind(problem)
-    later = RMSpropWSDE(problem, noise, sl.RMSpropW(LR, B2, eps, v0="zero"))
-    stepper = EulerMaruyama(Malladi2022SDE(later) if earlier else later, LR, Start(problem.start))
-    stream = Stream(stream_key(0, "x"), jnp.zeros(1, jnp.uint32))
-    y = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) else a, stepper.init(stream))
-    y = stepper.step(jnp.array(0), y, problem.evaluate(y.x)[1], stream)
-    square = SIGMA**2 + (0 if earlier else gradient(START) ** 2)
-    largest = LR * (np.abs(gradient(START)) + 5.3 * SIGMA) / np.sqrt((1 - B2) * square)
-    assert (np.abs(np.asarray(y.x[:, 0]) - START) <= largest).all()
+    noise, begin = sl.GaussianNoise(SIGMA).bind(problem), Start(problem.start)
+    later = [RMSpropWSDE(problem, noise, sl.RMSpropW(LR, B2, eps, v0="zero")) for eps in (0.0, 1e-8)]
+    sdes = [*later, *map(Malladi2022SDE, later)]
+    for states, earlier in zip(stepped([EulerMaruyama(s, LR, begin) for s in sdes], 1), [0, 0, 1, 1], strict=True):
+        assert (states.v[0] == 0).all()
+        square = SIGMA**2 + (0 if earlier else gradient(START) ** 2)
+        largest = LR * (np.abs(gradient(START)) + 5.3 * SIGMA) / np.sqrt((1 - B2) * square)
+        assert (np.abs(states.x[1, :, 0] - START) <= largest).all()
 
 
 STRONG = {

@@ -1,5 +1,6 @@
 """Mini-batch noise of problems with examples: draws, covariances and laws of signs against loops over the examples."""
 
+import functools
 import itertools
 
 import equinox as eqx
@@ -11,11 +12,14 @@ from scipy import stats
 
 import sdelens as sl
 from sdelens._random import Stream, stream_key
-from sdelens.integrate import EulerMaruyama
+from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.noise import _batch_sign
 from sdelens.problems import _base
 from sdelens.sdes import build_sde
 from sdelens.starts import start_of
+from tests.checks import stepped
+
+pytestmark = pytest.mark.xdist_group("mini-batches")  # all use the same programs
 
 N, B, DRAWS = 24, 4, 20_000
 LARGEST_Z = 5.2
@@ -26,6 +30,7 @@ def stream(paths, name="test", seed=0):
     return Stream(jnp.asarray(stream_key(seed, name)), jnp.arange(paths, dtype=jnp.uint32))
 
 
+@functools.cache
 def small_net(n=N):
     """A ReLU network 3-4-1 with squared loss on random data: 21 parameters, some units off for many examples."""
     rng = np.random.default_rng(0)
@@ -53,13 +58,24 @@ def linear(n=N, d=3, seed=1):
     return sl.Problem(lambda p, rows: rows @ p, np.zeros(d, np.float32), rows), rows.astype(np.float64)
 
 
-def example_gradients(problem):
-    """Gradient of every example's loss at the start, by a loop."""
-    rows = []
-    for i in range(problem.examples):
-        one = jax.tree.map(lambda a, i=i: a[i : i + 1], problem.data)
-        rows.append(jax.grad(lambda x, one=one: problem._loss(problem.layout.unravel(x), one)[0])(problem.start))
-    return np.array(rows, np.float64)
+@functools.cache
+def example_gradients(n=N):
+    """Gradient of every example's loss of the small network at its start, by a loop."""
+    problem = small_net(n)
+    one = jax.jit(jax.grad(lambda x, example: problem._loss(problem.layout.unravel(x), example)[0]))
+    examples = (jax.tree.map(lambda a, i=i: a[i : i + 1], problem.data) for i in range(problem.examples))
+    return np.array([one(problem.start, jax.tree.map(np.asarray, example)) for example in examples], np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def root_of_noise(noise, size, x, stream):
+    """apply_root of the stream's normal numbers."""
+    return noise.apply_root(x, stream.normal(size, x.dtype))
+
+
+def wide(vector, paths=DRAWS):
+    """One vector for every path."""
+    return np.repeat(np.asarray(vector)[:, None], paths, axis=1)
 
 
 def covariance(gradients, batch, replacement):
@@ -81,18 +97,17 @@ def test_noise_has_the_covariance_of_mini_batches(kind, replacement):
     problem = small_net()
     options = {"covariance": "diagonal"} if kind == "diagonal" else {}
     noise = sl.MinibatchNoise(B, replacement=replacement, **options).bind(problem)
-    gradients = example_gradients(problem)
+    gradients = example_gradients()
     expected = covariance(gradients, B, replacement)
     if kind == "diagonal":
         expected = np.diag(np.diag(expected))
-    x = jnp.broadcast_to(problem.start[:, None], (problem.dim, DRAWS))
+    x = wide(problem.start)
     if kind == "batches":
-        drawn = np.asarray(noise.sample(x, stream(DRAWS)), np.float64)
+        drawn = np.asarray(jax.jit(type(noise).sample)(noise, x, stream(DRAWS)), np.float64)
     else:
-        dW = stream(DRAWS).normal(noise.noise_shape(problem.dim)[0], x.dtype)
         if kind == "diagonal":  # found once, not for each of 20 000 paths
-            noise = noise.knowing(jnp.broadcast_to(noise.variance(problem.start)[:, None], x.shape))
-        drawn = np.asarray(noise.apply_root(x, dW), np.float64)
+            noise = noise.knowing(wide(jax.jit(type(noise).variance)(noise, problem.start)))
+        drawn = np.asarray(root_of_noise(noise, noise.noise_shape(problem.dim)[0], x, stream(DRAWS)), np.float64)
     assert np.abs(z_scores(drawn, expected)).max() < LARGEST_Z
     sd = np.sqrt(np.diag(expected))
     still = sd < 1e-9
@@ -104,23 +119,26 @@ def test_noise_has_the_covariance_of_mini_batches(kind, replacement):
 def test_squares_of_examples_gradients_against_a_loop(chunk, monkeypatch):
     problem = small_net()
     monkeypatch.setattr(_base, "EXAMPLE_BYTES", chunk * 4 * problem.dim)
-    gradients = example_gradients(problem)
-    x = jnp.stack([problem.start, problem.start], axis=-1)
-    found = problem.gradient_means(x, (lambda g: g, jnp.square))
+    gradients = example_gradients()
+    x, chosen = wide(problem.start, 2), np.array([[3, 0], [7, 0], [3, 1]])
+    found, some = jax.jit(
+        lambda: (
+            problem.gradient_means(x, (lambda g: g, jnp.square)),
+            problem.gradient_means(x, (jnp.square,), chosen)[0],
+        )
+    )()
     for value, expected in zip(found, (gradients.mean(axis=0), (gradients**2).mean(axis=0)), strict=True):
         np.testing.assert_allclose(value, np.stack([expected] * 2, axis=-1), rtol=2e-5, atol=1e-6)
-    chosen = jnp.array([[3, 0], [7, 0], [3, 1]])
-    some = problem.gradient_means(x, (jnp.square,), chosen)[0]
-    expected = np.stack([(gradients[list(own)] ** 2).mean(axis=0) for own in np.asarray(chosen).T], axis=-1)
+    expected = np.stack([(gradients[list(own)] ** 2).mean(axis=0) for own in chosen.T], axis=-1)
     np.testing.assert_allclose(some, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_variance_from_some_examples_is_right_on_average():
     problem = small_net()
     noise = sl.MinibatchNoise(B, subsample=5).bind(problem)
-    x = jnp.broadcast_to(problem.start[:, None], (problem.dim, 4000))
-    found = np.asarray(noise.survey("variance", x, x, stream(4000)), np.float64)
-    expected = np.diag(covariance(example_gradients(problem), B, True))
+    survey = jax.jit(lambda x, draws: noise.survey("variance", x, x, draws))
+    found = np.asarray(survey(wide(problem.start, 4000), stream(4000)), np.float64)
+    expected = np.diag(covariance(example_gradients(), B, True))
     error = found.std(axis=1) / np.sqrt(4000)
     some = expected > 1e-9
     assert np.abs((found.mean(axis=1) - expected)[some] / error[some]).max() < LARGEST_Z
@@ -131,9 +149,9 @@ def test_an_epoch_takes_every_example_once(n, batch):
     # The gradient of example i is the unit vector i, so a batch's mean shows which it holds.
     problem = sl.Problem(lambda p, rows: rows @ p, np.zeros(n, np.float32), np.eye(n, dtype=np.float32))
     noise = sl.MinibatchNoise(batch, replacement=False).bind(problem)
-    x, per_epoch = jnp.zeros((n, 3)), n // batch
+    x, per_epoch = np.zeros((n, 3), np.float32), n // batch
     gradient = jax.jit(lambda k: noise.gradient(k, x, x, stream(3)))
-    held = np.array([batch * np.asarray(gradient(k)) for k in range(3 * per_epoch)])
+    held = np.array([batch * np.asarray(gradient(np.int32(k))) for k in range(3 * per_epoch)])
     epochs = held.reshape(3, per_epoch, n, 3)
     counts = epochs.sum(axis=1)
     assert np.isin(np.round(counts), [0, 1]).all()
@@ -145,11 +163,12 @@ def test_an_epoch_takes_every_example_once(n, batch):
 def test_batches_with_replacement_differ_from_step_to_step_and_path_to_path():
     problem, _ = linear()
     noise = sl.MinibatchNoise(B).bind(problem)
-    x = jnp.zeros((3, 4))
-    first, second = (np.asarray(noise.gradient(jnp.asarray(k), x, x, stream(4))) for k in (0, 1))
+    x = np.zeros((3, 4), np.float32)
+    gradient = jax.jit(lambda k: noise.gradient(k, x, x, stream(4)))
+    first, second = (np.asarray(gradient(np.int32(k))) for k in (0, 1))
     assert not np.array_equal(first, second)
     assert not np.array_equal(first[:, 0], first[:, 1])
-    assert np.array_equal(first, np.asarray(noise.gradient(jnp.asarray(0), x, x, stream(4))))
+    assert np.array_equal(first, np.asarray(gradient(np.int32(0))))
 
 
 def all_batches(rows, batch):
@@ -163,12 +182,11 @@ def all_batches(rows, batch):
 def test_laws_of_signs_against_every_mini_batch(batch):
     problem, rows = linear(n=9, d=12)
     signs, means = all_batches(rows, batch)
-    x = problem.start
-    grad = problem.evaluate(x)[1]
+    x, laws = problem.start, ("edgeworth", "normal")
+    noises = [sl.MinibatchNoise(batch, signs=law).bind(problem) for law in laws]
+    grad = rows.mean(axis=0).astype(np.float32)
     errors = {}
-    for law in ("edgeworth", "normal"):
-        noise = sl.MinibatchNoise(batch, signs=law).bind(problem)
-        found = noise._found_signs(grad, x)
+    for law, found in zip(laws, eqx.filter_jit(lambda: [n._found_signs(grad, x) for n in noises])(), strict=True):
         np.testing.assert_allclose(found.variance, means.var(axis=0), rtol=1e-4)
         errors[law] = np.asarray(found.mean) - signs.mean(axis=0)
         if law == "edgeworth":
@@ -192,7 +210,7 @@ def test_edgeworth_where_many_examples_count():
     counts = rng.multinomial(batch, np.full(200, 1 / 200), 100_000)
     signs = np.sign(counts @ rows.astype(np.float64))
     noise = sl.MinibatchNoise(batch, signs="edgeworth").bind(problem)
-    found = np.asarray(noise.mean_sign(problem.evaluate(problem.start)[1], problem.start))
+    found = np.asarray(jax.jit(lambda x: noise.mean_sign(problem.evaluate(x)[1], x))(problem.start))
     error = signs.std(axis=0) / np.sqrt(len(signs))
     # The expansion's own error is of order 1/B^1.5 = 0.002.
     assert np.abs(found - signs.mean(axis=0)).max() < 0.002 + LARGEST_Z * error.max()
@@ -203,7 +221,7 @@ def test_signs_do_not_depend_on_the_loss_s_scale(factor):
     problem, rows = linear(n=9, d=12)
     scaled = sl.Problem(lambda p, rows: rows @ p, problem.start, (rows * factor).astype(np.float32))
     laws = [sl.MinibatchNoise(3, signs="edgeworth").bind(p) for p in (problem, scaled)]
-    means = [law.mean_sign(law.problem.evaluate(problem.start)[1], problem.start) for law in laws]
+    means = jax.jit(lambda x: [law.mean_sign(law.problem.evaluate(x)[1], x) for law in laws])(problem.start)
     np.testing.assert_allclose(means[1], means[0], atol=1e-4)
 
 
@@ -212,14 +230,15 @@ def test_an_l2_term_shifts_the_signs_of_single_examples():
     start = np.array([0.3, -0.2, 0.1], np.float32)
     decayed = sl.Problem(lambda p, rows: rows @ p, start, rows.astype(np.float32)).with_l2(2.0)
     noise = sl.MinibatchNoise(1, signs="edgeworth").bind(decayed)
-    found = noise.mean_sign(decayed.evaluate(decayed.start)[1], decayed.start)
+    found = jax.jit(lambda x: noise.mean_sign(decayed.evaluate(x)[1], x))(decayed.start)
     np.testing.assert_allclose(found, np.sign(rows + 2 * start).mean(axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize(("n", "q"), [(1000, 0.02), (60_000, 3e-4), (1_000_000, 1e-5)])
 def test_the_number_of_examples_that_count_is_binomial(n, q):
     choose = _batch_sign._log_choose(n, 64)
-    found = [float(_batch_sign._binomial(jnp.asarray(k), n, jnp.float32(choose[k]), jnp.float32(q))) for k in range(65)]
+    binomial = jax.vmap(lambda k, ways: _batch_sign._binomial(k, n, ways, jnp.float32(q)))
+    found = jax.jit(binomial)(np.arange(65), np.asarray(choose[:65], np.float32))
     np.testing.assert_allclose(
         found, stats.binom.pmf(np.arange(65), n, np.float64(np.float32(q))), rtol=3e-3, atol=1e-9
     )
@@ -229,10 +248,13 @@ def test_the_number_of_examples_that_count_is_binomial(n, q):
 def test_independent_sampled_signs_have_the_variances_alone(refresh):
     problem, rows = linear()
     noise = sl.MinibatchNoise(B, covariance="diagonal", samples=4, refresh=refresh).bind(problem)
-    x = jnp.zeros((3, DRAWS))
-    found = noise.knowing(noise.survey("signs", x, x, stream(DRAWS)))
-    dW = stream(DRAWS, "root").normal(3, x.dtype)
-    drawn = np.asarray(found.apply_sign_root(x, x, dW), np.float64)
+
+    @jax.jit
+    def draw(x, survey, draws):
+        found = noise.knowing(noise.survey("signs", x, x, survey))
+        return found.apply_sign_root(x, x, draws.normal(3, x.dtype))
+
+    drawn = np.asarray(draw(np.zeros((3, DRAWS), np.float32), stream(DRAWS), stream(DRAWS, "root")), np.float64)
     batches = np.random.default_rng(0).integers(0, len(rows), (200_000, B))
     variance = np.sign(np.round(rows[batches].mean(axis=1), 9)).var(axis=0)
     # The mean of K signs, kept for r steps, has r/K of a step's variance; the rest is drawn.
@@ -248,16 +270,9 @@ def test_steps_of_signsgd_have_the_moments_of_its_signs(law, refresh):
     steps, paths, lr = 3, DRAWS, 0.5
     noise = sl.MinibatchNoise(B, signs=law, samples=4, refresh=refresh).bind(problem)
     optimizer = sl.SignSGD(lr)
-    sde = build_sde("sde", problem, noise, optimizer)
-    stepper = EulerMaruyama(sde, lr, start_of(None, problem, optimizer))
-    draws = stream(paths)
-    state = stepper.init(draws)
-    spread = jax.tree.map(lambda a: a if a.ndim > 1 else jnp.broadcast_to(a[:, None], (*a.shape, paths)), state)
-    grad = jnp.broadcast_to(problem.evaluate(problem.start)[1][:, None], (3, paths))
-    step = jax.jit(lambda k, state: stepper.step(k, state, grad, draws))
-    for k in range(steps):
-        spread = step(k, spread)
-    moved = -np.asarray(spread.x, np.float64) / lr
+    stepper = EulerMaruyama(build_sde("sde", problem, noise, optimizer), lr, start_of(None, problem, optimizer))
+    (state,) = stepped([stepper], steps, range(paths))
+    moved = -np.asarray(state.x[-1], np.float64) / lr
     batches = np.random.default_rng(0).integers(0, len(rows), (400_000, B))
     signs = np.sign(np.round(rows[batches].mean(axis=1), 9))
     expected = steps * np.cov(signs.T)
@@ -267,7 +282,7 @@ def test_steps_of_signsgd_have_the_moments_of_its_signs(law, refresh):
         z = z_scores(moved - moved.mean(axis=1, keepdims=True), expected)
         assert np.abs(z).max() < LARGEST_Z
         return
-    found = noise._found_signs(grad[:, 0], problem.start)
+    found = eqx.filter_jit(lambda x: noise._found_signs(problem.evaluate(x)[1], x))(problem.start)
     np.testing.assert_allclose(moved.mean(axis=1), steps * found.mean, atol=LARGEST_Z * mean_error.max())
     np.testing.assert_allclose(np.cov(moved), expected, atol=0.1 * np.diag(expected).max())
     assert np.sign(np.cov(moved)[0, 1]) == np.sign(expected[0, 1])
@@ -278,17 +293,11 @@ def test_what_is_surveyed_is_kept_until_the_next_refresh():
     optimizer = sl.RMSpropW(0.05, b2=0.5)
     noise = sl.MinibatchNoise(B, refresh=3).bind(problem)
     stepper = EulerMaruyama(build_sde("sde", problem, noise, optimizer), 0.05, start_of(None, problem, optimizer))
-    draws = stream(2)
-    state = stepper.init(draws)
-    state = jax.tree.map(lambda a: a if a.ndim > 1 else jnp.broadcast_to(a[:, None], (*a.shape, 2)), state)
-    step = jax.jit(lambda k, state: stepper.step(k, state, problem.evaluate(state.x)[1], draws))
-    variance, kept = eqx.filter_jit(noise.variance), []
-    for k in range(5):
-        before = state
-        state = step(k, state)
-        kept.append(np.asarray(state.found))
-        if k % 3 == 0:
-            np.testing.assert_allclose(kept[-1], np.asarray(variance(before.x)), rtol=1e-5, atol=1e-9)
+    (state,) = stepped([stepper], 5, range(2))
+    kept = state.found[1:]
+    for k in (0, 3):
+        variance = jax.jit(type(noise).variance)(noise, state.x[k])
+        np.testing.assert_allclose(kept[k], variance, rtol=1e-5, atol=1e-9)
     assert np.array_equal(kept[0], kept[1])
     assert np.array_equal(kept[0], kept[2])
     assert not np.array_equal(kept[2], kept[3])
@@ -301,32 +310,47 @@ def test_regression_by_its_own_law_and_by_its_examples():
     examples = sl.Problem(lambda p, data: 0.5 * (data[0] @ p - data[1]) ** 2, regression.start, (features, labels))
     noise = sl.MinibatchNoise(1)
     own, general = noise.bind(regression), sl.MinibatchNoise(1, signs="edgeworth").bind(examples)
-    x = regression.start + 0.3
-    grad = regression.evaluate(x)[1]
-    np.testing.assert_allclose(general.variance(x), own.variance(x), rtol=1e-5)
-    np.testing.assert_allclose(general.mean_sign(grad, x), own.mean_sign(grad, x), atol=1e-6)
-    dW = stream(6).normal(30, x.dtype)
-    wide = jnp.broadcast_to(x[:, None], (2, 6))
-    np.testing.assert_allclose(general.apply_root(wide, dW), own.apply_root(wide, dW), rtol=2e-4, atol=1e-6)
+    x = np.asarray(regression.start) + np.float32(0.3)
+
+    @jax.jit
+    def looked(x, draws):
+        grad, dW = regression.evaluate(x)[1], draws.normal(30, x.dtype)
+        many = jnp.broadcast_to(x[:, None], (2, 6))
+        return [(n.variance(x), n.mean_sign(grad, x), n.apply_root(many, dW)) for n in (general, own)]
+
+    theirs, ours = looked(x, stream(6))
+    np.testing.assert_allclose(theirs[0], ours[0], rtol=1e-5)
+    np.testing.assert_allclose(theirs[1], ours[1], atol=1e-6)
+    np.testing.assert_allclose(theirs[2], ours[2], rtol=2e-4, atol=1e-6)
 
 
 def test_weight_decay_in_the_loss_adds_no_noise():
     plain = small_net()
     decayed = plain.with_l2(0.1).with_l2(0.2)
-    x = plain.start[:, None] + jnp.zeros((1, 3))
-    first, second = (sl.MinibatchNoise(B).bind(p) for p in (plain, decayed))
-    np.testing.assert_allclose(first.variance(x), second.variance(x))
-    k = jnp.asarray(0)
-    gradients = [n.gradient(k, x, x, stream(3)) for n in (first, second)]
-    np.testing.assert_allclose(gradients[1], gradients[0] + 0.3 * x, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(first.sample(x, stream(3)), second.sample(x, stream(3)), atol=1e-5)
+    x, noises = wide(plain.start, 3), [sl.MinibatchNoise(B).bind(p) for p in (plain, decayed)]
+
+    @jax.jit
+    def looked(x, draws):
+        return [(n.variance(x), n.gradient(jnp.asarray(0), x, x, draws), n.sample(x, draws)) for n in noises]
+
+    first, second = looked(x, stream(3))
+    np.testing.assert_allclose(first[0], second[0])
+    np.testing.assert_allclose(second[1], first[1] + 0.3 * x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first[2], second[2], atol=1e-5)
 
 
 def test_a_whole_batch_without_replacement_has_no_noise():
-    problem = small_net(8)
-    noise = sl.MinibatchNoise(8, replacement=False)
-    result = sl.compare(problem, noise, sl.SGD(0.01), steps=5, paths=4)
-    assert float(result.dataset.loss_std.isel(step=-1).max()) < 1e-5
+    """One step of the optimizer and of its SDE from there is −η∇f."""
+    problem, optimizer = small_net(8), sl.SGD(0.01)
+    noise = sl.MinibatchNoise(8, replacement=False).bind(problem)
+    start = start_of(None, problem, optimizer)
+    steppers = [
+        Discrete(problem, noise, optimizer, start, problem.layout),
+        EulerMaruyama(build_sde("sde", problem, noise, optimizer), 0.01, start),
+    ]
+    gradient = example_gradients(8).mean(axis=0)
+    for state in stepped(steppers, 1, range(4)):
+        np.testing.assert_allclose(state.x[1], state.x[0] - 0.01 * gradient[:, None], atol=1e-6)
 
 
 def test_the_optimizer_s_path_is_that_of_its_mini_batches():
@@ -336,11 +360,15 @@ def test_the_optimizer_s_path_is_that_of_its_mini_batches():
     run = sl.simulate(problem, noise, sl.SGD(0.05), "optimizer", steps=4, paths=2, keep_paths=2, seed=5)
     bound, x = noise.bind(problem), problem.start
     draws = Stream(jnp.asarray(stream_key(5, "optimizer")), jnp.arange(2, dtype=jnp.uint32))
-    for k in range(4):
-        index = np.asarray(bound._batch(draws.at(k)))[:, 1]
-        batch = jax.tree.map(lambda a, index=index: a[index], problem.data)
-        grad = jax.grad(lambda x, b=batch: problem._loss(problem.layout.unravel(x), b).mean())(x)
-        x = x - 0.05 * grad
+
+    @jax.jit
+    def gradient(x, batch):
+        return jax.grad(lambda x: problem._loss(problem.layout.unravel(x), batch).mean())(x)
+
+    batches = np.asarray(jax.jit(lambda: [bound._batch(draws.at(k)) for k in range(4)])())[:, :, 1]
+    for index in batches:
+        batch = jax.tree.map(lambda a, index=index: np.asarray(a)[index], problem.data)
+        x = x - 0.05 * np.asarray(gradient(x, batch))
     np.testing.assert_allclose(run.dataset.path_x.sel(path=1).isel(step=-1, model=0), x, rtol=1e-4, atol=1e-6)
 
 

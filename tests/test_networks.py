@@ -1,7 +1,9 @@
 """Networks: sizes, values against references, causality, precision, and what is refused."""
 
+import functools
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ import sdelens as sl
 from sdelens._names import problem_label
 from sdelens.problems.networks._attention import Block
 from sdelens.problems.networks._losses import accuracy, cross_entropy
+
+pytestmark = pytest.mark.xdist_group("networks")  # several tests look at one program of each network
 
 TINY = {
     "mlp": dict(dataset="digits", width=5, depth=2),
@@ -30,12 +34,41 @@ DIMS = {
     "transformer": VOCABULARY * 4 + 6 * 4 + BLOCK + 2 * 4 + 5 * VOCABULARY,
 }
 PROBLEMS = {name: sl.network(name, subset=12, data_seed=1, seed=3, **options) for name, options in TINY.items()}
-
-EVALUATE = jax.jit(lambda problem, x: problem.evaluate(x))
+LOGITS = eqx.filter_jit(lambda model, features: model.logits(features))
 
 
 def model_of(problem):
     return problem.layout.unravel(problem.start)
+
+
+@functools.cache
+def seen(name):
+    """What the network says of itself at its start, and at half of it: one program."""
+    problem = PROBLEMS[name]
+
+    @jax.jit
+    def look(two, data):
+        model = problem.layout.unravel(two[:, 0])
+
+        def one(model, example):
+            return cross_entropy(model, jax.tree.map(lambda a: a[None], example))[0]
+
+        alone, grads = jax.vmap(jax.value_and_grad(one), (None, 0))(model, data)
+        losses, gradient = problem.evaluate(two)
+        return {
+            "losses": losses,
+            "gradient": gradient,
+            "together": cross_entropy(model, data),
+            "alone": alone,
+            "mean of gradients": problem.layout.ravel(jax.tree.map(lambda g: g.mean(axis=0), grads)),
+            "logits": model.logits(data[0]),
+            "hits": accuracy(model, data),
+            "loss": problem.loss(two[:, 0]),
+            "accuracy": problem.metric("accuracy", jnp.stack([two[:, 0]] * 2, axis=1)),
+        }
+
+    start = np.asarray(problem.start)
+    return {what: np.asarray(a) for what, a in look(np.stack([start, 0.5 * start], axis=1), problem.data).items()}
 
 
 def conv(x, layer):
@@ -57,81 +90,79 @@ def test_sizes_data_and_finite_gradients(name):
         assert features.dtype == np.float32
         np.testing.assert_allclose([features.mean(), features.std()], [0, 1], atol=1e-5)
         assert np.bincount(labels).tolist().count(1) == 8  # twelve of ten classes
-    many, grads = EVALUATE(problem, jnp.stack([problem.start, 0.5 * problem.start], axis=1))
+    many, grads = seen(name)["losses"], seen(name)["gradient"]
     assert many.shape == (2,)
-    assert bool(jnp.isfinite(grads).all())
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(problem.layout.unravel(grads[:, 0])))
+    assert np.isfinite(grads).all()
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(problem.layout.unravel(grads[:, 0])))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_example_s_loss_and_gradient_do_not_depend_on_the_others(name):
-    problem = PROBLEMS[name]
-    model, data = model_of(problem), problem.data
-    together = jax.jit(cross_entropy)(model, data)
-    assert together.shape == (12,)
-
-    def one(model, example):
-        return cross_entropy(model, jax.tree.map(lambda a: a[None], example))[0]
-
-    alone, grads = jax.jit(jax.vmap(jax.value_and_grad(one), (None, 0)))(model, data)
-    np.testing.assert_allclose(alone, together, rtol=2e-5)
-    mean = problem.layout.ravel(jax.tree.map(lambda g: g.mean(axis=0), grads))
-    np.testing.assert_allclose(mean, EVALUATE(problem, problem.start)[1], rtol=1e-3, atol=2e-6)
+    found = seen(name)
+    assert found["together"].shape == (12,)
+    np.testing.assert_allclose(found["alone"], found["together"], rtol=2e-5)
+    np.testing.assert_allclose(found["mean of gradients"], found["gradient"][:, 0], rtol=1e-3, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_loss_and_accuracy_follow_from_the_logits(name):
     problem = PROBLEMS[name]
-    features, labels = (np.asarray(a) for a in problem.data)
-    logits = np.asarray(model_of(problem).logits(jnp.asarray(features)), np.float64)
+    labels = np.asarray(problem.data[1])
+    found = seen(name)
+    logits = found["logits"].astype(np.float64)
     probability = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     shape = labels.shape
     losses, hits = np.empty(shape), np.empty(shape)
     for place in np.ndindex(shape):
         losses[place] = -np.log(probability[(*place, labels[place])])
         hits[place] = probability[place].argmax() == labels[place]
-    np.testing.assert_allclose(
-        cross_entropy(model_of(problem), problem.data), losses.reshape(12, -1).mean(1), rtol=1e-5
-    )
-    np.testing.assert_allclose(accuracy(model_of(problem), problem.data), hits.reshape(12, -1).mean(1), rtol=1e-6)
-    np.testing.assert_allclose(problem.loss(problem.start), losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["together"], losses.reshape(12, -1).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(found["hits"], hits.reshape(12, -1).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-5)
     assert problem.metrics == ("accuracy",)
-    both = problem.metric("accuracy", jnp.stack([problem.start, problem.start], axis=1))
-    np.testing.assert_allclose(both, [hits.mean()] * 2, rtol=1e-6)
+    np.testing.assert_allclose(found["accuracy"], [hits.mean()] * 2, rtol=1e-6)
+
+
+def head_of(model, hidden):
+    hidden = jax.nn.relu(hidden.reshape(len(hidden), -1) @ model.dense.weight + model.dense.bias)
+    return hidden @ model.head.weight + model.head.bias
 
 
 def test_cnn_against_lax_convolutions():
+    @eqx.filter_jit
+    def expected(model, hidden):
+        for layer in model.convolutions:
+            hidden = pool(jax.nn.relu(conv(hidden, layer)))
+        return head_of(model, hidden)
+
     problem = PROBLEMS["cnn"]
-    model, hidden = model_of(problem), problem.data[0]
-    for layer in model.convolutions:
-        hidden = pool(jax.nn.relu(conv(hidden, layer)))
-    hidden = jax.nn.relu(hidden.reshape(12, -1) @ model.dense.weight + model.dense.bias)
-    expected = hidden @ model.head.weight + model.head.bias
-    np.testing.assert_allclose(model.logits(problem.data[0]), expected, rtol=1e-4, atol=1e-5)
+    found = expected(model_of(problem), problem.data[0])
+    np.testing.assert_allclose(seen("cnn")["logits"], found, rtol=1e-4, atol=1e-5)
 
 
 def test_resnet_against_lax_convolutions():
+    @eqx.filter_jit
+    def expected(model, images):
+        hidden = conv(images, model.stem)
+        for layer in model.branches:
+            hidden = hidden + conv(jax.nn.relu(hidden), layer) / np.sqrt(2)
+        return head_of(model, pool(jax.nn.relu(hidden)))
+
     problem = PROBLEMS["resnet"]
-    model = model_of(problem)
-    hidden = conv(problem.data[0], model.stem)
-    for layer in model.branches:
-        hidden = hidden + conv(jax.nn.relu(hidden), layer) / np.sqrt(2)
-    hidden = pool(jax.nn.relu(hidden)).reshape(12, -1)
-    hidden = jax.nn.relu(hidden @ model.dense.weight + model.dense.bias)
-    expected = hidden @ model.head.weight + model.head.bias
-    np.testing.assert_allclose(model.logits(problem.data[0]), expected, rtol=1e-4, atol=1e-5)
+    found = expected(model_of(problem), problem.data[0])
+    np.testing.assert_allclose(seen("resnet")["logits"], found, rtol=1e-4, atol=1e-5)
 
 
 def test_odd_sides_lose_their_last_row_in_pooling():
     cnn = sl.problems.CNN.initialise((7, 6, 1), 2, 0, channels=2, dense=3)
-    assert cnn.logits(jnp.ones((5, 7, 6, 1))).shape == (5, 2)
+    assert jax.eval_shape(cnn.logits, jnp.ones((5, 7, 6, 1))).shape == (5, 2)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_block_against_loops(causal):
     rng = np.random.default_rng(5)
     block = Block.initialise(rng, 6, 2, 5, 1, causal)
-    block = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * rng.normal(size=a.shape), jnp.float32), block)
+    block = jax.tree.map(lambda a: np.asarray(a + 0.3 * rng.normal(size=a.shape), np.float32), block)
     x = rng.normal(size=(2, 4, 6))
 
     def norm(v, layer):
@@ -154,7 +185,8 @@ def test_a_block_against_loops(causal):
             up = dense(norm(middle, block.mlp_norm), block.up)
             gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
             expected[n, t] = middle + dense(gelu, block.down)
-    np.testing.assert_allclose(block(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
+    found = eqx.filter_jit(lambda block, x: block(x))(block, np.asarray(x, np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_patches_of_the_vision_transformer():
@@ -164,6 +196,7 @@ def test_patches_of_the_vision_transformer():
     changed[0, 5, 2, 0] += 1  # in the third patch, row by row, at place 4 · 1 + 2
     weight = np.asarray(model.embedding.weight)
 
+    @jax.jit
     def tokens(images):
         seen = []
 
@@ -173,10 +206,10 @@ def test_patches_of_the_vision_transformer():
                 return x
 
         object.__setattr__(spied := jax.tree.map(lambda a: a, model), "blocks", (Spy(),))
-        spied.logits(jnp.asarray(images))
-        return np.asarray(seen[0])
+        spied.logits(images)
+        return seen[0]
 
-    difference = tokens(changed) - tokens(image)
+    difference = np.asarray(tokens(changed)) - np.asarray(tokens(image))
     np.testing.assert_allclose(difference[0, 2], weight[6], atol=1e-5)
     assert np.abs(difference[0, [0, 1, 3]]).max() == 0
 
@@ -184,20 +217,23 @@ def test_patches_of_the_vision_transformer():
 def test_no_later_character_changes_a_logit():
     problem = PROBLEMS["transformer"]
     model, features = model_of(problem), problem.data[0]
-    before = model.logits(features)
+    features = np.asarray(features)
+    before = np.asarray(LOGITS(model, features))
     for place in range(6):
-        after = model.logits(features.at[:, place].set((features[:, place] + 1) % VOCABULARY))
+        changed = features.copy()
+        changed[:, place] = (features[:, place] + 1) % VOCABULARY
+        after = np.asarray(LOGITS(model, changed))
         np.testing.assert_array_equal(after[:, :place], before[:, :place])
-        assert bool((after[:, place] != before[:, place]).any())
+        assert (after[:, place] != before[:, place]).any()
 
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_the_parameters_precision_is_kept(name, dtype):
     problem = PROBLEMS[name]
-    expected = float(problem.loss(problem.start))
+    expected = float(seen(name)["loss"])
     with jax.enable_x64(dtype == "float64"):
-        model = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), model_of(problem))
+        model = jax.tree.map(lambda a: np.asarray(a).astype(dtype), model_of(problem))
         assert jax.eval_shape(lambda m: m.logits(problem.data[0]), model).dtype == dtype
         losses = jax.jit(cross_entropy)(model, problem.data)
         assert losses.dtype == {"bfloat16": "float32", "float64": "float64"}[dtype]
@@ -233,17 +269,22 @@ def test_defaults():
 def test_the_variance_of_a_deep_residual_network_stays_bounded():
     problem = sl.network("resnet", subset=10, channels=64, blocks=16, dense=4)
     model, (features, _) = model_of(problem), problem.data
-    hidden = start = model.stem(features)
-    for branch in model.branches:
-        hidden = hidden + branch(jax.nn.relu(hidden)) / 4
+
+    @eqx.filter_jit
+    def growth(model, features):
+        hidden = start = model.stem(features)
+        for branch in model.branches:
+            hidden = hidden + branch(jax.nn.relu(hidden)) / 4
+        return hidden.var() / start.var()
+
     # (1 + 1/16)^16 = 2.64 inside; less at the border, where zeros enter
-    assert 1.2 < float(hidden.var() / start.var()) < 3.2
+    assert 1.2 < float(growth(model, features)) < 3.2
 
 
 def test_the_mlp_takes_two_classes_with_one_logit_and_images_flattened():
     binary = sl.network("mlp", width=2, depth=1, subset=20)
     assert binary.dim == 31 * 2 + 3
-    sign = np.asarray(model_of(binary).logits(binary.data[0])[:, 0] > 0)
+    sign = np.asarray(LOGITS(model_of(binary), binary.data[0]))[:, 0] > 0
     assert float(binary.metric("accuracy", binary.start)) == pytest.approx((sign == np.asarray(binary.data[1])).mean())
     assert PROBLEMS["mlp"].data[0].shape == (12, 64)
 
@@ -287,4 +328,5 @@ def test_gradient_descent_fits_the_data(name):
     options = {"transformer": dict(context=8, width=16, depth=1, heads=2, mlp=32)}.get(name, {})
     problem = sl.network(name, subset=20, **options)
     result = sl.simulate(problem, sl.GaussianNoise(1e-4), sl.AdamW(lr=0.01), "optimizer", steps=100, paths=1)
-    assert float(result.dataset["loss_mean"].values.ravel()[-1]) < 0.1 * float(problem.loss(problem.start))
+    curve = result.dataset.loss_mean.values.ravel()
+    assert curve[-1] < 0.1 * curve[0]

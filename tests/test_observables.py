@@ -1,5 +1,7 @@
 """What is recorded beside the loss, and of the ends of paths, against the paths themselves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import sdelens as sl
 
 NOISE = sl.GaussianNoise(0.5)
+on_one_worker = pytest.mark.xdist_group("observables")
 
 
 def problem():
@@ -20,35 +23,50 @@ def problem():
     )
 
 
-@pytest.fixture(scope="module")
-def run():
-    observables = {"norm": None, "grad_norm": None, "noise_trace": None, "near": None, "slope": lambda p: p["w"][0]}
+NAMES = ["norm", "grad_norm", "noise_trace", "near", "slope"]
+
+
+@functools.cache
+def compared():
     return sl.compare(
         problem(),
         NOISE,
         sl.SGD(0.02),
+        ["optimizer", "sde"],
         steps=12,
         paths=24,
         record_every=5,
         keep_paths=24,
-        observables=observables,
+        observables=dict.fromkeys(NAMES) | {"slope": lambda p: p["w"][0]},
         marginals=[1],
     )
 
 
-@pytest.mark.parametrize("name", ["norm", "grad_norm", "noise_trace", "near", "slope"])
+@pytest.fixture
+def run():
+    return compared()
+
+
+@functools.cache
+def expected():
+    """Each observable of every path at every record, from the paths themselves: (path, step) by name."""
+    subject, paths = problem(), compared().dataset.path_x.sel(model="sde").values  # (path, step, d)
+
+    @jax.jit
+    def values(x):
+        gradient, near = subject.evaluate(x)[1], subject.metric("near", x)
+        return gradient, near, subject.layout.unravel(x)["w"][0]
+
+    gradient, near, slope = map(np.asarray, jax.jit(jax.vmap(jax.vmap(values)))(paths))
+    norm, grad_norm = (np.linalg.norm(a, axis=-1) for a in (paths, gradient))
+    trace = np.full(paths.shape[:2], 2 * 0.25)
+    return {"norm": norm, "grad_norm": grad_norm, "noise_trace": trace, "near": near, "slope": slope}
+
+
+@on_one_worker
+@pytest.mark.parametrize("name", NAMES)
 def test_observables_are_those_of_the_paths(run, name):
-    subject = problem()
-    paths = run.dataset.path_x.sel(model="sde").values  # (path, step, d)
-    gradient = jax.jit(jax.vmap(jax.vmap(lambda x: subject.evaluate(x)[1])))
-    near = jax.vmap(jax.vmap(lambda x: subject.metric("near", x)))
-    values = {
-        "norm": lambda: np.linalg.norm(paths, axis=-1),
-        "grad_norm": lambda: np.linalg.norm(np.asarray(gradient(paths)), axis=-1),
-        "noise_trace": lambda: np.full(paths.shape[:2], 2 * 0.25),
-        "near": lambda: np.asarray(near(paths)),
-        "slope": lambda: np.asarray(jax.vmap(jax.vmap(lambda x: subject.layout.unravel(x)["w"][0]))(paths)),
-    }[name]()
+    values = expected()[name]
     here = run.dataset.sel(model="sde", observable=name)
     np.testing.assert_allclose(here.observable_mean, values.mean(axis=0), rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(here.observable_std, values.std(axis=0, ddof=1), rtol=2e-3, atol=1e-5)
@@ -56,10 +74,12 @@ def test_observables_are_those_of_the_paths(run, name):
     np.testing.assert_allclose(groups, values, rtol=2e-5, atol=1e-6)  # 24 paths are 24 groups of one
 
 
+@on_one_worker
 def test_ends_are_those_of_the_paths(run):
     np.testing.assert_array_equal(run.dataset.end_x.values[:, :, 0], run.dataset.path_x.values[:, :, -1, 1])
 
 
+@on_one_worker
 def test_an_observable_in_the_place_of_the_loss(run, tmp_path):
     slope = run.of("slope")
     np.testing.assert_array_equal(slope.dataset.loss_mean, run.dataset.observable_mean.sel(observable="slope"))
@@ -71,6 +91,7 @@ def test_an_observable_in_the_place_of_the_loss(run, tmp_path):
     assert "W₁" in run._repr_html_()
 
 
+@on_one_worker
 def test_saved_and_loaded(run, tmp_path):
     run.save(tmp_path / "run.nc")
     again = sl.load(tmp_path / "run.nc")
@@ -79,36 +100,19 @@ def test_saved_and_loaded(run, tmp_path):
 
 
 def test_distances_of_one_law_and_of_another():
-    subject = sl.Quadratic([1.0, 2.0, 3.0])
-    fine = sl.compare(subject, NOISE, sl.SGD(0.1), steps=20, paths=400, record_every=20, marginals=3)
-    row = fine.distances(permutations=2999).loc[("sde", "all")]
-    assert row.p_value > 1e-3  # one law: below by chance once in a thousand seeds
-    other = sl.simulate(subject, NOISE, sl.SGD(0.1), "optimizer", steps=20, paths=400, record_every=20, marginals=3)
-    coarse = sl.compare(
-        subject,
-        NOISE,
-        sl.SGD(0.1),
-        {"optimizer": {}, "fine": {"model": "sde", "substeps": 4}},
-        steps=20,
-        paths=400,
-        record_every=20,
-        marginals=3,
-    )
-    assert coarse.distances(permutations=99).loc[("fine", "all")].distance < 1
-    far = sl.compare(subject, NOISE, sl.RMSpropW(0.02, b2=0.9), steps=40, paths=400, record_every=40, marginals=3)
+    subject, sizes = sl.Quadratic([1.0, 2.0, 3.0]), dict(steps=20, paths=400, record_every=20, marginals=3)
+    models = {"optimizer": {}, "sde": {}, "fine": {"model": "sde", "substeps": 4}}
+    found = sl.compare(subject, NOISE, sl.SGD(0.1), models, **sizes)
+    distances = found.distances(permutations=2999)
+    assert distances.loc[("sde", "all")].p_value > 1e-3  # one law: below by chance once in a thousand seeds
+    assert distances.loc[("fine", "all")].distance < 1
+    alone = sl.simulate(subject, NOISE, sl.SGD(0.1), "optimizer", **sizes)
+    np.testing.assert_array_equal(alone.dataset.end_x.values[0], found.dataset.end_x.sel(model="optimizer").values)
+    sizes |= dict(steps=40, record_every=40)
+    far = sl.compare(subject, NOISE, sl.RMSpropW(0.02, b2=0.9), ["optimizer", "malladi2022"], **sizes)
     row = far.distances(permutations=199).loc[("malladi2022", "all")]
     assert row.distance > 2 * row.null
     assert row.p_value < 0.01
-    np.testing.assert_array_equal(other.dataset.end_x.values[0], fine.dataset.end_x.sel(model="optimizer").values)
-
-
-def test_chunks_and_devices_leave_the_numbers_alone():
-    subject = sl.Quadratic([1.0, 2.0])
-    options = dict(steps=6, paths=40, observables=["norm"], marginals=2)
-    whole = sl.compare(subject, NOISE, sl.SGD(0.1), **options).dataset
-    parts = sl.compare(subject, NOISE, sl.SGD(0.1), chunk=12, devices=1, **options).dataset
-    np.testing.assert_allclose(whole.observable_mean, parts.observable_mean, rtol=1e-5)
-    np.testing.assert_allclose(whole.end_x, parts.end_x, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,18 +160,27 @@ def test_infinite_noise_has_no_trace():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_whose_paths_are_all_lost_can_be_printed():
     run = sl.compare(
-        problem(), NOISE, sl.SGD(1e20), steps=6, paths=4, observables=["norm"], marginals=2, record_every=3
+        problem(),
+        NOISE,
+        sl.SGD(1e20),
+        ["optimizer", "sde"],
+        steps=6,
+        paths=4,
+        observables=["norm"],
+        marginals=2,
+        record_every=3,
     )
     assert "diverged" in str(run)
 
 
+@on_one_worker
 def test_observables_and_losses_are_not_merged(run):
     with pytest.raises(ValueError, match="other: differs in quantity"):
         run.of("norm").merge(sl.simulate(problem(), NOISE, sl.SGD(0.02), "second-order", steps=12, record_every=5))
 
 
 def test_what_was_not_recorded_is_refused():
-    plain = sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), steps=2, paths=8)
+    plain = sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), ["optimizer", "sde"], steps=2, paths=8)
     with pytest.raises(ValueError, match="recorded none"):
         plain.of("norm")
     with pytest.raises(ValueError, match="marginals: the run kept none"):
@@ -179,14 +192,18 @@ def test_gradients_in_another_precision(dtype):
     kwargs = dict(dataset="breast-cancer", subset=40, width=4, depth=2)
     full, low = sl.network("mlp", **kwargs), sl.network("mlp", gradient_dtype=dtype, **kwargs)
     x = full.start[:, None] + jnp.zeros((1, 2))
-    (loss, grad), (low_loss, low_grad) = full.evaluate(x), low.evaluate(x)
+    index = jnp.arange(6)[:, None] + jnp.zeros((1, 2), jnp.int32)
+
+    @jax.jit
+    def both(x):
+        return [(problem.evaluate(x), problem.batch_gradient(x, index)) for problem in (full, low)]
+
+    ((loss, grad), batch), ((low_loss, low_grad), low_batch) = both(x)
     np.testing.assert_allclose(low_loss, loss, rtol=1e-6)
     assert low_grad.dtype == grad.dtype
     difference = float(jnp.linalg.norm(low_grad - grad) / jnp.linalg.norm(grad))
     assert 1e-5 < difference < (3e-2 if dtype == "bfloat16" else 5e-3)  # 8 and 11 bits of mantissa
-    index = jnp.arange(6)[:, None] + jnp.zeros((1, 2), jnp.int32)
-    rough = low.batch_gradient(x, index)
-    assert float(jnp.linalg.norm(rough - full.batch_gradient(x, index))) > 0
+    assert float(jnp.linalg.norm(low_batch - batch)) > 0
     assert sl.network(**low.describe()).describe() == low.describe()
 
 

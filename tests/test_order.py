@@ -27,9 +27,16 @@ def of(study, scheme, lr, function, time=None):
     return rows.iloc[0]
 
 
-def test_sgd_on_a_quadratic_against_exact_moments():
-    """E x = (1−ηλ)ᵏx₀ and its second moment, against the Ornstein-Uhlenbeck law: errors within 5 standard errors."""
-    study = sl.weak_order(LINE, UNIT, sl.SGD(0.1), LRS, 0.8, ["sde"], times=2, paths=4000, seed=1)
+@pytest.mark.parametrize(
+    ("noise", "paths"), [(UNIT, 4000), (sl.LaplaceNoise(math.sqrt(0.5)), 20_000)], ids=["coupled", "no Brownian path"]
+)
+def test_sgd_on_a_quadratic_against_exact_moments(noise, paths):
+    """E x = (1−ηλ)ᵏx₀ and its second moment, against the Ornstein-Uhlenbeck law: errors within 5 standard errors.
+
+    They are the same under every law of one variance. No Brownian path makes the Laplace law's numbers, which are drawn
+    by themselves: the standard errors are then larger.
+    """
+    study = sl.weak_order(LINE, noise, sl.SGD(0.1), LRS, 0.8, ["sde"], times=2, paths=paths, substeps=8, seed=1)
     for lr in LRS:
         k, t, shrink = round(0.8 / lr), 0.8, 1 - 2 * lr
         mean, limit = 1.5 * shrink**k, 1.5 * math.exp(-2 * t)
@@ -39,9 +46,12 @@ def test_sgd_on_a_quadratic_against_exact_moments():
         for name, value in exact.items():
             row = of(study, "resolved", lr, name)
             assert abs(row.error - value) < 5 * row["sem"] + 3 * row.unresolved + 1e-6
-            assert abs(row.error) > 20 * row["sem"]
-        assert abs(of(study, "Δt = η", lr, "x1").error) < 1e-6
-    assert study.slope == pytest.approx(1, abs=0.1)
+            if noise is UNIT:
+                assert abs(row.error) > 20 * row["sem"]
+        if noise is UNIT:
+            assert abs(of(study, "Δt = η", lr, "x1").error) < 1e-6
+    if noise is UNIT:
+        assert study.slope == pytest.approx(1, abs=0.1)
 
 
 def lattice_expectation(lr, steps, u, x0, sigma):
@@ -100,7 +110,7 @@ def test_kernels_agree_with_coupled_paths(increments, schedule):
 
 
 def test_kernels_under_heavy_tails_and_correlated_noise():
-    cauchy = sl.weak_order(LINE, sl.StudentTNoise(1.0, 1), sl.SignSGD(0.1), [0.1, 0.05, 0.025], 0.8)
+    cauchy = sl.weak_order(LINE, sl.StudentTNoise(1.0, 1), sl.SignSGD(0.1), [0.1, 0.05, 0.025], 0.4, times=2)
     assert cauchy.slope == pytest.approx(1, abs=0.05)
     matrix = [[1.0, 0.5], [0.5, 1.0]]
     correlated = sl.GaussianNoise(covariance=matrix)
@@ -108,17 +118,6 @@ def test_kernels_under_heavy_tails_and_correlated_noise():
         sl.weak_order(sl.Quadratic([1.0, 2.0]), correlated, sl.SignSGD(0.1), LRS, 0.8, method="kernel")
     coupled = sl.weak_order(sl.Quadratic([1.0, 2.0]), correlated, sl.SignSGD(0.1), LRS, 0.8, paths=500, substeps=4)
     assert coupled.info["method"] == "coupled"
-
-
-def test_noise_that_no_brownian_path_makes_is_drawn_by_itself():
-    """SGD's first two moments are the same under every law of one variance, and so are its errors."""
-    laplace = sl.LaplaceNoise(math.sqrt(0.5))
-    options = {"times": 1, "paths": 20_000, "substeps": 8}
-    study = sl.weak_order(LINE, laplace, sl.SGD(0.1), LRS, 0.8, ["sde"], **options)
-    normal = sl.weak_order(LINE, UNIT, sl.SGD(0.1), LRS, 0.8, ["sde"], **options)
-    for lr, name in itertools.product(LRS, ("x1", "x1²")):
-        a, b = (of(s, "resolved", lr, name) for s in (study, normal))
-        assert abs(a.error - b.error) < 5 * math.hypot(a["sem"], b["sem"])
 
 
 def test_functions_of_your_own_see_the_parameters():
@@ -188,14 +187,24 @@ def synthetic(law, noise, rng, lrs=(0.08, 0.04, 0.02, 0.01), times=4, functions=
     return WeakOrder(pd.DataFrame(rows, columns=columns), {"rounding": 1e-12})
 
 
+def covering(studies, seed):
+    """How many of these studies of a law of order 1 have it within their limits."""
+    rng = np.random.default_rng(seed)
+    rows = [synthetic(lambda lr: 0.1 * lr, 1e-4, rng).slopes().loc[("sde", "resolved", "all")] for _ in range(studies)]
+    return sum(row.lower <= 1 <= row.upper for row in rows)
+
+
 def test_the_interval_covers_the_order_as_often_as_stated():
-    """400 studies of a law of order 1: at 95 %, below 91.6 % in 1e-3 of cases."""
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(400):
-        row = synthetic(lambda lr: 0.1 * lr, 1e-4, rng).slopes().loc[("sde", "resolved", "all")]
-        hits += row.lower <= 1 <= row.upper
-    assert hits >= 0.916 * 400
+    """120 studies of a law of order 1: at 95 %, below 106 in 1e-3 of cases."""
+    assert covering(120, seed=0) >= 106
+
+
+@pytest.mark.study
+def test_the_interval_covers_the_order_in_thousands_of_studies(measured):
+    """At 95 %, below 1869 of 2000 in 1e-3 of cases."""
+    covered = covering(2000, seed=1)
+    measured("limits that hold the order, of 2000", int(covered), "≥ 1869")
+    assert covered >= 1869
 
 
 def test_a_fit_without_noise_is_exact_and_one_that_is_all_noise_is_none():
@@ -294,18 +303,83 @@ FAMILY = {
     "signsgd": sl.SignSGD(0.1, 0.1),
     "rmspropw": sl.RMSpropW(0.1, 0.8, weight_decay=0.1),
     "adamw": sl.AdamW(0.1, 0.5, 0.8, weight_decay=0.1, v0="second-moment"),
+    "momentum": sl.Momentum(0.1, 0.5, weight_decay=0.1),
+    "nesterov": sl.Momentum(0.1, 0.5, True, 0.1),
+    "signum": sl.Signum(0.1, 0.5, 0.1),
+    "lion": sl.Lion(0.1, 0.5, 0.8, 0.1),
 }
+# Common paths make the errors' differences small; the rest of a momentum's sign is coupled to nothing.
+PATHS = {"sgd": 16_000, "rmspropw": 6000, "adamw": 4000, "signum": 20_000, "lion": 40_000}
+
+
+def order_between(study, first, second, model="sde"):
+    """The order from the errors at two rates, and its standard error."""
+    errors = study.errors()
+    errors = errors[(errors.model == model) & (errors.scheme == "resolved") & (errors.function == "all")]
+    rows = [errors[np.isclose(errors.lr, lr)].iloc[0] for lr in (first, second)]
+    doubt = math.hypot(*(math.hypot(row["sem"], row.unresolved) / row.error for row in rows))
+    ratio = math.log(first / second)
+    return math.log(rows[0].error / rows[1].error) / ratio, doubt / ratio
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_sde_is_of_weak_order_one(name, problem):
+def test_two_learning_rates_show_the_order_of_every_sde(name):
+    """An SDE whose order there is within 0.25 of 1 fails in 4e-5 of cases: 0.25 is more than 4.1 standard errors.
+
+    Orders found: 0.77 for Nesterov's, whose curve still bends there, 0.87 for momentum, 0.99 to 1.1 for the others.
+    """
+    rates = [0.08, 0.04, 0.02] if name == "lion" else [0.04, 0.02, 0.01]
+    spec = FAMILY[name]
+    options = {"times": 1, "paths": PATHS.get(name, 2000), "substeps": 8}
+    study = sl.weak_order(PROBLEMS["quadratic"], UNIT, spec, rates, 0.8, **options)
+    order, doubt = order_between(study, rates[0], rates[-1])
+    assert doubt < 0.06
+    assert order == pytest.approx(1, abs=0.5)
+    if name == "sgd":
+        order, doubt = order_between(study, 0.04, 0.02, "second-order")
+        assert doubt < 0.12
+        assert order == pytest.approx(2, abs=0.65)
+    if name in ("rmspropw", "adamw"):
+        order, doubt = order_between(study, rates[0], rates[-1], "malladi2022")
+        assert doubt < 0.05
+        assert abs(order) < 0.35
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rmspropw", "adamw"])
+def test_two_learning_rates_show_a_lower_order_from_accumulators_at_zero(name):
+    spec = dataclasses.replace(FAMILY[name], v0="zero")
+    options = {"times": 1, "paths": 4000, "substeps": 64}
+    study = sl.weak_order(PROBLEMS["quadratic"], UNIT, spec, [0.04, 0.02, 0.01], 0.8, ["sde"], **options)
+    order, doubt = order_between(study, 0.04, 0.01)
+    assert doubt < 0.05
+    assert 0.3 < order < 0.9
+
+
+STUDIED = {
+    **{(name, problem): {} for name in ("sgd", "signsgd", "rmspropw", "adamw") for problem in PROBLEMS},
+    ("momentum", "quadratic"): {"times": 2, "paths": 4000, "substeps": 8},
+    ("nesterov", "quadratic"): {"times": 2, "paths": 4000, "substeps": 8},
+    ("signum", "quadratic"): {"times": 2, "paths": 200_000, "substeps": 8},
+    ("lion", "quadratic"): {"times": 2, "paths": 200_000, "substeps": 8, "lrs": [0.1, 0.05, 0.025]},
+}
+
+
+@pytest.mark.study
+@pytest.mark.parametrize(("name", "problem"), STUDIED)
+def test_every_sde_is_of_weak_order_one(name, problem, measured):
     """The bounds are the requirement; the intervals' false-alarm rate is 5 % against a true slope at their edge."""
-    study = sl.weak_order(PROBLEMS[problem], UNIT, FAMILY[name], STUDY, 1.6)
+    options = STUDIED[name, problem]
+    study = sl.weak_order(PROBLEMS[problem], UNIT, FAMILY[name], **{"lrs": STUDY, "horizon": 1.6, **options})
     slopes = study.slopes()
     row = slopes.loc[("sde", "resolved", "all")]
-    assert row.slope == pytest.approx(1, abs=0.15)
+    width = 0.25 if options else 0.15
+    measured("slope", float(row.slope), f"1 ± {width}")
+    assert row.slope == pytest.approx(1, abs=width)
+    if options:
+        return
+    measured("its 95 % limits", f"{row.lower:.2f} to {row.upper:.2f}", "within 0.75 to 1.3")
     assert row.lower > 0.75
     assert row.upper < 1.3
     resolved = study.table[study.table.scheme == "resolved"]
@@ -314,32 +388,37 @@ def test_every_sde_is_of_weak_order_one(name, problem):
     assert (resolved.unresolved <= np.maximum(resolved["sem"], 0.01 * typical) + rounding).all()
     if name == "sgd":
         second = slopes.loc[("second-order", "resolved", "all")]
+        measured("slope of the second order", float(second.slope), "2 ± 0.3")
         assert second.slope == pytest.approx(2, abs=0.3)
     if name in ("rmspropw", "adamw"):
         earlier = slopes.loc[("malladi2022", "resolved", "all")]
+        measured("slope of Malladi et al. 2022", float(earlier.slope), "0 ± 0.3")
         assert abs(earlier.slope) < 0.3
         assert earlier.smallest > 10 * row.smallest
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("name", ["rmspropw", "adamw"])
-def test_from_accumulators_at_zero_the_order_is_less(name):
+def test_from_accumulators_at_zero_the_order_is_less(name, measured):
     """√V ~ √t at the start: the first steps are of size √η for RMSprop; Adam's bias correction leaves η log(1/η)."""
     spec = dataclasses.replace(FAMILY[name], v0="zero")
     study = sl.weak_order(PROBLEMS["quadratic"], UNIT, spec, STUDY, 1.6, ["sde"], substeps=64)
     row = study.slopes().loc[("sde", "resolved", "all")]
+    measured("slope", float(row.slope), "> 0.3")
+    measured("its upper limit", float(row.upper), "< 0.9")
     assert row.upper < 0.9
     assert row.slope > 0.3
 
 
-@pytest.mark.slow
-def test_rademacher_increments_are_of_weak_order_one_too():
+@pytest.mark.study
+def test_rademacher_increments_are_of_weak_order_one_too(measured):
     """RMSpropW at Δt = η, where the increments matter: 10⁶ paths."""
     options = {"times": 2, "increments": "rademacher", "paths": 1_000_000, "substeps": 8}
     spec, line = FAMILY["rmspropw"], sl.Quadratic([1.0], start=[2.0])
     slopes = sl.weak_order(line, UNIT, spec, [0.1, 0.05, 0.025, 0.0125], 1.6, ["sde"], **options).slopes()
     for scheme in ("resolved", "Δt = η"):
         row = slopes.loc[("sde", scheme, "all")]
+        measured(f"slope, {scheme}", float(row.slope), "1 ± 0.15")
         assert row.slope == pytest.approx(1, abs=0.15)
         assert row.lower > 0.75
         assert row.upper < 1.3

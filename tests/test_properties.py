@@ -1,4 +1,6 @@
-"""Every optimizer and model against every property that all must have."""
+"""Every optimizer and model against what each must have of its own; the ensemble's part is in test_ensemble.py."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,10 @@ import numpy as np
 import pytest
 
 import sdelens as sl
+from sdelens import _run
+from sdelens._random import Stream
+from sdelens.settings import Options
+from tests.checks import assert_same_numbers, compilations
 
 OPTIMIZERS = {
     "sgd": sl.SGD(0.05, 0.1),
@@ -19,30 +25,31 @@ CASES = [(name, model) for name, spec in OPTIMIZERS.items() for model in sl.mode
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
 NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
 
-# One worker runs all tests of a model, so that the run most of them start from is compiled once.
-table = pytest.mark.parametrize(
-    ("name", "model"),
-    [pytest.param(*case, marks=pytest.mark.xdist_group("-".join(case)), id="-".join(case)) for case in CASES],
-)
+FEW = [("sgd", "sde"), ("adamw", "optimizer"), ("lion", "empirical")]
+SIZES = {"steps": 25, "paths": 101, "record_every": 4, "keep_paths": 16}
+STATISTICS = ["loss_mean", "loss_std", "loss_group_mean", "grad_norm_mean", "x_mean", "x_var", "n_paths"]
+
+
+def over(cases):
+    """One worker runs all tests of a model, so that the run they start from is compiled once."""
+    return pytest.mark.parametrize(
+        ("name", "model"),
+        [pytest.param(*case, marks=pytest.mark.xdist_group("-".join(case)), id="-".join(case)) for case in cases],
+    )
 
 
 def run(name, model, problem=PROBLEM, noise=NOISE, **options):
-    options = {"steps": 25, "paths": 101, "record_every": 4, "keep_paths": 16} | options
-    return sl.simulate(problem, noise, OPTIMIZERS[name], model, **options).dataset.sel(model=model)
+    return sl.simulate(problem, noise, OPTIMIZERS[name], model, **(SIZES | options)).dataset.sel(model=model)
 
 
-def same(a, b, rtol=2e-5):
-    """Equal up to rounding: the draws are the same, only the order of sums and fusions differs."""
-    for variable in ("loss_mean", "loss_std", "loss_group_mean", "grad_norm_mean", "x_mean", "x_var"):
-        if variable in a and variable in b:
-            scale = float(np.abs(a[variable]).max())
-            np.testing.assert_allclose(a[variable], b[variable], rtol=rtol, atol=rtol * scale, err_msg=variable)
-    np.testing.assert_array_equal(a.n_paths, b.n_paths)
+@functools.cache
+def usual(name, model):
+    return run(name, model)
 
 
-@table
+@over(CASES)
 def test_shapes_and_records(name, model):
-    data = run(name, model)
+    data = usual(name, model)
     assert dict(data.sizes) == {
         "step": 8,
         "group": 64,
@@ -60,60 +67,59 @@ def test_shapes_and_records(name, model):
         assert np.isfinite(variable).all()
 
 
-@table
+@over(CASES)
 def test_same_seed_same_bits_and_another_seed_others(name, model):
-    a, b, c = run(name, model), run(name, model), run(name, model, seed=1)
-    for variable in a.data_vars:
-        np.testing.assert_array_equal(a[variable], b[variable])
-    assert float(abs(a.loss_mean - c.loss_mean).max()) > 0
+    assert_same_numbers(run(name, model), usual(name, model))
+    assert float(abs(usual(name, model).loss_mean - run(name, model, seed=1).loss_mean).max()) > 0
 
 
-@table
-def test_sharded_equals_unsharded(name, model):
-    same(run(name, model, devices=jax.devices()[:1]), run(name, model, devices=jax.devices()))
-
-
-@table
-def test_chunked_equals_plain(name, model):
-    plain, chunked = run(name, model), run(name, model, chunk=16)
-    same(plain, chunked)
-    np.testing.assert_allclose(plain.path_x, chunked.path_x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(plain.loss_quantile, chunked.loss_quantile, rtol=0.04)
-
-
-@table
-def test_recording_interval_does_not_change_the_path(name, model):
-    every, fourth = run(name, model, record_every=1), run(name, model)
-    same(every.sel(step=fourth.step), fourth)
-
-
-@table
-def test_more_paths_extend_fewer(name, model):
-    few, many = run(name, model, paths=16), run(name, model)
-    np.testing.assert_allclose(few.path_x, many.path_x, rtol=1e-4, atol=1e-5)
-
-
-@table
+@over(CASES)
 def test_second_call_compiles_nothing_even_with_other_numbers(name, model):
-    compiled = []
-
-    def listen(event, _seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    run(name, model)
-    spec = OPTIMIZERS[name]
-    other = jax.tree.map(lambda a: 0.9 * a, spec)
+    usual(name, model)
+    other = jax.tree.map(lambda a: 0.9 * a, OPTIMIZERS[name])
     problem, noise = sl.Quadratic([1.0, 2.0, 3.0], start=1.5), sl.GaussianNoise([2.0, 1.0, 0.1])
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        sl.simulate(problem, noise, other, model, steps=21, paths=101, record_every=4, keep_paths=16, seed=5)
-    finally:
-        jax.monitoring.clear_event_listeners()
+    with compilations() as compiled:
+        sl.simulate(problem, noise, other, model, **(SIZES | {"steps": 21}), seed=5)
     assert len(compiled) == 0
 
 
-@table
+@over(CASES)
+def test_float64_reaches_every_part_of_the_state(name, model):
+    with jax.enable_x64(True):
+        problem = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
+        experiment = _run.prepare(problem, NOISE, OPTIMIZERS[name], [model], Options(steps=2, paths=2))
+        stepper = experiment.stepper(experiment.models[model])
+        stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
+
+        def step(state):
+            state = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) == 1 else a, state)
+            return stepper.step(jnp.asarray(0), state, stepper.evaluate(stepper.position(state))[1], stream)
+
+        after = jax.eval_shape(lambda: step(stepper.init(stream)))
+        real = [leaf.dtype for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        assert stepper.position(after).dtype == np.float64
+        assert set(real) == {np.dtype(np.float64)}
+
+
+@over(FEW)
+def test_a_run_in_float64_is_in_float64(name, model):
+    with jax.enable_x64(True):
+        data = run(name, model, sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0]))
+        assert data.path_x.dtype == np.float64
+        assert np.isfinite(data.loss_mean).all()
+
+
+@over(FEW)
+def test_devices_chunks_and_records_leave_the_numbers_alone(name, model):
+    """On one device of two, in chunks of 16, and with every step recorded."""
+    data, other = usual(name, model), run(name, model, devices=1, chunk=16, record_every=1)
+    other = other.sel(step=data.step)
+    assert_same_numbers(other, data, 2e-5, STATISTICS)
+    np.testing.assert_allclose(other.path_x, data.path_x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other.loss_quantile, data.loss_quantile, rtol=0.04)
+
+
+@over(FEW)
 def test_pytree_parameters_equal_flat_ones(name, model):
     curvature = jnp.array([0.5, 1.0, 2.0])
 
@@ -124,25 +130,15 @@ def test_pytree_parameters_equal_flat_ones(name, model):
     start = {"a": jnp.array([[1.0, -1.0]]), "b": jnp.array(2.0)}
     tree = sl.Problem(loss, start, infimum=0.0)
     noise = sl.GaussianNoise({"a": [[1.0, 0.5]], "b": 2.0})
-    same(run(name, model), run(name, model, tree, noise))
+    assert_same_numbers(run(name, model, tree, noise), usual(name, model), 2e-5, STATISTICS)
 
 
-@table
-def test_float64(name, model):
-    with jax.enable_x64(True):
-        problem = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
-        data = run(name, model, problem)
-        assert data.path_x.dtype == np.float64
-        assert np.isfinite(data.loss_mean).all()
-
-
-@pytest.mark.parametrize("paths", [1, 2, 63, 64, 65])
-def test_any_number_of_paths(paths):
-    data = run("adamw", "sde", paths=paths)
-    assert data.sizes["group"] == min(paths, 64)
-    assert int(data.n_paths[-1]) == paths
+def test_one_path_has_no_standard_error():
+    data = run("adamw", "sde", paths=1, keep_paths=1)
+    assert data.sizes["group"] == 1
     assert np.isfinite(data.loss_mean).all()
-    assert np.isnan(data.loss_sem).all() == (paths == 1)
+    assert np.isnan(data.loss_sem).all()
+    assert np.isfinite(run("adamw", "sde", paths=2, keep_paths=1).loss_sem[1:]).all()
 
 
 def test_diverged_paths_are_counted_and_leave_the_averages():
@@ -168,9 +164,10 @@ def test_all_paths_diverged_is_nan_not_a_number():
     assert "diverged" in str(result)
 
 
+@pytest.mark.xdist_group("sgd-sde")
 def test_a_progress_bar_changes_no_number():
     bar, silent = run("sgd", "sde", progress=True), run("sgd", "sde", progress=False)
-    np.testing.assert_array_equal(bar.loss_mean, silent.loss_mean)
+    assert_same_numbers(bar, silent)
 
 
 def test_exact_moments_of_sgd_on_a_quadratic():

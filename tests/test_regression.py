@@ -1,5 +1,7 @@
 """Linear regression with a Gaussian design: the problem, and the law of its mini-batch noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def test_the_population_risk_and_the_sample_s():
     features, labels = np.asarray(sample.features, float), np.asarray(sample.labels, float)
     for x in (POINT, np.zeros(3)):
         residuals = features @ x - labels
-        loss, grad = sample.evaluate(jnp.asarray(x, jnp.float32))
+        loss, grad = evaluate(sample, np.asarray(x, np.float32))
         assert float(loss) == pytest.approx(0.5 * np.mean(residuals**2), rel=1e-5)
         np.testing.assert_allclose(grad, features.T @ residuals / 40, atol=1e-5)
     least = np.linalg.lstsq(features, labels, rcond=None)[0]
@@ -51,6 +53,29 @@ def test_the_population_risk_and_the_sample_s():
     # Wishart: an entry's standard error is √((KᵢᵢKⱼⱼ + Kᵢⱼ²)/n).
     error = np.sqrt((np.outer(np.diag(DESIGN), np.diag(DESIGN)) + DESIGN**2) / 20_000)
     assert (np.abs(np.asarray(many.curvature) - DESIGN) < 5 * error).all()
+
+
+evaluate = jax.jit(lambda problem, x: problem.evaluate(x))
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def look(subject, noise, stream, size):
+    """All that the test of draws looks at, in one program."""
+    start = subject.start
+    x = jnp.broadcast_to(start[:, None], (3, DRAWS))
+    grad = subject.evaluate(start)[1]
+    tiled = jnp.tile(grad[:, None], 4)
+    found = {
+        "gradient": grad,
+        "draws": noise.sample(x, stream),
+        "root": noise.apply_root(x[:, :size], jnp.eye(size)),
+        "variance": noise.variance(start),
+        "mean sign": noise.mean_sign(grad, start),
+        "mean signs": noise.mean_sign(tiled, x[:, :4]),
+    }
+    if subject.samples is None:
+        found["sign root"] = noise.apply_sign_root(tiled[:, :3], x[:, :3], jnp.eye(3))
+    return found
 
 
 def bound_noise(samples, batch_size):
@@ -76,10 +101,11 @@ def test_draws_and_covariance_are_those_of_mini_batches(samples, batch_size):
     In standard errors estimated from both sets; 3 + 6 + 3 + 3 comparisons in six cases, at 5 of them.
     """
     subject, noise = bound_noise(samples, batch_size)
-    stream = Stream(jnp.asarray(stream_key(5, "noise")), jnp.arange(DRAWS, dtype=jnp.uint32))
-    x = jnp.broadcast_to(subject.start[:, None], (3, DRAWS))
-    grad = np.asarray(subject.evaluate(subject.start)[1], float)
-    ours = np.asarray(jax.jit(lambda noise, x: noise.sample(x, stream))(noise, x), float).T + grad
+    stream = Stream(stream_key(5, "noise"), np.arange(DRAWS, dtype=np.uint32))
+    looked = look(subject, noise, stream, noise.noise_shape(3)[0])
+    found = {what: np.asarray(a, float) for what, a in looked.items()}
+    grad = found["gradient"]
+    ours = found["draws"].T + grad
     theirs = gradients(subject, samples, batch_size)
 
     def agree(function):
@@ -94,28 +120,23 @@ def test_draws_and_covariance_are_those_of_mini_batches(samples, batch_size):
     agree(lambda g: (g - grad) ** 3)
 
     # The root's columns give the covariance without sampling.
-    size = noise.noise_shape(3)[0]
-    root = np.asarray(noise.apply_root(jnp.broadcast_to(subject.start[:, None], (3, size)), jnp.eye(size)), float)
+    root = found["root"]
     if samples is None:
         off = POINT - SOLUTION
         exact = ((off @ DESIGN @ off + 0.09) * DESIGN + np.outer(grad, grad)) / batch_size
     else:
-        each = (
-            np.asarray(subject.features, float) * np.asarray(subject.features @ subject.start - subject.labels)[:, None]
-        )
+        features, labels = np.asarray(subject.features, float), np.asarray(subject.labels, float)
+        each = features * (features @ POINT - labels)[:, None]
         exact = np.cov(each.T, bias=True) / batch_size
     np.testing.assert_allclose(root @ root.T, exact, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(noise.variance(subject.start), np.diag(exact), rtol=1e-4)
+    np.testing.assert_allclose(found["variance"], np.diag(exact), rtol=1e-4)
 
     signs = np.sign(theirs)
     allowed = 5 * signs.std(axis=0) / np.sqrt(DRAWS) + (0.0 if samples is None else 0.01)  # the quadrature's own
-    found = np.asarray(noise.mean_sign(jnp.asarray(grad, jnp.float32), subject.start))
-    assert (np.abs(found - signs.mean(axis=0)) < allowed + 1e-6).all()
-    many = np.asarray(noise.mean_sign(jnp.asarray(np.tile(grad[:, None], 4), jnp.float32), x[:, :4]))
-    np.testing.assert_allclose(many, np.tile(found[:, None], 4), atol=1e-5)
+    assert (np.abs(found["mean sign"] - signs.mean(axis=0)) < allowed + 1e-6).all()
+    np.testing.assert_allclose(found["mean signs"], np.tile(found["mean sign"][:, None], 4), atol=1e-5)
     if samples is None and batch_size == 1:
-        e = jnp.broadcast_to(jnp.asarray(grad, jnp.float32)[:, None], (3, 3))
-        half = np.asarray(noise.apply_sign_root(e, jnp.broadcast_to(subject.start[:, None], (3, 3)), jnp.eye(3)), float)
+        half = found["sign root"]
         error = 5 * np.sqrt(1 / DRAWS)
         assert (np.abs(half @ half.T - np.cov(signs.T)) < error).all()
 
@@ -123,26 +144,29 @@ def test_draws_and_covariance_are_those_of_mini_batches(samples, batch_size):
 def test_to_the_sign_a_batch_is_student_t_noise():
     """One example is Cauchy noise: E sign = (2/π) arctan(c/√(1−c²)) = (2/π) arcsin c; two examples: E sign = c."""
     subject = problem()
-    grad = np.asarray(subject.evaluate(subject.start)[1])
+    grad = np.asarray(evaluate(subject, subject.start)[1])
     off = POINT - SOLUTION
     c = grad / np.sqrt((off @ DESIGN @ off + 0.09) * np.diag(DESIGN))
     for batch_size, expected in ((1, 2 / np.pi * np.arcsin(c)), (2, c)):
-        found = sl.MinibatchNoise(batch_size).bind(subject).mean_sign(jnp.asarray(grad), subject.start)
+        noise = sl.MinibatchNoise(batch_size).bind(subject)
+        found = jax.jit(lambda noise, g, x: noise.mean_sign(g, x))(noise, grad, subject.start)
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_the_models_of_every_optimizer_run_on_it():
-    for samples in (None, 30):
-        for optimizer in (sl.SGD(0.02), sl.SignSGD(0.02), sl.RMSpropW(0.02), sl.AdamW(0.02)):
-            result = sl.compare(problem(samples), sl.MinibatchNoise(4), optimizer, steps=30, paths=512)
-            errors = result.merge(
-                sl.theory.predict(problem(samples), sl.MinibatchNoise(4), optimizer, steps=30)
-            ).errors()
-            assert errors.upper["sde"] < 0.2
-            assert errors.upper["prediction"] < 0.2
+@pytest.mark.parametrize(
+    ("samples", "optimizer"),
+    [(None, sl.SGD(0.02)), (30, sl.SignSGD(0.02)), (30, sl.RMSpropW(0.02)), (None, sl.AdamW(0.02))],
+    ids=["sgd", "signsgd, 30 examples", "rmspropw, 30 examples", "adamw"],
+)
+def test_the_models_of_every_optimizer_run_on_it(samples, optimizer):
+    subject = problem(samples)
+    result = sl.compare(subject, sl.MinibatchNoise(4), optimizer, steps=30, paths=512)
+    errors = result.merge(sl.theory.predict(subject, sl.MinibatchNoise(4), optimizer, steps=30)).errors()
+    assert errors.upper["sde"] < 0.2
+    assert errors.upper["prediction"] < 0.2
     assert "mini-batch (B = 4) noise" in result.title()
-    assert "linear regression (30 examples)" in result.title()
+    assert ("linear regression (30 examples)" in result.title()) == (samples == 30)
 
 
 def test_the_closure_of_sgd_is_the_exact_recursion_of_the_risk():
@@ -202,10 +226,12 @@ def test_what_does_not_fit_is_refused(call, message):
 def test_l2_in_the_loss():
     quadratic = sl.Quadratic([1.0, 2.0], start=2.0).with_l2(0.5)
     np.testing.assert_allclose(quadratic.curvature, [1.5, 2.5])
-    saddle, x = sl.EmbeddedSaddle(), jnp.array([0.3, -0.7])
+    saddle, x = sl.EmbeddedSaddle(), np.array([0.3, -0.7], np.float32)
     added = saddle.with_l2(0.5)
-    assert float(added.loss(x) - saddle.loss(x)) == pytest.approx(0.25 * float(x @ x), rel=1e-5)
-    np.testing.assert_allclose(added.evaluate(x)[1], saddle.evaluate(x)[1] + 0.5 * x, rtol=1e-6)
+    with_it, without, loss = jax.jit(lambda x: (added.evaluate(x), saddle.evaluate(x), added.loss(x)))(x)
+    assert float(loss) == float(with_it[0])
+    assert float(loss) - float(without[0]) == pytest.approx(0.25 * float(x @ x), rel=1e-5)
+    np.testing.assert_allclose(with_it[1], without[1] + 0.5 * x, rtol=1e-6)
     assert added.describe()["l2"] == 0.5
     assert added.infimum is None
     with pytest.raises(ValueError, match="strength: got -1"):

@@ -11,13 +11,16 @@ from PIL import Image
 
 import sdelens as sl
 from sdelens._output import atomic_path
+from tests.checks import assert_same_numbers
 
+pytestmark = pytest.mark.xdist_group("result")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
+SIZES = dict(steps=30, paths=200, record_every=3)
 
 
 @pytest.fixture(scope="module")
 def result():
-    return sl.compare(PROBLEM, NOISE, OPTIMIZER, steps=30, paths=200, record_every=3)
+    return sl.compare(PROBLEM, NOISE, OPTIMIZER, **SIZES)
 
 
 def test_dataset_has_the_documented_variables(result):
@@ -41,15 +44,25 @@ def test_attributes_are_enough_to_run_it_again(result):
     options = {k: v for k, v in info["optimizer"].items() if k != "name"}
     run = {k: info["run"][k] for k in ("steps", "paths", "seed", "record_every")}
     again = sl.compare(problem, noise, sl.RMSpropW(**options), **run)
-    for name in result.dataset.data_vars:
-        np.testing.assert_array_equal(again.dataset[name], result.dataset[name])
+    assert_same_numbers(again.dataset, result.dataset)
 
 
-def test_a_function_of_the_users_is_not_rerunnable():
-    problem = sl.Problem(lambda p: (p**2).sum(), np.ones(2))
-    assert sl.simulate(problem, NOISE, sl.SGD(0.1), steps=2, paths=8).info["rerunnable"] == 0
-    schedule = sl.SGD(0.1, schedule=lambda k: 1.0)
-    assert sl.simulate(PROBLEM, NOISE, schedule, steps=2, paths=8).info["rerunnable"] == 0
+@pytest.fixture(scope="module")
+def of_an_own_loss():
+    problem = sl.Problem(lambda p: (p**2).sum(), np.ones(2), infimum=1.0)
+    with pytest.warns(RuntimeWarning) as told:
+        return sl.simulate(problem, sl.GaussianNoise(0.01), sl.SGD(0.1), steps=30, paths=20), told
+
+
+@pytest.fixture(scope="module")
+def scheduled():
+    optimizer = sl.SGD(0.1, 0.1, decay="independent", schedule=lambda k: 1 / (1 + k))
+    return sl.simulate(PROBLEM, NOISE, optimizer, steps=3, paths=8)
+
+
+def test_a_function_of_the_users_is_not_rerunnable(of_an_own_loss, scheduled):
+    assert of_an_own_loss[0].info["rerunnable"] == 0
+    assert scheduled.info["rerunnable"] == 0
 
 
 def test_round_trip_through_a_file(result, tmp_path):
@@ -140,7 +153,7 @@ def test_figures_in_every_usual_format(result, tmp_path, suffix):
 
 
 def test_figure_of_one_model_and_of_an_unknown_format(tmp_path):
-    alone = sl.simulate(PROBLEM, NOISE, OPTIMIZER, steps=10, paths=20)
+    alone = sl.simulate(PROBLEM, NOISE, OPTIMIZER, **SIZES)
     assert len(alone.plot().axes) == 1
     assert "sde" in str(alone)
     with pytest.raises(ValueError, match=r"path: got .*; end it in one of"):
@@ -154,7 +167,7 @@ def test_labels_of_ones_own_and_their_errors():
         "euler": {"model": "sde", "integrator": "euler"},
         "fine": {"model": "sde", "substeps": 4},
     }
-    compared = sl.compare(PROBLEM, NOISE, sl.AdamW(0.05, 0.8, 0.9), models, steps=20, paths=100)
+    compared = sl.compare(PROBLEM, NOISE, OPTIMIZER, models, **SIZES)
     assert compared.models == ["optimizer", "euler", "fine", "fine, 1 substep"]
     frame = compared.errors()
     assert list(frame.index) == ["euler", "fine", "fine, 1 substep"]
@@ -165,20 +178,19 @@ def test_labels_of_ones_own_and_their_errors():
 
 def test_the_optimizer_is_known_under_any_label(tmp_path):
     models = {"AdamW, $\\beta$_1": {"model": "optimizer"}, "mine": {"model": "sde"}}
-    compared = sl.compare(PROBLEM, NOISE, OPTIMIZER, models, steps=10, paths=40)
+    compared = sl.compare(PROBLEM, NOISE, OPTIMIZER, models, **SIZES)
     assert list(compared.errors().index) == ["mine"]
     assert len(compared.plot(tmp_path / "f.png").axes) == 2
-    alone = sl.compare(PROBLEM, NOISE, OPTIMIZER, ["sde", "malladi2022"], steps=10, paths=40)
+    alone = sl.compare(PROBLEM, NOISE, OPTIMIZER, ["sde", "malladi2022"], **SIZES)
     assert "no optimizer among the models" in str(alone)
     with pytest.raises(ValueError, match="reference: there is no optimizer"):
         alone.errors()
     assert list(alone.errors("sde").index) == ["malladi2022"]
 
 
-def test_an_infimum_above_the_losses_is_noticed():
-    problem = sl.Problem(lambda p: (p**2).sum(), np.ones(2), infimum=1.0)
-    with pytest.warns(RuntimeWarning, match="infimum: was given as 1, but the mean loss"):
-        sl.simulate(problem, sl.GaussianNoise(0.01), sl.SGD(0.1), steps=30, paths=20)
+def test_an_infimum_above_the_losses_is_noticed(of_an_own_loss):
+    told = [str(warning.message) for warning in of_an_own_loss[1]]
+    assert any("infimum: was given as 1, but the mean loss" in text for text in told)
 
 
 def test_a_schedule_that_holds_the_learning_rate_itself_is_noticed():
@@ -186,29 +198,26 @@ def test_a_schedule_that_holds_the_learning_rate_itself_is_noticed():
         sl.simulate(PROBLEM, NOISE, sl.SGD(0.01, schedule=lambda k: 0.01), steps=3, paths=8)
 
 
-def test_the_title_names_schedule_and_decay():
-    optimizer = sl.SGD(0.1, 0.1, decay="independent", schedule=lambda k: 1 / (1 + k))
-    text = str(sl.simulate(PROBLEM, NOISE, optimizer, steps=3, paths=8))
-    assert "schedule" in text
-    assert "independent decay" in text
+def test_the_title_names_schedule_and_decay(scheduled):
+    assert "schedule" in str(scheduled)
+    assert "independent decay" in str(scheduled)
 
 
-def test_merge_joins_models_of_one_experiment():
-    common = {"steps": 12, "paths": 40}
-    a = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "optimizer", **common)
-    b = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", **common)
-    both = sl.compare(PROBLEM, NOISE, OPTIMIZER, ["optimizer", "sde"], **common)
+def test_merge_joins_models_of_one_experiment(result):
+    a = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "optimizer", **SIZES)
+    b = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", **SIZES)
     merged = a.merge(b)
-    np.testing.assert_array_equal(merged.dataset.loss_mean, both.dataset.loss_mean)
-    pd.testing.assert_frame_equal(merged.errors(), both.errors())
+    both = result.dataset.sel(model=["optimizer", "sde"])
+    np.testing.assert_array_equal(merged.dataset.loss_mean, both.loss_mean)
+    pd.testing.assert_frame_equal(merged.errors(), result.errors().loc[["sde"]])
     with pytest.raises(ValueError, match="same name"):
         a.merge(a)
-    chunked = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", chunk=16, **common)
-    np.testing.assert_allclose(a.merge(chunked).dataset.loss_mean, both.dataset.loss_mean, rtol=1e-5)
+    chunked = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", chunk=90, **SIZES)
+    np.testing.assert_allclose(a.merge(chunked).dataset.loss_mean, both.loss_mean, rtol=1e-5)
     with pytest.raises(TypeError, match="other: got str"):
         a.merge("b")
     with pytest.raises(ValueError, match="differs in steps"):
-        a.merge(sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", steps=13, paths=40))
+        a.merge(sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", **{**SIZES, "steps": 31}))
 
 
 def test_merge_tells_functions_apart():
@@ -217,8 +226,9 @@ def test_merge_tells_functions_apart():
         return sl.simulate(problem, NOISE, sl.SGD(0.1), model, steps=2, paths=8)
 
     first = run(lambda p: (p**2).sum(), 1.0, "optimizer")
-    assert first.merge(run(lambda p: (p**2).sum(), 1.0, "sde")).models == ["optimizer", "sde"]
-    for loss, start in ((lambda p: (p**4).sum(), 1.0), (lambda p: (p**2).sum(), 2.0)):
+    same = lambda p: (p**2).sum()  # noqa: E731
+    assert first.merge(run(same, 1.0, "sde")).models == ["optimizer", "sde"]
+    for loss, start in ((lambda p: (p**4).sum(), 1.0), (same, 2.0)):
         with pytest.raises(ValueError, match="differs in problem"):
             first.merge(run(loss, start, "sde"))
 

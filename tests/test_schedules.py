@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 
 import sdelens as sl
+from sdelens._run import prepare
+from sdelens.schedules import Schedule
+from sdelens.sdes import Instant, build_sde, sdes_of
+from sdelens.settings import Options
+from tests.checks import stepped
 
 PROBLEM, NOISE = sl.Quadratic([0.5, 1.0, 2.0], start=2.0), sl.GaussianNoise(1.0)
 SCHEDULES = {
@@ -40,31 +45,92 @@ def test_values():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizers_multiplier_is_its_schedule(schedule):
+    """Of every optimizer at whole steps; and it is the factor of the learning rate of its optax transformation."""
+    k = jnp.arange(60)
+    h = multipliers(schedule, k)
+    for plain in OPTIMIZERS.values():
+        spec = dataclasses.replace(plain, schedule=schedule)
+        np.testing.assert_allclose(multipliers(spec.multiplier, k), h, rtol=1e-6, atol=1e-7)
+    scheduled = dataclasses.replace(OPTIMIZERS["sgd"], schedule=schedule).to_optax()
+
+    def update(state, _):
+        updates, state = scheduled.update(jnp.ones(1), state, jnp.zeros(1))
+        return state, updates[0]
+
+    updates = jax.jit(lambda: jax.lax.scan(update, scheduled.init(jnp.zeros(1)), length=60)[1])()
+    np.testing.assert_allclose(updates, -0.05 * h, rtol=1e-6, atol=1e-7)
+
+
+def multipliers(function, k):
+    call = (lambda k: function(k, 0.05)) if isinstance(function, Schedule) else function
+    return np.asarray(jax.jit(jax.vmap(lambda k: jnp.asarray(call(k), float)))(k))
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    list(zip(OPTIMIZERS, SCHEDULES.values(), strict=True)),
+    ids=list(map("-".join, zip(OPTIMIZERS, SCHEDULES, strict=True))),
+)
 def test_without_noise_the_scheme_at_one_step_is_the_scheduled_algorithm(name, schedule):
-    spec = dataclasses.replace(OPTIMIZERS[name], schedule=schedule)
-    ends = [
-        sl.simulate(PROBLEM, sl.GaussianNoise(1e-12), spec, model, steps=50, paths=1, keep_paths=1).dataset.path_x
-        for model in ("optimizer", "sde")
+    """Each optimizer under one of the schedules, whose values are tested by themselves."""
+    plain = OPTIMIZERS[name]
+    spec = dataclasses.replace(plain, schedule=schedule)
+    steppers = [
+        *of(spec, "optimizer", "sde", noise=sl.GaussianNoise(1e-12)),
+        *of(plain, "sde", noise=sl.GaussianNoise(1e-12)),
     ]
-    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-5)
-    plain = sl.simulate(PROBLEM, sl.GaussianNoise(1e-12), OPTIMIZERS[name], "sde", steps=50, paths=1, keep_paths=1)
-    assert float(abs(plain.dataset.path_x - ends[1]).max()) > 1e-2
+    optimizer, sde, unscheduled = (states.x[..., 0] for states in stepped(steppers, 50))
+    np.testing.assert_allclose(sde, optimizer, rtol=1e-4, atol=1e-5)
+    assert np.abs(unscheduled - sde).max() > 1e-2
+
+
+def of(spec, *models, noise=NOISE):
+    experiment = prepare(PROBLEM, noise, spec, list(models), Options(steps=2))
+    return [experiment.stepper(model) for model in experiment.models.values()]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_h_multiplies_drift_and_diffusion_of_x_and_leaves_the_accumulators(name):
+    """Of every SDE of first order, a schedule of 0.3 at step 7: h is a factor of dX, decay and noise included."""
+    spec = dataclasses.replace(OPTIMIZERS[name], schedule=lambda k: jnp.where(k == 7, 0.3, 0.9))
+    rng = np.random.default_rng(0)
+    x, m, grad = (jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for _ in range(3))
+    t = Instant(jnp.asarray(7), jnp.asarray(7 * 0.05))
+    for model in (m for m in sdes_of(spec) if m != "second-order"):
+        noise = NOISE.bind(PROBLEM)
+        ours, plain = (build_sde(model, PROBLEM, noise, o) for o in (spec, OPTIMIZERS[name]))
+        dw = jnp.asarray(rng.normal(size=(*ours.noise_shape, 2)), jnp.float32)
+
+        @jax.jit
+        def parts(x, m, grad, dw, sdes=(ours, plain)):
+            y = sdes[0].init(x)
+            y = y._replace(m=None if y.m is None else m, v=None if y.v is None else 0.5 + m**2)
+            return [(sde.drift(t, y, grad, {}), sde.apply_diffusion(t, y, grad, dw)) for sde in sdes]
+
+        for scheduled, constant in zip(*parts(x, m, grad, dw), strict=True):
+            np.testing.assert_allclose(scheduled.x, 0.3 * np.asarray(constant.x), rtol=1e-5)
+            for part in ("m", "v"):
+                if getattr(constant, part) is not None:
+                    np.testing.assert_array_equal(getattr(scheduled, part), getattr(constant, part))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ("rmspropw", "nesterov") else pytest.mark.slow) for n in OPTIMIZERS]
+)
 def test_the_sde_tracks_the_scheduled_optimizer(name):
     """At 8 times within 2 % and 5 standard errors (false alarms below 5e-6); the schedule alone is worth over 20 %."""
     own = {"b2": 0.99} if hasattr(OPTIMIZERS[name], "b2") else {}
-    plain = dataclasses.replace(OPTIMIZERS[name], **own)
-    spec = dataclasses.replace(plain, schedule=sl.Warmup(10, sl.Cosine(60)))
+    # The program of the constant one is the same: h = 1 from the first step on.
+    warm, constant = sl.Warmup(10, sl.Cosine(60)), sl.Warmup(1, sl.Cosine(1e9))
+    spec, plain = (dataclasses.replace(OPTIMIZERS[name], **own, schedule=schedule) for schedule in (warm, constant))
     options = {"steps": 80, "paths": 20_000, "record_every": 10}
     data = sl.compare(PROBLEM, NOISE, spec, ["optimizer", "sde"], **options).dataset
     truth, model = (data.loss_mean.sel(model=m).values[1:] for m in ("optimizer", "sde"))
     sem = np.hypot(*(data.loss_sem.sel(model=m).values[1:] for m in ("optimizer", "sde")))
     assert (np.abs(model - truth) < 5 * sem + 0.02 * truth).all()
-    constant = sl.simulate(PROBLEM, NOISE, plain, "sde", **options).dataset.loss_mean.values[0, 1:]
-    assert np.abs(constant / truth - 1).max() > 0.2
+    unchanged = sl.simulate(PROBLEM, NOISE, plain, "sde", **options).dataset.loss_mean.values[0, 1:]
+    assert np.abs(unchanged / truth - 1).max() > 0.2
 
 
 def test_a_decaying_schedule_takes_sgd_to_the_minimum_and_a_constant_rate_does_not():
@@ -91,7 +157,7 @@ def test_another_learning_rate_keeps_the_schedule_as_a_function_of_time(schedule
     assert half.at_lr(0.025).describe()["schedule"].get("stretched") == 4
     steps = np.arange(50)
     np.testing.assert_allclose(
-        [half.multiplier(2 * k) for k in steps], [spec.multiplier(k) for k in steps], rtol=1e-5, atol=1e-6
+        multipliers(half.multiplier, 2 * steps), multipliers(spec.multiplier, steps), rtol=1e-5, atol=1e-6
     )
 
 

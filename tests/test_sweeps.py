@@ -13,7 +13,9 @@ import sdelens as sl
 from sdelens import _grid
 from sdelens._fields import field_names, replaced
 from sdelens._ranking import best_of
+from tests.checks import assert_same_numbers, compilations
 
+pytestmark = pytest.mark.xdist_group("sweeps")  # nearly all share programs
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise([1.0, 2.0]), sl.AdamW(0.05, b2=0.9)
 MODELS = ["optimizer", "sde"]
 SIZES = dict(steps=9, paths=48, record_every=3)
@@ -32,13 +34,8 @@ def found():
 def test_points_after_the_first_compile_nothing():
     assert len(jax.devices()) == 2  # sharded, too
     sweep({"lr": [0.1], "noise.scale": [[3.0, 1.0]]})
-    compiled = []
-    listener = lambda event, *_, **about: compiled.append(about) if "backend_compile" in event else None  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as compiled:
         sweep({**OVER, "b1": np.array([0.9, 0.5], np.float32), "problem.curvature": [[1.0, 2.0], np.array([3, 1])]})
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
     assert compiled == []
 
 
@@ -218,10 +215,17 @@ class Interrupted(BaseException):
     pass
 
 
+THREE = {"lr": [0.1, 0.2, 0.3]}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return sweep(THREE)
+
+
 @pytest.mark.parametrize("after", [5, 8, 13])
-def test_a_stopped_sweep_goes_on_to_the_same_bits(after, tmp_path, monkeypatch):
-    over = {"lr": [0.1, 0.2, 0.3]}
-    whole, reported = sweep(over), []
+def test_a_stopped_sweep_goes_on_to_the_same_bits(whole, after, tmp_path, monkeypatch):
+    over, reported = THREE, []
 
     @contextlib.contextmanager
     def bar(wanted, total, done=0):
@@ -246,9 +250,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(after, tmp_path, monkeypatch):
     (total, done), *steps = reported
     assert total == 3 * 2 * 9 * 48
     assert 0 < done == total - sum(steps)
-    for name in whole.dataset.data_vars:
-        if name != "wall_time":
-            np.testing.assert_array_equal(resumed.dataset[name], whole.dataset[name], err_msg=name)
+    assert_same_numbers(*(sweep.dataset.drop_vars("wall_time", errors="ignore") for sweep in (resumed, whole)))
     assert not (tmp_path / "run").exists()
 
 

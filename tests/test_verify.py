@@ -1,17 +1,24 @@
 """Runs at two batch sizes on one clock."""
 
 import dataclasses
+from functools import cache, partial
 
 import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens.scaling import rescale, verify
+from sdelens.case import Case
+from sdelens.scaling import _verify, rescale, verify
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 ADAMW = sl.AdamW(0.002, b1=0.98, b2=0.998, weight_decay=0.5)
 
+TINY = pytest.mark.xdist_group("verify-sgd")
+"""Of gradient descent in one coordinate on two paths: one program."""
+ADAMW_RUNS = pytest.mark.xdist_group("verify-adamw")
 
+
+@TINY
 @pytest.mark.parametrize("ratio", [4, 1.5, 0.5])
 def test_runs_without_noise_meet_at_equal_samples(ratio):
     """Gradient descent x ← (1 − ηλ)x: k steps at η and k/δ at δη differ by O(η) alone, at every record."""
@@ -27,18 +34,24 @@ def test_runs_without_noise_meet_at_equal_samples(ratio):
         np.testing.assert_allclose(curve, 0.5 * (2 * (1 - lr) ** taken) ** 2, rtol=1e-4)
 
 
-@pytest.mark.parametrize("ratio", [4, 16])
-def test_full_rule_holds_where_noise_dominates_and_its_parts_are_needed(ratio):
-    """Measured over seeds: path-wise 1 to 2.5 %, asymptotic .99; without the decay's part 1.17 and 1.28."""
-    problem = sl.Quadratic(CURVATURE, start=0.5 / np.sqrt(ratio) / CURVATURE)
+@cache
+def parts(ratio):
+    """The full rule, and without its part of the decay or of the learning rate, where noise dominates."""
     full = rescale(ADAMW, ratio).optimizer
     without = {
         "full": full,
         "decay": dataclasses.replace(full, weight_decay=0.5),
         "lr": dataclasses.replace(full, lr=0.002),
     }
-    noise = sl.GaussianNoise(1.0)
-    frame = verify(problem, noise, ADAMW, ratio, without, steps=6000, paths=4096).agreement(0.999)
+    problem = sl.Quadratic(CURVATURE, start=0.5 / np.sqrt(ratio) / CURVATURE)
+    return verify(problem, sl.GaussianNoise(1.0), ADAMW, ratio, without, steps=6000, paths=4096)
+
+
+@ADAMW_RUNS
+@pytest.mark.parametrize("ratio", [4, pytest.param(16, marks=pytest.mark.slow)])
+def test_full_rule_holds_where_noise_dominates_and_its_parts_are_needed(ratio):
+    """Measured over seeds: path-wise 1 to 2.5 %, asymptotic .99; without the decay's part 1.17 and 1.28."""
+    frame = parts(ratio).agreement(0.999)
     assert frame.path_upper["full"] < 0.05
     assert frame.asymptotic_lower["full"] > 0.96
     assert frame.asymptotic_upper["full"] < 1.03
@@ -47,6 +60,25 @@ def test_full_rule_holds_where_noise_dominates_and_its_parts_are_needed(ratio):
     assert (frame.path_lower[["decay", "lr"]] > 0.1).all()
 
 
+@ADAMW_RUNS
+def test_figure_is_on_a_clock_of_samples(tmp_path):
+    figure = parts(4).plot(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 0
+    assert figure.axes[-1].get_xlabel() == "samples, in steps at batch × 1"
+
+
+@ADAMW_RUNS
+def test_every_run_has_its_own_stiffness():
+    """Of its own optimizer under its own noise: √E g² is √(g² + 1) at batch × 1 and √(g² + ¼) at batch × 4."""
+    found = parts(4)
+    assert set(found.stiffness) == {"batch × 1", "full", "decay", "lr"}
+    for label, optimizer in found.optimizers.items():
+        root = np.sqrt(0.25**2 + (1.0 if label == "batch × 1" else 0.25))
+        expected = 5 / root * optimizer.lr * (1 - optimizer.b1) / (2 + 2 * optimizer.b1)
+        assert found.stiffness[label] == pytest.approx(expected, rel=2e-2)
+
+
+@pytest.mark.xdist_group("verify-start")
 @pytest.mark.parametrize("signal", [0.5, 4.0])
 def test_what_the_start_lets_expect(signal):
     """Every coordinate with one SNR at the larger batch: a factor of 2, or 3.5 % and a floor beside it."""
@@ -63,46 +95,54 @@ def test_what_the_start_lets_expect(signal):
     assert "the square-root rule errs by about" in str(found)
 
 
-def test_stiffness_tells_where_steps_stop_being_small():
-    """Largest curvature over (2 + 2β₁)/((1 − β₁)η), preconditioned by √(g² + σ²) where the optimizer divides by it."""
-    problem, noise = sl.Quadratic(CURVATURE, start=0.1 / CURVATURE), sl.GaussianNoise(2.0)
+def stiffness(problem, noise, optimizer):
+    """As `verify` finds it of one run."""
+    case = Case.checked(problem, noise, optimizer, None, 1)
+    return _verify._stiffness(optimizer, partial(_verify._largest_curvature, case))
+
+
+def test_stiffness_is_the_largest_curvature_over_what_is_stable():
+    """(2 + 2β₁)/((1 − β₁)η), preconditioned by √(g² + σ²) where the optimizer divides by it."""
+    problem = sl.Quadratic(CURVATURE, start=0.1 / CURVATURE)
     for optimizer in (sl.SGD(0.1), sl.Momentum(0.1, b1=0.5), ADAMW, sl.RMSpropW(0.1)):
-        ratio, b1 = 4, getattr(optimizer, "b1", 0.0)
-        found = verify(problem, noise, optimizer, ratio, optimizer, steps=8, paths=2).stiffness
-        for label, scale in (("batch × 1", 2.0), ("batch × 4", 1.0)):
-            root = np.sqrt(0.1**2 + scale**2) if isinstance(optimizer, sl.AdamW | sl.RMSpropW) else 1.0
-            expected = 5 / root * float(optimizer.lr) * (1 - b1) / (2 + 2 * b1)
-            assert found[label] == pytest.approx(expected, rel=2e-2)
-    # Gradient descent at 1.1 times its limit grows, at 0.9 times it does not.
-    for stiff, grows in ((0.9, False), (1.1, True)):
-        found = verify(sl.Quadratic([1.0, 5.0]), sl.GaussianNoise(1e-9), sl.SGD(0.2 * stiff), 2, steps=100, paths=2)
-        assert found.stiffness["batch × 2"] == pytest.approx(stiff, rel=1e-2)
-        loss = found.result.dataset.loss_mean.sel(model="batch × 2").values
-        assert (loss[-1] > loss[0]) == grows
-    assert np.isnan(verify(problem, noise, sl.SignSGD(0.1), 2, steps=8, paths=2).stiffness["batch × 2"])
+        b1 = getattr(optimizer, "b1", 0.0)
+        root = np.sqrt(0.1**2 + 2.0**2) if isinstance(optimizer, sl.AdamW | sl.RMSpropW) else 1.0
+        expected = 5 / root * float(optimizer.lr) * (1 - b1) / (2 + 2 * b1)
+        assert stiffness(problem, sl.GaussianNoise(2.0), optimizer) == pytest.approx(expected, rel=2e-2)
+    assert np.isnan(stiffness(problem, sl.GaussianNoise(2.0), sl.SignSGD(0.1)))
+
+
+@TINY
+@pytest.mark.parametrize(("stiff", "grows"), [(0.9, False), (1.1, True)])
+def test_gradient_descent_grows_beyond_its_stiffness_and_not_within(stiff, grows):
+    found = verify(sl.Quadratic([5.0]), sl.GaussianNoise(1e-9), sl.SGD(0.2 * stiff), 2, steps=100, paths=2)
+    assert found.stiffness["batch × 2"] == pytest.approx(stiff, rel=1e-2)
+    loss = found.result.dataset.loss_mean.sel(model="batch × 2").values
+    assert (loss[-1] > loss[0]) == grows
 
 
 def test_means_of_draws_stand_in_where_the_law_has_no_name():
     """SGD's variance at rest under Laplace noise, η·2b²/(λ(2 − ηλ)), over δ at the larger batch and lr unchanged."""
     problem, noise, optimizer = sl.Quadratic([1.0], start=0.0), sl.LaplaceNoise(1.0), sl.SGD(0.1)
-    found = verify(problem, noise, optimizer, 4, optimizer, steps=400, paths=4096)
+    found = verify(problem, noise, optimizer, 4, optimizer, steps=200, paths=4096)
     late = found.agreement(0.9999).loc["batch × 4"]
     assert late.asymptotic_lower < 0.25 < late.asymptotic_upper
     assert late.asymptotic_upper - late.asymptotic_lower < 0.05
 
 
 def test_real_batches_are_larger():
-    problem = sl.network("mlp", dataset="digits", subset=64, width=4, depth=1)
+    problem = sl.LinearRegression([[1.0, 0.4], [0.4, 0.5]], 0.5, samples=64)
     found = verify(problem, sl.MinibatchNoise(8), sl.SignSGD(1e-3), 2, steps=8, paths=4)
     assert found.optimizers["batch × 2"].lr == pytest.approx(1e-3 * 2**0.5)
     assert "mini-batch (B = 8) noise: batch × 1 against × 2, 8 and 4 steps" in str(found)
 
 
-def test_figure_is_on_a_clock_of_samples(tmp_path):
-    found = verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.1), 2, steps=20, paths=64)
-    figure = found.plot(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 0
-    assert figure.axes[-1].get_xlabel() == "samples, in steps at batch × 1"
+@pytest.mark.slow
+def test_real_batches_of_a_network_are_larger():
+    problem = sl.network("mlp", dataset="digits", subset=64, width=4, depth=1)
+    found = verify(problem, sl.MinibatchNoise(8), sl.SignSGD(1e-3), 2, steps=8, paths=4)
+    assert found.optimizers["batch × 2"].lr == pytest.approx(1e-3 * 2**0.5)
+    assert "mini-batch (B = 8) noise: batch × 1 against × 2, 8 and 4 steps" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +169,7 @@ def test_what_does_not_fit_is_named(given, message):
         verify(sl.Quadratic(CURVATURE), arguments.pop("noise"), ADAMW, arguments.pop("batch_ratio"), **arguments)
 
 
+@TINY
 def test_runs_that_diverge_are_named():
     with pytest.warns(RuntimeWarning, match="of 'batch × 4' diverged"):
-        verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.9), 4, steps=2000, paths=4)
+        verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.9), 4, steps=2000, paths=2)

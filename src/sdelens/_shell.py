@@ -47,7 +47,8 @@ def _keep_programs() -> None:
     import jax
     import platformdirs
 
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not jax.config.read("jax_enable_compilation_cache"):
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not enabled:
         return
     folder = platformdirs.user_cache_path("sdelens") / "programs"
     try:
