@@ -23,17 +23,6 @@ _COMMANDS: Final = {
     "from sdelens import compare": ["-c", "import jax; from sdelens import compare"],
     "sdelens --help": ["-m", "sdelens", "--help"],
 }
-_README: Final = """
-import sdelens as sl
-
-problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=1.0)
-noise = sl.GaussianNoise(scale=[1.0, 0.5, 1.0, 2.0])
-optimizer = sl.AdamW(lr=1e-2, b1=0.9, b2=0.99, weight_decay=0.1)
-print(sl.compare(problem, noise, optimizer, steps=500, paths=4096, progress=False))
-"""
-"""The README's first example."""
-_WHOLE: Final = {"no cache": 2.5, "a full cache": 1.5}
-"""What its whole process may take, in seconds."""
 _CASES: Final = {"quadratic": "AdamW, d = 10, three models", "mlp": "RMSpropW, 10 layers of 20, three models"}
 
 
@@ -43,35 +32,19 @@ def measure(workers: Workers, rounds: int, seconds: float, quick: bool, say: Cal
     times = interleave(
         {name: lambda _, c=c: _seconds(c) for name, c in _COMMANDS.items()}, rounds if quick else 2 * rounds
     )
-    say("the README's first example, whole processes")
-    whole = _whole(rounds)
     cases = {}
     for case in ("quadratic",) if quick else _CASES:
         cases[case] = []
         for turn in range(1 if quick else 3):
             say(f"compilation, {case}, round {turn + 1}")
             cases[case].append(_compilations(workers, case))
-    return {"commands": times, "whole": whole, "cases": cases}
+    return {"commands": times, "cases": cases}
 
 
-def _seconds(arguments: list[str], cache: str | None = None) -> float:
-    kept = {} if cache is None else _kept(cache)
+def _seconds(arguments: list[str]) -> float:
     begin = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env={**os.environ, **kept})
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin
-
-
-def _kept(folder: str) -> dict[str, str]:
-    """What a user sets to keep compiled programs; without the second, JAX keeps nothing that compiled within 1 s."""
-    return {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
-
-def _whole(rounds: int) -> dict[str, list[float]]:
-    """Seconds of processes that run the README's first example, without compiled programs and with all of them."""
-    with tempfile.TemporaryDirectory() as folder:
-        _seconds(["-c", _README], folder)
-        places = zip(_WHOLE, (None, folder), strict=True)
-        return interleave({name: lambda _, c=cache: _seconds(["-c", _README], c) for name, cache in places}, rounds)
 
 
 def _compilations(workers: Workers, case: str) -> dict[str, Any]:
@@ -87,7 +60,9 @@ def _compilations(workers: Workers, case: str) -> dict[str, Any]:
 def first_and_second(case: str, cache: str | None) -> dict[str, Any]:
     """Seconds of two equal calls in this process, and how many programs each compiled."""
     if cache is not None:
-        os.environ.update(_kept(cache))  # before JAX is imported
+        # What a user sets, before JAX is imported; without the second, JAX keeps nothing that compiled within 1 s.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     import jax
 
     compiled = [0]
@@ -124,7 +99,6 @@ def compile_seconds(found: dict[str, Any]) -> float:
 def tables(found: dict[str, Any]) -> list[Table]:
     """Commands, and compilations."""
     rows = [[f"`{name}`", number(np.median(seconds))] for name, seconds in found["commands"].items()]
-    rows += [[f"the README's first example, {name}", number(np.median(s))] for name, s in found["whole"].items()]
     made = [Table("Processes", ["command", "s"], rows)]
     rows = []
     for case, rounds in found["cases"].items():
@@ -145,10 +119,6 @@ def targets(found: dict[str, Any]) -> list[Target]:
     asked = [
         Target("`import sdelens` beyond `import jax`, s", "≤", 0.3, quartiles(beyond)),
         Target("`sdelens --help`, s", "≤", 0.5, quartiles(times["sdelens --help"])),
-    ]
-    asked += [
-        Target(f"the README's first example, {name}, whole process, s", "≤", most, quartiles(found["whole"][name]))
-        for name, most in _WHOLE.items()
     ]
     for case, rounds in found["cases"].items():
         again = [r[cache]["second_compiled"] for r in rounds for cache in r]

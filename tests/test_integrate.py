@@ -197,3 +197,26 @@ def test_strong_convergence_of_euler_on_one_brownian_path(noise, optimizer, expe
     mean = run_ensemble(stepper, plan, 0, "strong", 0.0, np.array([0.5])).seen_mean[-1]
     slope = np.polyfit(np.log(levels[1:]), 0.5 * np.log(mean), 1)[0]
     assert slope == pytest.approx(-expected, abs=0.2)
+
+
+def test_rademacher_increments_of_a_coupled_run_have_the_size_of_their_own_substeps():
+    """Without a gradient each of n substeps moves x by ±√η √(η/n): by ±η in one, by sums of four ±η/2 in four."""
+    lr = 0.25
+    problem, optimizer = sl.Quadratic([0.0, 0.0], start=0.0), sl.SGD(lr)
+    noise = sl.GaussianNoise(1.0).bind(problem)
+    start = Start(problem.start)
+    discrete = Discrete(problem, noise, optimizer, start, problem.layout)
+    sde = build_sde("sde", problem, noise, optimizer)
+    levels = tuple(EulerMaruyama(sde, lr, start, substeps=n, increments="rademacher") for n in (4, 1))
+    stepper = Coupled(discrete, levels, lambda positions: positions[0])
+
+    @jax.jit
+    def after_one_step(key):
+        stream = Stream(key, jnp.arange(32, dtype=jnp.uint32))
+        state = jax.tree.map(lambda a: jnp.broadcast_to(a.reshape(-1, 1), (a.size, 32)), stepper.init(stream))
+        moved = stepper.step(jnp.asarray(0), state, jnp.zeros((2, 32)), stream)
+        return [s.x for s in moved[1:]]
+
+    fine, coarse = (np.asarray(x) for x in after_one_step(np.array([3, 4], np.uint32)))
+    np.testing.assert_allclose(np.abs(coarse), lr, rtol=1e-6)
+    assert set(np.unique(np.round(fine / lr, 5)) + 0.0) == {-2.0, -1.0, 0.0, 1.0, 2.0}

@@ -688,3 +688,11 @@ def test_stability_counts_the_momentum_as_it_is_written():
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="warmup: got 5, which is more than the run's 1 steps"):
         rescale(sl.SGD(0.1), 4, steps=1, warmup=5)
+
+
+def test_momentum_by_time_moves_memories_as_the_learning_rate():
+    """1 − β goes as lr does, √δ here, so that memories keep their length in units of lr × steps."""
+    new = rescale(sl.AdamW(1e-3, 0.9, 0.99), 4, momentum="time").optimizer
+    assert float(new.lr) == pytest.approx(2e-3)
+    assert float(1 - new.b1) == pytest.approx(2 * 0.1)
+    assert float(1 - new.b2) == pytest.approx(2 * 0.01)

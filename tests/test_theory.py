@@ -340,6 +340,29 @@ def test_the_stationary_variances_have_their_closed_forms():
     np.testing.assert_allclose(heavy, 0.0005 / (slope * (1 + 0.0005 * slope)), **close)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "l2", "growth"),
+    [
+        (sl.SGD(0.01), 0.0, (3.8, 4.2)),
+        (sl.SignSGD(0.01), 0.0, (1.9, 2.1)),
+        (sl.AdamW(0.01, v0="second-moment"), 0.0, (1.9, 2.1)),
+        (sl.AdamW(0.01, weight_decay=1.0, v0="second-moment"), 0.0, (0.9, 1.2)),
+        (sl.AdamW(0.01, v0="second-moment"), 1.0, (1.9, 2.1)),
+    ],
+    ids=["sgd", "signsgd", "adam", "adamw", "adam with l2"],
+)
+def test_what_twice_the_noise_does_to_the_loss_at_rest(optimizer, l2, growth):
+    """From σ = 8 to 16: ×4 for SGD, ×2 for SignSGD, Adam and Adam with L2; AdamW's grows by less, to its bound.
+
+    `test_theory_accuracy.py` simulates the same.
+    """
+    problem = sl.Quadratic(CURVATURE, start=0.0).with_l2(l2)
+    low, high = (
+        CURVATURE @ sl.theory.stationary(problem, sl.GaussianNoise(scale), optimizer).variance for scale in (8.0, 16.0)
+    )
+    assert growth[0] < high / low < growth[1]
+
+
 def test_what_the_fluctuation_of_v_does_is_exact_for_equal_weights():
     """n normal gradients of equal weight: E of the mean over the root mean square, and no loss of noise."""
     from scipy.special import gammaln

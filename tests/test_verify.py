@@ -170,6 +170,14 @@ def test_what_does_not_fit_is_named(given, message):
 
 
 @TINY
+def test_runs_are_independent():
+    """At a ratio of 1 both are the same but for their draws."""
+    found = verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.1), 1, steps=100, paths=2)
+    one, other = (found.result.dataset.loss_mean.sel(model=m).values[1:] for m in ("batch × 1", "once more"))
+    assert (one != other).all()
+
+
+@TINY
 def test_runs_that_diverge_are_named():
     with pytest.warns(RuntimeWarning, match="of 'batch × 4' diverged"):
         verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.9), 4, steps=2000, paths=2)
