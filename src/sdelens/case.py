@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from sdelens._compile import compiler_options
+from sdelens._compile import compiler_options, quick
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
@@ -26,6 +26,12 @@ __all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject"]
 _LOW_PEAK = 0.2
 _COMPILED: dict[str, Any] = {}
 _MOST_COMPILED = 64
+
+
+@quick
+def _loss(problem: AbstractProblem, x: Array) -> Array:
+    """F(x) of a problem that is nothing but its numbers."""
+    return problem.loss(x)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Case:
         """F at the start as it is now, None where that is random: a function changed since it was compiled is seen."""
         if self.start.x is None:
             return None
+        if not self.problem.dear:
+            return float(_loss(self.problem, self.start.x))
         # As one program and not operation by operation, of which a network would compile some fifty; traced anew, and
         # compiled once for all runs that have the same.
         arrays, rest = eqx.partition((self.problem, self.start.x), eqx.is_array)
