@@ -18,7 +18,9 @@ _UNOPTIMISED += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{_UNOPTIMISED} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
+import threadpoolctl
 
+threadpoolctl.threadpool_limits(1, "blas")  # that of NumPy, where a plugin of pytest has loaded it before this file
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 

@@ -13,6 +13,8 @@ import pytest
 from scipy import stats
 
 import sdelens as sl
+from sdelens._diffrax import DiffraxSDE
+from sdelens.starts import Start
 
 pytestmark = pytest.mark.xdist_group("diffrax")  # the two senses share our own run
 ALPHA = 1e-5
@@ -177,6 +179,33 @@ def test_a_scheme_for_additive_noise_has_the_exact_law():
     mean, variance = start * np.exp(-rate * t), lr * sigma**2 * (1 - np.exp(-2 * rate * t)) / (2 * rate)
     assert (np.abs(x.mean(axis=1) - mean) < 5 * np.sqrt(variance / paths)).all()
     assert (np.abs(x.var(axis=1) - variance) < 5 * variance * np.sqrt(2 / paths)).all()
+
+
+ROOT = np.array([[1.0, 2.0, -0.5], [0.3, -1.0, 4.0]])
+
+
+class Rectangular:
+    """dX = diag(X) R dW with two coordinates and three Brownian motions: no symmetry hides a transposed matrix."""
+
+    noise_shape = (3,)
+
+    def init(self, x):
+        return sl.State(x)
+
+    def evaluate(self, x):
+        return 0.5 * jnp.sum(x * x), x
+
+    def apply_diffusion(self, moment, y, grad, dW):
+        return sl.State(y.x * (ROOT @ dW))
+
+
+def test_rows_of_the_diffusion_are_coordinates_and_columns_brownian_motions():
+    """The Stratonovich correction of row i is Σⱼ Rᵢⱼ · Rᵢⱼ xᵢ."""
+    x = jnp.array([2.0, -3.0])
+    bridge = DiffraxSDE(diffrax.EulerHeun(), Rectangular(), Start(x), 0.1, stratonovich=True, diagonal=False)
+    y = bridge.y0()
+    np.testing.assert_allclose(bridge._diffusion(0.0, y).x, np.asarray(x)[:, None] * ROOT, rtol=1e-6)
+    np.testing.assert_allclose(bridge._correction(0.0, y).x, (ROOT**2).sum(axis=1) * np.asarray(x), rtol=1e-6)
 
 
 def test_the_saddle_where_the_noise_never_changes_a_sign_has_a_finite_correction():

@@ -33,12 +33,14 @@ def made(function: Callable) -> sl.FromOptax:
 
 
 def check(name, result):
+    """The row of the empirical SDE in the table of errors, at 99.99 %."""
     row = result.errors(confidence=0.9999).loc["empirical"]
     curve = result.dataset.loss_mean.sel(model="empirical").values
     assert row.diverged == 0
     assert np.isfinite(curve).all()
     if name not in COARSE:
         assert row.lower < 0.01
+    return row
 
 
 def test_enough_of_them_run():
@@ -69,9 +71,11 @@ def test_one_of_every_kind_runs_on_a_network(name):
 @pytest.mark.study
 @pytest.mark.parametrize("name", sorted(set(RUNNING) - set(KINDS)))
 def test_all_others_run_on_a_network(name, measured):
-    result = on_a_network(name)
-    check(name, result)
-    measured("error of the empirical SDE", float(result.errors().error["empirical"]), "99.99 % limit below 1 %")
+    row = check(name, on_a_network(name))
+    if name in COARSE:
+        measured("error of the empirical SDE", float(row.error), "finite: the first updates divide by 0")
+    else:
+        measured("99.99 % lower limit of the empirical SDE's error", float(row.lower), "< 0.01")
 
 
 @pytest.mark.parametrize("name", ASK_FOR_MORE)

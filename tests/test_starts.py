@@ -9,7 +9,7 @@ import pytest
 import sdelens as sl
 from sdelens._run import prepare
 from sdelens.settings import Options, models_of
-from tests.checks import stepped
+from tests.checks import compilations, stepped
 
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
 NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
@@ -48,6 +48,18 @@ def test_random_starts_do_not_depend_on_chunks_or_devices():
     plain = run(OPTIMIZERS["adamw"], "sde", start=start)
     cut = run(OPTIMIZERS["adamw"], "sde", start=start, chunk=16, devices=1)
     np.testing.assert_allclose(cut.path_x, plain.path_x, rtol=1e-5, atol=1e-6)
+
+
+def test_random_starts_share_programs_until_what_the_function_reads_changes():
+    width = [1.0]
+    start = lambda key: width[0] * jax.random.uniform(key, (3,))  # noqa: E731
+    narrow = run(OPTIMIZERS["sgd"], start=start)
+    with compilations() as again:
+        run(OPTIMIZERS["sgd"], start=start)
+    assert not again
+    width[0] = 2.0
+    wide = run(OPTIMIZERS["sgd"], start=start)
+    np.testing.assert_allclose(wide.path_x.isel(step=0), 2 * narrow.path_x.isel(step=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

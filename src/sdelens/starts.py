@@ -1,6 +1,7 @@
 """Where paths start: at one point, at random points, or from the saved state of an optimizer."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -87,14 +88,30 @@ def start_of(given: Any, problem: AbstractProblem, optimizer: Optimizer) -> Star
     return Start(_flat("start", given, problem), label="given parameters")
 
 
+@dataclass(frozen=True)
+class _Sampler:
+    """A user's function as flat positions; samplers of the same function are equal, so that they share programs.
+
+    Attributes:
+        function: from a random key to parameters.
+        layout: of the parameters.
+        dtype: of the flat position.
+        example: bytes of one draw: what the function reads from elsewhere may have changed since it was compiled.
+    """
+
+    function: Callable[[Any], Any]
+    layout: Layout
+    dtype: Any
+    example: bytes
+
+    def __call__(self, key: Array) -> Array:
+        return self.layout.ravel(self.function(key)).astype(self.dtype)
+
+
 def _random(function: Callable[[Any], Any], problem: AbstractProblem) -> Start:
-    layout, dtype = problem.layout, problem.start.dtype
-
-    def sampler(key: Array) -> Array:
-        return layout.ravel(function(key)).astype(dtype)
-
     try:
         first, again = (_flat("start", function(jax.random.key(0)), problem) for _ in range(2))
+        sampler = _Sampler(function, problem.layout, problem.start.dtype, np.asarray(first).tobytes())
         jax.eval_shape(sampler, jax.random.key(0))
     except (jax.errors.JAXTypeError, TypeError) as error:
         raise TypeError(
