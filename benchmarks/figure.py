@@ -35,8 +35,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from sdelens._output import save_figure
-    from sdelens.plotting import STYLE
+    from sdelens.core.files import save_figure
+    from sdelens.results.plotting import STYLE
 
     tasks = found["questions"].get("ensembles", {}).get("tasks", [])
     tasks = [task for task in tasks if task["optimizer"] == "rmspropw"]

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from benchmarks.timing import Ratio
-from sdelens._output import atomic_path, text_table
+from sdelens.core.files import atomic_path, text_table
 
 __all__ = ["Table", "Target", "as_markdown", "as_text", "fill", "number", "read", "spaced", "spread", "unit", "write"]
 

@@ -22,8 +22,8 @@ import optax
 import optax.contrib
 
 import sdelens as sl
-from sdelens._output import text_table
-from sdelens.report import claim_folder, write_report
+from sdelens.core.files import text_table
+from sdelens.results.report import claim_folder, write_report
 
 NETWORKS = {
     "mlp": dict(dataset="digits", width=32, depth=1),

@@ -20,7 +20,7 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 import numpy as np
 
 import sdelens as sl
-from sdelens.report import claim_folder
+from sdelens.results.report import claim_folder
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 NETWORK = dict(dataset="digits", width=32, depth=1)

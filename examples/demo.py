@@ -17,8 +17,8 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 import numpy as np
 
 import sdelens as sl
-from sdelens._output import text_table
-from sdelens.report import claim_folder, write_report
+from sdelens.core.files import text_table
+from sdelens.results.report import claim_folder, write_report
 
 # Ten coordinates of curvature 1 to 5, unit noise: noisy near the minimum, almost noiseless at the start.
 QUADRATIC = sl.Quadratic(curvature=np.linspace(1.0, 5.0, 10), start=2.0)

@@ -21,8 +21,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 import sdelens as sl
-from sdelens._output import text_table
-from sdelens.report import claim_folder, write_report
+from sdelens.core.files import text_table
+from sdelens.results.report import claim_folder, write_report
 
 SMALL = {
     "mlp": dict(dataset="digits", subset=128, width=16, depth=2),

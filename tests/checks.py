@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sdelens import _shell
-from sdelens._random import Stream, stream_key
-from sdelens.cli import app
+from sdelens.core.random import Stream, stream_key
+from sdelens.shell import session
+from sdelens.shell.app import app
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's event of a compiled program."""
@@ -80,14 +80,14 @@ def shell(*arguments, expect=0):
 
     JAX has started here, so the number of devices stays; all else is what the script does.
     """
-    asked = _shell._ask_for
+    asked = session._ask_for
 
     def ask_for(devices):
         if devices is not None and devices < 1:
             asked(devices)  # refused before JAX is touched
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_shell, "_ask_for", ask_for)
+        patch.setattr(session, "_ask_for", ask_for)
         patch.setattr(sys, "argv", ["sdelens", *arguments])
         patch.setattr(warnings, "showwarning", warnings.showwarning)  # the shell sets its own
         done = CliRunner().invoke(app, arguments, prog_name="sdelens", terminal_width=100)

@@ -33,15 +33,15 @@ class _OwnNamespace(CodeBlockParser):
 @pytest.fixture
 def small_page(tmp_path, monkeypatch):
     """An empty folder, and runs of few paths."""
-    from sdelens import experiment
+    from sdelens.run import api
 
-    whole = experiment.Options
+    whole = api.Options
 
     @functools.wraps(whole)
     def cut(*, paths, **options):
         return whole(paths=min(paths, PATHS), **options)
 
-    monkeypatch.setattr(experiment, "Options", cut)
+    monkeypatch.setattr(api, "Options", cut)
     monkeypatch.chdir(tmp_path)
 
 

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens import _progress, _run
-from sdelens._store import Store
-from sdelens.checkpoint import Checkpoints
-from sdelens.report import claim_folder
+from sdelens.core import progress
+from sdelens.results.report import claim_folder
+from sdelens.run import experiment
+from sdelens.run.checkpoint import Checkpoints
+from sdelens.run.store import Store
 from tests.checks import assert_same_numbers, shell
 
 pytestmark = pytest.mark.xdist_group("checkpoint")  # most share the programs of one run
@@ -67,7 +68,7 @@ def stop(monkeypatch):
             yield report
 
         with monkeypatch.context() as patch:
-            patch.setattr(_run, "progress_bar", bar)
+            patch.setattr(experiment, "progress_bar", bar)
             with pytest.raises(Interrupted):
                 compare(checkpoint=folder, checkpoint_every=every, **options)
         return reported
@@ -94,7 +95,7 @@ def test_a_run_stopped_again_and_again_reports_all_of_its_work_and_its_time(refe
     whole = []
     monkeypatch.setattr(Checkpoints, "_seconds", lambda self: self._before + 1.0)  # each part takes a second
     monkeypatch.setattr(
-        _run,
+        experiment,
         "progress_bar",
         lambda wanted, total, done: contextlib.nullcontext(lambda more, label: whole.append(more)),
     )
@@ -114,7 +115,7 @@ def test_the_time_between_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", lambda self, position: saved.append(position))
     compare(checkpoint=tmp_path / "c")
     assert saved == []
-    monkeypatch.setattr("sdelens.checkpoint._SECONDS", 0.0)
+    monkeypatch.setattr("sdelens.run.checkpoint._SECONDS", 0.0)
     compare(checkpoint=tmp_path / "c")
     assert len(saved) > 6
     saved.clear()
@@ -174,7 +175,7 @@ def test_another_run_is_refused_by_what_differs(stop, tmp_path):
 
 def test_another_version_is_refused(stop, tmp_path, monkeypatch):
     stop(6, tmp_path)
-    monkeypatch.setattr(_run, "version", lambda name: "9.9" if name == "jax" else "1.0")
+    monkeypatch.setattr(experiment, "version", lambda name: "9.9" if name == "jax" else "1.0")
     with pytest.raises(ValueError, match=r"versions\.jax is [0-9.]+, here 9\.9"):
         compare(checkpoint=tmp_path, resume=True)
 
@@ -250,7 +251,7 @@ FULL = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from sdelens._store import Store
+from sdelens.run.store import Store
 store = Store(Path(sys.argv[1]))
 store.save({"a": np.zeros(10)}, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
@@ -351,7 +352,7 @@ def test_kept_checkpoints_are_of_one_run(reference, tmp_path):
 
 HOLD = """
 import sys, time
-from sdelens._output import held_folder
+from sdelens.core.files import held_folder
 with held_folder("out", sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -382,8 +383,8 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
 
 def test_progress_in_a_log_is_lines_now_and_then(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
-    with _progress.progress_bar(True, 1000, done=500) as report:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.progress_bar(True, 1000, done=500) as report:
         for _ in range(50):
             now[0] += 3.0
             report(5, "sde")
@@ -391,7 +392,7 @@ def test_progress_in_a_log_is_lines_now_and_then(capsys, monkeypatch):
     assert len(lines) == 12
     assert lines[0] == "sdelens: sde: 52%, about 0:04:48 left"  # 20 of the 500 left took 12 s
     assert lines[-1] == "sdelens: sde: 74%, about 0:02:36 left"
-    with _progress.progress_bar(None, 10) as report:  # by default nothing where no terminal is
+    with progress.progress_bar(None, 10) as report:  # by default nothing where no terminal is
         now[0] += 60
         report(5, "sde")
     assert capsys.readouterr().err == ""
@@ -410,7 +411,7 @@ def test_the_bar_of_a_resumed_run_starts_where_it_stands(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(rich.progress, "Progress", Bar)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with _progress.progress_bar(None, 1000, done=900) as report:
+    with progress.progress_bar(None, 1000, done=900) as report:
         assert bars[0].tasks[0].percentage == 90
         for _ in range(3):
             now[0] += 1.0

@@ -206,7 +206,7 @@ def test_info():
 
 HELP = """
 import sys
-from sdelens.cli import app
+from sdelens.shell.app import app
 app(["compare", "--help"], prog_name="sdelens", standalone_mode=False)
 print(*[m for m in ("jax", "xarray", "numpy", "matplotlib") if m in sys.modules], file=sys.stderr)
 """

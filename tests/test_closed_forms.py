@@ -19,9 +19,9 @@ import scipy.stats
 from jax.scipy.stats import logistic
 
 import sdelens as sl
+from sdelens.cases.starts import start_of
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.sdes import Instant, build_sde
-from sdelens.starts import start_of
 from tests.checks import stepped
 
 pytestmark = pytest.mark.xdist_group("closed forms")  # several tests look at one program

@@ -12,13 +12,13 @@ from scipy import integrate as quad
 from scipy import special, stats
 
 import sdelens as sl
-from sdelens._adaptive import integrate
-from sdelens._random import Stream, stream_key
+from sdelens.cases.starts import Start
+from sdelens.core.integrals import integrate
+from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Discrete, Quadrature
 from sdelens.integrate.discrete import DiscreteState
 from sdelens.optimizers import CONVERGED
 from sdelens.sdes import Instant, build_sde, sdes_of
-from sdelens.starts import Start
 
 pytestmark = pytest.mark.xdist_group("coefficients")  # several tests look at one program
 

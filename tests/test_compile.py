@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import sdelens as sl
-from sdelens._compile import _OPTIONS, SMALL, Program, _way, compiled_ahead, operations
+from sdelens.core.compilation import _OPTIONS, SMALL, Program, _way, compiled_ahead, operations
 from tests.checks import compilations
 
 X = np.ones((3, 4), np.float32)
@@ -56,7 +56,7 @@ def test_small_work_goes_the_quick_way_and_what_needs_care_does_not():
 
 def test_the_ways_differ_by_rounding():
     def numbers(key, x):
-        from sdelens._random import Stream
+        from sdelens.core.random import Stream
 
         normal = Stream(key, jnp.arange(500, dtype=jnp.uint32)).normal(8, jnp.float32)
         return normal, lax.fori_loop(0, 5, lambda i, y: jnp.tanh(y + 0.1 * normal) / (1 + i), x * normal)

@@ -17,9 +17,8 @@ import optax
 import pytest
 
 import sdelens as sl
-from sdelens.diagnosis import _moments
-from sdelens.diagnosis._expected import largest_ratio, path_error
-from sdelens.diagnosis._moments import Weights
+from sdelens.diagnosis.expected import largest_ratio, path_error
+from sdelens.diagnosis.moments import Weights
 from tests.checks import shell
 
 try:
@@ -139,7 +138,7 @@ def test_correlated_noise_widens_the_limits():
 def test_scale_and_chunks_do_not_matter(monkeypatch):
     m, v = moments(np.float32(0.4), scales(5000, 5), 0.9, 0.99, 100, seed=5)
     whole = sl.diagnose({"m": m, "v": v, "step": 100}, b1=0.9, b2=0.99)
-    monkeypatch.setattr(_moments, "CHUNK", 777)
+    monkeypatch.setattr("sdelens.diagnosis.moments.CHUNK", 777)
     parts = sl.diagnose({"m": m.reshape(50, 100), "v": v.reshape(50, 100), "step": 100}, b1=0.9, b2=0.99)
     np.testing.assert_allclose(parts.total[1:], whole.total[1:], rtol=1e-9)
     small = sl.diagnose({"m": 1e-6 * m, "v": 1e-12 * v, "step": 100}, b1=0.9, b2=0.99)

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 import sdelens as sl
-from sdelens._diffrax import DiffraxSDE
-from sdelens.starts import Start
+from sdelens.cases.starts import Start
+from sdelens.integrate.diffrax import DiffraxSDE
 
 pytestmark = pytest.mark.xdist_group("diffrax")  # the two senses share our own run
 ALPHA = 1e-5

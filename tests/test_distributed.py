@@ -15,13 +15,13 @@ import pytest
 from scipy import integrate, stats
 
 import sdelens as sl
-from sdelens._names import noise_label
-from sdelens._random import Stream, stream_key
+from sdelens.cases.starts import start_of
+from sdelens.core.names import noise_label
+from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.noise.distributed._quantisation import normal_rounding
 from sdelens.noise.distributed._vote import vote
 from sdelens.sdes import build_sde
-from sdelens.starts import start_of
 from tests.checks import stepped
 
 LIMIT = 4.5
@@ -462,7 +462,7 @@ def test_the_sde_has_the_optimizers_first_moments(name):
     ],
 )
 def test_the_shell_builds_it(options):
-    from sdelens._subject import build_subject
+    from sdelens.shell.case_options import build_subject
 
     common = dict(
         optimizer="signsgd", lr=0.01, weight_decay=0.0, decay="coupled", problem="quadratic", noise="gaussian"

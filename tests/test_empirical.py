@@ -12,13 +12,13 @@ import optax.contrib
 import pytest
 
 import sdelens as sl
-from sdelens._random import Stream, stream_key
-from sdelens._subject import build_subject
-from sdelens.case import Case
+from sdelens.cases.case import Case
+from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Discrete, Empirical
 from sdelens.integrate._positive import lognormal
 from sdelens.integrate.empirical import _Sums
 from sdelens.optimizers._accumulators import BOUND, POSITIVE, leaves_of
+from sdelens.shell.case_options import build_subject
 from tests.checks import stepped
 
 RNG = np.random.default_rng(5)

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens import _run, ensemble
-from sdelens._random import Stream, stream_key
-from sdelens._segments import segment, start
+from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Stepper
-from sdelens.settings import Options
-from sdelens.statistics import QUANTILE_ERROR
+from sdelens.run import ensemble
+from sdelens.run.experiment import prepare
+from sdelens.run.options import Options
+from sdelens.run.segment import segment, start
+from sdelens.run.statistics import QUANTILE_ERROR
 from tests.checks import assert_same_numbers, compilations
 
 BEGIN, SLOPES, SPREAD, LEVELS = np.array([1.0, -1.0, 2.0]), np.array([0.5, 1.0, 2.0]), 0.3, np.array([0.05, 0.5, 0.95])
@@ -217,7 +218,7 @@ def test_parameters_split_over_devices_give_the_same(problem, interval):
     split = sl.compare(problem, NOISE, OPTIMIZER, MODELS, parameter_shards=2, **sizes).dataset
     whole = sl.compare(problem, NOISE, OPTIMIZER, MODELS, devices=1, **sizes).dataset
     assert_same_numbers(split, whole, 2.5e-5)  # of the value and of the scale: together at most 5e-5 of the scale
-    experiment = _run.prepare(problem, NOISE, OPTIMIZER, MODELS, Options(parameter_shards=2, **sizes))
+    experiment = prepare(problem, NOISE, OPTIMIZER, MODELS, Options(parameter_shards=2, **sizes))
     static, sharded = ensemble._laid_out(experiment.plan)
     for model in experiment.models.values():
         stepper = experiment.stepper(model)
@@ -254,7 +255,7 @@ def test_chunks_fit_caches_unless_sketches_would_pile_up():
     """On a CPU; never fewer than 64 paths a device, if there are so many."""
 
     def chunk(problem, steps, paths):
-        return _run.prepare(problem, NOISE, OPTIMIZER, ["sde"], Options(steps=steps, paths=paths)).plan.chunk
+        return prepare(problem, NOISE, OPTIMIZER, ["sde"], Options(steps=steps, paths=paths)).plan.chunk
 
     per_path = 4 * 4 * (3 * 7 + 0) + 2 * 4 * 7  # x, m, v and three copies of each; draws
     assert chunk(ANALYTIC, 100, 10**6) == pytest.approx(2**26 / per_path, rel=0.05)
@@ -267,7 +268,7 @@ def test_a_stepper_says_whether_its_gradient_is_dear():
     l2 = FUNCTION.with_l2(0.1)
     for problem, dear in [(ANALYTIC, False), (ANALYTIC.with_l2(0.1), False), (FUNCTION, True), (l2, True)]:
         models = ["optimizer", "sde", "malladi2022", "empirical"]
-        experiment = _run.prepare(problem, NOISE, OPTIMIZER, models, Options(steps=2, paths=2))
+        experiment = prepare(problem, NOISE, OPTIMIZER, models, Options(steps=2, paths=2))
         assert [experiment.stepper(m).dear for m in experiment.models.values()] == [dear] * 4
 
 

@@ -10,13 +10,13 @@ import pytest
 
 import references
 import sdelens as sl
-from sdelens._random import Stream, stream_key
-from sdelens._tree import sum_coordinates
-from sdelens.ensemble import run_ensemble
+from sdelens.cases.starts import Start
+from sdelens.core.random import Stream, stream_key
+from sdelens.core.tree import sum_coordinates
 from sdelens.integrate import Coupled, Discrete, EulerMaruyama
+from sdelens.run.ensemble import run_ensemble
+from sdelens.run.options import Options
 from sdelens.sdes import Instant, Malladi2022SDE, RMSpropWSDE, build_sde, sdes_of
-from sdelens.settings import Options
-from sdelens.starts import Start
 from tests.checks import stepped
 
 LR, THETA, B1, B2, EPS, STEPS = 0.05, 0.3, 0.8, 0.9, 1e-3, 12

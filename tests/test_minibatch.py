@@ -11,12 +11,12 @@ import pytest
 from scipy import stats
 
 import sdelens as sl
-from sdelens._random import Stream, stream_key
+from sdelens.cases.starts import start_of
+from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.noise import _batch_sign
 from sdelens.problems import _base
 from sdelens.sdes import build_sde
-from sdelens.starts import start_of
 from tests.checks import stepped
 
 pytestmark = pytest.mark.xdist_group("mini-batches")  # all use the same programs

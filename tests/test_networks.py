@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import sdelens as sl
-from sdelens._names import problem_label
+from sdelens.core.names import problem_label
 from sdelens.problems.networks._attention import Block
 from sdelens.problems.networks._losses import accuracy, cross_entropy
 

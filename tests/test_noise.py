@@ -16,9 +16,9 @@ from jax.scipy.stats import logistic
 from scipy import integrate, stats
 
 import sdelens as sl
-from sdelens._random import Stream, stream_key
-from sdelens.noise._sign import SignCovariance, _by_quadrature, sign_covariance
-from sdelens.noise._symmetric import _t_mean_sign, _t_mean_sign_whole
+from sdelens.core.random import Stream, stream_key
+from sdelens.noise.sign import SignCovariance, _by_quadrature, sign_covariance
+from sdelens.noise.symmetric import _t_mean_sign, _t_mean_sign_whole
 
 pytestmark = pytest.mark.xdist_group("noise")  # all look at the same programs
 

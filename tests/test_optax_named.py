@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens._subject import optax_optimizers
+from sdelens.shell.case_options import optax_optimizers
 
 ASK_FOR_MORE = {
     "lbfgs": "the loss and its gradient as a function (line search)",

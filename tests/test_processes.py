@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens import _links, _processes, _run
-from sdelens._links import gathered, listening, reached
-from sdelens._processes import Group, ProcessError
-from sdelens.settings import Options
+from sdelens.run import links, processes
+from sdelens.run.experiment import prepare, run, simulated
+from sdelens.run.links import gathered, listening, reached
+from sdelens.run.options import Options
+from sdelens.run.processes import Group, ProcessError
 
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
 
@@ -89,12 +90,12 @@ def test_values_are_joined_in_order_and_failures_told_to_all():
 
 
 def test_a_process_that_falls_silent_is_lost(monkeypatch):
-    monkeypatch.setattr(_processes, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(processes, "_BEAT_SECONDS", 0.05)
     groups = members(2)
     time.sleep(0.3)
     groups[0].check()
-    monkeypatch.setattr(_processes, "_SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(_links.Link, "beat", lambda self: None)
+    monkeypatch.setattr(processes, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(links.Link, "beat", lambda self: None)
     time.sleep(1.0)
     lost = together(groups, Group.check)  # both fall silent here; the first to notice closes the connection
     assert all(isinstance(error, ProcessError) for error in lost)
@@ -130,17 +131,17 @@ def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         sl.join_processes(*arguments)
     assert sl.join_processes("node:7000", 1, 0) == 0  # alone, and nothing listens
-    assert _processes.current() is _processes.ALONE
+    assert processes.current() is processes.ALONE
 
 
 def experiment_of(group, **options):
     sizes = dict(steps=7, paths=101, record_every=2, keep_paths=70, marginals=2, chunk=20, devices=1)
-    experiment = _run.prepare(PROBLEM, NOISE, OPTIMIZER, ["sde"], Options(**{**sizes, **options}))
+    experiment = prepare(PROBLEM, NOISE, OPTIMIZER, ["sde"], Options(**{**sizes, **options}))
     return replace(experiment, plan=experiment.plan._replace(share=group.share(experiment.plan.paths)), group=group)
 
 
 def shared_run(group, **options):
-    return _run.run(experiment_of(group, **options), False, None)
+    return run(experiment_of(group, **options), False, None)
 
 
 def assert_close(result, other):
@@ -152,7 +153,7 @@ def assert_close(result, other):
 
 
 def test_processes_have_the_numbers_of_one():
-    expected = shared_run(_processes.ALONE).dataset
+    expected = shared_run(processes.ALONE).dataset
     results = together(members(3), shared_run)  # shares of 33, 34 and 34 in chunks of 20; kept: 33, 34 and 3
     for result in results:
         assert_close(result.dataset, expected)
@@ -165,7 +166,7 @@ def test_processes_have_the_numbers_of_one():
 def test_models_finished_anywhere_are_finished(tmp_path):
     """Processes stop at different places: what one has finished, the others need not run again."""
     groups = members(2)
-    _, (summary, _) = next(_run.simulated(experiment_of(_processes.ALONE), lambda *_: None, None))
+    _, (summary, _) = next(simulated(experiment_of(processes.ALONE), lambda *_: None, None))
 
     def agreed(group):
         with sl.keep_checkpoints(tmp_path / str(group.index)) as kept:
@@ -224,7 +225,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path):
 
 def test_a_process_that_cannot_stop_is_ended(monkeypatch):
     ended = threading.Event()
-    monkeypatch.setattr(_processes.os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(processes.os, "_exit", lambda status: ended.set())
     groups = members(2)
     groups[0]._exit_after = 0.05
     groups[1]._links[0].close()

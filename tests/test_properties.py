@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens import _run
-from sdelens._random import Stream
-from sdelens.settings import Options
+from sdelens.core.random import Stream
+from sdelens.run.experiment import prepare
+from sdelens.run.options import Options
 from tests.checks import assert_same_numbers, compilations
 
 OPTIMIZERS = {
@@ -87,7 +87,7 @@ def test_second_call_compiles_nothing_even_with_other_numbers(name, model):
 def test_float64_reaches_every_part_of_the_state(name, model):
     with jax.enable_x64(True):
         problem = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
-        experiment = _run.prepare(problem, NOISE, OPTIMIZERS[name], [model], Options(steps=2, paths=2))
+        experiment = prepare(problem, NOISE, OPTIMIZERS[name], [model], Options(steps=2, paths=2))
         stepper = experiment.stepper(experiment.models[model])
         stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
 

@@ -9,7 +9,7 @@ import pytest
 from jax.extend.random import threefry_2x32
 from scipy import special, stats
 
-from sdelens._random import Stream, _normal_quantile, stream_key, threefry2x32
+from sdelens.core.random import Stream, _normal_quantile, stream_key, threefry2x32
 
 SAMPLES = 200_000
 pytestmark = pytest.mark.xdist_group("random")  # several tests use one program

@@ -9,7 +9,7 @@ import pytest
 
 import references
 import sdelens as sl
-from sdelens._random import Stream, stream_key
+from sdelens.core.random import Stream, stream_key
 
 DESIGN = np.array([[1.0, 0.4, 0.0], [0.4, 0.6, 0.2], [0.0, 0.2, 0.5]])
 SOLUTION, POINT = np.array([1.0, -1.0, 0.5]), np.array([0.2, 0.5, 1.0])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import sdelens as sl
-from sdelens._output import atomic_path
+from sdelens.core.files import atomic_path
 from tests.checks import assert_same_numbers
 
 pytestmark = pytest.mark.xdist_group("result")  # most share the programs of one run

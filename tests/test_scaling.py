@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import sdelens as sl
-from sdelens import _names
-from sdelens.cli import app
+from sdelens.core import names
 from sdelens.optimizers import State
 from sdelens.scaling import RULES, rescale
 from sdelens.sdes import Instant, build_sde
+from sdelens.shell.app import app
 
 SPECIFICATIONS = {
     "sgd": sl.SGD(0.1, weight_decay=0.01),
@@ -41,7 +41,7 @@ def numbers(spec):
 
 
 def test_every_rule_has_its_line_of_help():
-    assert list(RULES) == list(_names.SCALING_RULES)
+    assert list(RULES) == list(names.SCALING_RULES)
 
 
 def options(spec):
@@ -650,7 +650,7 @@ def test_the_shell_refuses_with_the_remedies_and_needs_no_jax():
     assert shell(*base, "--momentum", "half-life").exit_code == 0
     assert "--format" not in shell("adamw", "--lr", "1", "--batch", "1", "--to", "2", "--format", "xml").stdout
     code = (
-        "import sys; from sdelens.cli import app\n"
+        "import sys; from sdelens.shell.app import app\n"
         "try: app(['scale', 'adamw', '--lr', '1e-3', '--batch', '1', '--to', '2'])\n"
         "except SystemExit: pass\n"
         "assert not {'jax', 'optax', 'torch', 'scipy'} & sys.modules.keys()"

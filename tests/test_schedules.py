@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens._run import prepare
-from sdelens.schedules import Schedule
+from sdelens.optimizers.schedules import Schedule
+from sdelens.run.experiment import prepare
+from sdelens.run.options import Options
 from sdelens.sdes import Instant, build_sde, sdes_of
-from sdelens.settings import Options
 from tests.checks import stepped
 
 PROBLEM, NOISE = sl.Quadratic([0.5, 1.0, 2.0], start=2.0), sl.GaussianNoise(1.0)

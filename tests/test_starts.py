@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import sdelens as sl
-from sdelens._run import prepare
-from sdelens.settings import Options, models_of
+from sdelens.run.experiment import prepare
+from sdelens.run.options import Options, models_of
 from tests.checks import compilations, stepped
 
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdelens.statistics import (
+from sdelens.run.statistics import (
     BUCKETS,
     QUANTILE_ERROR,
     Record,

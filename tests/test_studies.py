@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 import sdelens as sl
-from sdelens import _compile
+from sdelens.core import compilation
 from sdelens.studies import (
     FAILS,
     HOLDS,
@@ -339,7 +339,7 @@ def test_the_style_holds_until_its_block_ends():
 @pytest.mark.parametrize("df", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_under_t_noise_of_odd_degrees_repeats_itself(df, monkeypatch):
     """XLA's arctan in loops of 512-bit vectors gave other numbers at every run, and wrong ones."""
-    monkeypatch.setattr(_compile, "SMALL", 1e7)  # for speed, as in large runs: what runs has 4e8 operations
+    monkeypatch.setattr(compilation, "SMALL", 1e7)  # for speed, as in large runs: what runs has 4e8 operations
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.StudentTNoise(1.0, df)
     options = dict(steps=300, paths=2048, record_every=50)
     runs = [sl.compare(problem, noise, sl.SignSGD(0.01), **options) for _ in range(2)]

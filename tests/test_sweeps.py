@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import sdelens as sl
-from sdelens import _grid
-from sdelens._fields import field_names, replaced
-from sdelens._ranking import best_of
+from sdelens.results.ranking import best_of
+from sdelens.run import grid
+from sdelens.run.replace import field_names, replaced
 from tests.checks import assert_same_numbers, compilations
 
 pytestmark = pytest.mark.xdist_group("sweeps")  # nearly all share programs
@@ -113,7 +113,7 @@ def test_a_specification_is_rebuilt_as_it_was(specification):
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_runs(over, says, monkeypatch):
-    monkeypatch.setattr("sdelens.experiment.run_grid", None)
+    monkeypatch.setattr("sdelens.run.api.run_grid", None)
     with pytest.raises((ValueError, TypeError), match=says):
         sweep(over)
 
@@ -239,7 +239,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(whole, after, tmp_path, monkey
         yield report
 
     with monkeypatch.context() as patch:
-        patch.setattr(_grid, "progress_bar", bar)
+        patch.setattr(grid, "progress_bar", bar)
         with pytest.raises(Interrupted):
             sweep(over, checkpoint=tmp_path / "run", checkpoint_every=3)
         with pytest.raises(ValueError, match=r"another run: .*over.lr is \[0.1, 0.2, 0.3\], here \[0.1, 0.2\]"):

@@ -289,7 +289,7 @@ def test_what_cannot_be_predicted_says_why():
 
 
 def _coupled(problem):
-    from sdelens.noise._gaussian import VaryingMatrix
+    from sdelens.noise.gaussian import VaryingMatrix
     from sdelens.theory._moments import linear_gradient
 
     return linear_gradient(problem, VaryingMatrix(lambda x: jnp.eye(2001), "identity"))
@@ -649,7 +649,7 @@ def test_with_a_schedule_the_bound_says_whether_it_vanishes():
 
 
 def test_constants_of_other_problems_come_from_products_with_the_hessian():
-    from sdelens.theory._constants import constants
+    from sdelens.theory.constants import constants
 
     values = np.linspace(0.5, 3.0, 100)
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((100, 100)))[0].astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdelens.tracking import Curves, _Bootstrap, marginal_distances, spread_ratio, tracking_error
+from sdelens.results.tracking import Curves, _Bootstrap, marginal_distances, spread_ratio, tracking_error
 
 RECORDS, GROUPS = 40, 64
 TIME = np.linspace(0, 4, RECORDS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens.case import Case
+from sdelens.cases.case import Case
 from sdelens.scaling import _verify, rescale, verify
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])

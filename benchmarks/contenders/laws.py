@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdelens as sl
-from sdelens._random import Stream, stream_key
+from sdelens.core.random import Stream, stream_key
 
 __all__ = ["law"]
 

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
-from sdelens.plotting import STYLE
+from sdelens.results.plotting import STYLE
 
 problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=1.0)
 cauchy = sl.StudentTNoise(scale=1.0, df=1)

@@ -1,6 +1,6 @@
 """``python -m sdelens``."""
 
-from sdelens.cli import app
+from sdelens.shell.app import app
 
 if __name__ == "__main__":
     app(prog_name="sdelens")

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdelens import _check
+from sdelens.core import check
 
 __all__ = ["Dataset"]
 
@@ -33,7 +33,7 @@ class Dataset(NamedTuple):
         Raises:
             ValueError: if `subset` is less than the number of classes, or more than there are examples.
         """
-        subset, seed = _check.at_least("subset", subset, 1), _check.at_least("seed", seed, 0)
+        subset, seed = check.at_least("subset", subset, 1), check.at_least("seed", seed, 0)
         found, inverse = np.unique(self.labels, return_inverse=True)
         if not len(found) <= subset <= len(self.labels):
             raise ValueError(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdelens import _check
-from sdelens._names import DATASETS
+from sdelens.core import check
+from sdelens.core.names import DATASETS
 from sdelens.data._cifar import read_cifar_folder
 from sdelens.data._dataset import Dataset
 from sdelens.data._idx import read_idx_folder
@@ -63,10 +63,10 @@ def load_dataset(
         ConnectionError: if OpenML cannot be reached; the message says how to do without.
     """
     name = os.fspath(name)
-    _check.choice("split", split, ("train", "test"))
+    check.choice("split", split, ("train", "test"))
     text = is_text(name)
     if not text:
-        _check.choice("dataset", name, DATASETS)
+        check.choice("dataset", name, DATASETS)
     if name not in SOURCES:
         if split == "test":
             raise ValueError(f"split: {name} has no test set; those of {', '.join(SOURCES)} have.")

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from sdelens._output import atomic_path
+from sdelens.core.files import atomic_path
 from sdelens.data._cifar import channels_last
 from sdelens.data._dataset import Dataset
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.data._dataset import Dataset
 
 __all__ = ["DEFAULT_TEXT", "Text", "load_text"]
@@ -42,7 +42,7 @@ class Text:
         Raises:
             ValueError: if the text is too short, or `subset` more than there are.
         """
-        context = _check.at_least("context", context, 1)
+        context = check.at_least("context", context, 1)
         count = (len(self.codes) - 1) // context
         if count < 1:
             raise ValueError(
@@ -50,7 +50,7 @@ class Text:
             )
         starts = np.arange(count) * context
         if subset is not None:
-            subset, seed = _check.at_least("subset", subset, 1), _check.at_least("seed", seed, 0)
+            subset, seed = check.at_least("subset", subset, 1), check.at_least("seed", seed, 0)
             if subset > count:
                 raise ValueError(f"subset: got {subset}; there are {count} windows of {context} characters.")
             starts = np.sort(np.random.default_rng(seed).choice(starts, subset, replace=False))

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.diagnosis._checkpoint import from_files, is_path
-from sdelens.diagnosis._moments import FALSE_ALARM, Group, Split, Weights, combine, split, squares
 from sdelens.diagnosis._patterns import OTHER, labels_by
 from sdelens.diagnosis._sources import Source, Tensor, in_memory, leaves_of
 from sdelens.diagnosis._verdict import Diagnosis, general_notes
+from sdelens.diagnosis.moments import FALSE_ALARM, Group, Split, Weights, combine, split, squares
 
 __all__ = ["diagnose"]
 
@@ -78,12 +78,12 @@ def diagnose(
     Source: the moments' expectations are derived in docs/diagnosis.md; the noise scale is that of McCandlish et al.
     2018 (arXiv 1812.06162), the rule that of Malladi et al. 2022 (arXiv 2205.10287) and arXiv 2411.15958.
     """
-    given = {n: None if b is None else _check.fraction(n, b) for n, b in (("b1", b1), ("b2", b2))}
-    batch = None if batch_size is None else _check.positive("batch_size", batch_size)
-    wanted = tuple(float(_check.positive("ratios", ratio)) for ratio in ratios)
-    limit = _check.positive("tolerance", tolerance)
+    given = {n: None if b is None else check.fraction(n, b) for n, b in (("b1", b1), ("b2", b2))}
+    batch = None if batch_size is None else check.positive("batch_size", batch_size)
+    wanted = tuple(float(check.positive("ratios", ratio)) for ratio in ratios)
+    limit = check.positive("tolerance", tolerance)
     label = _labels(groups)
-    decay = None if weight_decay is None else _check.nonnegative("weight_decay", weight_decay)
+    decay = None if weight_decay is None else check.nonnegative("weight_decay", weight_decay)
     tally = _Tally(given, decay, None if parameters is None else dict(leaves_of(parameters)))
     for tensor, before in _paired(state, earlier, key):
         tally.add(tensor, before, label(tensor))
@@ -215,7 +215,7 @@ class _Tally:
             raise ValueError(f"{name}: the state does not carry it; give {name}=, that of the optimizer.")
         if carried is not None and given is not None and not math.isclose(carried, given, rel_tol=1e-6):
             raise ValueError(f"{name}: got {given:g}, but the state says {carried:g}; leave it out.")
-        return _check.fraction(name, given if carried is None else carried)
+        return check.fraction(name, given if carried is None else carried)
 
     def result(self, batch: float | None, ratios: tuple[float, ...], tolerance: float, window: bool) -> Diagnosis:
         everything = [part for parts in self.parts.values() for part in parts]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sdelens import _check
-from sdelens._output import text_table
+from sdelens.core import check
+from sdelens.core.files import text_table
 from sdelens.diagnosis._ratio import Pair, limits, pair
 from sdelens.diagnosis._shares import PhaseShares, phase_shares
-from sdelens.diagnosis._streams import Moments
 from sdelens.diagnosis._tails import Tail, no_tail, tail
+from sdelens.diagnosis.streams import Moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +102,7 @@ class GradientNoise:
 
         Without noise it is infinite, and NaN without a gradient either.
         """
-        size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else check.positive("batch_size", batch_size)
         scale = self.noise_scale(group)
         return math.sqrt(size / scale) if scale > 0 else math.nan if math.isnan(scale) else math.inf
 
@@ -130,7 +130,7 @@ class GradientNoise:
         The phases are those of `theory.phases` for normal noise, |Y| = |∂f|√B/(√2 σ).
         """
         self._need_coordinates("phases")
-        size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else check.positive("batch_size", batch_size)
         leaves = self._leaves(group)
         mean = np.concatenate([self._moments.mean[i] for i in leaves])
         variance = np.concatenate([self._variances[i] for i in leaves])
@@ -202,7 +202,7 @@ class GradientNoise:
         """What it means at batch size B, by default that of the gradients, in sentences."""
         from sdelens.diagnosis._words import verdict
 
-        size = self.batch_size if batch_size is None else _check.positive("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else check.positive("batch_size", batch_size)
         return verdict(self, size)
 
     def to_dict(self) -> dict[str, Any]:
@@ -288,10 +288,10 @@ class GradientNoise:
         return pair(square, trace, spread, cross, at, (1 / self.samples, 1 / self.samples**2))
 
     def _pair(self, group: str) -> Pair:
-        return self._pairs[_check.choice("group", group, self.names)]
+        return self._pairs[check.choice("group", group, self.names)]
 
     def _leaves(self, group: str) -> list[int]:
-        number = self.names.index(_check.choice("group", group, self.names))
+        number = self.names.index(check.choice("group", group, self.names))
         return [i for i, g in enumerate(self._moments.layout.group) if number in (g, len(self.names) - 1)]
 
     def _tree(self, leaves: list[np.ndarray]) -> Any:

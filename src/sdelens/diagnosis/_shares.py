@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from scipy import special
 
-from sdelens._output import text_table
-from sdelens.theory._phases import BOUNDARIES
+from sdelens.core.files import text_table
+from sdelens.theory import BOUNDARIES
 
 __all__ = ["PhaseShares", "phase_shares"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens import _check
-from sdelens._output import text_table
-from sdelens.diagnosis._expected import largest_ratio, path_error
-from sdelens.diagnosis._moments import FALSE_ALARM, Group
+from sdelens.core import check
+from sdelens.core.files import text_table
+from sdelens.diagnosis.expected import largest_ratio, path_error
+from sdelens.diagnosis.moments import FALSE_ALARM, Group
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ class Diagnosis:
 
     def regime_at(self, batch_ratio: float) -> str:
         """The regime at `batch_ratio` times the batch; unknown where an SNR above 0.5 there is not told from 0."""
-        scale = math.sqrt(_check.positive("batch_ratio", batch_ratio))
+        scale = math.sqrt(check.positive("batch_ratio", batch_ratio))
         if not self.total.resolved and self.total.limit * scale > _QUIET:
             return "unknown"
         return regime_of(self.snr * scale)
@@ -137,14 +137,14 @@ class Diagnosis:
     def expected_error(self, batch_ratio: float) -> float:
         r"""Relative L2 error of the loss curve at equal samples, from here to rest, under the square-root rule.
 
-        Every group moves as Adam with settled v does (`sdelens.diagnosis._expected`), its coordinates taken as equals,
+        Every group moves as Adam with settled v does (`sdelens.diagnosis.expected`), its coordinates taken as equals,
         the groups' losses weighted by their signal, which is what equal curvature makes of them; groups not told from 0
         count as one. Discretisation is not in it, of order η√δ.
 
         Raises:
             ValueError: if `batch_ratio` is not above 0.
         """
-        ratio = _check.positive("batch_ratio", batch_ratio)
+        ratio = check.positive("batch_ratio", batch_ratio)
         return self._path_error(ratio) if self.known else math.nan
 
     def error_range(self, batch_ratio: float) -> tuple[float, float]:
@@ -154,7 +154,7 @@ class Diagnosis:
         the gradient; the limits of the SNR; the best and the worst group that has 1 % of the signal; signal as
         concentrated within groups as fourth moments allow.
         """
-        ratio = _check.positive("batch_ratio", batch_ratio)
+        ratio = check.positive("batch_ratio", batch_ratio)
         if not self.known:
             return math.nan, math.nan
         signal, noise, size, _ = self._mix

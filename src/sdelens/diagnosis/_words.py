@@ -1,16 +1,42 @@
 """The tables and the verdict of a `GradientNoise`, in words."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sdelens.diagnosis._noise import GradientNoise
+    import pandas as pd
+
+    from sdelens.diagnosis._shares import PhaseShares
     from sdelens.diagnosis._tails import Tail
 
 __all__ = ["tables", "verdict"]
 
 
-def tables(noise: "GradientNoise") -> list[tuple[list[str], list[list[str]]]]:
+class MeasuredNoise(Protocol):
+    """What the words need of a `GradientNoise`."""
+
+    per: str
+    confidence: float
+
+    @property
+    def groups(self) -> "pd.DataFrame": ...
+    @property
+    def tails(self) -> "dict[str, Tail]": ...
+    @property
+    def batch_size(self) -> float: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def samples(self) -> float: ...
+    @property
+    def has_coordinates(self) -> bool: ...
+    @property
+    def is_exact(self) -> bool: ...
+    def noise_scale_limits(self) -> tuple[float, float]: ...
+    def phases(self, batch_size: float) -> "PhaseShares": ...
+
+
+def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
     """Head and rows: sizes and noise scales; tails, if there are any."""
     percent = f"{100 * noise.confidence:g} % limits"
     head = ["group", "size", "|grad|^2 ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
@@ -55,7 +81,7 @@ def _tail_cells(own: "Tail") -> list[str]:
     ]
 
 
-def verdict(noise: "GradientNoise", size: float) -> list[str]:
+def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     """Sentences: which of gradient and noise dominates at batch size `size`, the phases, the tails, the sign."""
     low, high = noise.noise_scale_limits()
     said = [f"{noise.count} gradients of {noise.samples:g} samples in all; verdict at batch size {size:g}."]
@@ -87,7 +113,7 @@ def verdict(noise: "GradientNoise", size: float) -> list[str]:
     return said
 
 
-def _tail_words(own: "Tail", noise: "GradientNoise", dominated: bool | None) -> list[str]:
+def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> list[str]:
     if own.reason is not None:
         return [f"No tail index: {own.reason}."]
     law = f"gradients of {noise.batch_size:g} samples" if noise.batch_size != 1 else "gradients of single samples"

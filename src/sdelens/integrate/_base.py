@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 
 __all__ = ["MAX_COORDINATES", "Integration", "Stepper"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.integrate._base import Integration, Stepper
 from sdelens.integrate.discrete import Discrete
 

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jax import Array
 
-from sdelens._random import Stream
-from sdelens._tree import Layout
+from sdelens.cases.starts import Start
+from sdelens.core.random import Stream
+from sdelens.core.tree import Layout
 from sdelens.integrate._base import Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
-from sdelens.starts import Start
 
 __all__ = ["Discrete"]
 

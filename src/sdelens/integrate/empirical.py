@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.integrate._positive import by_update, moved
 from sdelens.integrate.discrete import Discrete, DiscreteState
 from sdelens.optimizers import HELD

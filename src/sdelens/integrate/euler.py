@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.cases.starts import Start
+from sdelens.core.random import Stream
 from sdelens.integrate._base import Integration
 from sdelens.integrate._positive import lognormal
 from sdelens.optimizers import State
 from sdelens.sdes import SDE, Instant
-from sdelens.starts import Start
 
 __all__ = ["STAGES", "EulerMaruyama"]
 

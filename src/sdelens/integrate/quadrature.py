@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.integrate._base import Integration
 from sdelens.integrate._positive import by_update, moved
 from sdelens.integrate.discrete import Discrete, DiscreteState
-from sdelens.noise._law import Law, Rule, rule_of
+from sdelens.noise.law import Law, Rule, rule_of
 from sdelens.optimizers import HELD, Update
 
 __all__ = ["Quadrature"]

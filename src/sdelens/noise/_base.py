@@ -2,6 +2,7 @@
 
 import abc
 import math
+from functools import singledispatch
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens import _check
-from sdelens._random import Stream
-from sdelens._tree import column
+from sdelens.core import check
+from sdelens.core.random import Stream
+from sdelens.core.tree import column
 from sdelens.problems import AbstractProblem
 
 __all__ = ["AbstractNoise", "BatchNoise", "UnboundNoise", "described", "laid_out", "positive"]
@@ -74,7 +75,7 @@ class AbstractNoise(eqx.Module):
     def has_variance(self, x: Array) -> bool:
         """Whether the diagonal of Σ is finite at x; taken as so where x is traced."""
         variance = self.variance(x)
-        return _check.is_traced(variance) or bool(jnp.isfinite(variance).all())
+        return check.is_traced(variance) or bool(jnp.isfinite(variance).all())
 
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The stochastic gradient of step k, by the stream of the whole run: shape (d, P)."""
@@ -174,9 +175,13 @@ class AbstractNoise(eqx.Module):
 
     def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
         """The sum of two independent noises."""
-        from sdelens.noise._sum import SumNoise
+        return independent_sum(self, other)
 
-        return SumNoise((self, other)) if isinstance(other, AbstractNoise) else NotImplemented
+
+@singledispatch
+def independent_sum(first: Any, second: Any) -> Any:
+    """The sum of two independent noises; `_sum` registers it."""
+    return NotImplemented
 
 
 class UnboundNoise(AbstractNoise):
@@ -232,8 +237,8 @@ def positive(name: str, value: Any, meaning: str) -> Any:
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda leaf: leaf is None)[0]:
         label = f"{name}{jax.tree_util.keystr(path)}"
-        array = _check.finite_array(label, leaf, tuple(range(9)))
-        if not _check.is_traced(array) and (array <= 0).any():
+        array = check.finite_array(label, leaf, tuple(range(9)))
+        if not check.is_traced(array) and (array <= 0).any():
             raise ValueError(f"{label}: got {float(array.min())}; {meaning} must be greater than 0.")
     return value
 

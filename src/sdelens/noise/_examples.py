@@ -11,10 +11,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.noise._base import BatchNoise
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
-from sdelens.noise._gaussian import normal_signed_mean
+from sdelens.noise.gaussian import normal_signed_mean
 from sdelens.problems import Problem
 
 __all__ = ["BatchOptions", "ExampleNoise"]

@@ -4,11 +4,11 @@ from typing import Any
 
 import equinox as eqx
 
-from sdelens import _check
-from sdelens._names import BATCH_COVARIANCES, BATCH_SIGNS
+from sdelens.core import check
+from sdelens.core.names import BATCH_COVARIANCES, BATCH_SIGNS
 from sdelens.noise._base import AbstractNoise, BatchNoise, UnboundNoise
 from sdelens.noise._examples import BatchOptions, ExampleNoise
-from sdelens.noise._regression import ResamplingNoise, StreamingNoise
+from sdelens.noise.regression import ResamplingNoise, StreamingNoise
 from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Problem
 
 __all__ = ["MinibatchNoise"]
@@ -76,13 +76,13 @@ class MinibatchNoise(UnboundNoise, BatchNoise):
         if not isinstance(replacement, bool):
             raise TypeError(f"replacement: got {replacement!r}; give True or False.")
         self.options = BatchOptions(
-            _check.at_least("batch_size", batch_size, 1),
+            check.at_least("batch_size", batch_size, 1),
             replacement,
-            _check.choice("covariance", covariance, BATCH_COVARIANCES),
-            _check.choice("signs", signs, BATCH_SIGNS),
-            _check.at_least("samples", samples, 2),
-            _check.at_least("refresh", refresh, 1),
-            None if subsample is None else _check.at_least("subsample", subsample, 2),
+            check.choice("covariance", covariance, BATCH_COVARIANCES),
+            check.choice("signs", signs, BATCH_SIGNS),
+            check.at_least("samples", samples, 2),
+            check.at_least("refresh", refresh, 1),
+            None if subsample is None else check.at_least("subsample", subsample, 2),
         )
         if signs == "edgeworth" and not replacement:
             raise ValueError(
@@ -125,7 +125,7 @@ class MinibatchNoise(UnboundNoise, BatchNoise):
 
     def at_batch_ratio(self, ratio: float) -> "MinibatchNoise":
         """Exact: mini-batches `ratio` times as large, which must be a whole number of examples."""
-        size = _check.positive("ratio", ratio) * self.batch_size
+        size = check.positive("ratio", ratio) * self.batch_size
         if abs(size - round(size)) > 1e-9 * size or round(size) < 1:
             raise ValueError(f"ratio: got {ratio:g}, at which a batch of {self.batch_size} is {size:g} examples.")
         return MinibatchNoise(**self.options._replace(batch_size=round(size))._asdict())

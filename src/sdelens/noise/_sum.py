@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens._random import Stream
-from sdelens.noise._base import AbstractNoise
-from sdelens.noise._gaussian import Correlated, GaussianNoise
+from sdelens.core.random import Stream
+from sdelens.noise._base import AbstractNoise, independent_sum
+from sdelens.noise.gaussian import Correlated, GaussianNoise
 from sdelens.problems import AbstractProblem
 
 __all__ = ["SumNoise"]
@@ -129,3 +129,8 @@ class SumNoise(AbstractNoise):
             return jax.lax.scan(add, jnp.zeros_like(z), (nodes, weights))[0]
 
         return expectation(others, z)
+
+
+@independent_sum.register
+def _(first: AbstractNoise, second: Any) -> Any:
+    return SumNoise((first, second)) if isinstance(second, AbstractNoise) else NotImplemented

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.optimizers._base import DecayedOptimizer, State, number
-from sdelens.schedules import Schedule, as_schedule
+from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
@@ -42,10 +42,10 @@ class Adagrad(DecayedOptimizer):
 
     name: ClassVar[str] = "adagrad"
     accumulators: ClassVar[Mapping[str, str]] = {"v": "sum_of_squares"}
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    initial_accumulator: float = eqx.field(default=0.1, converter=number(_check.nonnegative, "initial_accumulator"))
-    eps: float = eqx.field(default=1e-7, converter=number(_check.nonnegative, "eps"))
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    initial_accumulator: float = eqx.field(default=0.1, converter=number(check.nonnegative, "initial_accumulator"))
+    eps: float = eqx.field(default=1e-7, converter=number(check.nonnegative, "eps"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
@@ -55,7 +55,7 @@ class Adagrad(DecayedOptimizer):
         Raises:
             ValueError: at any other learning rate.
         """
-        if _check.positive("lr", lr) == self.lr:
+        if check.positive("lr", lr) == self.lr:
             return self
         raise ValueError(
             f"lr: got {lr:g} for an Adagrad of {self.lr:g}; its sum of squares grows by g² a step at any lr, so there "

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sdelens import _check
-from sdelens._names import ACCUMULATOR_STARTS
+from sdelens.core import check
+from sdelens.core.names import ACCUMULATOR_STARTS
 from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, State, floor, number, second_moment
-from sdelens.schedules import Schedule, as_schedule
+from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
@@ -43,16 +43,16 @@ class RMSpropW(DecayedOptimizer):
 
     name: ClassVar[str] = "rmspropw"
     accumulators: ClassVar[Mapping[str, str]] = {"v": "nu"}
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    b2: float = eqx.field(default=0.99, converter=number(_check.fraction, "b2"))
-    eps: float = eqx.field(default=1e-8, converter=number(_check.nonnegative, "eps"))
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    b2: float = eqx.field(default=0.99, converter=number(check.fraction, "b2"))
+    eps: float = eqx.field(default=1e-8, converter=number(check.nonnegative, "eps"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     v0: str = eqx.field(default="second-moment", static=True)
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def __check_init__(self) -> None:
-        _check.choice("v0", self.v0, ACCUMULATOR_STARTS)
+        check.choice("v0", self.v0, ACCUMULATOR_STARTS)
 
     @property
     def rho2(self) -> Any:
@@ -93,17 +93,17 @@ class AdamW(DecayedOptimizer):
 
     name: ClassVar[str] = "adamw"
     accumulators: ClassVar[Mapping[str, str]] = {"m": "mu", "v": "nu", "count": "count"}
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    b1: float = eqx.field(default=0.9, converter=number(_check.fraction, "b1"))
-    b2: float = eqx.field(default=0.999, converter=number(_check.fraction, "b2"))
-    eps: float = eqx.field(default=1e-8, converter=number(_check.nonnegative, "eps"))
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    b1: float = eqx.field(default=0.9, converter=number(check.fraction, "b1"))
+    b2: float = eqx.field(default=0.999, converter=number(check.fraction, "b2"))
+    eps: float = eqx.field(default=1e-8, converter=number(check.nonnegative, "eps"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     v0: str = eqx.field(default="zero", static=True)
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def __check_init__(self) -> None:
-        _check.choice("v0", self.v0, ACCUMULATOR_STARTS)
+        check.choice("v0", self.v0, ACCUMULATOR_STARTS)
 
     @property
     def rho1(self) -> Any:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sdelens import _check
-from sdelens._names import DECAYS
-from sdelens._random import Stream
-from sdelens._tree import Layout
+from sdelens.core import check
+from sdelens.core.names import DECAYS
+from sdelens.core.random import Stream
+from sdelens.core.tree import Layout
 from sdelens.optimizers._accumulators import laws_of
 from sdelens.optimizers._elementwise import Update, update_of
-from sdelens.schedules import Schedule
+from sdelens.optimizers.schedules import Schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
@@ -124,7 +124,7 @@ class DecayedOptimizer(Optimizer):
     schedule: eqx.AbstractVar[Schedule | None]
 
     def __check_init__(self) -> None:
-        _check.choice("decay", self.decay, DECAYS)
+        check.choice("decay", self.decay, DECAYS)
 
     @abc.abstractmethod
     def _direction(self) -> optax.GradientTransformation:
@@ -139,7 +139,7 @@ class DecayedOptimizer(Optimizer):
         Raises:
             ValueError: if ηρ > 1, so that a β would be negative; the message names the largest legal η.
         """
-        lr = _check.positive("lr", lr)
+        lr = check.positive("lr", lr)
         ratio = lr / self.lr
         changed: dict[str, Any] = {"lr": lr}
         for name in self.memories:
@@ -229,7 +229,7 @@ def floor(eps: Any) -> Any:
     A coordinate with neither gradient nor noise then stays still, and one whose squares underflow nearly so.
     """
     least = float(jnp.finfo(jnp.float32).tiny) ** 0.5
-    return jnp.maximum(eps, least) if _check.is_traced(eps) else max(eps, least)
+    return jnp.maximum(eps, least) if check.is_traced(eps) else max(eps, least)
 
 
 def precondition(numerator: Array, v: Array, eps: Any) -> Array:

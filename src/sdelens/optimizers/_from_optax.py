@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sdelens import _check
-from sdelens._random import Stream
-from sdelens._tree import Layout
+from sdelens.core import check
+from sdelens.core.random import Stream
+from sdelens.core.tree import Layout
 from sdelens.optimizers._accumulators import Leaf, leaves_of
 from sdelens.optimizers._base import Optimizer, State, number
 from sdelens.optimizers._elementwise import Update, update_of
@@ -55,7 +55,7 @@ class FromOptax(Optimizer):
     """
 
     label: str = eqx.field(static=True)
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
     transformation: Any = eqx.field(static=True)
     factory: Callable[[float], Any] | None = eqx.field(static=True)
     positive: tuple[str, ...] = eqx.field(static=True)
@@ -67,7 +67,7 @@ class FromOptax(Optimizer):
         positive: Sequence[str] = (),
         name: str | None = None,
     ) -> None:
-        self.lr = _check.positive("lr", lr)
+        self.lr = check.positive("lr", lr)
         self.factory = None
         if not _is_transformation(transformation):
             if not callable(transformation):
@@ -205,7 +205,7 @@ class FromOptax(Optimizer):
             )
         known = {name for leaf in leaves for _, name in leaf.fields} | {leaf.path for leaf in leaves}
         for name in self.positive:
-            _check.choice("positive", name, sorted(known))
+            check.choice("positive", name, sorted(known))
 
     def _template(self, layout: Layout) -> tuple[list[Leaf], Any]:
         """What the optax state of one path looks like."""

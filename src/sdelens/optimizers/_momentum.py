@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.optimizers._base import DecayedOptimizer, State, number
-from sdelens.schedules import Schedule, as_schedule
+from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
@@ -51,10 +51,10 @@ class Momentum(DecayedOptimizer):
 
     name: ClassVar[str] = "momentum"
     accumulators: ClassVar[Mapping[str, str]] = {"m": "trace"}
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    b1: float = eqx.field(default=0.9, converter=number(_check.fraction, "b1"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    b1: float = eqx.field(default=0.9, converter=number(check.fraction, "b1"))
     nesterov: bool = eqx.field(default=False, static=True)
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
@@ -72,8 +72,8 @@ class Momentum(DecayedOptimizer):
             nesterov: Nesterov's form.
             **options: the others of `Momentum`; a coupled weight_decay is multiplied by η = lr/(1 − momentum).
         """
-        momentum = _check.fraction("momentum", momentum)
-        return cls(_check.positive("lr", lr) / (1 - momentum), momentum, nesterov=nesterov, **options)
+        momentum = check.fraction("momentum", momentum)
+        return cls(check.positive("lr", lr) / (1 - momentum), momentum, nesterov=nesterov, **options)
 
     @property
     def rho1(self) -> Any:
@@ -99,9 +99,9 @@ class Signum(DecayedOptimizer):
 
     name: ClassVar[str] = "signum"
     accumulators: ClassVar[Mapping[str, str]] = {"m": "trace"}
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    b1: float = eqx.field(default=0.9, converter=number(_check.fraction, "b1"))
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    b1: float = eqx.field(default=0.9, converter=number(check.fraction, "b1"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
@@ -141,10 +141,10 @@ class Lion(DecayedOptimizer):
     name: ClassVar[str] = "lion"
     accumulators: ClassVar[Mapping[str, str]] = {"m": "mu"}
     memories: ClassVar[tuple[str, ...]] = ("b2",)
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    b1: float = eqx.field(default=0.9, converter=number(_check.fraction, "b1"))
-    b2: float = eqx.field(default=0.99, converter=number(_check.fraction, "b2"))
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    b1: float = eqx.field(default=0.9, converter=number(check.fraction, "b1"))
+    b2: float = eqx.field(default=0.99, converter=number(check.fraction, "b2"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 

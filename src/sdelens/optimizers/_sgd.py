@@ -6,9 +6,9 @@ import equinox as eqx
 import optax
 from jax import Array
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.optimizers._base import DecayedOptimizer, State, number
-from sdelens.schedules import Schedule, as_schedule
+from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import AbstractNoise
@@ -32,8 +32,8 @@ class SGD(DecayedOptimizer):
     """
 
     name: ClassVar[str] = "sgd"
-    lr: float = eqx.field(converter=number(_check.positive, "lr"))
-    weight_decay: float = eqx.field(default=0.0, converter=number(_check.nonnegative, "weight_decay"))
+    lr: float = eqx.field(converter=number(check.positive, "lr"))
+    weight_decay: float = eqx.field(default=0.0, converter=number(check.nonnegative, "weight_decay"))
     decay: str = eqx.field(default="coupled", static=True)
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 

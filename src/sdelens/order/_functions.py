@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens._tree import sum_coordinates
+from sdelens.core.tree import sum_coordinates
 from sdelens.problems import AbstractProblem
 
 __all__ = ["TestFunction", "test_functions"]

@@ -17,15 +17,15 @@ import numpy as np
 from jax import Array
 from scipy import sparse
 
-from sdelens._compile import quick
+from sdelens.cases.starts import Start
+from sdelens.core.compilation import quick
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.integrate.discrete import DiscreteState
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SignSGD, State
+from sdelens.optimizers.schedules import Constant
 from sdelens.problems import AbstractProblem
-from sdelens.schedules import Constant
 from sdelens.sdes import build_sde
-from sdelens.starts import Start
 
 __all__ = ["FINENESS", "SignChain", "TooSteepError", "is_separable"]
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens._names import noise_label, optimizer_label, problem_label
-from sdelens._output import atomic_path, save_figure, text_table
+from sdelens.core.files import atomic_path, save_figure, text_table
+from sdelens.core.names import noise_label, optimizer_label, problem_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ class WeakOrder:
         Raises:
             ValueError: if the ending of `path` is not one matplotlib writes.
         """
-        from sdelens.plotting import plot_orders
+        from sdelens.results.plotting import plot_orders
 
         figure = plot_orders(self.errors(), self.slopes(), self._title(), self.info["rounding"])
         if path is not None:

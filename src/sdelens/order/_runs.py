@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens._compile import quick
-from sdelens._processes import current
-from sdelens._progress import progress_bar
-from sdelens.ensemble import run_ensemble
+from sdelens.cases.starts import Start
+from sdelens.core.compilation import quick
+from sdelens.core.progress import progress_bar
 from sdelens.integrate import Coupled, Discrete, EulerMaruyama, Integration, Quadrature
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
@@ -21,8 +20,9 @@ from sdelens.order._functions import TestFunction
 from sdelens.order._kernel import FINENESS, SignChain
 from sdelens.order._result import COARSE, RESOLVED
 from sdelens.problems import AbstractProblem
+from sdelens.run.ensemble import run_ensemble
+from sdelens.run.processes import current
 from sdelens.sdes import build_sde
-from sdelens.starts import Start
 
 __all__ = ["Row", "Study", "Style"]
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens import _check
-from sdelens._names import INCREMENTS, INTEGRATORS
-from sdelens._processes import current
-from sdelens.case import check_schedule, check_start, check_subject
+from sdelens.cases.case import check_schedule, check_start, check_subject
+from sdelens.cases.starts import Start, start_of
+from sdelens.core import check
+from sdelens.core.names import INCREMENTS, INTEGRATORS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
@@ -28,9 +28,9 @@ from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
 from sdelens.order._runs import Row, Study, Style
 from sdelens.problems import AbstractProblem
+from sdelens.run.options import Options
+from sdelens.run.processes import current
 from sdelens.sdes import build_sde, sdes_of
-from sdelens.settings import Options
-from sdelens.starts import Start, start_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,9 +111,9 @@ def weak_order(
     check_subject(problem, noise, optimizer)
     rates = _checked_rates(optimizer, lrs, horizon, times)
     named = _checked_models(optimizer, models)
-    if substeps is not None and (_check.at_least("substeps", substeps, 4) % 4):
+    if substeps is not None and (check.at_least("substeps", substeps, 4) % 4):
         raise ValueError(f"substeps: got {substeps}; give a multiple of 4, since n, n/2 and n/4 are run.")
-    if (fewest := _check.at_least("paths", paths, 1)) < 2:
+    if (fewest := check.at_least("paths", paths, 1)) < 2:
         raise ValueError(f"paths: got {fewest}; a standard error needs 2 or more.")
     options = Options(steps=1, paths=paths, seed=seed, integrator=integrator, substeps=1, devices=devices)
     plan = options.plan(problem.dim)
@@ -125,16 +125,16 @@ def weak_order(
     family = [optimizer.at_lr(lr) for lr in rates]
     for member in family:
         check_schedule(member, round(horizon / member.lr))
-    _check.choice("method", method, ("auto", "coupled", "kernel"))
+    check.choice("method", method, ("auto", "coupled", "kernel"))
     tests = test_functions(problem, functions, begin.centre())
     kernel = _kernel_exists(problem, bound, optimizer, begin, functions, named)
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
     study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
     style = Style(
-        _check.choice("integrator", integrator, INTEGRATORS),
+        check.choice("integrator", integrator, INTEGRATORS),
         bias_correction,
-        _check.choice("increments", increments, INCREMENTS),
+        check.choice("increments", increments, INCREMENTS),
     )
     for name in named:
         if name != "empirical":
@@ -170,13 +170,13 @@ def weak_order(
 def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> list[float]:
     if isinstance(lrs, str) or np.ndim(lrs) != 1:
         raise TypeError(f"lrs: got {lrs!r}; give a list of decreasing learning rates, for example [0.2, 0.1, 0.05].")
-    rates = [_check.positive(f"lrs[{i}]", lr) for i, lr in enumerate(lrs)]
+    rates = [check.positive(f"lrs[{i}]", lr) for i, lr in enumerate(lrs)]
     if len(rates) < 3:
         raise ValueError(f"lrs: got {len(rates)} of them; a slope with an interval needs three or more.")
     if any(b >= a for a, b in itertools.pairwise(rates)):
         raise ValueError(f"lrs: got {rates}; give decreasing learning rates.")
-    horizon = _check.positive("horizon", horizon)
-    _check.at_least("times", times, 1)
+    horizon = check.positive("horizon", horizon)
+    check.at_least("times", times, 1)
     if horizon < rates[0] * (1 - 1e-9):
         raise ValueError(
             f"horizon: got {horizon:g}, shorter than one step of {rates[0]:g}; with {times} times give at least "
@@ -207,7 +207,7 @@ def _checked_models(optimizer: Optimizer, models: Any) -> list[str]:
         return [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or known
     if isinstance(models, str):
         raise TypeError(f"models: got the text {models!r}; give a list, for example [{models!r}].")
-    named = [_check.choice("models", name, known) for name in models]
+    named = [check.choice("models", name, known) for name in models]
     if not named or len(set(named)) < len(named):
         raise ValueError(f"models: got {named}; name at least one SDE, each once.")
     return named

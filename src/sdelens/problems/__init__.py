@@ -1,12 +1,13 @@
 """Problems: what is minimised."""
 
 from sdelens.problems._analytic import EmbeddedSaddle, Quadratic, Rosenbrock
-from sdelens.problems._base import AbstractProblem, L2Problem, Problem
+from sdelens.problems._base import EXAMPLE_BYTES, AbstractProblem, L2Problem, Problem
 from sdelens.problems._regression import LinearRegression
 from sdelens.problems.networks import CNN, MLP, ResNet, Transformer, ViT, network
 
 __all__ = [
     "CNN",
+    "EXAMPLE_BYTES",
     "MLP",
     "AbstractProblem",
     "EmbeddedSaddle",

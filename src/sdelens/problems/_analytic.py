@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens import _check
-from sdelens._matrix import times
-from sdelens._tree import Layout, flatten_parameters, sum_coordinates
+from sdelens.core import check
+from sdelens.core.matrix import times
+from sdelens.core.tree import Layout, flatten_parameters, sum_coordinates
 from sdelens.problems._base import AbstractProblem
 
 __all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock", "curvature_and_start", "plain", "vector_layout"]
@@ -56,7 +56,7 @@ class Quadratic(AbstractProblem):
 
     def with_l2(self, strength: float) -> "Quadratic":
         """The quadratic with `strength` added to every eigenvalue of H."""
-        strength = _check.nonnegative("strength", strength)
+        strength = check.nonnegative("strength", strength)
         curvature = np.asarray(self.curvature, np.float64)
         added = strength if curvature.ndim == 1 else strength * np.eye(len(curvature))
         return Quadratic((curvature + added).astype(self.curvature.dtype), np.asarray(self.start))
@@ -87,11 +87,11 @@ class Rosenbrock(AbstractProblem):
     _infimum: float | None
 
     def __init__(self, start: Any = (-1.0, 1.5), a: float = 1.0, b: float = 100.0) -> None:
-        start = _check.finite_array("start", start, (1,))
+        start = check.finite_array("start", start, (1,))
         if start.shape[0] < 2:
             raise ValueError(f"start: got {start.shape[0]} coordinate; Rosenbrock's function needs 2 or more.")
         self.start = jnp.asarray(start)
-        self.a, self.b = _check.number("a", a), _check.nonnegative("b", b)
+        self.a, self.b = check.number("a", a), check.nonnegative("b", b)
         # All terms vanish together at x₁ = a, x₂ = a², …; with more than two coordinates only if a² = a.
         self._infimum = 0.0 if start.shape[0] == 2 or self.a in (0.0, 1.0) else None
 
@@ -136,7 +136,7 @@ class EmbeddedSaddle(AbstractProblem):
     ) -> None:
         curvature, start = curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
-        self.lam, self.xi = _check.positive("lam", lam), _check.number("xi", xi)
+        self.lam, self.xi = check.positive("lam", lam), check.number("xi", xi)
         self._infimum = _separable_infimum(curvature, self.lam, self.xi) if curvature.ndim == 1 else None
 
     @property
@@ -163,8 +163,8 @@ class EmbeddedSaddle(AbstractProblem):
 
 def curvature_and_start(curvature: Any, start: Any, name: str = "curvature") -> tuple[np.ndarray, np.ndarray]:
     """A diagonal or symmetric matrix and a point of as many coordinates, checked, in one dtype."""
-    curvature = _check.finite_array(name, curvature, (0, 1, 2))
-    start = _check.finite_array("start", start, (0, 1))
+    curvature = check.finite_array(name, curvature, (0, 1, 2))
+    start = check.finite_array("start", start, (0, 1))
     if curvature.ndim == 2:
         if curvature.shape[0] != curvature.shape[1]:
             raise ValueError(f"{name}: got shape {curvature.shape}; a matrix must be square.")

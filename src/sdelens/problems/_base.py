@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens import _check
-from sdelens._names import DTYPES
-from sdelens._tree import Layout, flatten_parameters, sum_coordinates
+from sdelens.core import check
+from sdelens.core.names import DTYPES
+from sdelens.core.tree import Layout, flatten_parameters, sum_coordinates
 
 __all__ = ["EXAMPLE_BYTES", "AbstractProblem", "L2Problem", "Problem"]
 
@@ -89,7 +89,7 @@ class AbstractProblem(eqx.Module):
         Raises:
             ValueError, TypeError: if `strength` is not a number of 0 or greater.
         """
-        return L2Problem(self, _check.nonnegative("strength", strength))
+        return L2Problem(self, check.nonnegative("strength", strength))
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -186,11 +186,11 @@ class Problem(AbstractProblem):
         self.start, self._layout = flatten_parameters(start)
         self.data = None if data is None else _as_data(data)
         self._loss = loss
-        self._infimum = None if infimum is None else _check.number("infimum", infimum)
+        self._infimum = None if infimum is None else check.number("infimum", infimum)
         self._metrics = _as_metrics({} if metrics is None else metrics)
         self._precision = None
         if gradient_dtype is not None:
-            self._precision = _check.float_dtype("gradient_dtype", gradient_dtype, DTYPES)
+            self._precision = check.float_dtype("gradient_dtype", gradient_dtype, DTYPES)
         name = getattr(loss, "__qualname__", type(loss).__name__)
         described = _description or {
             "name": "custom",
@@ -224,7 +224,7 @@ class Problem(AbstractProblem):
     def metric(self, name: str, x: Array) -> Array:
         if not self._metrics:
             return super().metric(name, x)
-        function = dict(self._metrics)[_check.choice("metric", name, self.metrics)]
+        function = dict(self._metrics)[check.choice("metric", name, self.metrics)]
         return self._per_path(lambda x: self._mean(function, self._layout.unravel(x)), x)
 
     def loss(self, x: Array) -> Array:

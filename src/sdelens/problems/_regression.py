@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens import _check
-from sdelens._matrix import symmetric_root, times
-from sdelens._tree import Layout, column, sum_coordinates
+from sdelens.core import check
+from sdelens.core.matrix import symmetric_root, times
+from sdelens.core.tree import Layout, column, sum_coordinates
 from sdelens.problems._analytic import curvature_and_start, plain, vector_layout
 from sdelens.problems._base import AbstractProblem
 
@@ -68,18 +68,18 @@ class LinearRegression(AbstractProblem):
                 f"design_covariance: is not positive semi-definite (lowest eigenvalue {values.min():.3g}); no features "
                 "have this covariance."
             )
-        self.label_noise = _check.nonnegative("label_noise", label_noise)
-        solution = _check.finite_array("solution", solution, (0, 1))
+        self.label_noise = check.nonnegative("label_noise", label_noise)
+        solution = check.finite_array("solution", solution, (0, 1))
         if solution.ndim == 1 and solution.shape != start.shape:
             raise ValueError(f"solution: got shape {solution.shape}; the design has {start.shape[0]} coordinates.")
         solution = np.broadcast_to(solution, start.shape).astype(start.dtype)
         self.start, self.design_covariance = jnp.asarray(start), jnp.asarray(covariance)
-        self.solution, self._seed = jnp.asarray(solution), _check.at_least("seed", seed, 0)
+        self.solution, self._seed = jnp.asarray(solution), check.at_least("seed", seed, 0)
         self.features = self.labels = None
         self.curvature, self.minimiser = self.design_covariance, self.solution
         self._infimum = 0.5 * self.label_noise**2
         if samples is not None:
-            self._draw(_check.at_least("samples", samples, 1))
+            self._draw(check.at_least("samples", samples, 1))
 
     def _draw(self, samples: int) -> None:
         """Draw the examples, from the numbers as they are kept, so that they can be drawn again."""

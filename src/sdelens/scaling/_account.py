@@ -4,10 +4,10 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sdelens._output import text_table
+from sdelens.core.files import text_table
 from sdelens.scaling._factors import Row, regime_of
-from sdelens.scaling._hyperparameters import Hyperparameters
 from sdelens.scaling._rules import ADAPTIVE, DEFAULTS, RULES, Rule
+from sdelens.scaling.hyperparameters import Hyperparameters
 
 __all__ = ["Rescaled", "assumptions"]
 

@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sdelens._names import MOMENTA
-from sdelens.scaling._hyperparameters import L2, Hyperparameters
+from sdelens.core.names import MOMENTA
 from sdelens.scaling._rules import ADAPTIVE, Rule
+from sdelens.scaling.hyperparameters import L2, Hyperparameters
 
 __all__ = ["Row", "check_legal", "rate_factor", "regime_of", "scaled"]
 

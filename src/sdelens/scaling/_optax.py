@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdelens.scaling._hyperparameters import Hyperparameters, Reading, read_dict
-from sdelens.scaling._memory import buffer_gain, clock, square_factor
+from sdelens.scaling.hyperparameters import Hyperparameters, Reading, read_dict
+from sdelens.scaling.memory import buffer_gain, clock, square_factor
 
 __all__ = ["read_state"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sdelens import _check
-from sdelens._output import text_table
+from sdelens.core import check
+from sdelens.core.files import text_table
 from sdelens.scaling._account import assumptions
 from sdelens.scaling._factors import scaled
-from sdelens.scaling._hyperparameters import L2, Hyperparameters
 from sdelens.scaling._rescale import chosen, read
+from sdelens.scaling.hyperparameters import L2, Hyperparameters
 
 if TYPE_CHECKING:
     import optax
@@ -67,7 +67,7 @@ class Ramp:
         Raises:
             ValueError, TypeError: if `step` is not a whole number of at least 0.
         """
-        k = min(_check.at_least("step", step, 0), self.steps - 1)
+        k = min(check.at_least("step", step, 0), self.steps - 1)
         found = {"batch_size": int(self.batch_size[k]), "samples": int(self.samples[k])}
         return {**found, **{name: float(values[k]) for name, values in self.numbers.items()}}
 
@@ -165,20 +165,20 @@ def ramp(
         >>> run.steps, run.at(1000)["batch_size"], round(run.at(1000)["b1"], 6)
         (1466, 1024, 0.8)
     """
-    _check.choice("unit", unit, _UNITS)
+    check.choice("unit", unit, _UNITS)
     if (samples is None) == (steps is None):
         raise ValueError("samples: give either the number of samples or the number of steps of the whole run.")
     if isinstance(optimizer, list):
         raise TypeError("optimizer: got a list; make one ramp for every parameter group.")
-    total = None if samples is None else _check.positive("samples", samples)
-    count = None if steps is None else _check.at_least("steps", steps, 1)
+    total = None if samples is None else check.positive("samples", samples)
+    count = None if steps is None else check.at_least("steps", steps, 1)
     if callable(batches):
         if unit == "steps":
             raise ValueError("unit: a function of batches takes the samples seen; leave unit out.")
         sizes = _sizes_of(batches, total, count)
     else:
         sizes = _sizes_in(batches, unit, total, count)
-    first = int(sizes[0]) if batch_size is None else _check.at_least("batch_size", batch_size, 1)
+    first = int(sizes[0]) if batch_size is None else check.at_least("batch_size", batch_size, 1)
     readings, _ = read(optimizer, decay)
     numbers = readings[0].numbers
     if numbers.family == "adagrad":
@@ -229,7 +229,7 @@ def _sizes_of(batches: Callable[[float], float], total: float | None, count: int
     sizes: list[int] = []
     seen = 0
     while (seen < total) if total is not None else (len(sizes) < (count or 0)):
-        sizes.append(_check.at_least("batches", round(_check.positive("batches", batches(seen))), 1))
+        sizes.append(check.at_least("batches", round(check.positive("batches", batches(seen))), 1))
         seen += sizes[-1]
         _bounded(len(sizes))
     return np.array(sizes)
@@ -237,7 +237,7 @@ def _sizes_of(batches: Callable[[float], float], total: float | None, count: int
 
 def _sizes_in(batches: Any, unit: str, total: float | None, count: int | None) -> np.ndarray:
     try:
-        pairs = [(_check.nonnegative("batches", s), _check.at_least("batches", b, 1)) for s, b in batches]
+        pairs = [(check.nonnegative("batches", s), check.at_least("batches", b, 1)) for s, b in batches]
     except (TypeError, ValueError) as error:
         if "batches" in str(error):
             raise

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from sdelens import _check
-from sdelens._names import MOMENTA
+from sdelens.core import check
+from sdelens.core.names import MOMENTA
 from sdelens.scaling._account import Rescaled, assumptions
 from sdelens.scaling._factors import Row, regime_of, row, scaled
-from sdelens.scaling._hyperparameters import L2, Hyperparameters, Reading, read_dict
-from sdelens.scaling._memory import ACCUMULATORS
 from sdelens.scaling._rules import DEFAULTS, RULES, Rule
+from sdelens.scaling.hyperparameters import L2, Hyperparameters, Reading, read_dict
+from sdelens.scaling.memory import ACCUMULATORS
 
 __all__ = ["chosen", "ratio_of", "read", "rescale", "rescale_readings"]
 
@@ -79,7 +79,7 @@ def rescale(
         (0.0006, 0.6, 0.8, 0.2, 2500)
     """
     ratio = ratio_of(batch_ratio)
-    readings, join = read(optimizer, decay, float(ratio), _check.choice("accumulators", accumulators, ACCUMULATORS))
+    readings, join = read(optimizer, decay, float(ratio), check.choice("accumulators", accumulators, ACCUMULATORS))
     options: dict[str, Any] = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
     return rescale_readings(readings, join, ratio, rule, momentum, **options)[0]
 
@@ -93,7 +93,7 @@ def ratio_of(value: Any) -> Fraction:
     return (
         Fraction(value)
         if isinstance(value, Fraction | int) and not isinstance(value, bool) and value > 0
-        else (Fraction(repr(float(_check.positive("batch_ratio", value)))))
+        else (Fraction(repr(float(check.positive("batch_ratio", value)))))
     )
 
 
@@ -139,13 +139,13 @@ def chosen(numbers: Hyperparameters, rule: str | None, momentum: str | None) -> 
     Raises:
         ValueError: naming an unknown rule, or one made for other optimizers.
     """
-    found = RULES[DEFAULTS[numbers.family] if rule is None else _check.choice("rule", rule, RULES)]
+    found = RULES[DEFAULTS[numbers.family] if rule is None else check.choice("rule", rule, RULES)]
     if found.families and numbers.family not in found.families:
         raise ValueError(
             f"rule: {found.name} is made for {' and '.join(found.families)}, not for {numbers.family}; the rule that "
             f"keeps its SDE is {DEFAULTS[numbers.family]!r}."
         )
-    how = found.momentum if momentum is None else _check.choice("momentum", momentum, MOMENTA)
+    how = found.momentum if momentum is None else check.choice("momentum", momentum, MOMENTA)
     if found.lr is None and how == "time":
         raise ValueError(
             f"momentum: 'time' holds (1 − β)/lr, and under {found.name} lr follows from β; choose 'samples', "
@@ -223,7 +223,7 @@ def _count(name: str, value: int | None, least: int, ratio: Fraction) -> Row | N
     """Steps divided by δ and rounded; at least 1 where there were any."""
     if value is None:
         return None
-    before = _check.at_least(name, value, least)
+    before = check.at_least(name, value, least)
     exact = before / ratio
     after = max(math.floor(exact + Fraction(1, 2)), 1 if before else 0)
     return row(name, before, after, _rounded(float(exact), after))
@@ -235,7 +235,7 @@ def _rounded(exact: float, after: float) -> str:
 
 
 def _clip(value: Any, delta: float, rule: Rule, family: str) -> Row:
-    before = _check.positive("clip_norm", value)
+    before = check.positive("clip_norm", value)
     regime = regime_of(rule, family)
     if regime == "noise":
         return row("clip_norm", before, before / math.sqrt(delta), "÷ √δ: as ‖g‖ does where noise dominates it")

@@ -20,7 +20,7 @@ class Rule:
         lr: the power of δ that multiplies η; None where the spread of the momentum under a sign decides.
         regime: ``"noise"`` or ``"signal"``: what the squares of gradients are made of, by which ε, Adagrad's sum and
             the clipping norm are scaled; None if the rule leaves them alone.
-        momentum: the default of `_names.MOMENTA` under this rule.
+        momentum: the default of `core.names.MOMENTA` under this rule.
         decay: whether decoupled decay keeps its strength per sample, nηθ; otherwise θ is left alone.
         families: the optimizers it is made for; empty for all.
         keeps: what it preserves at equal numbers of samples.

@@ -15,9 +15,9 @@ from sdelens.optimizers import (
     SignSGD,
     Signum,
 )
-from sdelens.scaling._hyperparameters import Hyperparameters, Reading
+from sdelens.optimizers.schedules import Cosine, Schedule, Warmup
 from sdelens.scaling._rules import FAMILIES
-from sdelens.schedules import Cosine, Schedule, Warmup
+from sdelens.scaling.hyperparameters import Hyperparameters, Reading
 
 __all__ = ["read_specification", "scaled_schedule", "specification_of"]
 

@@ -14,19 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens import _check
-from sdelens._names import noise_label, optimizer_label, problem_label
-from sdelens._output import text_table
-from sdelens.case import Case
-from sdelens.diagnosis._expected import path_error
-from sdelens.experiment import compare
+from sdelens.cases.case import Case
+from sdelens.core import check
+from sdelens.core.files import text_table
+from sdelens.core.names import noise_label, optimizer_label, problem_label
+from sdelens.diagnosis.expected import path_error
 from sdelens.integrate import MAX_COORDINATES
 from sdelens.noise import AbstractNoise, DistributedNoise
 from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW, second_moment
 from sdelens.problems import AbstractProblem
-from sdelens.result import Result
+from sdelens.results.result import Result
+from sdelens.run.api import compare
 from sdelens.scaling._rescale import rescale
-from sdelens.theory._constants import spectrum
+from sdelens.theory.constants import spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,8 +186,8 @@ def verify(
     ratio = _ratio(batch_ratio)
     targets = _targets(optimizer, batch_ratio, rescaled, rule, momentum)
     larger = _at_ratio(noise, ratio)
-    steps = _check.at_least("steps", steps, 2)
-    wanted = steps // _RECORDS if record_every is None else _check.at_least("record_every", record_every, 1)
+    steps = check.at_least("steps", steps, 2)
+    wanted = steps // _RECORDS if record_every is None else check.at_least("record_every", record_every, 1)
     stride = max(1, round(wanted / ratio.numerator))
     every = stride * ratio.numerator
     rounds = math.ceil(steps / every)
@@ -218,7 +218,7 @@ def verify(
 
 
 def _ratio(batch_ratio: Any) -> Fraction:
-    given = _check.positive("batch_ratio", batch_ratio)
+    given = check.positive("batch_ratio", batch_ratio)
     ratio = Fraction(given).limit_denominator(_LARGEST)
     if ratio == 0 or abs(float(ratio) / given - 1) > 1e-9:
         raise ValueError(

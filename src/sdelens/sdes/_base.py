@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import equinox as eqx
 from jax import Array
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import State
 from sdelens.problems import AbstractProblem

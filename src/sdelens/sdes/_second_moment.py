@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.optimizers import AdamW, RMSpropW, State
 from sdelens.sdes._base import Instant, OptimizerSDE
 
@@ -55,7 +55,7 @@ class FluctuatingSDE(OptimizerSDE):
         """Refuse noise whose squares have no variance."""
         self._require_variance()
         cumulant = self.noise.fourth_cumulant(self.problem.start)
-        if _check.is_traced(cumulant) or bool(jnp.isfinite(cumulant).all()):
+        if check.is_traced(cumulant) or bool(jnp.isfinite(cumulant).all()):
             return
         raise ValueError(
             f"noise: {self.noise.describe()['name']} noise has no finite fourth moment here, and g² no variance, so "

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens import _check
-from sdelens._names import BIAS_CORRECTIONS
+from sdelens.core import check
+from sdelens.core.names import BIAS_CORRECTIONS
 from sdelens.optimizers import AdamW, State, precondition
 from sdelens.sdes._base import Instant, OptimizerSDE
 
@@ -38,7 +38,7 @@ class AdamWSDE(OptimizerSDE):
     bias_correction: str = eqx.field(default="discrete", static=True)
 
     def __check_init__(self) -> None:
-        _check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         self._require_variance()
 
     def gamma(self, beta: Any, step: Array) -> Array:

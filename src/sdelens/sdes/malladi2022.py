@@ -5,7 +5,7 @@ from typing import Any
 
 from jax import Array
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.optimizers import State
 from sdelens.sdes._base import SDE, Instant
 from sdelens.sdes.adamw import AdamWSDE

@@ -6,8 +6,8 @@ from typing import Any
 import equinox as eqx
 from jax import Array
 
-from sdelens import _check
-from sdelens._names import BIAS_CORRECTIONS
+from sdelens.core import check
+from sdelens.core.names import BIAS_CORRECTIONS
 from sdelens.optimizers import AdamW, State, precondition
 from sdelens.sdes._base import Instant
 from sdelens.sdes._second_moment import FluctuatingSDE
@@ -40,7 +40,7 @@ class SecondOrderAdamWSDE(FluctuatingSDE):
     bias_correction: str = eqx.field(default="discrete", static=True)
 
     def __check_init__(self) -> None:
-        _check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+        check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         self._require_fourth_moment()
 
     def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102

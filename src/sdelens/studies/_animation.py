@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from sdelens.plotting import style
+from sdelens.results.plotting import style
 from sdelens.studies._draw import add_ellipse
 
 __all__ = ["animate_cloud"]

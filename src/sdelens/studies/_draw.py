@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.plotting import look_of, written
+from sdelens.results.plotting import look_of, written
 from sdelens.studies._study import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sdelens.result import Result
+    from sdelens.results.result import Result
 
 __all__ = [
     "KEY",

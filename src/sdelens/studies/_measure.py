@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sdelens.result import Result
+from sdelens.results.result import Result
 from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Plan
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sdelens.report import write_rendered
+from sdelens.results.report import write_rendered
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._records import Record
 from sdelens.studies._rules import FAILS, FAMILY_RATE, HOLDS, OPEN, Item

@@ -12,8 +12,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from sdelens._output import atomic_path, save_figure
-from sdelens.plotting import style
+from sdelens.core.files import atomic_path, save_figure
+from sdelens.results.plotting import style
 from sdelens.studies._rules import Item, joined
 from sdelens.studies._study import Outcome, Study
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdelens import _check
-from sdelens._output import text_table
-from sdelens.report import claim_folder
+from sdelens.core import check
+from sdelens.core.files import text_table
+from sdelens.results.report import claim_folder
 from sdelens.studies import _records
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._page import row_of, write_page
@@ -92,9 +92,9 @@ def reproduce(
             runs that cannot be resumed and `overwrite` is not given, or things that are no study's.
         OSError: if it cannot be written, or another run uses it.
     """
-    preset = _check.choice("preset", preset, PRESETS)
-    seed = _check.at_least("seed", seed, 0)
-    names = list(STUDIES) if not claims else [_check.choice("claim", name, STUDIES) for name in claims]
+    preset = check.choice("preset", preset, PRESETS)
+    seed = check.at_least("seed", seed, 0)
+    names = list(STUDIES) if not claims else [check.choice("claim", name, STUDIES) for name in claims]
     names = list(dict.fromkeys(names))
     say = (lambda line: None) if tell is None else tell
     records: dict[str, Record] = {}

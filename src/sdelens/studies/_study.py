@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from sdelens import experiment
-from sdelens.result import Result
-from sdelens.statistics import GROUPS
+from sdelens.results.result import Result
+from sdelens.results.sweep import Sweep, load
+from sdelens.run import api
+from sdelens.run.statistics import GROUPS
 from sdelens.studies._rules import Estimate, Item, at_least, at_most, joined, within
-from sdelens.sweeps import Sweep, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,11 +119,11 @@ class Plan:
         self, name: str, problem: Any, noise: Any, optimizer: Any, models: Any = None, **options: Any
     ) -> Result:
         """`sdelens.compare`, kept under a name."""
-        return self._kept(name, experiment.compare, problem, noise, optimizer, models, options)
+        return self._kept(name, api.compare, problem, noise, optimizer, models, options)
 
     def sweep(self, name: str, problem: Any, noise: Any, optimizer: Any, models: Any = None, **options: Any) -> Sweep:
         """`sdelens.sweep`, kept under a name."""
-        return self._kept(name, experiment.sweep, problem, noise, optimizer, models, options)
+        return self._kept(name, api.sweep, problem, noise, optimizer, models, options)
 
     def _kept(self, name: str, function: Callable[..., Any], *case: Any) -> Any:
         *subject, options = case

@@ -2,11 +2,12 @@
 
 from sdelens.theory._bounds import Assumption, LossBound, loss_bound
 from sdelens.theory._overview import Overview, add_theory, overview
-from sdelens.theory._phases import Phases, phases
+from sdelens.theory._phases import BOUNDARIES, Phases, phases
 from sdelens.theory._predict import estimate, predict
 from sdelens.theory._stationary import Stationary, stationary
 
 __all__ = [
+    "BOUNDARIES",
     "Assumption",
     "LossBound",
     "Overview",

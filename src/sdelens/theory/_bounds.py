@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdelens import _check
-from sdelens._names import FORMS
-from sdelens.case import Case
+from sdelens.cases.case import Case
+from sdelens.core import check
+from sdelens.core.names import FORMS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.theory._constants import constants
 from sdelens.theory._drafts import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
 from sdelens.theory._known import check_known
+from sdelens.theory.constants import constants
 
 __all__ = ["Assumption", "LossBound", "loss_bound"]
 
@@ -126,14 +126,14 @@ def loss_bound(
         array([1.    , 0.0526])
     """
     optimizer = check_known(problem, noise, optimizer)
-    _check.choice("form", form, FORMS)
-    times = np.asarray(_check.finite_array("times", np.asarray(times), (1,)), np.float64)
+    check.choice("form", form, FORMS)
+    times = np.asarray(check.finite_array("times", np.asarray(times), (1,)), np.float64)
     if (times < 0).any():
         raise ValueError(f"times: got {times.min():g}; give times of 0 or greater.")
     if phase is not None:
         if not isinstance(optimizer, SignSGD):
             raise ValueError(f"phase: belongs to signsgd; {optimizer.name} has one bound.")
-        _check.choice("phase", str(phase), ("1", "2", "3"))
+        check.choice("phase", str(phase), ("1", "2", "3"))
     case = Case.checked(problem, noise, optimizer, None, 1 + math.ceil(times.max() / optimizer.lr))
     known = constants(problem)
     draft = Draft()

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from sdelens._compile import program
-from sdelens._matrix import times
+from sdelens.core.compilation import program
+from sdelens.core.matrix import times
 from sdelens.optimizers import AdamW, DecayedOptimizer, RMSpropW, SignSGD, State, precondition
 from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, transpose
 

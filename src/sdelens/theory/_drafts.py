@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from sdelens.case import Case
+from sdelens.cases.case import Case
 from sdelens.noise import AbstractNoise
-from sdelens.noise._gaussian import Correlated
-from sdelens.noise._symmetric import ScaledNoise
+from sdelens.noise.gaussian import Correlated
+from sdelens.noise.symmetric import ScaledNoise
 from sdelens.problems import AbstractProblem
 from sdelens.theory._closure import fluctuation
-from sdelens.theory._constants import Constants
 from sdelens.theory._moments import excess_kurtosis
 from sdelens.theory._phases import BOUNDARIES, boundary_slope, signal
 from sdelens.theory._stationary import pair_at_rest
+from sdelens.theory.constants import Constants
 
 _GENTLE = 0.1
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sdelens.case import check_subject
+from sdelens.cases.case import check_subject
 from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, RMSpropW, SignSGD
 
 __all__ = ["check_known"]

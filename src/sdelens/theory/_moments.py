@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens._matrix import times
+from sdelens.core.matrix import times
 from sdelens.noise import AbstractNoise, LaplaceNoise, StudentTNoise, SumNoise, UniformNoise
-from sdelens.noise._gaussian import VaryingMatrix
-from sdelens.noise._regression import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
-from sdelens.noise._sign import sign_covariance
-from sdelens.noise._symmetric import ScaledNoise
 from sdelens.noise.distributed import RandomKNoise
+from sdelens.noise.gaussian import VaryingMatrix
+from sdelens.noise.regression import RegressionNoise, ResamplingNoise, StreamingNoise, sign_of_batch, sign_of_resampled
+from sdelens.noise.sign import sign_covariance
+from sdelens.noise.symmetric import ScaledNoise
 from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 
 __all__ = [

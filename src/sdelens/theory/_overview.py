@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sdelens._output import text_table
+from sdelens.core.files import text_table
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.result import Result
+from sdelens.results.result import Result
 from sdelens.theory._bounds import LossBound, loss_bound
 from sdelens.theory._phases import Phases, phases
 from sdelens.theory._predict import predict

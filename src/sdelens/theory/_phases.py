@@ -10,12 +10,12 @@ import numpy as np
 from jax import Array
 from scipy.special import erfinv
 
-from sdelens import _check
-from sdelens._output import text_table
-from sdelens._tree import Layout, flatten_parameters
+from sdelens.core import check
+from sdelens.core.files import text_table
+from sdelens.core.tree import Layout, flatten_parameters
 from sdelens.noise import AbstractNoise
 from sdelens.problems import AbstractProblem
-from sdelens.result import Result
+from sdelens.results.result import Result
 
 __all__ = ["BOUNDARIES", "Phases", "phases", "signal"]
 
@@ -167,7 +167,7 @@ def _gradients(subject: Any) -> tuple[np.ndarray, Gradient]:
         and np.ndim(subject) > 0
         and not hasattr(subject, "_fields")
     ):
-        array = np.asarray(_check.finite_array("gradient", subject, (1, 2)))
+        array = np.asarray(check.finite_array("gradient", subject, (1, 2)))
         flat, layout = flatten_parameters(array if array.ndim == 1 else array[0], "gradient")
         return array, Gradient(flat, layout)
     flat, layout = flatten_parameters(subject, "gradient")
@@ -181,7 +181,7 @@ def _times(time: Any, gradient: np.ndarray) -> np.ndarray | None:
         return None
     if time is None:
         return np.arange(len(gradient), dtype=float)
-    array = np.asarray(_check.finite_array("time", time, (1,)), np.float64)
+    array = np.asarray(check.finite_array("time", time, (1,)), np.float64)
     if (np.diff(array) <= 0).any():
         raise ValueError("time: does not increase; give the points in the order of time.")
     if array.shape != gradient.shape[:1]:
@@ -200,7 +200,7 @@ def _positions(problem: AbstractProblem, along: Any, time: Any) -> tuple[np.ndar
         if "x_mean" not in along.dataset:
             raise ValueError(f"along: the result holds no mean positions, since d = {problem.dim} > 64; give an array.")
         along, time = along.dataset.x_mean.values[0], along.dataset.time.values
-    array = np.asarray(_check.finite_array("along", along, (2,)))
+    array = np.asarray(check.finite_array("along", along, (2,)))
     if array.shape[1] != problem.dim:
         raise ValueError(
             f"along: got shape {array.shape}; the problem has {problem.dim} coordinates, so give (T, {problem.dim})."

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens import _check
-from sdelens._random import Stream
-from sdelens.case import Case, Estimate
+from sdelens.cases.case import Case, Estimate
+from sdelens.core import check
+from sdelens.core.random import Stream
 from sdelens.noise import AbstractNoise
 from sdelens.noise.distributed import RandomKNoise, WorkersNoise
 from sdelens.optimizers import SGD, Optimizer, SignSGD, State
 from sdelens.problems import AbstractProblem
-from sdelens.result import Result
+from sdelens.results.result import Result
 from sdelens.theory._closure import Record, propagate, start_moments
 from sdelens.theory._known import check_known
 from sdelens.theory._moments import LinearGradient, linear_gradient
@@ -83,8 +83,8 @@ def predict(
         ['prediction']
     """
     optimizer = check_known(problem, noise, optimizer)
-    steps = _check.at_least("steps", steps, 1)
-    every = min(_check.at_least("record_every", record_every, 1), steps)
+    steps = check.at_least("steps", steps, 1)
+    every = min(check.at_least("record_every", record_every, 1), steps)
     case = Case.checked(problem, noise, optimizer, start, steps)
     model = linear_gradient(problem, case.noise)
     require_variance(case, "the closure")
@@ -125,8 +125,8 @@ def estimate(
     Raises:
         ValueError, TypeError: as `predict`.
     """
-    steps = _check.at_least("steps", steps, 1)
-    every = min(_check.at_least("record_every", record_every, 1), steps)
+    steps = check.at_least("steps", steps, 1)
+    every = min(check.at_least("record_every", record_every, 1), steps)
     few = min(steps, 4 * every)
     compiling, (short, long) = 0.0, (few, min(steps, 8 * few))
     times = []

@@ -10,12 +10,12 @@ import numpy as np
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 from scipy.stats import multivariate_normal
 
-from sdelens import _check
-from sdelens._compile import program
-from sdelens._matrix import times
-from sdelens._names import FORMS
-from sdelens._output import text_table
-from sdelens.case import Case
+from sdelens.cases.case import Case
+from sdelens.core import check
+from sdelens.core.compilation import program
+from sdelens.core.files import text_table
+from sdelens.core.matrix import times
+from sdelens.core.names import FORMS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
@@ -80,8 +80,8 @@ class Stationary:
 
     def sample(self, count: int, seed: int = 0) -> np.ndarray:
         """Draws of the law, shape (count, d)."""
-        count = _check.at_least("count", count, 1)
-        normal = np.random.default_rng(_check.at_least("seed", seed, 0)).standard_normal((count, len(self.mean)))
+        count = check.at_least("count", count, 1)
+        normal = np.random.default_rng(check.at_least("seed", seed, 0)).standard_normal((count, len(self.mean)))
         if self.spread.ndim == 1:
             return self.mean + normal * np.sqrt(self.spread)
         values, vectors = np.linalg.eigh(self.spread)
@@ -98,7 +98,7 @@ class Stationary:
             ValueError: if an index is out of range, or the points do not fit.
         """
         chosen = [coordinates] if np.ndim(coordinates) == 0 else list(coordinates)  # type: ignore[arg-type]
-        index = [_check.whole("coordinates", i) for i in chosen]
+        index = [check.whole("coordinates", i) for i in chosen]
         if len(index) not in (1, 2) or len(set(index)) < len(index) or any(not 0 <= i < len(self.mean) for i in index):
             raise ValueError(
                 f"coordinates: got {coordinates}; give one or two different ones of 0 to {len(self.mean) - 1}."
@@ -161,7 +161,7 @@ def stationary(
         array([0.027778])
     """
     optimizer = check_known(problem, noise, optimizer)
-    _check.choice("form", form, FORMS)
+    check.choice("form", form, FORMS)
     if optimizer.schedule is not None:
         raise ValueError("optimizer: has a schedule, under which nothing is stationary; give one without.")
     case = Case.checked(problem, noise, optimizer, None, 1)

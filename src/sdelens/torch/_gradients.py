@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdelens import _check
+from sdelens.core import check
 from sdelens.diagnosis import GradientNoise
-from sdelens.diagnosis._gradients import Groups, as_groups
-from sdelens.diagnosis._streams import KEPT, Moments
-from sdelens.diagnosis._windows import from_sums
+from sdelens.diagnosis.gradients import Groups, as_groups
+from sdelens.diagnosis.streams import KEPT, Moments
+from sdelens.diagnosis.windows import from_sums
 
 __all__ = ["GradientWatch", "watch"]
 
@@ -121,9 +121,9 @@ class GradientWatch:
             self._task = task
         if not self._seen:
             self._empty.append(all(p.grad is None for p in self._parameters.values()))
-            self._size = float(_check.at_least("batch_size", self.batch_size, 1))
+            self._size = float(check.at_least("batch_size", self.batch_size, 1))
         self._seen.add(name)
-        scale = _check.positive("scale", self.scale() if callable(self.scale) else self.scale)
+        scale = check.positive("scale", self.scale() if callable(self.scale) else self.scale)
         with torch.no_grad():
             flat = gradient.detach().reshape(-1)
             flat = flat.to(_wide(flat)) / scale
@@ -168,7 +168,7 @@ class GradientWatch:
         Raises:
             ValueError: if there were fewer than two micro-batches, or a gradient was not finite.
         """
-        _check.choice("per", per, ("sample", "batch"))
+        check.choice("per", per, ("sample", "batch"))
         self._close()
         if self._keep != _MOMENTS:
             tables = {name: sums.table() for name, sums in self._sums.items() if sums.rows}
@@ -252,12 +252,12 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; give a torch.nn.Module.")
-    _check.at_least("batch_size", batch_size, 1)
+    check.at_least("batch_size", batch_size, 1)
     if not callable(scale):
-        _check.positive("scale", scale)
-    _check.choice("keep", keep, _KEEP)
-    sampled = _check.at_least("tail_coordinates", tail_coordinates, 1) if tails and keep == _MOMENTS else 0
-    found = GradientWatch(model, batch_size, scale, groups, sampled, _check.at_least("seed", seed, 0), keep)
+        check.positive("scale", scale)
+    check.choice("keep", keep, _KEEP)
+    sampled = check.at_least("tail_coordinates", tail_coordinates, 1) if tails and keep == _MOMENTS else 0
+    found = GradientWatch(model, batch_size, scale, groups, sampled, check.at_least("seed", seed, 0), keep)
     try:
         yield found
     finally:

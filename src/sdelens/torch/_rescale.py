@@ -4,11 +4,10 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from sdelens import _check
-from sdelens.scaling import Rescaled
-from sdelens.scaling._hyperparameters import Hyperparameters, Reading, read_dict
-from sdelens.scaling._memory import ACCUMULATORS, buffer_gain, clock, square_factor
-from sdelens.scaling._rescale import ratio_of, rescale_readings
+from sdelens.core import check
+from sdelens.scaling import Rescaled, ratio_of, rescale_readings
+from sdelens.scaling.hyperparameters import Hyperparameters, Reading, read_dict
+from sdelens.scaling.memory import ACCUMULATORS, buffer_gain, clock, square_factor
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,7 @@ def rescale(
             f"optimizer: got {type(optimizer).__name__}; the rules are known for torch.optim's "
             f"{', '.join(_KINDS)} and their subclasses. sdelens.scaling.rescale takes a dict of numbers."
         )
-    _check.choice("accumulators", accumulators, ACCUMULATORS)
+    check.choice("accumulators", accumulators, ACCUMULATORS)
     ratio = ratio_of(batch_ratio)
     readings = [_read(group, _KINDS[kind], i, decay) for i, group in enumerate(optimizer.param_groups)]
     options: dict[str, Any] = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}

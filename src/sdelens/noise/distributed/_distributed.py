@@ -6,8 +6,8 @@ from typing import Any
 import equinox as eqx
 from jax import Array
 
-from sdelens import _check
-from sdelens._random import Stream
+from sdelens.core import check
+from sdelens.core.random import Stream
 from sdelens.noise._base import AbstractNoise, UnboundNoise
 from sdelens.noise._minibatch import MinibatchNoise
 from sdelens.noise.distributed._workers import Compression, WorkersNoise
@@ -57,7 +57,7 @@ class DistributedNoise(UnboundNoise):
                 f"compression: got {kind}; give sl.RandomK(0.25), sl.Quantisation(0.1), sl.MajorityVote(), or None."
             )
         self.noise = noise
-        self.workers = _check.at_least("workers", workers, 1)
+        self.workers = check.at_least("workers", workers, 1)
         self.compression = compression
 
     def bind(self, problem: AbstractProblem) -> AbstractNoise:

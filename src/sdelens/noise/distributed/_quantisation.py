@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import ndtr
 
-from sdelens import _check
-from sdelens._random import Stream
+from sdelens.core import check
+from sdelens.core.random import Stream
 from sdelens.noise._base import AbstractNoise
-from sdelens.noise._symmetric import ScaledNoise
 from sdelens.noise.distributed._workers import Compression, WorkersNoise, sign_gain_unknown
+from sdelens.noise.symmetric import ScaledNoise
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Quantisation", "normal_rounding"]
@@ -50,7 +50,7 @@ class Quantisation(Compression):
     step: float
 
     def __init__(self, step: float) -> None:
-        self.step = _check.positive("step", step)
+        self.step = check.positive("step", step)
 
     def message(self, gradient: Array, stream: Stream) -> Array:
         return self.step * jnp.floor(gradient / self.step + stream.uniform(gradient.shape[0], gradient.dtype))

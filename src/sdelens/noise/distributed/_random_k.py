@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens import _check
-from sdelens._random import Stream
-from sdelens._tree import sum_coordinates
+from sdelens.core import check
+from sdelens.core.random import Stream
+from sdelens.core.tree import sum_coordinates
 from sdelens.noise._base import AbstractNoise
-from sdelens.noise._symmetric import StudentTNoise
 from sdelens.noise.distributed._workers import Compression, WorkersNoise, is_uncorrelated
+from sdelens.noise.symmetric import StudentTNoise
 from sdelens.problems import AbstractProblem
 
 __all__ = ["RandomK", "RandomKNoise"]
@@ -56,9 +56,9 @@ class RandomK(Compression):
 
     def __init__(self, keep: float) -> None:
         if isinstance(keep, int | np.integer) and not isinstance(keep, bool):
-            self.keep = _check.at_least("keep", keep, 1)
+            self.keep = check.at_least("keep", keep, 1)
             return
-        self.keep = _check.positive("keep", keep)
+        self.keep = check.positive("keep", keep)
         if self.keep > 1:
             raise ValueError(
                 f"keep: got {self.keep:g}; a float is the share of the coordinates, at most 1. Give a number of them "

@@ -16,11 +16,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens import _check
-from sdelens._random import Stream
+from sdelens.core import check
+from sdelens.core.random import Stream
 from sdelens.noise._base import AbstractNoise
-from sdelens.noise._symmetric import StudentTNoise
 from sdelens.noise.distributed._workers import Compression, WorkersNoise, is_uncorrelated
+from sdelens.noise.symmetric import StudentTNoise
 from sdelens.problems import AbstractProblem
 
 __all__ = ["MajorityVote", "vote"]
@@ -42,12 +42,12 @@ class MajorityVote(Compression):
 
     def gain(self, workers: int) -> float:
         """Slope of the vote's E sign in one worker's at 0: Σ_{j<m} C(2j, j)/4^j = 2m C(2m, m)/4^m, m = ⌈N/2⌉."""
-        m = (_check.at_least("workers", workers, 1) + 1) // 2
+        m = (check.at_least("workers", workers, 1) + 1) // 2
         return math.exp(math.log(2 * m) + _log_central(m))
 
     def tie(self, workers: int) -> float:
         """Probability of a tie where ∇f = 0: C(N, N/2)/2^N for even N, 0 for odd."""
-        workers = _check.at_least("workers", workers, 1)
+        workers = check.at_least("workers", workers, 1)
         return 0.0 if workers % 2 else math.exp(_log_central(workers // 2))
 
     def message(self, gradient: Array, stream: Stream) -> Array:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens._random import Stream
+from sdelens.core.random import Stream
 from sdelens.noise._base import AbstractNoise
-from sdelens.noise._gaussian import VaryingDiagonal
+from sdelens.noise.gaussian import VaryingDiagonal
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Compression", "WorkersNoise", "is_uncorrelated", "sign_gain_unknown"]

@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from sdelens import _check
-from sdelens._names import DATASETS, NETWORKS
+from sdelens.core import check
+from sdelens.core.names import DATASETS, NETWORKS
 from sdelens.data import Dataset, is_text, load_dataset, load_text
 from sdelens.problems._base import Problem
 from sdelens.problems.networks._losses import accuracy, binary_accuracy, binary_cross_entropy, cross_entropy
@@ -91,14 +91,14 @@ def network(
         ValueError: if a name is unknown, a size is unknown or less than 1 or does not divide what it must, or the
             architecture does not take such data; and what `load_dataset` raises.
     """
-    _check.choice("name", name, NETWORKS)
-    dtype = _check.float_dtype("dtype", dtype, ("float32", "float64"))
+    check.choice("name", name, NETWORKS)
+    dtype = check.float_dtype("dtype", dtype, ("float32", "float64"))
     defaults = _DEFAULTS[name]
     for option in size:
-        _check.choice(f"{name}'s sizes", option, defaults.sizes)
+        check.choice(f"{name}'s sizes", option, defaults.sizes)
     sizes = {**defaults.sizes, **{key: value for key, value in size.items() if value is not None}}
-    sizes = {key: None if value is None else _check.at_least(key, value, 1) for key, value in sizes.items()}
-    seed, data_seed = _check.at_least("seed", seed, 0), _check.at_least("data_seed", data_seed, 0)
+    sizes = {key: None if value is None else check.at_least(key, value, 1) for key, value in sizes.items()}
+    seed, data_seed = check.at_least("seed", seed, 0), check.at_least("data_seed", data_seed, 0)
     dataset = defaults.dataset if dataset is None else os.fspath(dataset)
     _check_kind(name, dataset)
     context = sizes.get("context")
@@ -136,7 +136,7 @@ def _check_kind(name: str, dataset: str) -> None:
     """Refuse data of a kind the architecture does not take, before they are loaded."""
     text = is_text(dataset)
     if not text:
-        _check.choice("dataset", dataset, DATASETS)
+        check.choice("dataset", dataset, DATASETS)
     kind = "a text" if text else "a table" if dataset == "breast-cancer" else "images"
     takes = {"mlp": ("a table", "images"), "transformer": ("a text",)}.get(name, ("images",))
     if kind not in takes:

@@ -1,0 +1,205 @@
+"""One case: a problem, its noise, an optimizer and a start, checked together, bound, and written down."""
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax import Array
+
+from sdelens.cases.starts import Start, start_of
+from sdelens.core.compilation import compiler_options, quick
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
+from sdelens.problems import AbstractProblem
+from sdelens.results.result import FORMAT
+
+__all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject"]
+
+_LOW_PEAK = 0.2
+_COMPILED: dict[str, Any] = {}
+_MOST_COMPILED = 64
+
+
+@quick
+def _loss(problem: AbstractProblem, x: Array) -> Array:
+    """F(x) of a problem that is nothing but its numbers."""
+    return problem.loss(x)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a run or a prediction is about.
+
+    Attributes:
+        problem: what is minimised.
+        noise: law of the gradient noise, bound to the problem.
+        optimizer: specification of the optimizer.
+        start: where it starts.
+    """
+
+    problem: AbstractProblem
+    noise: AbstractNoise
+    optimizer: Any
+    start: Start
+
+    @classmethod
+    def checked(
+        cls, problem: Any, noise: Any, optimizer: Any, start: Any, steps: int, bound: AbstractNoise | None = None
+    ) -> "Case":
+        """The case of a user's arguments; `bound` is the noise where that is bound to the problem already.
+
+        Raises:
+            ValueError, TypeError: naming the argument that does not fit.
+        """
+        check_subject(problem, noise, optimizer)
+        check_schedule(optimizer, steps)
+        if isinstance(optimizer, FromOptax):
+            optimizer.check(problem.layout)
+        begin = start_of(start, problem, optimizer)
+        bound = noise.bind(problem) if bound is None else bound
+        check_start(optimizer, bound, problem, begin)
+        return cls(problem, bound, optimizer, begin)
+
+    def start_loss(self) -> float | None:
+        """F at the start as it is now, None where that is random: a function changed since it was compiled is seen."""
+        if self.start.x is None:
+            return None
+        if not self.problem.dear:
+            return float(_loss(self.problem, self.start.x))
+        # As one program and not operation by operation, of which a network would compile some fifty; traced anew, and
+        # compiled once for all runs that have the same.
+        arrays, rest = eqx.partition((self.problem, self.start.x), eqx.is_array)
+        leaves, tree = jax.tree.flatten(arrays)
+
+        def loss(*leaves: Array) -> Array:
+            problem, x = eqx.combine(jax.tree.unflatten(tree, leaves), rest)
+            return problem.loss(x)
+
+        traced = jax.jit(loss).trace(*leaves)
+        lowered = traced.lower()
+        text = lowered.as_text()
+        if text not in _COMPILED:
+            while len(_COMPILED) >= _MOST_COMPILED:
+                _COMPILED.pop(next(iter(_COMPILED)))
+            _COMPILED[text] = lowered.compile(compiler_options(traced.jaxpr, 1, leaves))
+        return float(_COMPILED[text](*leaves))
+
+    def attributes(
+        self, run: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], device: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Attributes of a result's dataset: what it takes to make it again.
+
+        Args:
+            run: sizes and seed, as numbers and text.
+            models: settings of every model by label.
+            device: what it ran on.
+        """
+        described = [self.problem.describe(), self.noise.describe(), self.optimizer.describe()]
+        started = self.start.describe()
+        common = {"dim": self.problem.dim, "dtype": self.problem.start.dtype.name}
+        infimum = self.problem.infimum
+        return {
+            "sdelens_format": FORMAT,
+            "problem": json.dumps(described[0]),
+            "noise": json.dumps(described[1]),
+            "optimizer": json.dumps(described[2]),
+            "models": json.dumps(models),
+            "run": json.dumps({**run, **common, **started}),
+            "device": json.dumps(device),
+            "versions": json.dumps(_versions()),
+            "infimum": float("nan") if infimum is None else infimum,
+            "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, started, *models.values()])),
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run or a prediction would cost.
+
+    Attributes:
+        seconds: running time, compilation included.
+        compile_seconds: compilation alone.
+        memory_bytes: memory of the states in flight, the statistics and the result; what a gradient needs besides (a
+            network's activations) and JAX itself come on top.
+        result_bytes: size of the result.
+    """
+
+    seconds: float
+    compile_seconds: float
+    memory_bytes: int
+    result_bytes: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of them compiling), "
+            f"{self.memory_bytes / 2**20:.0f} MiB in memory, {self.result_bytes / 2**20:.1f} MiB of results"
+        )
+
+
+def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
+    """Refuse a problem, noise or optimizer of the wrong kind.
+
+    Raises:
+        TypeError: naming the argument and what it may be.
+    """
+    for name, value, kind, hint in (
+        ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
+        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale) or another law"),
+        (
+            "optimizer",
+            optimizer,
+            Optimizer,
+            "one of sl.SGD, sl.SignSGD, sl.RMSpropW, sl.AdamW, …, or sl.FromOptax(transformation, lr)",
+        ),
+    ):
+        if not isinstance(value, kind):
+            if isinstance(value, type):
+                raise TypeError(f"{name}: got the class {value.__name__} itself; call it with its arguments.")
+            raise TypeError(f"{name}: got {type(value).__name__}; give {hint}.")
+
+
+def check_schedule(optimizer: Optimizer, steps: int) -> None:
+    """Refuse a schedule that leaves [0, 1] within the run (looked at in at most 10 000 steps of it)."""
+    if not isinstance(optimizer, DecayedOptimizer) or optimizer.schedule is None:
+        return
+    at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
+    values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
+    if values.size and 0 <= values.max() < _LOW_PEAK:
+        warnings.warn(
+            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds "
+            "the learning rate itself, divide it by its peak and give the peak as lr.",
+            UserWarning,
+            stacklevel=5,
+        )
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(
+            f"schedule: is {values[first]} at step {at[first]}; it multiplies lr and must lie in [0, 1]. "
+            "Give lr the peak value, and the schedule the rest."
+        )
+
+
+def check_start(optimizer: Optimizer, noise: AbstractNoise, problem: AbstractProblem, start: Start) -> None:
+    """Refuse an accumulator that starts at a second moment which is infinite."""
+    if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
+        return
+    if not noise.has_variance(problem.start):
+        raise ValueError(
+            f"v0: is 'second-moment', but {noise.describe()['name']} noise has no finite variance here, so E g² is "
+            "infinite. Use v0='zero', or start from a State with your own v."
+        )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **{name: version(name) for name in ("sdelens", "jax", "optax", "numpy")}}

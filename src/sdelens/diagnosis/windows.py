@@ -1,0 +1,100 @@
+"""Gradient noise from sums over coordinates alone: what gradient accumulation gives without memory."""
+
+import numpy as np
+
+from sdelens.diagnosis._noise import ALL, GradientNoise
+from sdelens.diagnosis._ratio import Pair, pair
+from sdelens.diagnosis.streams import Layout, Moments
+
+__all__ = ["from_sums"]
+
+
+def from_sums(
+    layout: Layout,
+    tables: dict[str, np.ndarray],
+    empty: list[bool],
+    weights: list[float],
+    per: str,
+    confidence: float,
+) -> GradientNoise:
+    r"""Noise from ‖g‖², gᵀs and ‖s‖² of every gradient g and the sum s of those accumulated before it.
+
+    In a window of n gradients of b samples each, with S their sum,
+
+        ‖∇f‖² ≈ 2 Σ gᵀs/(n(n − 1)),   tr Σ ≈ b (Σ ‖g‖² − ‖S‖²/n)/(n − 1),   ‖S‖² = Σ ‖g‖² + 2 Σ gᵀs,
+
+    both unbiased; the scalars of `_ratio` follow from the same three. Windows are averaged with weights n − 1.
+
+    Args:
+        layout: of the parameters.
+        tables: the three of every parameter and gradient, shape (K, 3): NaN where the parameter had no gradient, and
+            the third alone where nothing was held for it.
+        empty: whether nothing was held for any parameter: a window begins; and also where all that is held is 0.
+        weights: samples of every gradient.
+        per: as in `GradientNoise`.
+        confidence: likewise.
+
+    Raises:
+        ValueError: if batches differ in size, nothing was accumulated, or a gradient was not finite.
+    """
+    if len(set(weights)) > 1:
+        raise ValueError("batch_size: changed while only sums were kept; give micro-batches of one size.")
+    if not tables:
+        raise ValueError("gradients: there are none; make two or more backward passes.")
+    table = np.stack([tables[name] for name in layout.names])
+    reached, none = ~np.isnan(table).all(axis=2), np.isnan(table[:, :, 2])
+    if not np.isfinite(table[reached][:, :2]).all() or np.isinf(table).any():
+        raise ValueError("gradients: one was not finite; watch after a loss scale has settled.")
+    zero = (~reached | (table[:, :, 2] == 0)).all(axis=0)
+    table[reached & none, 2] = 0
+    starts = sorted({0, *(int(i) for i in np.flatnonzero(np.array(empty) | zero))})
+    ends = [*starts[1:], table.shape[1]]
+    grouped = np.zeros((len(layout.groups), *table.shape[1:]))
+    for first, last in zip(starts, ends, strict=True):
+        _fill(table[:, first:last], reached[:, first:last])
+    np.add.at(grouped, list(layout.group), table)
+    windows = [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 1]
+    if not windows:
+        raise ValueError(
+            "gradients: p.grad was empty at every backward pass; accumulate two or more micro-batches before "
+            "zero_grad, or watch with keep='moments'."
+        )
+    size = weights[0]
+    pairs = {name: _pair(grouped[i], windows, size) for i, name in enumerate(layout.groups)}
+    pairs[ALL] = _pair(grouped.sum(axis=0), windows, size)
+    moments = Moments(layout, 0, 0)
+    moments.count = sum(b - a for a, b in windows)
+    moments.weight = size * moments.count
+    return GradientNoise(moments, per, None, confidence, pairs)
+
+
+def _fill(window: np.ndarray, reached: np.ndarray) -> None:
+    """Of parameters that a micro-batch did not reach: g = 0, and s as it was left."""
+    held = np.zeros(len(window))
+    for k in range(window.shape[1]):
+        row, missing = window[:, k], ~reached[:, k]
+        row[missing] = 0
+        row[missing, 2] = held[missing]
+        held = row.sum(axis=1) + row[:, 1]
+
+
+def _pair(table: np.ndarray, windows: list[tuple[int, int]], size: float) -> Pair:
+    squares, traces, spread, cross, at = [], [], [], [], []
+    for first, last in windows:
+        own, product, held = table[first:last].T
+        n = last - first
+        squares.append(2 * product.sum() / (n * (n - 1)))
+        traces.append(size * (own.sum() - (own.sum() + 2 * product.sum()) / n) / (n - 1))
+        before = np.arange(1.0, n)
+        own, product, held = own[1:], product[1:], held[1:]
+        delta = own - 2 * product / before + held / before**2
+        factor = size * before / (before + 1)
+        spread.append(factor * delta)
+        cross.append(np.sqrt(factor) * (product / before - held / before**2 + delta / (before + 1)))
+        at.append(size * (before + 1))
+    counts = np.array([b - a for a, b in windows], float)
+    share = (counts - 1) / (counts - 1).sum()
+    first_inverse, second_inverse = (float((share**2 / (size * counts) ** p).sum()) for p in (1, 2))
+    joined = [np.concatenate(v) for v in (spread, cross, at)]
+    inverse = (first_inverse, second_inverse)
+    return pair(float(share @ squares), float(share @ traces), joined[0], joined[1], joined[2], inverse)

@@ -1,0 +1,1 @@
+"""What runs and predictions return: datasets with tables, statistics of tracking, pictures and reports; without JAX."""

@@ -1,0 +1,292 @@
+"""Figures: from a dataset to matplotlib, with one colour and line style per kind of model throughout."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from sdelens.core.names import noise_label, optimizer_label, problem_label
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["STYLE", "look_of", "plot_losses", "plot_orders", "written"]
+
+STYLE: Final[dict[str, Any]] = {
+    "figure.figsize": (5.6, 4.8),
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+"""matplotlib settings of the library's figures; `style` applies them."""
+
+# Okabe and Ito's palette, safe for colour-blind readers; the dashes tell models apart in black and white.
+_LOOKS: Final[dict[str, dict[str, Any]]] = {
+    "optimizer": {"color": "#000000", "linestyle": "-", "linewidth": 2.4, "alpha": 0.75},
+    "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
+    "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
+    "second-order": {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "empirical": {"color": "#56B4E9", "linestyle": (0, (2, 2))},
+    "prediction": {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
+    "logged": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},
+    "rescaled": {"color": "#0072B2", "linestyle": (0, (5, 2))},
+}
+_BOUNDS: Final[list[dict[str, Any]]] = [
+    {"color": "0.35", "linestyle": (0, (1, 1)), "linewidth": 1.2},
+    {"color": "0.6", "linestyle": (0, (4, 1, 1, 1)), "linewidth": 1.2},
+]
+_SPARE: Final[list[dict[str, Any]]] = [
+    {"color": "#8C510A", "linestyle": (0, (3, 1))},
+    {"color": "#882255", "linestyle": (0, (8, 3))},
+    {"color": "#999999", "linestyle": (0, (5, 1, 1, 1))},
+    {"color": "#332288", "linestyle": (0, (1, 2))},
+]
+_NAMES: Final = {
+    "optimizer": "optimizer",
+    "sde": "SDE",
+    "malladi2022": "earlier SDE (2205.10287)",
+    "second-order": "second-order SDE",
+    "empirical": "empirical SDE",
+    "prediction": "prediction",
+}
+_LOG_FROM: Final = 5.0
+_FEW: Final = 6
+"""Curves up to which a legend takes one column."""
+_SYMLOG_FROM: Final = 30.0
+_NORMAL_99: Final = 2.5758
+"""Two-sided 99 % point of the normal law."""
+
+
+@contextlib.contextmanager
+def style(**changes: Any) -> Iterator[None]:
+    """The look of the library's figures for figures of your own, until the block ends.
+
+    Args:
+        changes: matplotlib settings by name, with ``_`` for the first ``.``: ``figure_figsize=(3, 2)``.
+
+    Examples:
+        >>> import matplotlib.pyplot as plt, sdelens as sl
+        >>> with sl.style():
+        ...     figure, axes = plt.subplots()
+    """
+    own = {name.replace("_", ".", 1): value for name, value in changes.items()}
+    with plt.style.context({**STYLE, **own}):
+        yield
+
+
+def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Colour and line style per label: the first of each known kind has that kind's, others the rest of the palette."""
+    taken = {_LOOKS[kind]["color"] for kind in {"optimizer", *kinds.values()} if kind in _LOOKS}
+    absent = [look for look in _LOOKS.values() if look["color"] not in taken]
+    spare, known = itertools.cycle([*_SPARE, *absent]), dict(_LOOKS)
+    return {label: known.pop(kind) if kind in known else next(spare) for label, kind in kinds.items()}
+
+
+def written(label: str) -> str:
+    """A model's label as figures write it."""
+    return _NAMES.get(label, label).replace("$", r"\$")
+
+
+def plot_losses(
+    dataset: "xr.Dataset", reference: str, kinds: Mapping[str, str], compared: bool, height: float | None
+) -> "Figure":
+    """Mean loss per model, less the infimum where it is known, and differences from the reference below.
+
+    Bands: above, the middle 90 % of the reference's paths; below, 99 % intervals of the difference of means.
+
+    Args:
+        dataset: a result's.
+        reference: label of the model that has the grey band and that others are compared with.
+        kinds: kind of model (``"optimizer"``, ``"sde"``, …) per label.
+        compared: whether there is a lower panel.
+        height: what differences are relative to; by default the reference's mean loss less the infimum at that time.
+    """
+    rank = list(_LOOKS)  # the optimizer at the bottom, whatever was run or merged first
+    models = sorted(kinds, key=lambda model: rank.index(kinds[model]) if kinds[model] in rank else len(rank))
+    looks = look_of({model: kinds[model] for model in models})
+    infimum = float(dataset.attrs["infimum"])
+    minimum = infimum if np.isfinite(infimum) else 0.0
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(
+            2 if compared else 1,
+            sharex=True,
+            squeeze=False,
+            gridspec_kw={"height_ratios": [2.2, 1]} if compared else None,
+            figsize=(5.6, 4.8 if compared else 3.4),
+        )
+        top: Axes = axes[0, 0]
+        _plot_curves(top, dataset, models, reference, looks, minimum)
+        bottom: Axes = axes[-1, 0]
+        if compared:
+            base = dataset.loss_mean.sel(model=reference).values - minimum
+            scale = np.where(base > 0, base, np.nan) if height is None else np.full(base.shape, height)
+            _plot_differences(bottom, dataset, models, reference, looks, scale)
+            relative = "difference (%)" if height is None else "difference\n(% of height)"
+            bottom.set_ylabel(relative)
+        bottom.set_xlabel(dataset.attrs.get("clock", "time  $t = k\\eta$"))
+        top.set_title(_title(dataset), loc="left")
+        figure.align_ylabels()
+    plt.close(figure)
+    return figure
+
+
+def _plot_curves(
+    axes: "Axes", dataset: "xr.Dataset", models: list[str], shown: str, looks: dict[str, Any], minimum: float
+) -> None:
+    time = dataset.time.values
+    mean = dataset.loss_mean.values - minimum
+    finite = mean[np.isfinite(mean)]
+    # Less than a factor of five is easier to read on a linear axis.
+    is_loss = "quantity" not in dataset.attrs
+    logarithmic = bool(is_loss and finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
+    low = np.full(time.shape, np.nan)
+    if "loss_quantile" in dataset and bool(np.isfinite(dataset.loss_quantile.sel(model=shown)).any()):
+        low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
+        band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
+        label = f"{written(shown)}: middle 90 % of paths"
+        floor = 1e-3 * finite.min() if logarithmic else -np.inf
+        axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
+    elif np.isfinite(spread := dataset.loss_std.sel(model=shown).values).all():
+        curve = dataset.loss_mean.sel(model=shown).values - minimum
+        low = np.maximum(curve - spread, 0.1 * curve if logarithmic else -np.inf)
+        band = {"color": looks[shown]["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **band)
+    for model in models:
+        curve = dataset.loss_mean.sel(model=model).values - minimum
+        axes.plot(time, curve, label=written(model), **looks[model])
+    if logarithmic:
+        axes.set_yscale("log")
+        positive_low = low[low > 0.02 * finite.min()]
+        axes.set_ylim(bottom=0.8 * min(finite.min(), positive_low.min() if positive_low.size else np.inf))
+    if "loss_bound" in dataset:
+        limits = axes.get_ylim()
+        for label, look in zip(dataset.bound.values, itertools.cycle(_BOUNDS), strict=False):
+            bound = dataset.loss_bound.sel(bound=label).values - minimum
+            axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=written(str(label)), **look)
+        axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
+    quantity = dataset.attrs.get("quantity", "loss")
+    axes.set_ylabel(f"mean {quantity}" if minimum == 0 else f"mean {quantity} $-$ infimum")
+    crowded: dict[str, Any] = {"ncols": 2, "fontsize": 7, "loc": "upper right"} if len(models) > _FEW else {}
+    axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
+
+
+def _plot_differences(
+    axes: "Axes", dataset: "xr.Dataset", models: list[str], reference: str, looks: dict[str, Any], scale: np.ndarray
+) -> None:
+    time = dataset.time.values
+    base = dataset.loss_mean.sel(model=reference).values
+    sem_base = dataset.loss_sem.sel(model=reference).values
+    edges: list[np.ndarray] = []
+    for model in (m for m in models if m != reference):
+        here = dataset.sel(model=model)
+        ratio = 100 * (here.loss_mean.values - base) / scale
+        sem = np.hypot(np.nan_to_num(here.loss_sem.values), np.nan_to_num(sem_base))
+        half = 100 * _NORMAL_99 * sem / scale
+        look = {k: v for k, v in looks[model].items() if k != "alpha"}
+        label = None if edges else "99 % interval"
+        axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0, label=label)
+        axes.plot(time, ratio, **look)
+        edges += [ratio - half, ratio + half]
+    axes.axhline(0, color="black", linewidth=0.8)
+    values = np.concatenate(edges)
+    values = values[np.isfinite(values)]
+    if values.size and np.quantile(np.abs(values), 0.98) > _SYMLOG_FROM:
+        low, high = (max(np.ceil(np.log10(max(v, 1.0))), 0) for v in (-values.min(), values.max()))
+        axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+        axes.set_ylim(-(10**low), 10**high)
+        stride = 1 + (low + high) // 6
+        ticks = [*-(10.0 ** np.arange(0, low + 1, stride))[::-1], 0.0, *10.0 ** np.arange(0, high + 1, stride)]
+        axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.legend(loc="best", handlelength=1.2, borderpad=0.1, frameon=True, framealpha=0.7, edgecolor="none")
+
+
+def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> "Figure":
+    """Errors of a weak-order study against η, one panel per scheme, with its fitted slopes and lines of slope 1 and 2.
+
+    Args:
+        errors: columns model, scheme, function, lr, error and sem; faint lines are single functions, bold ones all.
+        slopes: fitted slopes by (model, scheme, function).
+        title: above the first panel.
+        rounding: errors below it are rounding errors.
+    """
+    schemes = list(dict.fromkeys(errors.scheme))
+    models = list(dict.fromkeys(errors.model))
+    looks = look_of({model: model for model in models})
+    headings = {"resolved": "SDE resolved", "Δt = η": "one step $\\Delta t = \\eta$"}
+    with plt.style.context(STYLE):
+        figure, panels = plt.subplots(
+            1, len(schemes), sharex=True, sharey=True, squeeze=False, figsize=(3.6 * len(schemes), 4.1)
+        )
+        shown = errors[(errors.function == "all") & (errors.error > rounding)]
+        top = float(shown.error.max()) if len(shown) else 1.0
+        lowest = max(float(shown.error.min()) if len(shown) else 1e-6, 1e-5 * top)
+        for panel, scheme in zip(panels[0], schemes, strict=True):
+            for model, function in itertools.product(models, dict.fromkeys(errors.function)):
+                part = errors[(errors.model == model) & (errors.scheme == scheme) & (errors.function == function)]
+                part = part[part.error > 0]
+                look = {k: v for k, v in looks[model].items() if k != "alpha"}
+                if function != "all":
+                    panel.plot(part.lr, part.error, color=look["color"], alpha=0.25, linewidth=0.7)
+                    continue
+                slope = slopes.loc[(model, scheme, "all"), "slope"]
+                label = written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
+                half = np.minimum(_NORMAL_99 * part["sem"], 0.99 * part.error)
+                panel.errorbar(part.lr, part.error, half, label=label, marker="o", markersize=3.5, capsize=2, **look)
+            _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
+            panel.set_title(headings.get(scheme, scheme), loc="left")
+            panel.set_xlabel("learning rate $\\eta$")
+            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "handlelength": 3.2}
+            panel.legend(title="fitted slope (bars: 99 %; faint: single functions)", **where)
+        panels[0, 0].set_ylabel("relative weak error")
+        figure.suptitle(title, x=0.02, ha="left", fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) -> None:
+    """Log-log axes that hold the errors, and grey lines of slope 1 and 2 from their upper right corner."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = np.unique(lrs)
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xlim(0.87 * ticks[0], 1.15 * ticks[-1])
+    axes.minorticks_off()
+    axes.set_ylim(0.4 * lowest, 3 * top)
+    ends = np.array([lrs.min(), lrs.max()])
+    for order, dashes in ((1, (0, (4, 3))), (2, (0, (1, 2)))):
+        line = 2 * top * (ends / lrs.max()) ** order
+        axes.plot(ends, line, color="0.6", linewidth=0.9, linestyle=dashes, zorder=0)
+        at = float(ends[0] ** 0.88 * ends[1] ** 0.12)
+        value = 2 * top * (at / lrs.max()) ** order
+        if value > lowest:
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+            axes.annotate(f"slope {order}", (at, value), color="0.35", fontsize=7, ha="center", va="center", bbox=box)
+
+
+def _title(dataset: "xr.Dataset") -> str:
+    optimizer, problem, noise = (json.loads(dataset.attrs[name]) for name in ("optimizer", "problem", "noise"))
+    run = json.loads(dataset.attrs["run"])
+    name = optimizer_label(optimizer)
+    return (
+        f"{name} on {problem_label(problem)}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}\n"
+        f"{noise_label(noise)} noise" + (f", {run['paths']} paths" if "paths" in run else "")
+    )

@@ -1,0 +1,98 @@
+"""Which point of a sweep is best, and which others are not told from it."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdelens.core import check
+from sdelens.core.names import point_label
+
+__all__ = ["Best", "best_of", "mean_and_sem"]
+
+
+class Best(NamedTuple):
+    """The point with the smallest late loss.
+
+    Attributes:
+        point: its values by key.
+        late_loss: mean loss over the last third.
+        sem: its standard error.
+        runner_up: values of the second, None where there is none.
+        difference: late loss of the second less that of the best.
+        lower: lower limit of that, one-sided.
+        ties: points that are not told from the best at `confidence`; the second, if it is one, comes first.
+        confidence: with which no point but the ties is better, all of them together.
+    """
+
+    point: dict[str, Any]
+    late_loss: float
+    sem: float
+    runner_up: dict[str, Any] | None
+    difference: float
+    lower: float
+    ties: tuple[dict[str, Any], ...]
+    confidence: float
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the best is told from every other point."""
+        return not self.ties
+
+    def __str__(self) -> str:
+        """One line for people."""
+        found = f"{point_label(self.point)}: late loss {self.late_loss:.5g} ± {self.sem:.1g}"
+        if self.runner_up is None:
+            return found
+        found += f"; next {point_label(self.runner_up)}, {self.difference:.2g} above it"
+        if self.resolved:
+            return f"{found} (resolved from all others at {self.confidence:.0%})"
+        return f"{found} (not told from {len(self.ties)} point{'s' * (len(self.ties) > 1)} at {self.confidence:.0%})"
+
+
+def best_of(
+    points: list[dict[str, Any]],
+    value: np.ndarray,
+    sem: np.ndarray,
+    groups: np.ndarray,
+    counts: np.ndarray,
+    confidence: Any,
+) -> Best:
+    """The point of smallest value, each other compared with it group by group; see `Sweep.best`.
+
+    Args:
+        points: n of them.
+        value: of every point, shape (n,); NaN where it does not count.
+        sem: their standard errors.
+        groups: values of every group of paths, shape (n, G).
+        counts: paths in each group, shape (G,).
+        confidence: with which no point but the ties is better.
+
+    Raises:
+        ValueError, TypeError: if `confidence` is not in (0.5, 1).
+    """
+    from scipy.special import stdtrit
+
+    confidence = check.fraction("confidence", confidence)
+    if confidence <= 0.5:
+        raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
+    order = np.argsort(value, kind="stable")  # NaN comes last
+    first, *others = (int(i) for i in order[: np.isfinite(value).sum()])
+    here = float(value[first]), float(sem[first])
+    if not others:
+        return Best(points[first], *here, None, np.nan, np.nan, (), confidence)
+    difference, error = mean_and_sem(groups[others] - groups[first], counts)
+    freedom, share = max(len(counts) - 1, 1), (1 - confidence) / (len(points) - 1)
+    lower = difference - float(stdtrit(freedom, 1 - share)) * error
+    ties = tuple(points[i] for i, low in zip(others, lower, strict=True) if not low > 0)
+    return Best(points[first], *here, points[others[0]], float(difference[0]), float(lower[0]), ties, float(confidence))
+
+
+def mean_and_sem(groups: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over all paths and its standard error, from group means on the last axis and numbers of paths."""
+    weights = counts / counts.sum(axis=-1, keepdims=True)
+    mean = (weights * groups).sum(axis=-1)
+    number = groups.shape[-1]
+    if number < 2:
+        return mean, np.full(mean.shape, np.nan)
+    square = (weights**2 * (groups - mean[..., None]) ** 2).sum(axis=-1) * number / (number - 1)
+    return mean, np.sqrt(square)

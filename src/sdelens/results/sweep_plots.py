@@ -1,0 +1,257 @@
+"""Figures of a sweep: a line with error bars over one key, heat maps over two, one for each value of a third."""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.patches import Rectangle
+
+from sdelens.core.names import value_labels
+from sdelens.results.plotting import STYLE, look_of, written
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+__all__ = ["Panel", "plot_sweep"]
+
+_MAP: Final = "cividis"
+"""Of even steps for colour-blind readers too, and of rising lightness, so that it reads in grey."""
+_LOG_FROM: Final = 5.0
+_EVEN: Final = 4.0
+"""Ratio of the widest to the narrowest step up to which an axis is taken for evenly spaced."""
+_MOST_CELLS: Final = 100
+_FAR: Final = 1e3
+_COLUMNS: Final = 3
+_BEST: Final = {"linestyle": "-", "linewidth": 2.2}
+_TIE: Final = {"linestyle": (0, (2, 1.5)), "linewidth": 1.4}
+_NAMES: Final = {
+    "lr": "learning rate $\\eta$",
+    "b1": "$\\beta_1$",
+    "b2": "$\\beta_2$",
+    "eps": "$\\epsilon$",
+    "weight_decay": "weight decay $\\theta$",
+}
+
+
+class Panel(NamedTuple):
+    """A quantity over the grid, of one model.
+
+    Attributes:
+        value: NaN where there is none.
+        low: lower limit; where it is 0 or less, a positive quantity is not resolved.
+        high: upper limit.
+        lost: where paths diverged.
+        marks: indices of the best point, then of those not told from it; empty for other quantities.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    lost: np.ndarray
+    marks: list[tuple[int, ...]]
+
+
+class _Axis(NamedTuple):
+    """Positions of values along an axis, the edges of their cells, and the scale."""
+
+    at: np.ndarray
+    edges: np.ndarray
+    scale: str
+    labels: list[str]
+
+
+def plot_sweep(
+    over: Mapping[str, list[Any]], panels: Mapping[str, Panel], kinds: Mapping[str, str], label: str, title: str
+) -> "Figure":
+    """The figure of one to three keys.
+
+    Args:
+        over: values by key.
+        panels: what is shown by model, arrays of one axis for every key; several models only with one key.
+        kinds: kind of every model of the sweep, by label.
+        label: of the quantity, with its unit.
+        title: above all.
+    """
+    with plt.style.context(STYLE):
+        if len(over) == 1:
+            figure = _lines(over, panels, look_of(kinds), label)
+        else:
+            ((model, panel),) = panels.items()
+            figure = _heat_maps(over, panel, f"{label}\n{written(model)}")
+        width = int(figure.get_size_inches()[0] * 13)
+        figure.suptitle(
+            "\n".join(textwrap.wrap(title.replace(" = ", "\u00a0=\u00a0"), width)), x=0.02, ha="left", fontsize=9
+        )
+    plt.close(figure)
+    return figure
+
+
+def _lines(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], looks: dict[str, Any], label: str) -> "Figure":
+    ((key, values),) = over.items()
+    axis = _axis(values)
+    figure, axes = plt.subplots()
+    for model, panel in panels.items():
+        ends = np.abs(np.stack([panel.value - panel.low, panel.high - panel.value]))
+        ends = np.where(np.isfinite(ends), ends, 0)
+        look = {k: v for k, v in looks[model].items() if k != "alpha"}
+        axes.errorbar(
+            axis.at, panel.value, ends, label=written(model), marker="o", markersize=4, capsize=2, elinewidth=1, **look
+        )
+    shown = np.concatenate([panel.value for panel in panels.values()])
+    if _is_wide(shown):
+        low = np.concatenate([panel.low for panel in panels.values()])
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7 * low[low > 0.05 * np.nanmin(shown)].min(initial=np.nanmin(shown)))
+    _dress(axes, axis)
+    axes.set_xlim(axis.edges[0], axis.edges[-1])
+    lost = np.any([panel.lost for panel in panels.values()], axis=0)
+    for i, position in enumerate(axis.at[lost]):
+        say: dict[str, Any] = {"label": "paths diverged"} if i == 0 else {}
+        axes.plot(position, 0.03, "x", color="black", transform=axes.get_xaxis_transform(), clip_on=False, **say)
+    axes.set_xlabel(_name(key))
+    axes.set_ylabel(label)
+    axes.legend(frameon=True, framealpha=0.5, edgecolor="none")
+    return figure
+
+
+def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figure":
+    """First key to the right, second upwards, a panel for every value of the third."""
+    (across, xs), (up, ys), *rest = over.items()
+    facets = rest[0][1] if rest else [None]
+    shape = (len(xs), len(ys), len(facets))
+    columns = min(len(facets), _COLUMNS)
+    rows = math.ceil(len(facets) / columns)
+    x, y = _axis(xs), _axis(ys)
+    size = (1.5 + columns * max(2.4, min(5.0, 0.62 * len(xs))), 1.1 + rows * max(2.0, min(4.2, 0.42 * len(ys) + 0.5)))
+    figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, figsize=size)
+    norm, extend = _norm(panel.value)
+    colours: Any = plt.get_cmap(_MAP).with_extremes(over="#d9d9d9")
+    few = len(xs) * len(ys) <= _MOST_CELLS
+    image: ScalarMappable | None = None
+    for f, axes in enumerate(grid.ravel()):
+        if f >= len(facets):
+            axes.set_axis_off()
+            continue
+        value, low, high, lost = (a.reshape(shape)[:, :, f] for a in panel[:4])
+        own = Panel(value, low, high, lost, [])
+        shown = np.ma.masked_invalid(value.T)
+        image = axes.pcolormesh(x.edges, y.edges, shown, norm=norm, cmap=colours, edgecolors="white", linewidth=0.5)
+        axes.grid(visible=False)
+        _cells(axes, own, x, y, lambda v: colours(norm(v)), few)
+        for n, mark in enumerate(panel.marks):
+            if mark[2:] in ((), (f,)):
+                style: dict[str, Any] = _TIE if n else _BEST
+                axes.add_patch(_box(x, y, mark[0], mark[1], fill=False, edgecolor="#D55E00", zorder=3, **style))
+        _dress(axes, x, y)
+        if rest:
+            axes.set_title(f"{_name(rest[0][0])} = {value_labels(facets)[f]}", loc="left")
+        if f % columns == 0:
+            axes.set_ylabel(_name(up))
+        if f + columns >= len(facets):
+            axes.set_xlabel(_name(across))
+            axes.xaxis.set_tick_params(labelbottom=True)
+    assert image is not None
+    figure.colorbar(image, ax=grid, extend=extend, label=label, pad=0.02)
+    said = ["crosses: paths diverged"] if panel.lost.any() else []
+    said += ["frame: smallest"] if panel.marks else []
+    said += ["dashed: not told from it"] if len(panel.marks) > 1 else []
+    if said:
+        figure.supxlabel("; ".join(said), fontsize=7, color="0.35", x=0.02, ha="left")
+    return figure
+
+
+def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, few: bool) -> None:
+    """Numbers in the cells where they are few, and crosses where paths diverged."""
+    positive = bool(np.all(panel.value[np.isfinite(panel.value)] >= 0))
+    for i, j in np.ndindex(panel.value.shape):
+        value, low, high = (float(a[i, j]) for a in panel[:3])
+        if panel.lost[i, j]:
+            axes.add_patch(_box(x, y, i, j, facecolor="#f2f2f2", edgecolor="0.55", hatch="xxx", linewidth=0.5))
+        elif few and np.isfinite(value):
+            text = f"<{_digits(high)}" if positive and low <= 0 < high else _digits(value)
+            red, green, blue, _ = colour(value)
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
+            axes.text(float(x.at[i]), float(y.at[j]), text, color="white" if dark else "black", **look)
+
+
+def _box(x: _Axis, y: _Axis, i: int, j: int, **look: Any) -> Rectangle:
+    """The outline of a cell."""
+    (left, right), (low, high) = (map(float, axis.edges[k : k + 2]) for axis, k in ((x, i), (y, j)))
+    return Rectangle((left, low), right - left, high - low, **look)
+
+
+def _norm(value: np.ndarray) -> tuple[Normalize, str]:
+    """Colours for the values; those more than a thousand times the smallest half, if few, lie beyond the scale."""
+    finite = value[np.isfinite(value)]
+    if not finite.size:
+        return Normalize(0, 1), "neither"
+    low, high, extend = float(finite.min()), float(finite.max()), "neither"
+    if low > 0 and high > _FAR * float(np.median(finite)):
+        high, extend = float(finite[finite <= _FAR * np.median(finite)].max()), "max"
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    return (LogNorm(low, high) if low > 0 and high > _LOG_FROM * low else Normalize(low, high)), extend
+
+
+def _axis(values: list[Any]) -> _Axis:
+    """Where values lie: by their logarithms or themselves where these are evenly spaced, else one after another."""
+    labels, count = value_labels(values), len(values)
+    plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    numbers = np.array(values, float) if plain else np.arange(count, dtype=float)
+    if plain and count > 1:
+        if (numbers > 0).all() and _is_even(logs := np.log(numbers)) and _is_log(numbers):
+            edges = np.exp(_edges(logs))
+            return _Axis(numbers, edges, "log", labels)
+        if _is_even(numbers):
+            return _Axis(numbers, _edges(numbers), "linear", labels)
+    at = np.arange(count, dtype=float)
+    return _Axis(at, _edges(at) if count > 1 else np.array([-0.5, 0.5]), "linear", labels)
+
+
+def _is_even(numbers: np.ndarray) -> bool:
+    steps = np.diff(numbers)
+    return bool((np.sign(steps) == np.sign(steps[0])).all() and steps[0] != 0) and bool(
+        np.abs(steps).max() <= _EVEN * np.abs(steps).min()
+    )
+
+
+def _is_log(numbers: np.ndarray) -> bool:
+    """Whether the ratios of neighbours are more alike than their differences."""
+    ratios, steps = np.abs(np.diff(np.log(numbers))), np.abs(np.diff(numbers))
+    if len(numbers) == 2:
+        return bool(numbers.max() > 2 * numbers.min())
+    return bool(ratios.max() / ratios.min() < steps.max() / steps.min())
+
+
+def _edges(at: np.ndarray) -> np.ndarray:
+    middle = (at[1:] + at[:-1]) / 2
+    return np.concatenate([[2 * at[0] - middle[0]], middle, [2 * at[-1] - middle[-1]]])
+
+
+def _dress(axes: "Axes", *given: _Axis) -> None:
+    """Scales and ticks at the values, to the right and upwards; of many every second or third is labelled."""
+    for values, axis, rescale in zip(given, (axes.xaxis, axes.yaxis), (axes.set_xscale, axes.set_yscale), strict=False):
+        rescale(values.scale)
+        stride = math.ceil(len(values.labels) / 10)
+        axis.set_ticks(values.at[::stride], values.labels[::stride])
+        axis.set_ticks([], minor=True)
+
+
+def _is_wide(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return bool(finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2g}" if abs(value) < 100 or abs(value) >= 1e4 else f"{value:.0f}"
+
+
+def _name(key: str) -> str:
+    return _NAMES.get(key, key.replace("_", " ").replace("$", r"\$"))

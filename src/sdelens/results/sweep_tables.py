@@ -1,0 +1,93 @@
+"""What a sweep says in words: title, table of its points, notes."""
+
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from sdelens.core.names import value_labels
+from sdelens.results import tables
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["notes", "table", "title"]
+
+_ROWS = 60
+"""Points up to which the printed table holds all."""
+_SHOWN = 20
+
+
+class TabulatedSweep(Protocol):
+    """What the tables need of a `sdelens.Sweep`."""
+
+    dataset: "xr.Dataset"
+
+    @property
+    def first(self) -> tables.TabulatedResult: ...
+    @property
+    def over(self) -> dict[str, list[Any]]: ...
+    @property
+    def models(self) -> list[str]: ...
+    @property
+    def points(self) -> list[dict[str, Any]]: ...
+    @property
+    def reference(self) -> str: ...
+    @property
+    def compares(self) -> bool: ...
+    def head(self, key: str) -> str: ...
+    def late_loss(self) -> "pd.DataFrame": ...
+    def best(self) -> Any: ...
+    def at(self, point: dict[str, Any]) -> Any: ...
+
+
+def title(sweep: TabulatedSweep) -> str:
+    """One line: what was run."""
+    noise = [key.removeprefix("noise.") for key in sweep.over if key.startswith("noise.")]
+    base = tables.title(sweep.first, [*sweep.over], noise)
+    swept = [f"{len(values)} {key}" for key, values in sweep.over.items() if len(values) > 1]
+    held = [f"{sweep.head(key)}={value_labels(values)[0]}" for key, values in sweep.over.items() if len(values) == 1]
+    return f"{base}; {', '.join([' × '.join(swept)] * bool(swept) + held)}"
+
+
+def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, as text: all points, or the best of many."""
+    late, points, reference = sweep.late_loss(), sweep.points, sweep.reference
+    cells = late.to_numpy().reshape(len(points), len(sweep.models), 3)
+    shown = list(range(len(points)))
+    if len(points) > _ROWS:
+        shown = np.argsort(cells[:, sweep.models.index(reference), 0], kind="stable")[:_SHOWN].tolist()
+    others = [model for model in sweep.models if model != reference] if sweep.compares else []
+    labels = {key: value_labels(values) for key, values in sweep.over.items()}
+    head = [*map(sweep.head, sweep.over), *(f"{m}: late loss ± sem" for m in sweep.models)]
+    head += [*(f"{m}: error" for m in others), "diverged"]
+    rows = []
+    for i in shown:
+        row = [labels[key][sweep.over[key].index(value)] for key, value in points[i].items()]
+        row += ["diverged" if lost else f"{value:.4g} ± {sem:.1g}" for value, sem, lost in cells[i]]
+        errors = sweep.at(points[i]).point_errors() if others else {}
+        for error, floor in (errors[model] for model in others):
+            below = error == 0 and floor > 0
+            row.append(f"<{tables.percent(floor)}" if below else tables.percent(error))
+        rows.append([*row, str(int(cells[i, :, 2].max()))])
+    return head, rows
+
+
+def notes(sweep: TabulatedSweep) -> list[str]:
+    """What the table's columns mean, which point is best, and the time it took."""
+    device, count = json.loads(sweep.dataset.attrs["device"]), len(sweep.points)
+    found = ["late loss: mean over the last third of the run. All points share their random numbers."]
+    if sweep.compares:
+        found.append(
+            "error: L2 of the mean-loss curve against the optimizer's, relative to that; <: below what a perfect model "
+            "shows at these path numbers; `errors` has limits."
+        )
+    if count > _ROWS:
+        found.append(f"The {_SHOWN} best of {count} points; `late_loss` has all.")
+    if np.isfinite(sweep.late_loss().xs(sweep.reference, level="model").late_loss).any():
+        found.append(f"Best of {sweep.reference!r}: {sweep.best()}.")
+    indexed = [key for key in sweep.over if "values" in sweep.dataset[key].attrs]
+    found += [f"{key}: {sweep.dataset[key].attrs['values']}." for key in indexed]
+    seconds = float(sweep.dataset.wall_time.sum())
+    return [*found, f"{count} points on {device['count']} × {device['kind']}, {seconds:.1f} s."]

@@ -1,0 +1,187 @@
+"""What a result says in words and tables: title, table of errors, further tables, notes; as text and as HTML."""
+
+from collections.abc import Container
+from html import escape
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from sdelens.core.files import text_table
+from sdelens.core.names import noise_label, optimizer_label, problem_label, schedule_label
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["as_html", "as_text", "details", "html_table", "notes", "percent", "table", "title"]
+
+
+class TabulatedResult(Protocol):
+    """What the tables need of a `sdelens.Result`."""
+
+    dataset: "xr.Dataset"
+
+    @property
+    def info(self) -> dict[str, Any]: ...
+    @property
+    def models(self) -> list[str]: ...
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]: ...
+    @property
+    def observables(self) -> list[str]: ...
+    @property
+    def compares(self) -> bool: ...
+    def has_paths(self, model: str) -> bool: ...
+    def of(self, observable: str) -> "TabulatedResult": ...
+    def errors(self) -> "pd.DataFrame": ...
+    def distances(self) -> "pd.DataFrame": ...
+
+
+def as_text(result: TabulatedResult) -> str:
+    """Title, tables and notes as plain text."""
+    lines = [title(result), "", *text_table(*table(result)), "", *notes(result)]
+    for caption, head, rows in details(result):
+        lines += ["", caption, "", *text_table(head, rows)]
+    return "\n".join(lines)
+
+
+def as_html(result: TabulatedResult) -> str:
+    """The same as HTML, for notebooks."""
+    said = "<br>".join(escape(n) for n in notes(result))
+    further = "".join(html_table(*detail) for detail in details(result))
+    return f"{html_table(title(result), *table(result))}<p>{said}</p>{further}"
+
+
+def title(result: TabulatedResult, without: Container[str] = (), without_noise: Container[str] = ()) -> str:
+    """One line: what was run, but for the numbers of the optimizer and of the noise that are named."""
+    info, run = result.info, result.info["run"]
+    noise = {k: v for k, v in info["noise"].items() if k not in without_noise}
+    numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float) and k not in without)
+    if "schedule" in info["optimizer"]:
+        numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
+    numbers += ", independent decay" if info["optimizer"].get("decay") == "independent" else ""
+    start = f"start: {run['start']}, " if "start" in run else ""
+    return (
+        f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
+        f"{noise_label(noise)} noise: {start}{run['steps']} steps"
+        + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
+    )
+
+
+def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the printed table, as text."""
+    final = result.dataset.isel(step=-1)
+    head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "spread", "diverged"]
+    compared = result.compares
+    errors: dict[Any, dict[Any, Any]] = result.errors().to_dict("index") if compared else {}
+    resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
+    rows = []
+    for model in result.models:
+        here = final.sel(model=model)
+        n_paths = result.dataset.n_paths.sel(model=model).values
+        final_loss = f"{float(here.loss_mean):.5g}" if np.isfinite(float(here.loss_mean)) else "-"
+        start = [model, f"{final_loss} ± {float(here.loss_sem):.1g}" if result.has_paths(model) else final_loss]
+        middle = ["-"] * 5
+        split = ["-"] if resolved else []
+        if model in errors:
+            row = errors[model]
+            limits = f"{percent(row['lower'])} – {percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
+            shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
+            error = "diverged" if row["diverged"] and np.isnan(row["error"]) else percent(row["error"])
+            middle = [error, limits, percent(row["floor"]), shift, _interval(row)]
+            if np.isfinite(row["discretisation"]):
+                split = [percent(row["discretisation"])]
+        rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
+    if resolved:
+        head.append("discretisation")
+    return head, rows
+
+
+def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Further tables, each with caption, header and rows: observables, and the laws of coordinates at the end."""
+    found: list[tuple[str, list[str], list[list[str]]]] = []
+    if result.observables:
+        rows = []
+        for name in result.observables:
+            table = result.of(name)
+            errors: dict[Any, Any] = table.errors().to_dict("index") if result.compares else {}
+            for model in (m for m in result.models if result.has_paths(m)):
+                here = table.dataset.sel(model=model).isel(step=-1)
+                row = errors.get(model)
+                limits = "-" if row is None else f"{percent(row['lower'])} – {percent(row['upper'])}"
+                error, spread = ("-", "-") if row is None else (percent(row["error"]), _interval(row))
+                final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
+                rows.append([name, model, final, error, limits, spread])
+        caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
+        found.append((caption, ["observable", "model", "final ± sem", "error", "99 % limits", "spread"], rows))
+    if "end_x" in result.dataset and result.compares:
+        rows, distances = [], result.distances()
+        for model in dict.fromkeys(distances.index.get_level_values(0)):
+            own = distances.loc[model]
+            single = own.drop(index="all")
+            row = own.loc["all"]
+            if single.distance.isna().all():
+                rows.append([model, *["-"] * 4])
+                continue
+            worst = single.distance.idxmax()
+            cells = [f"{row.distance:.3g}", f"{row.null:.3g}", f"{row.p_value:.2g}"]
+            rows.append([model, *cells, f"{single.distance.max():.3g} (coordinate {worst})"])
+        caption = (
+            f"Laws of {result.dataset.sizes['marginal']} coordinates at the end: mean W₁ distance from the "
+            "optimizer's in its standard deviations; null: its 99 % point for two samples of one law."
+        )
+        found.append((caption, ["model", "W₁", "null", "p", "largest"], rows))
+    return found
+
+
+def notes(result: TabulatedResult) -> list[str]:
+    """What the table's columns mean, the devices used, and how to use more."""
+    device = result.info["device"]
+    seconds = sum(m["wall_time"] for m in result.info["models"].values())
+    notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
+    if device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in result.info["run"]:
+        notes.append(
+            f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
+            "before the first use of JAX makes each a device."
+        )
+    if result.compares:
+        scale = "" if np.isfinite(float(result.dataset.attrs["infimum"])) else " less its smallest value"
+        notes.insert(
+            0,
+            f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
+            "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean; "
+            "spread: standard deviation over paths relative to the optimizer's, averaged over time.",
+        )
+    elif len(result.models) > 1:
+        notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
+    lost = result.dataset.n_paths.isel(step=0) - result.dataset.n_paths.isel(step=-1)
+    if "loss_bound" in result.dataset:
+        notes.insert(0, f"Bounds in the figure: {', '.join(str(b) for b in result.dataset.bound.values)}.")
+    if any(model["model"] == "prediction" for model in result.settings.values()):
+        notes.insert(0, "prediction: mean and covariance of the state from step to step, without paths.")
+    if int(lost.sum()):
+        notes.insert(
+            0,
+            "Paths that diverge inflate mean, spread and errors until they overflow; then they leave the averages.",
+        )
+    return notes
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    """The ratio of standard deviations with its limits."""
+    if not np.isfinite(row["spread"]):
+        return "-"
+    limits = f" ({row['spread_lower']:.2f} – {row['spread_upper']:.2f})" if np.isfinite(row["spread_upper"]) else ""
+    return f"{row['spread']:.2f}{limits}"
+
+
+def html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
+    """A table as HTML."""
+    cells = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    header = "".join(f'<th scope="col">{escape(c)}</th>' for c in head)
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
+
+
+def percent(value: float) -> str:
+    """A share in percent, with two digits."""
+    return "-" if np.isnan(value) else f"{100 * value:.2g} %"

@@ -1,0 +1,1 @@
+"""Running ensembles: options, experiments and grids, segments on the devices, statistics, checkpoints, processes."""

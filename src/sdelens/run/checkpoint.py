@@ -1,0 +1,324 @@
+"""Checkpoints of a run: which models are finished, and where the one under way stands.
+
+Carries are pytrees of arrays, known by their leaves; summaries are named arrays. What they hold is not looked into.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sdelens.core import check
+from sdelens.core.files import held_folder
+from sdelens.run.processes import Group, current
+from sdelens.run.statistics import Summary
+from sdelens.run.store import Store, decoded, encoded
+
+__all__ = [
+    "Checkpoints",
+    "Position",
+    "differences",
+    "digest",
+    "has_checkpoint",
+    "keep_checkpoints",
+    "open_checkpoints",
+    "packed",
+    "unpacked",
+]
+
+_SECONDS = 30.0
+_SHARE = 0.02
+_SHOWN = 5
+_SHOWN_LENGTH = 40
+
+
+class Position(NamedTuple):
+    """Where an ensemble stands.
+
+    Attributes:
+        first: index of the first path of the chunk under way.
+        done: records of that chunk so far.
+        merged: the chunks before it, None where there is none.
+        records: those records, None where there is none.
+        carry: leaves of the states after them, empty at the start of the chunk.
+    """
+
+    first: int
+    done: int
+    merged: Summary | None
+    records: Summary | None
+    carry: list[Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run; made by `keep_checkpoints`.
+
+    Attributes:
+        finished: summary and wall time in s of every finished model, by label.
+        position: where the model under way stood when it was saved, None at its start.
+    """
+
+    def __init__(self, store: Store, every: int | None) -> None:
+        self._store, self._every = store, every
+        self._identity: dict[str, Any] = {}
+        self._label: str | None = None
+        self._before, self._begin = 0.0, 0.0
+        self._saved, self._interval = time.monotonic(), _SECONDS
+        self.finished: dict[str, tuple[Summary, float]] = {}
+        self.position: Position | None = None
+
+    def start(self, identity: dict[str, Any]) -> None:
+        """Take up what is saved, if anything is.
+
+        Args:
+            identity: what tells the run from others, by name; JSON types only.
+
+        Raises:
+            ValueError: naming what differs, if another run was saved.
+            OSError: if all files are damaged.
+        """
+        self._identity, self.finished, self._label, self.position = identity, {}, None, None
+        found = self._store.load()
+        if found is None:
+            return
+        arrays, state = found
+        if differing := differences(state["identity"], identity):
+            more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            raise ValueError(
+                f"checkpoint: {str(self._store.folder)!r} holds another run: "
+                f"{'; '.join(differing[:_SHOWN])}{more}. Repeat that run as it was, or give another folder."
+            )
+        for i, (label, seconds) in enumerate(state["finished"]):
+            self.finished[label] = (unpacked(arrays, f"finished/{i}/"), seconds)
+        if (running := state["running"]) is not None:
+            self._label, self._before = running["label"], running["seconds"]
+            merged, records = (
+                unpacked(arrays, f"{part}/") if running[part] else None for part in ("merged", "records")
+            )
+            carry = [arrays[f"carry/{i}"] for i in range(running["carry"])]
+            self.position = Position(running["first"], running["done"], merged, records, carry)
+
+    def agree(self, group: Group) -> None:
+        """Take a model for finished that is so for any of the processes, which may have stopped at different places."""
+        if group.count == 1:
+            return
+
+        def join(parts: list[bytes]) -> bytes:
+            found: dict[str, tuple[dict[str, np.ndarray], float]] = {}
+            for part in parts:
+                arrays, seconds = decoded(part)
+                for label in seconds:
+                    found.setdefault(label, (_under(arrays, f"{label}/"), seconds[label]))
+            return _finished_bytes(found)
+
+        own = {label: (packed(summary, ""), seconds) for label, (summary, seconds) in self.finished.items()}
+        arrays, seconds = decoded(group.combine("finished models", _finished_bytes(own), join))
+        self.finished = {label: (unpacked(arrays, f"{label}/"), seconds[label]) for label in seconds}
+        if self._label in self.finished:
+            self._label = self.position = None
+
+    def begin(self, label: str) -> None:
+        """Say which model runs now."""
+        if label != self._label:
+            self._label, self._before, self.position = label, 0.0, None
+        self._begin = time.perf_counter()
+
+    def finish(self, label: str, summary: Summary) -> float:
+        """Take in a finished model; its wall time in s, over all parts of the run."""
+        self.finished[label] = (summary, self._seconds())
+        self._label = self.position = None
+        if self.due():
+            self.save(None)
+        return self.finished[label][1]
+
+    def cadence(self, record_every: int, records: int) -> int:
+        """Records from one checkpoint to the next where steps count; all where time does."""
+        return records if self._every is None else -(-self._every // record_every)
+
+    def due(self, reached: bool = True) -> bool:
+        """Whether to save now: where steps count, if they are `reached`; else every 30 s, within 2 % of the time."""
+        return reached if self._every is not None else time.monotonic() - self._saved >= self._interval
+
+    def save(self, position: Position | None) -> None:
+        """Write where the run stands: in the model under way, or between two.
+
+        Raises:
+            OSError: if that cannot be written.
+        """
+        begin = time.monotonic()
+        arrays: dict[str, np.ndarray] = {}
+        for i, (summary, _) in enumerate(self.finished.values()):
+            arrays |= packed(summary, f"finished/{i}/")
+        running = None
+        if position is not None:
+            running = {"label": self._label, "seconds": self._seconds(), "first": position.first}
+            running |= {"done": position.done, "carry": len(position.carry)}
+            for part in ("merged", "records"):
+                summary = getattr(position, part)
+                running[part] = summary is not None
+                arrays |= {} if summary is None else packed(summary, f"{part}/")
+            arrays |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(position.carry)}
+        finished = [(label, seconds) for label, (_, seconds) in self.finished.items()]
+        self._store.save(arrays, {"identity": self._identity, "finished": finished, "running": running})
+        self._saved = time.monotonic()
+        self._interval = max(_SECONDS, (self._saved - begin) / _SHARE)
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._begin
+
+
+def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds checkpoints of an unfinished run, of one process or several."""
+    return any(Store(part).files() for part in _parts(Path(folder)))
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders of checkpoints that there are: itself, and one for each of several processes."""
+    return [part for part in (folder, *sorted(folder.glob("process-*"))) if part.is_dir()]
+
+
+def _check_parts(folder: Path, own: Path) -> None:
+    """Refuse checkpoints of a run of one process by one of several, and the other way round."""
+    for part in _parts(folder):
+        if (part == folder) != (own == folder) and Store(part).files():
+            held, here = ("one process", "several") if part == folder else ("several processes", "one")
+            raise ValueError(
+                f"checkpoint: {str(folder)!r} holds a run of {held}, and this is {here}; go on with as many processes "
+                "as it had, or give another folder."
+            )
+
+
+@contextmanager
+def keep_checkpoints(
+    folder: str | os.PathLike[str], every: int | None = None, resume: bool = False
+) -> Iterator[Checkpoints]:
+    """Checkpoints of one run for ``checkpoint=``, removed when the block ends well: save the result inside.
+
+    Args:
+        folder: where they lie; made if need be, and removed at the end if nothing else is in it. Of several processes
+            each has a folder process-I in it, which no other needs to see, and all end the block together.
+        every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every 30 s, or less
+            often where writing would take more than 2 % of the time.
+        resume: go on with the run whose checkpoint is there; where there is none, start from the beginning.
+
+    Raises:
+        ValueError, TypeError: if `every` is not a whole number of at least 1.
+        FileExistsError: if there is a checkpoint of an unfinished run, and `resume` is False.
+        BlockingIOError: if another run uses the folder.
+        OSError: if it cannot be written, or is a file.
+    """
+    every = None if every is None else check.at_least("checkpoint_every", every, 1)
+    group = current()
+    own = Path(folder) if group.count == 1 else Path(folder) / f"process-{group.index}"
+    try:
+        with group.run():
+            _check_parts(Path(folder), own)
+            with held_folder("checkpoint", own) as held:
+                store = Store(held)
+                if not resume and store.files():
+                    raise FileExistsError(
+                        f"checkpoint: {str(held)!r} holds a checkpoint of an unfinished run; go on with it by "
+                        "resume=True (--resume), or delete the folder to start from the beginning."
+                    )
+                yield Checkpoints(store, every)
+                group.wait("the end of the checkpoints")
+                store.remove()
+    finally:
+        with suppress(OSError):  # something else is in it
+            own.rmdir()
+            Path(folder).rmdir()
+
+
+@contextmanager
+def open_checkpoints(checkpoint: Any, every: int | None, resume: bool) -> Iterator[Checkpoints | None]:
+    """What ``checkpoint=``, ``checkpoint_every=`` and ``resume=`` mean together.
+
+    Raises:
+        ValueError, TypeError: if they do not fit together.
+        OSError: as `keep_checkpoints`.
+    """
+    if not isinstance(resume, bool):
+        raise TypeError(f"resume: got {resume!r}; give True or False.")
+    if isinstance(checkpoint, str | os.PathLike):
+        with keep_checkpoints(checkpoint, every, resume) as kept:
+            yield kept
+        return
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
+        raise TypeError(f"checkpoint: got {type(checkpoint).__name__}; give a folder.")
+    if every is not None or resume:
+        name, value = ("resume", resume) if resume else ("checkpoint_every", every)
+        remedy = "give checkpoint= a folder." if checkpoint is None else "give it to keep_checkpoints instead."
+        raise ValueError(f"{name}: got {value}, but there is no folder for checkpoints; {remedy}")
+    yield checkpoint
+
+
+def digest(tree: Any, text: str = "") -> str:
+    """SHA-256 of a text and of the leaves of a pytree, with their shapes and types."""
+    total = hashlib.sha256(text.encode())
+    for leaf in jax.tree.leaves(tree):
+        array = np.asarray(leaf)
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "", where: str = "here") -> list[str]:
+    """What differs between two nested mappings, each in words: `own` is the one `where`."""
+    found: list[str] = []
+    for key in {**saved, **own}:
+        a, b = saved.get(key), own.get(key)
+        if a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.", where)
+        elif max(len(str(a)), len(str(b))) > _SHOWN_LENGTH:
+            found.append(f"{prefix}{key} differs")
+        else:
+            found.append(f"{prefix}{key} is {a}, {where} {b}")
+    return found
+
+
+def _finished_bytes(finished: Mapping[str, tuple[Mapping[str, np.ndarray], float]]) -> bytes:
+    """Packed summaries and seconds of finished models."""
+    arrays = {f"{label}/{name}": array for label, (own, _) in finished.items() for name, array in own.items()}
+    return encoded(arrays, {label: seconds for label, (_, seconds) in finished.items()})
+
+
+def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a summary by name; of tables of counts, which are mostly zeros, the columns in use."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in summary._asdict().items():
+        if array.ndim == 2 and array.dtype.kind in "iu":
+            used = np.flatnonzero(array.any(axis=0))
+            arrays[f"{prefix}{name}"] = array[:, used]
+            arrays[f"{prefix}{name}/columns"] = used
+            arrays[f"{prefix}{name}/width"] = np.asarray(array.shape[1])
+        else:
+            arrays[f"{prefix}{name}"] = array
+    return arrays
+
+
+def unpacked(arrays: Mapping[str, np.ndarray], prefix: str) -> Summary:
+    """The summary whose arrays `packed` named with this prefix."""
+    found = _under(arrays, prefix)
+    fields: dict[str, np.ndarray] = {}
+    for name, array in found.items():
+        if name.endswith(("/columns", "/width")):
+            continue
+        if f"{name}/width" in found:
+            fields[name] = np.zeros((array.shape[0], int(found[f"{name}/width"])), array.dtype)
+            fields[name][:, found[f"{name}/columns"]] = array
+        else:
+            fields[name] = array
+    return Summary(**fields)

@@ -1,0 +1,350 @@
+"""Thousands of paths at once: sharded over the devices, chunked in memory, reduced as they run.
+
+Paths lie on the last axis of every array. A chunk of paths is split over all devices with `shard_map`; each device
+advances its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
+The host runs short segments one after another, long enough that their start-up does not count (about half a second),
+and joins their records; that is where progress is reported. Random numbers depend on the global index of a path
+(`core.random`), never on where or with whom it runs. Of several processes each runs a range of paths on its own devices, in
+its own time; only their summaries are joined.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sdelens.cases.observables import Observables
+from sdelens.core.compilation import quick
+from sdelens.core.random import Stream, stream_key
+from sdelens.integrate import Stepper
+from sdelens.run.checkpoint import Checkpoints, Position, digest, packed, unpacked
+from sdelens.run.processes import ALONE, Group
+from sdelens.run.segment import PARAMETERS, PATHS, Carry, Span, Static, initialised, placed, segment, start
+from sdelens.run.statistics import BUCKETS, GROUPS, Record, Summary, merge, quantiles, unpack
+from sdelens.run.store import decoded, encoded
+
+__all__ = ["Plan", "chunk_size", "compilations", "path_bytes", "path_steps", "program", "record_steps", "run_ensemble"]
+
+_SEGMENT_SECONDS = 0.5
+_SEGMENT_RECORDS = 256
+_BUFFER_BYTES = 2**26
+_CHUNK_BYTES = 2**30
+_CACHED_BYTES, _CACHED_PATHS = 2**26, 64
+_SKETCH_BYTES = 2**28
+
+
+class Plan(NamedTuple):
+    """How an ensemble is run; hashable, so that equal plans share one compilation.
+
+    Attributes:
+        steps: optimizer steps.
+        paths: number of paths.
+        record_every: steps between records; the last step is always recorded.
+        chunk: paths in flight at once.
+        keep_paths: number of paths whose whole course is kept.
+        devices: the devices to shard over.
+        marginals: coordinates that are kept of every path at the end.
+        share: first and end of the paths that this process runs; None: all of them.
+        parameter_shards: devices over which the parameters of each path are split.
+        runs: how many runs of this size share their programs, as those of a sweep do.
+    """
+
+    steps: int
+    paths: int
+    record_every: int
+    chunk: int
+    keep_paths: int
+    devices: tuple[Any, ...]
+    marginals: tuple[int, ...] = ()
+    share: tuple[int, int] | None = None
+    parameter_shards: int = 1
+    runs: int = 1
+
+    @property
+    def width(self) -> int:
+        """Shards of paths: a chunk is a multiple of them."""
+        return len(self.devices) // self.parameter_shards
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of paths."""
+        return min(GROUPS, self.paths)
+
+    @property
+    def own(self) -> range:
+        """The paths that this process runs."""
+        return range(*(self.share or (0, self.paths)))
+
+    @property
+    def own_kept(self) -> int:
+        """How many of them are kept whole: the first paths of all are."""
+        return len(range(self.own.start, min(self.keep_paths, self.own.stop)))
+
+
+def record_steps(steps: int, record_every: int) -> np.ndarray:
+    """Recorded steps: 0, every `record_every`-th, and the last."""
+    return np.minimum(np.arange(-(-steps // record_every) + 1) * record_every, steps)
+
+
+def path_bytes(stepper: Stepper) -> int:
+    """Memory of one path in flight: its state, about three further copies (gradient, noise, increments), its draws."""
+    one = Stream(np.zeros(2, np.uint32), np.zeros(1, np.uint32))  # type: ignore[arg-type]
+    leaves = jax.tree.leaves(jax.eval_shape(initialised, stepper, one))
+    widest = max(a.dtype.itemsize for a in leaves)
+    return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) + 2 * widest * stepper.draws
+
+
+def chunk_size(stepper: Stepper, plan: Plan) -> int:
+    """Paths in flight, a multiple of their shards, such that states and temporaries stay near 1 GiB.
+
+    On a CPU near 64 MiB, what caches hold, but not below 64 paths a device; unless the sketches of all records, which
+    several chunks must keep, would be large.
+    """
+    each = path_bytes(stepper)
+    fitting = max(_CHUNK_BYTES // each, plan.width)
+    sketches = len(record_steps(plan.steps, plan.record_every)) * BUCKETS * 4
+    if plan.devices[0].platform == "cpu" and sketches <= _SKETCH_BYTES:
+        fitting = min(fitting, max(_CACHED_BYTES // each, _CACHED_PATHS * plan.width))
+    return min(-(-len(plan.own) // plan.width), fitting // plan.width) * plan.width
+
+
+def path_steps(plan: Plan, position: Position | None) -> int:
+    """Steps of all paths of this process together that are done at a position of an ensemble."""
+    if position is None:
+        return 0
+    counted = max(min(plan.chunk, plan.own.stop - position.first), 0)
+    return (min(position.first, plan.own.stop) - plan.own.start) * plan.steps + min(
+        position.done * plan.record_every, plan.steps
+    ) * counted
+
+
+def run_ensemble(
+    stepper: Stepper,
+    plan: Plan,
+    seed: int,
+    stream: str,
+    offset: float,
+    levels: np.ndarray,
+    progress: Callable[[int], None] | None = None,
+    observables: Observables | None = None,
+    checkpoints: Checkpoints | None = None,
+    group: Group = ALONE,
+) -> Summary:
+    """Run all paths of `stepper` and return their statistics at the recorded steps.
+
+    Args:
+        stepper: what to run.
+        plan: sizes and devices.
+        seed: seed of all randomness.
+        stream: name of the stream of random numbers; equal names share their draws.
+        offset: subtracted from the loss before quantiles.
+        levels: levels of the quantiles, which take the place of the histogram in the summary.
+        progress: called with the number of path-steps done since its last call.
+        observables: what is recorded beside the loss.
+        checkpoints: where to go on from and to save; numbers do not depend on it.
+        group: the processes that run a share each; all return the statistics of all paths.
+    """
+    position = None if checkpoints is None else checkpoints.position
+    position = position or Position(plan.own.start, 0, None, None, [])
+    summary = position.merged
+    one_chunk = group.count == 1 and len(plan.own) <= plan.chunk
+    for first in range(position.first, plan.own.stop, plan.chunk):
+        part = _run_chunk(
+            stepper,
+            plan,
+            seed,
+            stream,
+            offset,
+            position,
+            levels if one_chunk else None,
+            progress,
+            observables,
+            checkpoints,
+        )
+        summary = merge(summary, part)
+        summary = summary._replace(kept=summary.kept[:, : plan.own_kept])
+        position = Position(first + plan.chunk, 0, summary, None, [])
+        if checkpoints is not None and (group.count > 1 or position.first < plan.own.stop) and checkpoints.due():
+            checkpoints.save(position)
+    assert summary is not None
+    if group.count > 1:
+        return _of_all(summary, levels, stream, group)
+    return summary if one_chunk else summary._replace(histogram=quantiles(summary.histogram, levels))
+
+
+def _of_all(summary: Summary, levels: np.ndarray, stream: str, group: Group) -> Summary:
+    """The statistics of the paths of all processes, in their order."""
+
+    def join(parts: list[bytes]) -> bytes:
+        total: Summary | None = None
+        for part in parts:
+            total = merge(total, unpacked(decoded(part)[0], ""))
+        assert total is not None
+        return encoded(packed(total._replace(histogram=quantiles(total.histogram, levels)), ""), {})
+
+    return unpacked(decoded(group.combine(stream, encoded(packed(summary, ""), {}), join))[0], "")
+
+
+def _run_chunk(
+    stepper: Stepper,
+    plan: Plan,
+    seed: int,
+    stream: str,
+    offset: float,
+    position: Position,
+    levels: np.ndarray | None,
+    progress: Callable[[int], None] | None,
+    observables: Observables | None,
+    checkpoints: Checkpoints | None,
+) -> Summary:
+    """Run one chunk from a position on; its sketches become quantiles at once if `levels` are given, lest they pile up.
+
+    All chunks have one width, so that they share a compilation; surplus paths of the last never count.
+    """
+    static, sharded = _laid_out(plan)
+    first = position.first
+    paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
+    key = stream_key(seed, stream)
+    stepper, observables = _everywhere((stepper, observables), static.mesh)
+    carry = start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, static)
+    records = len(record_steps(plan.steps, plan.record_every))
+    buffer = _buffer(plan, stepper.position(carry.state).shape[0])
+    counted = min(plan.chunk, plan.own.stop - first)
+    parts: list[Summary] = []
+    done, length = position.done, 2
+    span = Span(done, length, plan.steps, plan.record_every, offset)
+    advance = segment.chosen(_repeats(plan), stepper, observables, carry, paths, key, span, static, buffer)
+    watched = 1 if observables is None else 1 + len(observables.names)
+    if position.records is not None:
+        carry, parts = _restored(carry, position.carry), [position.records]
+    reported = min(done * plan.record_every, plan.steps)
+    cadence = records if checkpoints is None else checkpoints.cadence(plan.record_every, records)
+    while done < records:
+        length = min(length, records - done, buffer, cadence - done % cadence)
+        begin = time.perf_counter()
+        span = Span(done, length, plan.steps, plan.record_every, offset)
+        carry, out = advance(stepper, observables, carry, paths, key, span, static, buffer)
+        part = _to_summary(jax.tree.map(np.asarray, out), length, first, plan, watched)
+        if levels is not None:
+            part = part._replace(histogram=quantiles(part.histogram, levels))
+        parts.append(part)
+        seconds = max(time.perf_counter() - begin, 1e-6)
+        done += length
+        if progress is not None:
+            steps_done = min(done * plan.record_every, plan.steps)
+            progress((steps_done - reported) * counted)
+            reported = steps_done
+        if checkpoints is not None and done < records and checkpoints.due(done % cadence == 0):
+            parts = [_joined(parts)]
+            checkpoints.save(Position(first, done, position.merged, parts[0], jax.tree.leaves(carry)))
+        # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
+        length = max(1, min(16 * length, int(length * _SEGMENT_SECONDS / seconds)))
+    return _joined(parts)._replace(ends=_ends(stepper, carry, plan.marginals, counted))
+
+
+def _everywhere(tree: Any, mesh: Mesh) -> Any:
+    """The tree with its arrays on all devices, each once: otherwise every segment would send the data to them anew."""
+    sharding, placed = NamedSharding(mesh, PartitionSpec()), dict[int, Array]()
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if id(leaf) not in placed:
+            placed[id(leaf)] = jax.device_put(leaf, sharding)
+        return placed[id(leaf)]
+
+    return jax.tree.map(place, tree)
+
+
+def _ends(stepper: Stepper, carry: Carry, marginals: tuple[int, ...], counted: int) -> np.ndarray:
+    """The chosen coordinates of every path at the end, shape (paths, M)."""
+    if not marginals:
+        return np.zeros((counted, 0))
+    x = np.asarray(_rows(stepper.position(carry.state), np.array(marginals)))
+    return np.where(np.asarray(carry.alive), x, np.nan).T[:counted].astype(np.float64)
+
+
+@quick
+def _rows(x: Array, index: Array) -> Array:
+    return x[index]
+
+
+def program(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
+    """SHA-256 of what a run computes: the code of its start and of its segments, and the numbers in them.
+
+    It changes with every function that the code was traced from, wherever that is defined.
+    """
+    begin, move = _arguments(stepper, plan, 0.0, observables)
+    return digest((stepper, observables), start.lower(*begin).as_text() + segment.lower(*move[:-1], 1).as_text())
+
+
+def compilations(
+    stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
+) -> tuple[Callable[[], Any] | None, ...]:
+    """Trace the programs of a run: calls that compile what is not compiled yet, see `Program.compilation`."""
+    begin, move = _arguments(stepper, plan, offset, observables)
+    return start.compilation(1, *begin), segment.compilation(_repeats(plan), *move)
+
+
+def _arguments(
+    stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Those of `start` and of `segment` in a run, by shapes where they are large."""
+    static, sharded = _laid_out(plan)
+    paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
+    key = jax.ShapeDtypeStruct((2,), np.uint32)
+    stepper, observables = _everywhere((stepper, observables), static.mesh)
+    begin = (stepper, paths, key, plan.own.stop, static)
+    carry = placed(start.shapes(*begin), static)
+    span = Span(0, 1, plan.steps, plan.record_every, offset)
+    buffer = _buffer(plan, stepper.position(carry.state).shape[0])
+    return begin, (stepper, observables, carry, paths, key, span, static, buffer)
+
+
+def _laid_out(plan: Plan) -> tuple[Static, NamedSharding]:
+    """What compiled code is specific to, and how paths lie on the devices."""
+    shape, axes = (plan.width, plan.parameter_shards), (PATHS, PARAMETERS)
+    split = 2 if plan.parameter_shards > 1 else 1
+    mesh = Mesh(np.array(plan.devices).reshape(shape[:split]), axes[:split])
+    kept = min(plan.own_kept, plan.chunk // plan.width)
+    static = Static(mesh, plan.groups, plan.record_every > 1, kept)
+    return static, NamedSharding(mesh, PartitionSpec(PATHS))
+
+
+def _joined(parts: list[Summary]) -> Summary:
+    """Records of one chunk, one after another."""
+    return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+
+
+def _restored(start: Carry, leaves: list[Any]) -> Carry:
+    """The carry with these leaves, laid out as the one at the start."""
+    old, tree = jax.tree.flatten(start)
+    return jax.tree.unflatten(tree, [jax.device_put(new, a.sharding) for a, new in zip(old, leaves, strict=True)])
+
+
+def _buffer(plan: Plan, dim: int) -> int:
+    """Records of one segment: a power of two, so that runs of other lengths need no compilation of their own."""
+    records = len(record_steps(plan.steps, plan.record_every))
+    fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + plan.own_kept * dim)))
+    longest = 1 << (min(fitting, _SEGMENT_RECORDS).bit_length() - 1)
+    return min(longest, 1 << (records - 1).bit_length())
+
+
+def _repeats(plan: Plan) -> int:
+    """How often a run, or all those that share its programs, take the step that a device computes at once."""
+    return plan.runs * plan.steps * plan.width * -(-len(plan.own) // plan.chunk)
+
+
+def _to_summary(out: Record, length: int, first: int, plan: Plan, watched: int) -> Summary:
+    """Join the shards' records of one segment of a chunk from path `first` on: leaves of shape (shards, buffer, …)."""
+    summary: Summary | None = None
+    for shard in range(plan.width):
+        record = Record(*(np.asarray(leaf[shard, :length]) for leaf in out))
+        begin = first + shard * (plan.chunk // plan.width)
+        summary = merge(summary, unpack(record, begin, plan.groups, watched))
+    assert summary is not None
+    return summary

@@ -1,0 +1,396 @@
+"""One run: what was checked and settled for it, its models one after another, and the dataset they make."""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdelens.cases.case import Case, check_subject
+from sdelens.cases.observables import Observables, observables_of
+from sdelens.core.compilation import compiled_ahead
+from sdelens.core.progress import progress_bar
+from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
+from sdelens.noise import AbstractNoise
+from sdelens.optimizers import FromOptax
+from sdelens.results.result import Result
+from sdelens.run.checkpoint import Checkpoints, differences, digest
+from sdelens.run.ensemble import Plan, chunk_size, compilations, path_steps, program, record_steps, run_ensemble
+from sdelens.run.options import Model, Options, chosen_models
+from sdelens.run.processes import Group, current
+from sdelens.run.statistics import Summary
+from sdelens.sdes import build_sde
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = [
+    "LEVELS",
+    "Experiment",
+    "Parts",
+    "Variables",
+    "agreed_devices",
+    "attributes",
+    "code_of",
+    "dataset_of",
+    "described",
+    "divergences",
+    "identity",
+    "misgivings",
+    "prepare",
+    "run",
+    "simulated",
+    "work_of",
+]
+
+Parts = dict[str, tuple[Summary, float]]
+"""Summary and wall time in s of the models of an experiment, by label."""
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""Arrays of a dataset with their dimensions."""
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Quantiles of the loss over paths that a result holds."""
+
+_VERSIONS = ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything validated, ready to run.
+
+    Attributes:
+        case: problem, noise, optimizer and start.
+        models: by label.
+        plan: sizes and devices.
+        seed: of all randomness.
+        observables: what is recorded beside the loss.
+        group: the processes that run a share of the paths each.
+    """
+
+    case: Case
+    models: dict[str, Model]
+    plan: Plan
+    seed: int
+    observables: Observables
+    group: Group
+
+    def stepper(self, model: Model) -> Stepper:
+        """What the ensemble runs for a model."""
+        case = self.case
+        own = (case.problem, case.noise, case.optimizer, case.start, case.problem.layout)
+        if model.model == "optimizer":
+            return Discrete(*own)
+        if model.model == "empirical" and model.coefficients == "quadrature":
+            return Quadrature(Discrete(*own), model.substeps, model.increments, model.accumulators)
+        if model.model == "empirical":
+            return Empirical(*own, model.samples, model.substeps, model.increments, model.accumulators)
+        sde = build_sde(model.sde or model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
+        options = (model.integrator, model.substeps, model.increments)
+        return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
+
+
+def prepare(
+    problem: Any, noise: Any, optimizer: Any, models: Any, options: Options, bound: AbstractNoise | None = None
+) -> Experiment:
+    """A user's arguments, checked, with the chunk settled; `bound` is the noise where that is bound already.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+    """
+    check_subject(problem, noise, optimizer)
+    plan, seed = options.plan(problem.dim), options.checked_seed()
+    chosen = chosen_models(optimizer, models, options)
+    case = Case.checked(problem, noise, optimizer, options.start, plan.steps, bound)
+    _check_factorisations(case, plan)
+    observables = observables_of(options.observables, case.problem, case.noise)
+    experiment = Experiment(case, chosen, plan, seed, observables, current())
+    for model in chosen.values():  # what cannot be built is refused before anything runs
+        experiment.stepper(model)
+    if options.chunk is None:
+        fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
+        experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
+    return experiment
+
+
+def _check_factorisations(case: Case, plan: Plan) -> None:
+    """Refuse several CPU devices where LAPACK would be called on each: they can wait for one another without end."""
+    if len(plan.devices) == 1 or plan.devices[0].platform != "cpu" or not isinstance(case.optimizer, FromOptax):
+        return
+    called = case.optimizer.factorisations(case.problem.layout)
+    if called:
+        raise ValueError(
+            f"devices: {case.optimizer.name} factorises matrices ({', '.join(sorted(called))}), which on several CPU "
+            "devices can wait without end; give devices=1."
+        )
+
+
+def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
+    """Run all models, going on from checkpoints if there are any."""
+    devices = agreed_devices(experiment, partial(identity, experiment), checkpoints)
+    if checkpoints is not None:
+        checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
+        checkpoints.agree(experiment.group)
+    work, done = work_of([experiment], checkpoints)
+    with progress_bar(progress if experiment.group.index == 0 else False, work, done) as report:
+        parts: Parts = {}
+        for label, part in simulated(experiment, report, checkpoints):
+            parts[label] = part
+            complaints = [*divergences(experiment, {label: part}), *misgivings(experiment, {label: part})]
+            for complaint in complaints if experiment.group.index == 0 else []:
+                warnings.warn(complaint, RuntimeWarning, stacklevel=3)
+    variables, coordinates = described(experiment, parts)
+    return Result(dataset_of(variables, coordinates, attributes(experiment, parts, devices)))
+
+
+def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
+    """Steps of this process's paths of all models, and how many of them are done; sizes are the same for all."""
+    plan, models = experiments[0].plan, experiments[0].models
+    own = len(plan.own)
+    done = 0
+    if checkpoints is not None:
+        done = len(checkpoints.finished) * plan.steps * own + path_steps(plan, checkpoints.position)
+    return plan.steps * own * len(models) * len(experiments), done
+
+
+def simulated(
+    experiment: Experiment, report: Callable[[int, str], None], checkpoints: Checkpoints | None, name: str = ""
+) -> Iterator[tuple[str, tuple[Summary, float]]]:
+    """Run one model after another, as far as they are not saved already: label, summary and wall time in s.
+
+    Args:
+        experiment: what to run.
+        report: is told of progress.
+        checkpoints: where to go on from and to save.
+        name: of the experiment among several with the same checkpoints.
+
+    Raises:
+        ValueError: if the loss at the start is not what it was when the code was compiled.
+    """
+
+    def tick(done: int, label: str) -> None:
+        experiment.group.check()
+        report(done, label)
+
+    saved = {} if checkpoints is None else checkpoints.finished
+    names = {label: f"{name}: {label}" if name else label for label in experiment.models}
+    steppers = {label: experiment.stepper(m) for label, m in experiment.models.items() if names[label] not in saved}
+    offset = experiment.case.problem.infimum or 0.0
+    ahead = (
+        (label, compilation)
+        for label, stepper in steppers.items()
+        for compilation in compilations(stepper, experiment.plan, offset, experiment.observables)
+    )
+    start_loss = experiment.case.start_loss()
+    with compiled_ahead(ahead) as wait:
+        import xarray  # noqa: F401  (what the result is made with is loaded while programs compile)
+
+        for label, model in experiment.models.items():
+            full = names[label]
+            if full in saved:
+                summary, seconds = saved[full]
+            else:
+                report(0, full)
+                begin = time.perf_counter()
+                wait(label)
+                if checkpoints is not None:
+                    checkpoints.begin(full)
+                summary = run_ensemble(
+                    steppers[label],
+                    experiment.plan,
+                    experiment.seed,
+                    model.stream,
+                    offset,
+                    np.array(LEVELS),
+                    partial(tick, label=full),
+                    experiment.observables,
+                    checkpoints,
+                    experiment.group,
+                )
+                seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
+            _check_start_loss(start_loss, summary)
+            yield label, (summary, seconds)
+
+
+def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
+    mean = summary.overall()[0]
+    # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
+    if start_loss is not None and not np.isclose(mean[0], start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
+        raise ValueError(
+            f"loss: is {start_loss:.6g} at the start now, but {mean[0]:.6g} in the compiled run. It must depend "
+            "on its arguments alone; a function or object changed after an earlier run is not noticed. "
+            "Define it anew."
+        )
+
+
+def divergences(experiment: Experiment, parts: Parts) -> list[str]:
+    """A complaint for every model of which paths diverged."""
+    plan, found = experiment.plan, []
+    for label, (summary, _) in parts.items():
+        lost = int(plan.paths - summary.paths[-1])
+        if lost:
+            steps = record_steps(plan.steps, plan.record_every)
+            first = int(steps[np.argmax(summary.paths < plan.paths)])
+            found.append(
+                f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the "
+                "averages from then on. A smaller lr may keep them."
+            )
+    return found
+
+
+def misgivings(experiment: Experiment, parts: Parts) -> list[str]:
+    """A complaint for every model whose mean loss falls below the infimum."""
+    infimum, found = experiment.case.problem.infimum, []
+    for label, (summary, _) in parts.items():
+        mean = summary.overall()[0]
+        if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(mean[0] - infimum):
+            found.append(
+                f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
+                "errors relative to it are wrong. Give the true infimum, or None."
+            )
+    return found
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What tells a run from others, but for its code: its description, sizes, devices, versions and numbers."""
+    attrs = attributes(experiment, {}, len(experiment.plan.devices))
+    parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
+    found: dict[str, Any] = {part: json.loads(attrs[part]) for part in parts}
+    found["versions"] = {name: version(name) for name in _VERSIONS}
+    case = experiment.case
+    found["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
+    return found
+
+
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """A hash of every model's code, as it is traced."""
+    plan, observables = experiment.plan, experiment.observables
+    return {label: program(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
+
+
+def agreed_devices(
+    experiment: Experiment, identified: Callable[[], dict[str, Any]], checkpoints: Checkpoints | None
+) -> int:
+    """Devices of all processes, which are about to run the same.
+
+    Args:
+        experiment: what this one runs, or the first of what it does.
+        identified: what tells that from other runs, but for its code.
+        checkpoints: whether it saves, if not None.
+
+    Raises:
+        ValueError: naming what differs between them.
+    """
+    group, count = experiment.group, len(experiment.plan.devices)
+    if group.count == 1:
+        return count
+    own = identified()
+    shared = own | {"device": {"platform": own["device"]["platform"]}, "checkpoint": checkpoints is not None}
+
+    def join(parts: list[bytes]) -> bytes:
+        found = [json.loads(part) for part in parts]
+        for index, (theirs, _) in enumerate(found):
+            if differing := differences(theirs, found[0][0], where="in process 0"):
+                return f"in process {index}, {'; '.join(differing)}".encode()
+        return str(sum(number for _, number in found)).encode()
+
+    text = group.combine("what runs", json.dumps((shared, count)).encode(), join).decode()
+    if not text.isdecimal():
+        raise ValueError(f"processes: {text}. Give all of them the same.")
+    return int(text)
+
+
+def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str, Any]]:
+    """Variables of the dataset, each with its dimensions, and its coordinates."""
+    plan, case = experiment.plan, experiment.case
+    problem, optimizer = case.problem, case.optimizer
+    steps = record_steps(plan.steps, plan.record_every)
+    offset = problem.infimum or 0.0
+    levels, names = np.array(LEVELS), list(experiment.observables.names)
+    columns: dict[str, tuple[tuple[str, ...], list[np.ndarray]]] = {}
+    for summary, _ in parts.values():
+        mean, std = summary.overall()
+        n_paths = summary.paths
+        empty = summary.living == 0
+        values: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
+            "loss_mean": (("step",), mean),
+            "loss_std": (("step",), std),
+            "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
+            "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean[:, 0]).T),
+            "loss_group_m2": (("group", "step"), np.where(empty, np.nan, summary.m2[:, 0]).T),
+            "group_paths": (("group", "step"), summary.living.astype(np.int64).T),
+            "loss_quantile": (("quantile", "step"), (summary.histogram + offset).T),
+            "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
+            "n_paths": (("step",), n_paths.astype(np.int64)),
+        }
+        if problem.dim <= MAX_COORDINATES:
+            alive = n_paths[:, None]
+            values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.seen_mean))
+            x_var = np.where(alive < 2, np.nan, summary.seen_m2 / np.maximum(alive - 1, 1))
+            values["x_var"] = (("step", "coordinate"), x_var)
+        if names:
+            overall = [summary.overall(row) for row in range(1, len(names) + 1)]
+            by_name = ("observable", "step")
+            values["observable_mean"] = (by_name, np.stack([m for m, _ in overall]))
+            values["observable_std"] = (by_name, np.stack([s for _, s in overall]))
+            for name, array in (("mean", summary.mean), ("m2", summary.m2)):
+                groups = np.where(empty[:, None], np.nan, array[:, 1:])
+                values[f"observable_group_{name}"] = (("observable", "group", "step"), groups.transpose(1, 2, 0))
+        if plan.marginals:
+            values["end_x"] = (("end_path", "marginal"), summary.ends)
+        if plan.keep_paths:
+            values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
+        for name, (dims, array) in values.items():
+            columns.setdefault(name, (("model", *dims), []))[1].append(array)
+    coordinates = {
+        "model": list(parts),
+        "step": steps,
+        "time": ("step", steps * float(optimizer.lr)),
+        "quantile": levels,
+        "group": np.arange(plan.groups),
+    }
+    coordinates |= {"observable": names} if names else {}
+    coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
+    return {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}, coordinates
+
+
+def dataset_of(variables: Variables, coordinates: dict[str, Any], attrs: dict[str, Any]) -> "xr.Dataset":
+    """The dataset, with xarray imported only now."""
+    import xarray as xr
+
+    return xr.Dataset(variables, coordinates, attrs)
+
+
+def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, Any]:
+    """Attributes of the dataset, run on `count` devices; models that were not run yet have taken 0 s."""
+    group, plan, devices = experiment.group, experiment.plan, experiment.plan.devices
+    models = {
+        label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
+        | {"stream": m.stream, "wall_time": round(parts[label][1], 3) if label in parts else 0.0}
+        | ({"rerunnable": False} if m.sde is not None else {})
+        for label, m in experiment.models.items()
+    }
+    run = {
+        "steps": plan.steps,
+        "paths": plan.paths,
+        "seed": experiment.seed,
+        "record_every": plan.record_every,
+        "keep_paths": plan.keep_paths,
+        "observables": list(experiment.observables.names),
+        "marginals": list(plan.marginals),
+    }
+    device = {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": count,
+        "cores": os.cpu_count() or 1,
+        "chunk": plan.chunk,
+    }
+    device |= {"parameter_shards": plan.parameter_shards} if plan.parameter_shards > 1 else {}
+    device |= {"processes": group.count} if group.count > 1 else {}
+    return experiment.case.attributes(run, models, device)

@@ -1,0 +1,250 @@
+"""A grid of runs: its values, a checked experiment for every point, and the dataset of them all."""
+
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from sdelens.cases.case import check_subject
+from sdelens.core import check
+from sdelens.core.names import point_label, value_labels
+from sdelens.core.progress import progress_bar
+from sdelens.integrate import Stepper
+from sdelens.run.checkpoint import Checkpoints, digest
+from sdelens.run.ensemble import program
+from sdelens.run.experiment import (
+    Experiment,
+    Parts,
+    agreed_devices,
+    attributes,
+    dataset_of,
+    described,
+    divergences,
+    identity,
+    misgivings,
+    prepare,
+    simulated,
+    work_of,
+)
+from sdelens.run.options import Options
+from sdelens.run.replace import field_names, replaced
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Grid", "grid_of", "run_grid"]
+
+_ROOTS = ("problem", "noise")
+_LONGEST = 64
+"""Numbers of an array that a label writes out; NetCDF attributes are short."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything validated, ready to run.
+
+    Attributes:
+        over: values by key.
+        experiments: one for every point, the last key fastest.
+    """
+
+    over: dict[str, list[Any]]
+    experiments: list[Experiment]
+
+    @property
+    def names(self) -> list[str]:
+        """What messages call the points."""
+        written = [[(key, label) for label in _labels(values)] for key, values in self.over.items()]
+        return [point_label(dict(point)) for point in itertools.product(*written)]
+
+    def programs(self) -> dict[Any, tuple[Experiment, Stepper]]:
+        """What is compiled: the first stepper of every structure, with its experiment."""
+        found: dict[Any, tuple[Experiment, Stepper]] = {}
+        for experiment in self.experiments:
+            for model in experiment.models.values():
+                stepper = experiment.stepper(model)
+                shapes = tuple((np.shape(a), jax.dtypes.result_type(a)) for a in jax.tree.leaves(stepper))
+                found.setdefault((jax.tree.structure(stepper), shapes, experiment.plan), (experiment, stepper))
+        return found
+
+
+def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, options: Options) -> Grid:
+    """A user's arguments, checked at every point.
+
+    Raises:
+        ValueError, TypeError: naming the key, the value and what is wrong with it.
+    """
+    check_subject(problem, noise, optimizer)
+    roots = {"": optimizer, "noise": noise, "problem": problem}
+    known = [f"{root}.{name}" if root else name for root, spec in roots.items() for name in field_names(spec)]
+    values = _checked_values(over, known)
+    grid = Grid(values, [])
+    made: dict[Any, Any] = {}  # points of one problem and noise share them, and the law bound to the problem
+    for index, name in zip(np.ndindex(*map(len, values.values())), grid.names, strict=True):
+        changes: dict[str, dict[str, tuple[int, Any]]] = {root: {} for root in roots}
+        for (key, theirs), i in zip(values.items(), index, strict=True):
+            root, _, field = key.partition(".") if key.partition(".")[0] in _ROOTS else ("", "", key)
+            changes[root][field] = i, theirs[i]
+        try:
+            at = {}
+            for root, spec in roots.items():
+                own = changes[root]
+                which = (root, *((field, i) for field, (i, _) in own.items()))
+                if which not in made:
+                    made[which] = replaced(spec, {field: v for field, (_, v) in own.items()}) if own else spec
+                at[root] = made[which]
+            pair = (id(at["problem"]), id(at["noise"]))
+            experiment = prepare(at["problem"], at["noise"], at[""], models, options, made.get(pair))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"over: the point {name} is refused: {error}") from error
+        made[pair] = experiment.case.noise
+        grid.experiments.append(experiment)
+    dims = sorted({experiment.case.problem.dim for experiment in grid.experiments})
+    if len(dims) > 1:
+        raise ValueError(
+            f"over: makes problems of {' and '.join(map(str, dims))} coordinates; sweep each number of them by itself."
+        )
+    count = len(grid.experiments)  # all points share their programs, so that compiling them well pays sooner
+    return Grid(values, [replace(e, plan=e.plan._replace(runs=count)) for e in grid.experiments])
+
+
+def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
+    """Values by key, each a list of different ones."""
+    if not isinstance(over, Mapping) or not over:
+        raise TypeError(f"over: got {over!r}; give values by name, for example {{'lr': [1e-3, 1e-2]}}.")
+    found = {}
+    for key, given in over.items():
+        check.choice("over", key, known)
+        name = f"over[{key!r}]"
+        if isinstance(given, str | Mapping) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+            raise TypeError(f"{name}: got {given!r}; give a list of values, for example [{given!r}].")
+        values = [v.item() if getattr(v, "ndim", None) == 0 else v for v in given]
+        if not values:
+            raise ValueError(f"{name}: is empty; give one value or more.")
+        plain = [json.dumps(_plain(value)) for value in values]
+        twice = next((i for i, value in enumerate(plain) if value in plain[:i]), None)
+        if twice is not None:
+            raise ValueError(f"{name}: has {values[twice]!r} twice; give each value once.")
+        found[str(key)] = values
+    return found
+
+
+def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None) -> "xr.Dataset":
+    """Run every point, going on from checkpoints if there are any."""
+    shape = tuple(len(values) for values in grid.over.values())
+    first = grid.experiments[0]
+    devices = agreed_devices(first, partial(_identity, grid), checkpoints)
+    if checkpoints is not None:
+        checkpoints.start(_identity(grid) | {"code": _code(grid)})
+        checkpoints.agree(first.group)
+    columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    coordinates: dict[str, Any] = {}
+    attrs, times, diverged, others = [], [], [], []
+    with progress_bar(progress if first.group.index == 0 else False, *work_of(grid.experiments, checkpoints)) as report:
+        for i, (name, experiment) in enumerate(zip(grid.names, grid.experiments, strict=True)):
+            parts: Parts = dict(simulated(experiment, report, checkpoints, name))
+            diverged += [name] if divergences(experiment, parts) else []
+            others += [f"at {name}: {complaint}" for complaint in misgivings(experiment, parts)]
+            variables, coordinates = described(experiment, parts)
+            variables["wall_time"] = ("model",), np.array([round(seconds, 3) for _, seconds in parts.values()])
+            for variable, (dims, array) in variables.items():
+                if variable not in columns:
+                    columns[variable] = dims, np.empty((math.prod(shape), *array.shape), array.dtype)
+                columns[variable][1][i] = array
+            attrs.append(attributes(experiment, parts, devices))
+            times.append(coordinates["time"][1])
+    if first.group.index == 0:
+        _warn(grid, diverged, others)
+    over = tuple(grid.over)
+    arrays = {name: ((*over, *dims), a.reshape(*shape, *a.shape[1:])) for name, (dims, a) in columns.items()}
+    if "lr" in over:
+        of_lr = np.stack(times).reshape(*shape, -1)[tuple(slice(None) if key == "lr" else 0 for key in over)]
+        coordinates["time"] = ("lr", "step"), of_lr
+    own = [{k: v for k, v in a.items() if k != "models" and json.dumps(v) != json.dumps(attrs[0][k])} for a in attrs]
+    arrays["point"] = over, np.array([json.dumps(differing) for differing in own]).reshape(shape)
+    common = attrs[0] | {"over": json.dumps({key: [_plain(v, _LONGEST) for v in vs] for key, vs in grid.over.items()})}
+    common["rerunnable"] = min(a["rerunnable"] for a in attrs)
+    dataset = dataset_of(arrays, _coordinates(grid) | coordinates, common)
+    for key, values in grid.over.items():
+        dataset[key].attrs |= {} if _is_label(values) else {"values": json.dumps([_plain(v, _LONGEST) for v in values])}
+    return dataset
+
+
+def _warn(grid: Grid, diverged: list[str], others: list[str]) -> None:
+    """One warning of each kind for the whole sweep."""
+    if diverged:
+        more = f" and {len(diverged) - 5} more" if len(diverged) > 5 else ""
+        warnings.warn(
+            f"paths diverged at {len(diverged)} of {len(grid.experiments)} points ({'; '.join(diverged[:5])}{more}); "
+            "they have left the averages there, which count as missing. A smaller lr may keep them.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if others:
+        more = f" It is so at {len(others) - 1} more." if len(others) > 1 else ""
+        warnings.warn(f"{others[0]}{more}", RuntimeWarning, stacklevel=4)
+
+
+def _identity(grid: Grid) -> dict[str, Any]:
+    """What tells a sweep from others: that of its first point, its values, and the numbers of all points."""
+    found = identity(grid.experiments[0])
+    known: dict[int, str] = {}
+
+    def digested(part: Any) -> str:
+        if id(part) not in known:
+            known[id(part)] = digest(part)
+        return known[id(part)]
+
+    numbers = [
+        [digested(part) for part in (e.case.problem, e.case.noise, e.case.optimizer, e.case.start)]
+        for e in grid.experiments
+    ]
+    found["over"] = {key: [_plain(value) for value in values] for key, values in grid.over.items()}
+    found["points"] = digest((), json.dumps(numbers))
+    return found
+
+
+def _code(grid: Grid) -> str:
+    """A hash of the code of all models, as it is traced."""
+    code = [program(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
+    return digest((), json.dumps(code))
+
+
+def _coordinates(grid: Grid) -> dict[str, np.ndarray]:
+    """The values of every key where they are numbers or words, else their indices."""
+    return {key: np.array(vs) if _is_label(vs) else np.arange(len(vs)) for key, vs in grid.over.items()}
+
+
+def _is_label(values: list[Any]) -> bool:
+    kinds = {bool if isinstance(v, bool) else float if isinstance(v, int | float) else type(v) for v in values}
+    return len(kinds) == 1 and kinds <= {bool, float, str}
+
+
+def _labels(values: list[Any]) -> list[str]:
+    if _is_label(values):
+        return value_labels(values)
+    return [value_labels([v])[0] if np.isscalar(v) else f"#{i}" for i, v in enumerate(values)]
+
+
+def _plain(value: Any, longest: int | None = None) -> Any:
+    """A value as JSON types; arrays longer than `longest` by their shape."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "describe"):
+        try:
+            return value.describe()
+        except TypeError:  # a covariance, before it meets a problem
+            return {"name": type(value).__name__, "values": [_plain(leaf, longest) for leaf in jax.tree.leaves(value)]}
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value)]
+    if callable(value) or not all(leaf.dtype.kind in "biuf" for leaf in leaves):
+        return getattr(value, "__qualname__", repr(value))
+    if longest is not None and sum(leaf.size for leaf in leaves) > longest:
+        return f"array of shape {np.shape(value)}" if len(leaves) == 1 else f"{len(leaves)} arrays"
+    return jax.tree.map(lambda a: np.asarray(a).tolist(), value)

@@ -1,0 +1,233 @@
+"""What runs on the devices: paths at the start, and segments of a run, compiled once for every structure.
+
+Paths lie on the last axis of every array and are split over the mesh's axis of paths by `shard_map`; nothing passes
+between its devices. A second axis of the mesh, if there is one, splits the parameters of each path; there the compiler
+places what passes between devices.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sdelens.cases.observables import Observables
+from sdelens.core.compilation import Program
+from sdelens.core.random import Stream
+from sdelens.core.tree import sum_coordinates
+from sdelens.integrate import Stepper
+from sdelens.run.statistics import Record, observe
+
+__all__ = ["PARAMETERS", "PATHS", "Carry", "Span", "Static", "initialised", "placed", "segment", "start"]
+
+PATHS, PARAMETERS = "paths", "parameters"
+"""Axes of the mesh."""
+
+
+class Static(NamedTuple):
+    """What compiled code is specific to.
+
+    Attributes:
+        mesh: devices, over paths, or over paths and parameters.
+        groups: number of groups of paths.
+        thinned: whether some steps are not recorded.
+        keep_paths: number of paths of a shard whose x is recorded.
+    """
+
+    mesh: Mesh
+    groups: int
+    thinned: bool
+    keep_paths: int
+
+    @property
+    def shards(self) -> int:
+        """Devices over which the parameters of one path are split."""
+        return int(self.mesh.shape.get(PARAMETERS, 1))
+
+
+class Span(NamedTuple):
+    """Records of one segment: `length` of them from record `done` on, of a run of `steps`."""
+
+    done: Any
+    length: Any
+    steps: Any
+    record_every: Any
+    offset: Any
+
+
+class Carry(NamedTuple):
+    """Where all paths stand: their states, and which of them count.
+
+    Where parameters are split, the first axis of every leaf is filled up to a multiple of the devices.
+    """
+
+    state: Any
+    alive: Array
+
+
+def initialised(stepper: Stepper, stream: Stream) -> Any:
+    """A function of its own, so that JAX knows it again and traces steppers of one structure once."""
+    return stepper.init(stream)
+
+
+def placed(carry: Carry, static: Static) -> Carry:
+    """Shapes of a carry, each with how it lies on the devices."""
+
+    def shape(leaf: Any, spec: PartitionSpec) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(static.mesh, spec))
+
+    return Carry(
+        jax.tree.map(lambda a: shape(a, _spec(a, static)), carry.state), shape(carry.alive, PartitionSpec(PATHS))
+    )
+
+
+def _started(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static) -> Carry:
+    """Every path at the start; paths beyond `total` fill up the devices and never count."""
+    sharding = partial(NamedSharding, static.mesh)
+
+    def spread(leaf: Array) -> Array:
+        if leaf.ndim == 0:
+            return lax.with_sharding_constraint(leaf, sharding(PartitionSpec()))
+        wide = leaf if leaf.ndim > 1 else jnp.broadcast_to(leaf[:, None], (*leaf.shape, paths.shape[0]))
+        padded = _padded(wide, static)
+        return lax.with_sharding_constraint(padded, sharding(_spec(padded, static)))
+
+    state = jax.tree.map(lambda a: spread(jnp.asarray(a)), stepper.init(Stream(key, paths)))
+    return Carry(state, lax.with_sharding_constraint(paths < total, sharding(PartitionSpec(PATHS))))
+
+
+start = Program(_started, static_argnames=("static",))
+"""Every path at the start, with the arguments of `_started`."""
+
+
+def _advanced(
+    stepper: Stepper,
+    observables: Observables | None,
+    carry: Carry,
+    paths: Array,
+    key: Any,
+    span: Span,
+    static: Static,
+    buffer: int,
+) -> tuple[Carry, Record]:
+    """Advance by the records of `span`; as many of the buffer's first entries are filled.
+
+    Where ∇f costs more than a step besides, a record and the step after it share one, in one loop over steps; else the
+    loop over records evaluates it for itself, and none is kept.
+    """
+    by_path = jax.tree.map(lambda a: PartitionSpec(*[None] * (a.ndim - 1), PATHS) if a.ndim else PartitionSpec(), carry)
+    whole = jax.eval_shape(initialised, stepper, Stream(key, paths))
+    rows = jax.tree.map(lambda a: a.shape[0] if a.ndim else 0, whole)
+
+    @partial(
+        jax.shard_map,
+        mesh=static.mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(), by_path, PartitionSpec(PATHS), PartitionSpec(), PartitionSpec()),
+        out_specs=(by_path, PartitionSpec(PATHS)),
+        axis_names={PATHS},
+        check_vma=False,
+    )
+    def shard(
+        stepper: Stepper, observables: Observables | None, carry: Carry, paths: Array, key: Array, span: Span
+    ) -> tuple[Carry, Record]:
+        stream = Stream(key, paths)
+        every, end = span.record_every, span.steps
+
+        def step(k: Array, state: Any, grad: Array) -> Any:
+            return jax.tree.map(partial(_held, static=static), stepper.step(k, state, grad, stream))
+
+        def record(carry: Carry, loss: Array, grad: Array) -> tuple[Array, Record]:
+            x = stepper.position(carry.state)
+            # A coordinate that is not finite makes the sums so; one that overflows them is as good as diverged.
+            square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
+            alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x))
+            return alive, observe(
+                loss,
+                x[:0] if observables is None else observables(x, grad),
+                jnp.sqrt(square),
+                x,
+                stepper.observables(carry.state),
+                alive,
+                static.groups,
+                span.offset,
+                min(static.keep_paths, x.shape[1]),
+            )
+
+        def written(out: Record, row: Array, new: Record) -> Record:
+            return jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), row, 0), out, new)
+
+        def along_steps(k: Array, loop: tuple[Carry, Record]) -> tuple[Carry, Record]:
+            carry, out = loop
+            loss, grad = stepper.evaluate(stepper.position(carry.state))
+            row = -(-k // every) - span.done
+            if static.thinned:  # what is not due is written to a row beyond the last
+                due = (k % every == 0) | (k == end)
+                alive, new = lax.cond(due, lambda: record(carry, loss, grad), lambda: (carry.alive, empty))
+                row = jnp.where(due, row, buffer)
+            else:
+                alive, new = record(carry, loss, grad)
+            state = lax.cond(k < end, lambda y: step(k, y, grad), lambda y: y, carry.state)
+            return Carry(state, alive), written(out, row, new)
+
+        def along_records(i: Array, loop: tuple[Carry, Record]) -> tuple[Carry, Record]:
+            carry, out = loop
+            alive, new = record(carry, *stepper.evaluate(stepper.position(carry.state)))
+            first = (span.done + i) * every
+
+            def advance(k: Array, state: Any) -> Any:
+                x = stepper.position(state)
+                return step(k, state, stepper.evaluate(x)[1] if stepper.needs_gradient else x)
+
+            state = lax.fori_loop(first, jnp.minimum(first + every, end), advance, carry.state)
+            return Carry(state, alive), written(out, i, new)
+
+        state = jax.tree.map(lambda a, n: _held(a[:n], static) if n else a, carry.state, rows)
+        shared = not static.thinned or (stepper.needs_gradient and stepper.dear)
+        carry = Carry(state, carry.alive)
+        shapes = jax.eval_shape(lambda c: record(c, *stepper.evaluate(stepper.position(c.state)))[1], carry)
+        empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        out = jax.tree.map(lambda a: jnp.zeros((buffer + (shared and static.thinned), *a.shape), a.dtype), shapes)
+        if shared:
+            beyond = span.done + span.length
+            last = jnp.where((beyond - 1) * every >= end, end + 1, jnp.minimum(beyond * every, end))
+            carry, out = lax.fori_loop(jnp.minimum(span.done * every, end), last, along_steps, (carry, out))
+        else:
+            carry, out = lax.fori_loop(0, span.length, along_records, (carry, out))
+        state = jax.tree.map(partial(_padded, static=static), carry.state)
+        return Carry(state, carry.alive), jax.tree.map(lambda a: a[None], out)
+
+    carry, out = shard(stepper, observables, carry, paths, key, span)
+    if static.shards > 1:
+        state = jax.tree.map(
+            lambda a: lax.with_sharding_constraint(a, NamedSharding(static.mesh, _spec(a, static))), carry.state
+        )
+        carry = Carry(state, carry.alive)
+    return carry, out
+
+
+segment = Program(_advanced, static_argnames=("static", "buffer"), donate_argnames=("carry",))
+"""Advance by the records of a span, with the arguments of `_advanced`."""
+
+
+def _spec(leaf: Array, static: Static) -> PartitionSpec:
+    if leaf.ndim == 0:
+        return PartitionSpec()
+    if leaf.ndim == 1 or static.shards == 1:
+        return PartitionSpec(*[None] * (leaf.ndim - 1), PATHS)
+    return PartitionSpec(PARAMETERS, *[None] * (leaf.ndim - 2), PATHS)
+
+
+def _padded(leaf: Array, static: Static) -> Array:
+    """Filled up with zeros along the first axis, for arrays at rest have equal parts on all devices."""
+    missing = -leaf.shape[0] % static.shards if leaf.ndim > 1 else 0
+    return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf
+
+
+def _held(leaf: Array, static: Static) -> Array:
+    """Split over the axis of parameters, within a shard of paths."""
+    if static.shards == 1 or leaf.ndim < 2:
+        return leaf
+    own = PartitionSpec(PARAMETERS, *[None] * (leaf.ndim - 1))
+    return lax.with_sharding_constraint(leaf, NamedSharding(jax.sharding.get_abstract_mesh(), own))

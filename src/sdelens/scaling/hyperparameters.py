@@ -1,0 +1,281 @@
+"""Hyperparameters as one record, whatever they were written as; here from plain dicts, without JAX."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Final
+
+from sdelens.core import check
+from sdelens.core.names import DECAYS, SCALED
+
+__all__ = ["Hyperparameters", "Reading", "read_dict"]
+
+L2: Final = "l2"
+"""The decay that is part of the gradient: θx is added to g before anything else is done with it."""
+_RATES: Final = ("lr", "learning_rate")
+_FOLLOWERS: Final = ("initial_lr", "max_lr", "min_lr")
+"""Learning rates that schedulers of PyTorch keep in a parameter group."""
+_ALIASES: Final = {
+    "b1": ("b1", "beta1", "beta_1"),
+    "b2": ("b2", "beta2", "beta_2"),
+    "momentum": ("momentum",),
+    "alpha": ("alpha",),
+    "dampening": ("dampening",),
+    "eps": ("eps", "epsilon"),
+    "eps_root": ("eps_root",),
+    "initial_accumulator": ("initial_accumulator", "initial_accumulator_value"),
+    "weight_decay": ("weight_decay",),
+}
+_BEGUN: Final = ("initial_scale",)
+"""Numbers that matter before the first step alone."""
+_ABSENT: Final = ("lr_decay", "momentum_decay")
+"""Numbers that are nothing at 0."""
+_CYCLED: Final = ("max_momentum", "base_momentum")
+_COMMON: Final = {"adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, "lion": {"b1": 0.9, "b2": 0.99}}
+"""Defaults on which PyTorch and optax agree."""
+_TAKES: Final = {
+    "sgd": ("momentum", "dampening"),
+    "momentum": ("b1", "momentum", "dampening"),
+    "signsgd": (),
+    "signum": ("b1",),
+    "lion": ("b1", "b2"),
+    "rmspropw": ("b2", "alpha", "momentum", "eps", "eps_root"),
+    "adamw": ("b1", "b2", "eps", "eps_root"),
+    "adagrad": ("eps", "initial_accumulator"),
+}
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What scaling rules act on.
+
+    Attributes:
+        family: one of FAMILIES.
+        lr: η of the damped update, x ← x − η m/… with m a weighted mean of gradients.
+        memories: the decays β of running means, by the names they were given.
+        blend: weight of m under a sign (Signum's β₁, which is a memory too; Lion's, which is not), None elsewhere.
+        undamped: the memory μ whose buffer is a sum of gradients, not a mean, so that the written learning rate is
+            η(1 − μ)/damping; None if there is none.
+        damping: 1 less PyTorch's dampening.
+        eps: ε, None if there is none.
+        inside: whether ε is inside the root.
+        eps_root: a second ε, inside the root.
+        accumulator: Adagrad's sum at the start.
+        weight_decay: θ.
+        decay: ``"coupled"``, ``"independent"`` or ``"l2"``.
+    """
+
+    family: str
+    lr: float
+    memories: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    blend: float | None = None
+    undamped: str | None = None
+    damping: float = 1.0
+    eps: float | None = None
+    inside: bool = False
+    eps_root: float | None = None
+    accumulator: float | None = None
+    weight_decay: float = 0.0
+    decay: str = "coupled"
+
+    @property
+    def written_lr(self) -> float:
+        """The learning rate as it was written."""
+        return self.lr if self.undamped is None else self.lr * (1 - self.memories[self.undamped]) / self.damping
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Hyperparameters and the way back.
+
+    Attributes:
+        numbers: the record.
+        write: what they were read from, with the numbers of another record.
+        assumed: what was taken for granted, in sentences.
+        extra: further learning rates, which follow the first, by name.
+    """
+
+    numbers: Hyperparameters
+    write: Callable[[Hyperparameters], Any]
+    assumed: tuple[str, ...] = ()
+    extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
+    """The hyperparameters of a dict: of one's own, of PyTorch's arguments, or one of PyTorch's parameter groups.
+
+    Args:
+        given: ``optimizer`` and its numbers. Keys of a structural kind (whose values are no numbers) are kept.
+        decay: how weight decay acts, where the dict does not say.
+
+    Raises:
+        ValueError, TypeError: naming a number that is missing, out of its range, or that no rule is known for.
+    """
+    name = _named(given)
+    family = {"adam": "adamw", "rmsprop": "rmspropw"}.get(name, name)
+    keys, values = _collected(given, family)
+    assumed = []
+    for key, default in _COMMON.get(family, {}).items():
+        if key not in values:
+            values[key], keys[key] = default, (key, None)
+            assumed.append(f"{key} was not given: {default:g} was taken, PyTorch's and optax's default.")
+    if family == "adamw" and "weight_decay" not in values:
+        assumed.append("No weight_decay was given; PyTorch's AdamW takes 0.01 then, and optax's 1e-4.")
+    rates = [key for key in _RATES if key in given]
+    if len(rates) > 1:
+        raise ValueError(f"lr: given twice, as {' and '.join(rates)}; give it once.")
+    rate = rates[0] if rates else None
+    if rate is None:
+        raise ValueError("lr: missing; give the learning rate under the key 'lr'.")
+    numbers = _record(name, family, check.positive("lr", given[rate]), values, _decay(given, name, decay))
+    extra = {key: check.nonnegative(key, given[key]) for key in _FOLLOWERS if given.get(key) is not None}
+
+    def write(new: Hyperparameters) -> dict[str, Any]:
+        written = dict(given)
+        scale = new.written_lr / numbers.written_lr
+        written[rate] = given[rate] * scale
+        written |= {key: value * scale for key, value in extra.items()}
+        found: dict[str, Any] = {
+            **new.memories,
+            "eps": new.eps,
+            "eps_root": new.eps_root,
+            "initial_accumulator": new.accumulator,
+            "weight_decay": new.weight_decay,
+        }
+        if values.get("dampening") and new.undamped is None and "momentum" in new.memories:
+            found["dampening"] = new.memories["momentum"]
+        for ours, (key, index) in keys.items():
+            if found.get(ours) is None:
+                continue
+            if index is None:
+                written[key] = found[ours]
+            else:
+                pair = list(written[key])
+                pair[index] = found[ours]
+                written[key] = type(given[key])(pair)
+        return written
+
+    return Reading(numbers, write, tuple(assumed), extra)
+
+
+def _named(given: Mapping[str, Any]) -> str:
+    """The optimizer's name, given or evident from the keys."""
+    name = given.get("optimizer")
+    if name is not None:
+        return check.choice("optimizer", str(name).lower(), SCALED)
+    if "decoupled_weight_decay" in given and "betas" in given:
+        return "adamw" if given["decoupled_weight_decay"] else "adam"
+    if "alpha" in given:
+        return "rmsprop"
+    if "dampening" in given:
+        return "sgd"
+    listed = ", ".join(repr(n) for n in SCALED)
+    raise ValueError(f"optimizer: the dict does not name one; add the key 'optimizer', one of {listed}.")
+
+
+def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
+    """Where each number stands, and its value, by our names.
+
+    Raises:
+        ValueError: naming numbers without a rule.
+    """
+    keys: dict[str, tuple[str, int | None]] = {}
+    takes = (*_TAKES[family], "weight_decay")
+    for ours in takes:
+        found = [key for key in _ALIASES[ours] if key in given]
+        if len(found) > 1:
+            raise ValueError(f"{ours}: given twice, as {' and '.join(found)}; give it once.")
+        if found:
+            keys[ours] = (found[0], None)
+    if family == "rmspropw" and isinstance(given.get("decay"), Real):  # optax's name for its b2
+        keys["b2"] = ("decay", None)
+    if "betas" in given and "b2" in takes:
+        twice = [key for ours in ("b1", "b2") if ours in takes for key in _ALIASES[ours] if key in given]
+        if twice:
+            raise ValueError(f"betas: given twice, as betas and {' and '.join(twice)}; give them once.")
+        if isinstance(given["betas"], str) or len(given["betas"]) != 2:
+            raise ValueError(f"betas: got {given['betas']!r}; give two numbers.")
+        keys |= {"b1": ("betas", 0), "b2": ("betas", 1)} if "b1" in takes else {"b2": ("betas", 1)}
+    known = {key for key, _ in keys.values()} | {*_RATES, *_FOLLOWERS}
+    known |= {key for key in _BEGUN if key in given} | {key for key in _ABSENT if given.get(key) == 0}
+    cycled = [key for key in _CYCLED if key in given]
+    if cycled:
+        raise ValueError(
+            f"{cycled[0]}: belongs to a scheduler that moves the momentum (OneCycleLR, CyclicLR) and would undo the "
+            "change; make the scheduler anew for the new batch, with the rescaled numbers."
+        )
+    unknown = [
+        key
+        for key, value in given.items()
+        if key not in known and isinstance(value, Real) and not isinstance(value, bool) and key != "params"
+    ]
+    if unknown:
+        raise ValueError(
+            f"optimizer: no scaling rule is known for {', '.join(f'{k} = {given[k]!r}' for k in unknown)} of "
+            f"{family}; take the key out, and set it for the new batch by hand. Rules are known for "
+            f"{', '.join(('lr', *takes))}."
+        )
+    checks = dict.fromkeys(("eps", "eps_root", "initial_accumulator", "weight_decay", "dampening"), check.nonnegative)
+    values = {
+        ours: checks.get(ours, check.fraction)(key, given[key] if index is None else given[key][index])
+        for ours, (key, index) in keys.items()
+    }
+    return keys, values
+
+
+def _decay(given: Mapping[str, Any], name: str, asked: str | None) -> str:
+    """How weight decay acts: what the dict says, what was asked for, or the convention of the name."""
+    stated = given.get("decay") if isinstance(given.get("decay"), str) else None
+    if stated is None and "decoupled_weight_decay" in given:
+        stated = "coupled" if given["decoupled_weight_decay"] else L2
+    own = L2 if name in ("adam", "rmsprop", "sgd") else "coupled"
+    return check.choice("decay", stated or asked or own, (*DECAYS, L2))
+
+
+def _record(name: str, family: str, lr: float, values: dict[str, float], decay: str) -> Hyperparameters:
+    """The record; learning rates of undamped buffers are turned into those of means.
+
+    Raises:
+        ValueError: naming a number that is missing.
+    """
+    memories: dict[str, float] = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
+    if family in ("momentum", "signum") and not memories:
+        raise ValueError(f"b1: missing; {name} needs it.")
+    if family == "rmspropw" and not {"b2", "alpha"} & memories.keys():
+        raise ValueError(
+            "b2: missing; PyTorch's RMSprop has 0.99 by default (alpha) and optax's 0.9 (decay), so give it."
+        )
+    if family == "adagrad" and not {"eps", "initial_accumulator"} <= values.keys():
+        raise ValueError(
+            "initial_accumulator: give it, and eps, which here is inside the root as in optax; they change with the "
+            "batch too."
+        )
+    blend = values.get("b1") if family in ("signum", "lion") else None
+    if family == "lion":
+        memories.pop("b1")
+    undamped, damping, momentum = None, 1.0, memories.get("momentum", 0.0)
+    if momentum == 0:
+        memories.pop("momentum", None)
+    else:
+        family = "momentum" if family == "sgd" else family
+        dampening = values.get("dampening", 0.0)
+        if dampening >= 1:
+            raise ValueError(f"dampening: got {dampening:g}; it must be less than 1, or no gradient enters.")
+        if dampening != momentum:  # equal, the buffer is a mean, and they are kept equal
+            undamped, damping = "momentum", 1 - dampening
+            lr = lr * damping / (1 - momentum)
+    return Hyperparameters(
+        family=family,
+        lr=lr,
+        memories=memories,
+        blend=blend,
+        undamped=undamped,
+        damping=damping,
+        eps=values.get("eps"),
+        inside=family == "adagrad",
+        eps_root=values.get("eps_root"),
+        accumulator=values.get("initial_accumulator"),
+        weight_decay=values.get("weight_decay", 0.0),
+        decay=decay,
+    )

@@ -1,0 +1,65 @@
+"""The shell's `diagnose`: needs no JAX to start."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdelens.shell.case_options import numbers
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Files or a folder of a PyTorch optimizer's checkpoint.")],
+    b1: Annotated[float | None, typer.Option(help="β₁, where the checkpoint does not carry it.")] = None,
+    b2: Annotated[float | None, typer.Option(help="β₂, likewise.")] = None,
+    batch_size: Annotated[float | None, typer.Option(help="Of the run; the noise scale is in its units.")] = None,
+    ratios: Annotated[str, typer.Option(help="Batch ratios to judge, comma-separated.")] = "2,4,8,16,32,64",
+    tolerance: Annotated[
+        float, typer.Option(help="Relative error of the loss curve up to which the square-root rule holds.")
+    ] = 0.05,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=REGEX, repeated: tensors counted together; or 'parameter groups'. Default: each alone."
+        ),
+    ] = None,
+    earlier: Annotated[Path | None, typer.Option(help="Checkpoint of the same run 20 to 100 steps before.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Which of several optimizers in the file, dots between levels.")
+    ] = None,
+    output: Annotated[str, typer.Option("--format", help="'text' or 'json'.")] = "text",
+) -> None:
+    """Read from an Adam checkpoint how noisy its run is, and whether the square-root rule holds for it."""
+    from sdelens.core import check
+    from sdelens.diagnosis import diagnose as of
+
+    check.choice("format", output, ("text", "json"))
+    found = of(
+        checkpoints if len(checkpoints) > 1 else checkpoints[0],
+        b1=b1,
+        b2=b2,
+        groups=_groups(groups),
+        batch_size=batch_size,
+        ratios=rates if isinstance(rates := numbers("ratios", ratios), list) else [rates],
+        tolerance=tolerance,
+        earlier=earlier,
+        key=key,
+    )
+    typer.echo(json.dumps(found.to_dict(), indent=2) if output == "json" else str(found))
+
+
+def _groups(given: list[str] | None) -> str | dict[str, str] | None:
+    """Groups by name from NAME=REGEX."""
+    if not given or given == ["parameter groups"]:
+        return given[0] if given else None
+    wrong = [text for text in given if not text.partition("=")[2]]
+    if wrong:
+        raise ValueError(f"groups: got {wrong[0]!r}; give NAME=REGEX, for example attention=attn.")
+    names = [text.partition("=")[0] for text in given]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"groups: {twice!r} is given twice; join its expressions by '|'.")
+    return {name: pattern for name, _, pattern in (text.partition("=") for text in given)}

@@ -1,0 +1,104 @@
+"""The shell's `scale`: options to a dict of hyperparameters, and what is printed of it. No JAX."""
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from sdelens.core import names
+from sdelens.shell.case_options import listing
+
+__all__ = ["scale"]
+
+_DEFAULTS: Final = {
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "rmspropw": {"b2": 0.99, "eps": 1e-8},
+    "rmsprop": {"b2": 0.99, "eps": 1e-8},
+    "momentum": {"b1": 0.9},
+    "signum": {"b1": 0.9},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "adagrad": {"initial_accumulator": 0.1, "eps": 1e-7},
+}
+"""Those of our specifications, so that what is printed is complete."""
+
+
+def scale(
+    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(names.SCALED)}.")],
+    lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
+    batch: Annotated[float, typer.Option(help="The old batch size, for which the numbers are.")],
+    to: Annotated[float, typer.Option(help="The new batch size.")],
+    b1: Annotated[float | None, typer.Option(help="Decay of the first moment; default 0.9.")] = None,
+    b2: Annotated[float | None, typer.Option(help="Decay of the second moment (adamw: default 0.999).")] = None,
+    momentum_decay: Annotated[
+        float | None, typer.Option("--mu", help="Undamped momentum of sgd and rmsprop, as PyTorch's.")
+    ] = None,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = False,
+    eps: Annotated[float | None, typer.Option(help="ε; default 1e-8 (adagrad: 1e-7, inside the root).")] = None,
+    initial_accumulator: Annotated[float | None, typer.Option(help="Sum at the start (adagrad; 0.1).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay θ; default 0.")] = None,
+    decay: Annotated[
+        str | None,
+        typer.Option(
+            help="'coupled': lr multiplies θ (adamw and our own); 'independent': it does not; 'l2': in the gradient "
+            "(adam, rmsprop, sgd)."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Its warm-up steps.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Norm at which gradients are clipped.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(names.SCALING_RULES)}"),
+    ] = None,
+    momentum: Annotated[str | None, typer.Option(help=f"What becomes of decays β. {listing(names.MOMENTA)}")] = None,
+    form: Annotated[str, typer.Option("--format", help=listing(names.CODE_FORMATS))] = "table",
+) -> None:
+    """Carry an optimizer's hyperparameters from one batch size to another, and say what was assumed."""
+    given: dict[str, Any] = {
+        "lr": lr,
+        "b1": b1,
+        "b2": b2,
+        "momentum": momentum_decay,
+        "nesterov": nesterov,
+        "eps": eps,
+    }
+    given |= {"initial_accumulator": initial_accumulator, "weight_decay": weight_decay, "decay": decay}
+    options: dict[str, Any] = {"rule": rule, "momentum": momentum}
+    options |= {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    typer.echo(printed(optimizer, batch, to, given, form, **options))
+
+
+def printed(
+    optimizer: str,
+    batch: float,
+    to: float,
+    given: dict[str, Any],
+    form: str,
+    **options: Any,
+) -> str:
+    """What `sdelens scale` prints.
+
+    Args:
+        optimizer: its name.
+        batch: batch size of the numbers.
+        to: batch size wanted.
+        given: the numbers that were given; None for those that were not.
+        form: one of `CODE_FORMATS`.
+        **options: of `rescale`.
+
+    Raises:
+        ValueError: naming what is wrong, or which number the optimizer does not take.
+    """
+    from sdelens.core import check
+    from sdelens.scaling import rescale
+    from sdelens.scaling.code import as_code
+
+    name = check.choice("optimizer", optimizer.lower(), names.SCALED)
+    check.choice("format", form, names.CODE_FORMATS)
+    ratio = check.positive("to", to) / check.positive("batch", batch)
+    numbers = {key: value for key, value in given.items() if value is not None}
+    numbers = {"optimizer": name, **_DEFAULTS.get(name, {}), **numbers}
+    if not numbers.get("nesterov"):
+        numbers.pop("nesterov", None)
+    rescaled = rescale(numbers, ratio, **options)
+    return str(rescaled) if form == "table" else as_code(rescaled, form)

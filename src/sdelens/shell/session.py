@@ -1,0 +1,124 @@
+"""What every command of the shell shares: JAX started, errors as one line, the folder for results."""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from sdelens.shell.members import Members
+
+__all__ = ["claimed", "command_line", "refusals", "shell"]
+
+_CACHE_BYTES = 2**30
+"""Of programs that are kept; those not used for longest go first."""
+
+
+@contextmanager
+def shell(devices: int | None, members: Members | None = None) -> Iterator[bool]:
+    """JAX started, and errors of input or files turned into one line and an exit status.
+
+    Yields whether this process prints and writes; of several, one does.
+    """
+    with refusals():
+        _ask_for(devices)
+        with nullcontext(True) if members is None else members.joined() as first:
+            _start_jax()
+            yield first
+
+
+def _ask_for(devices: int | None) -> None:
+    """Make each CPU core a device; this must precede the first use of JAX."""
+    if devices is not None and devices < 1:
+        raise ValueError(f"devices: got {devices}; it must be 1 or more.")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices or _cores())
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    """Compiled programs in the user's cache folder, for later commands; what JAX was told by its variables stays."""
+    import jax
+    import platformdirs
+
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not enabled:
+        return
+    folder = platformdirs.user_cache_path("sdelens") / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # without a place to write, every command compiles for itself
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _start_jax() -> None:
+    """Find the devices, and show warnings in a line."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+        raise ValueError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()) from error
+    warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command_line() -> str:
+    """The command as it was typed, without the program's name."""
+    return shlex.join(sys.argv[1:])
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"sdelens: {error}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Errors of input, files or missing packages as one line and an exit status."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _fail(error)
+
+
+@contextmanager
+def claimed(
+    out: Path | None, overwrite: bool, every: int | None, resume: bool, first: bool
+) -> Iterator[tuple[Path | None, Any]]:
+    """The folder for results, and the checkpoints in it: removed only once the results are written.
+
+    Of several processes the `first` has the folder, and each has checkpoints.
+    """
+    from sdelens.results.report import claim_folder
+    from sdelens.run.checkpoint import has_checkpoint, keep_checkpoints
+
+    if out is None:
+        if every is not None or resume:
+            name, value = ("resume", resume) if resume else ("checkpoint_every", every)
+            raise ValueError(f"{name}: got {value}, but checkpoints lie in the folder of --out; give one.")
+        yield None, None
+        return
+    unfinished = has_checkpoint(out / "checkpoint")
+    with claim_folder(out, overwrite or (resume and unfinished)) if first else nullcontext() as folder:
+        if every is None and not resume and not unfinished:
+            yield folder, None
+            return
+        with keep_checkpoints(out / "checkpoint", every, resume) as checkpoints:
+            yield folder, checkpoints
