@@ -24,12 +24,12 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 6000
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 5800
 
 test-all: test test-slow
 
 test-slow: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 6000
+	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 3200
 
 studies: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/test-studies.md

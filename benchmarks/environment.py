@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import ALL, ONE, Workers, cores
+from benchmarks.timing import ALL, ONE, Workers
+from sdelens.core.machine import cores
 
 __all__ = ["devices", "environment", "resident_peak"]
 

@@ -65,7 +65,7 @@ def peak(optimizer: str, law: str, paths: int) -> dict[str, float]:
     from benchmarks.environment import resident_peak
 
     noise: Any = sl.GaussianNoise(0.01) if law == "gaussian" else sl.MinibatchNoise(_BATCH, subsample=_BATCH)
-    options: dict[str, Any] = dict(steps=2, record_every=2, progress=False)
+    options: dict[str, Any] = dict(steps=2, record=sl.Record(every=2), execution=sl.Execution(progress=False))
     sl.simulate(sl.network("mlp", "digits", width=4, depth=2), noise, specification(optimizer), paths=2, **options)
     before = resident_peak()
     problem = sl.network("mlp", **WIDE)

@@ -75,7 +75,7 @@ def first_and_second(case: str, cache: str | None) -> dict[str, Any]:
 
     import sdelens as sl
 
-    run = sl.compare  # imported now: what follows is compilation
+    run, quiet = sl.compare, sl.Execution(progress=False)  # imported now: what follows is compilation
     if case == "mlp":
         problem, noise, optimizer = sl.network("mlp"), sl.GaussianNoise(0.01), sl.RMSpropW(1e-3)
         options: dict[str, Any] = dict(steps=10, paths=4)
@@ -86,7 +86,7 @@ def first_and_second(case: str, cache: str | None) -> dict[str, Any]:
     for name in ("first", "second"):
         compiled[0] = 0
         begin = time.perf_counter()
-        run(problem, noise, optimizer, ["optimizer", "sde", "malladi2022"], progress=False, **options)
+        run(problem, noise, optimizer, ["optimizer", "sde", "malladi2022"], **options, execution=quiet)
         found[name], found[f"{name}_compiled"] = time.perf_counter() - begin, compiled[0]
     return found
 

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from sdelens.core.machine import cores
+
 __all__ = [
     "ALL",
     "ONE",
@@ -30,7 +32,6 @@ __all__ = [
     "Size",
     "Workers",
     "contest",
-    "cores",
     "deviation",
     "interleave",
     "quartiles",
@@ -43,13 +44,6 @@ ONE, ALL = "one", "all"
 _TRIES = 8
 SIGMAS, ROUNDING = 5.0, 1e-4
 """Standard errors within which mean losses must agree, and what rounding adds to one, relative to the loss."""
-
-
-def cores() -> list[int]:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 class Ratio(NamedTuple):

@@ -64,11 +64,11 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep what an earlier run has finished")
     given = parser.parse_args()
     problem, noise = sl.network(given.network, **NETWORKS[given.network]), sl.MinibatchNoise(given.batch_size)
-    models = {"optimizer": {}} | {
-        f"K = {k}": {"model": "empirical", "samples": int(k), "accumulators": given.accumulators}
-        for k in given.samples.split(",")
+    models = {"optimizer": "optimizer"} | {
+        f"K = {k}": sl.Empirical(samples=int(k), accumulators=given.accumulators) for k in given.samples.split(",")
     }
-    options = dict(steps=given.steps, paths=given.paths, seed=given.seed, record_every=10, marginals=8)
+    record = sl.Record(every=10, marginals=8)
+    options = dict(steps=given.steps, paths=given.paths, seed=given.seed, record=record)
     begin, results, rows = time.perf_counter(), {}, []
     with claim_folder(given.out, overwrite=True) as folder:
         for name in given.optimizers.split(","):

@@ -46,9 +46,8 @@ def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
 
 def arrived(problem: sl.Problem, noise: sl.MinibatchNoise, optimizer: sl.AdamW, steps: int, seed: int) -> np.ndarray:
     """The parameters after that many steps of one run."""
-    run = sl.simulate(
-        problem, noise, optimizer, "optimizer", steps=steps, paths=1, record_every=steps, keep_paths=1, seed=seed
-    )
+    record = sl.Record(every=steps, keep_paths=1)
+    run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=1, seed=seed, record=record)
     return run.dataset.path_x.isel(model=0, path=0, step=-1).values.astype(np.float32)
 
 

@@ -107,7 +107,7 @@ def run(case: Case, seed: int) -> Outcome | None:
     """Simulate one case; None where the bound says nothing at the recorded steps."""
     problem = sl.Quadratic(case.curvature, start=case.start)
     every = max(int(np.ceil(case.horizon / case.optimizer.lr / RECORDS)), 1)
-    options = dict(steps=RECORDS * every, paths=PATHS, record_every=every, seed=seed)
+    options = dict(steps=RECORDS * every, paths=PATHS, seed=seed, record=sl.Record(every=every))
     result = sl.simulate(problem, case.noise, case.optimizer, "optimizer", **options).dataset.isel(model=0)
     found = sl.theory.loss_bound(
         problem, case.noise, case.optimizer, result.time.values, form=case.form, phase=case.phase

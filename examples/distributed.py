@@ -26,7 +26,7 @@ LOOKS = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"))
 
 def simulated(noise, optimizer, paths, steps=2400):
     """The mean loss of the optimizer and of its SDE over the second half of a run that starts at the minimum."""
-    options = dict(steps=steps, paths=paths, record_every=20)
+    options = dict(steps=steps, paths=paths, record=sl.Record(every=20))
     run = sl.compare(PROBLEM, noise, optimizer, ["optimizer", "sde"], **options).dataset
     return run.loss_mean.isel(step=slice(steps // 40, None)).mean("step").values
 

@@ -69,8 +69,8 @@ def main() -> None:
     given = parser.parse_args()
     cases = INJECTED if given.noise == "injected" else MINIBATCH
     optimizers = given.optimizers.split(",") if given.optimizers else list(cases)
-    options = dict(steps=given.steps, paths=given.paths, seed=given.seed, record_every=10, observables=["accuracy"])
-    options |= dict(marginals=8)
+    record = sl.Record(every=10, observables=["accuracy"], marginals=8)
+    options = dict(steps=given.steps, paths=given.paths, seed=given.seed, record=record)
     if given.dry_run:
         for label, case in subjects(given, cases, optimizers):
             print(f"{label}: {sl.estimate(*case, **options)}", flush=True)
@@ -105,7 +105,7 @@ def run_all(given: argparse.Namespace, cases, options: dict, folder: Path) -> No
             result = sl.load(done)
         else:
             with sl.keep_checkpoints(folder / f"{label}.checkpoint", resume=given.resume) as kept:
-                result = sl.compare(*case, **options, checkpoint=kept)
+                result = sl.compare(*case, **options, execution=sl.Execution(checkpoint=kept))
                 result.save(done)
         results[label] = result
         head, body = result.table()

@@ -52,8 +52,8 @@ def loss_at_rest(variance):
 def simulated(problem, scale, optimizer, paths):
     """The loss at rest of the optimizer itself, averaged over the last third of a run that is long enough to rest."""
     steps = int(min(12 * max(1.0, scale) / (LR * CURVATURE[0]), 60_000))
-    noise, options = sl.GaussianNoise(scale), dict(steps=steps, paths=paths, record_every=steps // 60)
-    run = sl.simulate(problem, noise, optimizer, "optimizer", **options)
+    noise, record = sl.GaussianNoise(scale), sl.Record(every=steps // 60)
+    run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=paths, record=record)
     return loss_at_rest(run.dataset.x_var.isel(model=0, step=slice(40, None)).mean("step").values)
 
 

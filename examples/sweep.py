@@ -27,14 +27,13 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(), help="an existing folder")
     arguments = parser.parse_args()
     over = {"lr": LRS, "weight_decay": [0, 0.1, 0.3, 1, 3]}
-    loss = sl.sweep(
-        *REGRESSION, sl.AdamW(1e-2, b2=0.99), ["optimizer"], over=over, steps=300, paths=320, record_every=10
-    )
+    sizes = dict(steps=300, paths=320, record=sl.Record(every=10))
+    loss = sl.sweep(*REGRESSION, sl.AdamW(1e-2, b2=0.99), ["optimizer"], over=over, **sizes)
     print(loss)
     loss.plot(arguments.out / "sweep.png")
 
     over = {"lr": LRS, "b2": [0.8, 0.9, 0.95, 0.99, 0.999]}
-    sizes = dict(steps=200, paths=8192, record_every=5)
+    sizes = dict(steps=200, paths=8192, record=sl.Record(every=5))
     tracking = sl.sweep(*QUADRATIC, sl.AdamW(1e-2), ["optimizer", "sde"], over=over, **sizes)
     print(tracking)
     tracking.plot(arguments.out / "sweep-error.png", quantity="error")

@@ -95,3 +95,20 @@ def shell(*arguments, expect=0):
         raise done.exception
     assert done.exit_code == expect, done.stderr
     return done
+
+
+@contextlib.contextmanager
+def declarations_restored():
+    """What is declared by name within is forgotten afterwards."""
+    from sdelens.core import declarations
+    from sdelens.scaling import _rules
+    from sdelens.sdes import _SDES
+
+    registries = (declarations.OPTIMIZERS, declarations.NOISES, _rules.RULES, _SDES)
+    before = [dict(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, held in zip(registries, before, strict=True):
+            registry.clear()
+            registry.update(held)

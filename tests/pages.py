@@ -34,6 +34,7 @@ class _OwnNamespace(CodeBlockParser):
 def small_page(tmp_path, monkeypatch):
     """An empty folder, and runs of few paths."""
     from sdelens.run import api
+    from tests.checks import declarations_restored  # imported late: the plugin is loaded before JAX is set up
 
     whole = api.Options
 
@@ -43,6 +44,8 @@ def small_page(tmp_path, monkeypatch):
 
     monkeypatch.setattr(api, "Options", cut)
     monkeypatch.chdir(tmp_path)
+    with declarations_restored():
+        yield
 
 
 pytest_collect_file = Sybil(

@@ -39,13 +39,13 @@ def test_quadratic_at_default_settings(optimizer, bound):
 @pytest.mark.parametrize("paths", [pytest.param(32_000, marks=slow), pytest.param(200_000, marks=study)])
 def test_adamw_late_loss_and_bias_corrections(paths, measured):
     models = {
-        "optimizer": {},
-        "sequential": {"model": "sde"},
-        "euler": {"model": "sde", "integrator": "euler"},
-        "exponential": {"model": "sde", "bias_correction": "exponential"},
+        "optimizer": "optimizer",
+        "sequential": "sde",
+        "euler": sl.ClosedForm("sde", integrator="euler"),
+        "exponential": sl.ClosedForm("sde", bias_correction="exponential"),
     }
     optimizer = sl.AdamW(LR, 0.9, 0.99, weight_decay=THETA)
-    run = sl.compare(QUADRATIC, UNIT, optimizer, models, steps=600, paths=paths, record_every=2)
+    run = sl.compare(QUADRATIC, UNIT, optimizer, models, steps=600, paths=paths, record=sl.Record(every=2))
     errors = run.errors(confidence=0.99)
     late = errors[["late_shift_lower", "late_shift_upper"]]
     for name, asked in (("sequential", "≤ 0.015"), ("euler", "< -0.15 above")):
@@ -61,11 +61,12 @@ def test_adamw_late_loss_and_bias_corrections(paths, measured):
 @study
 def test_euler_s_late_loss_falls_short_in_proportion_to_eta_and_sequential_s_does_not(measured):
     """AdamW at three η: `euler` misses at least 30, 15 and 7.5 % of the late loss, `sequential` at most 3 and 1.5 %."""
-    models = {"optimizer": {}, "sequential": {"model": "sde"}, "euler": {"model": "sde", "integrator": "euler"}}
+    euler = sl.ClosedForm("sde", integrator="euler")
+    models, record = {"optimizer": "optimizer", "sequential": "sde", "euler": euler}, sl.Record(every=2)
     family = sl.AdamW(LR, 0.9, 0.99, weight_decay=THETA)
     shifts = {}
     for lr in (0.02, 0.01, 0.005):
-        run = sl.compare(QUADRATIC, UNIT, family.at_lr(lr), models, steps=round(6 / lr), paths=50_000, record_every=2)
+        run = sl.compare(QUADRATIC, UNIT, family.at_lr(lr), models, steps=round(6 / lr), paths=50_000, record=record)
         errors = run.errors(confidence=0.99)
         late = errors[["late_shift_lower", "late_shift_upper"]]
         measured(f"late shift of sequential at η = {lr:g}", float(errors.late_shift["sequential"]), "limits within 3 %")
@@ -113,19 +114,12 @@ def test_breast_cancer_mlp(optimizer, scale, measured):
 @slow
 def test_the_error_of_the_sde_itself_is_of_order_eta():
     """SGD with the SDE resolved: E x_k = (1-ηλ)^k x₀ against e^{-λt} x₀ is off by ≈ ηλ²t/2; half η, half the error."""
-    found = {}
+    problem, noise, found = sl.Quadratic([1.0], start=4.0), sl.GaussianNoise(0.1), {}
+    models = {"optimizer": "optimizer", "resolved": sl.ClosedForm("sde", substeps=32), "one substep": "sde"}
     for lr in (0.2, 0.1):
-        result = sl.compare(
-            sl.Quadratic([1.0], start=4.0),
-            sl.GaussianNoise(0.1),
-            sl.SGD(lr),
-            steps=round(2 / lr),
-            paths=20_000,
-            substeps=32,
-        )
-        errors = result.errors()
-        found[lr] = errors.error["sde"]
-        assert errors.lower["sde"] > 10 * errors.upper["sde, 1 substep"]
+        errors = sl.compare(problem, noise, sl.SGD(lr), models, steps=round(2 / lr), paths=20_000).errors()
+        found[lr] = errors.error["resolved"]
+        assert errors.lower["resolved"] > 10 * errors.upper["one substep"]
         # for the squared mean: relative error ≈ ηλ²t, whose L2 average over the curve is, exactly,
         t = lr * np.arange(round(2 / lr) + 1)
         curve, truth = np.exp(-2 * t), (1 - lr) ** (2 * t / lr)

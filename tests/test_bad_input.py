@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -193,36 +194,82 @@ CASES = {
         "lr: got 0.2, at which b1 = -1 is negative; with (1 - b1)/lr = 10 held, lr may be at most 0.1",
     ),
     # the run
-    "increments": (lambda: compare(increments="poisson"), "increments: got 'poisson'; choose one of 'gaussian'"),
     "steps zero": (lambda: compare(steps=0), "steps: got 0; it must be 1 or more"),
     "steps half": (lambda: compare(steps=1.5), "steps: got 1.5; give a whole number"),
     "steps text": (lambda: compare(steps="10"), "steps: got '10'"),
     "paths zero": (lambda: compare(paths=0), "paths: got 0"),
     "paths negative": (lambda: compare(paths=-3), "paths: got -3"),
     "paths many": (lambda: compare(paths=2**31), "paths: got 2147483648"),
-    "record_every": (lambda: compare(record_every=0), "record_every: got 0"),
-    "substeps": (lambda: compare(substeps=0), "substeps: got 0"),
-    "keep_paths": (lambda: compare(keep_paths=-1), "keep_paths: got -1"),
-    "chunk": (lambda: compare(chunk=0), "chunk: got 0"),
+    "record every": (lambda: sl.Record(every=0), "every: got 0; it must be 1 or more"),
+    "keep_paths": (lambda: sl.Record(keep_paths=-1), "keep_paths: got -1"),
+    "record kind": (lambda: compare(record=3), "record: got 3; give sl.Record(...) or None."),
+    "chunk": (lambda: sl.Execution(chunk=0), "chunk: got 0"),
+    "parameter_shards": (lambda: sl.Execution(parameter_shards=0), "parameter_shards: got 0; it must be 1 or more"),
+    "execution kind": (
+        lambda: compare(execution={"chunk": 2}),
+        "execution: got {'chunk': 2}; give sl.Execution(...) or None.",
+    ),
     "seed": (lambda: compare(seed=-1), "seed: got -1"),
     "seed large": (lambda: compare(seed=2**64), "seed: got 18446744073709551616"),
-    "devices": (lambda: compare(devices=[]), "devices: got (); give a number"),
-    "devices many": (lambda: compare(devices=99), "devices: got 99; JAX finds 2 (cpu)"),
-    "devices text": (lambda: compare(devices="cpu"), "devices: got 'cpu'"),
-    "devices twice": (lambda: compare(devices=jax.devices()[:1] * 2), "different ones of jax.local_devices()"),
+    "devices": (lambda: compare(execution=sl.Execution(devices=[])), "devices: got (); give a number"),
+    "devices many": (lambda: compare(execution=sl.Execution(devices=99)), "devices: got 99; JAX finds 2 (cpu)"),
+    "devices text": (lambda: compare(execution=sl.Execution(devices="cpu")), "devices: got 'cpu'"),
+    "devices twice": (
+        lambda: compare(execution=sl.Execution(devices=jax.devices()[:1] * 2)),
+        "different ones of jax.local_devices()",
+    ),
     "steps many": (lambda: compare(steps=2**31), "steps: got 2147483648; it must be less"),
-    "integrator": (lambda: compare(integrator="heun"), "integrator: got 'heun'; choose one of 'sequential', 'euler'"),
-    "bias correction": (lambda: compare(bias_correction="none"), "bias_correction: got 'none'"),
+    # models
+    "increments": (
+        lambda: sl.ClosedForm("sde", increments="poisson"),
+        "increments: got 'poisson'; choose one of 'gaussian'",
+    ),
+    "substeps": (lambda: sl.ClosedForm("sde", substeps=0), "substeps: got 0"),
+    "integrator": (
+        lambda: sl.ClosedForm("sde", integrator="heun"),
+        "integrator: got 'heun'; choose one of 'sequential', 'euler'",
+    ),
+    "bias correction": (lambda: sl.ClosedForm("sde", bias_correction="none"), "bias_correction: got 'none'"),
+    "bias correction of another": (
+        lambda: compare(optimizer=sl.SGD(0.1), models=[sl.ClosedForm("sde", bias_correction="discrete")]),
+        "bias_correction: got 'discrete', but sgd corrects no bias; it belongs to the SDEs of adamw.",
+    ),
+    "sde kind": (lambda: sl.ClosedForm(3), "sde: got 3; give a name, or a function that makes an sl.SDE."),
+    "empirical samples": (lambda: sl.Empirical(samples=1), "samples: got 1; it must be 2 or more"),
+    "empirical substeps": (lambda: sl.Empirical(substeps=0), "substeps: got 0"),
+    "empirical increments": (lambda: sl.Empirical(increments="poisson"), "increments: got 'poisson'"),
     "model": (lambda: compare(models=["optimiser"]), "Did you mean 'optimizer'?"),
     "model of another": (
         lambda: compare(optimizer=sl.SGD(0.1), models=["optimizer", "malladi2022"]),
         "models: 'malladi2022' does not exist for sgd; its models are optimizer, sde",
     ),
     "models twice": (lambda: compare(models=["sde", "sde"]), "models: got ['sde', 'sde']; name each once"),
-    "models text": (lambda: compare(models="sde"), "models: got the text 'sde'; give a list"),
+    "models text": (
+        lambda: compare(models="sde"),
+        "models: got 'sde' by itself; give a list, for example ['optimizer', 'sde'].",
+    ),
     "models empty": (lambda: compare(models=[]), "models: is empty"),
-    "models misspelt option": (lambda: compare(models={"a": {"integrater": "euler"}}), "Did you mean 'integrator'?"),
-    "models option kind": (lambda: compare(models={"a": "sde"}), "models['a']: got 'sde'; give a mapping"),
+    "models object alone": (
+        lambda: compare(models=sl.Empirical()),
+        "models: got sl.Empirical(...) by itself; give a list, for example ['optimizer', ",
+    ),
+    "models objects twice": (
+        lambda: compare(models=[sl.ClosedForm("sde", substeps=2), sl.ClosedForm("sde", substeps=2)]),
+        "models: got ['sde, 2 substeps', 'sde, 2 substeps']; name each once, or give labels: {'mine': sl.ClosedForm(",
+    ),
+    "models misspelt option": (
+        lambda: compare(models=[sl.ClosedForm("sde", integrater="euler")]),
+        "unexpected keyword argument 'integrater'",
+    ),
+    "models options as a mapping": (
+        lambda: compare(models={"a": {"integrator": "euler"}}),
+        "models['a']: got {'integrator': 'euler'}; give a name, or an object such as sl.ClosedForm('sde', substeps=8)",
+    ),
+    "models option kind": (lambda: compare(models={"a": 3}), "models['a']: got 3; give a name, or an object such as"),
+    "models class": (
+        lambda: compare(models=["optimizer", sl.ClosedForm]),
+        "models: got the class ClosedForm itself; call it with its options.",
+    ),
     "problem kind": (lambda: compare(problem=lambda x: x), "problem: got function; give one of"),
     "noise kind": (lambda: compare(noise=1.0), "noise: got float"),
     "optimizer kind": (lambda: compare(optimizer="adamw"), "optimizer: got str"),
@@ -338,12 +385,18 @@ def test_whole_numbers_of_every_kind_are_taken(count):
 def test_estimate_refuses_what_compare_refuses():
     with pytest.raises(ValueError, match="steps: got 0"):
         sl.estimate(PROBLEM, NOISE, OPTIMIZER, steps=0)
-    with pytest.raises(ValueError, match="Did you mean 'steps'"):
-        sl.estimate(PROBLEM, NOISE, OPTIMIZER, stepz=1)
-    with pytest.raises(TypeError, match="steps: is missing"):
-        sl.estimate(PROBLEM, NOISE, OPTIMIZER, paths=1)
-    with pytest.raises(ValueError, match="estimate's option: got 'progress'"):
-        sl.estimate(PROBLEM, NOISE, OPTIMIZER, steps=1, progress=True)
+    with pytest.raises(TypeError, match="record: got 2; give"):
+        sl.estimate(PROBLEM, NOISE, OPTIMIZER, steps=1, record=2)
+
+
+@pytest.mark.parametrize("function", [sl.compare, sl.simulate, sl.estimate, partial(sl.sweep, over={"lr": [0.1]})])
+def test_options_that_there_are_not_and_steps_left_out_are_named(function):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+        function(PROBLEM, NOISE, OPTIMIZER, stepz=1)
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'steps'"):
+        function(PROBLEM, NOISE, OPTIMIZER, paths=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'progress'"):
+        function(PROBLEM, NOISE, OPTIMIZER, steps=1, progress=True)
 
 
 def run(problem):

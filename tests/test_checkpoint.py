@@ -28,7 +28,8 @@ from tests.checks import assert_same_numbers, shell
 
 pytestmark = pytest.mark.xdist_group("checkpoint")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
-SIZES = dict(steps=21, paths=50, chunk=20, record_every=2, keep_paths=3, models=["optimizer", "sde"])
+RECORD = sl.Record(every=2, keep_paths=3)
+SIZES = dict(steps=21, paths=50, models=["optimizer", "sde"])
 TOTAL = 21 * 50 * 2
 
 
@@ -36,8 +37,14 @@ class Interrupted(BaseException):
     pass
 
 
-def compare(problem=PROBLEM, noise=NOISE, optimizer=OPTIMIZER, **options):
-    return sl.compare(problem, noise, optimizer, **{**SIZES, **options})
+def kept(folder=None, **options):
+    """A run in chunks of 20 paths, with checkpoints in a folder if one is given."""
+    return sl.Execution(**{"chunk": 20, "checkpoint": folder, **options})
+
+
+def compare(execution=None, problem=PROBLEM, noise=NOISE, optimizer=OPTIMIZER, **options):
+    execution = kept() if execution is None else execution
+    return sl.compare(problem, noise, optimizer, execution=execution, **{"record": RECORD, **SIZES, **options})
 
 
 def assert_same(result, other):
@@ -53,7 +60,7 @@ def reference():
 def stop(monkeypatch):
     """A run that is stopped after so many reports of its progress; what was reported."""
 
-    def stopped(after, folder, every=4, **options):
+    def stopped(after, folder, every=4, resume=False, **options):
         reported = []
 
         @contextlib.contextmanager
@@ -70,7 +77,7 @@ def stop(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(experiment, "progress_bar", bar)
             with pytest.raises(Interrupted):
-                compare(checkpoint=folder, checkpoint_every=every, **options)
+                compare(kept(folder, checkpoint_every=every, resume=resume), **options)
         return reported
 
     return stopped
@@ -81,7 +88,7 @@ def stop(monkeypatch):
 def test_a_stopped_run_goes_on_to_the_same_bits(reference, stop, tmp_path, after, every):
     folder = tmp_path / "new" / "checkpoint"
     stop(after, folder, every)
-    assert_same(compare(checkpoint=folder, checkpoint_every=every, resume=True), reference)
+    assert_same(compare(kept(folder, checkpoint_every=every, resume=True)), reference)
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
     assert not folder.exists()
 
@@ -99,27 +106,27 @@ def test_a_run_stopped_again_and_again_reports_all_of_its_work_and_its_time(refe
         "progress_bar",
         lambda wanted, total, done: contextlib.nullcontext(lambda more, label: whole.append(more)),
     )
-    again = compare(checkpoint=folder, resume=True)
+    again = compare(kept(folder, resume=True))
     assert_same(again, reference)
     assert 0 < sum(whole) < TOTAL
     assert all(1 <= m["wall_time"] < 60 for m in again.info["models"].values())
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning(reference, tmp_path):
-    assert_same(compare(checkpoint=tmp_path / "c", resume=True), reference)
+    assert_same(compare(kept(tmp_path / "c", resume=True)), reference)
     assert not (tmp_path / "c").exists()
 
 
 def test_the_time_between_checkpoints(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, position: saved.append(position))
-    compare(checkpoint=tmp_path / "c")
+    compare(kept(tmp_path / "c"))
     assert saved == []
     monkeypatch.setattr("sdelens.run.checkpoint._SECONDS", 0.0)
-    compare(checkpoint=tmp_path / "c")
+    compare(kept(tmp_path / "c"))
     assert len(saved) > 6
     saved.clear()
-    compare(checkpoint=tmp_path / "c", checkpoint_every=7)  # records lie every 2 steps: 4 records apart
+    compare(kept(tmp_path / "c", checkpoint_every=7))  # records lie every 2 steps: 4 records apart
     assert [p and (p.first, p.done) for p in saved[:4]] == [(0, 4), (0, 8), (20, 0), (20, 4)]
 
 
@@ -137,9 +144,9 @@ def test_starts_and_functions_of_the_users(stop, tmp_path):
     stop(3, tmp_path, **own)
     for other in (subject(2 * one, one), subject(one, 2 * one)):
         with pytest.raises(ValueError, match=r"holds another run: code\.optimizer differs\."):
-            compare(checkpoint=tmp_path, resume=True, **other)
+            compare(kept(tmp_path, resume=True), **other)
     anew = subject(one, one)  # as in a new process: the same
-    assert_same(compare(checkpoint=tmp_path, resume=True, **anew), before)
+    assert_same(compare(kept(tmp_path, resume=True), **anew), before)
 
 
 def test_a_loss_has_one_fingerprint_in_every_process():
@@ -158,18 +165,21 @@ def test_another_run_is_refused_by_what_differs(stop, tmp_path):
         (dict(seed=1), r"holds another run: run\.seed is 0, here 1\. Repeat that run as it was, or give another"),
         (dict(steps=22), r"run\.steps is 21, here 22"),
         (dict(paths=51), r"run\.paths is 50, here 51"),
-        (dict(chunk=30), r"device\.chunk is 20, here 30"),
-        (dict(devices=1), r"device\.count is 2, here 1"),
+        (dict(execution=kept(tmp_path, resume=True, chunk=30)), r"device\.chunk is 20, here 30"),
+        (dict(execution=kept(tmp_path, resume=True, devices=1)), r"device\.count is 2, here 1"),
         (dict(models=["sde"]), r"models\.optimizer differs"),
-        (dict(substeps=2), r"models\.sde\.substeps is 1, here 2"),
+        (
+            dict(models={"optimizer": "optimizer", "sde": sl.ClosedForm("sde", substeps=2)}),
+            r"models\.sde\.substeps is 1, here 2",
+        ),
         (dict(problem=sl.Quadratic([1.0, 3.0])), r"problem\.curvature is \[1.0, 2.0\], here \[1.0, 3.0\]"),
         (dict(noise=sl.GaussianNoise(2.0)), r"values\.noise differs"),
         (dict(optimizer=sl.RMSpropW(0.06, 0.9)), r"optimizer\.lr is 0.05, here 0.06"),
         (dict(start=sl.State(None, v=jnp.ones(2))), r"values\.start differs"),
-        (dict(record_every=3), r"run\.record_every is 2, here 3"),
+        (dict(record=sl.Record(every=3, keep_paths=3)), r"run\.record_every is 2, here 3"),
     ):
         with pytest.raises(ValueError, match=message):
-            compare(checkpoint=tmp_path, resume=True, **other)
+            compare(**{"execution": kept(tmp_path, resume=True), **other})
     assert Store(tmp_path).files()
 
 
@@ -177,14 +187,14 @@ def test_another_version_is_refused(stop, tmp_path, monkeypatch):
     stop(6, tmp_path)
     monkeypatch.setattr(experiment, "version", lambda name: "9.9" if name == "jax" else "1.0")
     with pytest.raises(ValueError, match=r"versions\.jax is [0-9.]+, here 9\.9"):
-        compare(checkpoint=tmp_path, resume=True)
+        compare(kept(tmp_path, resume=True))
 
 
 def test_an_unfinished_run_is_not_overwritten(stop, tmp_path):
     stop(6, tmp_path)
     files = Store(tmp_path).files()
     with pytest.raises(FileExistsError, match=r"resume=True \(--resume\), or delete the folder") as caught:
-        compare(checkpoint=tmp_path)
+        compare(kept(tmp_path))
     assert str(tmp_path) in str(caught.value)
     assert Store(tmp_path).files() == files
 
@@ -210,10 +220,10 @@ def test_a_damaged_checkpoint_costs_the_time_since_the_one_before(reference, sto
     for path in Store(tmp_path).files():
         damage(path)
     with pytest.raises(OSError, match="are damaged, and there is no other; delete the folder and start"):
-        compare(checkpoint=tmp_path, resume=True)
+        compare(kept(tmp_path, resume=True))
     for path in Store(tmp_path).files():
         path.unlink()
-    assert_same(compare(checkpoint=tmp_path, resume=True), reference)
+    assert_same(compare(kept(tmp_path, resume=True)), reference)
 
 
 def test_at_most_two_are_kept(stop, tmp_path):
@@ -282,12 +292,12 @@ def test_a_run_on_a_full_disk_goes_on_once_there_is_room(reference, stop, tmp_pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError, match="no room left for a checkpoint") as caught:
-            compare(checkpoint=tmp_path, checkpoint_every=2, resume=True)
+            compare(kept(tmp_path, checkpoint_every=2, resume=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert files[0] in Store(tmp_path).files()
-    assert_same(compare(checkpoint=tmp_path, resume=True), reference)
+    assert_same(compare(kept(tmp_path, resume=True)), reference)
 
 
 def test_leftovers_are_cleaned(reference, stop, tmp_path):
@@ -296,44 +306,49 @@ def test_leftovers_are_cleaned(reference, stop, tmp_path):
     for name in (".checkpoint.tmp", ".sdelens-lock"):  # of a run that was killed
         (folder / name).write_bytes(b"half")
     (folder / "notes.txt").write_text("mine")
-    assert_same(compare(checkpoint=folder, resume=True), reference)
+    assert_same(compare(kept(folder, resume=True)), reference)
     assert [p.name for p in folder.iterdir()] == ["notes.txt"]
 
 
 def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match=r"checkpoint: .*file' is a file; give a folder"):
-        compare(checkpoint=tmp_path / "file")
+        compare(kept(tmp_path / "file"))
     with pytest.raises(OSError, match="checkpoint: '/proc/sdelens' cannot be written"):
-        compare(checkpoint="/proc/sdelens")
+        compare(kept("/proc/sdelens"))
     with pytest.raises(OSError, match=r"checkpoint: .* cannot be written \(Not a directory\)"):
-        compare(checkpoint=tmp_path / "file" / "inside")
+        compare(kept(tmp_path / "file" / "inside"))
 
 
 def test_options_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every: got 0"):
-        compare(checkpoint=tmp_path / "c", checkpoint_every=0)
+        compare(kept(tmp_path / "c", checkpoint_every=0))
     with pytest.raises(ValueError, match=r"resume: got True, but there is no folder for checkpoints; give checkpoint="):
-        compare(resume=True)
+        compare(kept(resume=True))
     with pytest.raises(ValueError, match="checkpoint_every: got 3, but there is no folder"):
-        sl.simulate(PROBLEM, NOISE, OPTIMIZER, steps=3, checkpoint_every=3)
+        sl.simulate(PROBLEM, NOISE, OPTIMIZER, steps=3, execution=sl.Execution(checkpoint_every=3))
     with pytest.raises(TypeError, match="checkpoint: got bool; give a folder"):
-        compare(checkpoint=True)
+        compare(kept(True))
     with (
-        sl.keep_checkpoints(tmp_path / "c") as kept,
+        sl.keep_checkpoints(tmp_path / "c") as checkpoints,
         pytest.raises(ValueError, match=r"resume: got True.*give it to keep_checkpoints instead"),
     ):
-        compare(checkpoint=kept, resume=True)
+        compare(kept(checkpoints, resume=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_saves_nothing(tmp_path):
+    sl.estimate(PROBLEM, NOISE, OPTIMIZER, **SIZES, record=RECORD, execution=kept(tmp_path / "c", checkpoint_every=1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoints_stay_until_the_result_is_saved(reference, tmp_path):
     folder = tmp_path / "c"
-    with pytest.raises(FileNotFoundError), sl.keep_checkpoints(folder, every=5) as kept:
-        compare(checkpoint=kept).save(tmp_path / "nowhere" / "a.nc")
-    with sl.keep_checkpoints(folder, resume=True) as kept:
-        result = compare(checkpoint=kept)
-        assert set(kept.finished) == {"optimizer", "sde"}
+    with pytest.raises(FileNotFoundError), sl.keep_checkpoints(folder, every=5) as checkpoints:
+        compare(kept(checkpoints)).save(tmp_path / "nowhere" / "a.nc")
+    with sl.keep_checkpoints(folder, resume=True) as checkpoints:
+        result = compare(kept(checkpoints))
+        assert set(checkpoints.finished) == {"optimizer", "sde"}
         result.save(tmp_path / "a.nc")
         assert len(Store(folder).files()) == 2
     assert_same(result, reference)
@@ -341,13 +356,13 @@ def test_checkpoints_stay_until_the_result_is_saved(reference, tmp_path):
 
 
 def test_kept_checkpoints_are_of_one_run(reference, tmp_path):
-    with sl.keep_checkpoints(tmp_path / "c") as kept:
-        assert compare(checkpoint=kept, seed=1).dataset.loss_mean[0, -1] != reference.dataset.loss_mean[0, -1]
-        assert_same(compare(checkpoint=kept), reference)  # the first has saved nothing yet
-    with sl.keep_checkpoints(tmp_path / "c", every=5) as kept:
-        compare(checkpoint=kept)
+    with sl.keep_checkpoints(tmp_path / "c") as checkpoints:
+        assert compare(kept(checkpoints), seed=1).dataset.loss_mean[0, -1] != reference.dataset.loss_mean[0, -1]
+        assert_same(compare(kept(checkpoints)), reference)  # the first has saved nothing yet
+    with sl.keep_checkpoints(tmp_path / "c", every=5) as checkpoints:
+        compare(kept(checkpoints))
         with pytest.raises(ValueError, match=r"holds another run: run\.seed is 0, here 1"):
-            compare(checkpoint=kept, seed=1)
+            compare(kept(checkpoints), seed=1)
 
 
 HOLD = """
@@ -364,7 +379,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
         sl.keep_checkpoints(tmp_path / "c"),
         pytest.raises(BlockingIOError, match=f"another run is writing to '{tmp_path / 'c'}'; wait until it has ended"),
     ):
-        compare(checkpoint=tmp_path / "c")
+        compare(kept(tmp_path / "c"))
     out = tmp_path / "out"
     with claim_folder(out), pytest.raises(BlockingIOError, match="out: another run"), claim_folder(out):
         pass
@@ -422,7 +437,7 @@ def test_the_bar_of_a_resumed_run_starts_where_it_stands(monkeypatch):
 @pytest.mark.slow
 def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
     out = tmp_path / "out"
-    own = ("--optimizer", "rmspropw", "--lr", "0.05", "--b2", "0.9", "--curvature", "1,2", "--models", "optimizer,sde")
+    own = ("--problem", "quadratic([1, 2])", "--optimizer", "rmspropw(lr=0.05, b2=0.9)", "--models", "optimizer,sde")
     sizes = (
         "--steps",
         "21",
@@ -468,9 +483,11 @@ RUN = textwrap.dedent(
     problem, noise = sl.Quadratic([1.0, 2.0, 5.0]), sl.GaussianNoise(1.0)
     optimizer = sl.AdamW(0.01, weight_decay=0.1, schedule=lambda k: 1 / (1 + 0.001 * k))
     every, *sizes = json.loads(sys.argv[3])
-    options = dict(zip(["steps", "paths", "chunk", "record_every"], sizes), keep_paths=2)
+    steps, paths, chunk, interval = sizes
     own = {} if sys.argv[2] == "-" else dict(checkpoint=sys.argv[2], checkpoint_every=every, resume=True)
-    sl.compare(problem, noise, optimizer, **options, **own).save(sys.argv[1])
+    record, execution = sl.Record(every=interval, keep_paths=2), sl.Execution(chunk=chunk, **own)
+    options = dict(steps=steps, paths=paths, record=record, execution=execution)
+    sl.compare(problem, noise, optimizer, **options).save(sys.argv[1])
     """
 )
 

@@ -48,7 +48,7 @@ def test_the_script_prints_the_table_and_writes_the_folder(tmp_path):
 
 
 def test_the_shell_has_the_library_s_numbers_and_replaces_results_only_with_leave(tmp_path):
-    subject = ("--optimizer", "sgd", "--lr", "0.1", "--curvature", "1,4", "--start", "2", "--scale", "0.5,1")
+    subject = ("--optimizer", "sgd(lr=0.1)", "--problem", "quadratic([1, 4], start=2)", "--noise", "gaussian([0.5, 1])")
     options = ("compare", *subject, *SMALL, "--out", str(tmp_path))
     (tmp_path / "index.html").write_text("")
     assert "holds results already" in shell(*options, expect=2).stderr
@@ -89,45 +89,55 @@ def digits(name, **options):
 
 TWO = sl.Quadratic([1.0, 2.0])
 COSINE = sl.Warmup(2, sl.Cosine(10, 0.1))
-WARM = "--schedule cosine --schedule-steps 10 --end 0.1 --warmup 2"
 NETWORK = dict(subset=20, width=4, depth=1, gradient_dtype="bfloat16")
-REGRESSION = "--problem linear-regression --design 1,0.5 --label-noise 0.3 --solution 2"
+REGRESSION = "linear-regression([1, 0.5], 0.3, solution=2"
 SUBJECTS = {
     "rosenbrock": (
-        "--problem rosenbrock --optimizer signsgd --lr 0.001 --start 0.5,0.5",
+        ("rosenbrock(start=[0.5, 0.5])", "gaussian", "signsgd(lr=0.001)"),
         lambda: (sl.Rosenbrock([0.5, 0.5]), sl.GaussianNoise(1.0), sl.SignSGD(0.001)),
     ),
     "embedded saddle": (
-        "--problem embedded-saddle --lam 2 --optimizer adamw --b1 0.8",
+        ("embedded-saddle(lam=2)", "gaussian", "adam(b1=0.8)"),
         lambda: (sl.EmbeddedSaddle(lam=2.0), sl.GaussianNoise(1.0), sl.AdamW(0.01, b1=0.8)),
     ),
     "breast cancer": (
-        "--problem mlp --width 4 --depth 2 --dataset breast-cancer --optimizer sgd",
+        ("mlp(breast-cancer, width=4, depth=2)", "gaussian", "sgd"),
         lambda: (sl.network("mlp", "breast-cancer", width=4, depth=2), sl.GaussianNoise(1.0), sl.SGD(0.01)),
     ),
     "part of a set": (
-        "--problem cnn --subset 16 --data-seed 3 --channels 2 --dense 3 --optimizer sgd",
+        ("cnn(subset=16, data-seed=3, channels=2, dense=3, seed=1)", "gaussian", "sgd"),
         lambda: (
-            sl.network("cnn", subset=16, data_seed=3, channels=2, dense=3),
+            sl.network("cnn", subset=16, data_seed=3, channels=2, dense=3, seed=1),
             sl.GaussianNoise(1.0),
             sl.SGD(0.01),
         ),
     ),
     "Student's t": (
-        f"--optimizer signsgd --noise student-t --df 1 --lr 0.1 --curvature 1,2 {WARM}",
+        ("quadratic([1, 2])", "student-t(df=1)", "signsgd(0.1, schedule=warmup(2, cosine(10, end=0.1)))"),
         lambda: (TWO, sl.StudentTNoise(1.0, 1), sl.SignSGD(0.1, schedule=COSINE)),
     ),
+    "a sum": (
+        ("quadratic([1, 2])", "laplace(2) + gaussian(scale=[1, 3])", "momentum(nesterov=True)"),
+        lambda: (TWO, sl.LaplaceNoise(2.0) + sl.GaussianNoise([1.0, 3.0]), sl.Momentum(0.01, nesterov=True)),
+    ),
+    "workers": (
+        ("quadratic([1, 2])", "distributed(uniform, workers=8, compression=random-k(0.5))", "rmsprop(b2=0.9)"),
+        lambda: (TWO, sl.DistributedNoise(sl.UniformNoise(1.0), 8, sl.RandomK(0.5)), sl.RMSpropW(0.01, 0.9)),
+    ),
     "mini-batches": (
-        "--problem mlp --dataset digits --subset 20 --width 4 --depth 1 --gradient-dtype bfloat16 --optimizer adamw "
-        "--noise minibatch --batch-size 5 --batch-covariance diagonal --refresh 2",
+        (
+            "mlp(dataset=digits, subset=20, width=4, depth=1, gradient_dtype='bfloat16')",
+            "minibatch(batch_size=5, covariance=diagonal, refresh=2)",
+            "adamw",
+        ),
         lambda: (digits("mlp", **NETWORK), sl.MinibatchNoise(5, covariance="diagonal", refresh=2), sl.AdamW(0.01)),
     ),
     "regression": (
-        f"{REGRESSION} --noise minibatch --batch-size 2 --optimizer sgd --lr 0.1",
+        (f"{REGRESSION})", "minibatch(2)", "sgd(lr=0.1)"),
         lambda: (sl.LinearRegression([1.0, 0.5], 0.3, solution=2.0), sl.MinibatchNoise(2), sl.SGD(0.1)),
     ),
     "regression on a sample": (
-        f"{REGRESSION} --samples 30 --data-seed 4 --noise minibatch --batch-size 2 --optimizer sgd --lr 0.1",
+        (f"{REGRESSION}, samples=30, seed=4)", "minibatch(2)", "sgd(lr=0.1)"),
         lambda: (
             sl.LinearRegression([1.0, 0.5], 0.3, solution=2.0, samples=30, seed=4),
             sl.MinibatchNoise(2),
@@ -139,8 +149,9 @@ SUBJECTS = {
 
 @pytest.mark.parametrize(("words", "subject"), SUBJECTS.values(), ids=SUBJECTS.keys())
 def test_problems_noises_and_optimizers_by_name(asked, words, subject):
-    given, _ = asked(*words.split())
-    assert described(*given[:3]) == described(*subject())
+    problem, noise, optimizer = words
+    given, _ = asked("--problem", problem, "--noise", noise, "--optimizer", optimizer)
+    assert described(*given) == described(*subject())
 
 
 def test_a_covariance_by_its_file(asked, tmp_path):
@@ -148,45 +159,60 @@ def test_a_covariance_by_its_file(asked, tmp_path):
     (tmp_path / "covariance.txt").write_text("1 0.5\n0.5 2\n")
     np.save(tmp_path / "covariance.npy", matrix)
     for name in ("covariance.txt", "covariance.npy"):
-        (_, noise, *_), _ = asked("--covariance", str(tmp_path / name), "--curvature", "1,2")
-        np.testing.assert_array_equal(noise.bind(TWO).matrix, matrix)
+        noise = f"gaussian(covariance=@{tmp_path / name})"
+        (_, law, _), _ = asked("--noise", noise, "--problem", "quadratic([1, 2])")
+        np.testing.assert_array_equal(law.bind(TWO).matrix, matrix)
 
 
 def test_options_of_the_run_by_name(asked):
-    words = "--models optimizer,sde --integrator euler --substeps 2 --increments rademacher --observables accuracy,norm"
-    (*_, models), options = asked(
-        *words.split(), "--marginals", "3", "--record-every", "4", "--keep-paths", "1", *SMALL
+    models = "optimizer, sde(integrator=euler, substeps=2, increments=rademacher), empirical(samples=4)"
+    _, options = asked(
+        *("--models", models, "--observables", "accuracy,norm", "--marginals", "3", "--record-every", "4"),
+        *("--keep-paths", "1", "--chunk", "9", "--parameter-shards", "1", *SMALL),
     )
-    assert models == ["optimizer", "sde"]
-    wanted = dict(integrator="euler", substeps=2, increments="rademacher", observables=["accuracy", "norm"])
-    wanted |= dict(marginals=3, record_every=4, keep_paths=1, steps=12, paths=70, seed=0, samples=8, checkpoint=None)
-    assert {name: options[name] for name in wanted} == wanted
-    words = "--update-samples 4 --accumulators drift --bias-correction exponential --chunk 9"
-    _, options = asked(*words.split())
-    wanted = dict(samples=4, accumulators="drift", bias_correction="exponential", chunk=9, steps=1000, paths=1024)
-    assert {name: options[name] for name in wanted} == wanted
+    assert options == {
+        "models": [
+            "optimizer",
+            sl.ClosedForm("sde", integrator="euler", substeps=2, increments="rademacher"),
+            sl.Empirical(samples=4),
+        ],
+        "steps": 12,
+        "paths": 70,
+        "seed": 0,
+        "record": sl.Record(every=4, keep_paths=1, observables=["accuracy", "norm"], marginals=3),
+        "execution": sl.Execution(chunk=9),
+    }
+    _, options = asked()
+    sizes = {name: options[name] for name in ("models", "steps", "paths", "seed")}
+    assert sizes == {"models": None, "steps": 1000, "paths": 1024, "seed": 0}
 
 
 def test_an_optimizer_of_optax_by_name(asked):
-    (_, _, optimizer, _), _ = asked("--optimizer", "optax:lion", "--opt", "lr=1e-3", "--opt", "b1=0.5")
+    (_, _, optimizer), _ = asked("--optimizer", "optax:lion(lr=1e-3, b1=0.5)")
     assert (optimizer.name, optimizer.lr) == ("lion", 1e-3)
+    (_, _, optimizer), _ = asked("--optimizer", "optax:sgd(momentum=0.5, nesterov=True)", "--lr", "0.2")
+    x = np.ones(3, np.float32)
+    updates, _ = optimizer.to_optax().update(x, optimizer.to_optax().init(x), x)
+    np.testing.assert_allclose(updates, -0.2 * 1.5)
+    (_, _, optimizer), _ = asked("--optimizer", "optax:contrib.muon")
+    assert (optimizer.name, optimizer.lr) == ("contrib.muon", 0.01)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        ("--problem", "rosenbrock", "--optimizer", "signsgd", "--lr", "0.001", "--start", "0.5,0.5"),
-        ("--problem", "embedded-saddle", "--lam", "2", "--optimizer", "adamw", "--b1", "0.8", "--integrator", "euler"),
-        ("--problem", "mlp", "--width", "4", "--depth", "2", "--dataset", "breast-cancer", "--models", "optimizer,sde"),
-        ("--problem", "cnn", "--subset", "16", "--data-seed", "3", "--channels", "2", "--dense", "3"),
-        ("--optimizer", "optax:lion", "--opt", "lr=1e-3", "--update-samples", "4", "--accumulators", "drift"),
+        ("--problem", "rosenbrock(start=[0.5, 0.5])", "--optimizer", "signsgd", "--lr", "0.001"),
+        ("--problem", "embedded-saddle(lam=2)", "--models", "optimizer, sde(integrator=euler)"),
+        ("--problem", "mlp(breast-cancer, width=4, depth=2)", "--models", "optimizer,sde"),
+        ("--problem", "cnn(subset=16, data_seed=3, channels=2, dense=3)"),
+        ("--optimizer", "optax:lion(lr=1e-3)", "--models", "optimizer, empirical(samples=4, accumulators=drift)"),
     ],
     ids=lambda o: o[1],
 )
 def test_every_problem_runs_by_name(options):
     model = "empirical" if options[1].startswith("optax:") else "sde"
-    assert f"\n{model} " in shell("compare", *options, *SMALL).stdout
+    assert f"\n{model}" in shell("compare", *options, *SMALL).stdout
 
 
 def test_dry_run_runs_and_writes_nothing(tmp_path):
@@ -208,27 +234,30 @@ HELP = """
 import sys
 from sdelens.shell.app import app
 app(["compare", "--help"], prog_name="sdelens", standalone_mode=False)
-print(*[m for m in ("jax", "xarray", "numpy", "matplotlib") if m in sys.modules], file=sys.stderr)
+print(*[m for m in ("jax", "xarray", "pandas", "matplotlib") if m in sys.modules], file=sys.stderr)
 """
 
 
 def test_help_documents_every_option_and_imports_no_jax():
     done = script(command=(sys.executable, "-c", HELP))
     assert done.stderr == "\n"
-    for name in (
-        "optimizer",
-        "noise",
-        "problem",
-        "dry-run",
-        "out",
-        "integrator",
-        "substeps",
-        "bias-correction",
-        "chunk",
-    ):
-        assert f"--{name}" in done.stdout
-    for block in re.split(r"\n  (?=--)", done.stdout.split("Options:")[1])[1:]:
-        assert len(block.split(None, 2)) == 3, f"no help for {block}"
+    groups = ("What is run", "Models", "How much is run", "What is recorded", "Where it runs", "Output")
+    found = [done.stdout.index(f"─ {group} ─") for group in groups]
+    assert found == sorted(found)
+    for name in ("optimizer", "noise", "problem", "models", "steps", "record-every", "chunk", "out", "dry-run"):
+        assert re.search(rf"│ --{name} +<\w+> +\S", done.stdout), f"no help for {name}"
+    assert "Steps between records; the start and the last step" in done.stdout  # as sl.Record says
+    assert done.stdout.count("sdelens compare --") == 2  # examples
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_help_fits_the_width_without_a_cut_sentence(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ("compare", "sweep", "order", "predict", "scale", "diagnose", "reproduce", "info"):
+        lines = shell(command, "--help").stdout.splitlines()
+        assert max(map(len, lines)) == width
+        assert "…" not in "".join(lines)
+        assert sum(line.startswith(f" sdelens {command}") for line in lines) == 2
 
 
 def test_python_m_is_the_same_shell():
@@ -237,7 +266,7 @@ def test_python_m_is_the_same_shell():
 
 @pytest.mark.filterwarnings("default")
 def test_warnings_are_one_line():
-    subject = ("--optimizer", "sgd", "--lr", "10", "--curvature", "1,4", "--models", "optimizer")
+    subject = ("--optimizer", "sgd", "--lr", "10", "--problem", "quadratic([1, 4])", "--models", "optimizer")
     done = shell("compare", *subject, "--steps", "300", "--paths", "16")
     assert done.stderr.startswith("sdelens: warning: 16 of 16 paths of 'optimizer' diverged")
     assert done.stderr.count("\n") == 1
@@ -253,7 +282,7 @@ def test_missing_devices_are_one_line():
 @pytest.mark.slow
 def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(tmp_path):
     own, theirs = tmp_path / "user", tmp_path / "of-jax"
-    command = ("compare", "--optimizer", "sgd", "--models", "optimizer", "--curvature", "1,4", *SMALL)
+    command = ("compare", "--optimizer", "sgd", "--models", "optimizer", "--problem", "quadratic([1, 4])", *SMALL)
     environment = dict(XDG_CACHE_HOME=str(own), JAX_ENABLE_COMPILATION_CACHE="true")
 
     def programs(folder):
@@ -276,28 +305,39 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--optimizer", "adam"), "optimizer: got 'adam'; choose one of"),
+        (("--optimizer", "adan"), "optimizer: got 'adan'; choose one of"),
         (("--problem", "quadratik"), "Did you mean 'quadratic'?"),
         (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
-        (("--problem", "mlp", "--dataset", "mnits"), "dataset: got 'mnits'"),
-        (("--problem", "cnn", "--heads", "2"), "heads: adamw on cnn with gaussian noise does not take it"),
-        (("--problem", "cnn", "--dataset", "mnist", "--data-dir", "none"), "data_dir: there is no folder 'none'"),
+        (("--problem", "mlp(mnits)"), "dataset: got 'mnits'"),
+        (("--problem", "cnn(heads=2)"), "problem: cnn: got 'heads'; choose one of 'dataset', 'subset'"),
+        (("--problem", "cnn(mnist, data_dir=none)"), "data_dir: there is no folder 'none'"),
         (("--lr", "-1"), "lr: got -1.0"),
-        (
-            ("--optimizer", "sgd", "--b1", "0.9"),
-            "b1: sgd on quadratic with gaussian noise does not take it; it belongs to adamw",
-        ),
-        (("--curvature", "1,x"), "curvature: got '1,x'; give numbers separated by commas"),
+        (("--optimizer", "sgd(b1=0.9)"), "optimizer: sgd: got 'b1'; choose one of 'lr', 'weight_decay'"),
+        (("--optimizer", "sgd(lr=0.1)", "--lr", "0.2"), "lr: got 0.1 and 0.2; give one learning rate"),
+        (("--optimizer", "sgd(lr=0.1"), "the brackets in 'sgd(lr=0.1' do not match"),
+        (("--optimizer", "sgd, adamw"), "optimizer: got 'sgd, adamw'; give one"),
+        (("--optimizer", "sgd(lr=0.1, lr=0.2)"), "optimizer: sgd has lr twice"),
+        (("--optimizer", "optax:lyon"), "Did you mean 'lion'?"),
+        (("--optimizer", "optax:sgd(momentm=1)"), "optimizer: sgd: got 'momentm'"),
+        (("--optimizer", "optax:sgd(0.1, 0.9)"), "optimizer: sgd has 0.9 without a name"),
+        (("--optimizer", "optax:contrib.schedule_free"), "optax.contrib.schedule_free does not take these arguments"),
+        (("--problem", "quadratic(curvature=[1, x])"), "curvature: "),
         (("--models", "optimizer,sdee"), "Did you mean 'sde'?"),
-        (("--scale", "1,2"), "scale: got shape (2,); the problem has 5 coordinates"),
+        (("--models", "sde(substep=2)"), "models: sde: got 'substep'; choose one of"),
+        (("--models", "sde(2)"), "models: sde has 2; name its options"),
+        (("--models", "optimizer(substeps=2)"), "models: the optimizer takes no options here"),
+        (("--models", "sde(increments=poisson)"), "increments: got 'poisson'"),
+        (("--noise", "gaussian([1, 2])"), "scale: got shape (2,); the problem has 5 coordinates"),
         (("--steps", "0"), "steps: got 0"),
-        (("--noise", "student-t"), "noise: student-t needs --df"),
-        (("--df", "3"), "df: adamw on quadratic with gaussian noise does not take it; it belongs to student-t"),
-        (("--noise", "student-t", "--df", "2"), "no finite variance"),
-        (("--covariance", "nowhere.npy"), "covariance: there is no file 'nowhere.npy'"),
-        (("--covariance", "nowhere.npy", "--scale", "1"), "covariance: takes the place of the scale"),
-        (("--schedule", "cosine"), "schedule: cosine needs --schedule-steps"),
-        (("--increments", "poisson"), "increments: got 'poisson'"),
+        (("--noise", "student-t"), "noise: student-t: missing a required argument: 'df'"),
+        (("--noise", "gaussian(df=3)"), "noise: gaussian: got 'df'; choose one of 'scale', 'covariance'"),
+        (("--noise", "student-t(df=2)"), "no finite variance"),
+        (("--noise", "gaussian +"), "noise: has an empty part"),
+        (("--noise", "gaussian(covariance=@nowhere.npy)"), "covariance: there is no file 'nowhere.npy'"),
+        (("--noise", "gaussian(1, covariance=[[1]])"), "covariance"),
+        (("--noise", "distributed(gaussian, workers=2, compression=top-k(1))"), "compression: got 'top-k'; choose one"),
+        (("--noise", "distributed(gaussian)"), "noise: distributed: missing a required argument: 'workers'"),
+        (("--optimizer", "adamw(schedule=cosine)"), "schedule: "),
         (("--devices", "0"), "devices: got 0"),
         (("--out", "/proc/sdelens"), "out: '/proc/sdelens' cannot be written"),
         (("--out", __file__), "is a file; give a folder"),
@@ -313,7 +353,7 @@ def test_errors_are_one_line_with_the_remedy(arguments, message):
 
 @pytest.mark.slow
 def test_order_prints_the_slopes_and_writes_the_folder(tmp_path):
-    subject = ("--optimizer", "signsgd", "--curvature", "1,2", "--start", "1")
+    subject = ("--optimizer", "signsgd", "--problem", "quadratic([1, 2], start=1)")
     options = ("--lrs", "0.2,0.1,0.05", "--horizon", "0.8", "--out", str(tmp_path / "o"))
     done = shell("order", *subject, *options)
     assert re.search(r"sde +resolved +[01]\.\d+ ", done.stdout)
@@ -333,16 +373,18 @@ def test_order_prints_the_slopes_and_writes_the_folder(tmp_path):
 def test_noise_and_schedules_by_name(tmp_path):
     matrix = tmp_path / "covariance.txt"
     matrix.write_text("1 0.5\n0.5 2\n")
-    two = ("--curvature", "1,2", *SMALL)
-    for options, law in (
-        (("--optimizer", "signsgd", "--noise", "student-t", "--df", "1"), sl.StudentTNoise(1.0, 1)),
-        (("--optimizer", "sgd", "--covariance", str(matrix)), sl.GaussianNoise(covariance=[[1.0, 0.5], [0.5, 2.0]])),
+    two = ("--problem", "quadratic([1, 2])", *SMALL)
+    for name, noise, law in (
+        ("signsgd", "student-t(df=1)", sl.StudentTNoise(1.0, 1)),
+        ("sgd", f"gaussian(covariance=@{matrix})", sl.GaussianNoise(covariance=[[1.0, 0.5], [0.5, 2.0]])),
     ):
         out = tmp_path / law.bind(sl.Quadratic([1.0, 2.0])).describe()["name"]
-        schedule = ("--schedule", "cosine", "--schedule-steps", "10", "--end", "0.1", "--warmup", "2")
-        shell("compare", *options, *two, *schedule, "--increments", "rademacher", "--lr", "0.1", "--out", str(out))
-        spec = {"signsgd": sl.SignSGD, "sgd": sl.SGD}[options[1]](0.1, schedule=sl.Warmup(2, sl.Cosine(10, 0.1)))
-        ours = sl.compare(sl.Quadratic([1.0, 2.0]), law, spec, steps=12, paths=70, increments="rademacher")
+        optimizer = f"{name}(lr=0.1, schedule=warmup(2, cosine(10, end=0.1)))"
+        models = "optimizer, sde(increments=rademacher)"
+        shell("compare", "--optimizer", optimizer, "--noise", noise, "--models", models, *two, "--out", str(out))
+        spec = {"signsgd": sl.SignSGD, "sgd": sl.SGD}[name](0.1, schedule=sl.Warmup(2, sl.Cosine(10, 0.1)))
+        both = ["optimizer", sl.ClosedForm("sde", increments="rademacher")]
+        ours = sl.compare(sl.Quadratic([1.0, 2.0]), law, spec, both, steps=12, paths=70)
         theirs = sl.load(next(out.glob("*.nc")))
         assert theirs.info["optimizer"] == ours.info["optimizer"]
         assert abs(theirs.dataset.loss_mean - ours.dataset.loss_mean).max() < 1e-6
@@ -379,7 +421,7 @@ def test_the_demo_runs_with_two_of_its_eight_comparisons(tmp_path, monkeypatch, 
 
 
 def test_predict_prints_the_overview_and_writes_the_folder(tmp_path):
-    subject = ("--optimizer", "signsgd", "--lr", "0.05", "--curvature", "1,2", "--steps", "60")
+    subject = ("--optimizer", "signsgd", "--lr", "0.05", "--problem", "quadratic([1, 2])", "--steps", "60")
     out = tmp_path / "p"
     done = shell("predict", *subject, "--record-every", "10", "--out", str(out))
     found = sl.theory.overview(
@@ -395,8 +437,8 @@ def test_predict_prints_the_overview_and_writes_the_folder(tmp_path):
     assert "This would take about" in shell("predict", *subject, "--dry-run").stdout
     for arguments, message in (
         (("--problem", "rosenbrock"), "the theory needs a quadratic loss"),
-        (("--noise", "student-t", "--df", "2", "--optimizer", "sgd"), "no finite variance"),
-        (("--problem", "quadratic", "--samples", "9"), "samples: adamw on quadratic"),
+        (("--noise", "student-t(df=2)", "--optimizer", "sgd"), "no finite variance"),
+        (("--problem", "quadratic(samples=9)"), "problem: quadratic: got 'samples'"),
     ):
         refused = shell("predict", *arguments, expect=2)
         assert message in refused.stderr
@@ -432,55 +474,51 @@ def test_compare_with_theory_and_a_logged_curve(tmp_path):
 
 @pytest.mark.slow
 def test_mini_batches_observables_and_marginals_by_name(tmp_path):
-    network = ("--problem", "mlp", "--dataset", "digits", "--subset", "20", "--width", "4", "--depth", "1")
-    noise = ("--noise", "minibatch", "--batch-size", "5", "--batch-covariance", "diagonal", "--refresh", "2")
-    run = (
-        "--optimizer",
-        "adamw",
-        "--steps",
-        "6",
-        "--paths",
-        "16",
-        "--observables",
-        "accuracy,norm",
-        "--marginals",
-        "3",
-    )
+    network = ("--problem", "mlp(digits, subset=20, width=4, depth=1, gradient_dtype=bfloat16)")
+    noise = ("--noise", "minibatch(5, covariance=diagonal, refresh=2)")
+    run = ("--steps", "6", "--paths", "16", "--observables", "accuracy,norm", "--marginals", "3")
     out = tmp_path / "out"
-    done = shell("compare", *network, *noise, *run, "--gradient-dtype", "bfloat16", "--out", str(out))
+    done = shell("compare", *network, *noise, *run, "--out", str(out))
     assert "accuracy" in done.stdout
     assert "W₁" in done.stdout
     subject = sl.network("mlp", "digits", subset=20, width=4, depth=1, gradient_dtype="bfloat16")
     same = sl.MinibatchNoise(5, covariance="diagonal", refresh=2)
-    options = dict(steps=6, paths=16, observables=["accuracy", "norm"], marginals=3)
-    found = sl.compare(subject, same, sl.AdamW(0.01), **options)
+    record = sl.Record(observables=["accuracy", "norm"], marginals=3)
+    found = sl.compare(subject, same, sl.AdamW(0.01), steps=6, paths=16, record=record)
     saved = sl.load(next(out.glob("*.nc")))
     assert saved.dataset.equals(found.dataset)
     page = (out / "index.html").read_text()
     assert next(out.glob("*-accuracy.png")).name in page
     assert "Observables" in page
-    refused = shell("compare", *network, *run, "--signs", "normal", expect=2)
-    assert "signs: adamw on mlp with gaussian noise does not take it" in refused.stderr
 
 
 @pytest.mark.slow
 def test_linear_regression_by_name():
-    options = ("--problem", "linear-regression", "--design", "1,0.5", "--label-noise", "0.3", "--solution", "2")
-    noise = ("--noise", "minibatch", "--batch-size", "2", "--optimizer", "sgd", "--lr", "0.1", "--steps", "20")
-    for more, samples in (((), None), (("--samples", "30", "--data-seed", "4"), 30)):
-        done = shell("predict", *options, *noise, *more)
+    common = ("--noise", "minibatch(2)", "--optimizer", "sgd", "--lr", "0.1", "--steps", "20")
+    for more, samples in (("", None), (", samples=30, seed=4", 30)):
+        done = shell("predict", "--problem", f"{REGRESSION}{more})", *common)
         subject = sl.LinearRegression([1.0, 0.5], 0.3, solution=2.0, samples=samples, seed=4)
         found = sl.theory.overview(subject, sl.MinibatchNoise(2), sl.SGD(0.1), steps=20)
         assert done.stdout.strip() == str(found).strip()
-    refused = shell("predict", *options, "--noise", "minibatch", expect=2)
-    assert "minibatch needs --batch-size" in refused.stderr
-    refused = shell("predict", "--noise", "minibatch", "--batch-size", "2", expect=2)
+    refused = shell("predict", "--problem", f"{REGRESSION})", "--noise", "minibatch", expect=2)
+    assert "minibatch: missing a required argument: 'batch_size'" in refused.stderr
+    refused = shell("predict", "--noise", "minibatch(2)", expect=2)
     assert "mini-batches need a problem with examples" in refused.stderr
 
 
 def test_sweep_prints_its_table_and_writes_the_folder(tmp_path):
     out = tmp_path / "swept"
-    options = ("--optimizer", "sgd", "--models", "optimizer,sde", "--over", "noise.scale=1,2", *SMALL)
+    options = (
+        "--optimizer",
+        "sgd",
+        "--models",
+        "optimizer,sde",
+        "--over",
+        "noise.scale=1,2",
+        "--marginals",
+        "2",
+        *SMALL,
+    )
     done = shell("sweep", *options, "--over", "lr=0.1,0.2", "--out", str(out), "--resume")
     assert "Best of 'optimizer'" in done.stdout
     name = "sweep-sgd-quadratic"
@@ -488,5 +526,6 @@ def test_sweep_prints_its_table_and_writes_the_folder(tmp_path):
     assert {p.name for p in out.iterdir()} == {"index.html", f"{name}.nc", f"{name}.csv", *figures}
     found = sl.load(out / f"{name}.nc")
     assert list(found.over) == ["noise.scale", "lr"]
+    assert "end_x" in found.dataset
     assert str(found).splitlines()[:8] == done.stdout.splitlines()[:8]
     assert "give KEY=VALUE" in shell("sweep", "--over", "lr", expect=2).stderr

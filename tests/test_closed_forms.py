@@ -328,7 +328,7 @@ TRACKED = {
 )
 def test_tracking(name):
     spec, bound = TRACKED[name]
-    options = {"steps": 150, "paths": 4096, "record_every": 3}
+    options = {"steps": 150, "paths": 4096, "record": sl.Record(every=3)}
     errors = sl.compare(QUADRATIC, NOISE, spec, ["optimizer", "sde"], **options).errors(confidence=0.99)
     assert errors.upper["sde"] <= bound
 
@@ -340,7 +340,7 @@ def test_tracking(name):
 )
 def test_lion_under_noise_with_tails_and_correlations(noise):
     problem = sl.Quadratic([1.0, 2.0, 0.5], start=1.0)
-    options = {"steps": 60, "paths": 2048, "record_every": 4}
+    options = {"steps": 60, "paths": 2048, "record": sl.Record(every=4)}
     errors = sl.compare(problem, noise, sl.Lion(0.01), ["optimizer", "sde"], **options).errors(confidence=0.99)
     assert errors.upper["sde"] <= 0.01
 
@@ -401,7 +401,7 @@ BAD = {
     ),
     "second order of lion": (
         lambda: compare(sl.Lion(0.1), models=["second-order"]),
-        "model: 'second-order' does not exist for lion; its models are optimizer, sde, empirical",
+        "models: 'second-order' does not exist for lion; its models are optimizer, sde, empirical",
     ),
     "sampled signs": (
         lambda: compare(sl.Signum(0.1), sl.MinibatchNoise(2), problem=examples()),
@@ -445,5 +445,5 @@ def test_mini_batches_with_normal_signs_and_the_noise_of_v():
     """The weighted backward pass drives M, X and V together; everything stays finite and near the optimizer."""
     noise = sl.MinibatchNoise(4, signs="normal")
     for spec, model in ((sl.Lion(0.02), "sde"), (sl.AdamW(0.02, b2=0.9), "second-order")):
-        run = sl.compare(examples(), noise, spec, ["optimizer", model], steps=30, paths=256, record_every=5)
+        run = sl.compare(examples(), noise, spec, ["optimizer", model], steps=30, paths=256, record=sl.Record(every=5))
         assert run.errors().error[model] < 0.1

@@ -27,6 +27,7 @@ GRADIENT = np.array([0.0, 0.3, -1.5, 4.0])
 X = np.array([0.5, -1.0, 2.0, 0.3])
 M, V = np.array([0.1, 0.2, -0.3, 0.5]), np.array([1.0, 0.5, 2.0, 9.0])
 UNIT = sl.GaussianNoise(1.0)
+QUADRATURE, SILENT = sl.Empirical(coefficients="quadrature"), sl.Execution(progress=False)
 VOIGT = [2 * quad.quad(lambda z: special.voigt_profile(z, 1, 0.3), 0, g, epsabs=1e-13)[0] for g in GRADIENT]
 
 # Noise, and E sign(∇f + Z) by SciPy.
@@ -232,7 +233,7 @@ def test_updates_that_couple_coordinates_are_refused(transformation, message):
     with pytest.raises(ValueError, match=message):
         sl.coefficients(optimizer, GRADIENT, UNIT)
     with pytest.raises(ValueError, match="coefficients='sampled'|" + message):
-        sl.simulate(sl.Quadratic([1.0, 2.0]), UNIT, optimizer, "empirical", steps=2, paths=4, coefficients="quadrature")
+        sl.simulate(sl.Quadratic([1.0, 2.0]), UNIT, optimizer, QUADRATURE, steps=2, paths=4)
 
 
 def test_other_arguments_are_refused():
@@ -246,16 +247,9 @@ def test_other_arguments_are_refused():
         sl.coefficients(sl.RMSpropW(LR), GRADIENT, UNIT, sl.State(X, m=M))
     with pytest.raises(ValueError, match="does not have the leaves"):
         sl.coefficients(lion(0.5, 0.9)[0], GRADIENT, UNIT, optax.adam(LR).init(jnp.zeros(4)))
+    case = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(covariance=np.eye(2)), sl.SGD(LR), QUADRATURE
     with pytest.raises(ValueError, match="coefficients='sampled'"):
-        sl.simulate(
-            sl.Quadratic([1.0, 2.0]),
-            sl.GaussianNoise(covariance=np.eye(2)),
-            sl.SGD(LR),
-            "empirical",
-            steps=2,
-            paths=4,
-            coefficients="quadrature",
-        )
+        sl.simulate(*case, steps=2, paths=4)
 
 
 def test_coordinates_are_followed_through_parameters_of_several_leaves():
@@ -275,8 +269,8 @@ def test_parameters_of_several_leaves_run():
     layers = {"a": jnp.ones((2, 2)), "b": jnp.ones(())}
     problem = sl.Problem(lambda p: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p)), layers)
     both = sl.FromOptax(optax.multi_transform({"s": optax.sgd(0.1), "m": optax.adam(0.1)}, {"a": "s", "b": "m"}), 0.1)
-    options = {"steps": 5, "paths": 500, "coefficients": "quadrature", "progress": False}
-    data = sl.compare(problem, UNIT, both, **options).dataset
+    options = {"steps": 5, "paths": 500, "execution": SILENT}
+    data = sl.compare(problem, UNIT, both, ["optimizer", QUADRATURE], **options).dataset
     mean, error = data.loss_mean.isel(step=-1), data.loss_sem.isel(step=-1)
     assert abs(float(mean[0] - mean[1])) < 5 * float(np.hypot(*error)) + 0.02 * float(mean[0])
 
@@ -397,9 +391,9 @@ def test_the_stepper_has_these_coefficients(name, law):
 def test_the_noise_that_is_shared_is_that_of_the_gradient():
     """Of SGD all of it: at Δt = η the SDE moves as the optimizer does, path by path."""
     problem = sl.Quadratic([1.0, 3.0], start=[1.0, -1.0])
-    models = {"sde": {}, "empirical": {"coefficients": "quadrature"}}
-    options = {"steps": 20, "paths": 50, "keep_paths": 5, "progress": False}
-    paths = sl.compare(problem, UNIT, sl.SGD(0.1, 0.1), models, **options).dataset.path_x.transpose("model", ...)
+    options = {"steps": 20, "paths": 50, "record": sl.Record(keep_paths=5), "execution": SILENT}
+    data = sl.compare(problem, UNIT, sl.SGD(0.1, 0.1), ["sde", QUADRATURE], **options).dataset
+    paths = data.path_x.transpose("model", ...)
     np.testing.assert_allclose(paths[0], paths[1], atol=2e-5)
 
 
@@ -412,11 +406,8 @@ def test_quadrature_sampling_and_the_optimizer_agree(name, substeps):
         "adamw": sl.AdamW(0.02, 0.9, 0.95, v0="second-moment"),
         "lion": sl.FromOptax(optax.lion, 0.02),
     }[name]
-    models = {
-        "optimizer": {},
-        "quadrature": {"model": "empirical", "coefficients": "quadrature"},
-        "sampled": {"model": "empirical", "samples": 16},
-    }
+    ways = ({"coefficients": "quadrature"}, {"samples": 16})
+    models = ["optimizer", *(sl.Empirical(substeps=n, **way) for way in ways for n in sorted({1, substeps}))]
     data = sl.compare(
         sl.Quadratic([1.0, 2.0, 4.0], start=[1.0, -1.0, 0.5]),
         UNIT,
@@ -424,9 +415,8 @@ def test_quadrature_sampling_and_the_optimizer_agree(name, substeps):
         models,
         steps=60,
         paths=2000,
-        substeps=substeps,
-        record_every=60,
-        progress=False,
+        record=sl.Record(every=60),
+        execution=SILENT,
     ).dataset
     final = data.isel(step=-1)
     mean, sem = (final[v].sel(model="optimizer").item() for v in ("loss_mean", "loss_sem"))
@@ -462,7 +452,7 @@ def test_a_study_takes_any_coordinate_wise_optimizer():
     study = sl.weak_order(sl.Quadratic([2.0], start=[1.5]), UNIT, optimizer, [0.1, 0.05, 0.025], 0.8, paths=500)
     assert study.slopes().loc[("empirical", "resolved", "all")].slope == pytest.approx(1, abs=0.3)
     line = sl.Quadratic([2.0], start=[1.5])
-    with pytest.raises(ValueError, match="needs paths"):
+    with pytest.raises(ValueError, match="models other than 'sde' need paths"):
         sl.weak_order(line, UNIT, sl.SignSGD(0.1), [0.1, 0.05, 0.025], 0.8, ["empirical"], method="kernel")
 
 

@@ -198,7 +198,7 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch, na
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
     monkeypatch.setenv("SDELENS_DATA", str(tmp_path))
-    with pytest.raises(ConnectionError, match=rf"{name} cannot be fetched .*no route.*--data-dir\): .*{hint}"):
+    with pytest.raises(ConnectionError, match=rf"{name} cannot be fetched .*no route.*as data_dir: .*{hint}"):
         sl.load_dataset(name)
 
 

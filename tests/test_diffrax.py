@@ -48,9 +48,8 @@ def solve(bridge, solver, steps, substeps, paths, seed=0):
 @functools.cache
 def ours(name):
     problem, noise, optimizer, options = CASES[name]
-    result = sl.simulate(
-        problem, noise, optimizer, steps=STEPS, paths=PATHS, keep_paths=PATHS, integrator="euler", substeps=8, **options
-    )
+    model, record = sl.ClosedForm("sde", integrator="euler", substeps=8), sl.Record(keep_paths=PATHS)
+    result = sl.simulate(problem, noise, optimizer, model, steps=STEPS, paths=PATHS, record=record, **options)
     return result.dataset.path_x.values[0, :, -1].T
 
 

@@ -22,6 +22,7 @@ from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.noise.distributed._quantisation import normal_rounding
 from sdelens.noise.distributed._vote import vote
 from sdelens.sdes import build_sde
+from sdelens.shell.case_options import build_subject
 from tests.checks import stepped
 
 LIMIT = 4.5
@@ -452,38 +453,38 @@ def test_the_sde_has_the_optimizers_first_moments(name):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("text", "workers", "compression"),
     [
-        dict(workers=8, compression="random-k", keep="0.25"),
-        dict(workers=8, compression="random-k", keep="2"),
-        dict(workers=2, compression="quantisation", quantum=0.5),
-        dict(workers=3, compression="majority-vote"),
-        dict(workers=3),
+        ("distributed(gaussian, 8, random-k(0.25))", 8, sl.RandomK(0.25)),
+        ("distributed(gaussian, 8, random-k(2))", 8, sl.RandomK(2)),
+        ("distributed(gaussian, 2, quantisation(0.5))", 2, sl.Quantisation(0.5)),
+        ("distributed(gaussian, workers=3, compression=majority-vote)", 3, sl.MajorityVote()),
+        ("distributed(gaussian, 3)", 3, None),
     ],
 )
-def test_the_shell_builds_it(options):
-    from sdelens.shell.case_options import build_subject
-
-    common = dict(
-        optimizer="signsgd", lr=0.01, weight_decay=0.0, decay="coupled", problem="quadratic", noise="gaussian"
-    )
-    noise = build_subject({**common, **options}).noise
+def test_the_shell_builds_it(text, workers, compression):
+    noise = from_the_shell(text)
     assert isinstance(noise, sl.DistributedNoise)
-    assert noise.workers == options["workers"]
-    if "compression" in options:
-        assert noise.describe()["compression"]["name"] == options["compression"]
-    if options.get("keep") == "2":
-        assert noise.compression == sl.RandomK(2)
-    if options.get("keep") == "0.25":
-        assert noise.compression == sl.RandomK(0.25)
-    for wrong, message in (
-        (dict(compression="random-k", keep="0.25"), "compression: random-k needs --workers"),
-        (dict(workers=2, compression="random-k"), "compression: random-k needs --keep"),
-        (dict(workers=2, compression="top-k"), "compression: got 'top-k'; choose one of"),
-        (dict(workers=2, keep="0.5"), "keep: .* it belongs to random-k"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            build_subject({**common, **wrong})
+    assert noise.workers == workers
+    assert noise.compression == compression
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distributed(gaussian, compression=random-k(0.25))", "noise: distributed: missing .*'workers'"),
+        ("distributed(gaussian, 2, random-k)", "compression: random-k: missing .*'keep'"),
+        ("distributed(gaussian, 2, top-k)", "compression: got 'top-k'; choose one of"),
+        ("distributed(gaussian, 2, keep=0.5)", "noise: distributed: got 'keep'; choose one of"),
+    ],
+)
+def test_the_shell_says_what_is_missing(text, message):
+    with pytest.raises(ValueError, match=message):
+        from_the_shell(text)
+
+
+def from_the_shell(noise):
+    return build_subject({"optimizer": "signsgd", "problem": "quadratic", "noise": noise}).noise
 
 
 @pytest.mark.slow
@@ -493,7 +494,8 @@ def test_the_theory_of_sgd_under_random_k(noise):
     problem, optimizer = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), sl.SGD(0.1)
     distributed = sl.DistributedNoise(noise, 2, sl.RandomK(2))
     curve = sl.theory.predict(problem, distributed, optimizer, steps=60, record_every=10).dataset.loss_mean.values[0]
-    run = sl.simulate(problem, distributed, optimizer, "optimizer", steps=60, paths=4000, record_every=10).dataset
+    options = {"steps": 60, "paths": 4000, "record": sl.Record(every=10)}
+    run = sl.simulate(problem, distributed, optimizer, "optimizer", **options).dataset
     gap = np.abs(run.loss_mean.values[0] - curve)[1:] / run.loss_sem.values[0][1:]
     assert gap.max() < 5
     at_rest = sl.theory.stationary(problem, distributed, optimizer).loss

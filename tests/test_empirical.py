@@ -238,25 +238,27 @@ def assert_tracks(optimizer, confidence, **sizes):
 @pytest.mark.parametrize("optimizer", SQUARES, ids=lambda o: o.name)
 def test_the_empirical_sde_tracks_in_mean_and_spread(optimizer):
     """All limits at 0.9999: at most 2 × 4 false alarms in 10 000 seeds. The sizes are compiled the quick way."""
-    assert_tracks(optimizer, 0.9999, steps=60, paths=640, record_every=10)
+    assert_tracks(optimizer, 0.9999, steps=60, paths=640, record=sl.Record(every=10))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [*SQUARES, *OTHERS], ids=lambda o: o.name)
 def test_the_empirical_sde_tracks_for_long_in_mean_and_spread(optimizer):
-    assert_tracks(optimizer, 0.99999, steps=200, paths=4096, record_every=10)
+    assert_tracks(optimizer, 0.99999, steps=200, paths=4096, record=sl.Record(every=10))
 
 
 @pytest.mark.parametrize(
     ("confidence", "sizes"),
     [
-        pytest.param(0.9999, dict(steps=60, paths=640, record_every=10), id="few paths"),
-        pytest.param(0.99999, dict(steps=100, paths=4096, record_every=10), marks=pytest.mark.slow, id="many paths"),
+        pytest.param(0.9999, dict(steps=60, paths=640, record=sl.Record(every=10)), id="few paths"),
+        pytest.param(
+            0.99999, dict(steps=100, paths=4096, record=sl.Record(every=10)), marks=pytest.mark.slow, id="many paths"
+        ),
     ],
 )
 def test_the_noise_of_squares_is_what_the_spread_needs(confidence, sizes):
     """Without it v forgets how large the gradient was, and the spread comes out too large, as in the papers' SDEs."""
-    models = {"optimizer": {}, "with": {"model": "empirical"}, "drift": {"model": "empirical", "accumulators": "drift"}}
+    models = {"optimizer": "optimizer", "with": "empirical", "drift": sl.Empirical(accumulators="drift")}
     optimizer = sl.AdamW(0.01, b2=0.9)
     rows = sl.compare(*quadratic(), optimizer, models, **sizes).errors(confidence=confidence)
     assert rows.spread["drift"] > 1.15
@@ -267,7 +269,7 @@ def test_runs_are_the_same_in_chunks_and_on_one_device():
     optimizer = sl.FromOptax(optax.adam, 0.01)
     case = (*quadratic(), optimizer, "empirical")
     whole = sl.simulate(*case, steps=5, paths=48)
-    parts = sl.simulate(*case, steps=5, paths=48, chunk=16, devices=1)
+    parts = sl.simulate(*case, steps=5, paths=48, execution=sl.Execution(chunk=16, devices=1))
     np.testing.assert_allclose(whole.dataset.loss_mean, parts.dataset.loss_mean, rtol=1e-6)
 
 
@@ -276,7 +278,8 @@ def test_mini_batches_and_random_starts():
     problem = sl.Problem(lambda w, batch: (batch[0] @ w - batch[1]) ** 2, jnp.zeros(3), data)
     optimizer = sl.FromOptax(optax.lion, 1e-2)
     start = lambda key: 0.1 * jax.random.normal(key, (3,))  # noqa: E731
-    result = sl.compare(problem, sl.MinibatchNoise(4), optimizer, steps=50, paths=512, start=start, record_every=10)
+    options = {"steps": 50, "paths": 512, "start": start, "record": sl.Record(every=10)}
+    result = sl.compare(problem, sl.MinibatchNoise(4), optimizer, **options)
     assert result.models == ["optimizer", "empirical"]
     row = result.errors(confidence=0.9999).loc["empirical"]
     assert row.lower < 0.01
@@ -288,21 +291,24 @@ def test_an_sde_of_ones_own():
     """A subclass with the equation of ours gives the same numbers as ours; what it is called is not in the seed."""
 
     class Own(sl.OptimizerSDE):
-        def drift(self, t, y, grad, ahead):
+        def drift(self, t, y, grad, advanced):
             return sl.State(-grad)
 
         def apply_diffusion(self, t, y, grad, dW):
             return sl.State(-jnp.sqrt(self.optimizer.lr) * self.noise.apply_root(y.x, dW))
 
-    models = {"optimizer": {}, "sde": {}, "own": {"model": Own}, "built": {"model": partial(Own)}}
+    models = {"optimizer": "optimizer", "sde": "sde", "own": Own, "built": partial(Own)}
     result = sl.compare(*quadratic(), sl.SGD(0.1), models, steps=20, paths=64)
     for name in ("own", "built"):
         np.testing.assert_allclose(
             result.dataset.loss_mean.sel(model=name), result.dataset.loss_mean.sel(model="sde"), rtol=1e-5
         )
     assert not result.dataset.attrs["rerunnable"]
+    listed = sl.compare(*quadratic(), sl.SGD(0.1), ["optimizer", Own], steps=20, paths=64)
+    assert listed.models == ["optimizer", sl.ClosedForm(Own).label]
+    np.testing.assert_array_equal(listed.dataset.loss_mean.isel(model=1), result.dataset.loss_mean.sel(model="own"))
     with pytest.raises(TypeError, match=r"models: .*returned int; it must return an sl.SDE"):
-        sl.compare(*quadratic(), sl.SGD(0.1), {"optimizer": {}, "own": {"model": lambda p, n, o: 3}}, steps=2, paths=2)
+        sl.compare(*quadratic(), sl.SGD(0.1), ["optimizer", lambda p, n, o: 3], steps=2, paths=2)
 
 
 def complex_transformation():
@@ -341,44 +347,43 @@ def test_what_such_an_optimizer_cannot_do_is_said():
     with pytest.raises(ValueError, match=r"give FromOptax a function from lr"):
         optimizer.at_lr(0.05)
     with pytest.raises(ValueError, match=r"samples: got 1; it must be at least 2|samples"):
-        sl.compare(problem, noise, optimizer, steps=3, paths=4, samples=1)
+        sl.compare(problem, noise, optimizer, [sl.Empirical(samples=1)], steps=3, paths=4)
     with pytest.raises(ValueError, match=r"start.m: transformation has no such accumulator"):
         sl.compare(problem, noise, optimizer, steps=3, paths=4, start=sl.State(None, m=jnp.zeros(4)))
     with pytest.raises(ValueError, match=r"optimizer: transformation has no SDE in closed form"):
         sl.to_diffrax(problem, noise, optimizer)
     galore = sl.FromOptax(optax.contrib.galore(0.1, rank=2), 0.1)
     matrix = sl.Problem(lambda p: (p["w"] ** 2).sum(), TREE)
-    with pytest.raises(ValueError, match=r"factorises matrices \(svd\).*give devices=1"):
+    with pytest.raises(ValueError, match=r"factorises matrices \(svd\).*give execution=sl.Execution\(devices=1\)"):
         sl.compare(matrix, sl.GaussianNoise(1.0), galore, steps=3, paths=4)
 
 
 def test_optax_optimizers_from_the_shell_s_options():
     """Objects alone; `tests/test_cli.py` runs the shell itself."""
-    given = {"optimizer": "optax:sgd", "lr": 0.01, "weight_decay": 0.0, "decay": "coupled"}
-    given |= {"problem": "quadratic", "noise": "gaussian"}
-    made = build_subject({**given, "opt": ["lr=0.2", "momentum=0.5", "nesterov=True"]}).optimizer
-    assert (made.name, made.lr) == ("sgd", 0.2)
+
+    def made(optimizer, lr=None):
+        return build_subject({"problem": "quadratic", "noise": "gaussian", "optimizer": optimizer, "lr": lr}).optimizer
+
+    sgd = made("optax:sgd(lr=0.2, momentum=0.5, nesterov=True)")
+    assert (sgd.name, sgd.lr) == ("sgd", 0.2)
     x = jnp.ones(3)
-    updates, _ = made.to_optax().update(x, made.to_optax().init(x), x)
+    updates, _ = sgd.to_optax().update(x, sgd.to_optax().init(x), x)
     np.testing.assert_allclose(updates, -0.2 * 1.5)
-    assert made.at_lr(0.1).lr == 0.1
-    assert build_subject({**given, "optimizer": "optax:contrib.muon"}).optimizer.name == "contrib.muon"
-    for options, message in (
-        ({"optimizer": "optax:lyon"}, r"optimizer: got 'lyon'; choose one of .*Did you mean 'lion'"),
-        ({"opt": ["momentm=1"]}, r"opt: sgd's argument: got 'momentm'.*Did you mean 'momentum'"),
-        ({"opt": ["0.9"]}, r"opt: got '0.9'; give name=value"),
-        ({"weight_decay": 0.1}, r"weight_decay: belongs to our own optimizers; give sgd its arguments by --opt"),
-        ({"lr": 0.3, "opt": ["lr=0.2"]}, r"lr: got 0.2 and 0.3; give one learning rate"),
-        ({"warmup": 10}, r"schedule: belongs to our own optimizers"),
-        ({"b1": 0.9}, r"b1: optax on quadratic with gaussian noise does not take it"),
-        ({"optimizer": "adamw", "opt": ["lr=1"]}, r"opt: adamw on quadratic .* belongs to optax"),
-        (
-            {"optimizer": "optax:contrib.schedule_free"},
-            r"opt: optax.contrib.schedule_free does not take .*base_optimizer",
-        ),
+    assert sgd.at_lr(0.1).lr == 0.1
+    assert made("optax:contrib.muon").name == "contrib.muon"
+    for optimizer, lr, message in (
+        ("optax:lyon", None, r"optimizer: got 'lyon'; choose one of .*Did you mean 'lion'"),
+        ("optax:sgd(momentm=1)", None, r"optimizer: sgd: got 'momentm'.*Did you mean 'momentum'"),
+        ("optax:sgd(0.1, 0.9)", None, r"optimizer: sgd has 0.9 without a name; write key=value"),
+        ("optax:sgd(weight_decay=0.1)", None, r"optimizer: sgd: got 'weight_decay'"),
+        ("optax:sgd(lr=0.2)", 0.3, r"lr: got 0.2 and 0.3; give one learning rate"),
+        ("optax:sgd(schedule=warmup(10))", None, r"optimizer: sgd: got 'schedule'"),
+        ("optax:sgd(b1=0.9)", None, r"optimizer: sgd: got 'b1'"),
+        ("adamw(momentum=0.5)", None, r"optimizer: adamw: got 'momentum'"),
+        ("optax:contrib.schedule_free", None, r"optax.contrib.schedule_free does not take .*base_optimizer"),
     ):
         with pytest.raises(ValueError, match=message):
-            build_subject({**given, **options})
+            made(optimizer, lr)
 
 
 def own_transformation(named):
@@ -439,24 +444,24 @@ def test_leaves_of_few_digits_are_summed_with_more():
     np.testing.assert_array_equal(sums.weighted, sums.steps)
     np.testing.assert_array_equal(sums.squares, np.full((2, 3), 1 + 1 / 512**2, np.float32))
     optimizer = sl.FromOptax(lambda lr: optax.adam(lr, mu_dtype=jnp.bfloat16), 0.01)
-    result = sl.compare(*quadratic(), optimizer, steps=50, paths=800, record_every=10)
+    result = sl.compare(*quadratic(), optimizer, steps=50, paths=800, record=sl.Record(every=10))
     assert result.errors(confidence=0.9999).lower["empirical"] < 0.005
 
 
 def test_an_sde_that_does_not_fit_its_state_is_said():
     class Narrow(sl.OptimizerSDE):
-        def drift(self, t, y, grad, ahead):
+        def drift(self, t, y, grad, advanced):
             return sl.State(-grad[:1])
 
         def apply_diffusion(self, t, y, grad, dW):
             return sl.State(dW)
 
     class Bare(Narrow):
-        def drift(self, t, y, grad, ahead):
+        def drift(self, t, y, grad, advanced):
             return -grad
 
     class Short(Narrow):
-        def drift(self, t, y, grad, ahead):
+        def drift(self, t, y, grad, advanced):
             return sl.State(-grad)
 
     for kind, optimizer, message in (
@@ -465,14 +470,26 @@ def test_an_sde_that_does_not_fit_its_state_is_said():
         (Short, sl.Momentum(0.1), r"Short.drift returns no m, which the state has"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
-            sl.compare(*quadratic(), optimizer, {"optimizer": {}, "own": {"model": kind}}, steps=2, paths=2)
-    with pytest.raises(TypeError, match=r"models: got Short in a list; give it a label"):
-        sl.compare(*quadratic(), sl.SGD(0.1), ["optimizer", Short], steps=2, paths=2)
+            sl.compare(*quadratic(), optimizer, ["optimizer", kind], steps=2, paths=2)
+    with pytest.raises(TypeError, match=r"models: got .*Short by itself; give a list"):
+        sl.compare(*quadratic(), sl.SGD(0.1), Short, steps=2, paths=2)
+    with pytest.raises(ValueError, match=r"models: got .*Short'\]; name each once, or give labels"):
+        sl.compare(*quadratic(), sl.SGD(0.1), [Short, Short], steps=2, paths=2)
 
 
 def test_options_that_would_do_nothing_are_said():
-    with pytest.raises(ValueError, match=r"coefficients: got 'quadrature', which belongs to the model 'empirical'"):
+    """Each belongs to one kind of model, which alone takes it."""
+    with pytest.raises(TypeError, match="'coefficients'"):
         sl.compare(*quadratic(), sl.SGD(0.1), steps=2, paths=2, coefficients="quadrature")
-    with pytest.raises(ValueError, match=r"accumulators belongs to the model 'empirical'; 'sde' does not take it"):
-        sl.compare(*quadratic(), sl.SGD(0.1), {"sde": {"accumulators": "update"}}, steps=2, paths=2)
+    with pytest.raises(TypeError, match="'accumulators'"):
+        sl.ClosedForm("sde", accumulators="update")
+    with pytest.raises(TypeError, match="'integrator'"):
+        sl.Empirical(integrator="euler")
+    with pytest.raises(ValueError, match=r"bias_correction: got 'exponential', but sgd corrects no bias"):
+        sl.compare(*quadratic(), sl.SGD(0.1), [sl.ClosedForm(bias_correction="exponential")], steps=2, paths=2)
+    with pytest.raises(TypeError, match=r"models: got the class Empirical itself; call it with its options"):
+        sl.compare(*quadratic(), sl.SGD(0.1), ["optimizer", sl.Empirical], steps=2, paths=2)
+
+
+def test_the_default_model_of_a_transformation_is_the_empirical_sde():
     assert sl.simulate(*quadratic(), sl.FromOptax(optax.sgd, 0.1), steps=2, paths=2).models == ["empirical"]

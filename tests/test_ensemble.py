@@ -5,6 +5,7 @@ A stub takes the place of a model: a walk of one line, whose statistics NumPy ma
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +20,7 @@ from sdelens.integrate import Stepper
 from sdelens.run import ensemble
 from sdelens.run.experiment import prepare
 from sdelens.run.options import Options
+from sdelens.run.plan import plan_of
 from sdelens.run.segment import segment, start
 from sdelens.run.statistics import QUANTILE_ERROR
 from tests.checks import assert_same_numbers, compilations
@@ -44,8 +46,8 @@ class Walk(Stepper):
         return jnp.sum(self.slopes[:, None] * x**2, axis=0) / 2, self.slopes[:, None] * x
 
     @property
-    def dear(self):
-        return self.kind == "its gradient is dear"
+    def expensive_gradient(self):
+        return self.kind == "its gradient is expensive"
 
     @property
     def needs_gradient(self):
@@ -66,13 +68,13 @@ class Watched(eqx.Module):
 
 
 on_one_worker = pytest.mark.xdist_group("walk")
-KINDS = ["its gradient is dear", "its gradient is cheap", "it needs no gradient"]
-SIZES = {"steps": 25, "paths": 101, "record_every": 4, "keep_paths": 16, "marginals": [2]}
+KINDS = ["its gradient is expensive", "its gradient is cheap", "it needs no gradient"]
+SIZES, RECORD = {"steps": 25, "paths": 101}, sl.Record(every=4, keep_paths=16, marginals=[2])
 
 
 def walked(kind=KINDS[0], pull=0.1, slopes=SLOPES, begin=BEGIN, seed=0, dtype=np.float32, **options):
     walk = Walk(pull, jnp.asarray(slopes, dtype), jnp.asarray(begin, dtype), kind)
-    plan = Options(**{**SIZES, **options}).plan(len(BEGIN))
+    plan = plan_of(Options(**{**SIZES, "record": RECORD, **options}), len(BEGIN))
     return ensemble.run_ensemble(walk, plan, seed, "walk", 0.0, LEVELS, observables=Watched())
 
 
@@ -142,7 +144,7 @@ def test_records_are_the_statistics_of_the_paths(kind):
 @pytest.mark.parametrize("paths", [1, 2, 63, 64, 65])
 def test_any_number_of_paths(paths):
     """One path leaves a device without any; beyond 64 of them groups have several."""
-    found = walked(paths=paths, keep_paths=1, steps=5, record_every=1)
+    found = walked(paths=paths, steps=5, record=replace(RECORD, every=1, keep_paths=1))
     assert found.living.shape[1] == min(paths, 64)
     assert_records(found, courses()[..., :paths], range(6), min(paths, 64))
 
@@ -152,19 +154,19 @@ def test_any_number_of_paths(paths):
 @pytest.mark.parametrize("interval", [1, 25, 7])
 def test_what_is_recorded_does_not_depend_on_how_often(kind, interval):
     records = np.unique([*range(0, 26, interval), 25])
-    assert_records(walked(kind, record_every=interval), courses(), records, 64)
+    assert_records(walked(kind, record=replace(RECORD, every=interval)), courses(), records, 64)
 
 
 @on_one_worker
 def test_sharded_equals_unsharded():
     for kind in KINDS[:2]:
-        assert_same(walked(kind, devices=1), usual(kind))
+        assert_same(walked(kind, execution=sl.Execution(devices=1)), usual(kind))
 
 
 @on_one_worker
 def test_chunked_equals_plain():
     """Seven chunks of 16 paths, of which the last has 5."""
-    assert_same(walked(chunk=16), usual(), quantiles=0.04)
+    assert_same(walked(execution=sl.Execution(chunk=16)), usual(), quantiles=0.04)
 
 
 @on_one_worker
@@ -214,16 +216,17 @@ MODELS = ["optimizer", "sde"]
 )
 def test_parameters_split_over_devices_give_the_same(problem, interval):
     """Of 7 parameters 4 lie on one device and 3 on the other; what a device holds at rest is 4 of them."""
-    sizes = dict(steps=10, paths=70, record_every=interval, keep_paths=3, observables=["norm"])
-    split = sl.compare(problem, NOISE, OPTIMIZER, MODELS, parameter_shards=2, **sizes).dataset
-    whole = sl.compare(problem, NOISE, OPTIMIZER, MODELS, devices=1, **sizes).dataset
+    sizes = dict(steps=10, paths=70, record=sl.Record(every=interval, keep_paths=3, observables=["norm"]))
+    over_two, on_one = sl.Execution(parameter_shards=2), sl.Execution(devices=1)
+    split = sl.compare(problem, NOISE, OPTIMIZER, MODELS, execution=over_two, **sizes).dataset
+    whole = sl.compare(problem, NOISE, OPTIMIZER, MODELS, execution=on_one, **sizes).dataset
     assert_same_numbers(split, whole, 2.5e-5)  # of the value and of the scale: together at most 5e-5 of the scale
-    experiment = prepare(problem, NOISE, OPTIMIZER, MODELS, Options(parameter_shards=2, **sizes))
+    experiment = prepare(problem, NOISE, OPTIMIZER, MODELS, Options(execution=over_two, **sizes))
     static, sharded = ensemble._laid_out(experiment.plan)
     for model in experiment.models.values():
         stepper = experiment.stepper(model)
         paths = jax.device_put(np.arange(70, dtype=np.uint32), sharded)
-        key, span = np.zeros(2, np.uint32), ensemble.Span(0, 2, 10, interval, 0.0)
+        key, span = np.zeros(2, np.uint32), ensemble.RecordRange(0, 2, 10, interval, 0.0)
         carry = start(stepper, paths, key, 70, static)
         buffer = ensemble._buffer(experiment.plan, 7)
         after, _ = segment(stepper, experiment.observables, carry, paths, key, span, static, buffer)
@@ -235,13 +238,13 @@ def test_parameters_split_over_devices_give_the_same(problem, interval):
 
 def test_shards_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="parameter_shards: got 3; it must divide the number of devices, 2"):
-        sl.compare(ANALYTIC, NOISE, OPTIMIZER, steps=2, paths=2, parameter_shards=3)
+        sl.compare(ANALYTIC, NOISE, OPTIMIZER, steps=2, paths=2, execution=sl.Execution(parameter_shards=3))
 
 
 def test_a_second_run_of_a_function_compiles_nothing_and_a_changed_one_is_noticed():
     scale = [1.0]
     problem = sl.Problem(lambda x: scale[0] * jnp.sum(x**2), jnp.ones(3), infimum=0.0)
-    options = dict(model="sde", steps=3, paths=4, record_every=2)
+    options = dict(model="sde", steps=3, paths=4, record=sl.Record(every=2))
     sl.simulate(problem, NOISE, OPTIMIZER, **options)
     with compilations() as compiled:
         sl.simulate(problem, NOISE, sl.AdamW(lr=0.01), **options)
@@ -266,10 +269,10 @@ def test_chunks_fit_caches_unless_sketches_would_pile_up():
 
 def test_a_stepper_says_whether_its_gradient_is_dear():
     l2 = FUNCTION.with_l2(0.1)
-    for problem, dear in [(ANALYTIC, False), (ANALYTIC.with_l2(0.1), False), (FUNCTION, True), (l2, True)]:
+    for problem, expensive in [(ANALYTIC, False), (ANALYTIC.with_l2(0.1), False), (FUNCTION, True), (l2, True)]:
         models = ["optimizer", "sde", "malladi2022", "empirical"]
         experiment = prepare(problem, NOISE, OPTIMIZER, models, Options(steps=2, paths=2))
-        assert [experiment.stepper(m).dear for m in experiment.models.values()] == [dear] * 4
+        assert [experiment.stepper(m).expensive_gradient for m in experiment.models.values()] == [expensive] * 4
 
 
 _NAMES = "exp expm1 log log1p sqrt cbrt sin cos tan sinh cosh tanh arcsin arccos arcsinh arctanh exp2 sign floor ceil"
@@ -304,9 +307,8 @@ def test_wide_vectors_give_the_numbers_of_narrow_ones(dtype):
 def test_arctan_in_a_step_is_right():
     """Drift (2/π) arctan(λx/σ) under Cauchy noise: mean steps of 4000 paths within 5 standard errors, in 6e-6 not."""
     problem, noise = sl.Quadratic(np.linspace(0.5, 3.0, 10)), sl.StudentTNoise(1.0, 1)
-    found = sl.simulate(problem, noise, sl.SignSGD(lr=0.1), "sde", steps=1, paths=4000, devices=1).dataset.sel(
-        model="sde"
-    )
+    options = dict(steps=1, paths=4000, execution=sl.Execution(devices=1))
+    found = sl.simulate(problem, noise, sl.SignSGD(lr=0.1), "sde", **options).dataset.sel(model="sde")
     drift = 2 / np.pi * np.arctan(np.linspace(0.5, 3.0, 10))
     error = 0.1 * np.sqrt((1 - drift**2) / 4000)
     assert (np.abs(1 - 0.1 * drift - found.x_mean[1].values) < 5 * error).all()

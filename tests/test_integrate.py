@@ -16,6 +16,7 @@ from sdelens.core.tree import sum_coordinates
 from sdelens.integrate import Coupled, Discrete, EulerMaruyama
 from sdelens.run.ensemble import run_ensemble
 from sdelens.run.options import Options
+from sdelens.run.plan import plan_of
 from sdelens.sdes import Instant, Malladi2022SDE, RMSpropWSDE, build_sde, sdes_of
 from tests.checks import stepped
 
@@ -193,7 +194,7 @@ def test_strong_convergence_of_euler_on_one_brownian_path(noise, optimizer, expe
 
     integrations = tuple(EulerMaruyama(sde, optimizer.lr, start, "euler", n) for n in levels)
     stepper = Coupled(Discrete(problem, noise, optimizer, start, problem.layout), integrations, distances)
-    plan = Options(steps=3, paths=2000, record_every=3).plan(2)
+    plan = plan_of(Options(steps=3, paths=2000, record=sl.Record(every=3)), 2)
     mean = run_ensemble(stepper, plan, 0, "strong", 0.0, np.array([0.5])).seen_mean[-1]
     slope = np.polyfit(np.log(levels[1:]), 0.5 * np.log(mean), 1)[0]
     assert slope == pytest.approx(-expected, abs=0.2)

@@ -106,7 +106,7 @@ def test_noise_has_the_covariance_of_mini_batches(kind, replacement):
         drawn = np.asarray(jax.jit(type(noise).sample)(noise, x, stream(DRAWS)), np.float64)
     else:
         if kind == "diagonal":  # found once, not for each of 20 000 paths
-            noise = noise.knowing(wide(jax.jit(type(noise).variance)(noise, problem.start)))
+            noise = noise.with_cache(wide(jax.jit(type(noise).variance)(noise, problem.start)))
         drawn = np.asarray(root_of_noise(noise, noise.noise_shape(problem.dim)[0], x, stream(DRAWS)), np.float64)
     assert np.abs(z_scores(drawn, expected)).max() < LARGEST_Z
     sd = np.sqrt(np.diag(expected))
@@ -136,7 +136,7 @@ def test_squares_of_examples_gradients_against_a_loop(chunk, monkeypatch):
 def test_variance_from_some_examples_is_right_on_average():
     problem = small_net()
     noise = sl.MinibatchNoise(B, subsample=5).bind(problem)
-    survey = jax.jit(lambda x, draws: noise.survey("variance", x, x, draws))
+    survey = jax.jit(lambda x, draws: noise.compute_cache("variance", x, x, draws))
     found = np.asarray(survey(wide(problem.start, 4000), stream(4000)), np.float64)
     expected = np.diag(covariance(example_gradients(), B, True))
     error = found.std(axis=1) / np.sqrt(4000)
@@ -251,7 +251,7 @@ def test_independent_sampled_signs_have_the_variances_alone(refresh):
 
     @jax.jit
     def draw(x, survey, draws):
-        found = noise.knowing(noise.survey("signs", x, x, survey))
+        found = noise.with_cache(noise.compute_cache("signs", x, x, survey))
         return found.apply_sign_root(x, x, draws.normal(3, x.dtype))
 
     drawn = np.asarray(draw(np.zeros((3, DRAWS), np.float32), stream(DRAWS), stream(DRAWS, "root")), np.float64)
@@ -356,8 +356,8 @@ def test_a_whole_batch_without_replacement_has_no_noise():
 def test_the_optimizer_s_path_is_that_of_its_mini_batches():
     """One path of SGD by hand, from the batches that the noise draws."""
     problem = small_net()
-    noise = sl.MinibatchNoise(B)
-    run = sl.simulate(problem, noise, sl.SGD(0.05), "optimizer", steps=4, paths=2, keep_paths=2, seed=5)
+    noise, record = sl.MinibatchNoise(B), sl.Record(keep_paths=2)
+    run = sl.simulate(problem, noise, sl.SGD(0.05), "optimizer", steps=4, paths=2, seed=5, record=record)
     bound, x = noise.bind(problem), problem.start
     draws = Stream(jnp.asarray(stream_key(5, "optimizer")), jnp.arange(2, dtype=jnp.uint32))
 

@@ -39,7 +39,7 @@ def injected(name, optimizer, steps, **fewer):
     problem = sl.network(name, **(NETWORKS[name] | fewer))
     models = ["optimizer", "sde"] + ["malladi2022"] * (optimizer != "signsgd")
     noise = sl.GaussianNoise(scale)
-    run = sl.compare(problem, noise, specification, models, steps=steps, paths=32, record_every=steps // 10)
+    run = sl.compare(problem, noise, specification, models, steps=steps, paths=32, record=sl.Record(every=steps // 10))
     return run.errors()
 
 
@@ -75,7 +75,7 @@ MODELS = ["optimizer", "sde"]
 def test_mini_batches_on_few_digits(optimizer):
     """200 steps on 256 digits, 192 paths: 2 % can be told there; spreads as in the study of all digits."""
     problem, noise = sl.network("mlp", "digits", subset=256, width=8, depth=1), sl.MinibatchNoise(32, refresh=10)
-    run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=200, paths=192, record_every=10)
+    run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=200, paths=192, record=sl.Record(every=10))
     row = run.errors(confidence=0.975).loc["sde"]
     assert run.errors().loc["sde", "upper"] < 0.02
     low, high = (1.0, 1.45) if optimizer == "rmspropw" else (0.8, 1.25)
@@ -93,7 +93,7 @@ def test_mini_batches_on_all_digits(optimizer, measured):
     """
     problem = sl.network("mlp", "digits", width=32, depth=1)
     noise = sl.MinibatchNoise(32, refresh=1 if optimizer == "signsgd" else 10)
-    run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=300, paths=192, record_every=10)
+    run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=300, paths=192, record=sl.Record(every=10))
     row, upper = run.errors(confidence=0.975).loc["sde"], float(run.errors().loc["sde", "upper"])
     low, high = (1.0, 1.45) if optimizer == "rmspropw" else (0.8, 1.25)
     measured("upper limit of the error", upper, "< 0.01")
@@ -112,7 +112,7 @@ def test_mini_batches_on_some_digits(name, optimizer, refresh, paths, measured):
     """Errors of 0 to 0.5 % with standard errors near 0.2 %; `examples/networks.py` has more paths and all pairs."""
     problem = sl.network(name, **NETWORKS[name])
     noise = sl.MinibatchNoise(32, refresh=refresh)
-    run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=300, paths=paths, record_every=10)
+    run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=300, paths=paths, record=sl.Record(every=10))
     row = run.errors().loc["sde"]
     measured("error, lower limit", f"{row.error:.3g}, {row.lower:.3g}", "< 0.01, < 0.005")
     measured("limits of the spread", f"{row.spread_lower:.3g} to {row.spread_upper:.3g}", "meet 0.8 to 1.25")
@@ -125,7 +125,7 @@ def test_mini_batches_on_some_digits(name, optimizer, refresh, paths, measured):
 def diagonal_covariance(problem, steps, refresh):
     """Errors of the SDE whose noise has the diagonal of Σ alone."""
     noise = sl.MinibatchNoise(32, covariance="diagonal", refresh=refresh)
-    run = sl.compare(problem, noise, sl.SGD(0.05), MODELS, steps=steps, paths=64, record_every=10)
+    run = sl.compare(problem, noise, sl.SGD(0.05), MODELS, steps=steps, paths=64, record=sl.Record(every=10))
     return run.errors().loc["sde"]
 
 
@@ -152,7 +152,7 @@ def test_an_epoch_s_noise_nearly_cancels():
     """Without replacement the optimizer's spread is a fraction of that of its SDE, which takes steps as independent."""
     problem = sl.network("mlp", "digits", subset=128, width=8, depth=1)
     noise = sl.MinibatchNoise(16, replacement=False)
-    errors = sl.compare(problem, noise, sl.SGD(0.02), steps=160, paths=128, record_every=16).errors()
+    errors = sl.compare(problem, noise, sl.SGD(0.02), steps=160, paths=128, record=sl.Record(every=16)).errors()
     assert errors.loc["sde", "spread_lower"] > 2
     assert errors.loc["sde", "upper"] < 0.02
 

@@ -311,7 +311,7 @@ def test_signsgd_under_correlated_noise_has_the_optimizers_covariance():
     matrix = correlated(4)
     problem = sl.Quadratic(np.ones(4), start=[0.0, 0.5, -0.5, 1.0])
     noise = sl.GaussianNoise(covariance=matrix)
-    options = {"steps": 1, "paths": 40_000, "keep_paths": 40_000}
+    options = {"steps": 1, "paths": 40_000, "record": sl.Record(keep_paths=40_000)}
     moved = {}
     for model in ("optimizer", "sde"):
         data = sl.simulate(problem, noise, sl.SignSGD(0.1), model, **options).dataset
@@ -392,5 +392,5 @@ def test_signsgd_tracks_under_heavy_tails(df):
     """λ = ½, 1, 2, 5; σ = 1, ½, 1, 2; the upper limit is one-sided at 99 %."""
     problem = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0)
     noise = sl.StudentTNoise([1.0, 0.5, 1.0, 2.0], df)
-    errors = sl.compare(problem, noise, sl.SignSGD(0.01), steps=600, paths=20_000, record_every=5).errors()
+    errors = sl.compare(problem, noise, sl.SignSGD(0.01), steps=600, paths=20_000, record=sl.Record(every=5)).errors()
     assert errors.upper["sde"] <= 1e-2

@@ -35,10 +35,12 @@ def compared():
         ["optimizer", "sde"],
         steps=12,
         paths=24,
-        record_every=5,
-        keep_paths=24,
-        observables=dict.fromkeys(NAMES) | {"slope": lambda p: p["w"][0]},
-        marginals=[1],
+        record=sl.Record(
+            every=5,
+            keep_paths=24,
+            observables=dict.fromkeys(NAMES) | {"slope": lambda p: p["w"][0]},
+            marginals=[1],
+        ),
     )
 
 
@@ -100,15 +102,15 @@ def test_saved_and_loaded(run, tmp_path):
 
 
 def test_distances_of_one_law_and_of_another():
-    subject, sizes = sl.Quadratic([1.0, 2.0, 3.0]), dict(steps=20, paths=400, record_every=20, marginals=3)
-    models = {"optimizer": {}, "sde": {}, "fine": {"model": "sde", "substeps": 4}}
+    subject, sizes = sl.Quadratic([1.0, 2.0, 3.0]), dict(steps=20, paths=400, record=sl.Record(every=20, marginals=3))
+    models = {"optimizer": "optimizer", "sde": "sde", "fine": sl.ClosedForm("sde", substeps=4)}
     found = sl.compare(subject, NOISE, sl.SGD(0.1), models, **sizes)
     distances = found.distances(permutations=2999)
     assert distances.loc[("sde", "all")].p_value > 1e-3  # one law: below by chance once in a thousand seeds
     assert distances.loc[("fine", "all")].distance < 1
     alone = sl.simulate(subject, NOISE, sl.SGD(0.1), "optimizer", **sizes)
     np.testing.assert_array_equal(alone.dataset.end_x.values[0], found.dataset.end_x.sel(model="optimizer").values)
-    sizes |= dict(steps=40, record_every=40)
+    sizes |= dict(steps=40, record=sl.Record(every=40, marginals=3))
     far = sl.compare(subject, NOISE, sl.RMSpropW(0.02, b2=0.9), ["optimizer", "malladi2022"], **sizes)
     row = far.distances(permutations=199).loc[("malladi2022", "all")]
     assert row.distance > 2 * row.null
@@ -133,7 +135,7 @@ def test_distances_of_one_law_and_of_another():
 )
 def test_observables_that_do_not_fit_are_refused(observables, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), steps=1, paths=2, observables=observables)
+        sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), steps=1, paths=2, record=sl.Record(observables=observables))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,9 @@ def test_observables_that_do_not_fit_are_refused(observables, message):
 )
 def test_marginals_that_do_not_fit_are_refused(marginals, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        sl.compare(sl.Quadratic([1.0, 2.0]), NOISE, sl.SGD(0.1), steps=1, paths=2, marginals=marginals)
+        sl.compare(
+            sl.Quadratic([1.0, 2.0]), NOISE, sl.SGD(0.1), steps=1, paths=2, record=sl.Record(marginals=marginals)
+        )
 
 
 def test_infinite_noise_has_no_trace():
@@ -153,7 +157,7 @@ def test_infinite_noise_has_no_trace():
             sl.SignSGD(0.1),
             steps=1,
             paths=2,
-            observables=["noise_trace"],
+            record=sl.Record(observables=["noise_trace"]),
         )
 
 
@@ -166,17 +170,16 @@ def test_a_run_whose_paths_are_all_lost_can_be_printed():
         ["optimizer", "sde"],
         steps=6,
         paths=4,
-        observables=["norm"],
-        marginals=2,
-        record_every=3,
+        record=sl.Record(every=3, observables=["norm"], marginals=2),
     )
     assert "diverged" in str(run)
 
 
 @on_one_worker
 def test_observables_and_losses_are_not_merged(run):
+    other = sl.simulate(problem(), NOISE, sl.SGD(0.02), "second-order", steps=12, record=sl.Record(every=5))
     with pytest.raises(ValueError, match="other: differs in quantity"):
-        run.of("norm").merge(sl.simulate(problem(), NOISE, sl.SGD(0.02), "second-order", steps=12, record_every=5))
+        run.of("norm").merge(other)
 
 
 def test_what_was_not_recorded_is_refused():

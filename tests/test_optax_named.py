@@ -53,12 +53,13 @@ def test_enough_of_them_run():
 @pytest.mark.parametrize("name", RUNNING)
 def test_named_optimizers_run_on_a_quadratic(name):
     problem, noise = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), sl.GaussianNoise([1.0, 0.5, 1.0, 2.0])
-    check(name, sl.compare(problem, noise, made(KNOWN[name]), steps=50, paths=320, record_every=5))
+    check(name, sl.compare(problem, noise, made(KNOWN[name]), steps=50, paths=320, record=sl.Record(every=5)))
 
 
 def on_a_network(name):
     problem = sl.network("mlp", dataset="digits", subset=64, width=8, depth=1)
-    options = dict(steps=30, paths=32, record_every=5, devices=1 if name == "contrib.galore" else 2)
+    execution = sl.Execution(devices=1 if name == "contrib.galore" else 2)
+    options = dict(steps=30, paths=32, record=sl.Record(every=5), execution=execution)
     return sl.compare(problem, sl.MinibatchNoise(8), made(KNOWN[name]), **options)
 
 

@@ -101,9 +101,10 @@ def test_a_sign_too_steep_for_any_grid_goes_to_paths():
 def test_kernels_agree_with_coupled_paths(increments, schedule):
     """18 differences in standard errors: above 5 in 1e-5 of cases."""
     problem = sl.EmbeddedSaddle(start=(0.5, 1.5))
-    spec, options = sl.SignSGD(0.1, 0.1, schedule=schedule), {"times": 1, "increments": increments}
-    kernel = sl.weak_order(problem, UNIT, spec, LRS, 0.8, **options).table
-    paths = sl.weak_order(problem, UNIT, spec, LRS, 0.8, method="coupled", substeps=8, paths=40_000, **options).table
+    spec, models = sl.SignSGD(0.1, 0.1, schedule=schedule), [sl.ClosedForm("sde", increments=increments)]
+    kernel = sl.weak_order(problem, UNIT, spec, LRS, 0.8, models, times=1).table
+    options = {"times": 1, "substeps": 8, "paths": 40_000}
+    paths = sl.weak_order(problem, UNIT, spec, LRS, 0.8, models, method="coupled", **options).table
     left = kernel.unresolved + paths.unresolved
     assert (np.abs(kernel.error - paths.error) < 5 * paths["sem"] + 3 * left).all()
     assert (paths["sem"] > 0).all()
@@ -267,9 +268,22 @@ BAD = {
     "no functions": (lambda: order(functions={}), "functions: got {}; give a mapping"),
     "function all": (lambda: order(functions={"all": lambda p: p[0]}), "functions: the name 'all' stands for all"),
     "times": (lambda: order(horizon=0.5), "it must be whole for every lr. Change the horizon (to"),
-    "model": (lambda: order(models=["malladi2022"]), "models: got 'malladi2022'; choose one of 'sde', 'second-order'"),
-    "models text": (lambda: order(models="sde"), "models: got the text 'sde'; give a list"),
-    "models twice": (lambda: order(models=["sde", "sde"]), "name at least one SDE, each once"),
+    "model": (lambda: order(models=["malladi2022"]), "models: 'malladi2022' does not exist for sgd; its"),
+    "models text": (lambda: order(models="sde"), "models: got 'sde' by itself; give a list"),
+    "models twice": (
+        lambda: order(models=["sde", "sde"]),
+        "models: got ['sde', 'sde']; name each once, or give labels",
+    ),
+    "no models": (lambda: order(models=[]), "models: is empty; choose from"),
+    "the optimizer": (lambda: order(models=["optimizer", "sde"]), "models: got 'optimizer'; name SDEs alone"),
+    "substeps of a model": (
+        lambda: order(models=[sl.ClosedForm("sde", substeps=8)]),
+        "models: 'sde, 8 substeps' has 8 substeps; give substeps to weak_order itself",
+    ),
+    "sampled coefficients": (
+        lambda: order(models=[sl.Empirical(samples=16)]),
+        "models: 'empirical, 16 samples' has sampled coefficients, which no Brownian path joins to the optimizer",
+    ),
     "substeps": (lambda: order(substeps=6), "substeps: got 6; give a multiple of 4"),
     "method": (lambda: order(method="exact"), "method: got 'exact'"),
     "kernel": (lambda: order(method="kernel"), "method: got 'kernel', but sgd is not signsgd; use 'coupled'"),
@@ -277,8 +291,8 @@ BAD = {
         lambda: order(sl.SignSGD(0.1), method="kernel", start=lambda key: jax.random.normal(key, (1,))),
         "but the start is random",
     ),
-    "increments": (lambda: order(increments="poisson"), "increments: got 'poisson'"),
-    "integrator": (lambda: order(integrator="heun"), "integrator: got 'heun'"),
+    "increments": (lambda: order(models=[sl.ClosedForm(increments="poisson")]), "increments: got 'poisson'"),
+    "integrator": (lambda: order(models=[sl.ClosedForm(integrator="heun")]), "integrator: got 'heun'"),
     "function shape": (lambda: order(functions={"x": lambda p: p}), "functions['x']: returned shape (1,)"),
     "function of NumPy": (lambda: order(functions={"x": lambda p: float(p[0])}), "functions['x']: cannot be compiled"),
     "diverges": (
@@ -422,11 +436,11 @@ def test_from_accumulators_at_zero_the_order_is_less(name, measured):
 @pytest.mark.study
 def test_rademacher_increments_are_of_weak_order_one_too(measured):
     """RMSpropW at Δt = η, where the increments matter: 10⁶ paths."""
-    options = {"times": 2, "increments": "rademacher", "paths": 1_000_000, "substeps": 8}
+    model, options = sl.ClosedForm("sde", increments="rademacher"), {"times": 2, "paths": 1_000_000, "substeps": 8}
     spec, line = FAMILY["rmspropw"], sl.Quadratic([1.0], start=[2.0])
-    slopes = sl.weak_order(line, UNIT, spec, [0.1, 0.05, 0.025, 0.0125], 1.6, ["sde"], **options).slopes()
+    slopes = sl.weak_order(line, UNIT, spec, [0.1, 0.05, 0.025, 0.0125], 1.6, [model], **options).slopes()
     for scheme in ("resolved", "Δt = η"):
-        row = slopes.loc[("sde", scheme, "all")]
+        row = slopes.loc[(model.label, scheme, "all")]
         measured(f"slope, {scheme}", float(row.slope), "1 ± 0.15")
         assert row.slope == pytest.approx(1, abs=0.15)
         assert row.lower > 0.75

@@ -135,8 +135,9 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def experiment_of(group, **options):
-    sizes = dict(steps=7, paths=101, record_every=2, keep_paths=70, marginals=2, chunk=20, devices=1)
-    experiment = prepare(PROBLEM, NOISE, OPTIMIZER, ["sde"], Options(**{**sizes, **options}))
+    record, execution = sl.Record(every=2, keep_paths=70, marginals=2), sl.Execution(chunk=20, devices=1)
+    asked = Options(steps=7, paths=101, record=record, execution=execution, **options)
+    experiment = prepare(PROBLEM, NOISE, OPTIMIZER, ["sde"], asked)
     return replace(experiment, plan=experiment.plan._replace(share=group.share(experiment.plan.paths)), group=group)
 
 
@@ -184,10 +185,9 @@ def test_models_finished_anywhere_are_finished(tmp_path):
 def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path):
     """Two processes by the shell: one is killed, the other says so; both go on, found by JAX as under Slurm."""
     out, port = tmp_path / "out", free_port()
-    sizes = dict(steps=40_000, paths=64, record_every=500)
-    command = [sys.executable, "-m", "sdelens", "compare", "--optimizer", "signsgd", "--curvature", "1,2", "--devices"]
-    command += ["1", "--models", "optimizer", "--out", str(out), "--resume", "--checkpoint-every", "500"]
-    command += [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    command = [sys.executable, "-m", "sdelens", "compare", "--problem", "quadratic([1, 2])", "--optimizer", "signsgd"]
+    command += ["--devices=1", "--models=optimizer", "--out", str(out), "--resume", "--checkpoint-every=500"]
+    command += ["--steps=40000", "--paths=64", "--record-every=500"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
@@ -210,8 +210,9 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path):
     assert message.startswith("sdelens: process 1 of 2 is lost")
     assert message.count("\n") == 1
 
+    execution = sl.Execution(checkpoint=out / "checkpoint", resume=True)
     with pytest.raises(ValueError, match="holds a run of several processes, and this is one"):
-        sl.compare(PROBLEM, NOISE, OPTIMIZER, steps=2, checkpoint=out / "checkpoint", resume=True)
+        sl.compare(PROBLEM, NOISE, OPTIMIZER, steps=2, execution=execution)
     slurm = dict(SLURM_JOB_ID=str(free_port(61440) - 61440), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2")
     both = [start(i, "--coordinator=auto", **slurm, SLURM_PROCID=str(i), SLURM_LOCALID="0") for i in range(2)]
     outputs = [process.communicate(timeout=120) for process in both]
@@ -219,7 +220,8 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path):
     assert "SignSGD" in outputs[0][0]
     assert not outputs[1][0]
     assert not (out / "checkpoint").exists()
-    expected = sl.compare(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.01), ["optimizer"], **sizes)
+    case = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.01), ["optimizer"]
+    expected = sl.compare(*case, steps=40_000, paths=64, record=sl.Record(every=500))
     assert_close(sl.load(out / "signsgd-quadratic.nc").dataset, expected.dataset)
 
 

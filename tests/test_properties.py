@@ -26,7 +26,7 @@ PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
 NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
 
 FEW = [("sgd", "sde"), ("adamw", "optimizer"), ("lion", "empirical")]
-SIZES = {"steps": 25, "paths": 101, "record_every": 4, "keep_paths": 16}
+SIZES = {"steps": 25, "paths": 101, "record": sl.Record(every=4, keep_paths=16)}
 STATISTICS = ["loss_mean", "loss_std", "loss_group_mean", "grad_norm_mean", "x_mean", "x_var", "n_paths"]
 
 
@@ -39,7 +39,7 @@ def over(cases):
 
 
 def run(name, model, problem=PROBLEM, noise=NOISE, **options):
-    return sl.simulate(problem, noise, OPTIMIZERS[name], model, **(SIZES | options)).dataset.sel(model=model)
+    return sl.simulate(problem, noise, OPTIMIZERS[name], model, **(SIZES | options)).dataset.isel(model=0)
 
 
 @functools.cache
@@ -112,7 +112,8 @@ def test_a_run_in_float64_is_in_float64(name, model):
 @over(FEW)
 def test_devices_chunks_and_records_leave_the_numbers_alone(name, model):
     """On one device of two, in chunks of 16, and with every step recorded."""
-    data, other = usual(name, model), run(name, model, devices=1, chunk=16, record_every=1)
+    execution = sl.Execution(devices=1, chunk=16)
+    data, other = usual(name, model), run(name, model, record=sl.Record(keep_paths=16), execution=execution)
     other = other.sel(step=data.step)
     assert_same_numbers(other, data, 2e-5, STATISTICS)
     np.testing.assert_allclose(other.path_x, data.path_x, rtol=1e-4, atol=1e-5)
@@ -134,18 +135,20 @@ def test_pytree_parameters_equal_flat_ones(name, model):
 
 
 def test_one_path_has_no_standard_error():
-    data = run("adamw", "sde", paths=1, keep_paths=1)
+    record = sl.Record(every=4, keep_paths=1)
+    data = run("adamw", "sde", paths=1, record=record)
     assert data.sizes["group"] == 1
     assert np.isfinite(data.loss_mean).all()
     assert np.isnan(data.loss_sem).all()
-    assert np.isfinite(run("adamw", "sde", paths=2, keep_paths=1).loss_sem[1:]).all()
+    assert np.isfinite(run("adamw", "sde", paths=2, record=record).loss_sem[1:]).all()
 
 
 def test_diverged_paths_are_counted_and_leave_the_averages():
     """f = x²/2 − x⁴/16: paths near 0 settle; those the noise throws past x = 2 run to infinity."""
     problem = sl.Problem(lambda p: jnp.sum(p**2) / 2 - jnp.sum(p**4) / 16, jnp.array([1.0]))
+    options = {"steps": 300, "paths": 400, "record": sl.Record(every=5)}
     with pytest.warns(RuntimeWarning, match=r"of 400 paths of 'sde' diverged, the first by step"):
-        result = sl.simulate(problem, sl.GaussianNoise(2.0), sl.SGD(0.1), steps=300, paths=400, record_every=5)
+        result = sl.simulate(problem, sl.GaussianNoise(2.0), sl.SGD(0.1), **options)
     data = result.dataset.sel(model="sde")
     alive = data.n_paths.values
     assert 0 < alive[-1] < 400
@@ -166,7 +169,7 @@ def test_all_paths_diverged_is_nan_not_a_number():
 
 @pytest.mark.xdist_group("sgd-sde")
 def test_a_progress_bar_changes_no_number():
-    bar, silent = run("sgd", "sde", progress=True), run("sgd", "sde", progress=False)
+    bar, silent = (run("sgd", "sde", execution=sl.Execution(progress=shown)) for shown in (True, False))
     assert_same_numbers(bar, silent)
 
 
@@ -174,7 +177,7 @@ def test_exact_moments_of_sgd_on_a_quadratic():
     """x_k has mean (1-ηλ)^k x₀ and variance η²σ²(1-(1-ηλ)^2k)/(1-(1-ηλ)²), for SGD and for Euler at Δt = η."""
     lr, curvature, sigma, paths = 0.1, np.array([0.5, 1.0, 4.0]), np.array([1.0, 2.0, 0.5]), 20_000
     problem, noise = sl.Quadratic(curvature, start=1.0), sl.GaussianNoise(sigma)
-    result = sl.compare(problem, noise, sl.SGD(lr), steps=40, paths=paths, record_every=8)
+    result = sl.compare(problem, noise, sl.SGD(lr), steps=40, paths=paths, record=sl.Record(every=8))
     contraction = 1 - lr * curvature
     k = result.dataset.step.values[1:, None]
     mean = contraction**k
@@ -188,7 +191,8 @@ def test_exact_moments_of_sgd_on_a_quadratic():
 
 def test_substeps_converge_to_the_exact_ornstein_uhlenbeck_law():
     curvature, sigma, paths = 2.0, 1.0, 20_000
-    data = run("sgd", "sde", sl.Quadratic([curvature]), sl.GaussianNoise(sigma), paths=paths, substeps=64, steps=20)
+    model = sl.ClosedForm("sde", substeps=64)
+    data = run("sgd", model, sl.Quadratic([curvature]), sl.GaussianNoise(sigma), paths=paths, steps=20)
     rate, horizon = curvature + 0.1, 20 * 0.05
     mean, variance = np.exp(-rate * horizon), 0.05 * sigma**2 * (1 - np.exp(-2 * rate * horizon)) / (2 * rate)
     # Euler at Δt = η/64 is off by at most λΔt = 0.2 % in both; 5 standard errors on top

@@ -11,11 +11,12 @@ from PIL import Image
 
 import sdelens as sl
 from sdelens.core.files import atomic_path
+from sdelens.run.models import coarse_of
 from tests.checks import assert_same_numbers
 
 pytestmark = pytest.mark.xdist_group("result")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
-SIZES = dict(steps=30, paths=200, record_every=3)
+SIZES = dict(steps=30, paths=200, record=sl.Record(every=3))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,9 @@ def test_attributes_are_enough_to_run_it_again(result):
     problem = sl.Quadratic(info["problem"]["curvature"], info["problem"]["start"])
     noise = sl.GaussianNoise(info["noise"]["scale"])
     options = {k: v for k, v in info["optimizer"].items() if k != "name"}
-    run = {k: info["run"][k] for k in ("steps", "paths", "seed", "record_every")}
-    again = sl.compare(problem, noise, sl.RMSpropW(**options), **run)
+    run = {k: info["run"][k] for k in ("steps", "paths", "seed")}
+    record = sl.Record(every=info["run"]["record_every"])
+    again = sl.compare(problem, noise, sl.RMSpropW(**options), **run, record=record)
     assert_same_numbers(again.dataset, result.dataset)
 
 
@@ -163,21 +165,30 @@ def test_figure_of_one_model_and_of_an_unknown_format(tmp_path):
 
 def test_labels_of_ones_own_and_their_errors():
     models = {
-        "optimizer": {},
-        "euler": {"model": "sde", "integrator": "euler"},
-        "fine": {"model": "sde", "substeps": 4},
+        "optimizer": "optimizer",
+        "euler": sl.ClosedForm("sde", integrator="euler"),
+        "fine": sl.ClosedForm("sde", substeps=4),
+        "coarse": "sde",
     }
     compared = sl.compare(PROBLEM, NOISE, OPTIMIZER, models, **SIZES)
-    assert compared.models == ["optimizer", "euler", "fine", "fine, 1 substep"]
+    assert compared.models == ["optimizer", "euler", "fine", "coarse"]
     frame = compared.errors()
-    assert list(frame.index) == ["euler", "fine", "fine, 1 substep"]
+    assert list(frame.index) == ["euler", "fine", "coarse"]
     assert np.isfinite(frame.discretisation["fine"])
     assert frame.discretisation.drop("fine").isna().all()
     assert "discretisation" in str(compared)
 
 
+def test_a_model_with_substeps_is_held_to_the_same_with_one_where_that_is_there():
+    fine, euler = sl.ClosedForm("sde", substeps=4), sl.ClosedForm("sde", integrator="euler")
+    models = {"fine": fine, "euler": euler, "empirical": sl.Empirical(samples=16, substeps=2)}
+    assert coarse_of(models) == {}
+    models |= {"coarse": sl.ClosedForm("sde"), "sampled": sl.Empirical(samples=16)}
+    assert coarse_of(models) == {"fine": "coarse", "empirical": "sampled"}
+
+
 def test_the_optimizer_is_known_under_any_label(tmp_path):
-    models = {"AdamW, $\\beta$_1": {"model": "optimizer"}, "mine": {"model": "sde"}}
+    models = {"AdamW, $\\beta$_1": "optimizer", "mine": "sde"}
     compared = sl.compare(PROBLEM, NOISE, OPTIMIZER, models, **SIZES)
     assert list(compared.errors().index) == ["mine"]
     assert len(compared.plot(tmp_path / "f.png").axes) == 2
@@ -212,7 +223,7 @@ def test_merge_joins_models_of_one_experiment(result):
     pd.testing.assert_frame_equal(merged.errors(), result.errors().loc[["sde"]])
     with pytest.raises(ValueError, match="same name"):
         a.merge(a)
-    chunked = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", chunk=90, **SIZES)
+    chunked = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", execution=sl.Execution(chunk=90), **SIZES)
     np.testing.assert_allclose(a.merge(chunked).dataset.loss_mean, both.loss_mean, rtol=1e-5)
     with pytest.raises(TypeError, match="other: got str"):
         a.merge("b")
@@ -236,7 +247,7 @@ def test_merge_tells_functions_apart():
 def test_late_errors_without_an_infimum_are_relative_to_the_whole_curve():
     """Two models equal in law, on a plateau: without the infimum the late loss is no yardstick of its own."""
     problem = sl.Problem(lambda p: (p**2).sum() / 2 + 3, np.ones(2))
-    errors = sl.compare(problem, NOISE, sl.SGD(0.05), steps=600, paths=256, record_every=10).errors()
+    errors = sl.compare(problem, NOISE, sl.SGD(0.05), steps=600, paths=256, record=sl.Record(every=10)).errors()
     assert errors.late_upper["sde"] < 0.1
 
 

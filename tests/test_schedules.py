@@ -124,7 +124,7 @@ def test_the_sde_tracks_the_scheduled_optimizer(name):
     # The program of the constant one is the same: h = 1 from the first step on.
     warm, constant = sl.Warmup(10, sl.Cosine(60)), sl.Warmup(1, sl.Cosine(1e9))
     spec, plain = (dataclasses.replace(OPTIMIZERS[name], **own, schedule=schedule) for schedule in (warm, constant))
-    options = {"steps": 80, "paths": 20_000, "record_every": 10}
+    options = {"steps": 80, "paths": 20_000, "record": sl.Record(every=10)}
     data = sl.compare(PROBLEM, NOISE, spec, ["optimizer", "sde"], **options).dataset
     truth, model = (data.loss_mean.sel(model=m).values[1:] for m in ("optimizer", "sde"))
     sem = np.hypot(*(data.loss_sem.sel(model=m).values[1:] for m in ("optimizer", "sde")))
@@ -138,9 +138,8 @@ def test_a_decaying_schedule_takes_sgd_to_the_minimum_and_a_constant_rate_does_n
     lr, curvature = 0.1, np.array([0.5, 1.0, 2.0])
     losses = {}
     for label, schedule in (("constant", None), ("decaying", sl.Polynomial(0.8))):
-        result = sl.simulate(
-            PROBLEM, NOISE, sl.SGD(lr, schedule=schedule), "optimizer", steps=4000, paths=2000, record_every=1000
-        )
+        optimizer, record = sl.SGD(lr, schedule=schedule), sl.Record(every=1000)
+        result = sl.simulate(PROBLEM, NOISE, optimizer, "optimizer", steps=4000, paths=2000, record=record)
         losses[label] = (float(result.dataset.loss_mean[0, -1]), float(result.dataset.loss_sem[0, -1]))
     expected = 0.5 * np.sum(lr / (2 - lr * curvature))
     value, sem = losses["constant"]

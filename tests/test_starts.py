@@ -8,7 +8,7 @@ import pytest
 
 import sdelens as sl
 from sdelens.run.experiment import prepare
-from sdelens.run.options import Options, models_of
+from sdelens.run.options import Options
 from tests.checks import compilations, stepped
 
 PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
@@ -24,9 +24,8 @@ OPTIMIZERS = {
 
 
 def run(optimizer, model="optimizer", problem=PROBLEM, noise=NOISE, **options):
-    return sl.simulate(
-        problem, noise, optimizer, model, **({"steps": 5, "paths": 64, "keep_paths": 64} | options)
-    ).dataset
+    sizes = {"steps": 5, "paths": 64, "record": sl.Record(keep_paths=64)}
+    return sl.simulate(problem, noise, optimizer, model, **(sizes | options)).dataset
 
 
 @pytest.mark.parametrize(
@@ -35,7 +34,7 @@ def run(optimizer, model="optimizer", problem=PROBLEM, noise=NOISE, **options):
 def test_random_starts_are_drawn_for_every_path(name, model):
     """Means of 4096 draws within 5 standard errors: 18 statistics, false alarms 1e-5."""
     start = lambda key: 1.0 + 0.5 * jax.random.normal(key, (3,))  # noqa: E731
-    data = run(OPTIMIZERS[name], model, paths=4096, keep_paths=3, start=start)
+    data = run(OPTIMIZERS[name], model, paths=4096, record=sl.Record(keep_paths=3), start=start)
     first = data.isel(model=0, step=0)
     assert (abs(first.x_mean - 1) < 5 * 0.5 / np.sqrt(4096)).all()
     assert (abs(first.x_var - 0.25) < 5 * 0.25 * np.sqrt(2 / 4096)).all()
@@ -46,7 +45,7 @@ def test_random_starts_are_drawn_for_every_path(name, model):
 def test_random_starts_do_not_depend_on_chunks_or_devices():
     start = lambda key: jax.random.uniform(key, (3,))  # noqa: E731
     plain = run(OPTIMIZERS["adamw"], "sde", start=start)
-    cut = run(OPTIMIZERS["adamw"], "sde", start=start, chunk=16, devices=1)
+    cut = run(OPTIMIZERS["adamw"], "sde", start=start, execution=sl.Execution(chunk=16, devices=1))
     np.testing.assert_allclose(cut.path_x, plain.path_x, rtol=1e-5, atol=1e-6)
 
 
@@ -66,7 +65,7 @@ def test_random_starts_share_programs_until_what_the_function_reads_changes():
 def test_no_model_divides_by_zero_at_the_start(name):
     """Coordinates without a gradient and hardly any noise, whose square float32 holds or not; also with ε = 0."""
     problem = sl.Quadratic([0.0, 0.0, 1.0], start=[1.0, 0.0, 3.0])
-    noise, models = sl.GaussianNoise([1e-30, 1e-10, 1.0]), models_of(OPTIMIZERS[name])
+    noise, models = sl.GaussianNoise([1e-30, 1e-10, 1.0]), sl.models_of(OPTIMIZERS[name])
     experiment = prepare(problem, noise, OPTIMIZERS[name], models, Options(steps=50))
     steppers = [experiment.stepper(model) for model in experiment.models.values()]
     for model, states in zip(models, stepped(steppers, 50, range(64)), strict=True):
@@ -102,9 +101,9 @@ def test_a_saved_state_continues_the_optimizer_where_it_stopped():
             saved = sl.State(x, optax.tree.get(state, "mu"), optax.tree.get(state, "nu"), 10)
         x, state = update(x, state)
     for model in ("optimizer", "sde"):  # at Δt = η and without noise the sequential scheme is the algorithm
-        end = run(spec, model, noise=noise, start=saved, steps=10, paths=1, keep_paths=1).path_x.values[0, 0, -1]
+        end = run(spec, model, noise=noise, start=saved, steps=10, paths=1).path_x.values[0, 0, -1]
         np.testing.assert_allclose(end, x, rtol=1e-5, atol=1e-6)
-    fresh = run(spec, noise=noise, start=np.asarray(saved.x), steps=10, paths=1, keep_paths=1).path_x.values[0, 0, -1]
+    fresh = run(spec, noise=noise, start=np.asarray(saved.x), steps=10, paths=1).path_x.values[0, 0, -1]
     assert np.abs(fresh - np.asarray(x)).max() > 0.05
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sdelens.run.statistics import (
     BUCKETS,
     QUANTILE_ERROR,
-    Record,
+    StepStatistics,
     _counted,
     _counted_apart,
     merge,
@@ -29,7 +29,7 @@ def observed(loss, x, alive, groups):
 
 def summary_of(loss, x, alive, first, groups):
     record = observed(loss, x, alive, groups)
-    return unpack(Record(*(np.asarray(leaf)[None] for leaf in record)), first, groups, watched=2)
+    return unpack(StepStatistics(*(np.asarray(leaf)[None] for leaf in record)), first, groups, watched=2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -28,7 +28,7 @@ from sdelens.studies import (
     sdes_track,
 )
 from sdelens.studies._measure import exponent, largest_ratio, quantile
-from sdelens.studies._rules import at_least, at_most, joined, within
+from sdelens.studies._verdicts import at_least, at_most, joined, within
 from tests.checks import shell
 
 CONFIDENCE = 0.999
@@ -341,7 +341,7 @@ def test_a_run_under_t_noise_of_odd_degrees_repeats_itself(df, monkeypatch):
     """XLA's arctan in loops of 512-bit vectors gave other numbers at every run, and wrong ones."""
     monkeypatch.setattr(compilation, "SMALL", 1e7)  # for speed, as in large runs: what runs has 4e8 operations
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.StudentTNoise(1.0, df)
-    options = dict(steps=300, paths=2048, record_every=50)
+    options = dict(steps=300, paths=2048, record=sl.Record(every=50))
     runs = [sl.compare(problem, noise, sl.SignSGD(0.01), **options) for _ in range(2)]
     np.testing.assert_array_equal(*(run.dataset.loss_mean.values for run in runs))
     assert runs[0].errors().loc["sde", "upper"] < 0.01

@@ -18,7 +18,7 @@ from tests.checks import assert_same_numbers, compilations
 pytestmark = pytest.mark.xdist_group("sweeps")  # nearly all share programs
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise([1.0, 2.0]), sl.AdamW(0.05, b2=0.9)
 MODELS = ["optimizer", "sde"]
-SIZES = dict(steps=9, paths=48, record_every=3)
+SIZES = dict(steps=9, paths=48, record=sl.Record(every=3))
 OVER = {"lr": [0.3, 0.05], "weight_decay": [0, 0.5], "noise.scale": [[1.0, 2.0], [0.5, 0.5]]}
 
 
@@ -119,8 +119,10 @@ def test_a_bad_grid_is_refused_before_anything_runs(over, says, monkeypatch):
 
 
 def test_a_misspelt_option_or_point_is_refused(found):
-    with pytest.raises(ValueError, match="Did you mean 'substeps'"):
-        sweep({"lr": [0.1]}, substep=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'substep'"):
+        sweep({"lr": [0.1]}, models=[sl.ClosedForm("sde", substep=2)])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+        sweep({"lr": [0.1]}, stepz=2)
     with pytest.raises(ValueError, match=r"lr: got 0.31; choose one of 0.3, 0.05"):
         found.at({"noise.scale": 0}, lr=0.31, weight_decay=0)
     with pytest.raises(ValueError, match="weight_decay: is missing"):
@@ -241,12 +243,12 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(whole, after, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(grid, "progress_bar", bar)
         with pytest.raises(Interrupted):
-            sweep(over, checkpoint=tmp_path / "run", checkpoint_every=3)
+            sweep(over, execution=sl.Execution(checkpoint=tmp_path / "run", checkpoint_every=3))
         with pytest.raises(ValueError, match=r"another run: .*over.lr is \[0.1, 0.2, 0.3\], here \[0.1, 0.2\]"):
-            sweep({"lr": [0.1, 0.2]}, checkpoint=tmp_path / "run", resume=True)
+            sweep({"lr": [0.1, 0.2]}, execution=sl.Execution(checkpoint=tmp_path / "run", resume=True))
         reported.clear()
         after = 0
-        resumed = sweep(over, checkpoint=tmp_path / "run", checkpoint_every=3, resume=True)
+        resumed = sweep(over, execution=sl.Execution(checkpoint=tmp_path / "run", checkpoint_every=3, resume=True))
     (total, done), *steps = reported
     assert total == 3 * 2 * 9 * 48
     assert 0 < done == total - sum(steps)

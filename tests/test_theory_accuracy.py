@@ -120,7 +120,7 @@ AT_REST = [
 
 def simulated_rest(problem, noise, optimizer, paths=8000):
     """Mean outer product of x over paths and the last of a long run's records, shape (d, d)."""
-    options = dict(steps=5000, paths=paths, record_every=100, keep_paths=paths)
+    options = dict(steps=5000, paths=paths, record=sl.Record(every=100, keep_paths=paths))
     run = sl.simulate(problem, noise, optimizer, "optimizer", **options)
     x = run.dataset.path_x.isel(model=0, step=slice(-25, None)).values.reshape(-1, problem.dim)
     return x.T @ x / len(x)
@@ -177,7 +177,8 @@ def loss_at_rest(problem, optimizer, scale):
     """½ Σ λ Var simulated and predicted, without an L2 term that may be in the problem's loss."""
     noise = sl.GaussianNoise(scale)
     steps = int(1200 * max(scale, 1.0))
-    run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=2000, record_every=steps // 30)
+    options = dict(steps=steps, paths=2000, record=sl.Record(every=steps // 30))
+    run = sl.simulate(problem, noise, optimizer, "optimizer", **options)
     variance = run.dataset.x_var.isel(model=0, step=slice(20, None)).mean("step").values
     return [0.5 * CURVATURE @ v for v in (variance, sl.theory.stationary(problem, noise, optimizer).variance)]
 

@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.contenders.task import SIGMA, START, curvature, scheme
+from sdelens.core.compilation import WIDE
 from sdelens.core.random import Stream, stream_key
-from sdelens.run.segment import WIDE
 
 __all__ = ["arithmetic", "draws", "machine", "operations"]
 

@@ -42,8 +42,8 @@ def simulate(
         )
 
     def run(seed: int, paths: int, steps: int) -> None:
-        options: dict[str, Any] = dict(steps=steps, paths=paths, record_every=every, seed=seed, progress=False)
-        sl.simulate(problem, noise, specification(optimizer), model, **options)
+        options: dict[str, Any] = dict(steps=steps, paths=paths, seed=seed, record=sl.Record(every=every))
+        sl.simulate(problem, noise, specification(optimizer), model, **options, execution=sl.Execution(progress=False))
 
     return run
 
@@ -55,9 +55,10 @@ def compare(every: int, devices: int | None = None) -> Callable[[int, int, int],
     problem, noise = sl.network("mlp"), sl.GaussianNoise(NOISE)
 
     def run(seed: int, paths: int, steps: int) -> Curve:
-        options: dict[str, Any] = dict(steps=steps, paths=paths, record_every=every, seed=seed, devices=devices)
+        options: dict[str, Any] = dict(steps=steps, paths=paths, seed=seed, record=sl.Record(every=every))
+        execution = sl.Execution(devices=devices, progress=False)
         found = sl.compare(
-            problem, noise, specification(), ["optimizer", "sde", "malladi2022"], progress=False, **options
+            problem, noise, specification(), ["optimizer", "sde", "malladi2022"], **options, execution=execution
         ).dataset
         return Curve(np.asarray(found.loss_mean).ravel(), np.asarray(found.loss_sem).ravel(), paths)
 

@@ -20,15 +20,14 @@ def specification(optimizer: str) -> Any:
 def ensemble(
     optimizer: str, dim: int, every: int, increments: str = "gaussian", model: str = "sde", devices: int | None = None
 ) -> Callable[[int, int, int], Curve]:
-    """`sdelens.simulate` of the SDE (or of another model)."""
+    """`sdelens.simulate` of the SDE (or of another one in closed form)."""
     problem, noise = sl.Quadratic(curvature(dim), start=START), sl.GaussianNoise(SIGMA)
-    specified = specification(optimizer)
+    specified, sde = specification(optimizer), sl.ClosedForm(model, increments=increments)
 
     def run(seed: int, paths: int, steps: int) -> Curve:
-        options: dict[str, Any] = dict(steps=steps, paths=paths, record_every=every, increments=increments)
-        result = sl.simulate(
-            problem, noise, specified, model, seed=seed, devices=devices or jax.devices(), progress=False, **options
-        )
+        execution = sl.Execution(devices=devices or jax.devices(), progress=False)
+        options: dict[str, Any] = dict(steps=steps, paths=paths, seed=seed, record=sl.Record(every=every))
+        result = sl.simulate(problem, noise, specified, sde, **options, execution=execution)
         found = result.dataset.isel(model=0)
         return Curve(np.asarray(found.loss_mean), np.asarray(found.loss_sem), paths)
 

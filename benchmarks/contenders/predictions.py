@@ -32,6 +32,6 @@ def simulate(optimizer: str) -> Callable[[int, int, int], None]:
     subject = _subject(optimizer, 10)
 
     def run(seed: int, paths: int, steps: int) -> None:
-        sl.simulate(*subject, "optimizer", steps=steps, paths=paths, seed=seed, record_every=1, progress=False)
+        sl.simulate(*subject, "optimizer", steps=steps, paths=paths, seed=seed, execution=sl.Execution(progress=False))
 
     return run

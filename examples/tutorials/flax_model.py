@@ -69,8 +69,7 @@ result = sl.compare(
     sl.AdamW(lr=3e-3, b2=0.99),
     steps=100,
     paths=32,
-    record_every=5,
-    observables={"accuracy": accuracy},
+    record=sl.Record(every=5, observables={"accuracy": accuracy}),
 )
 print(result)
 
@@ -89,7 +88,7 @@ result.of("accuracy").plot()
 import optax
 
 mine = sl.FromOptax(lambda lr: optax.chain(optax.clip_by_global_norm(1.0), optax.lion(lr)), lr=1e-3)
-print(sl.compare(problem, sl.MinibatchNoise(16), mine, steps=100, paths=32, record_every=10))
+print(sl.compare(problem, sl.MinibatchNoise(16), mine, steps=100, paths=32, record=sl.Record(every=10)))
 
 # %% [markdown]
 # ## Linen, Equinox, Haiku

@@ -20,7 +20,7 @@ from sdelens.results.plotting import STYLE
 
 problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=1.0)
 cauchy = sl.StudentTNoise(scale=1.0, df=1)
-sizes = dict(steps=2000, paths=2000, record_every=20)
+sizes = dict(steps=2000, paths=2000, record=sl.Record(every=20))
 
 # %% [markdown]
 # ## SGD

@@ -3,6 +3,10 @@ from . import studies as studies
 from . import theory as theory
 from . import torch as torch
 from .cases.case import Estimate as Estimate
+from .core.declarations import NoiseDeclaration as NoiseDeclaration
+from .core.declarations import OptimizerDeclaration as OptimizerDeclaration
+from .core.declarations import declare_noise as declare_noise
+from .core.declarations import declare_optimizer as declare_optimizer
 from .data import Dataset as Dataset
 from .data import load_dataset as load_dataset
 from .data import load_text as load_text
@@ -58,10 +62,15 @@ from .run.api import estimate as estimate
 from .run.api import simulate as simulate
 from .run.api import sweep as sweep
 from .run.checkpoint import keep_checkpoints as keep_checkpoints
-from .run.options import models_of as models_of
+from .run.models import ClosedForm as ClosedForm
+from .run.models import Empirical as Empirical
+from .run.models import models_of as models_of
+from .run.options import Execution as Execution
+from .run.options import Record as Record
 from .run.processes import join_processes as join_processes
 from .sdes import SDE as SDE
 from .sdes import Instant as Instant
 from .sdes import OptimizerSDE as OptimizerSDE
+from .sdes import register_sdes as register_sdes
 from .studies._runs import Reproduction as Reproduction
 from .studies._runs import reproduce as reproduce

@@ -72,7 +72,7 @@ class Case:
         """F at the start as it is now, None where that is random: a function changed since it was compiled is seen."""
         if self.start.x is None:
             return None
-        if not self.problem.dear:
+        if not self.problem.expensive_gradient:
             return float(_loss(self.problem, self.start.x))
         # As one program and not operation by operation, of which a network would compile some fifty; traced anew, and
         # compiled once for all runs that have the same.

@@ -8,7 +8,6 @@ the same way. Numbers of the two ways differ by rounding.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from weakref import WeakKeyDictionary
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from sdelens.core.machine import cores
 
 __all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_options", "operations", "program", "quick"]
 
@@ -121,7 +122,7 @@ def compiled_ahead(compilations: Iterable[tuple[str, Callable[[], Any] | None]])
         compilations: names, in the order in which they will be needed, and what `Program.compilation` gave.
     """
     waiting: dict[str, list[Future[Any]]] = {}
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    pool = ThreadPoolExecutor(len(cores()))
 
     def wait(name: str) -> None:
         for future in waiting.pop(name, []):

@@ -3,6 +3,8 @@
 from pathlib import PurePath
 from typing import Any, Final
 
+from sdelens.core.declarations import NOISES, OPTIMIZERS
+
 __all__ = [
     "ACCUMULATORS",
     "ACCUMULATOR_STARTS",
@@ -21,40 +23,29 @@ __all__ = [
     "MODELS",
     "MOMENTA",
     "NETWORKS",
-    "NOISES",
     "OBSERVABLES",
     "ON_REQUEST",
     "OPTAX",
-    "OPTIMIZERS",
     "PROBLEMS",
-    "SCALED",
     "SCALING_RULES",
     "SCHEDULES",
     "noise_label",
+    "noise_meanings",
     "optimizer_label",
+    "optimizer_meanings",
     "point_label",
     "problem_label",
     "schedule_label",
     "value_labels",
 ]
 
-OPTIMIZERS: Final = {
-    "sgd": "SGD",
-    "signsgd": "SignSGD",
-    "rmspropw": "RMSpropW (weight decay 0: RMSprop)",
-    "adamw": "AdamW (weight decay 0: Adam)",
-    "momentum": "SGD with momentum, heavy-ball or --nesterov, damped by 1 - b1",
-    "signum": "the sign of a momentum",
-    "lion": "Lion",
-    "adagrad": "Adagrad",
-}
 OPTAX: Final = "optax:"
 """What names of optax's own optimizers begin with in the shell."""
 MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
     "sde": "the first-order SDE: that of arXiv 2411.15958 for SGD, SignSGD, RMSprop and Adam",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
-    "empirical": "an SDE whose coefficients come from --update-samples updates of the optimizer itself",
+    "empirical": "an SDE whose coefficients come from updates of the optimizer itself",
     "second-order": "the SDE of weak order 2: of arXiv 1511.06251 (SGD; use substeps), or with the noise of V (RMSprop "
     "and Adam); run where it is named",
 }
@@ -74,10 +65,10 @@ PROBLEMS: Final = {
     "quadratic": "½ xᵀHx",
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
     "embedded-saddle": "½ xᵀHx + ¼ λ Σx⁴ − ⅓ ξ Σx³",
-    "linear-regression": "½ E(φ·x − y)², φ normal with covariance --design, labels with --label-noise",
-    "mlp": "network of --depth hidden layers of --width ReLU units; default 10 of 20 on breast-cancer",
+    "linear-regression": "½ E(φ·x − y)², φ normal with design_covariance, labels with label_noise",
+    "mlp": "network of hidden ReLU layers, by default depth=10 of width=20, on breast-cancer",
     "cnn": "network of two convolutions with max-pooling and a dense layer; default on digits",
-    "resnet": "network of --blocks residual convolutions and a dense layer; default on digits",
+    "resnet": "network of residual convolutions and a dense layer; default on digits",
     "vit": "vision transformer over patches; default on digits",
     "transformer": "causal language model of characters; default on python-docs",
 }
@@ -85,26 +76,20 @@ NETWORKS: Final = ("mlp", "cnn", "resnet", "vit", "transformer")
 DATASETS: Final = {
     "breast-cancer": "569 × 30, two classes, bundled with scikit-learn",
     "digits": "1797 images of 8 × 8, ten classes, bundled with scikit-learn",
-    "mnist": "60000 images of 28 × 28, ten classes, from --data-dir or OpenML",
-    "fashion-mnist": "60000 images of 28 × 28, ten classes, from --data-dir or OpenML",
-    "cifar-10": "50000 images of 32 × 32 × 3, ten classes, from --data-dir or OpenML",
+    "mnist": "60000 images of 28 × 28, ten classes, from data_dir or OpenML",
+    "fashion-mnist": "60000 images of 28 × 28, ten classes, from data_dir or OpenML",
+    "cifar-10": "50000 images of 32 × 32 × 3, ten classes, from data_dir or OpenML",
     "python-docs": "the reference texts that Python carries; the path of a text file, in UTF-8, is that file",
 }
-NOISES: Final = {
-    "gaussian": "normal noise on the full gradient, independent on every coordinate or with --covariance",
-    "student-t": "heavy tails, with --df degrees of freedom: 1 is Cauchy, infinite variance for 2 and less",
-    "laplace": "double-exponential",
-    "uniform": "on an interval about 0",
-    "minibatch": "real mini-batches of --batch-size examples (networks, linear-regression)",
-}
 COMPRESSIONS: Final = {
-    "random-k": "coordinates drawn at random, a share or number --keep of them, times d/k",
-    "quantisation": "rounded at random to multiples of --quantum",
+    "random-k": "coordinates drawn at random, a share or number keep of them, times d/k",
+    "quantisation": "rounded at random to multiples of step",
     "majority-vote": "signs, of which the majority decides (signsgd)",
 }
 SCHEDULES: Final = {
-    "cosine": "half a cosine over --schedule-steps, down to --end",
+    "cosine": "half a cosine over so many steps, down to end",
     "polynomial": "(1 + t)^-power in time t = kη",
+    "warmup": "a linear rise over so many steps, and then another: warmup(100, cosine(1000))",
 }
 INTEGRATORS: Final = {
     "sequential": "V, then M, then X, each with the newest values",
@@ -147,20 +132,28 @@ SCALING_RULES: Final = {
     "bergsma2025": "θ alone, by δ",
 }
 CODE_FORMATS: Final = {"table": "with reasons", "json": "numbers", "torch": "code", "optax": "code"}
-SCALED: Final = (*OPTIMIZERS, "adam", "rmsprop")
-"""Optimizers whose numbers can be carried to another batch size; the last two with decay in the gradient."""
 DECAYS: Final = ("coupled", "independent")
 ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 
 
+def optimizer_meanings() -> dict[str, str]:
+    """Names of all optimizers, with a few words on each."""
+    return {name: declared.meaning for name, declared in OPTIMIZERS.items()}
+
+
+def noise_meanings() -> dict[str, str]:
+    """Names of all noise laws, with a few words on each."""
+    return {name: declared.meaning for name, declared in NOISES.items()}
+
+
 def optimizer_label(optimizer: dict[str, Any]) -> str:
     """An optimizer's name as it is written."""
-    names = {"sgd": "SGD", "signsgd": "SignSGD", "rmspropw": "RMSpropW", "adamw": "AdamW"}
-    names |= {"momentum": "Momentum", "signum": "Signum", "lion": "Lion", "adagrad": "Adagrad"}
     if optimizer.get("nesterov"):
         return "Nesterov momentum"
     name = str(optimizer["name"])
-    return f"{OPTAX}{name}" if "optax" in optimizer else names.get(name, name)
+    if "optax" in optimizer:
+        return f"{OPTAX}{name}"
+    return OPTIMIZERS[name].label if name in OPTIMIZERS else name
 
 
 def problem_label(problem: dict[str, Any]) -> str:
@@ -188,8 +181,8 @@ def noise_label(noise: dict[str, Any]) -> str:
         return f"{noise['workers']} worker{'s' if noise['workers'] > 1 else ''}{how}, {noise_label(noise['noise'])}"
     if noise["name"] == "sum":
         return " + ".join(noise_label(term) for term in noise["terms"])
-    names = {"gaussian": "Gaussian", "student-t": "Student t", "laplace": "Laplace", "minibatch": "mini-batch"}
-    name = names.get(noise["name"], str(noise["name"]))
+    declared = NOISES.get(noise["name"])
+    name = str(noise["name"]) if declared is None else declared.label
     batches = noise["name"] == "minibatch"
     details = ["covariance"] if "covariance" in noise and not batches else []
     details += [f"ν = {noise['df']:g}"] if "df" in noise else []

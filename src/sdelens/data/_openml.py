@@ -95,14 +95,14 @@ def _fetch(name: str, source: Source) -> Dataset:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ConnectionError(
             f"dataset: {name} cannot be fetched from OpenML ({error}). Without a network, give the folder that has it "
-            f"as data_dir (--data-dir): {source.files}."
+            f"as data_dir: {source.files}."
         ) from error
     expected = (source.train + source.test, int(np.prod(source.shape)))
     pixels = rows.astype(np.uint8)
     if rows.shape != expected or labels.shape != expected[:1] or (pixels != rows).any() or not _are_digits(labels):
         raise ValueError(
             f"dataset: OpenML sent {name} with shape {rows.shape}, labels {labels.min()} to {labels.max()}; expected "
-            f"{expected} bytes and labels 0 to 9. Give the files as data_dir (--data-dir): {source.files}."
+            f"{expected} bytes and labels 0 to 9. Give the files as data_dir: {source.files}."
         )
     images = channels_last(pixels) if source.shape[2] == 3 else pixels.reshape(-1, *source.shape)
     return Dataset(images, labels.astype(np.uint8))

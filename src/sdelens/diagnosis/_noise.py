@@ -200,7 +200,7 @@ class GradientNoise:
 
     def verdict(self, batch_size: float | None = None) -> list[str]:
         """What it means at batch size B, by default that of the gradients, in sentences."""
-        from sdelens.diagnosis._words import verdict
+        from sdelens.diagnosis._noise_report import verdict
 
         size = self.batch_size if batch_size is None else check.positive("batch_size", batch_size)
         return verdict(self, size)
@@ -216,7 +216,7 @@ class GradientNoise:
 
     def __str__(self) -> str:
         """Tables and verdict."""
-        from sdelens.diagnosis._words import tables
+        from sdelens.diagnosis._noise_report import tables
 
         lines = []
         for head, rows in tables(self):

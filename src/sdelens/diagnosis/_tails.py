@@ -58,12 +58,6 @@ class Tail:
         return 1 / self.kappa if self.kappa > 0 else (math.nan if math.isnan(self.kappa) else math.inf)
 
     @property
-    def df_limits(self) -> tuple[float, float]:
-        """Limits of ν."""
-        low, high = (1 / k if k > 0 else (math.nan if math.isnan(k) else math.inf) for k in (self.upper, self.lower))
-        return low, high
-
-    @property
     def normal_z(self) -> float:
         """κ/its standard error: t with K − 1 degrees of freedom if the law is normal."""
         return self.kappa / self.sem

@@ -43,8 +43,8 @@ class Stepper(eqx.Module):
         return True
 
     @property
-    def dear(self) -> bool:
-        """Whether f and ∇f cost more than all else of a step."""
+    def expensive_gradient(self) -> bool:
+        """Whether evaluating f and ∇f dominates the cost of a step."""
         return True
 
     @abc.abstractmethod
@@ -83,7 +83,7 @@ class Integration(Stepper):
     def advance(self, k: Array, j: Array | int, y: Any, grad: Array, dW: Array) -> Any:
         """Substep j of step k with a given increment of Brownian motion."""
 
-    def surveyed(self, k: Array, j: Array | int, y: Any, grad: Array, stream: Stream) -> Any:
+    def with_updated_cache(self, k: Array, j: Array | int, y: Any, grad: Array, stream: Stream) -> Any:
         """The state with what is kept of the coefficients found anew, where that is due."""
         return y
 
@@ -101,7 +101,7 @@ class Integration(Stepper):
             return jnp.sqrt(self.lr / self.substeps) * xi
 
         def substep(j: Array | int, y: Any, grad: Array) -> Any:
-            return self.advance(k, j, self.surveyed(k, j, y, grad, stream), grad, increment(j))
+            return self.advance(k, j, self.with_updated_cache(k, j, y, grad, stream), grad, increment(j))
 
         if self.substeps == 1:
             return substep(0, state, grad)
@@ -112,7 +112,7 @@ class Integration(Stepper):
 
         def substep(j: Array, y: Any) -> Any:
             grad = self.evaluate(self.position(y))[1]
-            y = self.surveyed(k, j, y, grad, stream)
+            y = self.with_updated_cache(k, j, y, grad, stream)
             return self.advance(k, j, y, grad, lax.dynamic_index_in_dim(dW, j, keepdims=False))
 
         if self.substeps == 1:

@@ -104,7 +104,7 @@ def coefficients(
             )
         law = Law(noise, dim)
         inner = _inner(optimizer, problem, noise.bind(problem), state, at)
-        laws = jax.tree.leaves(optimizer.laws(inner, layout))
+        laws = jax.tree.leaves(optimizer.leaf_kinds(inner, layout))
         if "key" in laws:
             raise ValueError(f"optimizer: {optimizer.name} draws random numbers of its own; quadrature has one law, Z.")
         parts = tuple(i for i, owner in enumerate(update.owners) if owner is not None)

@@ -51,8 +51,8 @@ class Coupled(Stepper):
         return self.optimizer.evaluate(x)
 
     @property
-    def dear(self) -> bool:  # noqa: D102
-        return self.optimizer.dear
+    def expensive_gradient(self) -> bool:  # noqa: D102
+        return self.optimizer.expensive_gradient
 
     def step(self, k: Array, state: tuple[Any, ...], grad: Array, stream: Stream) -> tuple[Any, ...]:  # noqa: D102
         finest = max(s.substeps for s in self.integrations)

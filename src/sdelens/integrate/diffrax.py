@@ -162,7 +162,7 @@ def to_diffrax(
     model: str = "sde",
     *,
     solver: Any = None,
-    bias_correction: str = "discrete",
+    bias_correction: str | None = None,
     start: Any = None,
 ) -> DiffraxSDE:
     r"""An optimizer's SDE for diffrax's solvers, adaptive steps included.
@@ -183,7 +183,7 @@ def to_diffrax(
         optimizer: specification of the optimizer.
         model: an SDE of that optimizer: ``"sde"``, ``"malladi2022"`` or ``"second-order"``.
         solver: a diffrax solver for SDEs, by default ``diffrax.Euler()``.
-        bias_correction: for Adam's SDEs, ``"discrete"`` or ``"exponential"``.
+        bias_correction: of Adam's SDEs alone, ``"discrete"`` (the default) or ``"exponential"``.
         start: as in `compare`.
 
     Returns:

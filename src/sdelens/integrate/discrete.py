@@ -55,8 +55,8 @@ class Discrete(Stepper):
         return self.noise.needs_gradient
 
     @property
-    def dear(self) -> bool:  # noqa: D102
-        return self.problem.dear
+    def expensive_gradient(self) -> bool:  # noqa: D102
+        return self.problem.expensive_gradient
 
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
         return self.advance(state, self.noise.gradient(k, state.x, grad, stream))

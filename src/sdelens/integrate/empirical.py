@@ -64,7 +64,7 @@ class Empirical(Discrete):
     accumulators: str = eqx.field(default="lognormal", static=True)
 
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
-        laws = jax.tree.leaves(self.optimizer.laws(state.inner, self.layout))
+        laws = jax.tree.leaves(self.optimizer.leaf_kinds(state.inner, self.layout))
         state, whole = self._substep(k, 0, state, grad, stream, laws)
         if self.substeps > 1:
 

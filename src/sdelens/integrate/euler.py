@@ -71,12 +71,12 @@ class EulerMaruyama(Integration):
     def init(self, stream: Stream) -> State:  # noqa: D102
         state = self.start.state(stream, self.sde.init)
         x = jnp.broadcast_to(state.x.reshape(state.x.shape[0], -1), (state.x.shape[0], stream.paths.shape[0]))
-        found = jax.eval_shape(self.sde.survey, x, x, stream)
+        found = jax.eval_shape(self.sde.compute_cache, x, x, stream)
         return state._replace(found=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found))
 
     @property
-    def dear(self) -> bool:  # noqa: D102
-        return self.sde.dear
+    def expensive_gradient(self) -> bool:  # noqa: D102
+        return self.sde.expensive_gradient
 
     @property
     def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
@@ -92,26 +92,26 @@ class EulerMaruyama(Integration):
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.sde.evaluate(x)
 
-    def surveyed(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:  # noqa: D102
+    def with_updated_cache(self, k: Array, j: Array | int, y: State, grad: Array, stream: Stream) -> State:  # noqa: D102
         if y.found is None:
             return y
 
         def anew() -> Any:
-            return self.sde.survey(y.x, grad, stream.at(k, _SURVEY))
+            return self.sde.compute_cache(y.x, grad, stream.at(k, _SURVEY))
 
-        if self.sde.survey_every == 1 and self.substeps == 1:
+        if self.sde.cache_steps == 1 and self.substeps == 1:
             return y._replace(found=anew())
-        due = (k % self.sde.survey_every == 0) & (jnp.asarray(j) == 0)
+        due = (k % self.sde.cache_steps == 0) & (jnp.asarray(j) == 0)
         return y._replace(found=lax.cond(due, anew, lambda: y.found))
 
     def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         dt, dtype = self.lr / self.substeps, y.x.dtype
         t = Instant(k, k * self.lr + j * dt, 1 / self.substeps)
-        ahead: dict[str, float] = {}
-        sde = self.sde.knowing(y.found)
+        advanced: dict[str, float] = {}
+        sde = self.sde.with_cache(y.found)
         for stage in STAGES["euler" if sde.together else self.integrator]:
             names = [name for name in stage if getattr(y, name) is not None]
-            drift = sde.drift(t, y, grad, ahead)
+            drift = sde.drift(t, y, grad, advanced)
             noise = sde.apply_diffusion(t, y, grad, dW)
             new = {n: getattr(y, n) + getattr(drift, n) * dt for n in names}
             spread = sde.spread(t, y, grad)
@@ -119,5 +119,5 @@ class EulerMaruyama(Integration):
                 by = getattr(noise, n)
                 new[n] = lognormal(new[n], by, spread[n] * dt) if n in spread else new[n] + by
             y = y._replace(**{n: a.astype(dtype) for n, a in new.items()})
-            ahead |= dict.fromkeys(names, dt)
+            advanced |= dict.fromkeys(names, dt)
         return y

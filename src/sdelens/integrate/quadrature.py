@@ -100,8 +100,8 @@ class Quadrature(Integration):
         return (self._parts + self.discrete.noise.normal, sum(self.update.sizes))
 
     @property
-    def dear(self) -> bool:  # noqa: D102
-        return self.discrete.dear
+    def expensive_gradient(self) -> bool:  # noqa: D102
+        return self.discrete.expensive_gradient
 
     @property
     def root_first(self) -> bool:  # noqa: D102
@@ -135,7 +135,7 @@ class Quadrature(Integration):
     def advance(self, k: Array, j: Array | int, y: DiscreteState, grad: Array, dW: Array) -> DiscreteState:  # noqa: D102
         n, found = self.substeps, self.moments(y, grad)
         noise = found.noise(dW) / jnp.sqrt(self.lr)
-        ahead = [self._spread(a) for a in (found.mean / n, noise, found.variance() / n)]
+        advanced = [self._spread(a) for a in (found.mean / n, noise, found.variance() / n)]
         laws, normal = self._laws(y), self.discrete.noise.normal
         updated = [normal and by_update(law, self.accumulators, n) for law in laws]
         own_noise = self.discrete.noise.apply_root(y.x, dW[0]) / jnp.sqrt(self.lr) if any(updated) else 0
@@ -151,13 +151,13 @@ class Quadrature(Integration):
             elif updated[i]:
                 new.append(after)
             else:
-                step, own, variance = (part[1 + i].reshape(before.shape) for part in ahead)
+                step, own, variance = (part[1 + i].reshape(before.shape) for part in advanced)
                 new.append(moved(law, self.accumulators, before + step, own, variance).astype(before.dtype))
-        x = (y.x + ahead[0][0] + ahead[1][0]).astype(y.x.dtype)
+        x = (y.x + advanced[0][0] + advanced[1][0]).astype(y.x.dtype)
         return DiscreteState(x, jax.tree.unflatten(tree, new))
 
     def _laws(self, y: DiscreteState) -> list[str]:
-        laws = jax.tree.leaves(self.discrete.optimizer.laws(y.inner, self.discrete.layout))
+        laws = jax.tree.leaves(self.discrete.optimizer.leaf_kinds(y.inner, self.discrete.layout))
         if "key" in laws:
             raise ValueError(
                 f"coefficients: {self.discrete.optimizer.name} draws random numbers of its own, which 'quadrature' "

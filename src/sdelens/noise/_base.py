@@ -82,23 +82,23 @@ class AbstractNoise(eqx.Module):
         return grad + self.sample(x, stream.at(k))
 
     @property
-    def survey_every(self) -> int:
-        """Steps for which what `survey` found is kept."""
+    def cache_steps(self) -> int:
+        """Steps for which the value of `compute_cache` is reused."""
         return 1
 
-    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
-        """What is dear to find of the law at x and may be kept for some steps: a pytree of (d, P) arrays, or None.
+    def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        """Expensive statistics of the law at x, reusable for `cache_steps` steps: a pytree of (d, P) arrays, or None.
 
         Args:
             use: what an SDE needs: ``"variance"``, ``"signs"`` or, of neither, ``"root"``.
             x: shape (d, P).
             grad: ∇f there.
-            stream: random numbers of this survey.
+            stream: random numbers of this evaluation.
         """
         return None
 
-    def knowing(self, found: Any) -> "AbstractNoise":
-        """The noise that takes what an earlier `survey` found for the law of today."""
+    def with_cache(self, found: Any) -> "AbstractNoise":
+        """The noise that uses an earlier value of `compute_cache` as its present law."""
         return self
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
@@ -206,7 +206,7 @@ class BatchNoise(AbstractNoise):
         return self
 
     def has_variance(self, x: Array) -> bool:
-        """Always; finding it is dear."""
+        """Always, since evaluating it dominates the cost of a step."""
         return True
 
     def density(self, z: Array, x: Array) -> Array:

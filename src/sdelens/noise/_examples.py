@@ -39,7 +39,7 @@ class ExampleNoise(BatchNoise):
         problem: the problem, without the L2 term that all examples share.
         strength: of that term, ½ strength ‖x‖²; its gradient has no noise.
         options: as they were given.
-        found: what a `survey` found: the variance, a `SignLaw`, or signs of shape (samples, d, P).
+        found: what a `compute_cache` found: the variance, a `SignLaw`, or signs of shape (samples, d, P).
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -81,7 +81,7 @@ class ExampleNoise(BatchNoise):
         return {"name": "minibatch", **self.options._asdict()}
 
     @property
-    def survey_every(self) -> int:
+    def cache_steps(self) -> int:
         return self.options.refresh
 
     def joint_shape(self, dim: int) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ class ExampleNoise(BatchNoise):
         """2σφ(∇f/σ): of normal gradients."""
         return normal_signed_mean(grad, jnp.sqrt(jnp.maximum(self.variance(x), jnp.finfo(x.dtype).tiny)))
 
-    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+    def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
         if use == "root" and self.options.covariance == "exact":
             return None
         if use == "signs" and self.options.signs == "sampled":
@@ -109,7 +109,7 @@ class ExampleNoise(BatchNoise):
             index = stream.permutation(jnp.arange(self.options.subsample), self.examples)
         return self._variance(x, index)
 
-    def knowing(self, found: Any) -> "ExampleNoise":
+    def with_cache(self, found: Any) -> "ExampleNoise":
         return eqx.tree_at(lambda noise: noise.found, self, found, is_leaf=lambda leaf: leaf is None)
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["BOUND", "HELD", "LAWS", "POSITIVE", "Leaf", "laws_of", "leaves_of"]
+__all__ = ["BOUND", "HELD", "LEAF_KINDS", "POSITIVE", "Leaf", "leaf_kinds_of", "leaves_of"]
 
-LAWS: Final = {
+LEAF_KINDS: Final = {
     "free": "floating numbers of any sign: drift and normal noise",
     "positive": "sums and means of squares: drift and noise that keep the sign",
     "bound": "numbers that others of the state bound: noise that keeps to it, or none",
@@ -62,7 +62,7 @@ class Leaf(NamedTuple):
         fields: class and field of every named tuple, and "" and key of every dictionary, on the way to it.
         shape: of one path.
         dtype: as optax has it.
-        law: one of `LAWS`.
+        law: one of `LEAF_KINDS`.
     """
 
     path: str
@@ -87,7 +87,7 @@ def leaves_of(state: Any, positive: tuple[str, ...] = ()) -> list[Leaf]:
     return found
 
 
-def laws_of(state: Any) -> Any:
+def leaf_kinds_of(state: Any) -> Any:
     """The laws of an optax state's leaves, as a pytree of its structure."""
     return jax.tree.unflatten(jax.tree.structure(state), [leaf.law for leaf in leaves_of(state)])
 

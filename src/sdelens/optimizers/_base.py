@@ -15,7 +15,7 @@ from sdelens.core import check
 from sdelens.core.names import DECAYS
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout
-from sdelens.optimizers._accumulators import laws_of
+from sdelens.optimizers._accumulators import leaf_kinds_of
 from sdelens.optimizers._elementwise import Update, update_of
 from sdelens.optimizers.schedules import Schedule
 
@@ -41,7 +41,7 @@ class State(NamedTuple):
         v: second-moment accumulator, None where the optimizer has none.
         count: number of gradients m and v had averaged at step 0, shared by all paths; Adam's bias correction goes by
             it. None where the optimizer corrects none.
-        found: what an integrator keeps of the noise's law for some steps (`AbstractNoise.survey`), None elsewhere.
+        found: statistics of the noise's law that an integrator reuses (`AbstractNoise.compute_cache`), else None.
     """
 
     x: Any
@@ -54,7 +54,7 @@ class State(NamedTuple):
 class Optimizer(eqx.Module):
     """A specification: what the discrete run, its start and its SDEs all read.
 
-    `begin`, `advance` and `laws` are the optimizer run over many paths.
+    `begin`, `advance` and `leaf_kinds` are the optimizer run over many paths.
 
     Attributes:
         accumulators: the parts of `State` that it has beside x, and what optax calls them.
@@ -102,8 +102,8 @@ class Optimizer(eqx.Module):
         return inner
 
     @abc.abstractmethod
-    def laws(self, inner: Any, layout: Layout) -> Any:
-        """How an SDE treats every leaf of `inner`, one of `LAWS`: a pytree of its structure."""
+    def leaf_kinds(self, inner: Any, layout: Layout) -> Any:
+        """How an SDE treats every leaf of `inner`, one of `LEAF_KINDS`: a pytree of its structure."""
 
     def update_on(self, layout: Layout, dtype: Any) -> Update:
         """What an update does to the coordinates."""
@@ -195,9 +195,9 @@ class DecayedOptimizer(Optimizer):
         updates, inner = self.to_optax().update(gradient, inner, x)
         return optax.apply_updates(x, updates), inner
 
-    def laws(self, inner: Any, layout: Layout) -> Any:
+    def leaf_kinds(self, inner: Any, layout: Layout) -> Any:
         """Those of the optax state."""
-        return laws_of(inner)
+        return leaf_kinds_of(inner)
 
     def describe(self) -> dict[str, Any]:
         """The numbers and options, JSON types only; ``rerunnable`` is False if the schedule is a function."""

@@ -161,7 +161,7 @@ class FromOptax(Optimizer):
 
         return jax.vmap(one, in_axes=-1, out_axes=-1)(x, inner, gradient)
 
-    def laws(self, inner: Any, layout: Layout) -> tuple[str, ...]:
+    def leaf_kinds(self, inner: Any, layout: Layout) -> tuple[str, ...]:
         return tuple(leaf.law for leaf in self.leaves(layout))
 
     def leaves(self, layout: Layout) -> list[Leaf]:

@@ -1,7 +1,8 @@
 """Running a weak-order study: coupled paths or transition kernels, to rows of errors."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sdelens.cases.case import Case
 from sdelens.cases.starts import Start
 from sdelens.core.compilation import quick
 from sdelens.core.progress import progress_bar
-from sdelens.integrate import Coupled, Discrete, EulerMaruyama, Integration, Quadrature
+from sdelens.integrate import Coupled, Discrete, Integration
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import TestFunction
@@ -21,10 +23,10 @@ from sdelens.order._kernel import FINENESS, SignChain
 from sdelens.order._result import COARSE, RESOLVED
 from sdelens.problems import AbstractProblem
 from sdelens.run.ensemble import run_ensemble
+from sdelens.run.models import ClosedForm, Empirical
 from sdelens.run.processes import current
-from sdelens.sdes import build_sde
 
-__all__ = ["Row", "Study", "Style"]
+__all__ = ["Row", "Study"]
 
 _FEWEST_SUBSTEPS, _MOST_SUBSTEPS = 8, 128
 _RESOLVED_SHARE = 1 / 200
@@ -48,14 +50,6 @@ class Row(NamedTuple):
     substeps: int
 
 
-class Style(NamedTuple):
-    """How SDEs are integrated."""
-
-    integrator: str
-    bias_correction: str
-    increments: str
-
-
 @dataclass(frozen=True)
 class Study:
     """Everything checked, ready to run; `lr` is that of the optimizer as given, to which a saved start belongs."""
@@ -63,7 +57,7 @@ class Study:
     problem: AbstractProblem
     noise: AbstractNoise
     family: list[Optimizer]
-    models: list[str]
+    models: Mapping[str, ClosedForm | Empirical]
     tests: list[TestFunction]
     horizon: float
     times: int
@@ -76,7 +70,7 @@ class Study:
         between = round(self.horizon / (self.times * optimizer.lr))
         return [between * n for n in range(1, self.times + 1)]
 
-    def by_kernel(self, increments: str) -> list[Row]:
+    def by_kernel(self) -> list[Row]:
         """Deterministic, in float64."""
         rows: list[Row] = []
         with jax.enable_x64(True):
@@ -87,12 +81,12 @@ class Study:
             at_start = self._at(x0)
             parts_at = quick(lambda z: jnp.stack([test.parts(z) for test in self.tests if test.parts is not None]))
             reach = self.horizon + 6 * np.sqrt(largest * self.horizon) + 2 * largest
-            for optimizer in self.family:
+            for optimizer, (label, model) in itertools.product(self.family, self.models.items()):
                 assert isinstance(optimizer, SignSGD)
                 steps = self.steps(optimizer)
                 grids = []
                 for fineness in FINENESS:
-                    chain = SignChain(problem, noise, optimizer, x0, reach, increments, fineness)
+                    chain = SignChain(problem, noise, optimizer, x0, reach, model.increments, fineness)
                     grid = jnp.asarray(chain.grid)
                     parts = np.asarray(parts_at(grid))
                     grids.append({n: self._expected(chain, parts, steps, n) for n in (None, 1, 4, 8, 16)})
@@ -101,7 +95,7 @@ class Study:
                 for scheme, n in ((RESOLVED, 16), (COARSE, 1)):
                     (error, left), (check, _) = (by_scheme[scheme] for by_scheme in found)
                     rows += self._rows(
-                        "sde", scheme, optimizer, at_start, truth, error, 0 * truth, left + np.abs(error - check), n
+                        label, scheme, optimizer, at_start, truth, error, 0 * truth, left + np.abs(error - check), n
                     )
         return rows
 
@@ -115,9 +109,7 @@ class Study:
         product = np.array([test.product for test in self.tests])
         return np.where(product, values.prod(axis=-1), values.sum(axis=-1))
 
-    def by_coupling(
-        self, noise: AbstractNoise, plan: Any, substeps: int | None, style: Style, progress: bool | None
-    ) -> list[Row]:
+    def by_coupling(self, noise: AbstractNoise, plan: Any, substeps: int | None, progress: bool | None) -> list[Row]:
         """Monte Carlo on common Brownian paths."""
         functions = _coupled_functions([test.value for test in self.tests], len(self.models))
         rows: list[Row] = []
@@ -125,9 +117,7 @@ class Study:
         with progress_bar(progress if current().index == 0 else False, total) as report:
             for optimizer in self.family:
                 tick = partial(self._tick, report, f"η = {optimizer.lr:g}")
-                run = partial(
-                    self._coupled_run, noise, optimizer, style=style, plan=plan, functions=functions, report=tick
-                )
+                run = partial(self._coupled_run, noise, optimizer, plan=plan, functions=functions, report=tick)
                 n = _FEWEST_SUBSTEPS if substeps is None else substeps
                 found = run(n)
                 excess = _excess(found)
@@ -151,7 +141,6 @@ class Study:
         noise: AbstractNoise,
         optimizer: Optimizer,
         n: int,
-        style: Style,
         plan: Any,
         functions: Callable[[tuple[Array, ...]], Array],
         report: Callable[[int], None],
@@ -159,15 +148,12 @@ class Study:
         start = self.start.scaled(self.lr / optimizer.lr)
         integrations: list[Integration] = []
         discrete = Discrete(self.problem, noise, optimizer, start, self.problem.layout)
-        for model in self.models:
-            levels = (n, n // 2, n // 4, 1)
-            if model == "empirical":
-                integrations += [Quadrature(discrete, level, style.increments) for level in levels]
-                continue
-            sde = build_sde(model, self.problem, noise, optimizer, style.bias_correction)
-            integrations += [
-                EulerMaruyama(sde, optimizer.lr, start, style.integrator, level, style.increments) for level in levels
-            ]
+        case = Case(self.problem, noise, optimizer, start)
+        for model in self.models.values():
+            for level in (n, n // 2, n // 4, 1):
+                integration = replace(model, substeps=level).stepper(case)
+                assert isinstance(integration, Integration)
+                integrations.append(integration)
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
         devices = plan.width
@@ -190,12 +176,12 @@ class Study:
         mean = summary.seen_mean[1:].reshape(shape)
         sem = np.sqrt(summary.seen_m2[1:].reshape(shape) / (count * np.maximum(count - 1, 1)))
         rows: list[Row] = []
-        for i, model in enumerate(self.models):
+        for i, label in enumerate(self.models):
             fine, left, coarse = 1 + 3 * i, 2 + 3 * i, 3 + 3 * i
             zero = np.zeros(shape[::2])
             common = (optimizer, summary.seen_mean[0, : len(self.tests)], mean[:, 0])
-            rows += self._rows(model, RESOLVED, *common, mean[:, fine], sem[:, fine], np.abs(mean[:, left]) / 3, n)
-            rows += self._rows(model, COARSE, *common, mean[:, coarse], sem[:, coarse], zero, 1)
+            rows += self._rows(label, RESOLVED, *common, mean[:, fine], sem[:, fine], np.abs(mean[:, left]) / 3, n)
+            rows += self._rows(label, COARSE, *common, mean[:, coarse], sem[:, coarse], zero, 1)
         return rows
 
     def _rows(

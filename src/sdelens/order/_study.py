@@ -13,24 +13,26 @@ Two ways to bring the Monte-Carlo error below the bias:
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.cases.case import check_schedule, check_start, check_subject
+from sdelens.cases.case import Case, check_schedule, check_start, check_subject
 from sdelens.cases.starts import Start, start_of
 from sdelens.core import check
-from sdelens.core.names import INCREMENTS, INTEGRATORS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
 from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
-from sdelens.order._runs import Row, Study, Style
+from sdelens.order._runs import Row, Study
 from sdelens.problems import AbstractProblem
-from sdelens.run.options import Options
+from sdelens.run.models import ClosedForm, Empirical, Model, Models, chosen_models
+from sdelens.run.options import Execution, Options
+from sdelens.run.plan import checked_seed, plan_of
 from sdelens.run.processes import current
-from sdelens.sdes import build_sde, sdes_of
+from sdelens.sdes import sdes_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,20 +46,16 @@ def weak_order(
     optimizer: Optimizer,
     lrs: Sequence[float],
     horizon: float,
-    models: Sequence[str] | None = None,
+    models: Models = None,
     *,
     times: int = 4,
     functions: Mapping[str, Callable[[Any], Any]] | None = None,
     paths: int = 20_000,
     substeps: int | None = None,
-    integrator: str = "sequential",
-    bias_correction: str = "discrete",
-    increments: str = "gaussian",
     start: Any = None,
     method: str = "auto",
     seed: int = 0,
-    devices: int | Sequence[Any] | None = None,
-    progress: bool | None = None,
+    execution: Execution | None = None,
 ) -> WeakOrder:
     r"""Measure the weak order of an optimizer's SDEs: the slope of |E u(xₖ) − E u(X_{kη})| as η shrinks.
 
@@ -74,10 +72,13 @@ def weak_order(
         optimizer: specification at one learning rate, which fixes ρ and θ.
         lrs: learning rates, decreasing, at least three.
         horizon: the time T = kη at which, and at fractions of which, expectations are compared.
-        models: SDEs by name, by default all that exist in closed form for the optimizer but, of RMSprop and Adam,
-            ``"second-order"``: no Brownian path joins its noise of V to the optimizer's, so that it takes more paths.
-            ``"empirical"`` has its coefficients from the optimizer's own update by quadrature, and is the default where
-            there is no other.
+        models: SDEs by name or as objects, as in `compare`, each with one substep, since the study chooses their
+            number. By default all that exist in closed form for the optimizer but, of RMSprop and Adam,
+            ``"second-order"``: no
+            Brownian path joins its noise of V to the optimizer's, so that it takes more paths. ``"empirical"`` has its
+            coefficients from the optimizer's own update by quadrature, and is the default where there is no other.
+            Coupled Rademacher increments are the signs of the Gaussian ones, follow the optimizer less closely and take
+            more paths (a million for errors of 1e-3).
         times: how many equally spaced times up to the horizon; each must be a whole number of steps at every lr.
         functions: test functions u by name, of the parameters; by default the loss, for d ≤ 4 every coordinate and its
             square (else their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), s² the mean square of
@@ -85,15 +86,10 @@ def weak_order(
         paths: coupled paths per lr.
         substeps: of the resolved SDE on coupled paths, a multiple of 4; by default 8, doubled up to 128 until what
             extrapolation leaves is below the Monte-Carlo error or ½ % of the error itself.
-        integrator: ``"sequential"`` or ``"euler"``.
-        bias_correction: for Adam's SDEs.
-        increments: ``"gaussian"`` or ``"rademacher"``; coupled, the latter are the signs of the former, follow the
-            optimizer less closely and take more paths (a million for errors of 1e-3).
         start: as in `compare`.
         method: ``"coupled"``, ``"kernel"`` (SignSGD on a separable problem), or ``"auto"``: the kernel where it exists.
         seed: seed of all randomness.
-        devices: how many or which devices.
-        progress: show a bar; by default if standard error is a terminal.
+        execution: devices and progress, as in `compare`; nothing is saved or resumed.
 
     Returns:
         A `WeakOrder`; print it, or see its `slope`, `slopes`, `errors`, `plot`.
@@ -115,9 +111,9 @@ def weak_order(
         raise ValueError(f"substeps: got {substeps}; give a multiple of 4, since n, n/2 and n/4 are run.")
     if (fewest := check.at_least("paths", paths, 1)) < 2:
         raise ValueError(f"paths: got {fewest}; a standard error needs 2 or more.")
-    options = Options(steps=1, paths=paths, seed=seed, integrator=integrator, substeps=1, devices=devices)
-    plan = options.plan(problem.dim)
-    seed = options.checked_seed()
+    options = Options(steps=1, paths=paths, seed=seed, execution=execution)
+    plan = plan_of(options, problem.dim)
+    seed = checked_seed(options)
     if isinstance(optimizer, FromOptax):
         optimizer.check(problem.layout)
     bound, begin = noise.bind(problem), start_of(start, problem, optimizer)
@@ -131,24 +127,18 @@ def weak_order(
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
     study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
-    style = Style(
-        check.choice("integrator", integrator, INTEGRATORS),
-        bias_correction,
-        check.choice("increments", increments, INCREMENTS),
-    )
-    for name in named:
-        if name != "empirical":
-            build_sde(name, problem, bound, optimizer, bias_correction)
+    for model in named.values():
+        model.stepper(Case(problem, bound, optimizer, begin))
     used, rows = "coupled", None
     if method != "coupled" and kernel is None:
         try:
-            used, rows = "kernel", study.by_kernel(style.increments)
+            used, rows = "kernel", study.by_kernel()
         except TooSteepError as error:
             if method == "kernel":
                 raise ValueError(f"method: got 'kernel', but {error}; use 'coupled'.") from error
     if rows is None:
         with current().run():
-            rows = study.by_coupling(bound, plan, substeps, style, progress)
+            rows = study.by_coupling(bound, plan, substeps, options.execution.progress)
     info = {
         "optimizer": optimizer.describe(),
         "problem": problem.describe(),
@@ -157,7 +147,7 @@ def weak_order(
         "lrs": rates,
         "horizon": float(horizon),
         "times": times,
-        **style._asdict(),
+        "models": {label: model.settings() for label, model in named.items()},
         **begin.describe(),
         "paths": 0 if used == "kernel" else plan.paths,
         "method": used,
@@ -200,17 +190,24 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
     return rates
 
 
-def _checked_models(optimizer: Optimizer, models: Any) -> list[str]:
-    closed = sdes_of(optimizer)
-    known = [*closed, "empirical"]
+def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm | Empirical]:
+    """SDEs by label; the empirical one by quadrature."""
     if models is None:
-        return [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or known
-    if isinstance(models, str):
-        raise TypeError(f"models: got the text {models!r}; give a list, for example [{models!r}].")
-    named = [check.choice("models", name, known) for name in models]
-    if not named or len(set(named)) < len(named):
-        raise ValueError(f"models: got {named}; name at least one SDE, each once.")
-    return named
+        closed = sdes_of(optimizer)
+        models = [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or ["empirical"]
+    found: dict[str, ClosedForm | Empirical] = {}
+    for label, model in chosen_models(optimizer, models).items():
+        if not isinstance(model, ClosedForm | Empirical):
+            raise ValueError(f"models: got {label!r}; name SDEs alone, which are compared with the optimizer.")
+        if model.substeps > 1:
+            raise ValueError(f"models: {label!r} has {model.substeps} substeps; give substeps to weak_order itself.")
+        if isinstance(model, Empirical) and model not in (Empirical(), replace(model, coefficients="quadrature")):
+            raise ValueError(
+                f"models: {label!r} has sampled coefficients, which no Brownian path joins to the optimizer; give "
+                "sl.Empirical(coefficients='quadrature')."
+            )
+        found[label] = Empirical(coefficients="quadrature") if model == Empirical() else model
+    return found
 
 
 def _kernel_exists(
@@ -219,13 +216,13 @@ def _kernel_exists(
     optimizer: Optimizer,
     start: Start,
     functions: Any,
-    models: list[str],
+    models: Mapping[str, Model],
 ) -> str | None:
     """Why transition kernels cannot be used, None if they can."""
     if not isinstance(optimizer, SignSGD):
         return f"{optimizer.name} is not signsgd"
-    if "empirical" in models:
-        return "model 'empirical' needs paths"
+    if not all(isinstance(model, ClosedForm) and model.sde == "sde" for model in models.values()):
+        return "models other than 'sde' need paths"
     if start.x is None:
         return "the start is random"
     if functions is not None:

@@ -62,8 +62,8 @@ class AbstractProblem(eqx.Module):
         return loss, grad
 
     @property
-    def dear(self) -> bool:
-        """Whether f and ∇f cost more than all else of a step: so they do where there is a function or network."""
+    def expensive_gradient(self) -> bool:
+        """Whether evaluating f and ∇f dominates the cost of a step, as for a function or a network."""
         return False
 
     @property
@@ -111,8 +111,8 @@ class L2Problem(AbstractProblem):
         return self.problem.layout
 
     @property
-    def dear(self) -> bool:
-        return self.problem.dear
+    def expensive_gradient(self) -> bool:
+        return self.problem.expensive_gradient
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -214,7 +214,7 @@ class Problem(AbstractProblem):
         return self._infimum
 
     @property
-    def dear(self) -> bool:
+    def expensive_gradient(self) -> bool:
         return True
 
     @property

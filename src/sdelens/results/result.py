@@ -10,7 +10,14 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.files import atomic_path, save_figure
 from sdelens.results import tables
-from sdelens.results.tracking import FEWEST_GROUPS, Curves, marginal_distances, spread_ratio, tracking_error
+from sdelens.results.tracking import (
+    FEWEST_GROUPS,
+    Curves,
+    late_window,
+    marginal_distances,
+    spread_ratio,
+    tracking_error,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +58,9 @@ class Result:
 
     def __init__(self, dataset: "xr.Dataset") -> None:
         self.dataset = dataset
+        # Tables, pages and users ask for the same several times.
         self._distances: dict[tuple[str, int], pd.DataFrame] = {}
+        self._errors: dict[tuple[str, float], pd.DataFrame] = {}
 
     @property
     def models(self) -> list[str]:
@@ -99,7 +108,7 @@ class Result:
             if run.get(key) != their_run.get(key):
                 raise ValueError(f"other: differs in {key}: {their_run.get(key)}; merge runs of one experiment.")
         if not np.array_equal(self.dataset.step, other.dataset.step):
-            raise ValueError("other: is recorded at other steps; merge runs of one record_every.")
+            raise ValueError("other: is recorded at other steps; merge runs with the same record.every.")
         with_paths = self if "paths" in run or "paths" not in their_run else other
         attrs = dict(with_paths.dataset.attrs) | {"run": json.dumps({**their_run, **run})}
         attrs["models"] = json.dumps({**self.info["models"], **other.info["models"]})
@@ -183,7 +192,8 @@ class Result:
         """
         if not self.observables:
             raise ValueError(
-                f"observable: got {observable!r}; the run recorded none. Repeat it with observables=[...]."
+                f"observable: got {observable!r}; the run recorded none. Repeat it with "
+                "record=sl.Record(observables=[...])."
             )
         name = check.choice("observable", observable, self.observables)
         here = self.dataset.sel(observable=name)
@@ -216,11 +226,13 @@ class Result:
         reference = self._reference(reference)
         permutations = check.at_least("permutations", permutations, 99)
         if "end_x" not in self.dataset:
-            raise ValueError("marginals: the run kept none; repeat it with marginals=8, or the coordinates you want.")
+            raise ValueError(
+                "marginals: the run kept none; repeat it with record=sl.Record(marginals=8), or coordinates by index."
+            )
         ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self.has_paths(m)}
         if reference not in ends:
             raise ValueError(f"reference: {reference!r} is a curve without paths; name one of {list(ends)}.")
-        if (reference, permutations) in self._distances:  # tables, pages and users ask for the same
+        if (reference, permutations) in self._distances:
             return self._distances[reference, permutations].copy()
         marginals, rows = list(self.dataset.marginal.values), {}
         for model, values in ends.items():
@@ -270,6 +282,8 @@ class Result:
         confidence = check.number("confidence", confidence)
         if not 0.5 < confidence < 1:
             raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
+        if (reference, confidence) in self._errors:
+            return self._errors[reference, confidence].copy()
         rows = {}
         for model in self.models:
             if model == reference:
@@ -278,10 +292,10 @@ class Result:
             full = tracking_error(
                 self._curves(model, covered), self._curves(reference, covered), self._minimum(reference), confidence
             )
-            third = covered & self._third()
+            late_records = covered & late_window(self.dataset.step.values)
             late = tracking_error(
-                self._curves(model, third),
-                self._curves(reference, third),
+                self._curves(model, late_records),
+                self._curves(reference, late_records),
                 self._minimum(reference),
                 confidence,
                 height=self._height(reference),
@@ -311,7 +325,8 @@ class Result:
             }
         frame = pd.DataFrame.from_dict(rows, orient="index")
         frame.index.name = "model"
-        return frame
+        self._errors[reference, confidence] = frame
+        return frame.copy()
 
     def point_errors(self) -> dict[str, tuple[float, float]]:
         """``error`` and ``floor`` of every model against the optimizer, without limits: quick."""
@@ -423,11 +438,6 @@ class Result:
             return None
         curve = self.dataset.loss_mean.sel(model=reference).values - self._minimum(reference)
         return float(np.sqrt(np.nanmean(curve**2)))
-
-    def _third(self) -> np.ndarray:
-        """Which records lie in the last third of the run."""
-        steps = self.dataset.step.values
-        return np.asarray(steps >= steps[-1] * 2 / 3)
 
     def _covered(self, model: str) -> np.ndarray:
         """Which records a model says something of: all, but for a logged curve."""

@@ -15,6 +15,7 @@ from sdelens.core.files import atomic_path, save_figure, text_table
 from sdelens.results import sweep_tables, tables
 from sdelens.results.ranking import Best, best_of, mean_and_sem
 from sdelens.results.result import Result, read_dataset, write_dataset
+from sdelens.results.tracking import late_window
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -309,7 +310,7 @@ class Sweep:
     def _group_losses(self) -> tuple[np.ndarray, np.ndarray]:
         """Late loss of every group of paths, (…, model, group), and paths in each, (model, group)."""
         steps = self.dataset.step.values
-        late = self.dataset.loss_group_mean.isel(step=np.flatnonzero(steps >= steps[-1] * 2 / 3))
+        late = self.dataset.loss_group_mean.isel(step=np.flatnonzero(late_window(steps)))
         groups = late.transpose(*self.over, "model", "group", "step").values.mean(axis=-1)
         first = self.dataset.group_paths.isel({"step": 0, **dict.fromkeys(self.over, 0)})
         return groups, first.transpose("model", "group").values.astype(float)

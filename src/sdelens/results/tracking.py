@@ -28,6 +28,7 @@ __all__ = [
     "Distance",
     "Interval",
     "TrackingError",
+    "late_window",
     "marginal_distances",
     "spread_ratio",
     "tracking_error",
@@ -234,6 +235,11 @@ class Distance(NamedTuple):
     distance: float
     null: float
     p_value: float
+
+
+def late_window(steps: np.ndarray) -> np.ndarray:
+    """Which records are late: those in the last third of the run, shape (R,)."""
+    return np.asarray(steps >= steps[-1] * 2 / 3)
 
 
 def marginal_distances(

@@ -1,15 +1,12 @@
 """The front door: check everything once, run the models, return a `Result`."""
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sdelens.cases.case import Estimate, check_subject
-from sdelens.core import check
 from sdelens.integrate import MAX_COORDINATES
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
@@ -17,219 +14,64 @@ from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 from sdelens.results.sweep import Sweep
 from sdelens.run import processes
-from sdelens.run.checkpoint import Checkpoints, open_checkpoints
+from sdelens.run.checkpoint import open_checkpoints
 from sdelens.run.ensemble import path_bytes, record_steps, run_ensemble
 from sdelens.run.experiment import LEVELS, prepare, run
 from sdelens.run.grid import grid_of, run_grid
-from sdelens.run.options import Options, models_of
+from sdelens.run.models import Model, Models, models_of
+from sdelens.run.options import Execution, Options, Record
 from sdelens.run.statistics import BUCKETS
+from sdelens.sdes import Builder
 
 __all__ = ["compare", "estimate", "simulate", "sweep"]
-
-
-def simulate(
-    problem: AbstractProblem,
-    noise: AbstractNoise,
-    optimizer: Optimizer,
-    model: str | None = None,
-    *,
-    steps: int,
-    paths: int = 1024,
-    seed: int = 0,
-    record_every: int = 1,
-    integrator: str = "sequential",
-    substeps: int = 1,
-    bias_correction: str = "discrete",
-    increments: str = "gaussian",
-    samples: int = 8,
-    coefficients: str = "sampled",
-    accumulators: str = "lognormal",
-    start: Any = None,
-    keep_paths: int = 0,
-    observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
-    marginals: int | Sequence[int] | None = None,
-    chunk: int | None = None,
-    devices: int | Sequence[Any] | None = None,
-    parameter_shards: int = 1,
-    progress: bool | None = None,
-    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
-    checkpoint_every: int | None = None,
-    resume: bool = False,
-) -> Result:
-    """Run one model of an optimizer on a problem under noise, over many paths.
-
-    Args:
-        problem: what is minimised.
-        noise: law of the gradient noise.
-        optimizer: specification of the optimizer.
-        model: by default ``"sde"`` where there is one, else ``"empirical"``; ``"optimizer"`` (discrete, through
-            optax), ``"malladi2022"`` (RMSprop and Adam only),
-            ``"second-order"`` (SGD, RMSprop and Adam), or ``"empirical"`` (any optimizer; see
-            `sdelens.integrate.empirical`).
-        steps: optimizer steps.
-        paths: independent paths.
-        seed: seed of all randomness; equal seeds on one machine give equal bits.
-        record_every: steps between records; the start and the last step are always recorded.
-        integrator: ``"sequential"`` or ``"euler"``; see `sdelens.integrate`.
-        substeps: integration steps per optimizer step.
-        bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
-        increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
-        samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
-        coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
-            optimizers under independent noise.
-        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"``, ``"update"`` or
-            ``"drift"`` (none); see `sdelens.integrate.empirical`.
-        start: where to start: parameters like the problem's, by default its own; a function from a random key to such
-            parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
-            the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
-            that are not given start as the optimizer's ``v0`` says.
-        keep_paths: number of paths whose whole course is kept, as ``path_x``.
-        observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
-            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also
-            has functions of your own, from the parameters (your pytree) to a number, and None for the names above:
-            ``{"norm": None, "top": lambda p: p["w"].max()}``.
-        marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
-            `Result.distances` compares them.
-        chunk: paths in flight at once, by default as many as keep their states near 1 GiB, on a CPU near 64 MiB.
-        devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
-        parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
-            one device does not hold; the others split the paths.
-        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
-        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
-            can be resumed from there, to the same bits.
-        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
-            30 s, or less often where writing would take more than 2 % of the time.
-        resume: go on from the checkpoint in that folder; where there is none, start from the beginning.
-
-    Returns:
-        A `Result` with one model.
-
-    Raises:
-        ValueError, TypeError: naming the argument, before anything runs; with `resume` also if the checkpoint is of
-            another run, naming what differs.
-        OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
-            `resume` is False.
-        RuntimeError: of several processes, if another is lost or fails; see `join_processes`.
-
-    Warns:
-        RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
-            the one before is used.
-    """
-    options = Options(
-        steps=steps,
-        paths=paths,
-        seed=seed,
-        record_every=record_every,
-        integrator=integrator,
-        substeps=substeps,
-        bias_correction=bias_correction,
-        increments=increments,
-        samples=samples,
-        coefficients=coefficients,
-        accumulators=accumulators,
-        start=start,
-        keep_paths=keep_paths,
-        observables=observables,
-        marginals=marginals,
-        chunk=chunk,
-        devices=devices,
-        parameter_shards=parameter_shards,
-    )
-    with processes.current().run():
-        if model is None:
-            check_subject(problem, noise, optimizer)
-            model = "sde" if "sde" in models_of(optimizer) else "empirical"
-        experiment = prepare(problem, noise, optimizer, [model], options)
-        with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
-            return run(experiment, progress, checkpoints)
 
 
 def compare(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
-    models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    models: Models = None,
     *,
     steps: int,
     paths: int = 1024,
     seed: int = 0,
-    record_every: int = 1,
-    integrator: str = "sequential",
-    substeps: int = 1,
-    bias_correction: str = "discrete",
-    increments: str = "gaussian",
-    samples: int = 8,
-    coefficients: str = "sampled",
-    accumulators: str = "lognormal",
     start: Any = None,
-    keep_paths: int = 0,
-    observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None,
-    marginals: int | Sequence[int] | None = None,
-    chunk: int | None = None,
-    devices: int | Sequence[Any] | None = None,
-    parameter_shards: int = 1,
-    progress: bool | None = None,
-    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
-    checkpoint_every: int | None = None,
-    resume: bool = False,
+    record: Record | None = None,
+    execution: Execution | None = None,
 ) -> Result:
     """Run several models of one optimizer side by side.
 
-    The optimizer has its own noise; SDEs share one Brownian motion. With ``substeps`` > 1 every SDE is also
-    run at Δt = η, as ``"<name>, 1 substep"``, so that the table tells modelling from discretisation error.
+    The optimizer has its own noise; SDEs with the same number of substeps share one Brownian motion. Where an SDE is
+    among the models with several substeps and with one, the table tells modelling error from discretisation error.
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        models: names, by default all that exist for this optimizer but ``"second-order"`` and,
-            where there is another SDE, ``"empirical"``; or a mapping from labels of your own to options (``model``,
-            ``integrator``, ``substeps`` and the others below down to ``accumulators``), for example
-            ``{"optimizer": {}, "euler": {"model": "sde", "integrator": "euler"}}``. ``model`` may also be your own: a
-            subclass of `OptimizerSDE`, or a function from problem, noise and optimizer to an `SDE`.
+        models: a list of names and objects, or a mapping from labels of your own to them. Names: ``"optimizer"`` (the
+            algorithm itself, through optax), ``"sde"``, ``"malladi2022"``, ``"second-order"`` and ``"empirical"``, as
+            far as they exist for the optimizer (`models_of`). Objects say how an SDE is integrated: `ClosedForm` and
+            `Empirical`; an SDE of your own may stand for itself. By default all that exist but ``"second-order"`` and,
+            where there is another SDE, ``"empirical"``. For example
+            ``["optimizer", "sde", sl.ClosedForm("sde", substeps=8)]``.
         steps: optimizer steps.
         paths: independent paths per model.
         seed: seed of all randomness; equal seeds on one machine give equal bits.
-        record_every: steps between records; the start and the last step are always recorded.
-        integrator: ``"sequential"`` or ``"euler"``; see `sdelens.integrate`.
-        substeps: integration steps per optimizer step.
-        bias_correction: for Adam's SDEs, ``"discrete"`` (1 − βᵏ⁺¹) or ``"exponential"`` (the paper's).
-        increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
-        samples: of ``"empirical"``: updates per step from which its coefficients are estimated, 2 or more.
-        coefficients: of ``"empirical"``: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise
-            optimizers under independent noise.
-        accumulators: of ``"empirical"``: the noise of sums and means of squares, ``"lognormal"``, ``"update"`` or
-            ``"drift"`` (none); see `sdelens.integrate.empirical`.
         start: where to start: parameters like the problem's, by default its own; a function from a random key to such
             parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
             the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
             that are not given start as the optimizer's ``v0`` says.
-        keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
-        observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
-            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also
-            has functions of your own, from the parameters (your pytree) to a number, and None for the names above:
-            ``{"norm": None, "top": lambda p: p["w"].max()}``.
-        marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
-            `Result.distances` compares them.
-        chunk: paths in flight at once, by default as many as keep their states near 1 GiB, on a CPU near 64 MiB.
-        devices: how many or which devices of this process, by default all; numbers depend on them by rounding only.
-        parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
-            one device does not hold; the others split the paths.
-        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
-        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
-            can be resumed from there, to the same bits.
-        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
-            30 s, or less often where writing would take more than 2 % of the time.
-        resume: go on from the checkpoint in that folder; where there is none, start from the beginning.
+        record: what is kept beside the loss, and how often; see `Record`.
+        execution: devices, memory, progress and checkpoints; see `Execution`.
 
     Returns:
         A `Result`; print it, or see its `errors`, `plot`, `save`.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything runs; with `resume` also if the checkpoint is of
+        ValueError, TypeError: naming the argument, before anything runs; with ``resume`` also if the checkpoint is of
             another run, naming what differs.
-        OSError: if `checkpoint` cannot be written or read, another run uses it, or it holds an unfinished run and
-            `resume` is False.
+        OSError: if the checkpoint cannot be written or read, another run uses it, or it holds an unfinished run and
+            ``resume`` is False.
         RuntimeError: of several processes, if another is lost or fails; see `join_processes`.
 
     Warns:
@@ -242,51 +84,58 @@ def compare(
         >>> result.models
         ['optimizer', 'sde']
     """
-    options = Options(
-        steps=steps,
-        paths=paths,
-        seed=seed,
-        record_every=record_every,
-        integrator=integrator,
-        substeps=substeps,
-        bias_correction=bias_correction,
-        increments=increments,
-        samples=samples,
-        coefficients=coefficients,
-        accumulators=accumulators,
-        start=start,
-        keep_paths=keep_paths,
-        observables=observables,
-        marginals=marginals,
-        chunk=chunk,
-        devices=devices,
-        parameter_shards=parameter_shards,
-    )
+    options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
     with processes.current().run():
         experiment = prepare(problem, noise, optimizer, models, options)
-        with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
-            return run(experiment, progress, checkpoints)
+        with _checkpoints(options) as checkpoints:
+            return run(experiment, options.execution.progress, checkpoints)
+
+
+def simulate(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    model: str | Model | Builder | None = None,
+    **options: Any,
+) -> Result:
+    """Run one model of an optimizer on a problem under noise, over many paths: `compare` with a single model.
+
+    Args:
+        problem: what is minimised.
+        noise: law of the gradient noise.
+        optimizer: specification of the optimizer.
+        model: as in `compare`; by default ``"sde"`` where there is one, else ``"empirical"``.
+        options: the keyword options of `compare`.
+
+    Returns:
+        A `Result` with one model.
+
+    Raises:
+        ValueError, TypeError, OSError, RuntimeError: as `compare`.
+    """
+    if model is None:
+        check_subject(problem, noise, optimizer)
+        model = "sde" if "sde" in models_of(optimizer) else "empirical"
+    return compare(problem, noise, optimizer, [model], **options)
 
 
 def sweep(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
-    models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    models: Models = None,
     *,
     over: Mapping[str, Any],
     steps: int,
     paths: int = 1024,
     seed: int = 0,
-    progress: bool | None = None,
-    checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
-    checkpoint_every: int | None = None,
-    resume: bool = False,
-    **options: Any,
+    start: Any = None,
+    record: Record | None = None,
+    execution: Execution | None = None,
 ) -> Sweep:
     """Run `compare` at every point of a grid of numbers, with one compilation for each model.
 
-    Every point is, bit for bit, what `compare` gives at its numbers. All points have one seed: they share their
+    Every point is, to rounding, what `compare` gives at its numbers. All points have one seed: they share their
     random numbers, so that differences between points are seen with fewer paths (`Sweep.best` compares path by path).
 
     Args:
@@ -303,18 +152,16 @@ def sweep(
         steps: optimizer steps.
         paths: independent paths per model and point.
         seed: seed of all randomness, the same at every point.
-        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
-        checkpoint: folder for checkpoints of the whole sweep, as in `compare`: finished points are kept, and the one
-            under way goes on where it stood.
-        checkpoint_every: as in `compare`.
-        resume: as in `compare`.
-        options: the other keyword options of `compare`.
+        start: as in `compare`.
+        record: as in `compare`.
+        execution: as in `compare`; a checkpoint is of the whole sweep: finished points are kept, and the unfinished
+            one continues where it stopped.
 
     Returns:
         A `Sweep`; print it, or see its `at`, `late_loss`, `errors`, `best`, `plot`, `save`.
 
     Raises:
-        ValueError, TypeError: naming the key, value or argument, before anything runs; with `resume` also if the
+        ValueError, TypeError: naming the key, value or argument, before anything runs; with ``resume`` also if the
             checkpoint is of another sweep, naming what differs.
         OSError: as `compare`.
 
@@ -328,54 +175,60 @@ def sweep(
         >>> found.at(lr=0.2).models
         ['optimizer', 'sde']
     """
-    chosen = _options("sweep", dict(steps=steps, paths=paths, seed=seed, **options))
+    options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
     with processes.current().run():
-        grid = grid_of(problem, noise, optimizer, models, over, chosen)
-        with open_checkpoints(checkpoint, checkpoint_every, resume) as checkpoints:
-            return Sweep(run_grid(grid, progress, checkpoints))
+        grid = grid_of(problem, noise, optimizer, models, over, options)
+        with _checkpoints(options) as checkpoints:
+            return Sweep(run_grid(grid, options.execution.progress, checkpoints))
 
 
-def _options(function: str, given: dict[str, Any]) -> Options:
-    """The options that `compare` shares with a function that takes them by name."""
-    for name in given:
-        check.choice(f"{function}'s option", name, [f.name for f in fields(Options)])
-    if "steps" not in given:
-        raise TypeError("steps: is missing; give the number of optimizer steps.")
-    return Options(**given)
+def _checkpoints(options: Options) -> Any:
+    """The checkpoints of a run, opened, as a context."""
+    execution = options.execution
+    return open_checkpoints(execution.checkpoint, execution.checkpoint_every, execution.resume)
 
 
 def estimate(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
-    models: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    models: Models = None,
     *,
     over: Mapping[str, Any] | None = None,
-    **options: Any,
+    steps: int,
+    paths: int = 1024,
+    seed: int = 0,
+    start: Any = None,
+    record: Record | None = None,
+    execution: Execution | None = None,
 ) -> Estimate:
     """Time and memory that `compare`, or `sweep`, would take with the same arguments.
 
-    Measured on a few steps of each model, for a sweep those of its first point.
-
-    Of several processes each measures its own share of the paths.
+    Measured on a few steps of each model, for a sweep those of its first point. Of several processes each measures its
+    own share of the paths.
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         models: as in `compare`.
-        over: as in `sweep`.
-        options: the keyword options of `compare`, but for ``progress`` and those of checkpoints.
+        over: as in `sweep`; None is `compare`.
+        steps: as in `compare`.
+        paths: as in `compare`.
+        seed: as in `compare`.
+        start: as in `compare`.
+        record: as in `compare`.
+        execution: as in `compare`; nothing is saved or resumed.
 
     Raises:
         ValueError, TypeError: as `compare`.
     """
-    chosen = _options("estimate", options)
+    options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
     points = compilations = 1.0
     if over is None:
-        experiment = prepare(problem, noise, optimizer, models, chosen)
+        experiment = prepare(problem, noise, optimizer, models, options)
     else:
-        grid = grid_of(problem, noise, optimizer, models, over, chosen)
+        grid = grid_of(problem, noise, optimizer, models, over, options)
         experiment, points = grid.experiments[0], len(grid.experiments)
         compilations = len(grid.programs()) / len(experiment.models)
     plan = experiment.plan

@@ -4,8 +4,8 @@ Paths lie on the last axis of every array. A chunk of paths is split over all de
 advances its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
 The host runs short segments one after another, long enough that their start-up does not count (about half a second),
 and joins their records; that is where progress is reported. Random numbers depend on the global index of a path
-(`core.random`), never on where or with whom it runs. Of several processes each runs a range of paths on its own devices, in
-its own time; only their summaries are joined.
+(`core.random`), never on where or with whom it runs. Of several processes each runs a range of paths on its own
+devices, in its own time; only their summaries are joined.
 """
 
 import time
@@ -23,11 +23,20 @@ from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Stepper
 from sdelens.run.checkpoint import Checkpoints, Position, digest, packed, unpacked
 from sdelens.run.processes import ALONE, Group
-from sdelens.run.segment import PARAMETERS, PATHS, Carry, Span, Static, initialised, placed, segment, start
-from sdelens.run.statistics import BUCKETS, GROUPS, Record, Summary, merge, quantiles, unpack
+from sdelens.run.segment import PARAMETERS, PATHS, Carry, CompileKey, RecordRange, initialised, placed, segment, start
+from sdelens.run.statistics import BUCKETS, GROUPS, StepStatistics, Summary, merge, quantiles, unpack
 from sdelens.run.store import decoded, encoded
 
-__all__ = ["Plan", "chunk_size", "compilations", "path_bytes", "path_steps", "program", "record_steps", "run_ensemble"]
+__all__ = [
+    "Plan",
+    "chunk_size",
+    "compilations",
+    "fingerprint",
+    "path_bytes",
+    "path_steps",
+    "record_steps",
+    "run_ensemble",
+]
 
 _SEGMENT_SECONDS = 0.5
 _SEGMENT_RECORDS = 256
@@ -216,7 +225,7 @@ def _run_chunk(
     counted = min(plan.chunk, plan.own.stop - first)
     parts: list[Summary] = []
     done, length = position.done, 2
-    span = Span(done, length, plan.steps, plan.record_every, offset)
+    span = RecordRange(done, length, plan.steps, plan.record_every, offset)
     advance = segment.chosen(_repeats(plan), stepper, observables, carry, paths, key, span, static, buffer)
     watched = 1 if observables is None else 1 + len(observables.names)
     if position.records is not None:
@@ -226,7 +235,7 @@ def _run_chunk(
     while done < records:
         length = min(length, records - done, buffer, cadence - done % cadence)
         begin = time.perf_counter()
-        span = Span(done, length, plan.steps, plan.record_every, offset)
+        span = RecordRange(done, length, plan.steps, plan.record_every, offset)
         carry, out = advance(stepper, observables, carry, paths, key, span, static, buffer)
         part = _to_summary(jax.tree.map(np.asarray, out), length, first, plan, watched)
         if levels is not None:
@@ -273,7 +282,7 @@ def _rows(x: Array, index: Array) -> Array:
     return x[index]
 
 
-def program(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
+def fingerprint(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
     """SHA-256 of what a run computes: the code of its start and of its segments, and the numbers in them.
 
     It changes with every function that the code was traced from, wherever that is defined.
@@ -300,18 +309,18 @@ def _arguments(
     stepper, observables = _everywhere((stepper, observables), static.mesh)
     begin = (stepper, paths, key, plan.own.stop, static)
     carry = placed(start.shapes(*begin), static)
-    span = Span(0, 1, plan.steps, plan.record_every, offset)
+    span = RecordRange(0, 1, plan.steps, plan.record_every, offset)
     buffer = _buffer(plan, stepper.position(carry.state).shape[0])
     return begin, (stepper, observables, carry, paths, key, span, static, buffer)
 
 
-def _laid_out(plan: Plan) -> tuple[Static, NamedSharding]:
+def _laid_out(plan: Plan) -> tuple[CompileKey, NamedSharding]:
     """What compiled code is specific to, and how paths lie on the devices."""
     shape, axes = (plan.width, plan.parameter_shards), (PATHS, PARAMETERS)
     split = 2 if plan.parameter_shards > 1 else 1
     mesh = Mesh(np.array(plan.devices).reshape(shape[:split]), axes[:split])
     kept = min(plan.own_kept, plan.chunk // plan.width)
-    static = Static(mesh, plan.groups, plan.record_every > 1, kept)
+    static = CompileKey(mesh, plan.groups, plan.record_every > 1, kept)
     return static, NamedSharding(mesh, PartitionSpec(PATHS))
 
 
@@ -339,11 +348,11 @@ def _repeats(plan: Plan) -> int:
     return plan.runs * plan.steps * plan.width * -(-len(plan.own) // plan.chunk)
 
 
-def _to_summary(out: Record, length: int, first: int, plan: Plan, watched: int) -> Summary:
+def _to_summary(out: StepStatistics, length: int, first: int, plan: Plan, watched: int) -> Summary:
     """Join the shards' records of one segment of a chunk from path `first` on: leaves of shape (shards, buffer, …)."""
     summary: Summary | None = None
     for shard in range(plan.width):
-        record = Record(*(np.asarray(leaf[shard, :length]) for leaf in out))
+        record = StepStatistics(*(np.asarray(leaf[shard, :length]) for leaf in out))
         begin = first + shard * (plan.chunk // plan.width)
         summary = merge(summary, unpack(record, begin, plan.groups, watched))
     assert summary is not None

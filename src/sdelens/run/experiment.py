@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,17 @@ from sdelens.cases.case import Case, check_subject
 from sdelens.cases.observables import Observables, observables_of
 from sdelens.core.compilation import compiled_ahead
 from sdelens.core.progress import progress_bar
-from sdelens.integrate import MAX_COORDINATES, Discrete, Empirical, EulerMaruyama, Quadrature, Stepper
+from sdelens.integrate import MAX_COORDINATES, Stepper
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import FromOptax
 from sdelens.results.result import Result
 from sdelens.run.checkpoint import Checkpoints, differences, digest
-from sdelens.run.ensemble import Plan, chunk_size, compilations, path_steps, program, record_steps, run_ensemble
-from sdelens.run.options import Model, Options, chosen_models
+from sdelens.run.ensemble import Plan, chunk_size, compilations, fingerprint, path_steps, record_steps, run_ensemble
+from sdelens.run.models import Model, chosen_models, coarse_of
+from sdelens.run.options import Options
+from sdelens.run.plan import checked_seed, plan_of
 from sdelens.run.processes import Group, current
 from sdelens.run.statistics import Summary
-from sdelens.sdes import build_sde
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,9 +41,9 @@ __all__ = [
     "code_of",
     "dataset_of",
     "described",
-    "divergences",
+    "divergence_warnings",
     "identity",
-    "misgivings",
+    "infimum_warnings",
     "prepare",
     "run",
     "simulated",
@@ -82,17 +83,7 @@ class Experiment:
 
     def stepper(self, model: Model) -> Stepper:
         """What the ensemble runs for a model."""
-        case = self.case
-        own = (case.problem, case.noise, case.optimizer, case.start, case.problem.layout)
-        if model.model == "optimizer":
-            return Discrete(*own)
-        if model.model == "empirical" and model.coefficients == "quadrature":
-            return Quadrature(Discrete(*own), model.substeps, model.increments, model.accumulators)
-        if model.model == "empirical":
-            return Empirical(*own, model.samples, model.substeps, model.increments, model.accumulators)
-        sde = build_sde(model.sde or model.model, case.problem, case.noise, case.optimizer, model.bias_correction)
-        options = (model.integrator, model.substeps, model.increments)
-        return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
+        return model.stepper(self.case)
 
 
 def prepare(
@@ -104,15 +95,15 @@ def prepare(
         ValueError, TypeError: naming the argument that does not fit.
     """
     check_subject(problem, noise, optimizer)
-    plan, seed = options.plan(problem.dim), options.checked_seed()
-    chosen = chosen_models(optimizer, models, options)
+    plan, seed = plan_of(options, problem.dim), checked_seed(options)
+    chosen = chosen_models(optimizer, models)
     case = Case.checked(problem, noise, optimizer, options.start, plan.steps, bound)
     _check_factorisations(case, plan)
-    observables = observables_of(options.observables, case.problem, case.noise)
+    observables = observables_of(options.record.observables, case.problem, case.noise)
     experiment = Experiment(case, chosen, plan, seed, observables, current())
     for model in chosen.values():  # what cannot be built is refused before anything runs
         experiment.stepper(model)
-    if options.chunk is None:
+    if options.execution.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
@@ -126,7 +117,7 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
     if called:
         raise ValueError(
             f"devices: {case.optimizer.name} factorises matrices ({', '.join(sorted(called))}), which on several CPU "
-            "devices can wait without end; give devices=1."
+            "devices can wait without end; give execution=sl.Execution(devices=1)."
         )
 
 
@@ -141,7 +132,7 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
         parts: Parts = {}
         for label, part in simulated(experiment, report, checkpoints):
             parts[label] = part
-            complaints = [*divergences(experiment, {label: part}), *misgivings(experiment, {label: part})]
+            complaints = [*divergence_warnings(experiment, {label: part}), *infimum_warnings(experiment, {label: part})]
             for complaint in complaints if experiment.group.index == 0 else []:
                 warnings.warn(complaint, RuntimeWarning, stacklevel=3)
     variables, coordinates = described(experiment, parts)
@@ -228,7 +219,7 @@ def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
         )
 
 
-def divergences(experiment: Experiment, parts: Parts) -> list[str]:
+def divergence_warnings(experiment: Experiment, parts: Parts) -> list[str]:
     """A complaint for every model of which paths diverged."""
     plan, found = experiment.plan, []
     for label, (summary, _) in parts.items():
@@ -243,7 +234,7 @@ def divergences(experiment: Experiment, parts: Parts) -> list[str]:
     return found
 
 
-def misgivings(experiment: Experiment, parts: Parts) -> list[str]:
+def infimum_warnings(experiment: Experiment, parts: Parts) -> list[str]:
     """A complaint for every model whose mean loss falls below the infimum."""
     infimum, found = experiment.case.problem.infimum, []
     for label, (summary, _) in parts.items():
@@ -270,7 +261,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 def code_of(experiment: Experiment) -> dict[str, str]:
     """A hash of every model's code, as it is traced."""
     plan, observables = experiment.plan, experiment.observables
-    return {label: program(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
+    return {label: fingerprint(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
 
 
 def agreed_devices(
@@ -369,10 +360,11 @@ def dataset_of(variables: Variables, coordinates: dict[str, Any], attrs: dict[st
 def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, Any]:
     """Attributes of the dataset, run on `count` devices; models that were not run yet have taken 0 s."""
     group, plan, devices = experiment.group, experiment.plan, experiment.plan.devices
+    coarse = coarse_of(experiment.models)
     models = {
-        label: {f.name: getattr(m, f.name) for f in fields(m) if f.name != "sde"}
+        label: m.settings()
+        | ({"coarse": coarse[label]} if label in coarse else {})
         | {"stream": m.stream, "wall_time": round(parts[label][1], 3) if label in parts else 0.0}
-        | ({"rerunnable": False} if m.sde is not None else {})
         for label, m in experiment.models.items()
     }
     run = {

@@ -18,7 +18,7 @@ from sdelens.core.names import point_label, value_labels
 from sdelens.core.progress import progress_bar
 from sdelens.integrate import Stepper
 from sdelens.run.checkpoint import Checkpoints, digest
-from sdelens.run.ensemble import program
+from sdelens.run.ensemble import fingerprint
 from sdelens.run.experiment import (
     Experiment,
     Parts,
@@ -26,9 +26,9 @@ from sdelens.run.experiment import (
     attributes,
     dataset_of,
     described,
-    divergences,
+    divergence_warnings,
     identity,
-    misgivings,
+    infimum_warnings,
     prepare,
     simulated,
     work_of,
@@ -150,8 +150,8 @@ def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None)
     with progress_bar(progress if first.group.index == 0 else False, *work_of(grid.experiments, checkpoints)) as report:
         for i, (name, experiment) in enumerate(zip(grid.names, grid.experiments, strict=True)):
             parts: Parts = dict(simulated(experiment, report, checkpoints, name))
-            diverged += [name] if divergences(experiment, parts) else []
-            others += [f"at {name}: {complaint}" for complaint in misgivings(experiment, parts)]
+            diverged += [name] if divergence_warnings(experiment, parts) else []
+            others += [f"at {name}: {complaint}" for complaint in infimum_warnings(experiment, parts)]
             variables, coordinates = described(experiment, parts)
             variables["wall_time"] = ("model",), np.array([round(seconds, 3) for _, seconds in parts.values()])
             for variable, (dims, array) in variables.items():
@@ -213,7 +213,7 @@ def _identity(grid: Grid) -> dict[str, Any]:
 
 def _code(grid: Grid) -> str:
     """A hash of the code of all models, as it is traced."""
-    code = [program(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
+    code = [fingerprint(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
     return digest((), json.dumps(code))
 
 

@@ -18,15 +18,15 @@ from sdelens.core.compilation import Program
 from sdelens.core.random import Stream
 from sdelens.core.tree import sum_coordinates
 from sdelens.integrate import Stepper
-from sdelens.run.statistics import Record, observe
+from sdelens.run.statistics import StepStatistics, observe
 
-__all__ = ["PARAMETERS", "PATHS", "Carry", "Span", "Static", "initialised", "placed", "segment", "start"]
+__all__ = ["PARAMETERS", "PATHS", "Carry", "CompileKey", "RecordRange", "initialised", "placed", "segment", "start"]
 
 PATHS, PARAMETERS = "paths", "parameters"
 """Axes of the mesh."""
 
 
-class Static(NamedTuple):
+class CompileKey(NamedTuple):
     """What compiled code is specific to.
 
     Attributes:
@@ -47,7 +47,7 @@ class Static(NamedTuple):
         return int(self.mesh.shape.get(PARAMETERS, 1))
 
 
-class Span(NamedTuple):
+class RecordRange(NamedTuple):
     """Records of one segment: `length` of them from record `done` on, of a run of `steps`."""
 
     done: Any
@@ -72,7 +72,7 @@ def initialised(stepper: Stepper, stream: Stream) -> Any:
     return stepper.init(stream)
 
 
-def placed(carry: Carry, static: Static) -> Carry:
+def placed(carry: Carry, static: CompileKey) -> Carry:
     """Shapes of a carry, each with how it lies on the devices."""
 
     def shape(leaf: Any, spec: PartitionSpec) -> Any:
@@ -83,7 +83,7 @@ def placed(carry: Carry, static: Static) -> Carry:
     )
 
 
-def _started(stepper: Stepper, paths: Array, key: Array, total: Any, static: Static) -> Carry:
+def _started(stepper: Stepper, paths: Array, key: Array, total: Any, static: CompileKey) -> Carry:
     """Every path at the start; paths beyond `total` fill up the devices and never count."""
     sharding = partial(NamedSharding, static.mesh)
 
@@ -108,10 +108,10 @@ def _advanced(
     carry: Carry,
     paths: Array,
     key: Any,
-    span: Span,
-    static: Static,
+    span: RecordRange,
+    static: CompileKey,
     buffer: int,
-) -> tuple[Carry, Record]:
+) -> tuple[Carry, StepStatistics]:
     """Advance by the records of `span`; as many of the buffer's first entries are filled.
 
     Where ∇f costs more than a step besides, a record and the step after it share one, in one loop over steps; else the
@@ -130,15 +130,15 @@ def _advanced(
         check_vma=False,
     )
     def shard(
-        stepper: Stepper, observables: Observables | None, carry: Carry, paths: Array, key: Array, span: Span
-    ) -> tuple[Carry, Record]:
+        stepper: Stepper, observables: Observables | None, carry: Carry, paths: Array, key: Array, span: RecordRange
+    ) -> tuple[Carry, StepStatistics]:
         stream = Stream(key, paths)
         every, end = span.record_every, span.steps
 
         def step(k: Array, state: Any, grad: Array) -> Any:
             return jax.tree.map(partial(_held, static=static), stepper.step(k, state, grad, stream))
 
-        def record(carry: Carry, loss: Array, grad: Array) -> tuple[Array, Record]:
+        def record(carry: Carry, loss: Array, grad: Array) -> tuple[Array, StepStatistics]:
             x = stepper.position(carry.state)
             # A coordinate that is not finite makes the sums so; one that overflows them is as good as diverged.
             square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
@@ -155,10 +155,10 @@ def _advanced(
                 min(static.keep_paths, x.shape[1]),
             )
 
-        def written(out: Record, row: Array, new: Record) -> Record:
+        def written(out: StepStatistics, row: Array, new: StepStatistics) -> StepStatistics:
             return jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), row, 0), out, new)
 
-        def along_steps(k: Array, loop: tuple[Carry, Record]) -> tuple[Carry, Record]:
+        def along_steps(k: Array, loop: tuple[Carry, StepStatistics]) -> tuple[Carry, StepStatistics]:
             carry, out = loop
             loss, grad = stepper.evaluate(stepper.position(carry.state))
             row = -(-k // every) - span.done
@@ -171,7 +171,7 @@ def _advanced(
             state = lax.cond(k < end, lambda y: step(k, y, grad), lambda y: y, carry.state)
             return Carry(state, alive), written(out, row, new)
 
-        def along_records(i: Array, loop: tuple[Carry, Record]) -> tuple[Carry, Record]:
+        def along_records(i: Array, loop: tuple[Carry, StepStatistics]) -> tuple[Carry, StepStatistics]:
             carry, out = loop
             alive, new = record(carry, *stepper.evaluate(stepper.position(carry.state)))
             first = (span.done + i) * every
@@ -184,7 +184,7 @@ def _advanced(
             return Carry(state, alive), written(out, i, new)
 
         state = jax.tree.map(lambda a, n: _held(a[:n], static) if n else a, carry.state, rows)
-        shared = not static.thinned or (stepper.needs_gradient and stepper.dear)
+        shared = not static.thinned or (stepper.needs_gradient and stepper.expensive_gradient)
         carry = Carry(state, carry.alive)
         shapes = jax.eval_shape(lambda c: record(c, *stepper.evaluate(stepper.position(c.state)))[1], carry)
         empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
@@ -211,7 +211,7 @@ segment = Program(_advanced, static_argnames=("static", "buffer"), donate_argnam
 """Advance by the records of a span, with the arguments of `_advanced`."""
 
 
-def _spec(leaf: Array, static: Static) -> PartitionSpec:
+def _spec(leaf: Array, static: CompileKey) -> PartitionSpec:
     if leaf.ndim == 0:
         return PartitionSpec()
     if leaf.ndim == 1 or static.shards == 1:
@@ -219,13 +219,13 @@ def _spec(leaf: Array, static: Static) -> PartitionSpec:
     return PartitionSpec(PARAMETERS, *[None] * (leaf.ndim - 2), PATHS)
 
 
-def _padded(leaf: Array, static: Static) -> Array:
+def _padded(leaf: Array, static: CompileKey) -> Array:
     """Filled up with zeros along the first axis, for arrays at rest have equal parts on all devices."""
     missing = -leaf.shape[0] % static.shards if leaf.ndim > 1 else 0
     return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf
 
 
-def _held(leaf: Array, static: Static) -> Array:
+def _held(leaf: Array, static: CompileKey) -> Array:
     """Split over the axis of parameters, within a shard of paths."""
     if static.shards == 1 or leaf.ndim < 2:
         return leaf

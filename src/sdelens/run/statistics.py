@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-__all__ = ["BUCKETS", "GROUPS", "QUANTILE_ERROR", "Record", "Summary", "merge", "observe", "quantiles", "unpack"]
+__all__ = [
+    "BUCKETS",
+    "GROUPS",
+    "QUANTILE_ERROR",
+    "StepStatistics",
+    "Summary",
+    "merge",
+    "observe",
+    "quantiles",
+    "unpack",
+]
 
 GROUPS = 64
 """Path i belongs to group i mod min(64, paths)."""
@@ -29,7 +39,7 @@ _COPIES = 64
 """Of all counters on a GPU, where additions to one of them wait for each other: losses lie in few buckets."""
 
 
-class Record(NamedTuple):
+class StepStatistics(NamedTuple):
     """One recorded step of one shard of paths.
 
     Attributes:
@@ -56,8 +66,8 @@ def observe(
     groups: int,
     offset: float,
     keep: int,
-) -> Record:
-    """Reduce one shard's paths to a `Record`.
+) -> StepStatistics:
+    """Reduce one shard's paths to a `StepStatistics`.
 
     Args:
         loss: shape (P,).
@@ -84,10 +94,10 @@ def observe(
     grad_norm = jnp.sum(jnp.where(alive, norm, 0)) / total
     numbers = [living, mean.ravel(), m2.ravel(), seen_mean, seen_m2, grad_norm[None].astype(loss32.dtype)]
     histogram = _histogram(jnp.where(alive, _bucket(loss32 - offset), BUCKETS))
-    return Record(jnp.concatenate(numbers), histogram, x[:, :keep].T)
+    return StepStatistics(jnp.concatenate(numbers), histogram, x[:, :keep].T)
 
 
-def unpack(records: Record, first: int, groups: int, watched: int) -> "Summary":
+def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "Summary":
     """The records of one shard, arrays of NumPy with a first axis of R records, as a `Summary` in float64.
 
     Args:

@@ -5,5 +5,7 @@ from ._rescale import ratio_of as ratio_of
 from ._rescale import rescale as rescale
 from ._rescale import rescale_readings as rescale_readings
 from ._rules import RULES as RULES
+from ._rules import Rule as Rule
+from ._rules import add_rule as add_rule
 from ._verify import Verification as Verification
 from ._verify import verify as verify

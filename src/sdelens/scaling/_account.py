@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sdelens.core.files import text_table
 from sdelens.scaling._factors import Row, regime_of
-from sdelens.scaling._rules import ADAPTIVE, DEFAULTS, RULES, Rule
+from sdelens.scaling._rules import ADAPTIVE, RULES, Rule, default_rule
 from sdelens.scaling.hyperparameters import Hyperparameters
 
 __all__ = ["Rescaled", "assumptions"]
@@ -125,7 +125,7 @@ def _damping(numbers: Hyperparameters) -> float:
 
 def _regime(family: str, ratio: float, rule: Rule) -> list[str]:
     said = []
-    own = DEFAULTS[family]
+    own = default_rule(family)
     same = RULES[own].lr == rule.lr and (rule.regime is not None or family in ("sgd", "momentum"))
     if rule.name != own and not (family in ADAPTIVE and rule.name == "malladi2022") and not same:
         said.append(f"Rule {rule.name} does not keep the SDE of {family}; {own} does. It keeps {rule.keeps}.")

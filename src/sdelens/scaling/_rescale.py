@@ -10,7 +10,7 @@ from sdelens.core import check
 from sdelens.core.names import MOMENTA
 from sdelens.scaling._account import Rescaled, assumptions
 from sdelens.scaling._factors import Row, regime_of, row, scaled
-from sdelens.scaling._rules import DEFAULTS, RULES, Rule
+from sdelens.scaling._rules import RULES, Rule, default_rule
 from sdelens.scaling.hyperparameters import L2, Hyperparameters, Reading, read_dict
 from sdelens.scaling.memory import ACCUMULATORS
 
@@ -139,11 +139,11 @@ def chosen(numbers: Hyperparameters, rule: str | None, momentum: str | None) -> 
     Raises:
         ValueError: naming an unknown rule, or one made for other optimizers.
     """
-    found = RULES[DEFAULTS[numbers.family] if rule is None else check.choice("rule", rule, RULES)]
+    found = RULES[default_rule(numbers.family) if rule is None else check.choice("rule", rule, RULES)]
     if found.families and numbers.family not in found.families:
         raise ValueError(
             f"rule: {found.name} is made for {' and '.join(found.families)}, not for {numbers.family}; the rule that "
-            f"keeps its SDE is {DEFAULTS[numbers.family]!r}."
+            f"keeps its SDE is {default_rule(numbers.family)!r}."
         )
     how = found.momentum if momentum is None else check.choice("momentum", momentum, MOMENTA)
     if found.lr is None and how == "time":

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ADAPTIVE", "DEFAULTS", "FAMILIES", "RULES", "Rule"]
+from sdelens.core.declarations import OPTIMIZERS
 
-FAMILIES: Final = ("sgd", "momentum", "signsgd", "signum", "lion", "rmspropw", "adamw", "adagrad")
-"""Optimizers by the name of their specification; Adam is AdamW, and RMSprop RMSpropW, with another decay."""
+__all__ = ["ADAPTIVE", "RULES", "Rule", "add_rule", "default_rule"]
+
 ADAPTIVE: Final = ("rmspropw", "adamw")
 """Those that divide by the root of an averaged square."""
 
@@ -137,14 +137,19 @@ _RULES: Final = (
 )
 RULES: Final = {rule.name: rule for rule in _RULES}
 """The rules by name."""
-DEFAULTS: Final = {
-    "sgd": "linear",
-    "momentum": "linear",
-    "signsgd": "sqrt",
-    "signum": "sign-momentum",
-    "lion": "sign-momentum",
-    "rmspropw": "sqrt",
-    "adamw": "sqrt",
-    "adagrad": "sum-of-squares",
-}
-"""The rule that keeps the SDE of each optimizer."""
+
+
+def default_rule(family: str) -> str:
+    """The rule that keeps the SDE of an optimizer."""
+    return OPTIMIZERS[family].scaling_rule
+
+
+def add_rule(rule: Rule) -> None:
+    """Make a rule known by its name.
+
+    Raises:
+        ValueError: if there is another of that name.
+    """
+    if rule.name in RULES:
+        raise ValueError(f"name: there is a rule {rule.name!r} already; choose another name.")
+    RULES[rule.name] = rule

@@ -3,20 +3,9 @@
 import dataclasses
 from typing import Any
 
-from sdelens.optimizers import (
-    SGD,
-    Adagrad,
-    AdamW,
-    DecayedOptimizer,
-    Lion,
-    Momentum,
-    Optimizer,
-    RMSpropW,
-    SignSGD,
-    Signum,
-)
+from sdelens.core.declarations import OPTIMIZERS
+from sdelens.optimizers import DecayedOptimizer, Optimizer
 from sdelens.optimizers.schedules import Cosine, Schedule, Warmup
-from sdelens.scaling._rules import FAMILIES
 from sdelens.scaling.hyperparameters import Hyperparameters, Reading
 
 __all__ = ["read_specification", "scaled_schedule", "specification_of"]
@@ -28,13 +17,13 @@ def read_specification(given: Any) -> Reading:
     Raises:
         TypeError: if it is none, or one whose numbers no rule can see.
     """
-    if not isinstance(given, DecayedOptimizer) or given.name not in FAMILIES:
+    if not isinstance(given, DecayedOptimizer) or given.name not in OPTIMIZERS:
         kind = "an optax transformation hides its numbers" if isinstance(given, Optimizer) else "it is none of these"
         raise TypeError(
             f"optimizer: got {type(given).__name__}, and {kind}; give one of the specifications sl.SGD, sl.AdamW, …, a "
             "dict of its hyperparameters, a list of dicts, or the state of optax.inject_hyperparams."
         )
-    family = str(given.name)
+    family = OPTIMIZERS[str(given.name)].of_family
     memories = {name: float(getattr(given, name)) for name in given.memories if hasattr(given, name)}
     spec: Any = given  # fields that only some have
     accumulator = float(spec.initial_accumulator) if family == "adagrad" else None
@@ -98,9 +87,6 @@ def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None
     """
     if isinstance(given, DecayedOptimizer):
         return given
-    kinds: dict[str, Any] = {
-        kind.name: kind for kind in (SGD, Momentum, SignSGD, Signum, Lion, RMSpropW, AdamW, Adagrad)
-    }
     names = {"alpha": "b2", "momentum": "b1"}
     memories = {names.get(name, name): beta for name, beta in numbers.memories.items()}
     if (numbers.family == "rmspropw" and "b1" in memories) or numbers.eps_root:
@@ -108,4 +94,4 @@ def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None
     own: dict[str, Any] = {"nesterov": bool(nesterov)} if numbers.family == "momentum" else {}
     own |= {"b1": numbers.blend} if numbers.family == "lion" else {}
     own |= {"eps": numbers.eps} if numbers.eps is not None else {}
-    return kinds[numbers.family](lr=numbers.lr, **memories, **own)
+    return OPTIMIZERS[numbers.family].load()(lr=numbers.lr, **memories, **own)

@@ -25,6 +25,8 @@ from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW, second
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 from sdelens.run.api import compare
+from sdelens.run.models import Model
+from sdelens.run.options import Execution, Record
 from sdelens.scaling._rescale import rescale
 from sdelens.theory.constants import spectrum
 
@@ -151,8 +153,9 @@ def verify(
     paths: int = 1024,
     seed: int = 0,
     record_every: int | None = None,
-    model: str = "optimizer",
-    **options: Any,
+    model: str | Model = "optimizer",
+    start: Any = None,
+    execution: Execution | None = None,
 ) -> Verification:
     r"""Simulate an optimizer and what a rule makes of it at δ times the batch size, and compare at equal samples.
 
@@ -174,8 +177,9 @@ def verify(
         seed: seed of all randomness; the runs are independent.
         record_every: steps of the run at batch × 1 between records, rounded to where both have seen equally many;
             by default about a hundredth of the run.
-        model: ``"optimizer"``, the real one, or one of its SDEs.
-        options: further options of `compare`, for all runs.
+        model: ``"optimizer"``, the algorithm itself, or one of its SDEs, as in `compare`.
+        start: as in `compare`.
+        execution: as in `compare`, for all runs.
 
     Returns:
         A `Verification`; printed, it is the table.
@@ -198,20 +202,28 @@ def verify(
         )
 
     def run(law: AbstractNoise, taken: Optimizer, label: str, step: int, own: int) -> Result:
-        how: dict[str, Any] = {**options, "models": {label: {"model": model}}, "paths": paths, "seed": own}
-        return compare(problem, law, taken, steps=rounds * step, record_every=step, **how)
+        return compare(
+            problem,
+            law,
+            taken,
+            {label: model},
+            steps=rounds * step,
+            paths=paths,
+            seed=own,
+            start=start,
+            record=Record(every=step),
+            execution=execution,
+        )
 
     source = run(noise, optimizer, SOURCE, every, seed)
     joined = _labelled(source, SOURCE, source, "optimizer")
     for i, (label, target) in enumerate(targets.items(), 1):
         theirs = run(larger, target, label, stride * ratio.denominator, seed + i)
         joined = joined.merge(_labelled(theirs, label, source, "rescaled"))
-    begin = Case.checked(problem, noise, optimizer, options.get("start"), 1)
+    begin = Case.checked(problem, noise, optimizer, start, 1)
     snr, expected = _foretold(begin, optimizer, float(ratio))
     here = functools.cache(functools.partial(_largest_curvature, begin))
-    there = functools.cache(
-        functools.partial(_largest_curvature, Case.checked(problem, larger, optimizer, options.get("start"), 1))
-    )
+    there = functools.cache(functools.partial(_largest_curvature, Case.checked(problem, larger, optimizer, start, 1)))
     stiffness = {SOURCE: _stiffness(optimizer, here)}
     stiffness |= {label: _stiffness(target, there) for label, target in targets.items()}
     return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio), snr, expected, stiffness)

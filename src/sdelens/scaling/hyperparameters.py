@@ -7,7 +7,8 @@ from numbers import Real
 from typing import Any, Final
 
 from sdelens.core import check
-from sdelens.core.names import DECAYS, SCALED
+from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
+from sdelens.core.names import DECAYS
 
 __all__ = ["Hyperparameters", "Reading", "read_dict"]
 
@@ -32,18 +33,6 @@ _BEGUN: Final = ("initial_scale",)
 _ABSENT: Final = ("lr_decay", "momentum_decay")
 """Numbers that are nothing at 0."""
 _CYCLED: Final = ("max_momentum", "base_momentum")
-_COMMON: Final = {"adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, "lion": {"b1": 0.9, "b2": 0.99}}
-"""Defaults on which PyTorch and optax agree."""
-_TAKES: Final = {
-    "sgd": ("momentum", "dampening"),
-    "momentum": ("b1", "momentum", "dampening"),
-    "signsgd": (),
-    "signum": ("b1",),
-    "lion": ("b1", "b2"),
-    "rmspropw": ("b2", "alpha", "momentum", "eps", "eps_root"),
-    "adamw": ("b1", "b2", "eps", "eps_root"),
-    "adagrad": ("eps", "initial_accumulator"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ class Hyperparameters:
     """What scaling rules act on.
 
     Attributes:
-        family: one of FAMILIES.
+        family: name of the optimizer whose arithmetic it follows, of `sdelens.core.declarations`.
         lr: η of the damped update, x ← x − η m/… with m a weighted mean of gradients.
         memories: the decays β of running means, by the names they were given.
         blend: weight of m under a sign (Signum's β₁, which is a memory too; Lion's, which is not), None elsewhere.
@@ -113,10 +102,11 @@ def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
         ValueError, TypeError: naming a number that is missing, out of its range, or that no rule is known for.
     """
     name = _named(given)
-    family = {"adam": "adamw", "rmsprop": "rmspropw"}.get(name, name)
+    declared = OPTIMIZERS[canonical_name(name)]
+    family = declared.of_family
     keys, values = _collected(given, family)
     assumed = []
-    for key, default in _COMMON.get(family, {}).items():
+    for key, default in declared.common.items():
         if key not in values:
             values[key], keys[key] = default, (key, None)
             assumed.append(f"{key} was not given: {default:g} was taken, PyTorch's and optax's default.")
@@ -163,14 +153,14 @@ def _named(given: Mapping[str, Any]) -> str:
     """The optimizer's name, given or evident from the keys."""
     name = given.get("optimizer")
     if name is not None:
-        return check.choice("optimizer", str(name).lower(), SCALED)
+        return check.choice("optimizer", str(name).lower(), (*OPTIMIZERS, *ALIASES))
     if "decoupled_weight_decay" in given and "betas" in given:
         return "adamw" if given["decoupled_weight_decay"] else "adam"
     if "alpha" in given:
         return "rmsprop"
     if "dampening" in given:
         return "sgd"
-    listed = ", ".join(repr(n) for n in SCALED)
+    listed = ", ".join(repr(n) for n in (*OPTIMIZERS, *ALIASES))
     raise ValueError(f"optimizer: the dict does not name one; add the key 'optimizer', one of {listed}.")
 
 
@@ -181,7 +171,7 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
         ValueError: naming numbers without a rule.
     """
     keys: dict[str, tuple[str, int | None]] = {}
-    takes = (*_TAKES[family], "weight_decay")
+    takes = (*OPTIMIZERS[family].accepted, "weight_decay")
     for ours in takes:
         found = [key for key in _ALIASES[ours] if key in given]
         if len(found) > 1:

@@ -1,6 +1,6 @@
 """SDEs of optimizers, one file per model, and the table of which exist for which optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,34 +39,56 @@ __all__ = [
     "SignSGDSDE",
     "SignumSDE",
     "build_sde",
+    "register_sdes",
     "sdes_of",
 ]
 
 Builder = Callable[[AbstractProblem, AbstractNoise, Any], SDE]
 """A function, or a subclass of `OptimizerSDE`, that makes the SDE of a case."""
-_Builder = Callable[[AbstractProblem, AbstractNoise, Any, str], SDE]
 
-_SDES: dict[type[Optimizer], dict[str, _Builder]] = {
-    SGD: {
-        "sde": lambda p, n, o, _: SGDSDE(p, n, o),
-        "second-order": lambda p, n, o, _: SecondOrderSGDSDE(p, n, o),
-    },
-    SignSGD: {"sde": lambda p, n, o, _: SignSGDSDE(p, n, o)},
+
+def _malladi2022(first_order: Callable[..., Any]) -> Callable[..., SDE]:
+    """The SDE of Malladi et al. 2022, which shares its drift with another."""
+    return lambda problem, noise, optimizer, **options: Malladi2022SDE(
+        first_order(problem, noise, optimizer, **options)
+    )
+
+
+_SDES: dict[type[Optimizer], dict[str, Callable[..., SDE]]] = {
+    SGD: {"sde": SGDSDE, "second-order": SecondOrderSGDSDE},
+    SignSGD: {"sde": SignSGDSDE},
     RMSpropW: {
-        "sde": lambda p, n, o, _: RMSpropWSDE(p, n, o),
-        "malladi2022": lambda p, n, o, _: Malladi2022SDE(RMSpropWSDE(p, n, o)),
-        "second-order": lambda p, n, o, _: SecondOrderRMSpropWSDE(p, n, o),
+        "sde": RMSpropWSDE,
+        "malladi2022": _malladi2022(RMSpropWSDE),
+        "second-order": SecondOrderRMSpropWSDE,
     },
-    AdamW: {
-        "sde": AdamWSDE,
-        "malladi2022": lambda p, n, o, b: Malladi2022SDE(AdamWSDE(p, n, o, b)),
-        "second-order": SecondOrderAdamWSDE,
-    },
-    Momentum: {"sde": lambda p, n, o, _: MomentumSDE(p, n, o)},
-    Signum: {"sde": lambda p, n, o, _: SignumSDE(p, n, o)},
-    Lion: {"sde": lambda p, n, o, _: SignumSDE(p, n, o)},
-    Adagrad: {"sde": lambda p, n, o, _: AdagradSDE(p, n, o)},
+    AdamW: {"sde": AdamWSDE, "malladi2022": _malladi2022(AdamWSDE), "second-order": SecondOrderAdamWSDE},
+    Momentum: {"sde": MomentumSDE},
+    Signum: {"sde": SignumSDE},
+    Lion: {"sde": SignumSDE},
+    Adagrad: {"sde": AdagradSDE},
 }
+
+
+def register_sdes(optimizer: type[Optimizer], sdes: Mapping[str, Callable[..., SDE]]) -> None:
+    """Give an optimizer SDEs in closed form, by name.
+
+    Args:
+        optimizer: class of its specification.
+        sdes: functions or classes that make an SDE of problem, noise and optimizer; the one called ``"sde"`` is the
+            default of `simulate`.
+
+    Raises:
+        TypeError: if it is no class of optimizers.
+        ValueError: if it has an SDE of that name already.
+    """
+    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+        raise TypeError(f"optimizer: got {optimizer!r}; give the class of a specification, for example sl.SGD.")
+    held = _SDES.setdefault(optimizer, {})
+    twice = sorted(held.keys() & sdes.keys())
+    if twice:
+        raise ValueError(f"sdes: {optimizer.__name__} has an SDE {twice[0]!r} already; choose another name.")
+    held.update(sdes)
 
 
 def sdes_of(optimizer: Optimizer) -> list[str]:
@@ -79,7 +101,7 @@ def build_sde(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
-    bias_correction: str = "discrete",
+    bias_correction: str | None = None,
 ) -> SDE:
     """The SDE of one of the names `sdes_of(optimizer)`, or what a function of the user's own makes of the case.
 
@@ -88,13 +110,20 @@ def build_sde(
         problem: what is minimised.
         noise: law of the gradient noise, bound to the problem.
         optimizer: its specification.
-        bias_correction: of Adam's SDEs.
+        bias_correction: of Adam's SDEs alone; None is their default.
 
     Raises:
+        ValueError: if a bias correction is given for another SDE.
         TypeError: if the function makes no SDE.
     """
+    if bias_correction is not None and not (isinstance(model, str) and isinstance(optimizer, AdamW)):
+        whose = optimizer.name if isinstance(model, str) else getattr(model, "__qualname__", model)
+        raise ValueError(
+            f"bias_correction: got {bias_correction!r}, but {whose} corrects no bias; it belongs to the SDEs of adamw."
+        )
     if isinstance(model, str):
-        return _SDES[type(optimizer)][model](problem, noise, optimizer, bias_correction)
+        options = {} if bias_correction is None else {"bias_correction": bias_correction}
+        return _SDES[type(optimizer)][model](problem, noise, optimizer, **options)
     made = model(problem, noise, optimizer)
     if not isinstance(made, SDE):
         raise TypeError(

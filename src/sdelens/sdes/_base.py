@@ -52,8 +52,8 @@ class SDE(eqx.Module):
         """f(x) and ∇f(x)."""
 
     @property
-    def dear(self) -> bool:
-        """Whether f and ∇f cost more than all else of a step."""
+    def expensive_gradient(self) -> bool:
+        """Whether evaluating f and ∇f dominates the cost of a step."""
         return True
 
     @property
@@ -62,27 +62,27 @@ class SDE(eqx.Module):
         """Shape of dW per path; many paths add a last axis."""
 
     @property
-    def survey_every(self) -> int:
-        """Steps for which what `survey` found is kept."""
+    def cache_steps(self) -> int:
+        """Steps for which the value of `compute_cache` is reused."""
         return 1
 
-    def survey(self, x: Array, grad: Array, stream: Stream) -> Any:
-        """What is dear to find of the coefficients at x and may be kept for some steps: a pytree of arrays, or None."""
+    def compute_cache(self, x: Array, grad: Array, stream: Stream) -> Any:
+        """Expensive statistics of the coefficients at x, reusable for `cache_steps` steps: a pytree, or None."""
         return None
 
-    def knowing(self, found: Any) -> Self:
-        """The SDE that takes what an earlier `survey` found for today's."""
+    def with_cache(self, found: Any) -> Self:
+        """The SDE that uses an earlier value of `compute_cache` as its present one."""
         return self
 
     @abc.abstractmethod
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:
         """Drift of every component.
 
         Args:
             t: the moment.
             y: the state.
             grad: ∇f(y.x).
-            ahead: components the integrator has already advanced within this step, by name, and by how much time. A
+            advanced: components the integrator has already advanced within this step, by name, and by how much time. A
                 drift that looks ahead of t on purpose takes that much off, lest it be counted twice.
         """
 
@@ -108,7 +108,7 @@ class OptimizerSDE(SDE):
     """
 
     uses: ClassVar[str] = "variance"
-    """What the SDE needs of the noise beside its root, in the words of `AbstractNoise.survey`."""
+    """What the SDE needs of the noise beside its root, in the words of `AbstractNoise.compute_cache`."""
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: Any
@@ -120,8 +120,8 @@ class OptimizerSDE(SDE):
         return self.problem.evaluate(x)
 
     @property
-    def dear(self) -> bool:
-        return self.problem.dear
+    def expensive_gradient(self) -> bool:
+        return self.problem.expensive_gradient
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -129,14 +129,14 @@ class OptimizerSDE(SDE):
         return self.noise.noise_shape(self.problem.dim)
 
     @property
-    def survey_every(self) -> int:
-        return self.noise.survey_every
+    def cache_steps(self) -> int:
+        return self.noise.cache_steps
 
-    def survey(self, x: Array, grad: Array, stream: Stream) -> Any:
-        return self.noise.survey(self.uses, x, grad, stream)
+    def compute_cache(self, x: Array, grad: Array, stream: Stream) -> Any:
+        return self.noise.compute_cache(self.uses, x, grad, stream)
 
-    def knowing(self, found: Any) -> Self:
-        return self if found is None else eqx.tree_at(lambda sde: sde.noise, self, self.noise.knowing(found))
+    def with_cache(self, found: Any) -> Self:
+        return self if found is None else eqx.tree_at(lambda sde: sde.noise, self, self.noise.with_cache(found))
 
     def _require_variance(self) -> None:
         """Refuse noise of infinite variance, which no Brownian motion imitates."""

@@ -39,27 +39,27 @@ class Malladi2022SDE(SDE):
         return self.later.evaluate(x)
 
     @property
-    def dear(self) -> bool:  # noqa: D102
-        return self.later.dear
+    def expensive_gradient(self) -> bool:  # noqa: D102
+        return self.later.expensive_gradient
 
     @property
     def noise_shape(self) -> tuple[int, ...]:  # noqa: D102
         return self.later.noise_shape
 
     @property
-    def survey_every(self) -> int:  # noqa: D102
-        return self.later.survey_every
+    def cache_steps(self) -> int:  # noqa: D102
+        return self.later.cache_steps
 
-    def survey(self, x: Array, grad: Array, stream: Stream) -> Any:  # noqa: D102
-        return self.later.survey(x, grad, stream)
+    def compute_cache(self, x: Array, grad: Array, stream: Stream) -> Any:  # noqa: D102
+        return self.later.compute_cache(x, grad, stream)
 
-    def knowing(self, found: Any) -> "Malladi2022SDE":  # noqa: D102
-        return Malladi2022SDE(self.later.knowing(found))
+    def with_cache(self, found: Any) -> "Malladi2022SDE":  # noqa: D102
+        return Malladi2022SDE(self.later.with_cache(found))
 
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         optimizer = self.later.optimizer
         # Told that M is a whole step ahead, the later drift adds no look-ahead of its own.
-        drift = self.later.drift(t, y, grad, {**ahead, "m": optimizer.lr})
+        drift = self.later.drift(t, y, grad, {**advanced, "m": optimizer.lr})
         return drift._replace(v=optimizer.rho2 * (self.later.noise.variance(y.x) - y.v))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102

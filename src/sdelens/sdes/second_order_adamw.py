@@ -43,15 +43,15 @@ class SecondOrderAdamWSDE(FluctuatingSDE):
         check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
         self._require_fourth_moment()
 
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         opt, h = self.optimizer, self.optimizer.multiplier(t.step)
         back = 0.5 * (1 - t.share) * opt.lr
         dx = -h * (self._direction(t, y, y.m, y.v) + opt.decay_rate * y.x)
         dm = opt.rho1 * (grad - y.m)
         dv = self._toward(y, grad)
         before, square = self._behind(y.x, dx, back, grad, t.share)
-        m = y.m + (opt.lr - ahead.get("m", 0.0) - back) * dm
-        v = y.v + (opt.lr - ahead.get("v", 0.0) - back) * dv
+        m = y.m + (opt.lr - advanced.get("m", 0.0) - back) * dm
+        v = y.v + (opt.lr - advanced.get("v", 0.0) - back) * dv
         return State(
             -h * (self._direction(t, y, m, v) + opt.decay_rate * (y.x - back * dx)),
             m=opt.rho1 * (before - y.m + back * dm),

@@ -45,16 +45,16 @@ class SecondOrderRMSpropWSDE(FluctuatingSDE):
     def __check_init__(self) -> None:
         self._require_fourth_moment()
 
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         opt, h = self.optimizer, self.optimizer.multiplier(t.step)
         variance = self.noise.variance(y.x)
         dx = -h * (precondition(grad, y.v, opt.eps) + opt.decay_rate * y.x)
         dv = opt.rho2 * (grad**2 + variance - y.v)
         back = 0.5 * (1 - t.share) * opt.lr
         before, square = self._behind(y.x, dx, back, grad, t.share)
-        toward = y.v + (opt.lr - ahead.get("v", 0.0) - back) * dv
+        toward = y.v + (opt.lr - advanced.get("v", 0.0) - back) * dv
         direction = precondition(before, toward, opt.eps)
-        if "v" not in ahead:
+        if "v" not in advanced:
             direction = direction + 2 * opt.lr * opt.rho2 * _slope(y.v, opt.eps) * grad * variance
         return State(
             -h * (direction + opt.decay_rate * (y.x - back * dx)),

@@ -31,7 +31,7 @@ class SGDSDE(OptimizerSDE):
     def __check_init__(self) -> None:
         self._require_variance()
 
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         return State(-self.optimizer.multiplier(t.step) * (grad + self.optimizer.decay_rate * y.x))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
@@ -57,7 +57,7 @@ class SecondOrderSGDSDE(OptimizerSDE):
     def __check_init__(self) -> None:
         self._require_variance()
 
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         theta, h = self.optimizer.decay_rate, self.optimizer.multiplier(t.step)
         total = grad + theta * y.x
         along = jax.jvp(lambda x: self.problem.evaluate(x)[1], (y.x,), (total,))[1] + theta * total

@@ -36,7 +36,7 @@ class SignSGDSDE(OptimizerSDE):
         """That of the signs' covariance, not of the noise's."""
         return self.noise.sign_shape(self.problem.dim)
 
-    def drift(self, t: Instant, y: State, grad: Array, ahead: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         mean = self.noise.mean_sign(grad, y.x)
         return State(-self.optimizer.multiplier(t.step) * (mean + self.optimizer.decay_rate * y.x))
 

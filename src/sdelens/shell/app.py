@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from sdelens.core import names
-from sdelens.shell.case_options import Subject, build_subject, listing, numbers, read_curve, takes_subject
+from sdelens.shell.case_options import Subject, build_subject, numbers, read_curve, takes_subject
 from sdelens.shell.diagnose import diagnose
 from sdelens.shell.members import Members, takes_members
+from sdelens.shell.panels import OUTPUT, PLACE, SIZE
 from sdelens.shell.reproduce import reproduce
+from sdelens.shell.run_options import RunOptions, models_from, takes_run
 from sdelens.shell.scale import scale
 from sdelens.shell.session import claimed, command_line, refusals, shell
 from sdelens.shell.sweep import sweep
@@ -27,126 +29,77 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 
-@app.command()
+def _examples(*lines: str) -> str:
+    """Two commands, below the options."""
+    return "\n\n".join(["Examples:", *lines])
+
+
+@app.command(
+    epilog=_examples(
+        "sdelens compare --optimizer 'adamw(lr=0.01, b2=0.99)' --steps 600 --paths 8000 --out adamw",
+        "sdelens compare --problem 'cnn(subset=128)' --noise 'minibatch(32)' --optimizer signsgd --lr 0.001 --paths 32",
+    )
+)
 @takes_subject
 @takes_members
+@takes_run
 def compare(
     subject: dict[str, Any],
+    run: RunOptions,
     members: Members,
-    models: Annotated[
-        str | None,
-        typer.Option(help=f"Comma-separated; default: all that exist for the optimizer. {listing(names.MODELS)}"),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    paths: Annotated[int, typer.Option(help="Independent paths.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    record_every: Annotated[int, typer.Option(help="Steps between records.")] = 1,
-    integrator: Annotated[str, typer.Option(help=listing(names.INTEGRATORS))] = "sequential",
-    substeps: Annotated[int, typer.Option(help="Integration steps per optimizer step.")] = 1,
-    bias_correction: Annotated[
-        str,
-        typer.Option(help="Adam's SDEs: 'discrete' (1 - b**(k+1)) or 'exponential' (the paper's)."),
-    ] = "discrete",
-    increments: Annotated[str, typer.Option(help=listing(names.INCREMENTS))] = "gaussian",
-    update_samples: Annotated[
-        int, typer.Option(help="Updates per step from which the empirical SDE has its coefficients.")
-    ] = 8,
-    coefficients: Annotated[str, typer.Option(help=f"Of the empirical SDE. {listing(names.COEFFICIENTS)}")] = "sampled",
-    accumulators: Annotated[
-        str, typer.Option(help=f"Their noise in the empirical SDE. {listing(names.ACCUMULATORS)}")
-    ] = "lognormal",
     theory: Annotated[
         bool,
-        typer.Option("--theory", help="Add the prediction of the loss and its bound (quadratic, linear-regression)."),
+        OUTPUT("--theory", help="Add the prediction of the loss and its bound (quadratic, linear-regression)."),
     ] = False,
     curve: Annotated[
-        Path | None, typer.Option(help="CSV file of a logged loss curve to lay over, with columns step and loss.")
+        Path | None,
+        OUTPUT(help="CSV file of a logged loss curve to lay over, with columns step and loss."),
     ] = None,
-    keep_paths: Annotated[int, typer.Option(help="Number of paths whose whole course is kept.")] = 0,
-    observables: Annotated[
-        str | None,
-        typer.Option(
-            help="What to record beside the loss, comma-separated: accuracy (networks), "
-            f"{', '.join(names.OBSERVABLES)}."
-        ),
-    ] = None,
-    marginals: Annotated[
-        int | None, typer.Option(help="Number of coordinates, evenly spread, whose laws at the end are compared.")
-    ] = None,
-    chunk: Annotated[
-        int | None, typer.Option(help="Paths in flight at once; default: about 1 GiB of states, on a CPU 64 MiB.")
-    ] = None,
-    devices: Annotated[
-        int | None,
-        typer.Option(help="Devices to use; on a CPU default: one per core."),
-    ] = None,
-    parameter_shards: Annotated[
-        int, typer.Option(help="Devices over which the parameters of each path are split; the rest split the paths.")
-    ] = 1,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for NetCDF, figure (PNG, PDF), table (CSV, LaTeX) and index.html."),
+        OUTPUT(help="Folder for NetCDF, figure (PNG, PDF), table (CSV, LaTeX) and index.html."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
+    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(help="Save where the run stands every so many steps, in the folder checkpoint in --out."),
+        OUTPUT(help="Save where the run stands every so many steps, in the folder checkpoint in --out."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        OUTPUT(
             "--resume",
             help="Go on from the checkpoint in --out, from the beginning if there is none. Saves every 30 s, unless "
             "--checkpoint-every is given.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    dry_run: Annotated[bool, OUTPUT("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Run an optimizer and its SDEs side by side and print how well each tracks it."""
-    with shell(devices, members) as first:
+    with shell(run.devices, members) as first:
         setting = build_subject(subject)
-        wanted = None if models is None else [name.strip() for name in models.split(",")]
-        run = dict(
-            steps=steps,
-            paths=paths,
-            seed=seed,
-            record_every=record_every,
-            integrator=integrator,
-            substeps=substeps,
-            bias_correction=bias_correction,
-            increments=increments,
-            samples=update_samples,
-            coefficients=coefficients,
-            accumulators=accumulators,
-            keep_paths=keep_paths,
-            observables=None if observables is None else [name.strip() for name in observables.split(",")],
-            marginals=marginals,
-            chunk=chunk,
-            parameter_shards=parameter_shards,
-        )
         logged = None if curve is None else read_curve(curve)
         if dry_run:
-            _estimate(setting, wanted, run, first)
+            _estimate(setting, run, first)
             return
+        run.arguments()  # refused before the folder is made
         with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
-            _compare(setting, wanted, {**run, "checkpoint": checkpoints}, theory, logged, folder, first)
+            _compare(setting, run.arguments(checkpoints), theory, logged, folder, first)
 
 
-def _estimate(setting: Subject, models: list[str] | None, run: dict[str, Any], first: bool) -> None:
+def _estimate(setting: Subject, run: RunOptions, first: bool) -> None:
     import sdelens as sl
 
-    cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, models, **run)
+    cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, **run.arguments())
     if first:
         typer.echo(f"This would take {cost}.")
 
 
 def _compare(
     setting: Subject,
-    models: list[str] | None,
     run: dict[str, Any],
     theory: bool,
     logged: tuple[list[float], list[float]] | None,
@@ -156,7 +109,7 @@ def _compare(
     import sdelens as sl
 
     subject = (setting.problem, setting.noise, setting.optimizer)
-    result = sl.compare(*subject, models, **run)
+    result = sl.compare(*subject, **run)
     if not first:
         return
     remarks: list[str] = []
@@ -184,15 +137,20 @@ def _write(folder: Path | None, setting: Subject, result: Any, command: str, tex
     typer.echo(f"\nWritten to {page}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "sdelens predict --optimizer signsgd --lr 0.01 --steps 500 --out prediction",
+        "sdelens predict --problem 'linear-regression(samples=200)' --noise 'minibatch(8)' --optimizer sgd --lr 0.1",
+    )
+)
 @takes_subject
 def predict(
     subject: dict[str, Any],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1000,
-    record_every: Annotated[int, typer.Option(help="Steps between records.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Folder for NetCDF, figure (PNG, PDF) and index.html.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    steps: Annotated[int, SIZE(help="Optimizer steps.")] = 1000,
+    record_every: Annotated[int, SIZE(help="Steps between records.")] = 1,
+    out: Annotated[Path | None, OUTPUT(help="Folder for NetCDF, figure (PNG, PDF) and index.html.")] = None,
+    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
+    dry_run: Annotated[bool, OUTPUT("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
     """Predict the loss curve, the law at rest, the bound and the phases without a simulation."""
     with shell(1):
@@ -210,7 +168,12 @@ def predict(
             _write(folder, setting, found.prediction, "predict", str(found))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "sdelens order --optimizer signsgd --lrs 0.1,0.05,0.025,0.0125 --out order",
+        "sdelens order --optimizer 'adamw(b1=0.5, b2=0.8, v0=second-moment)' --lr 0.1 --models 'sde(integrator=euler)'",
+    )
+)
 @takes_subject
 def order(
     subject: dict[str, Any],
@@ -219,21 +182,27 @@ def order(
     ] = "0.1,0.05,0.025,0.0125",
     horizon: Annotated[float, typer.Option(help="Time up to which expectations are compared.")] = 1.6,
     times: Annotated[int, typer.Option(help="Equally spaced times up to the horizon.")] = 4,
-    models: Annotated[str | None, typer.Option(help="SDEs, comma-separated; default: all of the optimizer.")] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(help="SDEs, comma-separated, as of compare: sde(integrator=euler); default: all there are."),
+    ] = None,
     paths: Annotated[int, typer.Option(help="Coupled paths per learning rate.")] = 20_000,
     substeps: Annotated[
         int | None, typer.Option(help="Of the resolved SDE, a multiple of 4; default: as many as it needs.")
     ] = None,
-    integrator: Annotated[str, typer.Option(help=listing(names.INTEGRATORS))] = "sequential",
-    bias_correction: Annotated[str, typer.Option(help="Adam's SDEs: 'discrete' or 'exponential'.")] = "discrete",
-    increments: Annotated[str, typer.Option(help=listing(names.INCREMENTS))] = "gaussian",
     method: Annotated[
         str, typer.Option(help="'coupled' paths, transition 'kernel's (signsgd, separable problems), or 'auto'.")
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    devices: Annotated[int | None, typer.Option(help="Devices to use; on a CPU default: one per core.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the table (CSV) and the figure (PNG, PDF).")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results in the folder.")] = False,
+    devices: Annotated[
+        int | None,
+        PLACE(help="Devices to use; on a CPU default: one per core."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        OUTPUT(help="Folder for the table (CSV) and the figure (PNG, PDF)."),
+    ] = None,
+    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
 ) -> None:
     """Measure the weak order of an optimizer's SDEs: how their error shrinks with the learning rate."""
     with shell(devices):
@@ -249,13 +218,10 @@ def order(
                 setting.optimizer,
                 rates if isinstance(rates := numbers("lrs", lrs), list) else [rates],
                 horizon,
-                None if models is None else [name.strip() for name in models.split(",")],
+                models_from(models),
                 times=times,
                 paths=paths,
                 substeps=substeps,
-                integrator=integrator,
-                bias_correction=bias_correction,
-                increments=increments,
                 method=method,
                 seed=seed,
             )
@@ -267,10 +233,10 @@ def order(
                 typer.echo(f"\nWritten to {folder}")
 
 
-@app.command()
+@app.command(epilog=_examples("sdelens info", "sdelens info --json"))
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    devices: Annotated[int | None, typer.Option(help="CPU devices to ask for; default: one per core.")] = None,
+    devices: Annotated[int | None, PLACE(help="CPU devices to ask for; default: one per core.")] = None,
 ) -> None:
     """Show versions and devices, and what can be named."""
     with shell(devices):
@@ -291,11 +257,11 @@ def _info(as_json: bool) -> None:
         "packages": packages,
         "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices()],
         "cores": os.cpu_count(),
-        "optimizers": list(names.OPTIMIZERS),
+        "optimizers": list(names.optimizer_meanings()),
         "models": list(names.MODELS),
         "problems": list(names.PROBLEMS),
         "datasets": list(names.DATASETS),
-        "noises": list(names.NOISES),
+        "noises": list(names.noise_meanings()),
         "compressions": list(names.COMPRESSIONS),
         "schedules": list(names.SCHEDULES),
         "integrators": list(names.INTEGRATORS),
@@ -309,10 +275,25 @@ def _info(as_json: bool) -> None:
         typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
-app.command()(sweep)
-app.command()(reproduce)
-app.command()(refusals()(scale))
-app.command()(refusals()(diagnose))
+app.command(
+    epilog=_examples(
+        "sdelens sweep --optimizer adamw --over lr=1e-3,3e-3,1e-2 --over weight_decay=0,0.1,1 --out sweep",
+        "sdelens sweep --optimizer sgd --over noise.scale=1,2 --models optimizer,sde --quantity error --out tracking",
+    )
+)(sweep)
+app.command(epilog=_examples("sdelens reproduce --list", "sdelens reproduce --preset quick --out report"))(reproduce)
+app.command(
+    epilog=_examples(
+        "sdelens scale adamw --lr 1e-3 --b2 0.95 --batch 256 --to 2048",
+        "sdelens scale sgd --lr 0.1 --mu 0.9 --batch 128 --to 512 --format torch",
+    )
+)(refusals()(scale))
+app.command(
+    epilog=_examples(
+        "sdelens diagnose optimizer.pt --b1 0.9 --b2 0.999",
+        "sdelens diagnose checkpoint --batch-size 256 --format json",
+    )
+)(refusals()(diagnose))
 
 
 @app.callback(invoke_without_command=True)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sdelens.shell.panels import PLACE
+
 __all__ = ["Members", "takes_members"]
 
 _GRACE_SECONDS = 25.0
@@ -57,14 +59,17 @@ class Members:
 def _options(
     coordinator: Annotated[
         str | None,
-        typer.Option(
+        PLACE(
             help="Host and port of process 0, where several processes divide the paths among them; 'auto': as Slurm, "
             "Open MPI or Kubernetes say. Give the same command to all of them."
         ),
     ] = None,
-    num_processes: Annotated[int | None, typer.Option(help="How many processes there are.")] = None,
-    process_id: Annotated[int | None, typer.Option(help="Which of them this is, from 0; 0 prints and writes.")] = None,
-    join_timeout: Annotated[float, typer.Option(help="Seconds to wait for all processes to arrive.")] = 300.0,
+    num_processes: Annotated[int | None, PLACE(help="How many processes there are.")] = None,
+    process_id: Annotated[
+        int | None,
+        PLACE(help="Which of them this is, from 0; 0 prints and writes."),
+    ] = None,
+    join_timeout: Annotated[float, PLACE(help="Seconds to wait for all processes to arrive.")] = 300.0,
 ) -> None: ...
 
 

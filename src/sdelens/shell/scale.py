@@ -1,29 +1,18 @@
 """The shell's `scale`: options to a dict of hyperparameters, and what is printed of it. No JAX."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
 from sdelens.core import names
+from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
 from sdelens.shell.case_options import listing
 
 __all__ = ["scale"]
 
-_DEFAULTS: Final = {
-    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "rmspropw": {"b2": 0.99, "eps": 1e-8},
-    "rmsprop": {"b2": 0.99, "eps": 1e-8},
-    "momentum": {"b1": 0.9},
-    "signum": {"b1": 0.9},
-    "lion": {"b1": 0.9, "b2": 0.99},
-    "adagrad": {"initial_accumulator": 0.1, "eps": 1e-7},
-}
-"""Those of our specifications, so that what is printed is complete."""
-
 
 def scale(
-    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(names.SCALED)}.")],
+    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join((*OPTIMIZERS, *ALIASES))}.")],
     lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
     batch: Annotated[float, typer.Option(help="The old batch size, for which the numbers are.")],
     to: Annotated[float, typer.Option(help="The new batch size.")],
@@ -93,11 +82,11 @@ def printed(
     from sdelens.scaling import rescale
     from sdelens.scaling.code import as_code
 
-    name = check.choice("optimizer", optimizer.lower(), names.SCALED)
+    name = check.choice("optimizer", optimizer.lower(), (*OPTIMIZERS, *ALIASES))
     check.choice("format", form, names.CODE_FORMATS)
     ratio = check.positive("to", to) / check.positive("batch", batch)
     numbers = {key: value for key, value in given.items() if value is not None}
-    numbers = {"optimizer": name, **_DEFAULTS.get(name, {}), **numbers}
+    numbers = {"optimizer": name, **OPTIMIZERS[canonical_name(name)].defaults, **numbers}
     if not numbers.get("nesterov"):
         numbers.pop("nesterov", None)
     rescaled = rescale(numbers, ratio, **options)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from sdelens.core.machine import cores
 from sdelens.shell.members import Members
 
 __all__ = ["claimed", "command_line", "refusals", "shell"]
@@ -38,7 +39,7 @@ def _ask_for(devices: int | None) -> None:
         raise ValueError(f"devices: got {devices}; it must be 1 or more.")
     import jax
 
-    jax.config.update("jax_num_cpu_devices", devices or _cores())
+    jax.config.update("jax_num_cpu_devices", devices or len(cores()))
     _keep_programs()
 
 
@@ -70,11 +71,6 @@ def _start_jax() -> None:
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
         raise ValueError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()) from error
     warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
-
-
-def _cores() -> int:
-    """Cores this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command_line() -> str:

@@ -2,8 +2,8 @@
 
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._records import Record
-from sdelens.studies._rules import FAILS, FAMILY_RATE, HOLDS, OPEN, Estimate, Item
 from sdelens.studies._study import PRESETS, Animation, Outcome, Picture, Plan, Study
+from sdelens.studies._verdicts import FAILS, FAMILY_RATE, HOLDS, OPEN, Estimate, Item
 
 __all__ = [
     "FAILS",

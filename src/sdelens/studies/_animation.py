@@ -21,7 +21,7 @@ def animate_cloud(
     Args:
         path: where to.
         problem: with d = 2.
-        result: with ``keep_paths``; its first model is shown.
+        result: with ``Record(keep_paths=...)``; its first model is shown.
         law: of `sdelens.theory.stationary`, whose ellipse of 90 % is drawn.
         frames_per_second: of the film, one frame per record.
 

@@ -73,7 +73,7 @@ def _curves(plan: Plan, name: str, form: str) -> Iterator[tuple[np.ndarray, np.n
             ["optimizer"],
             steps=STEPS,
             paths=plan.size["paths"],
-            record_every=STEPS // RECORDS,
+            record=sl.Record(every=STEPS // RECORDS),
         )
         data = result.dataset.isel(model=0)
         time = data.time.values

@@ -7,8 +7,9 @@ import numpy as np
 from scipy import stats
 
 from sdelens.results.result import Result
-from sdelens.studies._rules import Estimate
+from sdelens.results.tracking import late_window
 from sdelens.studies._study import Plan
+from sdelens.studies._verdicts import Estimate
 
 __all__ = ["exponent", "largest_ratio", "late_loss", "mean_x", "quantile", "ratio", "resting"]
 
@@ -17,19 +18,19 @@ def resting(result: Result, quantity: Callable[[np.ndarray], np.ndarray], model:
     """A quantity of x, averaged over the last third of the kept records: one number per kept path.
 
     Args:
-        result: with ``keep_paths``.
+        result: with ``Record(keep_paths=...)``.
         quantity: from x of shape (path, step, d) to shape (path, step).
         model: whose.
     """
     steps = result.dataset.step.values
-    late = result.dataset.path_x.sel(model=model).isel(step=np.flatnonzero(steps >= steps[-1] * 2 / 3))
+    late = result.dataset.path_x.sel(model=model).isel(step=np.flatnonzero(late_window(steps)))
     return quantity(late.transpose("path", "step", "parameter").values).mean(axis=1)
 
 
 def late_loss(result: Result, model: str = "optimizer") -> tuple[float, float]:
     """Mean loss less its infimum over the last third of a run, and its standard error from 64 groups of paths."""
     steps, here = result.dataset.step.values, result.dataset.sel(model=model)
-    late = np.flatnonzero(steps >= steps[-1] * 2 / 3)
+    late = np.flatnonzero(late_window(steps))
     groups = here.loss_group_mean.transpose("group", "step").values[:, late].mean(axis=1)
     infimum = float(result.dataset.attrs["infimum"])
     return float(groups.mean() - infimum), float(groups.std(ddof=1) / np.sqrt(groups.size))

@@ -9,8 +9,8 @@ from typing import Any
 from sdelens.results.report import write_rendered
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._records import Record
-from sdelens.studies._rules import FAILS, FAMILY_RATE, HOLDS, OPEN, Item
 from sdelens.studies._study import PRESETS
+from sdelens.studies._verdicts import FAILS, FAMILY_RATE, HOLDS, OPEN, Item
 
 __all__ = ["row_of", "write_page"]
 

@@ -14,8 +14,8 @@ import matplotlib as mpl
 
 from sdelens.core.files import atomic_path, save_figure
 from sdelens.results.plotting import style
-from sdelens.studies._rules import Item, joined
 from sdelens.studies._study import Outcome, Study
+from sdelens.studies._verdicts import Item, joined
 
 __all__ = ["Record", "begin", "broken", "identity", "kept", "write"]
 

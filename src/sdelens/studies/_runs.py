@@ -13,8 +13,8 @@ from sdelens.studies import _records
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._page import row_of, write_page
 from sdelens.studies._records import Record
-from sdelens.studies._rules import FAMILY_RATE
 from sdelens.studies._study import PRESETS, Outcome, Plan, Study
+from sdelens.studies._verdicts import FAMILY_RATE
 
 __all__ = ["Reproduction", "confidence_of", "reproduce", "run_study"]
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from scipy import stats
 from sdelens.results.result import Result
 from sdelens.results.sweep import Sweep, load
 from sdelens.run import api
+from sdelens.run.options import Execution
 from sdelens.run.statistics import GROUPS
-from sdelens.studies._rules import Estimate, Item, at_least, at_most, joined, within
+from sdelens.studies._verdicts import Estimate, Item, at_least, at_most, joined, within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,16 +128,17 @@ class Plan:
 
     def _kept(self, name: str, function: Callable[..., Any], *case: Any) -> Any:
         *subject, options = case
-        options = {"seed": self.seed, "progress": self.progress} | options
+        options, execution = {"seed": self.seed} | options, Execution(progress=self.progress)
         if self.folder is None:
-            return function(*subject, **options)
+            return function(*subject, **options, execution=execution)
         path = self.folder / f"{name}.nc"
         if path.exists():
             try:
                 return load(path)
             except (ValueError, OSError):
                 path.unlink()  # damaged, as no run of ours leaves it
-        found = function(*subject, checkpoint=self.folder / f"{name}-checkpoint", resume=True, **options)
+        kept = replace(execution, checkpoint=self.folder / f"{name}-checkpoint", resume=True)
+        found = function(*subject, **options, execution=kept)
         found.save(path)
         return found
 

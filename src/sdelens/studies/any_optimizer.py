@@ -5,8 +5,8 @@ from typing import Any
 
 import sdelens as sl
 from sdelens.studies._draw import track_pictures
-from sdelens.studies._rules import Item
 from sdelens.studies._study import Outcome, Plan, Study
+from sdelens.studies._verdicts import Item
 
 __all__ = ["STUDY"]
 
@@ -31,6 +31,7 @@ def run(plan: Plan) -> Outcome:
     items: list[Item] = []
     problem, results = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), {}
     noise = sl.GaussianNoise([1.0, 0.5, 1.0, 2.0])
+    models = {"optimizer": "optimizer", "empirical": sl.Empirical(samples=plan.size["samples"])}
     for name, (lr, make) in _optimizers().items():
         optimizer = sl.FromOptax(make, lr=lr, name=name)
         result = plan.compare(
@@ -38,10 +39,10 @@ def run(plan: Plan) -> Outcome:
             problem,
             noise,
             optimizer,
+            models,
             steps=STEPS,
             paths=plan.size["paths"],
-            record_every=4,
-            samples=plan.size["samples"],
+            record=sl.Record(every=4),
         )
         results[name] = result
         items += plan.tracked(name, result, "empirical")

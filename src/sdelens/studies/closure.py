@@ -4,8 +4,8 @@ import numpy as np
 
 import sdelens as sl
 from sdelens.studies._draw import track_pictures
-from sdelens.studies._rules import Item
 from sdelens.studies._study import Outcome, Plan, Study
+from sdelens.studies._verdicts import Item
 
 __all__ = ["STUDY"]
 
@@ -28,12 +28,10 @@ def run(plan: Plan) -> Outcome:
     """Each optimizer simulated, its prediction beside it."""
     items: list[Item] = []
     problem, results = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0), {}
-    options = dict(steps=STEPS, record_every=5)
+    options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=5))
     for number, (label, (noise, optimizer)) in enumerate(_cases().items()):
-        simulated = plan.compare(
-            f"run-{number}", problem, noise, optimizer, ["optimizer"], paths=plan.size["paths"], **options
-        )
-        result = simulated.merge(sl.theory.predict(problem, noise, optimizer, **options))
+        simulated = plan.compare(f"run-{number}", problem, noise, optimizer, ["optimizer"], **options)
+        result = simulated.merge(sl.theory.predict(problem, noise, optimizer, steps=STEPS, record_every=5))
         results[label] = result
         items += plan.tracked(label, result, "prediction", whole=(0.01, 3e-4), late=(0.05, 5e-3))
     settings = [

@@ -22,7 +22,7 @@ SCALES = [1.0, 4.0, 16.0]
 def run(plan: Plan) -> Outcome:
     """AdamW at three scales of the noise, and Adam with the same decay in the loss at one."""
     paths, items, variances = plan.size["paths"], [], {}
-    options: dict[str, Any] = dict(steps=STEPS, paths=paths, record_every=STEPS // 12, keep_paths=paths)
+    options: dict[str, Any] = dict(steps=STEPS, paths=paths, record=sl.Record(every=STEPS // 12, keep_paths=paths))
     free = sl.AdamW(LR, b1=0.9, b2=0.999, v0="second-moment")
     decayed = sl.AdamW(LR, b1=0.9, b2=0.999, weight_decay=THETA, v0="second-moment")
     plain = sl.Quadratic(CURVATURE, start=0.0)

@@ -51,8 +51,7 @@ def run(plan: Plan) -> Outcome:
             over={"noise.scale": SCALES},
             steps=STEPS,
             paths=paths,
-            record_every=STEPS // 12,
-            keep_paths=paths,
+            record=sl.Record(every=STEPS // 12, keep_paths=paths),
         )
         found[name] = []
         for scale in SCALES:

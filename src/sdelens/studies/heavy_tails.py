@@ -7,8 +7,8 @@ import numpy as np
 import sdelens as sl
 from sdelens.studies._draw import KEY, MARKS, ROWS, draw_items, panels
 from sdelens.studies._measure import late_loss, quantile
-from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._verdicts import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def _tail_ratio(plan: Plan, sgd: np.ndarray, sign: np.ndarray) -> Estimate:
 def run(plan: Plan) -> Outcome:
     """Both optimizers under four laws of one scale."""
     problem = sl.Quadratic(CURVATURE, start=2.0)
-    options = dict(steps=STEPS, paths=plan.size["paths"], record_every=12, marginals=[0, 1, 2])
+    options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=12, marginals=[0, 1, 2]))
     tracking, resting, tails, shown = [], [], [], {}
     for number, (label, noise) in enumerate(_laws().items()):
         sign = plan.compare(f"signsgd-{number}", problem, noise, sl.SignSGD(LR), **options)

@@ -24,7 +24,7 @@ def run(plan: Plan) -> Outcome:
     """Every optimizer on real mini-batches; SGD also with independent noise of the same variances."""
     size, items, results = plan.size, [], {}
     problem = sl.network("mlp", "digits", **size["network"])
-    options = dict(steps=size["steps"], paths=size["paths"], record_every=size["steps"] // 15)
+    options = dict(steps=size["steps"], paths=size["paths"], record=sl.Record(every=size["steps"] // 15))
     for name, optimizer in _optimizers().items():
         noise = sl.MinibatchNoise(BATCH, refresh=1 if name == "SignSGD" else 10)
         result = plan.compare(name.lower(), problem, noise, optimizer, ["optimizer", "sde"], **options)

@@ -54,7 +54,7 @@ def run(plan: Plan) -> Outcome:
                 optimizer,
                 steps=size["steps"],
                 paths=size["paths"],
-                record_every=size["steps"] // 20,
+                record=sl.Record(every=size["steps"] // 20),
             )
             results[label] = result
             items.append(plan.at_most(f"SDE, {label}", plan.error_of_fall(result), TOLERANCE, 3e-3, percent=True))

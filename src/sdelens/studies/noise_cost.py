@@ -44,7 +44,7 @@ def run(plan: Plan) -> Outcome:
                 ["optimizer"],
                 steps=STEPS,
                 paths=plan.size["paths"],
-                record_every=20,
+                record=sl.Record(every=20),
                 seed=len(SCALES) * plan.seed + number,
             )
             for number, scale in enumerate(SCALES)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._verdicts import Estimate
 
 __all__ = ["STUDY"]
 

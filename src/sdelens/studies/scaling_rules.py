@@ -7,8 +7,8 @@ import numpy as np
 
 import sdelens as sl
 from sdelens.studies._draw import KEY, ROWS, draw_items
-from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._verdicts import Estimate
 
 __all__ = ["STUDY"]
 
@@ -45,7 +45,8 @@ def run(plan: Plan) -> Outcome:
     variants = _variants(adam)
     # `verify` gives every run the next seed; these are of no other seed's runs.
     seed = (1 + len(variants)) * plan.seed
-    options = dict(steps=plan.size["steps"], paths=plan.size["paths"], seed=seed, progress=plan.progress)
+    execution = sl.Execution(progress=plan.progress)
+    options = dict(steps=plan.size["steps"], paths=plan.size["paths"], seed=seed, execution=execution)
     found = sl.scaling.verify(problem, sl.GaussianNoise(1.0), adam, RATIO, variants, **options)
     table = found.agreement(plan.confidence)
     number = {label: _asymptotic(table, label) for label in table.index}

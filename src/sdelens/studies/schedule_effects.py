@@ -5,8 +5,8 @@ from typing import Any
 import sdelens as sl
 from sdelens.studies._draw import track_pictures
 from sdelens.studies._measure import ratio
-from sdelens.studies._rules import Item
 from sdelens.studies._study import Outcome, Plan, Study
+from sdelens.studies._verdicts import Item
 
 __all__ = ["STUDY"]
 
@@ -29,7 +29,7 @@ def _at(result: Any, step: int) -> tuple[float, float]:
 def run(plan: Plan) -> Outcome:
     """Three optimizers under two schedules, and the fall of the loss under one that vanishes slowly."""
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.GaussianNoise(1.0)
-    options = dict(steps=STEPS, paths=plan.size["paths"], record_every=10)
+    options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=10))
     schedules = {"cosine": sl.Cosine(STEPS, end=0.05), "(1 + t)^−½": sl.Polynomial(POWER)}
     tracking: list[Item] = []
     falling, results = [], {}

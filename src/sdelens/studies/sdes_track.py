@@ -4,8 +4,8 @@ import numpy as np
 
 import sdelens as sl
 from sdelens.studies._draw import track_pictures
-from sdelens.studies._rules import Item
 from sdelens.studies._study import Outcome, Plan, Study
+from sdelens.studies._verdicts import Item
 
 __all__ = ["STUDY"]
 
@@ -48,7 +48,7 @@ def run(plan: Plan) -> Outcome:
                 optimizer,
                 steps=steps,
                 paths=plan.size["paths"],
-                record_every=steps // 100,
+                record=sl.Record(every=steps // 100),
             )
             results[label] = result
             items += plan.tracked(f"SDE, {label}", result, whole=(TOLERANCE, 1e-3))

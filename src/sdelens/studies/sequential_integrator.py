@@ -1,7 +1,5 @@
 """Does the sequential integrator get AdamW's late loss right, where Euler-Maruyama does not?"""
 
-from typing import Any
-
 import numpy as np
 
 import sdelens as sl
@@ -17,15 +15,14 @@ def run(plan: Plan) -> Outcome:
     """One SDE by two integrators, and with the paper's bias correction."""
     problem, noise = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0), sl.GaussianNoise(1.0)
     optimizer = sl.AdamW(LR, b1=0.9, b2=0.99, weight_decay=THETA)
-    models: dict[str, Any] = {
-        "optimizer": {},
-        "sequential": {"model": "sde"},
-        "euler": {"model": "sde", "integrator": "euler"},
-        "exponential": {"model": "sde", "bias_correction": "exponential"},
+    models = {
+        "optimizer": "optimizer",
+        "sequential": "sde",
+        "euler": sl.ClosedForm("sde", integrator="euler"),
+        "exponential": sl.ClosedForm("sde", bias_correction="exponential"),
     }
-    result = plan.compare(
-        "run", problem, noise, optimizer, models, steps=STEPS, paths=plan.size["paths"], record_every=5
-    )
+    options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=5))
+    result = plan.compare("run", problem, noise, optimizer, models, **options)
     late = [plan.error(result, m, "late_shift") for m in ("sequential", "euler")]
     items = [
         plan.at_most(

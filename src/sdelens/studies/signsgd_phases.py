@@ -8,8 +8,8 @@ import numpy as np
 import sdelens as sl
 from sdelens.studies._draw import KEY, MARKS, ROWS, draw_items, panels
 from sdelens.studies._measure import mean_x
-from sdelens.studies._rules import Estimate
 from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._verdicts import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,9 +80,9 @@ def run(plan: Plan) -> Outcome:
     """One quadratic from far away, each coordinate through all phases."""
     problem = sl.Quadratic(CURVATURE, start=math.sqrt(2) * START / CURVATURE)
     noise, optimizer, steps = sl.GaussianNoise(1.0), sl.SignSGD(LR), round(HORIZON / LR)
-    options = dict(steps=steps, record_every=10)
-    result = plan.compare("run", problem, noise, optimizer, ["optimizer"], paths=plan.size["paths"], **options)
-    predicted = sl.theory.predict(problem, noise, optimizer, **options)
+    options = dict(steps=steps, paths=plan.size["paths"], record=sl.Record(every=10))
+    result = plan.compare("run", problem, noise, optimizer, ["optimizer"], **options)
+    predicted = sl.theory.predict(problem, noise, optimizer, steps=steps, record_every=10)
     time, (x, error) = result.dataset.time.values, mean_x(result)
     theirs = predicted.dataset.x_mean.values[0]
     limits = {

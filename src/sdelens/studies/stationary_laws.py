@@ -10,8 +10,8 @@ import sdelens as sl
 from sdelens.studies._animation import animate_cloud
 from sdelens.studies._draw import KEY, ROWS, add_ellipse, draw_items, panels
 from sdelens.studies._measure import resting
-from sdelens.studies._rules import Item
 from sdelens.studies._study import Animation, Outcome, Picture, Plan, Study
+from sdelens.studies._verdicts import Item
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,8 +52,7 @@ def run(plan: Plan) -> Outcome:
             ["optimizer"],
             steps=STEPS,
             paths=paths,
-            record_every=100,
-            keep_paths=paths,
+            record=sl.Record(every=100, keep_paths=paths),
         )
         clouds[name] = result.dataset.path_x.isel(model=0, step=-1).values
         for form, items, tolerance in (("algorithm", ours, 0.05), ("paper", papers, 0.10)):
@@ -85,9 +84,8 @@ def run(plan: Plan) -> Outcome:
     def film(path: Path) -> None:
         start = _problem((1.5, 1.0))
         optimizer = _optimizers()["SignSGD"]
-        ensemble = sl.simulate(
-            start, noise, optimizer, "optimizer", steps=600, paths=300, record_every=10, keep_paths=300, seed=plan.seed
-        )
+        options = dict(steps=600, paths=300, record=sl.Record(every=10, keep_paths=300), seed=plan.seed)
+        ensemble = sl.simulate(start, noise, optimizer, "optimizer", **options)
         animate_cloud(path, start, ensemble, laws["SignSGD", "algorithm"])
 
     settings = [

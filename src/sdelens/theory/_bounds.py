@@ -15,8 +15,8 @@ from sdelens.core.names import FORMS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.theory._drafts import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
-from sdelens.theory._known import check_known
+from sdelens.theory._bound_terms import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
+from sdelens.theory._supported import check_known
 from sdelens.theory.constants import constants
 
 __all__ = ["Assumption", "LossBound", "loss_bound"]

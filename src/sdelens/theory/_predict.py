@@ -20,8 +20,8 @@ from sdelens.optimizers import SGD, Optimizer, SignSGD, State
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 from sdelens.theory._closure import Record, propagate, start_moments
-from sdelens.theory._known import check_known
 from sdelens.theory._moments import LinearGradient, linear_gradient
+from sdelens.theory._supported import check_known
 
 __all__ = ["estimate", "predict", "require_variance"]
 

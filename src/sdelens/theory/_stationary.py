@@ -20,7 +20,6 @@ from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
 from sdelens.theory._closure import Moments, advance, fluctuation, share_of_root
-from sdelens.theory._known import check_known
 from sdelens.theory._moments import (
     MAX_DENSE,
     LinearGradient,
@@ -31,6 +30,7 @@ from sdelens.theory._moments import (
     rows,
 )
 from sdelens.theory._predict import require_variance
+from sdelens.theory._supported import check_known
 
 __all__ = ["Stationary", "stationary"]
 

@@ -148,14 +148,14 @@ class MeanNoise(WorkersNoise):
         return self.law.apply_square_root(x, dW)
 
     @property
-    def survey_every(self) -> int:
-        return self.law.survey_every
+    def cache_steps(self) -> int:
+        return self.law.cache_steps
 
-    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
-        return self.law.survey(use, x, grad, stream)
+    def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        return self.law.compute_cache(use, x, grad, stream)
 
-    def knowing(self, found: Any) -> "MeanNoise":
-        return eqx.tree_at(lambda noise: noise.law, self, self.law.knowing(found))
+    def with_cache(self, found: Any) -> "MeanNoise":
+        return eqx.tree_at(lambda noise: noise.law, self, self.law.with_cache(found))
 
 
 class _Reduced(WorkersNoise):
@@ -191,8 +191,8 @@ class _Reduced(WorkersNoise):
             "the models 'optimizer' and 'empirical'."
         )
 
-    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
-        return self.noise.survey(use, x, grad, stream)
+    def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+        return self.noise.compute_cache(use, x, grad, stream)
 
 
 def _averaged(noise: AbstractNoise, own: AbstractNoise, workers: int, problem: AbstractProblem) -> AbstractNoise:

@@ -107,15 +107,15 @@ class WorkersNoise(AbstractNoise):
         return described | ({} if own.get("rerunnable", True) else {"rerunnable": False})
 
     @property
-    def survey_every(self) -> int:
-        return self.noise.survey_every
+    def cache_steps(self) -> int:
+        return self.noise.cache_steps
 
-    def survey(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
+    def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
         """The worker's; a root here takes its variance too."""
-        return self.noise.survey("variance" if use == "root" else use, x, grad, stream)
+        return self.noise.compute_cache("variance" if use == "root" else use, x, grad, stream)
 
-    def knowing(self, found: Any) -> "WorkersNoise":
-        return eqx.tree_at(lambda noise: noise.noise, self, self.noise.knowing(found))
+    def with_cache(self, found: Any) -> "WorkersNoise":
+        return eqx.tree_at(lambda noise: noise.noise, self, self.noise.with_cache(found))
 
 
 def is_uncorrelated(noise: AbstractNoise) -> bool:

@@ -20,7 +20,7 @@ from sdelens.problems.networks.resnet import ResNet
 from sdelens.problems.networks.transformer import Transformer
 from sdelens.problems.networks.vit import ViT
 
-__all__ = ["network"]
+__all__ = ["network", "sizes_of"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ _DEFAULTS: Final = {
     "vit": _Defaults("digits", dict(patch=None, **_ATTENTION)),
     "transformer": _Defaults("python-docs", dict(**_ATTENTION, context=32)),
 }
+
+
+def sizes_of(name: str) -> dict[str, int | None]:
+    """Names and defaults of the sizes of a network; a default of None follows from the data."""
+    return dict(_DEFAULTS[name].sizes)
 
 
 def network(

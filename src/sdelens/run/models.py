@@ -1,0 +1,287 @@
+"""Models of an optimizer, as objects: the optimizer itself, its SDEs in closed form, and the empirical SDE."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any, ClassVar
+
+from sdelens.cases.case import Case
+from sdelens.core import check
+from sdelens.core.names import (
+    ACCUMULATORS,
+    BIAS_CORRECTIONS,
+    COEFFICIENTS,
+    INCREMENTS,
+    INTEGRATORS,
+    MODELS,
+    ON_REQUEST,
+)
+from sdelens.integrate import Discrete, EulerMaruyama, Quadrature, Stepper
+from sdelens.integrate import Empirical as EmpiricalStepper
+from sdelens.optimizers import Optimizer
+from sdelens.sdes import Builder, build_sde, sdes_of
+
+__all__ = ["ClosedForm", "DiscreteOptimizer", "Empirical", "Model", "Models", "chosen_models", "coarse_of", "models_of"]
+
+_NOT_RERUNNABLE = {"rerunnable": False}
+_BROWNIAN = {"gaussian": "brownian", "rademacher": "rademacher"}
+
+
+def models_of(optimizer: Optimizer) -> list[str]:
+    """Names of the models of an optimizer: itself, its SDEs in closed form if there are any, and the empirical one."""
+    return ["optimizer", *sdes_of(optimizer), "empirical"]
+
+
+class Model(abc.ABC):
+    """What runs beside the others of a comparison."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Which model it is: one of `models_of`, or the name of the user's own function."""
+
+    @property
+    @abc.abstractmethod
+    def stream(self) -> str:
+        """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
+
+    @abc.abstractmethod
+    def stepper(self, case: Case) -> Stepper:
+        """What advances its paths by one optimizer step."""
+
+    @property
+    def label(self) -> str:
+        """The name, and every option that is not the default."""
+        return ", ".join([self.name, *self._details()])
+
+    def _details(self) -> list[str]:
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """Name and options, JSON types only."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sde"}  # type: ignore[arg-type]
+        given = {key: value for key, value in options.items() if value is not None}
+        return {"model": self.name, **given, **({} if isinstance(getattr(self, "sde", ""), str) else _NOT_RERUNNABLE)}
+
+
+Models = Sequence[str | Model | Builder] | Mapping[str, str | Model | Builder] | None
+"""What stands for models: names, objects and SDEs of the user's own, in a list or by label; None for the default."""
+
+
+@dataclass(frozen=True)
+class DiscreteOptimizer(Model):
+    """The optimizer itself, through optax."""
+
+    name: ClassVar[str] = "optimizer"
+    stream: ClassVar[str] = "optimizer"
+    substeps: ClassVar[int] = 1
+
+    def stepper(self, case: Case) -> Stepper:
+        """The optimizer's update."""
+        return Discrete(*_parts(case))
+
+
+@dataclass(frozen=True)
+class ClosedForm(Model):
+    """An SDE with drift and diffusion in closed form, and how it is integrated.
+
+    Args:
+        sde: ``"sde"`` (of the paper, or of the same kind), ``"malladi2022"`` (RMSprop and Adam), ``"second-order"``
+            (SGD, RMSprop and Adam), or your own: a subclass of `OptimizerSDE`, or a function from problem, noise and
+            optimizer to an `SDE`.
+        integrator: ``"sequential"`` (V, then M, then X, each with the newest values) or ``"euler"``; see
+            `sdelens.integrate`.
+        substeps: integration steps per optimizer step.
+        increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
+        bias_correction: of Adam's SDEs alone: ``"discrete"`` (1 − βᵏ⁺¹, the default) or ``"exponential"`` (the
+            paper's).
+
+    Raises:
+        ValueError, TypeError: naming the option.
+
+    Examples:
+        >>> import sdelens as sl
+        >>> sl.ClosedForm("sde", substeps=8).label
+        'sde, 8 substeps'
+    """
+
+    sde: str | Builder = "sde"
+    _: KW_ONLY
+    integrator: str = "sequential"
+    substeps: int = 1
+    increments: str = "gaussian"
+    bias_correction: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.sde, str) or callable(self.sde)):
+            raise TypeError(f"sde: got {self.sde!r}; give a name, or a function that makes an sl.SDE.")
+        check.choice("integrator", self.integrator, INTEGRATORS)
+        check.at_least("substeps", self.substeps, 1)
+        check.choice("increments", self.increments, INCREMENTS)
+        if self.bias_correction is not None:
+            check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        if isinstance(self.sde, str):
+            return self.sde
+        return str(getattr(self.sde, "__name__", type(self.sde).__name__))
+
+    @property
+    def stream(self) -> str:  # noqa: D102
+        return f"{_BROWNIAN[self.increments]}/{self.substeps}"
+
+    def stepper(self, case: Case) -> Stepper:
+        """The SDE's integrator."""
+        sde = build_sde(self.sde, case.problem, case.noise, case.optimizer, self.bias_correction)
+        options = (self.integrator, self.substeps, self.increments)
+        return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
+
+    def _details(self) -> list[str]:
+        said = [self.integrator] if self.integrator != "sequential" else []
+        said += _substeps(self.substeps)
+        said += [self.increments] if self.increments != "gaussian" else []
+        return said + ([self.bias_correction] if self.bias_correction == "exponential" else [])
+
+
+@dataclass(frozen=True)
+class Empirical(Model):
+    """An SDE whose coefficients come from the optimizer's own update; it exists for every optimizer.
+
+    Args:
+        samples: updates per step from which the coefficients are estimated, 2 or more.
+        coefficients: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise optimizers under
+            independent noise.
+        accumulators: the noise of sums and means of squares: ``"lognormal"``, ``"update"`` or ``"drift"`` (none); see
+            `sdelens.integrate.empirical`.
+        substeps: integration steps per optimizer step.
+        increments: of Brownian motion, as in `ClosedForm`.
+
+    Raises:
+        ValueError, TypeError: naming the option.
+
+    Examples:
+        >>> import sdelens as sl
+        >>> sl.Empirical(coefficients="quadrature").label
+        'empirical, quadrature'
+    """
+
+    name: ClassVar[str] = "empirical"
+    _: KW_ONLY
+    samples: int = 8
+    coefficients: str = "sampled"
+    accumulators: str = "lognormal"
+    substeps: int = 1
+    increments: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        check.at_least("samples", self.samples, 2)
+        check.choice("coefficients", self.coefficients, COEFFICIENTS)
+        check.choice("accumulators", self.accumulators, ACCUMULATORS)
+        check.at_least("substeps", self.substeps, 1)
+        check.choice("increments", self.increments, INCREMENTS)
+
+    @property
+    def stream(self) -> str:  # noqa: D102
+        motion = "empirical" if self.coefficients == "sampled" else _BROWNIAN[self.increments]
+        return f"{motion}/{self.substeps}"
+
+    def stepper(self, case: Case) -> Stepper:
+        """The integrator of the estimated coefficients."""
+        options = (self.substeps, self.increments, self.accumulators)
+        if self.coefficients == "quadrature":
+            return Quadrature(Discrete(*_parts(case)), *options)
+        return EmpiricalStepper(*_parts(case), self.samples, *options)
+
+    def _details(self) -> list[str]:
+        said = [f"{self.samples} samples"] if self.samples != 8 and self.coefficients == "sampled" else []
+        said += [self.coefficients] if self.coefficients != "sampled" else []
+        said += [f"accumulators {self.accumulators}"] if self.accumulators != "lognormal" else []
+        said += _substeps(self.substeps)
+        return said + ([self.increments] if self.increments != "gaussian" else [])
+
+
+def _substeps(number: int) -> list[str]:
+    return [f"{number} substeps"] if number > 1 else []
+
+
+def _parts(case: Case) -> tuple[Any, Any, Any, Any, Any]:
+    return case.problem, case.noise, case.optimizer, case.start, case.problem.layout
+
+
+def chosen_models(optimizer: Optimizer, models: Any, where: str = "models") -> dict[str, Model]:
+    """The models to run by label: the default ones, or those that are given.
+
+    Args:
+        optimizer: whose models.
+        models: None, a sequence of names and objects, or a mapping from labels to them.
+        where: name of the argument, for messages.
+
+    Raises:
+        ValueError, TypeError: naming what is not known, with what is.
+    """
+    known = models_of(optimizer)
+    if models is None:
+        unasked = [] if sdes_of(optimizer) else ["empirical"]
+        models = [name for name in known if name not in ON_REQUEST or name in unasked]
+    if isinstance(models, str | Model) or callable(models):
+        shown = repr(models) if isinstance(models, str) else getattr(models, "__qualname__", None)
+        shown = shown or f"sl.{type(models).__name__}(...)"
+        raise TypeError(f"{where}: got {shown} by itself; give a list, for example ['optimizer', {shown}].")
+    if isinstance(models, Mapping):
+        labelled = {str(label): _model(own, f"{where}[{label!r}]") for label, own in models.items()}
+    else:
+        made = [_model(own, where) for own in models]
+        labelled = {model.label: model for model in made}
+        if len(labelled) < len(made):
+            raise ValueError(
+                f"{where}: got {[model.label for model in made]}; name each once, or give labels: {{'mine': "
+                "sl.ClosedForm('sde', substeps=8), ...}."
+            )
+    if not labelled:
+        raise ValueError(f"{where}: is empty; choose from {known}.")
+    for model in labelled.values():
+        _check_exists(model, optimizer, known, where)
+    return labelled
+
+
+def _model(given: Any, where: str) -> Model:
+    """A name, an object or a function of the user's own as a model."""
+    if isinstance(given, Model):
+        return given
+    if isinstance(given, str):
+        if given == "optimizer":
+            return DiscreteOptimizer()
+        return Empirical() if given == "empirical" else ClosedForm(given)
+    if given in (ClosedForm, Empirical):
+        raise TypeError(f"{where}: got the class {given.__name__} itself; call it with its options.")
+    if callable(given):
+        return ClosedForm(given)
+    raise TypeError(
+        f"{where}: got {given!r}; give a name, or an object such as sl.ClosedForm('sde', substeps=8) or "
+        "sl.Empirical(samples=16)."
+    )
+
+
+def _check_exists(model: Model, optimizer: Optimizer, known: list[str], where: str) -> None:
+    own = isinstance(model, ClosedForm) and not isinstance(model.sde, str)
+    if own and model.name in MODELS:
+        raise ValueError(f"{where}: your SDE bears the name {model.name!r} of one of ours; rename it.")
+    if own:
+        return
+    if model.name not in known and model.name in MODELS:
+        raise ValueError(
+            f"{where}: {model.name!r} does not exist for {optimizer.name}; its models are {', '.join(known)}."
+        )
+    check.choice(where, model.name, known)
+
+
+def coarse_of(models: Mapping[str, Model]) -> dict[str, str]:
+    """Labels of models with substeps, and of the same model with one substep beside each, where there is one."""
+    found: dict[str, str] = {}
+    for label, model in models.items():
+        if isinstance(model, ClosedForm | Empirical) and model.substeps > 1:
+            single = replace(model, substeps=1)
+            same = [other for other, m in models.items() if m == single]
+            found |= dict(zip([label], same, strict=False))
+    return found

@@ -1,0 +1,93 @@
+"""The plan of a run: the options that were given, checked against the problem, the devices and the processes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdelens.core import check
+from sdelens.run import processes
+from sdelens.run.ensemble import Plan
+from sdelens.run.options import Options
+
+__all__ = ["checked_seed", "plan_of"]
+
+
+def plan_of(options: Options, dim: int) -> Plan:
+    """The plan of the run of a problem with `dim` coordinates, checked; its chunk is still to be settled.
+
+    Raises:
+        ValueError, TypeError: naming the option out of range.
+    """
+    steps = check.at_least("steps", options.steps, 1)
+    paths = check.at_least("paths", options.paths, 1)
+    if paths >= 2**31:
+        raise ValueError(f"paths: got {paths}; at most 2³¹ - 1 paths can be told apart.")
+    if steps >= 2**31:
+        raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
+    group = processes.current()
+    if paths < group.count:
+        raise ValueError(f"paths: got {paths}; {group.count} processes need one each, or more.")
+    every, keep = min(int(options.record.every), steps), min(int(options.record.keep_paths), paths)
+    share = group.share(paths)
+    own = share[1] - share[0]
+    found, shards = _chosen_devices(options.execution.devices), int(options.execution.parameter_shards)
+    if shards > 1 and (shards > dim or len(found) % shards):
+        raise ValueError(
+            f"parameter_shards: got {shards}; it must divide the number of devices, {len(found)}, and be at most "
+            f"that of parameters, {dim}."
+        )
+    used = found[: own * shards]
+    width = len(used) // shards
+    chunk = own if options.execution.chunk is None else min(int(options.execution.chunk), own)
+    chunk = -(-chunk // width) * width
+    marginals = _chosen_marginals(options.record.marginals, dim)
+    return Plan(steps, paths, every, chunk, keep, used, marginals, share, shards)
+
+
+def checked_seed(options: Options) -> int:
+    """The seed, checked.
+
+    Raises:
+        ValueError, TypeError: if it is not a whole number in [0, 2⁶⁴).
+    """
+    seed = check.at_least("seed", options.seed, 0)
+    if seed >= 2**64:
+        raise ValueError(f"seed: got {seed}; it must be less than 2⁶⁴.")
+    return seed
+
+
+def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
+    """The coordinates whose law at the end is kept: those given, or so many evenly spread."""
+    if wanted is None:
+        return ()
+    if isinstance(wanted, str):
+        raise TypeError(f"marginals: got {wanted!r}; give a number, or a list of indices of coordinates.")
+    if np.ndim(wanted) == 0 and not isinstance(wanted, set):
+        count = min(check.at_least("marginals", wanted, 0), dim)
+        return tuple(int(i) for i in np.linspace(0, dim - 1, count).round())
+    chosen = tuple(
+        check.at_least("marginals", index, 0) for index in (sorted(wanted) if isinstance(wanted, set) else wanted)
+    )
+    if chosen and max(chosen) >= dim:
+        raise ValueError(f"marginals: got {max(chosen)}; the problem has coordinates 0 to {dim - 1}.")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"marginals: got {chosen}; name each coordinate once.")
+    return chosen
+
+
+def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
+    """The devices to shard over: all of this process, the first few, or those given."""
+    found = tuple(jax.local_devices())
+    if wanted is None:
+        return found
+    if not isinstance(wanted, Sequence) or isinstance(wanted, str):
+        count = check.at_least("devices", wanted, 1)
+        if count > len(found):
+            raise ValueError(f"devices: got {count}; JAX finds {len(found)} ({found[0].platform}).")
+        return found[:count]
+    given = tuple(wanted)
+    if not given or not set(given) <= set(found) or len(set(given)) < len(given):
+        raise ValueError(f"devices: got {given}; give a number, or different ones of jax.local_devices().")
+    return given

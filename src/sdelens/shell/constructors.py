@@ -1,0 +1,111 @@
+"""Text such as ``adamw(lr=0.01, b2=0.99)`` as a name with arguments: literals, words and constructors within."""
+
+import ast
+import re
+from typing import Any, NamedTuple
+
+__all__ = ["Call", "calls", "terms", "value_of"]
+
+_NAME = re.compile(r"[A-Za-z][\w.:-]*")
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+class Call(NamedTuple):
+    """A name and its arguments.
+
+    Attributes:
+        name: of what is constructed.
+        positional: arguments without a name.
+        named: arguments by name; hyphens of names are underscores.
+    """
+
+    name: str
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+def calls(argument: str, text: str) -> list[Call]:
+    """Comma-separated names with or without arguments.
+
+    Args:
+        argument: name for messages.
+        text: as ``sde, sde(substeps=8)``.
+
+    Raises:
+        ValueError: naming the part that cannot be read, with an example.
+    """
+    return [_call(argument, part) for part in _split(argument, text)]
+
+
+def terms(argument: str, text: str) -> list[str]:
+    """The summands of a text with ``+`` between constructors.
+
+    Raises:
+        ValueError: if brackets do not match, or a summand is empty.
+    """
+    return _split(argument, text, "+")
+
+
+def value_of(argument: str, text: str) -> Any:
+    """A Python literal, a constructor as a `Call`, or the text itself as a word.
+
+    Raises:
+        ValueError: if a constructor within cannot be read.
+    """
+    text = text.strip()
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    if _NAME.match(text) and text.endswith(")"):
+        return _call(argument, text)
+    if text.startswith("[") and text.endswith("]"):
+        return [value_of(argument, part) for part in _split(argument, text[1:-1])]
+    return text
+
+
+def _call(argument: str, text: str) -> Call:
+    name, opened, rest = text.partition("(")
+    name = name.strip()
+    if not _NAME.fullmatch(name) or (opened and not rest.endswith(")")):
+        raise ValueError(f"{argument}: cannot read {text!r}; write name or name(key=value), as sde(substeps=8).")
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    for part in _split(argument, rest[:-1]) if opened else []:
+        key, equals, value = part.partition("=")
+        if not (equals and key.strip().replace("-", "_").isidentifier()):
+            if named:
+                raise ValueError(f"{argument}: {name} has {part!r} after a named argument; name it too.")
+            positional.append(value_of(argument, part))
+            continue
+        key = key.strip().replace("-", "_")
+        if key in named:
+            raise ValueError(f"{argument}: {name} has {key} twice; give it once.")
+        named[key] = value_of(argument, value)
+    return Call(name, tuple(positional), named)
+
+
+def _split(argument: str, text: str, separator: str = ",") -> list[str]:
+    """The parts between separators that lie in no brackets and no quotes, none of them empty."""
+    parts, depth, quote, begin = [], 0, "", 0
+    for i, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter in _OPENING:
+            depth += 1
+        elif letter in _CLOSING:
+            depth -= 1
+        elif letter == separator and depth == 0:
+            parts.append(text[begin:i].strip())
+            begin = i + 1
+        if depth < 0:
+            break
+    if depth or quote:
+        what = "quotes" if quote else "brackets"
+        raise ValueError(f"{argument}: the {what} in {text!r} do not match; quote the whole for your shell.")
+    parts.append(text[begin:].strip())
+    if not all(parts) and len(parts) > 1:
+        raise ValueError(f"{argument}: has an empty part in {text!r}; write something on each side of {separator!r}.")
+    return [part for part in parts if part]

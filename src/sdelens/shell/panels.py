@@ -1,0 +1,14 @@
+"""The groups in which ``--help`` lists the options: each is `typer.Option` with its heading."""
+
+from functools import partial
+
+import typer
+
+__all__ = ["MODELS", "OUTPUT", "PLACE", "RECORD", "SIZE", "WHAT"]
+
+WHAT = partial(typer.Option, rich_help_panel="What is run")
+SIZE = partial(typer.Option, rich_help_panel="How much is run")
+MODELS = partial(typer.Option, rich_help_panel="Models")
+RECORD = partial(typer.Option, rich_help_panel="What is recorded")
+OUTPUT = partial(typer.Option, rich_help_panel="Output")
+PLACE = partial(typer.Option, rich_help_panel="Where it runs")
