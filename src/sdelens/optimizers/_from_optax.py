@@ -190,11 +190,9 @@ class FromOptax(Optimizer):
         try:
             new = jax.eval_shape(self.transformation.update, parameters, state, parameters)[1]
         except Exception as error:
-            hint = ""
-            if any(word in str(error) for word in ("missing", "must be provided")):
-                hint = ". Those that ask for more, such as the loss (value=), cannot be run here."
             raise ValueError(
-                f"transformation: an update of {self.name} with gradient, state and parameters fails: {error}{hint}"
+                f"transformation: an update of {self.name} with gradient, state and parameters fails: {error}. "
+                "Transformations that ask for more, such as the loss (value=), cannot be run here."
             ) from error
         if jax.tree.structure(new) != treedef or [(a.shape, a.dtype) for a in jax.tree.leaves(new)] != [
             (leaf.shape, leaf.dtype) for leaf in leaves

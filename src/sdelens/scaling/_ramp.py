@@ -237,11 +237,10 @@ def _sizes_of(batches: Callable[[float], float], total: float | None, count: int
 
 def _sizes_in(batches: Any, unit: str, total: float | None, count: int | None) -> np.ndarray:
     try:
-        pairs = [(check.nonnegative("batches", s), check.at_least("batches", b, 1)) for s, b in batches]
+        given = [(begin, size) for begin, size in batches]
     except (TypeError, ValueError) as error:
-        if "batches" in str(error):
-            raise
         raise TypeError(f"batches: got {batches!r}; give a list of ({unit}, batch size), or a function.") from error
+    pairs = [(check.nonnegative("batches", begin), check.at_least("batches", size, 1)) for begin, size in given]
     if not pairs or pairs[0][0] != 0 or any(b[0] <= a[0] for a, b in pairwise(pairs)):
         raise ValueError(f"batches: got {batches!r}; the {unit} must begin at 0 and ascend.")
     sizes, seen, made = [], 0, 0
