@@ -1,1 +1,1 @@
-"""What a run or a prediction is about: a problem, its noise, an optimizer and a start, checked together."""
+"""The subject of a run or a prediction: a problem, its noise, an optimizer and a start, checked together."""

@@ -1,4 +1,4 @@
-"""One case: a problem, its noise, an optimizer and a start, checked together, bound, and written down."""
+"""One case: a problem, its noise, an optimizer and a start, checked together, bound, and described."""
 
 import json
 import sys
@@ -30,19 +30,19 @@ _MOST_COMPILED = 64
 
 @quick
 def _loss(problem: AbstractProblem, x: Array) -> Array:
-    """F(x) of a problem that is nothing but its numbers."""
+    """Loss f(x) of a problem that consists only of arrays."""
     return problem.loss(x)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a run or a prediction is about.
+    """The subject of a run or a prediction.
 
     Attributes:
-        problem: what is minimised.
-        noise: law of the gradient noise, bound to the problem.
+        problem: the problem to minimise.
+        noise: the gradient noise, bound to the problem.
         optimizer: specification of the optimizer.
-        start: where it starts.
+        start: where the optimizer starts.
     """
 
     problem: AbstractProblem
@@ -54,10 +54,10 @@ class Case:
     def checked(
         cls, problem: Any, noise: Any, optimizer: Any, start: Any, steps: int, bound: AbstractNoise | None = None
     ) -> "Case":
-        """The case of a user's arguments; `bound` is the noise where that is bound to the problem already.
+        """The case of a user's arguments; `bound` is the noise if it is already bound to the problem.
 
         Raises:
-            ValueError, TypeError: naming the argument that does not fit.
+            ValueError, TypeError: if an argument does not fit; the message names it.
         """
         check_subject(problem, noise, optimizer)
         check_schedule(optimizer, steps)
@@ -69,13 +69,13 @@ class Case:
         return cls(problem, bound, optimizer, begin)
 
     def start_loss(self) -> float | None:
-        """F at the start as it is now, None where that is random: a function changed since it was compiled is seen."""
+        """Loss at the start, None if the start is random; a loss changed since it was compiled is noticed."""
         if self.start.x is None:
             return None
         if not self.problem.expensive_gradient:
             return float(_loss(self.problem, self.start.x))
-        # As one program and not operation by operation, of which a network would compile some fifty; traced anew, and
-        # compiled once for all runs that have the same.
+        # Compiled as one program, since a network would otherwise compile some fifty single operations. It is traced at
+        # every call, and compiled once for all runs that share it.
         arrays, rest = eqx.partition((self.problem, self.start.x), eqx.is_array)
         leaves, tree = jax.tree.flatten(arrays)
 
@@ -95,12 +95,12 @@ class Case:
     def attributes(
         self, run: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], device: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Attributes of a result's dataset: what it takes to make it again.
+        """Attributes of a result's dataset: what is needed to reproduce it.
 
         Args:
             run: sizes and seed, as numbers and text.
             models: settings of every model by label.
-            device: what it ran on.
+            device: the device on which it ran.
         """
         described = [self.problem.describe(), self.noise.describe(), self.optimizer.describe()]
         started = self.start.describe()
@@ -125,10 +125,10 @@ class Estimate:
     """What a run or a prediction would cost.
 
     Attributes:
-        seconds: running time, compilation included.
-        compile_seconds: compilation alone.
-        memory_bytes: memory of the states in flight, the statistics and the result; what a gradient needs besides (a
-            network's activations) and JAX itself come on top.
+        seconds: running time, including compilation.
+        compile_seconds: compilation time alone.
+        memory_bytes: memory of the current states, the statistics and the result, without that of computing a gradient
+            (a network's activations) and of JAX itself.
         result_bytes: size of the result.
     """
 
@@ -138,7 +138,7 @@ class Estimate:
     result_bytes: int
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One readable line."""
         return (
             f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of them compiling), "
             f"{self.memory_bytes / 2**20:.0f} MiB in memory, {self.result_bytes / 2**20:.1f} MiB of results"
@@ -149,7 +149,7 @@ def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
     """Refuse a problem, noise or optimizer of the wrong kind.
 
     Raises:
-        TypeError: naming the argument and what it may be.
+        TypeError: if one is; the message names the argument and what it may be.
     """
     for name, value, kind, hint in (
         ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
@@ -168,7 +168,7 @@ def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
 
 
 def check_schedule(optimizer: Optimizer, steps: int) -> None:
-    """Refuse a schedule that leaves [0, 1] within the run (looked at in at most 10 000 steps of it)."""
+    """Refuse a schedule that leaves [0, 1] within the run (checked at no more than 10 000 of its steps)."""
     if not isinstance(optimizer, DecayedOptimizer) or optimizer.schedule is None:
         return
     at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
@@ -190,7 +190,7 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
 
 
 def check_start(optimizer: Optimizer, noise: AbstractNoise, problem: AbstractProblem, start: Start) -> None:
-    """Refuse an accumulator that starts at a second moment which is infinite."""
+    """Refuse an accumulator that would start at an infinite second moment."""
     if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
         return
     if not noise.has_variance(problem.start):

@@ -1,4 +1,4 @@
-"""What is recorded of every path beside the loss: accuracy, norms, the trace of the noise, functions of one's own."""
+"""Quantities recorded for every path besides the loss: accuracy, norms, the noise's trace, a user's functions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,11 +22,11 @@ class Observables(eqx.Module):
     """Named functions of the parameters of every path.
 
     Attributes:
-        problem: whose metrics and layout of parameters they use.
-        noise: bound to it.
-        names: in order.
-        functions: the user's own, from a pytree of parameters to a number, by name.
-        layout: of that pytree.
+        problem: the problem whose metrics and layout of parameters they use.
+        noise: the noise, bound to the problem.
+        names: their names, in order.
+        functions: the user's functions from a pytree of parameters to a number, by name.
+        layout: layout of that pytree.
     """
 
     problem: AbstractProblem
@@ -59,10 +59,10 @@ def observables_of(
     problem: AbstractProblem,
     noise: AbstractNoise,
 ) -> Observables:
-    """The observables that a user's ``observables=`` means; see `sdelens.compare`.
+    """The observables that a user's ``observables=`` specifies; see `sdelens.compare`.
 
     Raises:
-        ValueError, TypeError: naming what is not known, or a function that returns no number.
+        ValueError, TypeError: if a name is not known, or a function returns no number; the message names it.
     """
     if isinstance(given, str):
         raise TypeError(f"observables: got the text {given!r}; give a list, for example [{given!r}].")

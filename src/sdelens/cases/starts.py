@@ -20,13 +20,13 @@ __all__ = ["Start", "start_of"]
 
 
 class Start(eqx.Module):
-    """Positions, and accumulators where they are saved; the optimizer's own otherwise.
+    """Initial positions, and saved accumulators if there are any; otherwise the optimizer initialises its accumulators.
 
     Attributes:
-        x: position of all paths, shape (d,), where it is not random.
-        saved: accumulators to start from, None where the optimizer makes its own.
+        x: position of all paths, shape (d,), or None if it is random.
+        saved: accumulators to start from, None where the optimizer initialises them.
         sampler: function from a random key to a flat position, or None.
-        label: what `describe` says.
+        label: the text that `describe` gives.
     """
 
     x: Array | None
@@ -39,7 +39,7 @@ class Start(eqx.Module):
 
         Args:
             stream: random numbers of the paths.
-            initial: state of an optimizer or SDE whose paths are at x.
+            initial: function from x to the initial state of an optimizer or SDE at x.
         """
         if self.sampler is None:
             assert self.x is not None
@@ -51,28 +51,28 @@ class Start(eqx.Module):
         return initial(jax.vmap(self.sampler, out_axes=-1)(keys))
 
     def scaled(self, ratio: float) -> "Start":
-        """With the count of averaged gradients times `ratio`, for a learning rate divided by it."""
+        """The start with the count of averaged gradients times `ratio`, for a learning rate divided by `ratio`."""
         if self.saved.count is None:
             return self
         count = min(round(int(self.saved.count) * float(ratio)), CONVERGED)
         return eqx.tree_at(lambda s: s.saved.count, self, jnp.asarray(count, jnp.int32))
 
     def centre(self) -> Array:
-        """Where paths start on average, of a random start the mean of 1024 draws: shape (d,)."""
+        """Mean initial position, for a random start the mean of 1024 draws: shape (d,)."""
         stream = Stream(jnp.zeros(2, jnp.uint32), jnp.arange(1024, dtype=jnp.uint32))
         x = self.state(stream, State).x
         return x if x.ndim == 1 else x.mean(axis=-1)
 
     def describe(self) -> dict[str, Any]:
-        """What it takes to start there again, JSON types only; ``rerunnable`` False for saved states and functions."""
+        """What is needed to reproduce it, JSON types only; ``rerunnable`` is False for saved states and functions."""
         return {"start": self.label, "rerunnable": False} if self.label else {}
 
 
 def start_of(given: Any, problem: AbstractProblem, optimizer: Optimizer) -> Start:
-    """The `Start` that a user's ``start=`` means; see `sdelens.compare`.
+    """The `Start` that a user's ``start=`` specifies; see `sdelens.compare`.
 
     Raises:
-        ValueError, TypeError: naming the part that does not fit.
+        ValueError, TypeError: if a part does not fit; the message names it.
     """
     if given is None:
         return Start(problem.start)
@@ -90,13 +90,14 @@ def start_of(given: Any, problem: AbstractProblem, optimizer: Optimizer) -> Star
 
 @dataclass(frozen=True)
 class _Sampler:
-    """A user's function as flat positions; samplers of the same function are equal, so that they share programs.
+    """A user's function, returning flat positions; samplers of the same function are equal and share programs.
 
     Attributes:
-        function: from a random key to parameters.
-        layout: of the parameters.
-        dtype: of the flat position.
-        example: bytes of one draw: what the function reads from elsewhere may have changed since it was compiled.
+        function: a function from a random key to parameters.
+        layout: layout of the parameters.
+        dtype: dtype of the flat position.
+        example: bytes of one draw, which differ if values that the function reads from elsewhere have changed since it
+            was compiled.
     """
 
     function: Callable[[Any], Any]

@@ -1,4 +1,4 @@
-"""What knows nothing of optimizers: argument checks, pytrees, random numbers, names, files, compiler options.
+"""Helpers that use no optimizer code: argument checks, pytrees, random numbers, names, files, compiler options.
 
 `names`, `check` and `files` import no JAX.
 """

@@ -1,4 +1,4 @@
-"""Input guards: every message names the argument, what came, and what to do instead."""
+"""Checks of arguments: every error message names the argument, the value that was given, and a remedy."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ __all__ = ["at_least", "choice", "finite_array", "float_dtype", "fraction", "non
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is abstract (inside a JAX transformation), so that it cannot be inspected."""
-    jax = sys.modules.get("jax")  # a value of JAX's is there only if JAX is: plain numbers are checked without it
+    jax = sys.modules.get("jax")  # JAX values exist only if JAX is imported; plain numbers are checked without it
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
@@ -31,7 +31,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def number(name: str, value: Any) -> Any:
-    """Return `value` as a Python float; tracers pass untouched.
+    """Return `value` as a Python float; tracers are returned unchanged.
 
     Raises:
         TypeError: if it is not a real number.
@@ -79,7 +79,7 @@ def fraction(name: str, value: Any) -> Any:
 
 
 def whole(name: str, value: Any) -> int:
-    """Return `value` as an int; floats are accepted only where they are whole, as 1e4 is."""
+    """Return `value` as an int; floats are accepted only if they are whole numbers, such as 1e4."""
     if _is_array(value) and value.ndim == 0:
         value = value.item()
     ok = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -111,7 +111,7 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:
-    """Return the name of a floating type, given by name or as such, if it is one of `known` and JAX has it."""
+    """Return the name of a floating dtype, given as a name or a type, if it is in `known` and enabled in JAX."""
     found = choice(name, getattr(value, "__name__", value), known)  # jnp.bfloat16 is a class
     jax = sys.modules.get("jax")
     if found == "float64" and jax is not None and not jax.config.read("jax_enable_x64"):

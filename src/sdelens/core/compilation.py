@@ -1,10 +1,11 @@
-"""Compiler options, chosen in one place by the work that lies ahead.
+"""Compiler options, chosen in one place by how much a program computes.
 
-XLA's optimised code for a CPU takes most of a second to compile, and small ensembles then run for milliseconds. The
-same program without optimisation compiles in a fifth of that and runs some ten times slower. A program therefore goes
-the quick way where what it computes, counted in elements of arrays, takes less time to run so than compiling saves; the
-count depends on the program and the sizes of the run alone, so that equal runs, and a run and its resumption, go
-the same way. Numbers of the two ways differ by rounding.
+XLA takes most of a second to compile optimised code for a CPU, while small ensembles run for milliseconds. Without
+optimisation the same program compiles in a fifth of that time and runs some ten times slower. A program is therefore
+compiled without optimisation (the quick way) if its extra running time is less than the compilation time that is saved.
+The running time is estimated by the number of array elements that the program computes. This number depends only on the
+program and the sizes of the run, so equal runs, and a run and its resumption, are compiled in the same way. The results
+of the two ways differ by rounding.
 """
 
 import math
@@ -25,7 +26,7 @@ __all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_option
 
 Way = Literal["quick", "narrow", "wide"]
 SMALL = 3e8
-"""Elements of arrays, computed in all, up to which the quick way is taken: at most 0.02 s more, for 0.5 s less."""
+"""Number of computed array elements up to which the quick way is taken: it adds at most 0.02 s and saves 0.5 s."""
 
 _GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
 _NARROW: dict[str, Any] = {
@@ -34,9 +35,9 @@ _NARROW: dict[str, Any] = {
     "xla_backend_optimization_level": 3,
     "xla_cpu_parallel_codegen_split_count": 32,
 }
-"""For speed: XLA's defaults, whatever XLA_FLAGS says; on a GPU whole loops as CUDA graphs, which saves 15 µs a step."""
+"""For speed: XLA's defaults, whatever XLA_FLAGS says; a GPU runs whole loops as CUDA graphs, saving 15 µs per step."""
 WIDE = _NARROW | {"xla_cpu_prefer_vector_width": 512}
-"""The same with vectors of 512 bits, on CPUs that have them: a third faster."""
+"""The same options with vectors of 512 bits, on CPUs that have them: a third faster."""
 _QUICK = _NARROW | {
     "xla_cpu_use_fusion_emitters": False,
     "xla_backend_optimization_level": 0,
@@ -44,12 +45,12 @@ _QUICK = _NARROW | {
 }
 _OPTIONS: dict[Way, dict[str, Any]] = {"quick": _QUICK, "narrow": _NARROW, "wide": WIDE}
 _WRONG_IN_WIDE = frozenset({"atan", "atan2"})
-"""Primitives for which jaxlib 0.10.2 can give numbers that have nothing to do with them; the tests try the others."""
+"""Primitives for which jaxlib 0.10.2 can return wrong numbers in wide vectors; the tests check all others."""
 _EQUALITY = "equality of floats"
-"""As the derivative of a maximum has it: without optimisation XLA may round a number in two ways where it is used
-twice, and then nothing equals the maximum."""
+"""It occurs in the derivative of a maximum. Without optimisation XLA may round a number that is used twice in two
+different ways, and then no element equals the maximum."""
 _WRITTEN = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
-"""Operations that write into an array in place, and which of their arguments they write."""
+"""Operations that write into an array in place, with the index of the argument that holds the new values."""
 _PROGRAMS = (ClosedJaxpr, Jaxpr)
 
 
@@ -59,16 +60,16 @@ def program(**options: Any) -> Callable[[Callable[..., Any]], "Program"]:
 
 
 def quick(function: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit` for what runs once or little, compiled the quick way."""
+    """`jax.jit` for functions that run once or compute little, compiled the quick way."""
     return jax.jit(function, compiler_options=_QUICK, **options)
 
 
 class Program:
-    """A function that is compiled the quick way where little is computed, and else for speed.
+    """A function that is compiled the quick way if it computes little, and otherwise for speed.
 
     Args:
-        function: of arrays and pytrees of them.
-        options: of `jax.jit`.
+        function: a function of arrays and pytrees of arrays.
+        options: options of `jax.jit`.
     """
 
     def __init__(self, function: Any, **options: Any) -> None:
@@ -81,20 +82,20 @@ class Program:
         return self.chosen(1, *arguments, **named)(*arguments, **named)
 
     def chosen(self, repeats: float, *arguments: Any, **named: Any) -> Any:
-        """The jitted function whose compiler options suit.
+        """The jitted function with the compiler options that suit the arguments.
 
         Args:
-            repeats: how often loops run whose length the program does not tell.
-            arguments: of the function; arrays may be given by their shapes.
-            named: arguments by name.
+            repeats: number of iterations of loops whose length is not known from the program.
+            arguments: arguments of the function; arrays may be replaced by their shapes.
+            named: keyword arguments of the function.
         """
         jaxpr = self._jitted["narrow"].trace(*arguments, **named).jaxpr
         return self._jitted[_way(jaxpr, repeats, _platform(arguments))]
 
     def compilation(self, repeats: float, *arguments: Any) -> Callable[[], Any] | None:
-        """A call that compiles the program that `chosen` with these arguments gives; None where one was made before.
+        """A function that compiles the program of `chosen` for these arguments; None if one was returned before.
 
-        Tracing is done at once; the call may be made in another thread. What runs afterwards finds the program.
+        Tracing is done at once; the function may be called in another thread. Later runs use the compiled program.
         """
         jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
         way = _way(jaxpr, repeats, _platform(arguments))
@@ -106,7 +107,7 @@ class Program:
         return compiling
 
     def lower(self, *arguments: Any) -> Any:
-        """The program with these arguments, not compiled."""
+        """The lowered program for these arguments, not compiled."""
         return self._jitted["narrow"].lower(*arguments)
 
     def shapes(self, *arguments: Any) -> Any:
@@ -116,10 +117,10 @@ class Program:
 
 @contextmanager
 def compiled_ahead(compilations: Iterable[tuple[str, Callable[[], Any] | None]]) -> Iterator[Callable[[str], None]]:
-    """Compile on all cores, beside what runs meanwhile; yields what waits until the programs of a name are there.
+    """Compile on all cores in the background; yields a function that waits until the programs of a name are ready.
 
     Args:
-        compilations: names, in the order in which they will be needed, and what `Program.compilation` gave.
+        compilations: names, in the order in which they will be needed, each with a result of `Program.compilation`.
     """
     waiting: dict[str, list[Future[Any]]] = {}
     pool = ThreadPoolExecutor(len(cores()))
@@ -138,12 +139,12 @@ def compiled_ahead(compilations: Iterable[tuple[str, Callable[[], Any] | None]])
 
 
 def compiler_options(jaxpr: ClosedJaxpr, repeats: float, arguments: Any) -> dict[str, Any]:
-    """Those that suit a traced program, with `repeats` and `arguments` as of `Program.chosen`."""
+    """The options that suit a traced program, with `repeats` and `arguments` as in `Program.chosen`."""
     return _OPTIONS[_way(jaxpr, repeats, _platform(arguments))]
 
 
 def _platform(arguments: Any) -> str:
-    """Of the devices on which the first array lies that says so, else JAX's own choice."""
+    """Platform of the first array that is placed on a device, else JAX's default."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments))
     known = (device.platform for sharding in shardings if sharding is not None for device in sharding.device_set)
     return next(known, jax.default_backend())
@@ -157,10 +158,10 @@ def _way(jaxpr: ClosedJaxpr, repeats: float, platform: str) -> Way:
 
 @lru_cache(maxsize=256)
 def operations(jaxpr: ClosedJaxpr, repeats: float = 1) -> float:
-    """Elements of all arrays that a program computes on a CPU; of products of matrices, their multiplications.
+    """Number of array elements that a program computes on a CPU; for matrix products, their multiplications.
 
-    A loop counts as often as it runs where that is known, else `repeats` times, and once within another; of branches
-    the most expensive counts.
+    A loop counts as many times as it runs if that is known, else `repeats` times, or once if it is inside another such
+    loop. Of several branches only the most expensive one counts.
     """
     return _operations(jaxpr.jaxpr, repeats)
 
@@ -196,7 +197,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
-    """Names of all primitives in a program, those of its loops, branches and calls too."""
+    """Names of all primitives in a program, including those in its loops, branches and calls."""
 
     def names(inner: Jaxpr) -> Iterator[str]:
         for equation in _needed(inner):
@@ -210,7 +211,7 @@ def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
 
 
 def _needed(jaxpr: Jaxpr) -> list[Any]:
-    """The operations whose results are used, last first: differentiation leaves others behind, compilers drop them."""
+    """The operations whose results are used, last first; differentiation adds unused ones, which compilers remove."""
     used = {id(out) for out in jaxpr.outvars}
     needed = []
     for equation in reversed(jaxpr.eqns):
@@ -221,6 +222,6 @@ def _needed(jaxpr: Jaxpr) -> list[Any]:
 
 
 def _parts(equation: Any) -> list[Jaxpr]:
-    """The programs within an operation: bodies of loops, branches, what is called."""
+    """The programs within an operation: bodies of loops, branches, called functions."""
     leaves = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda a: isinstance(a, _PROGRAMS))
     return [a.jaxpr if isinstance(a, ClosedJaxpr) else a for a in leaves if isinstance(a, _PROGRAMS)]

@@ -1,4 +1,4 @@
-"""What there is by name: optimizers and noise laws, declared once for shell, scaling rules and tables. No JAX."""
+"""Optimizers and noise laws by name, declared once for the shell, scaling rules and tables. Imports no JAX."""
 
 import importlib
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class OptimizerDeclaration:
-    """An optimizer as everything outside `sdelens.optimizers` needs to know it.
+    """What code outside `sdelens.optimizers` needs to know about an optimizer.
 
     Attributes:
-        name: what its specification is called in the shell, in dicts and in results.
-        label: its name as it is written in tables and figures.
-        meaning: a few words for lists.
-        specification: the class, or ``"module:name"`` of it, which is then imported when it is needed.
-        defaults: numbers of the specification beside lr and weight_decay, with their defaults.
+        name: name of its specification in the shell, in dicts and in results.
+        label: its name in tables and figures.
+        meaning: a short description for lists.
+        specification: the class, or its ``"module:name"``, which is imported when it is needed.
+        defaults: numbers of the specification other than lr and weight_decay, with their default values.
         scaling_rule: the rule of `sdelens.scaling.RULES` that keeps its SDE.
-        accepted: numbers that a dict of its hyperparameters may hold beside lr and weight_decay, in the library's words
-            or in PyTorch's.
-        common: defaults of these on which PyTorch and optax agree.
-        family: the optimizer whose arithmetic of hyperparameters it shares; "" is its own.
+        accepted: names that a dict of its hyperparameters may contain besides lr and weight_decay, as in this library
+            or in PyTorch.
+        common: default values of these on which PyTorch and optax agree.
+        family: the optimizer whose rules for scaling hyperparameters it shares; "" means the optimizer itself.
     """
 
     name: str
@@ -46,7 +46,7 @@ class OptimizerDeclaration:
 
     @property
     def of_family(self) -> str:
-        """The family by whose arithmetic its hyperparameters are scaled."""
+        """The optimizer by whose rules its hyperparameters are scaled."""
         return self.family or self.name
 
     def load(self) -> Any:
@@ -56,14 +56,14 @@ class OptimizerDeclaration:
 
 @dataclass(frozen=True)
 class NoiseDeclaration:
-    """A noise law as everything outside `sdelens.noise` needs to know it.
+    """What code outside `sdelens.noise` needs to know about a noise law.
 
     Attributes:
-        name: what it is called in the shell and in results.
-        label: its name as it is written in tables and figures.
-        meaning: a few words for lists.
-        law: the class, or ``"module:name"`` of it, which is then imported when it is needed.
-        defaults: arguments that the shell takes where they are not given.
+        name: its name in the shell and in results.
+        label: its name in tables and figures.
+        meaning: a short description for lists.
+        law: the class, or its ``"module:name"``, which is imported when it is needed.
+        defaults: arguments that the shell uses if they are not given.
     """
 
     name: str
@@ -147,19 +147,19 @@ _OURS = (
 OPTIMIZERS: Final[dict[str, OptimizerDeclaration]] = {declared.name: declared for declared in _OURS}
 """The declarations by name."""
 ALIASES: Final = {"adam": "adamw", "rmsprop": "rmspropw"}
-"""Further names of two optimizers; in dicts of hyperparameters their decay is that of PyTorch, within the gradient."""
+"""Other names of two optimizers; in dicts of hyperparameters their decay is part of the gradient, as in PyTorch."""
 
 
 def canonical_name(name: str) -> str:
-    """The name of the declaration that a name or an alias means."""
+    """The name of the declaration to which a name or an alias refers."""
     return ALIASES.get(name, name)
 
 
 def declare_optimizer(declaration: OptimizerDeclaration) -> None:
-    """Make an optimizer known by its name, to the shell and the scaling rules.
+    """Register an optimizer by its name for the shell and the scaling rules.
 
     Raises:
-        ValueError: if there is another of that name, or no optimizer of its family.
+        ValueError: if the name is taken, or its family is not a registered optimizer.
     """
     if declaration.name in OPTIMIZERS or declaration.name in ALIASES:
         raise ValueError(f"name: there is an optimizer {declaration.name!r} already; choose another name.")
@@ -203,10 +203,10 @@ NOISES: Final[dict[str, NoiseDeclaration]] = {declared.name: declared for declar
 
 
 def declare_noise(declaration: NoiseDeclaration) -> None:
-    """Make a noise law known by its name, to the shell and the tables.
+    """Register a noise law by its name for the shell and the tables.
 
     Raises:
-        ValueError: if there is another of that name.
+        ValueError: if the name is taken.
     """
     if declaration.name in NOISES:
         raise ValueError(f"name: there is a noise law {declaration.name!r} already; choose another name.")

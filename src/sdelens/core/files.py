@@ -1,4 +1,4 @@
-"""What is written out: files that appear whole or not at all, figures, and tables of text."""
+"""Output: atomic file writes, figures, and text tables."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ __all__ = ["atomic_path", "held_folder", "save_figure", "text_table"]
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary name beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    """A temporary file next to `path` that replaces it if the block succeeds, and is deleted otherwise."""
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"path: {str(target)!r} is a folder; give the name of a file.")
@@ -36,16 +36,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder, made if need be, and held against other runs until the block ends or the process dies.
+    """The folder, created if needed and locked against other runs until the block or the process ends.
 
     Args:
-        name: of the argument, for messages.
+        name: name of the argument, for error messages.
         path: the folder.
 
     Raises:
         NotADirectoryError: if it is a file.
-        BlockingIOError: if another run holds it.
-        OSError: if it cannot be made or written.
+        BlockingIOError: if another run has locked it.
+        OSError: if it cannot be created or written to.
     """
     import filelock
 
@@ -76,10 +76,10 @@ def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format of the ending of `path`; the file appears whole or not at all.
+    """Write a figure atomically, in the format given by the suffix of `path`.
 
     Raises:
-        ValueError: if the ending is not one matplotlib writes.
+        ValueError: if matplotlib does not support the suffix.
     """
     known = figure.canvas.get_supported_filetypes()
     suffix = Path(path).suffix.lstrip(".").lower()
@@ -90,7 +90,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table with aligned columns, the first to the left, the others to the right."""
+    """Lines of a table with the first column aligned left and the others aligned right."""
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

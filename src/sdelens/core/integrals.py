@@ -1,4 +1,4 @@
-"""Integrals of many functions over many coordinates at once, panels halved where they are not smooth."""
+"""Integrals of many functions over many coordinates at once; panels are halved where a function is not smooth."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,11 @@ __all__ = ["POINTS", "integrate"]
 
 _ORDER, _PANELS, _LEVELS = 10, 32, 60
 POINTS = _ORDER * _PANELS
-"""Points per coordinate at which a function is asked for at once."""
+"""Number of points per coordinate at which a function is evaluated in one call."""
 
 
 def _lobatto(order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Lobatto rule on [−1, 1], ends included: a jump anywhere in a panel, next to its ends too, is seen."""
+    """Gauss-Lobatto rule on [−1, 1], which includes the end points: it detects jumps in a panel also near its ends."""
     polynomial = np.polynomial.Legendre.basis(order - 1)
     nodes = np.concatenate([[-1], np.sort(polynomial.deriv().roots().real), [1]])
     return nodes, 2 / (order * (order - 1) * polynomial(nodes) ** 2)
@@ -24,16 +24,16 @@ _LOBATTO = _lobatto(_ORDER)
 def integrate(function: Callable[[np.ndarray], np.ndarray], edges: np.ndarray, tolerance: float) -> np.ndarray:
     """∫ function dt from the first to the last edge, shape (d, Q).
 
-    Each panel is halved until both halves together agree with it to `tolerance` times the sum of all panels' sizes, or
-    60 times, so that a jump is closed in to rounding.
+    Each panel is halved until the sum of its halves agrees with it to `tolerance` times the sum of the absolute values
+    of all panels, but at most 60 times, which locates a jump to within rounding.
 
     Raises:
-        ValueError: if the function is not finite somewhere, naming the coordinate.
+        ValueError: if the function is not finite somewhere; the message names the coordinate.
 
     Args:
         function: (d, POINTS) points t -> (d, POINTS, Q) values.
-        edges: of the first panels, ascending, shape (d, E).
-        tolerance: relative, of every integral.
+        edges: edges of the first panels, ascending, shape (d, E).
+        tolerance: relative tolerance of every integral.
     """
     dim = edges.shape[0]
     a, b = edges[:, :-1].ravel(), edges[:, 1:].ravel()

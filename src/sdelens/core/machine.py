@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""Resources of the machine."""
 
 import os
 
@@ -6,7 +6,7 @@ __all__ = ["cores"]
 
 
 def cores() -> list[int]:
-    """The cores that this process may use, where the system tells."""
+    """The cores that this process may use, or all cores if the system does not report them."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

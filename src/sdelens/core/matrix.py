@@ -1,4 +1,4 @@
-"""Symmetric matrices, and diagonals that stand for them."""
+"""Operations on symmetric matrices, which may be given by their diagonals."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def times(matrix: Array, x: Array) -> Array:
 
 
 def symmetric_root(matrix: Any) -> np.ndarray:
-    """The symmetric root of a positive semi-definite matrix, or of a diagonal; unlike Cholesky's it always exists."""
+    """The symmetric root of a positive semi-definite matrix or a diagonal; it exists where Cholesky's does not."""
     if matrix.ndim == 1:
         return np.sqrt(np.maximum(matrix, 0))
     values, vectors = np.linalg.eigh(matrix)

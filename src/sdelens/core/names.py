@@ -1,4 +1,4 @@
-"""The names users type, as plain text: no JAX here, so that the shell answers at once."""
+"""The names that users type, as plain text; imports no JAX, so that the shell starts quickly."""
 
 from pathlib import PurePath
 from typing import Any, Final
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 OPTAX: Final = "optax:"
-"""What names of optax's own optimizers begin with in the shell."""
+"""Prefix of the names of optax's optimizers in the shell."""
 MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
     "sde": "the first-order SDE: that of arXiv 2411.15958 for SGD, SignSGD, RMSprop and Adam",
@@ -50,8 +50,9 @@ MODELS: Final = {
     "and Adam); run where it is named",
 }
 ON_REQUEST: Final = ("second-order", "empirical")
-"""Models run only where they are named: at the default of one substep the first says less than the first-order SDE; the
-other takes as many times longer as it has samples, and is run unasked where an optimizer has no SDE in closed form."""
+"""Models that run only if they are named. With the default of one substep the first is less informative than the
+first-order SDE. The second takes as many times longer as it has samples; it runs by default if an optimizer has no SDE
+in closed form."""
 COEFFICIENTS: Final = {
     "sampled": "means and scatter over sampled gradients",
     "quadrature": "expectations over the noise of every coordinate by quadrature",
@@ -119,7 +120,7 @@ MOMENTA: Final = {
     "time": "1 − β times the learning rate's factor: ρ = (1 − β)/η is held, the memory per unit of time t = kη",
     "fixed": "β unchanged: a mean remembers as many steps as before",
 }
-"""What becomes of the decays β of running means, by name."""
+"""Rules by which the decays β of running means are scaled, by name."""
 SCALING_RULES: Final = {
     "sqrt": "for sign and adaptive optimizers",
     "linear": "for SGD and momentum",
@@ -137,17 +138,17 @@ ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 
 
 def optimizer_meanings() -> dict[str, str]:
-    """Names of all optimizers, with a few words on each."""
+    """Names of all optimizers, each with a short description."""
     return {name: declared.meaning for name, declared in OPTIMIZERS.items()}
 
 
 def noise_meanings() -> dict[str, str]:
-    """Names of all noise laws, with a few words on each."""
+    """Names of all noise laws, each with a short description."""
     return {name: declared.meaning for name, declared in NOISES.items()}
 
 
 def optimizer_label(optimizer: dict[str, Any]) -> str:
-    """An optimizer's name as it is written."""
+    """An optimizer's name in tables and figures."""
     if optimizer.get("nesterov"):
         return "Nesterov momentum"
     name = str(optimizer["name"])
@@ -157,7 +158,7 @@ def optimizer_label(optimizer: dict[str, Any]) -> str:
 
 
 def problem_label(problem: dict[str, Any]) -> str:
-    """A problem's name as it is written, with its data set if there is one."""
+    """A problem's name in tables and figures, with its data set if there is one."""
     names = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "transformer": "transformer"}
     names |= {"rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
     names |= {"linear-regression": "linear regression"}
@@ -172,7 +173,7 @@ def problem_label(problem: dict[str, Any]) -> str:
 
 
 def noise_label(noise: dict[str, Any]) -> str:
-    """A noise law's name as it is written, with what tells it from others of its kind."""
+    """A noise law's name in tables and figures, with details that distinguish it from similar laws."""
     if noise["name"] == "distributed":
         sent = noise.get("compression")
         how = (
@@ -200,7 +201,7 @@ def point_label(point: dict[str, Any]) -> str:
 
 
 def value_labels(values: list[Any]) -> list[str]:
-    """Numbers to as few digits, three or more, as tell them apart; anything else as it is."""
+    """Numbers with the fewest digits (at least three) that distinguish them; other values as plain text."""
     if not all(isinstance(value, float) for value in values):
         return [value_labels([value])[0] if isinstance(value, float) else str(value) for value in values]
     for digits in (3, 4, 6, 9):
@@ -211,6 +212,6 @@ def value_labels(values: list[Any]) -> list[str]:
 
 
 def schedule_label(schedule: dict[str, Any]) -> str:
-    """A schedule's name, with that of the one that follows it."""
+    """A schedule's name, with the name of the schedule that follows it, if any."""
     then = schedule.get("then")
     return f"{schedule['name']}, then {schedule_label(then)}" if then else str(schedule["name"])

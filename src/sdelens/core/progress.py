@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, a line now and then in a log."""
+"""Progress of long computations on standard error: a bar on a terminal, occasional lines in a log."""
 
 import sys
 import time
@@ -13,12 +13,12 @@ _LINE_SECONDS = 10.0
 
 @contextmanager
 def progress_bar(wanted: bool | None, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A bar on standard error, plain lines at most every 10 s where that is no terminal, or nothing.
+    """Show a bar on standard error, plain lines at most every 10 s if it is not a terminal, or nothing.
 
     Args:
-        wanted: whether to show progress; None: if standard error is a terminal.
-        total: all the work.
-        done: the part done in an earlier run, which says nothing of the time left.
+        wanted: whether to show progress; None means only if standard error is a terminal.
+        total: total amount of work.
+        done: amount done in an earlier run, which is not used to estimate the time left.
 
     Yields:
         `report(more, label)`, which advances by `more`.

@@ -1,11 +1,11 @@
 """Counter-based random numbers: every draw is a function of (seed, stream, path, step, coordinate).
 
-The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw 2011, *Parallel random
-numbers: as easy as 1, 2, 3*), the one JAX uses; the tests pin it bit for bit to JAX's. What is ours is the
-counter: the key is made from (seed, stream, step, lane) and the counter is (path, coordinate), or for numbers that
-take one word (path, pair of coordinates). No number therefore depends on how paths are chunked, sharded or ordered, nor
-on how parameters are split into leaves. Written in element-wise operations with paths on the last axis, a normal draw
-costs a CPU a quarter of `jax.random.normal`'s.
+The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw 2011, *Parallel random numbers: as easy as 1,
+2, 3*), which JAX uses too; the tests check that both agree bit for bit. Only the counter is specific to this module:
+the key is made from (seed, stream, step, lane) and the counter is (path, coordinate), or (path, pair of coordinates)
+for numbers that take one word. Therefore no number depends on how paths are chunked, sharded or ordered, or on how
+parameters are split into leaves. With element-wise operations and paths on the last axis, a normal draw takes a quarter
+of the time of `jax.random.normal` on a CPU.
 """
 
 import math
@@ -42,7 +42,7 @@ def threefry2x32(key: Words, counter: Words) -> Words:
 
 
 _threefry = jax.jit(threefry2x32, inline=True)
-"""The same within programs, traced once for each shape."""
+"""The same function for use inside jitted functions, traced once for each shape."""
 
 
 def _words_of(key: Array) -> Words:
@@ -77,7 +77,7 @@ class Stream(NamedTuple):
         return _made_once(key, self.paths, size)
 
     def words(self, size: int, lane: int | Array = 0) -> Array:
-        """One word per coordinate and path, uint32 of shape (size, P): coordinates 2c and 2c + 1 have the pair c."""
+        """One word per coordinate and path, uint32 of shape (size, P): coordinates 2c and 2c + 1 share pair c."""
         first, second = self.bits(-(-size // 2), lane)
         odd = lax.iota(jnp.uint32, 2)[None, :, None] == 1
         return jnp.where(odd, second[:, None], first[:, None]).reshape(-1, first.shape[-1])[:size]
@@ -91,7 +91,7 @@ class Stream(NamedTuple):
         return _unit(self.words(size, lane)).astype(dtype)
 
     def uniforms(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> tuple[Array, Array]:
-        """Two independent uniforms as `uniform`, each of shape (size, P), in float32 for the price of one."""
+        """Two independent uniforms as `uniform`, each of shape (size, P), in float32 at the cost of one."""
         if dtype == jnp.float64:
             return self.uniform(size, dtype, 2 * lane), self.uniform(size, dtype, 2 * lane + 1)
         first, second = self.bits(size, lane)
@@ -104,12 +104,13 @@ class Stream(NamedTuple):
     def permutation(self, positions: Array, below: int) -> Array:
         """Values of one random permutation of 0, …, below − 1 per path at some positions, int32.
 
-        Of up to 64 numbers, the order of as many random words. Above, an additive Feistel network on the pairs (left,
-        right) of a grid of at least `below` cells, whose values outside 0, …, below − 1 are put through it again (Black
-        and Rogaway 2002): any position costs the same, and nothing of the size of the permutation is ever made.
+        Up to 64 numbers are permuted by sorting as many random words. Larger permutations use an additive Feistel
+        network on the pairs (left, right) of a grid of at least `below` cells; values outside 0, …, below − 1 are put
+        through it again (Black and Rogaway 2002). Every position then costs the same, and no array of the size of the
+        permutation is created.
 
         Args:
-            positions: in 0, …, below − 1, of shape (m,), or (m, P) of their own for every path.
+            positions: in 0, …, below − 1, of shape (m,), or (m, P) if they differ by path.
             below: size of the permuted set.
 
         Returns:
@@ -172,10 +173,10 @@ _LOG += (-0.24968907, 0.33334606, -0.500003751, 0.999999968)
 
 @partial(jax.jit, inline=True)
 def _normal_quantile(x: Array) -> Array:
-    """√2 erf⁻¹(x) in float32 for |x| < 1, within 3e-7 of its size.
+    """√2 erf⁻¹(x) in float32 for |x| < 1, with a relative error of at most 3e-7.
 
-    The polynomials are Giles's (2010, *Approximating the erfinv function*), as in XLA's own, but with w = −log(1 − x²)
-    taken as the plain logarithm of (1 − x)(1 + x), which is faster and, here, more accurate than its log1p.
+    The polynomials are Giles's (2010, *Approximating the erfinv function*), as in XLA, but with w = −log(1 − x²) taken
+    as the plain logarithm of (1 − x)(1 + x), which is faster and, here, more accurate than its log1p.
     """
     w = -_log((1 - x) * (1 + x))
     root = np.sqrt(2.0)
@@ -188,7 +189,7 @@ def _normal_quantile(x: Array) -> Array:
 
 
 def _log(y: Array) -> Array:
-    """Natural logarithm of normal positive float32 numbers, within 1e-7 + 1e-7 |log y|; nothing else is looked for."""
+    """Natural logarithm of normal positive float32 numbers only, within 1e-7 + 1e-7 |log y|."""
     least = np.int32(0x3F3504F3)  # √½: mantissas from there to √2
     bits = lax.bitcast_convert_type(y, jnp.int32) - least
     exponent = (bits >> 23).astype(jnp.float32)
@@ -202,9 +203,9 @@ def _log(y: Array) -> Array:
 def _made_once(key: Words, paths: Array, size: int) -> Words:
     """Both words of the counters (path, 0), …, (path, size − 1), each of shape (size, P).
 
-    On a CPU, XLA would fuse the generator into whatever uses a word, and run it again for each of two uses. Across a
-    conditional, whose condition it cannot know to hold, it does not fuse; and of a complex number it makes both parts
-    in one loop.
+    On a CPU, XLA would fuse the generator into the operations that use its words and run it again for each of them. It
+    does not fuse across a conditional whose condition is unknown at compile time, and it computes both parts of a
+    complex number in one loop.
     """
 
     def words() -> Words:

@@ -23,7 +23,7 @@ class Layout:
         treedef: structure of the pytree.
         shapes: shape per leaf; None where the leaf is not a parameter.
         dtypes: name of the dtype per leaf; None where the leaf is not a parameter.
-        names: path of every leaf, as in ``['dense'].weight``.
+        names: path of every leaf, such as ``['dense'].weight``.
         static: the leaves that are not parameters (functions, strings, …), None elsewhere.
     """
 
@@ -57,7 +57,7 @@ class Layout:
         return jnp.concatenate(parts)
 
     def matches(self, tree: Any) -> bool:
-        """Whether `tree` has the structure of the parameters, of more than one leaf."""
+        """Whether the parameters have more than one leaf and `tree` has their structure."""
         if len(self.shapes) < 2:
             return False
         try:
@@ -70,7 +70,7 @@ class Layout:
         """One number per coordinate from a pytree of the same structure, each leaf broadcast to the parameter's.
 
         Raises:
-            ValueError: naming the first leaf whose shape does not fit, or the structures if they differ.
+            ValueError: if the structures differ or a shape does not fit; the message names the first such leaf.
         """
         try:
             leaves = self.treedef.flatten_up_to(tree)
@@ -94,10 +94,9 @@ class Layout:
 
 
 def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
-    """Split `tree` into one flat vector of its floating arrays and a `Layout` that puts it back.
+    """Split `tree` into one flat vector of its floating arrays and a `Layout` that reverses this.
 
-    Floating arrays (NumPy or JAX) are the parameters; functions, strings, Python numbers and None
-    pass through untouched.
+    Floating arrays (NumPy or JAX) are the parameters; functions, strings, Python numbers and None are left unchanged.
 
     Raises:
         TypeError: if a leaf is an integer or Boolean array, a complex array or a random key.
@@ -127,7 +126,7 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
                 f"{where}: is an array of {leaf.dtype}; parameters must be floating arrays. Cast it with "
                 ".astype('float32'), or close over it in the loss if it is not to be trained."
             )
-        array = np.asarray(leaf)  # in NumPy: bound to no device, and nothing to compile
+        array = np.asarray(leaf)  # in NumPy: not tied to a device, and nothing to compile
         array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
         if not np.isfinite(array).all():
             raise ValueError(f"{where}: has entries that are not finite; start from finite parameters.")
@@ -154,7 +153,7 @@ def column(values: Array, like: Array) -> Array:
 def sum_coordinates(values: Array) -> Array:
     """Sum over the first axis: () for (d,), (P,) for (d, P).
 
-    XLA's CPU reduction over a leading axis is scalar code, 5 to 50 times slower than these (measured at d = 10).
+    XLA's CPU reduction over a leading axis is scalar code, 5 to 50 times slower than this code (measured at d = 10).
     """
     if values.ndim == 1:
         return jnp.sum(values)

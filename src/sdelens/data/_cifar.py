@@ -18,11 +18,12 @@ def channels_last(rows: np.ndarray) -> np.ndarray:
 
 
 def read_cifar_folder(folder: Path, split: str) -> Dataset:
-    """Images, shape (n, 32, 32, 3), and labels from the files of a split, in the folder or its cifar-10-batches-bin.
+    """Images, shape (n, 32, 32, 3), and labels of a split, from the folder or its subfolder cifar-10-batches-bin.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the folder has only Python pickles, or naming a file that is cut short or is no such file.
+        ValueError: if the folder has only Python pickles, or a file is truncated or of another kind; the message names
+            it.
     """
     inner = folder / "cifar-10-batches-bin"
     where = inner if inner.is_dir() else folder

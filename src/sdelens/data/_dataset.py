@@ -1,4 +1,4 @@
-"""What a data set is, and class-balanced parts of it."""
+"""Data sets, and class-balanced subsets of them."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ __all__ = ["Dataset"]
 
 
 class Dataset(NamedTuple):
-    """Examples and their labels; ``features, labels = dataset`` takes them apart.
+    """Examples and their labels; ``features, labels = dataset`` unpacks them.
 
     Attributes:
         features: n examples on the first axis: (n, p) a table, (n, height, width, channels) images, (n, context) text.
@@ -26,9 +26,9 @@ class Dataset(NamedTuple):
         return int(self.labels.max()) + 1
 
     def balanced(self, subset: int, seed: int) -> "Dataset":
-        """`subset` examples with the classes in parts as equal as they allow, in their first order.
+        """`subset` examples with the classes as equally represented as possible, in their original order.
 
-        A function of `seed` alone; with the same seed a smaller subset lies within a larger one.
+        The choice depends on `seed` alone; with the same seed a larger subset contains each smaller one.
 
         Raises:
             ValueError: if `subset` is less than the number of classes, or more than there are examples.

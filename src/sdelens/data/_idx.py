@@ -22,7 +22,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     The header is two zero bytes, the type (8: unsigned byte), the number of axes, and each size as 32-bit big-endian.
 
     Raises:
-        ValueError: naming the file, if it is not IDX, holds another type, is cut short or too long.
+        ValueError: if it is not IDX, holds another type, or is too short or too long; the message names the file.
     """
     try:
         with path.open("rb") as raw:
@@ -61,9 +61,9 @@ def read_idx_folder(folder: Path, split: str, shape: tuple[int, ...]) -> Dataset
     """Images, shape (n, *shape), and labels from the two IDX files of a split in a folder.
 
     Raises:
-        ValueError: naming the file, if images and labels differ in number, the size is not that of `shape`, or a label
-            is above 9.
-        FileNotFoundError: if a file is missing, with the names that are looked for.
+        ValueError: if images and labels differ in number, the size is not that of `shape`, or a label is above 9; the
+            message names the file.
+        FileNotFoundError: if a file is missing; the message lists the expected names.
     """
     images_path, labels_path = (_find(folder, stem, axes) for stem, axes in zip(_NAMES[split], (3, 1), strict=True))
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)

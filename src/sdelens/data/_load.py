@@ -17,7 +17,7 @@ __all__ = ["is_text", "load_dataset"]
 
 
 def is_text(name: str | os.PathLike[str]) -> bool:
-    """Whether a data set's name means a text: ``python-docs``, a name that ends in .txt, or an existing file."""
+    """Whether a data set's name refers to a text: ``python-docs``, a name that ends in .txt, or an existing file."""
     name = os.fspath(name)
     return name == DEFAULT_TEXT or (name not in DATASETS and (name.endswith(".txt") or Path(name).is_file()))
 
@@ -31,7 +31,7 @@ def load_dataset(
     split: str = "train",
     context: int | None = None,
 ) -> Dataset:
-    """Features and labels of a named data set, all of it or a class-balanced part.
+    """Features and labels of a data set by name, all of it or a class-balanced subset.
 
     ====================  ====================================================  =======================================
     name                  features                                              from
@@ -45,22 +45,23 @@ def load_dataset(
     a file, or ``*.txt``  (n, context) characters, labels the next ones         that file, in UTF-8
     ====================  ====================================================  =======================================
 
-    What OpenML sends is kept in the folder SDELENS_DATA of the environment, or in scikit-learn's data folder.
+    Downloads from OpenML are cached in the folder of the environment variable SDELENS_DATA, or in scikit-learn's data
+    folder.
 
     Args:
-        name: of the data set, or the path of a text.
-        subset: number of examples, None for all: of each class equally many as far as they go, of a text windows at
-            random.
-        seed: seed of the subset, which depends on nothing else.
+        name: name of the data set, or the path of a text.
+        subset: number of examples, None for all: the classes are represented as equally as possible, and the windows of
+            a text are drawn at random.
+        seed: seed of the subset, which determines the choice.
         data_dir: folder with the files of mnist, fashion-mnist or cifar-10.
-        split: ``"train"`` or ``"test"``; the others have no test set.
-        context: characters of a window of a text (default 32).
+        split: ``"train"`` or ``"test"``; only mnist, fashion-mnist and cifar-10 have a test set.
+        context: number of characters in a window of a text (default 32).
 
     Raises:
         ValueError: if a name is unknown, an option does not belong to the data set, `subset` does not fit, or a file is
-            damaged; the file is named.
+            damaged; the message names the file.
         FileNotFoundError, NotADirectoryError: if a file or `data_dir` does not exist.
-        ConnectionError: if OpenML cannot be reached; the message says how to do without.
+        ConnectionError: if OpenML cannot be reached; the message says how to work without it.
     """
     name = os.fspath(name)
     check.choice("split", split, ("train", "test"))

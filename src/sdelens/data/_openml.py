@@ -1,4 +1,4 @@
-"""Images from OpenML, fetched once and kept as compact files with their checksums."""
+"""Images from OpenML, downloaded once and cached as compressed files with their checksums."""
 
 import hashlib
 import http.client
@@ -19,15 +19,15 @@ __all__ = ["SOURCES", "Source", "load_openml"]
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as OpenML holds it: `train` examples, then `test` examples, one flat image a row.
+    """A data set as OpenML stores it: `train` examples, then `test` examples, one flattened image per row.
 
     Attributes:
-        name: its name there.
-        version: its version there.
+        name: its name on OpenML.
+        version: its version on OpenML.
         shape: height, width and channels of an image.
         train: number of examples for training.
         test: number of examples for testing.
-        files: which files hold it otherwise, for messages.
+        files: files that contain it and can be used instead, for error messages.
     """
 
     name: str
@@ -53,14 +53,15 @@ SOURCES: Final = {
 
 
 def load_openml(name: str, split: str) -> Dataset:
-    """A split of a data set of `SOURCES`, from the cache or else from OpenML.
+    """A split of a data set of `SOURCES`, from the cache or, if it is not there, from OpenML.
 
-    The cache is the folder SDELENS_DATA of the environment, or ``sdelens`` in scikit-learn's data folder. Its file is
-    read only if its SHA-256 is the one recorded beside it.
+    The cache is the folder of the environment variable SDELENS_DATA, or ``sdelens`` in scikit-learn's data folder. Its
+    file is read only if its SHA-256 is the one recorded next to it.
 
     Raises:
-        ValueError: if the cache is damaged, with the file to delete, or OpenML's data are not what they should be.
-        ConnectionError: if they cannot be fetched, with what to do without.
+        ValueError: if the cache is damaged (the message names the file to delete), or OpenML's data are not as
+            expected.
+        ConnectionError: if they cannot be downloaded; the message says how to work without OpenML.
     """
     source = SOURCES[name]
     path = _cache_folder() / f"{name}.npz"
@@ -113,7 +114,7 @@ def _are_digits(labels: np.ndarray) -> bool:
 
 
 def _write_cache(whole: Dataset, path: Path, record: Path) -> None:
-    """The file, then its checksum; one without the other counts as absent."""
+    """Write the file, then its checksum; if one of them is missing, the cache counts as absent."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, features=whole.features, labels=whole.labels)
     content = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Texts as integer characters, cut into windows for a language model."""
+"""Texts encoded as integers, cut into windows for a language model."""
 
 import os
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _MOST = 256
 
 @dataclass(frozen=True)
 class Text:
-    """A text as the places of its characters in a vocabulary.
+    """A text, encoded as the indices of its characters in a vocabulary.
 
     Attributes:
-        codes: integers below ``len(vocabulary)``, one a character, shape (length,).
-        vocabulary: the characters by code point. If more than 256 occur: the 255 most frequent (of equals the lower
-            code point), then U+FFFD, which stands for all others.
+        codes: integers below ``len(vocabulary)``, one per character, shape (length,).
+        vocabulary: the characters in the order of their code points. If more than 256 occur: the 255 most frequent
+            (among equally frequent ones the lower code points), then U+FFFD, which replaces all others.
     """
 
     codes: np.ndarray
@@ -35,12 +35,12 @@ class Text:
         They begin at 0, context, 2 context, …, so that no character is predicted twice.
 
         Args:
-            context: characters of a window.
+            context: number of characters in a window.
             subset: number of windows, drawn at random without replacement and kept in order; None takes all.
             seed: seed of that draw.
 
         Raises:
-            ValueError: if the text is too short, or `subset` more than there are.
+            ValueError: if the text is too short, or `subset` is larger than the number of windows.
         """
         context = check.at_least("context", context, 1)
         count = (len(self.codes) - 1) // context
@@ -63,14 +63,14 @@ class Text:
 
 
 def load_text(path: str | os.PathLike[str] = DEFAULT_TEXT) -> Text:
-    """The text of a UTF-8 file, or by default ``"python-docs"``, the reference texts that Python carries.
+    """The text of a UTF-8 file, or by default ``"python-docs"``, the reference texts that come with Python.
 
-    The latter are those of ``pydoc_data.topics``, joined by newlines in the order of their names: 465,048 characters of
-    103 kinds in Python 3.11.7, and others in other versions.
+    They are those of ``pydoc_data.topics``, joined by newlines in the order of their names: 465,048 characters of 103
+    kinds in Python 3.11.7, and different in other versions.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8, with the place, or has fewer than two characters.
+        ValueError: if it is not UTF-8 (the message gives the position), or has fewer than two characters.
     """
     if path == DEFAULT_TEXT:
         from pydoc_data.topics import topics

@@ -1,6 +1,6 @@
-"""What a run says of its noise: its optimizer's own moments, or its gradients.
+"""Estimates of a run's gradient noise, from the moments of its optimizer or from its gradients.
 
-Moments in arrays or files need no JAX.
+JAX is not needed for moments in arrays or files.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints of an optimizer: nothing in them is executed, and only a part of them is in memory at a time."""
+"""PyTorch checkpoints of an optimizer, read without executing their contents and only partly in memory at a time."""
 
 import os
 import pickle
@@ -12,13 +12,13 @@ from sdelens.diagnosis._sources import Tensor, find_state_dicts, from_state_dict
 __all__ = ["ENDINGS", "from_files", "is_path"]
 
 ENDINGS = (".pt", ".pth", ".bin")
-"""Of the files taken from a folder."""
+"""Suffixes of the files that are read from a folder."""
 _MAPPED = 2**28
-"""Bytes of moments read before a file is mapped anew, so that what was read leaves the memory."""
+"""Bytes of moments read before a file is mapped again, which releases the memory of what was read."""
 
 
 def is_path(state: Any) -> bool:
-    """Whether it is a path, or a list of them."""
+    """Whether `state` is a path or a list of paths."""
     if isinstance(state, list | tuple) and state and not hasattr(state, "_fields"):
         return all(isinstance(part, str | os.PathLike) for part in state)
     return isinstance(state, str | os.PathLike)
@@ -27,14 +27,14 @@ def is_path(state: Any) -> bool:
 def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
     """The tensors of an optimizer's state in a file, a folder of files, or a list of files that each hold a part.
 
-    A parameter that is in several files is in parts (as optimizers sharded over processes leave it); they are counted
-    together under its name.
+    A parameter that occurs in several files is split into parts (by an optimizer sharded over processes); the parts are
+    counted together under its name.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if PyTorch is not installed.
-        ValueError: naming the file that is empty, broken, no checkpoint of PyTorch's, holds more than tensors and plain
-            data, or holds no optimizer state.
+        ValueError: if a file is empty, broken, not a PyTorch checkpoint, contains more than tensors and plain data, or
+            contains no optimizer state; the message names it.
     """
     files, listed = _files(paths)
     common = _common_groups(files) if len(files) > 1 else []
@@ -45,7 +45,7 @@ def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
         try:
             holds = bool(find_state_dicts(_load(path)))
         except _RefusedError:
-            # Beside the optimizer's, folders hold states of random numbers and arguments, which need no reading.
+            # Folders also contain states of random numbers and arguments, which are skipped.
             if listed or len(files) == 1:
                 raise
             skipped.append(path.name)
@@ -60,7 +60,7 @@ def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
                     f"{str(path)!r}; give files of one step, and an earlier checkpoint as earlier."
                 )
             yield tensor
-            del tensor  # any tensor left keeps the whole file mapped
+            del tensor  # any remaining tensor keeps the whole file mapped
     if not found_any:
         also = f" ({', '.join(skipped)} could not be read safely)" if skipped else ""
         raise ValueError(
@@ -69,7 +69,7 @@ def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
 
 
 def _files(paths: Any) -> tuple[list[Path], bool]:
-    """The files meant, and whether they were named one by one."""
+    """The files to read, and whether they were named one by one."""
     given = [Path(p) for p in (paths if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths])]
     if len(given) != 1 or not given[0].is_dir():
         for path in given:
@@ -93,11 +93,11 @@ def _files(paths: Any) -> tuple[list[Path], bool]:
 
 
 def _common_groups(files: list[Path]) -> list[Any]:
-    """Parameter groups of the first file that has some with parameters: others may hold states alone."""
+    """Parameter groups of the first file that has groups with parameters; other files may contain only states."""
     for path in files:
         try:
             known = find_state_dicts(_load(path))
-        except ValueError:  # it is told when its turn comes
+        except ValueError:  # the error is raised when this file is read
             continue
         for found in known.values():
             if any(group.get("params") for group in found.get("param_groups") or []):
@@ -106,7 +106,7 @@ def _common_groups(files: list[Path]) -> list[Any]:
 
 
 def _remapped(path: Path, key: str | None, common: list[Any], partial: bool) -> Iterator[Tensor]:
-    """Tensors of a file that is mapped anew from time to time: pages that were read count as memory until then."""
+    """Tensors of a file that is mapped again from time to time, because read pages count as memory until then."""
     done, again = 0, True
     while again:
         again, read, held = False, 0, _load(path)
@@ -124,7 +124,7 @@ def _remapped(path: Path, key: str | None, common: list[Any], partial: bool) -> 
 
 
 class _RefusedError(ValueError):
-    """A file that holds more than tensors and plain data."""
+    """A file contains more than tensors and plain data."""
 
 
 def _load(path: Path) -> Any:
@@ -140,7 +140,7 @@ def _load(path: Path) -> Any:
     zipped = start == b"PK\x03\x04"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's, on what is refused just after
+            warnings.simplefilter("ignore")  # PyTorch's warning about what is refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except pickle.UnpicklingError as error:
         if not zipped and start[:1] != b"\x80":
@@ -153,7 +153,7 @@ def _load(path: Path) -> Any:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # torch.load raises anything on broken files
+    except Exception as error:  # torch.load raises errors of any kind on broken files
         raise ValueError(
             f"state: {name} cannot be read as a checkpoint: it is broken, cut short, or another kind of file "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Copy it again, "

@@ -1,4 +1,4 @@
-"""The front door: from a state to its diagnosis."""
+"""The entry point of diagnosis: from an optimizer state to a `Diagnosis`."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from sdelens.diagnosis.moments import FALSE_ALARM, Group, Split, Weights, combin
 __all__ = ["diagnose"]
 
 _FILLED = 3.0
-"""Steps over 1/(1 − β₂) from which v is said to have filled its memory."""
+"""Steps, in units of 1/(1 − β₂), from which the memory of v counts as filled."""
 
 
 def diagnose(
@@ -33,7 +33,7 @@ def diagnose(
     earlier: Any = None,
     key: str | None = None,
 ) -> Diagnosis:
-    r"""Signal and noise of a run from Adam's own moments, and whether the square-root rule holds for it.
+    r"""Estimate signal and noise of a run from Adam's moments, and whether the square-root rule holds for it.
 
     For a steady gradient E m̂² = (∇f)² + cσ² and E v̂ = (∇f)² + σ² with c = (1 − β₁)(1 + β₁ᵏ)/((1 + β₁)(1 − β₁ᵏ)) after k
     steps; so
@@ -42,37 +42,36 @@ def diagnose(
 
     summed over the coordinates of a group before anything is clipped. Σ is the covariance of the noise of one batch.
 
-    v̂ remembers 1/(1 − β₂) steps: a gradient that fell within them reads as noise. With `earlier`, m and v of the steps
-    between are recovered exactly, m − β₁ⁿm′ and v − β₂ⁿv′, and diagnosed as a run of n steps.
+    v̂ averages over 1/(1 − β₂) steps; a gradient that decreased within them appears as noise. With `earlier`, m and v
+    of the n steps in between are recovered exactly, m − β₁ⁿm′ and v − β₂ⁿv′, and diagnosed as a run of n steps.
 
     Args:
         state: an optax state (moments anywhere in it); a PyTorch optimizer with `exp_avg` and `exp_avg_sq`, or its
-            `state_dict()`; the path of a checkpoint of one, of a folder of such, or a list of paths, which need
+            `state_dict()`; the path of its checkpoint, of a folder of checkpoints, or a list of paths, which need
             PyTorch; an `sl.State`; or a dictionary with m, v and step (or mu, nu, count; exp_avg, exp_avg_sq, step),
             arrays or trees of them.
-        b1: β₁, where the state does not carry it, as optax's do not without `inject_hyperparams`.
+        b1: β₁, if the state does not contain it, as optax states do not without `inject_hyperparams`.
         b2: β₂, likewise.
-        weight_decay: decoupled weight decay θ that the learning rate multiplies, where the state does not carry it, as
-            a live PyTorch optimizer does; it moves the run alike at both batch sizes, which makes the error less.
-        parameters: the parameters x, for the size of that decay, where they are not in the state: a tree like the
-            moments'. Without them decay is left out.
-        groups: what is summed over. None: every tensor. ``"parameter groups"``: those of the optimizer, or labels of
-            `optax.multi_transform`. A mapping of names to regular expressions, of which the first found in a
-            tensor's name decides, others being ``"other"``; or a function from the tensor's name to that of its group.
-        batch_size: B of the run, in whatever the noise scale is to be counted in.
+        weight_decay: decoupled weight decay θ that the learning rate multiplies, if the state does not contain it, as a
+            live PyTorch optimizer does; it moves the run equally at both batch sizes, which reduces the error.
+        parameters: the parameters x, if they are not in the state, for the size of that decay: a tree of the same
+            structure as the moments. Without them decay is ignored.
+        groups: how tensors are grouped. None: each tensor is a group. ``"parameter groups"``: those of the optimizer,
+            or labels of `optax.multi_transform`. A mapping from names to regular expressions: the first one that is
+            found in a tensor's name decides, else ``"other"``. Or a function from the tensor's name to its group's.
+        batch_size: B of the run, in the unit in which the noise scale is to be reported.
         ratios: batch ratios δ > 0 of the table.
         tolerance: relative L2 error of the loss curve up to which the rule holds.
         earlier: the state of the same run some steps before, of the same kind.
         key: which of several optimizers in a checkpoint, with dots between levels.
 
     Returns:
-        A `Diagnosis`. A state from which noise cannot be told (RMSprop, β₁ = 0, fewer than two steps) gives one that
-        says so.
+        A `Diagnosis`. If noise cannot be estimated from the state (RMSprop, β₁ = 0, fewer than two steps), it says so.
 
     Raises:
-        ValueError: if there are no moments to be found, betas are missing or contradict the state's, numbers are
-            out of their range, or a file is broken or holds what would have to be executed.
-        TypeError: if `state` is of no known kind.
+        ValueError: if there are no moments, betas are missing or contradict those of the state, numbers are out of
+            their range, or a file is broken or contains data that would have to be executed.
+        TypeError: if `state` is of no supported kind.
         FileNotFoundError, ImportError: for files; see `state`.
 
     Source: the moments' expectations are derived in docs/diagnosis.md; the noise scale is that of McCandlish et al.
@@ -130,11 +129,11 @@ def _labels(groups: Any) -> Callable[[Tensor], str]:
 
 
 _ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
-"""Relative rounding of formats coarser than float32."""
+"""Relative rounding error of formats coarser than float32."""
 
 
 class _Tally:
-    """What is gathered tensor by tensor."""
+    """Sums that are collected tensor by tensor."""
 
     def __init__(
         self, given: Mapping[str, float | None], weight_decay: float | None, parameters: Mapping[str, Any] | None
@@ -191,7 +190,7 @@ class _Tally:
         self.parts.setdefault(label, []).append(found)
 
     def _pull(self, tensor: Tensor) -> float | None:
-        """Σ (θx)², None where it is not known."""
+        """Σ (θx)², None if it is not known."""
         carried, given = tensor.weight_decay, self.weight_decay
         if carried is not None and given is not None and not math.isclose(carried, given, rel_tol=1e-6):
             raise ValueError(f"weight_decay: got {given:g}, but the optimizer says {carried:g}; leave it out.")
@@ -255,7 +254,7 @@ class _Tally:
         return Diagnosis(parts, total, known, reason, batch, ratios, tolerance, legal, tuple(notes), info)
 
     def _memory(self, everything: list[Split], window: bool) -> list[str]:
-        """Of v's memory."""
+        """Notes about the memory of v."""
         longest = max(1 / (1 - b2) for _, b2 in self.betas)
         steps = min(self.steps)
         if window:
@@ -289,7 +288,7 @@ class _Tally:
 
 
 _CONTRADICTED = 2.0
-"""Standard errors below 0 from which a negative ‖∇f‖² is spoken of."""
+"""How many standard errors below 0 an estimate of ‖∇f‖² must be to be mentioned."""
 _EXCLUDED = dict(
     nonfinite="{count} coordinates are NaN or infinite, and left out.",
     untouched="{count} coordinates have m = v = 0: they have had no gradient, and are left out.",
@@ -297,11 +296,11 @@ _EXCLUDED = dict(
     impossible="{count} coordinates have a first moment larger than any gradients with this second moment make: the "
     "betas or the number of steps are not these, or this is not Adam's second moment (Adamax, Yogi).",
 )
-"""Counts of coordinates, and what is said of them."""
+"""Notes about coordinates, by the name of their count."""
 
 
 def _alone(c: float) -> float:
-    """What a group may read whose noise is all along one direction, at the same probability as its limit."""
+    """The SNR that a group whose noise lies in one direction may show, at the same probability as its limit."""
     from scipy import special
 
     share = c * special.chdtri(1, FALSE_ALARM)

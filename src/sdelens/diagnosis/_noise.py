@@ -1,4 +1,4 @@
-"""What gradients say of their noise: its size, its noise scale, its phases and its tails, per group and in all."""
+"""Statistics of gradient noise: size, noise scale, phases and tails, per group and in total."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ ALL: Final = "all"
 
 
 class GradientNoise:
-    r"""What `gradient_noise` found. Everything is per group of parameters, and for ``"all"``.
+    r"""The result of `gradient_noise`: statistics per group of parameters, and for ``"all"``.
 
     With K gradients gᵢ, each the mean of wᵢ samples (`batch_size`), W = Σ wᵢ and ḡ = Σ wᵢgᵢ/W, per *sample*:
 
@@ -31,15 +31,15 @@ class GradientNoise:
 
         B_simple = tr Σ/‖∇f‖²  samples,   SNR(B) = √(B ‖∇f‖²/tr Σ).
 
-    Of N gradients that are all there are, K were taken: tr Σ̂ gets (N − 1)/N, and tr Σ̂/W the factor 1 − K/N.
+    If K gradients were drawn from a population of N, tr Σ̂ is multiplied by (N − 1)/N, and tr Σ̂/W by 1 − K/N.
 
     Attributes:
         count: K.
         samples: W.
         batch_size: W/K.
-        per: ``"sample"`` or ``"batch"``: whether Σ is given of one sample or of a mean of `batch_size`. Noise scales
+        per: ``"sample"`` or ``"batch"``: whether Σ is that of one sample or of a mean of `batch_size`. Noise scales
             are in samples in both cases.
-        confidence: of all limits.
+        confidence: confidence of all limits.
         names: the groups, ``"all"`` last.
     """
 
@@ -56,35 +56,35 @@ class GradientNoise:
         if population is not None and population < moments.count:
             raise ValueError(f"population: got {population} for {moments.count} gradients; it counts all there are.")
         self._moments, self.per, self.population, self.confidence = moments, per, population, confidence
-        self._sums = sums  # where no moments per coordinate were kept
+        self._sums = sums  # used if no moments per coordinate were kept
         self.count, self.samples = moments.count, moments.weight
         self.batch_size = self.samples / self.count
         self.names = (*moments.layout.groups, ALL)
 
     @property
     def mean(self) -> Any:
-        """ḡ, a pytree like a gradient's."""
+        """ḡ, a pytree of the structure of a gradient."""
         self._need_coordinates("mean")
         return self._tree(self._moments.mean)
 
     @property
     def variance(self) -> Any:
-        """Diagonal of Σ̂, a pytree like a gradient's, per sample or batch as `per` says."""
+        """Diagonal of Σ̂, a pytree of the structure of a gradient, per sample or batch according to `per`."""
         self._need_coordinates("variance")
         return self._tree([v * self._unit for v in self._variances])
 
     @property
     def trace(self) -> float:
-        """The trace of Σ̂ over all parameters, per sample or batch as `per` says."""
+        """The trace of Σ̂ over all parameters, per sample or batch according to `per`."""
         return self._pairs[ALL].trace * self._unit
 
     @property
     def gradient_square(self) -> float:
-        """‖∇f‖² over all parameters, unbiased, and so below 0 at times."""
+        """‖∇f‖² over all parameters; the estimate is unbiased and may be negative."""
         return self._pairs[ALL].square
 
     def noise_scale(self, group: str = ALL) -> float:
-        """B_simple = tr Σ/‖∇f‖² in samples: infinite where the estimate of ‖∇f‖² is 0 or less.
+        """B_simple = tr Σ/‖∇f‖² in samples; infinite if the estimate of ‖∇f‖² is 0 or less.
 
         Source: McCandlish, Kaplan, Amodei et al. (2018), *An Empirical Model of Large-Batch Training*, arXiv
         1812.06162.
@@ -93,14 +93,14 @@ class GradientNoise:
         return of.trace / of.square if of.square > 0 else (math.inf if of.trace > 0 else math.nan)
 
     def noise_scale_limits(self, group: str = ALL) -> tuple[float, float]:
-        """Its limits at `confidence`, by Fieller's method; the upper is infinite where ‖∇f‖² is not told from 0."""
+        """Limits of `noise_scale`, by Fieller's method; the upper is infinite if ‖∇f‖² may be 0."""
         low, high = limits(self._pair(group), self.confidence)
         return (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
 
     def snr(self, batch_size: float | None = None, group: str = ALL) -> float:
-        """√(B ‖∇f‖²/tr Σ) at batch size B, by default that of the gradients; 0 where ‖∇f‖² is estimated below 0.
+        """√(B ‖∇f‖²/tr Σ) at batch size B, by default that of the gradients; 0 if the estimate of ‖∇f‖² is negative.
 
-        Without noise it is infinite, and NaN without a gradient either.
+        It is infinite if there is no noise, and NaN if there is neither noise nor gradient.
         """
         size = self.batch_size if batch_size is None else check.positive("batch_size", batch_size)
         scale = self.noise_scale(group)
@@ -109,11 +109,11 @@ class GradientNoise:
     def curved_noise_scale(self) -> tuple[float, float, float]:
         r"""B_noise = tr(HΣ)/(gᵀHg) in samples over all parameters, with its limits.
 
-        tr(HΣ) is a mean of rᵀHr over some gradients; from ḡᵀHḡ what noise adds is taken off. Where either is negative,
-        by its error or since H is indefinite, B_noise is NaN.
+        tr(HΣ) is a mean of rᵀHr over some gradients; gᵀHg is ḡᵀHḡ minus the contribution of noise. If either is
+        negative, because of its error or because H is indefinite, B_noise is NaN.
 
         Raises:
-            ValueError: if no products with the Hessian were made.
+            ValueError: if no products with the Hessian were computed.
 
         Source: as `noise_scale`.
         """
@@ -138,7 +138,7 @@ class GradientNoise:
 
     @cached_property
     def tails(self) -> dict[str, Tail]:
-        """Tails per group, of the gradients as given, not of one sample; empty if none were asked for."""
+        """Tails per group, of the gradients as given, not of single samples; empty if none were requested."""
         if not self._moments.coordinates:
             return {}
         low, high = self._moments.weights
@@ -178,7 +178,7 @@ class GradientNoise:
         return pd.DataFrame(rows, index=pd.Index(self.names, name="group"))
 
     def merge(self, other: "GradientNoise") -> "GradientNoise":
-        """Both sets of gradients taken together, as those of several processes at one point.
+        """Join two sets of gradients, for example those of several processes at one point.
 
         Raises:
             ValueError: if the parameters, groups or sampled coordinates differ.
@@ -192,21 +192,21 @@ class GradientNoise:
         return GradientNoise(self._moments.merge(other._moments), self.per, self.population, self.confidence)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the product with the Hessian, a function that other processes cannot be sent."""
+        """State without the product with the Hessian, a function that cannot be sent to other processes."""
         curved = self._curved
         moments = copy.copy(self._moments)
         moments.product = None
         return {**self.__dict__, "_moments": moments, "_curved": curved}
 
     def verdict(self, batch_size: float | None = None) -> list[str]:
-        """What it means at batch size B, by default that of the gradients, in sentences."""
+        """Interpretation in sentences at batch size B, by default that of the gradients."""
         from sdelens.diagnosis._noise_report import verdict
 
         size = self.batch_size if batch_size is None else check.positive("batch_size", batch_size)
         return verdict(self, size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers as JSON types; NaN and infinite ones as None."""
+        """Numbers as JSON types; NaN and infinite numbers become None."""
         rows = {
             str(name): {k: None if not math.isfinite(v) else v for k, v in row.items()}
             for name, row in self.groups.to_dict("index").items()
@@ -232,7 +232,7 @@ class GradientNoise:
 
     @property
     def is_exact(self) -> bool:
-        """Whether these are all the gradients there are, so that only the tails are estimates."""
+        """Whether these are all gradients of the population, so that only the tails are estimates."""
         return self._share == 0
 
     def _need_coordinates(self, name: str) -> None:
@@ -241,7 +241,7 @@ class GradientNoise:
 
     @property
     def _unit(self) -> float:
-        """What turns Σ per sample into Σ as `per` says."""
+        """The factor from Σ per sample to Σ according to `per`."""
         return 1.0 if self.per == "sample" else 1 / self.batch_size
 
     @property
@@ -284,7 +284,7 @@ class GradientNoise:
         curved = moments.curved(moments.mean)
         square = float(sum(a @ b for a, b in zip(moments.mean, curved, strict=True)))
         square -= self._share * trace / self.samples
-        # The probes are a sample in any case, even where the gradients are all there are.
+        # The probes are a sample even if the gradients are the whole population.
         return pair(square, trace, spread, cross, at, (1 / self.samples, 1 / self.samples**2))
 
     def _pair(self, group: str) -> Pair:

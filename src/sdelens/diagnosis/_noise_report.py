@@ -13,7 +13,7 @@ __all__ = ["tables", "verdict"]
 
 
 class MeasuredNoise(Protocol):
-    """What the words need of a `GradientNoise`."""
+    """The part of the interface of `GradientNoise` that the report uses."""
 
     per: str
     confidence: float
@@ -37,7 +37,7 @@ class MeasuredNoise(Protocol):
 
 
 def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
-    """Head and rows: sizes and noise scales; tails, if there are any."""
+    """Header and rows of each table: sizes and noise scales; tails, if there are any."""
     percent = f"{100 * noise.confidence:g} % limits"
     head = ["group", "size", "|grad|^2 ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
     rows, tails = [], []
@@ -82,7 +82,7 @@ def _tail_cells(own: "Tail") -> list[str]:
 
 
 def verdict(noise: MeasuredNoise, size: float) -> list[str]:
-    """Sentences: which of gradient and noise dominates at batch size `size`, the phases, the tails, the sign."""
+    """Sentences about whether gradient or noise dominates at batch size `size`, the phases, the tails, the sign."""
     low, high = noise.noise_scale_limits()
     said = [f"{noise.count} gradients of {noise.samples:g} samples in all; verdict at batch size {size:g}."]
     if size < low:
@@ -157,5 +157,5 @@ def _number(value: float) -> str:
 
 
 def _limit(kappa: float) -> str:
-    """Of κ; infinite beyond what is fitted."""
+    """A limit of κ as text; infinite outside the range of the fit."""
     return f"{'−' if kappa < 0 else ''}{'∞' if math.isinf(kappa) else f'{abs(kappa):.3f}'}"

@@ -1,4 +1,4 @@
-"""Groups by regular expressions on names; needs no JAX."""
+"""Groups by regular expressions on names, without JAX."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,14 +7,14 @@ from typing import Final
 __all__ = ["OTHER", "labels_by"]
 
 OTHER: Final = "other"
-"""Group of what no expression is found in."""
+"""Group of names in which no expression is found."""
 
 
 def labels_by(patterns: Mapping[str, str]) -> Callable[[str], str]:
-    """The function from a name to the group whose expression is the first that is found in it, or `OTHER`.
+    """The function from a name to the group whose expression is the first one found in it, or `OTHER`.
 
     Raises:
-        ValueError: naming what is no regular expression.
+        ValueError: if a text is not a regular expression; the message names it.
     """
     compiled = {}
     for label, pattern in patterns.items():

@@ -1,15 +1,15 @@
 r"""Uncertainty of a gradient's square, of the trace of its noise and of their ratio, from scalars of one pass.
 
-With rᵢ = √(wᵢWᵢ₋₁/Wᵢ) (gᵢ − ḡᵢ₋₁), Welford's recursive residuals, and W the weights summed: rᵢ has covariance Σ, is
-uncorrelated with ḡᵢ, and
+Let rᵢ = √(wᵢWᵢ₋₁/Wᵢ) (gᵢ − ḡᵢ₋₁) be Welford's recursive residuals and Wᵢ the sums of weights. Then rᵢ has covariance
+Σ, is uncorrelated with ḡᵢ, and
 
     E rᵢᵀrᵢ = tr Σ,   E (rᵢᵀḡᵢ)² = v₁ + v₂/Wᵢ,   v₁ = ∇fᵀΣ∇f,  v₂ = tr Σ².
 
-The second is exact for normal noise. From the two sequences alone come the variances of the estimates,
+The second is exact for normal noise. These two sequences suffice for the variances of the estimates,
 
     Var(‖ḡ‖² − tr Σ̂/W) = 4v₁/W + 2v₂/W²,   Var tr Σ̂ = Var(rᵀr)/K,
 
-with all correlations between coordinates, and no gradient need be kept.
+which include all correlations between coordinates, and no gradient needs to be kept.
 """
 
 import math
@@ -30,11 +30,11 @@ class Pair(NamedTuple):
     Attributes:
         square: unbiased estimate of ‖∇f‖².
         trace: unbiased estimate of tr Σ, of one sample.
-        floor, slope: the variance of the first is floor + slope ‖∇f‖².
-        trace_variance: of the second.
-        covariance: of the two.
-        freedom: (tr Σ)²/tr Σ²: the coordinates that the noise has in effect.
-        gradients: how many.
+        floor, slope: the variance of `square` is floor + slope ‖∇f‖².
+        trace_variance: variance of `trace`.
+        covariance: covariance of `square` and `trace`.
+        freedom: (tr Σ)²/tr Σ², the effective number of coordinates of the noise.
+        gradients: number of gradients.
     """
 
     square: float
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
     @property
     def square_variance(self) -> float:
-        """Variance of `square`, at its value."""
+        """Variance of `square`, evaluated at its estimate."""
         return self.floor + self.slope * max(self.square, 0.0)
 
 
@@ -65,12 +65,12 @@ def pair(
 
     Args:
         square: unbiased estimate of ‖∇f‖².
-        trace: that of tr Σ.
+        trace: unbiased estimate of tr Σ.
         spread: rᵢᵀrᵢ, shape (K − 1,).
         cross: rᵢᵀḡᵢ, shape (K − 1,).
         at: Wᵢ, shape (K − 1,).
-        inverse: 1/W and 1/W²; of a mean of such estimates, what stands for them.
-        share: share of the population that was not drawn: 1 of an infinite one, 0 if all of it was.
+        inverse: 1/W and 1/W²; for a mean of several such estimates, the values that replace them.
+        share: share of the population that was not drawn: 1 for an infinite one, 0 if all of it was drawn.
     """
     count = len(spread) + 1
     if share == 0:
@@ -81,7 +81,7 @@ def pair(
     trace_variance = float(spread.var(ddof=1)) / len(spread)
     covariance = 2 * inverse[0] * float(np.cov(spread, cross)[0, 1])
     floor, slope = 2 * second * inverse[1], 4 * along * inverse[0]
-    # A mean over windows has that many times the freedom.
+    # A mean over n windows has n times the degrees of freedom.
     freedom = max(trace**2 / second, 1.0) * inverse[1] / inverse[0] ** 2 if second > 0 else math.inf
     variances = (share * floor, share * slope, share * trace_variance, share * covariance)
     return Pair(square, trace, *variances, freedom, count)
@@ -92,9 +92,9 @@ def _components(
 ) -> tuple[float, float]:
     """The noise along the gradient, v₁/‖∇f‖², and v₂, from squares with mean v₁ + v₂/W.
 
-    Each is weighted by its own variance, which is as its squared mean. Near ∇f = 0 neither is seen apart: v₂ is drawn
-    to what it is without a gradient, the noise along it to tr Σ²/tr Σ, that along a gradient which lies as the noise
-    does, both with the weight of the error of ‖∇f‖².
+    Each square is weighted by its inverse variance, which is proportional to its squared mean. Near ∇f = 0 the two
+    cannot be separated. Then v₂ is shrunk towards its value without a gradient, and the noise along the gradient
+    towards tr Σ²/tr Σ, its value for a gradient distributed like the noise; the weight is the error of ‖∇f‖².
     """
     size = float(products.mean())
     if size == 0 or trace == 0:
@@ -115,12 +115,12 @@ def _components(
 
 
 def limits(of: Pair, confidence: float) -> tuple[float, float]:
-    r"""Limits of ‖∇f‖²/tr Σ by Fieller's method, 0 or more; the upper is infinite if tr Σ is not told from 0.
+    r"""Limits of ‖∇f‖²/tr Σ by Fieller's method, 0 or more; the upper is infinite if tr Σ may be 0.
 
-    They are the ρ with (S − ρT)² ≤ t² Var(S − ρT), the variance of S being that at ‖∇f‖² = ρT, by Student's t with
-    K − 1 degrees of freedom. Without a gradient S is skewed as χ² of `freedom` degrees: for the lower limit its
-    error there is widened by the ratio of that law's quantile to the normal's. An S below 0 is taken as 0 for the
-    upper limit, which cannot then exclude every ratio.
+    They bound the ρ with (S − ρT)² ≤ t² Var(S − ρT), where the variance of S is taken at ‖∇f‖² = ρT and t is the
+    quantile of Student's law with K − 1 degrees of freedom. Without a gradient S is skewed like χ² with `freedom`
+    degrees of freedom; for the lower limit, its error is widened there by the ratio of the quantile of that law to
+    the normal one. For the upper limit a negative S is replaced by 0, so that not every ratio is excluded.
     """
     if of.trace == 0 and of.square > 0:  # no noise at all
         return (math.inf, math.inf)

@@ -1,8 +1,8 @@
 r"""Shares of the coordinates in the three phases of SignSGD, from estimated gradients and noises.
 
-|Y| = |∂f|√B/(√2 σ) at batch size B; its boundaries are those of `sdelens.theory.phases`. What is measured is
-z = |ḡ|√W/σ̂, which for W samples is a noncentral t with noncentrality θ = |∂f|√W/σ: pure noise alone puts coordinates in
-all phases once B approaches W.
+|Y| = |∂f|√B/(√2 σ) at batch size B; the boundaries of the phases are those of `sdelens.theory.phases`. The measured
+quantity is z = |ḡ|√W/σ̂, which for W samples is noncentral t with noncentrality θ = |∂f|√W/σ. When B approaches W, pure
+noise alone puts coordinates in all phases.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class PhaseShares:
     """Shares of coordinates in phases 1, 2 and 3, each of shape (3,).
 
     Attributes:
-        raw: of |Y| as estimated.
+        raw: shares of the estimated |Y|.
         noise: what `raw` would be if ∇f = 0 everywhere.
-        estimate: of |Y| itself: the mixture of noncentralities under which the observed z are most likely (Kiefer and
-            Wolfowitz 1956). It needs many coordinates, and means of gradients that are nearly normal.
+        estimate: shares of |Y| itself, from the mixture of noncentralities under which the observed z are most likely
+            (Kiefer and Wolfowitz 1956). It needs many coordinates, and nearly normal means of gradients.
         batch_size: B.
-        left_out: coordinates with neither gradient nor noise.
+        left_out: number of coordinates with neither gradient nor noise.
     """
 
     raw: np.ndarray
@@ -40,7 +40,7 @@ class PhaseShares:
     left_out: int
 
     def __str__(self) -> str:
-        """As a table."""
+        """The shares as a table."""
         rows = [
             [label, *(f"{100 * v:.1f} %" for v in shares)]
             for label, shares in (("as estimated", self.raw), ("pure noise", self.noise), ("mixture", self.estimate))
@@ -51,7 +51,7 @@ class PhaseShares:
 def phase_shares(
     mean: np.ndarray, variance: np.ndarray, weight: float, df: int, batch_size: float, exact: bool
 ) -> PhaseShares:
-    """Shares from ḡ and σ̂² per sample, of K − 1 = `df` degrees of freedom; `exact` if those of the population."""
+    """Shares from ḡ and σ̂² per sample with `df` = K − 1 degrees of freedom; `exact` if these are population values."""
     dead = (mean == 0) & (variance == 0)
     mean, variance = mean[~dead], variance[~dead]
     if not mean.size:
@@ -59,7 +59,7 @@ def phase_shares(
         return PhaseShares(none, none, none, batch_size, int(dead.sum()))
     with np.errstate(divide="ignore"):
         z = np.abs(mean) * np.sqrt(weight / variance)
-    # The ends of the phases in units of z: phase 3 below the first, phase 1 above the second.
+    # The boundaries of the phases in units of z: phase 3 is below the first, phase 1 above the second.
     ends = np.sqrt(2 * weight / batch_size) * np.array(BOUNDARIES[::-1])
     raw = np.diff([0, *np.searchsorted(np.sort(z), [ends[0], np.nextafter(ends[1], np.inf)]), z.size])[::-1] / z.size
     if exact:
@@ -70,14 +70,14 @@ def phase_shares(
 
 
 def _mixture(z: np.ndarray, df: int, ends: np.ndarray) -> np.ndarray:
-    """Shares of the noncentralities in the phases, by the EM algorithm on a grid, the z in bins."""
+    """Shares of the noncentralities in the phases, by the EM algorithm on a grid, with binned z."""
     top = max(2 * _FINE, float(np.max(z[np.isfinite(z)], initial=0)) * 1.1, 2 * ends[1])
     edges = np.concatenate([np.linspace(0, _FINE, 61), np.geomspace(_FINE, top, 60)[1:]])
     counts, _ = np.histogram(np.minimum(z, top), edges)
-    # A node on either side of every boundary, so that no mass straddles it.
+    # There is a node on either side of every boundary, so that no node lies in two phases.
     grid = np.concatenate([np.linspace(0, _FINE, 25), np.geomspace(_FINE, top, 40)[1:], 0.98 * ends, 1.02 * ends])
     grid.sort()
-    # P(|T| ≤ t), T noncentral: Abramowitz and Stegun 26.7.10.
+    # P(|T| ≤ t) for noncentral T: Abramowitz and Stegun 26.7.10.
     at = edges[:, None]
     width = np.sqrt(1 + at**2 / (2 * df))
     inner = at * (1 - 1 / (4 * df))

@@ -1,6 +1,6 @@
-"""Where Adam's moments are: optax states, PyTorch optimizers and state dicts, our `State`, dictionaries of arrays.
+"""Find Adam's moments in optax states, PyTorch optimizers and state dicts, `sl.State` and dictionaries of arrays.
 
-Nothing here imports PyTorch, or JAX where the state is none of JAX's.
+This module never imports PyTorch, and imports JAX only for states of JAX.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,31 +12,31 @@ import numpy as np
 __all__ = ["SPELLINGS", "Source", "Tensor", "find_state_dicts", "from_state_dict", "in_memory", "leaves_of"]
 
 SPELLINGS = (("exp_avg", "exp_avg_sq", "step"), ("mu", "nu", "count"), ("m", "v", "count"), ("m", "v", "step"))
-"""What a first moment, a second moment and a number of steps are called: PyTorch, optax, here."""
+"""Names of the first moment, the second moment and the number of steps: in PyTorch, optax and sdelens."""
 _DEEPEST = 8
 _OTHER_SQUARES = {
     "ScaleByBeliefState": "AdaBelief's second moment is that of g - m, not of g",
     "ScaleByNovogradState": "NovoGrad keeps one second moment a tensor",
 }
-"""Optax states with `mu` and `nu` of which `nu` is no mean of squares of gradients."""
+"""Optax states with `mu` and `nu` in which `nu` is not a mean of squared gradients."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """The moments of one tensor, or why there are none.
+    """The moments of one tensor, or the reason why there are none.
 
     Attributes:
-        name: of the parameter.
-        group: of the optimizer's parameter group, or label of a part of it.
+        name: name of the parameter.
+        group: name of the optimizer's parameter group, or label of a part of the optimizer.
         m: first moment, not corrected for bias.
         v: second moment.
-        steps: gradients averaged, infinite where there is no bias left.
-        b1: None where the state does not carry it.
-        b2: likewise.
-        reason: why the noise cannot be told; None if it can.
-        remark: what is peculiar.
-        x: the parameter, where the state has it.
-        weight_decay: decoupled weight decay θ that the learning rate multiplies, None where the state does not say.
+        steps: number of averaged gradients, infinite if no bias is left.
+        b1: β₁, None if the state does not contain it.
+        b2: β₂, likewise.
+        reason: why the noise cannot be estimated; None if it can.
+        remark: a peculiarity to report.
+        x: the parameter, if the state has it.
+        weight_decay: decoupled weight decay θ that the learning rate multiplies, None if the state does not contain it.
     """
 
     name: str
@@ -64,7 +64,7 @@ def in_memory(state: Any, key: str | None = None) -> Source:
     """The tensors of a state in memory.
 
     Raises:
-        TypeError: if it is nothing that is known.
+        TypeError: if it is of no supported kind.
         ValueError: if there is no optimizer state in it, or more than one and no `key`.
     """
     if hasattr(state, "param_groups") and hasattr(state, "state"):
@@ -115,10 +115,10 @@ def from_state_dict(
 
     Args:
         found: the dictionary.
-        key: of the one meant, with dots between levels, if there are several.
-        where: what messages call it.
-        common: parameter groups that another file carries, for parameters that are in none here.
-        partial: whether other files hold the rest, so that a parameter without state is passed over.
+        key: key of the one to use, with dots between levels, if there are several.
+        where: name of the source in error messages.
+        common: parameter groups from another file, for parameters that are in no group here.
+        partial: whether other files contain the rest, so that parameters without state are skipped.
 
     Raises:
         ValueError: if there is none, or several.
@@ -126,7 +126,7 @@ def from_state_dict(
     path, chosen = _choose(find_state_dicts(found), key, where, found)
     model = _model(found, chosen, path)
     owner: dict[Any, tuple[Any, int, str | None]] = {}
-    groups = [*enumerate(common), *enumerate(chosen.get("param_groups") or [])]  # the last named counts
+    groups = [*enumerate(common), *enumerate(chosen.get("param_groups") or [])]  # the last one with a parameter counts
     for index, group in groups:
         listed = group.get("param_names")
         for at, parameter in enumerate(group.get("params", ())):
@@ -144,7 +144,7 @@ def from_state_dict(
 
 
 def _decoupled(group: Mapping[str, Any], decoupled: bool | None) -> float | None:
-    """Weight decay beside the gradient, 0 where it is in it, None where nothing says."""
+    """Decoupled weight decay; 0 if it is part of the gradient, None if that is not known."""
     decay = float(group.get("weight_decay", 0.0))
     return None if decoupled is None and decay > 0 else decay if decoupled else 0.0
 
@@ -182,7 +182,7 @@ def _torch_tensor(name: str, label: str, held: Any, group: Mapping[str, Any]) ->
 
 
 def _lacking(held: Mapping[str, Any]) -> str:
-    """Why a state that is none of Adam's says nothing."""
+    """Why noise cannot be estimated from a state that is not Adam's."""
     listed = ", ".join(str(k) for k in held)
     if "exp_avg_sq" in held or "square_avg" in held:
         return _NO_FIRST
@@ -234,7 +234,7 @@ def _choose(
 
 
 def _model(found: Any, chosen: Mapping[str, Any], path: str) -> dict[Any, tuple[str, Any]]:
-    """Name and value of numbered parameters, from the model's state dict beside it, if all sizes agree in order."""
+    """Name and value of numbered parameters, from the model's state dict next to it, if all sizes agree in order."""
     if not isinstance(found, Mapping) or path == "":
         return {}
     order = [p for group in chosen.get("param_groups") or [] for p in group.get("params", ())]
@@ -259,7 +259,7 @@ def _shape(held: Any) -> tuple[int, ...] | None:
 
 
 def _walk(node: Any, label: str, numbers: Mapping[str, Any], depth: int) -> Source:
-    """Every Adam in a tree of optax states; `numbers` are those of an enclosing `inject_hyperparams`."""
+    """Every Adam state in a tree of optax states; `numbers` come from an enclosing `inject_hyperparams`."""
     if depth > 4 * _DEEPEST:
         return
     names = getattr(node, "_fields", ())
@@ -297,7 +297,7 @@ def _walk(node: Any, label: str, numbers: Mapping[str, Any], depth: int) -> Sour
 
 
 def _arrays(held: Mapping[str, Any], label: str, remark: str | None = None) -> Source:
-    """The tensors of a dictionary with a first moment, a second and a number of steps, arrays or trees of arrays."""
+    """The tensors of a dictionary of first moment, second moment (arrays or trees of arrays) and number of steps."""
     spelling = next((s for s in SPELLINGS if s[1] in held and held.get(s[1]) is not None), None)
     if spelling is None or held.get(spelling[0]) is None:
         what = _NO_FIRST if spelling is not None or "square_avg" in held else "it has no second moment"
@@ -334,7 +334,7 @@ def _scalar(name: str, value: Any) -> float:
 
 
 def leaves_of(tree: Any) -> Sequence[tuple[str, Any]]:
-    """Leaves with their path; arrays of NumPy and PyTorch need no JAX."""
+    """Leaves with their paths; arrays of NumPy and PyTorch need no JAX."""
     if hasattr(tree, "shape"):
         return [("", tree)]
     if isinstance(tree, Mapping) and all(hasattr(leaf, "shape") for leaf in tree.values()):

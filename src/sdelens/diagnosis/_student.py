@@ -15,7 +15,7 @@ from scipy import optimize, special, stats
 __all__ = ["BOUNDS", "Fit", "efficiency", "fit", "log_constant"]
 
 BOUNDS: Final = (-0.25, 4.0)
-"""κ within which a fit is sought: below −1/3 the score has no variance, above 4 (ν = ¼) nothing is told."""
+"""Range of κ for fits: below −1/3 the score has no variance, above 4 (ν = ¼) values cannot be distinguished."""
 _SERIES: Final = 1e-4
 _NEWTON: Final = 60
 _HALVINGS: Final = 30
@@ -23,17 +23,17 @@ _STEP: Final = 0.01
 _DIFFERENCE: Final = 1e-3
 _BLOCKS: Final = 20
 _NODES: Final = (-3.0, -1.5, 0.0, 1.5, 3.0)
-"""In standard errors of log(κ + ½)."""
+"""Nodes in standard errors of log(κ + ½)."""
 _LEAST: Final = -0.32
-"""κ at which the likelihood may be evaluated, at the least."""
+"""Smallest κ at which the likelihood may be evaluated."""
 
 
 class Fit(NamedTuple):
     """Common shape of many coordinates.
 
     Attributes:
-        kappa: κ at the maximum of the adjusted profile likelihood; an end of `BOUNDS` if it is there.
-        sem: its standard error, by leaving out blocks of draws; NaN at an end.
+        kappa: κ at the maximum of the adjusted profile likelihood; possibly an end of `BOUNDS`.
+        sem: its standard error, by a jackknife over blocks of draws; NaN at an end of `BOUNDS`.
         lower, upper: limits; infinite where they lie beyond `BOUNDS`.
     """
 
@@ -56,27 +56,27 @@ def log_constant(kappa: float) -> float:
 
 
 def efficiency(kappa: float) -> float:
-    """(2p(0)σ)² = 4c(κ)²/(1 − 2κ): of the sign against the value at small signal; infinite without a variance."""
+    """(2p(0)σ)² = 4c(κ)²/(1 − 2κ), the efficiency of the sign at small signal; infinite without a variance."""
     return math.inf if kappa >= 0.5 else 4 * math.exp(2 * log_constant(kappa)) / (1 - 2 * kappa)
 
 
 def fit(x: np.ndarray, confidence: float) -> Fit:
-    r"""Common κ of J coordinates, each with a location and a scale of its own, from K draws of each.
+    r"""Common κ of J coordinates, each with a different location and scale, from K draws of each.
 
     The likelihood is that of the maximal invariant, ∫∫ Πᵢ p((xᵢ − μ)/s) s^{−K} dμ d(log s), by Laplace's method:
 
         ℓ(κ) = Σⱼ [ℓⱼ(κ, μ̂ⱼ, ŝⱼ) − ½ log det Jⱼ],
 
-    Jⱼ the observed information of (μ, log s). A plain profile likelihood has a score of mean O(1) in every
-    coordinate, which J coordinates add up; this one has O(1/K).
+    where Jⱼ is the observed information of (μ, log s). The score of a plain profile likelihood has a mean of O(1) in
+    every coordinate, and these add up over J coordinates; here the mean is O(1/K).
 
-    Coordinates of one draw may depend on each other, so bias and error are those of leaving out blocks of draws: the
-    jackknife in log(κ + ½), with Student's t of 19 degrees of freedom. Where the maximum is an end of `BOUNDS` the
-    other limit is the κ whose score ℓ′ is t of its standard errors from 0, these from the scatter of the draws' scores.
+    Coordinates of one draw may depend on each other, so bias and error are estimated by leaving out blocks of draws:
+    a jackknife in log(κ + ½), with Student's t of 19 degrees of freedom. If the maximum is an end of `BOUNDS`, the
+    other limit is the κ whose score ℓ′ is t standard errors from 0; these come from the scatter of the draws' scores.
 
     Args:
-        x: shape (K, J), finite, without a coordinate of which many values agree.
-        confidence: of the limits.
+        x: shape (K, J), finite, without coordinates in which many values are equal.
+        confidence: confidence of the limits.
 
     Returns:
         `Fit`.
@@ -100,8 +100,8 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
     nodes = [math.exp(at + width * n) - 0.5 for n in _NODES]
     number = min(_BLOCKS, len(x))
     block = np.arange(len(x)) % number
-    # Maxima of polynomials through five values of ℓ, of the whole as of the blocks: what a polynomial leaves is common
-    # to all of them, and does not enter their differences.
+    # Maxima of polynomials through five values of ℓ, for the whole and for the blocks alike: the error of the
+    # polynomial is common to all of them, and cancels in their differences.
     values, starts = [], []
     for kappa in nodes:
         values.append(state.value(kappa))
@@ -124,7 +124,7 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
 
 
 def _peak(values: list[float]) -> float:
-    """Where the polynomial through values at `_NODES` is largest, in their units."""
+    """Position of the maximum of the polynomial through values at `_NODES`, in the same units."""
     powers = np.vander(np.array(_NODES), increasing=True)
     polynomial = np.polynomial.Polynomial(np.linalg.solve(powers, np.array(values) - max(values)))
     flat = polynomial.deriv().roots()
@@ -134,7 +134,7 @@ def _peak(values: list[float]) -> float:
 
 
 def _limit(state: "_Profile", kappa: float, side: int, t: float) -> float:
-    """The κ on one side at which the score is t of its standard errors; infinite where a bound comes first."""
+    """The κ on one side at which the score is t standard errors from 0; infinite if a bound is reached first."""
 
     def excess(at: float) -> float:
         slope, variance = state.score(at)
@@ -142,7 +142,7 @@ def _limit(state: "_Profile", kappa: float, side: int, t: float) -> float:
 
     bound = BOUNDS[0] if side < 0 else BOUNDS[1]
     near, step = kappa, 0.01
-    if excess(near) > 0:  # farther beyond the bound than the draws leave in doubt
+    if excess(near) > 0:  # farther beyond the bound than the uncertainty of the draws
         return kappa
     while (bound - near) * side > 0:
         far = near + side * min(step, abs(bound - near))
@@ -153,7 +153,7 @@ def _limit(state: "_Profile", kappa: float, side: int, t: float) -> float:
 
 
 class _Profile:
-    """The adjusted profile likelihood, its maximum over locations and scales kept from call to call.
+    """The adjusted profile likelihood; its maximum over locations and scales is kept between calls.
 
     The parameters are a = 1/s and b = μ/s: for κ ≤ 0 the likelihood is concave in them, and for 0 < κ ≤ 1 it has one
     maximum (Kent and Tyler 1991).
@@ -164,7 +164,7 @@ class _Profile:
         self.a, self.b = np.full(x.shape[1], 0.7), np.zeros(x.shape[1])
 
     def maximum(self, low: float, high: float) -> float:
-        """The κ between the two at which ℓ is largest, by Brent's method in log(κ + ½)."""
+        """The κ in [low, high] at which ℓ is largest, by Brent's method in log(κ + ½)."""
         found = optimize.minimize_scalar(
             lambda t: -self.value(math.exp(t) - 0.5),
             bounds=(math.log(low + 0.5), math.log(high + 0.5)),
@@ -189,7 +189,7 @@ class _Profile:
         return (ahead - behind) / (2 * _DIFFERENCE), float(scores.var(ddof=1)) * len(scores)
 
     def scores(self, kappa: float) -> np.ndarray:
-        """Σⱼ ψᵢⱼ up to a constant, shape (K,): the derivative in κ with locations and scales moving along."""
+        """Σⱼ ψᵢⱼ up to a constant, shape (K,): the derivative in κ with locations and scales re-maximised."""
         a, b, x = self.a, self.b, self.x
         haa, hab, hbb, u, _ = self._second(kappa, a, b)
         v = u * u
@@ -204,7 +204,7 @@ class _Profile:
         return out
 
     def _likelihood(self, kappa: float, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Per coordinate, −∞ outside the support."""
+        """Log-likelihood per coordinate; −∞ outside the support."""
         v = (a * self.x - b) ** 2
         inside = (1 + kappa * v.max(axis=0) > 0) & (a > 0)
         v = np.where(inside, v, 0)
@@ -224,12 +224,12 @@ class _Profile:
         return haa, -(x * slope).sum(axis=0), slope.sum(axis=0), u, (1 + kappa) * u / below
 
     def _maximise(self, kappa: float) -> tuple[np.ndarray, np.ndarray]:
-        """To the likelihoods and determinants of the information at the maximum.
+        """Maximise over (a, b); returns likelihoods and determinants of the information at the maximum.
 
-        By Newton's method with halved steps; where the information is not positive, by steps of the EM algorithm.
+        Uses Newton's method with halved steps and, where the information is not positive, steps of the EM algorithm.
         """
         a, b = self.a.copy(), self.b.copy()
-        if kappa < 0:  # into the support
+        if kappa < 0:  # move into the support
             reach = np.abs(self.x - b / a).max(axis=0) * a * math.sqrt(-kappa)
             shrink = np.where(reach > 0.95, 0.95 / reach, 1)
             a, b = a * shrink, b * shrink
@@ -262,7 +262,7 @@ class _Profile:
         return value, determinant
 
     def _expectation(self, kappa: float, a: np.ndarray, b: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The step of (a, b) that the EM algorithm makes; for κ > 0."""
+        """The step of the EM algorithm in (a, b), for κ > 0."""
         weight = (1 + kappa) / (1 + kappa * u * u)
         mu = (weight * self.x).sum(axis=0) / weight.sum(axis=0)
         scale = np.sqrt((weight * (self.x - mu) ** 2).sum(axis=0) / len(self.x))
@@ -278,7 +278,7 @@ def _l(kappa: float, v: np.ndarray) -> np.ndarray:
 
 
 def _dl(kappa: float, v: np.ndarray) -> np.ndarray:
-    """Its derivative in κ."""
+    """The derivative of `_l` in κ."""
     small = np.abs(kappa * v) < _SERIES
     series = v * v * (-0.5 + kappa * v * (2 / 3 - 0.75 * kappa * v))
     if small.all():

@@ -1,4 +1,4 @@
-"""How heavy the tails of gradients are, whether they are normal, and what the sign of a gradient is worth."""
+"""How heavy the tails of gradients are, whether they are normal, and the efficiency of a gradient's sign."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sdelens.diagnosis import _student
 __all__ = ["Tail", "no_tail", "tail"]
 
 LEAST: Final = 20
-"""Gradients below which no fit is made: the intervals are not held to their coverage there."""
+"""Least number of gradients for a fit; with fewer, the coverage of the intervals is not verified."""
 _TIES: Final = 0.1
 _BLOCKS: Final = 20
 
@@ -22,19 +22,19 @@ class Tail:
     r"""Tails of one group's gradients.
 
     The law of every coordinate is Student's t continued through the normal, p(u) ∝ (1 + κu²)^{−(1/κ+1)/2}, κ = 1/ν,
-    with a location and a scale of its own and one κ for the group: κ = 0 is normal, κ < 0 has a bounded support, κ ≥ ½
-    no variance, κ ≥ 1 no mean. Where coordinates differ in κ, it is a compromise.
+    with a location and a scale per coordinate and one κ per group: κ = 0 is normal, κ < 0 has a bounded support, κ ≥ ½
+    no variance, κ ≥ 1 no mean. If coordinates differ in κ, the fitted κ is a compromise.
 
     Attributes:
-        kappa: κ = 1/ν; NaN where there is no fit.
-        lower, upper: its limits at `confidence`; infinite on the side where the fit ends at a bound.
-        sem: its standard error, which holds for dependent coordinates.
+        kappa: κ = 1/ν; NaN if there is no fit.
+        lower, upper: limits of κ at `confidence`; infinite on the side where the fit is at a bound.
+        sem: standard error of κ, which is also valid for dependent coordinates.
         kurtosis, kurtosis_sem: mean excess kurtosis over the coordinates, by a jackknife over 20 blocks of gradients.
-            They mean little for κ near ¼ and above, where there is no fourth moment.
+            They are not meaningful for κ near ¼ and above, where there is no fourth moment.
         skewness, skewness_sem: mean *squared* skewness, likewise.
-        coordinates, gradients: how many the fit has.
-        left_out: coordinates sampled but left out, since over a tenth of their values agree exactly.
-        confidence: of the limits.
+        coordinates, gradients: numbers of both in the fit.
+        left_out: number of sampled coordinates left out because over a tenth of their values are equal.
+        confidence: confidence of the limits.
         reason: why there is no fit, or None.
     """
 
@@ -59,33 +59,34 @@ class Tail:
 
     @property
     def normal_z(self) -> float:
-        """κ/its standard error: t with K − 1 degrees of freedom if the law is normal."""
+        """κ divided by its standard error; Student's t with K − 1 degrees of freedom if the law is normal."""
         return self.kappa / self.sem
 
     @property
     def normal_p(self) -> float:
-        """Two-sided probability of so large a |z| under normality."""
+        """Two-sided p-value of `normal_z` under normality."""
         return float(2 * stats.t.sf(abs(self.normal_z), self.gradients - 1)) if math.isfinite(self.sem) else math.nan
 
     @property
     def efficiency(self) -> float:
-        r"""(2p(0)σ)²: samples of g itself that one of sign(g) is worth, at small signal.
+        r"""(2p(0)σ)²: the number of samples of g that are worth one sample of sign(g), at small signal.
 
-        E sign(g) ≈ 2p(0)∂f has noise 1, g itself has signal ∂f and noise σ: their signal-to-noise ratios are as 2p(0)σ
-        to 1. For normal noise it is 2/π, for ν = 5 0.96, for ν = 3 1.62, and infinite without a variance.
+        sign(g) has signal 2p(0)∂f and noise 1, g has signal ∂f and noise σ, so the quotient of their signal-to-noise
+        ratios is 2p(0)σ. The efficiency is 2/π for normal noise, 0.96 for ν = 5, 1.62 for ν = 3, and infinite without a
+        variance.
         """
         return math.nan if math.isnan(self.kappa) else _student.efficiency(self.kappa)
 
     @property
     def efficiency_limits(self) -> tuple[float, float]:
-        """Its limits: those of κ, of which it is an increasing function."""
+        """Limits of `efficiency`, which is an increasing function of κ."""
         if math.isnan(self.lower):
             return (math.nan, math.nan)
         low, high = _student.BOUNDS
         return _student.efficiency(max(self.lower, low)), _student.efficiency(min(self.upper, high))
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers as JSON types; NaN and infinite ones as None."""
+        """Numbers as JSON types; NaN and infinite numbers become None."""
         limits = {"df": self.df, "efficiency": self.efficiency}
         limits |= dict(zip(("efficiency_lower", "efficiency_upper"), self.efficiency_limits, strict=True))
         found = self.__dict__ | limits | {"normal_p": self.normal_p}
@@ -93,7 +94,7 @@ class Tail:
 
 
 def tail(values: np.ndarray, confidence: float) -> Tail:
-    """Tails of coordinates in the columns of `values`, gradients in its rows."""
+    """Tails of the columns of `values`: a row is a gradient, a column a coordinate."""
     count = len(values)
     moving = np.ptp(values, axis=0) > 0
     values = values[:, moving]
@@ -114,7 +115,7 @@ def tail(values: np.ndarray, confidence: float) -> Tail:
 
 
 def no_tail(gradients: int, confidence: float, reason: str, left_out: int = 0) -> Tail:
-    """No fit, and why."""
+    """A `Tail` without a fit, and the reason."""
     nan = math.nan
     return Tail(nan, nan, nan, nan, nan, nan, nan, nan, 0, gradients, left_out, confidence, reason)
 
@@ -132,7 +133,7 @@ def _longest_run(ordered: np.ndarray) -> np.ndarray:
 def _shape_moments(x: np.ndarray) -> tuple[float, float, float, float]:
     """Mean excess kurtosis and mean squared skewness with standard errors, by leaving out blocks of gradients.
 
-    The jackknife takes the bias of order 1/K away, which for squared skewness is all of it if the law is symmetric.
+    The jackknife removes the bias of order 1/K; for squared skewness of a symmetric law this is the whole bias.
     """
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     blocks = np.arange(len(x)) % min(_BLOCKS, len(x))

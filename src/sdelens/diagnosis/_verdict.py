@@ -1,4 +1,4 @@
-"""What a diagnosis says: signal-to-noise ratios, the regime, and whether the square-root rule holds."""
+"""The result of a diagnosis: signal-to-noise ratios, the regime, and whether the square-root rule holds."""
 
 import functools
 import math
@@ -22,9 +22,9 @@ _QUIET, _LOUD = 0.5, 2.0
 """SNR below and above which √(g² + σ²), Adam's divisor, is within 12 % of σ, or of |g|."""
 _SHOWN = 20
 _COUNTS = 0.01
-"""Share of the signal from which a group counts among the best and the worst."""
+"""Least share of the signal for a group to be considered as the best or the worst."""
 _SPOKEN = 0.1
-"""Share of the signal in another regime than the whole from which it is spoken of."""
+"""Least share of the signal in a regime different from the total's for it to be mentioned."""
 _TOTAL = "all"
 
 
@@ -37,23 +37,24 @@ def regime_of(snr: float) -> str:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    r"""What Adam's moments say of a run, as `diagnose` returns it.
+    r"""The diagnosis of a run from Adam's moments, as `diagnose` returns it.
 
-    SNR = √(‖∇f‖²/tr Σ) at the present batch, Σ the covariance of its noise; at δ times the batch it is √δ times that.
+    SNR = √(‖∇f‖²/tr Σ) at the present batch, where Σ is the covariance of its noise; at δ times the batch it is √δ
+    times as large.
     Regimes: noise-dominated up to 0.5, signal-dominated from 2 (there √((∇f)² + σ²), by which Adam divides, is within
-    12 % of σ or of \|∇f\|), mixed between.
+    12 % of σ or of \|∇f\|), mixed in between.
 
     Attributes:
-        parts: of every group by name, in the order of the state.
-        total: over all of them.
-        known: whether the state tells signal from noise at all; where not, numbers are NaN and `reason` says why.
-        reason: why not, or "".
-        batch_size: of the run, None if it was not given.
-        ratios: δ of the table.
-        tolerance: relative L2 error of the loss curve up to which the rule is said to hold.
-        legal_ratio: δ beyond which the rule asks for a negative β; infinite if the betas are not known.
-        notes: what to know of these numbers.
-        info: steps, betas, counts of coordinates, JSON types only.
+        parts: results of every group by name, in the order of the state.
+        total: results over all groups.
+        known: whether signal and noise can be estimated from the state; if not, numbers are NaN.
+        reason: why they cannot be estimated, or "".
+        batch_size: batch size of the run, None if it was not given.
+        ratios: values of δ in the table.
+        tolerance: relative L2 error of the loss curve up to which the rule counts as holding.
+        legal_ratio: δ beyond which the rule requires a negative β; infinite if the betas are not known.
+        notes: remarks on the interpretation of these numbers.
+        info: steps, betas and counts of coordinates, as JSON types only.
     """
 
     parts: Mapping[str, Group]
@@ -74,7 +75,7 @@ class Diagnosis:
 
     @property
     def limit(self) -> float:
-        """SNR below which it is not told from 0: where there is no signal, one reading in a thousand lies above it."""
+        """SNR below which it is indistinguishable from 0: without a signal, one estimate in a thousand exceeds it."""
         return self.total.limit
 
     @property
@@ -93,7 +94,7 @@ class Diagnosis:
         return self.regime_at(1)
 
     def regime_at(self, batch_ratio: float) -> str:
-        """The regime at `batch_ratio` times the batch; unknown where an SNR above 0.5 there is not told from 0."""
+        """The regime at `batch_ratio` times the batch; unknown if an SNR above 0.5 there may be 0."""
         scale = math.sqrt(check.positive("batch_ratio", batch_ratio))
         if not self.total.resolved and self.total.limit * scale > _QUIET:
             return "unknown"
@@ -101,11 +102,12 @@ class Diagnosis:
 
     @functools.cached_property
     def groups(self) -> "pd.DataFrame":
-        """A row per group, and one of all: size, signal ‖∇f‖², noise tr Σ, snr and its 95 % limits, and more.
+        """A row per group and one for all: size, signal ‖∇f‖², noise tr Σ, snr and its 95 % limits, and more.
 
-        ``limit`` is the SNR not told from 0, ``resolved`` whether `snr` is above; ``design`` the factor by which
-        correlation between coordinates raises the variance; ``concentrated`` the SNR, at most, of a coordinate drawn in
-        proportion to its signal; ``noise_scale`` in samples where the batch size is known. Signal and noise are
+        ``limit`` is the SNR below which it is indistinguishable from 0, ``resolved`` whether `snr` is above it;
+        ``design`` is the factor by which correlation between coordinates increases the variance; ``concentrated`` is an
+        upper bound of the SNR of a coordinate drawn in proportion to its signal; ``noise_scale`` is in samples if the
+        batch size is known. Signal and noise are
         unbiased and may be negative.
         """
         import pandas as pd
@@ -135,11 +137,11 @@ class Diagnosis:
         return self.batch_size / part.snr**2 if part.snr > 0 else math.inf
 
     def expected_error(self, batch_ratio: float) -> float:
-        r"""Relative L2 error of the loss curve at equal samples, from here to rest, under the square-root rule.
+        r"""Relative L2 error of the loss curve at equal samples, from now to rest, under the square-root rule.
 
-        Every group moves as Adam with settled v does (`sdelens.diagnosis.expected`), its coordinates taken as equals,
-        the groups' losses weighted by their signal, which is what equal curvature makes of them; groups not told from 0
-        count as one. Discretisation is not in it, of order η√δ.
+        Every group moves like Adam with stationary v (`sdelens.diagnosis.expected`), and its coordinates are treated as
+        equal. The losses of groups are weighted by their signal, which assumes equal curvature; all groups whose signal
+        is indistinguishable from 0 count as one. The discretisation error, of order η√δ, is not included.
 
         Raises:
             ValueError: if `batch_ratio` is not above 0.
@@ -148,11 +150,11 @@ class Diagnosis:
         return self._path_error(ratio) if self.known else math.nan
 
     def error_range(self, batch_ratio: float) -> tuple[float, float]:
-        """Least and largest of `expected_error` under other assumptions.
+        """Smallest and largest `expected_error` under other assumptions.
 
-        They are: v too slow to follow; no weight decay, or one that draws away from rest; curvature in proportion to
-        the gradient; the limits of the SNR; the best and the worst group that has 1 % of the signal; signal as
-        concentrated within groups as fourth moments allow.
+        They are: v too slow to follow the gradient; no weight decay, or one that pulls away from rest; curvature
+        proportional to the gradient; the limits of the SNR; the best and the worst group with at least 1 % of the
+        signal; signal concentrated within groups as much as fourth moments allow.
         """
         ratio = check.positive("batch_ratio", batch_ratio)
         if not self.known:
@@ -174,17 +176,17 @@ class Diagnosis:
         return path_error(signal, noise, size, ratio, pull=pull, **options)
 
     def holds(self, batch_ratio: float) -> bool | None:
-        """Whether the square-root rule is expected to hold within `tolerance`; None where the state cannot tell."""
+        """Whether the square-root rule is expected to hold within `tolerance`; None if that cannot be estimated."""
         return self.expected_error(batch_ratio) <= self.tolerance if self.known else None
 
     @functools.cached_property
     def largest_ratio(self) -> float:
-        """Largest δ for which it holds; infinite without any signal; NaN where the state cannot tell."""
+        """Largest δ for which the rule holds; infinite without a signal; NaN if it cannot be estimated."""
         return largest_ratio(self.expected_error, self.tolerance) if self.known else math.nan
 
     @functools.cached_property
     def _mix(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Signal, noise, size and decay's pull of every group told from 0, and of the rest as one."""
+        """Signal, noise, size and pull of the decay of every resolved group, and of all other groups together."""
         told = [part for part in self.parts.values() if part.resolved]
         rest = [part for part in self.parts.values() if part.size and not part.resolved]
         rows = [(part.signal, max(part.noise, 0.0), part.size, part.pull) for part in told]
@@ -194,7 +196,7 @@ class Diagnosis:
         return tuple(np.asarray(column, dtype=float) for column in zip(*rows, strict=True))  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, JSON types only: numbers that are not known are None, infinite ones the text ``"infinity"``."""
+        """Everything as JSON types: unknown numbers become None, infinite ones the text ``"infinity"``."""
         table = [
             {
                 "batch_ratio": ratio,
@@ -312,7 +314,7 @@ class Diagnosis:
 
 
 def general_notes(batch: bool, alone: float, decays: bool | None) -> Sequence[str]:
-    """What holds of every diagnosis; `decays` is whether there is weight decay, None where that is not known."""
+    """Notes for every diagnosis; `decays` is whether there is weight decay, None if that is not known."""
     known = "" if batch else " With batch_size= the noise scale is given in samples."
     return (
         f"SNR is √(‖∇f‖²/tr Σ) at the present batch; '< x': not told from 0, x being passed by {FALSE_ALARM:g} of all "

@@ -1,19 +1,19 @@
-r"""How far the square-root rule errs along the way, as a function of the signal-to-noise ratio alone.
+r"""Error of the square-root rule along the loss curve, as a function of the signal-to-noise ratio alone.
 
-Where v has settled, Adam moves x by its gradient over √(g² + σ²). In time of samples, with curvature λ, learning rate η
-and u = g/σ (σ of the run that is scaled), the run moves as
+When v is stationary, Adam moves x by its gradient divided by √(g² + σ²). Measure time in samples, and let λ be the
+curvature, η the learning rate and u = g/σ, with σ of the original run. The run then follows
 
     du/dt = −κ u/√(1 + u²)          and under the rule at δ times the batch      du/dt = −κ u/√(1 + δu²),
 
-κ = ηλ/σ: both are one curve, T(√a u) = T(√a u₀) − κt with T(y) = √(1 + y²) − arsinh(1/y), a = 1 or δ. Decoupled weight
-decay moves both alike, by −ηθx: beside x at its rest at 0, that is −κDu, with D the decay's motion over that of the
-gradient were there no signal in v, D = θ|x|/u at present. Then, with s = √(1 + y²),
+with κ = ηλ/σ. Both follow one curve, T(√a u) = T(√a u₀) − κt with T(y) = √(1 + y²) − arsinh(1/y) and a = 1 or δ.
+Decoupled weight decay adds −ηθx to both. With x at rest at 0, this is −κDu, where D is the ratio of the decay's motion
+to that of the gradient if v contained no signal; at present D = θ|x|/u. Then, with s = √(1 + y²),
 
     T(y) = [log(s − 1)/(1 + D) − log(s + 1)/(1 − D)]/2 + log(1 + Ds)/(D(1 − D²)).
 
-The loss is Σ g²/2λ, and the error the relative L2 distance of its two courses from the present state to rest. For small
-u it is 0.204 (1 − 1/δ) (√δ u)² without decay: what counts is the SNR at the larger batch. Where v is so slow that it
-stays at its first value, 0.354 takes the place of 0.204.
+The loss is Σ g²/2λ, and the error is the relative L2 distance of its two curves from the present state to rest. For
+small u and without decay it is 0.204 (1 − 1/δ) (√δ u)², so the SNR at the larger batch is decisive. If v is so slow
+that it stays at its initial value, 0.354 replaces 0.204.
 """
 
 import math
@@ -25,12 +25,12 @@ import numpy as np
 __all__ = ["largest_ratio", "path_error"]
 
 _POINTS = 60
-"""Per factor of ten in time."""
+"""Number of time points per factor of ten in time."""
 _MOST = 1e4
-"""SNR above which a coordinate is as good as without noise."""
+"""SNR above which noise of a coordinate is neglected."""
 _LEAST_SHARE = 1e-6
 _SLIGHT = 1e-5
-"""D below which there is as good as no decay."""
+"""D below which weight decay is neglected."""
 _TABLE = 400
 _DEPTH = 5.0
 """Points of T's table, and how far it goes below log y = 0 or the start."""
@@ -53,11 +53,11 @@ def path_error(
     Args:
         signal: Σ(∇f)² of every group, ≥ 0.
         noise: Σσ² of every group at the present batch.
-        size: coordinates of every group, taken as equals.
+        size: number of coordinates of every group, which are treated as equal.
         ratio: δ > 0, new over present batch.
-        curvature: λ of every group, up to a factor; None is the same in all.
-        pull: Σ(θx)² of every group, θ the decoupled weight decay that the learning rate multiplies; None is no decay.
-        settled: whether v follows the gradient; False: it stays as it is at first.
+        curvature: λ of every group, up to a factor; None: equal in all groups.
+        pull: Σ(θx)² of every group, θ the decoupled weight decay that the learning rate multiplies; None: no decay.
+        settled: whether v follows the gradient; False: it keeps its initial value.
     """
     if ratio == 1:
         return 0.0
@@ -72,7 +72,7 @@ def path_error(
     loud = np.maximum(noise, signal / _MOST**2)
     group = _Moving(np.sqrt(signal / loud), steep / np.sqrt(loud / size), np.sqrt(pulled * loud / (size * signal)))
     group, weight = _pooled(group, weight)
-    # From before anything moves until the slowest has come to rest.
+    # From a time at which nothing has moved until the slowest group is at rest.
     first, last = 1e-4 * group.duration(min(1.0, ratio)), 14 * group.duration(max(1.0, ratio))
     times = np.geomspace(first.min(), last.max(), math.ceil(_POINTS * math.log10(last.max() / first.min())))
     curves = [weight / weight.sum() @ group.decline(times, a, settled) for a in (1.0, ratio)]
@@ -81,7 +81,7 @@ def path_error(
 
 
 def largest_ratio(error: Callable[[float], float], tolerance: float, most: float = 1e9) -> float:
-    """Largest δ ≥ 1 at which `error(δ)`, which rises, is at most `tolerance`; infinite if above `most`."""
+    """Largest δ ≥ 1 at which the increasing `error(δ)` is at most `tolerance`; infinite if above `most`."""
     low, high = 0.0, math.log(most)
     if error(most) <= tolerance:
         return math.inf
@@ -105,11 +105,11 @@ class _Moving(NamedTuple):
     decay: np.ndarray
 
     def duration(self, factor: float) -> np.ndarray:
-        """Time in which a group comes down to e⁻¹ or so, (G,)."""
+        """Time in which the u of a group decreases to about e⁻¹ of its start, (G,)."""
         return 1 / (self.rate * (1 / (1 + math.sqrt(factor) * self.start) + self.decay))
 
     def decline(self, times: np.ndarray, factor: float, settled: bool) -> np.ndarray:
-        """(u/u₀)² at the times, (G, T)."""
+        """(u/u₀)² at the given times, (G, T)."""
         if not settled:
             speed = self.rate * (1 / np.sqrt(1 + factor * self.start**2) + self.decay)
             return np.exp(-2 * speed[:, None] * times)
@@ -119,7 +119,7 @@ class _Moving(NamedTuple):
 
 
 def _fallen(top: float, rate: float, decay: float, times: np.ndarray) -> np.ndarray:
-    """How far log y lies below `top` at the times: T tabulated, and linear from where y is small."""
+    """How far log y has decreased from `top` at the times: by a table of T, continued linearly for small y."""
     log_y = np.linspace(top, min(top, 0.0) - _DEPTH, _TABLE)
     elapsed = _elapsed(log_y[:1], decay) - _elapsed(log_y, decay)
     beyond = np.maximum(rate * times - elapsed[-1], 0.0)
@@ -138,7 +138,7 @@ def _elapsed(log_y: np.ndarray, decay: float) -> np.ndarray:
 
 
 def _pooled(group: _Moving, weight: np.ndarray) -> tuple[_Moving, np.ndarray]:
-    """Groups within 10 % of each other in everything as one: a thousand tensors cost no more than a hundred."""
+    """Merge groups whose values all agree within 10 %, so that a thousand tensors cost no more than a hundred."""
     if weight.size <= 64:
         return group, weight
     logs = np.log(np.stack([group.start, group.rate, np.maximum(group.decay, _SLIGHT)]))

@@ -1,4 +1,4 @@
-"""The front door: gradients of any form to moments, one after another."""
+"""The entry point for gradients: turns gradients of any form into moments, one after another."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,41 +37,42 @@ def gradient_noise(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> GradientNoise:
-    r"""Size, scale, phases and tails of gradient noise, from gradients at one point, in one pass.
+    r"""Estimate size, scale, phases and tails of gradient noise from gradients at one point, in one pass.
 
-    Two numbers per coordinate are kept, in float64, some scalars per gradient, and the values of `tail_coordinates`
+    Stored are two numbers per coordinate in float64, some scalars per gradient, and the values of `tail_coordinates`
     coordinates per group. See `GradientNoise` for the formulas.
 
     Args:
         gradients: K independent gradients at one point. An iterator or a list of pytrees of arrays (JAX, NumPy or
-            PyTorch, one array included); an array whose first axis is K, or a dict or other pytree of such, as
-            `np.load` gives; a function of i = 0, …, `count` − 1; or a `Problem` with data: its per-example gradients at
-            `x`, or, with `batch_size` above 1, those of `count` mini-batches drawn with replacement.
+            PyTorch; a single array is one too); an array whose first axis is K, or a dict or other pytree of
+            such arrays, as from `np.load`; a function of i = 0, …, `count` − 1; or a `Problem` with data: its
+            per-example gradients at `x`, or, with `batch_size` above 1, those of `count` mini-batches drawn with
+            replacement.
         batch_size: samples of which each gradient is the mean; one number per gradient if they differ.
-        per: ``"sample"`` or ``"batch"``: what Σ is reported of, one sample or the mean of `batch_size`.
-        groups: None, a group per leaf; a dict from names to regular expressions, searched for in the leaves' paths, the
-            first that matches taken; or a list of expressions. Leaves that none matches are the group ``"other"``.
-        count: how many gradients to ask a function for, or to take of a problem's examples, without replacement, or
-            mini-batches.
-        population: how many gradients there are, if `gradients` were drawn of finitely many without replacement: all of
-            them have ∇f = ḡ without error. Of a problem's examples it is known.
+        per: ``"sample"`` or ``"batch"``: whether Σ is reported for one sample or for the mean of `batch_size`.
+        groups: None for a group per leaf; a dict from names to regular expressions, of which the first found in a
+            leaf's path decides; or a list of expressions. Leaves that match none form the group ``"other"``.
+        count: number of gradients to request from a function, or number of a problem's examples (drawn without
+            replacement) or mini-batches.
+        population: size of the population, if `gradients` were drawn from a finite one without replacement; if all of
+            it is drawn, ∇f = ḡ without error. It is known for a problem's examples.
         x: the point: with a problem, a flat vector or a pytree, by default its start; with `loss`, the parameters.
         loss: loss(params), whose Hessian at `x` weights `GradientNoise.curved_noise_scale`, by `jax.jvp` of its
             gradient.
-        hvp: instead, v ↦ Hv on pytrees; for a problem, True. At most some 64 log K products are made.
+        hvp: instead of `loss`, v ↦ Hv on pytrees; True for a problem. At most about 64 log K products are computed.
         tails: whether to fit tails.
-        tail_coordinates: coordinates per group, drawn by `seed`, that the tails are fitted to, of 4096 gradients at
-            most; the tails of the whole are fitted to at most 256 of those.
-        confidence: of all limits.
-        seed: of the draws named above.
+        tail_coordinates: coordinates per group, drawn with `seed`, to which the tails are fitted, from at most 4096
+            gradients; the tails of the whole are fitted to at most 256 of them.
+        confidence: confidence of all limits.
+        seed: seed of the draws named above.
 
     Returns:
         `GradientNoise`; print it for tables and a verdict.
 
     Raises:
-        TypeError, ValueError: naming what does not fit: no gradients, other shapes, entries that are not finite.
+        TypeError, ValueError: if there are no gradients, shapes differ, or entries are not finite; the message says it.
 
-    Source: noise scale, arXiv 1812.06162; phases, arXiv 2411.15958. Limits and tails are ours.
+    Source: noise scale, arXiv 1812.06162; phases, arXiv 2411.15958. Limits and tails are derived here.
 
     Examples:
         >>> import numpy as np, sdelens as sl
@@ -125,8 +126,8 @@ def as_groups(
     """The layout of leaves in groups.
 
     Raises:
-        TypeError: if `groups` is neither.
-        ValueError: if an expression is none, matches nothing, or a group would be called "all".
+        TypeError: if `groups` is of another type.
+        ValueError: if an expression is invalid or matches nothing, or a group would be called "all".
     """
     if groups is None:
         if ALL in names:
@@ -149,7 +150,7 @@ def as_groups(
 
 
 def _leaves(tree: Any) -> tuple[tuple[str, ...], list[np.ndarray], Callable[[list[Any]], Any]]:
-    """Names and arrays of a gradient's leaves, and what puts others in their place."""
+    """Names and arrays of a gradient's leaves, and the function that rebuilds the tree from other leaves."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = tuple(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient" for path, _ in paths)
     arrays = [_array(name, leaf) for name, (_, leaf) in zip(names, paths, strict=True)]
@@ -180,7 +181,7 @@ def _strided(tensor: Any) -> Any:
 
 
 def _source(gradients: Any, count: int | None) -> Iterable[Any]:
-    """Gradients one after another, of whatever was given."""
+    """Iterate over gradients of any supported form."""
     if callable(gradients) and not hasattr(gradients, "__array__"):
         if count is None:
             raise ValueError("count: a function of i was given; say how many gradients to ask it for.")
@@ -190,7 +191,7 @@ def _source(gradients: Any, count: int | None) -> Iterable[Any]:
     if isinstance(gradients, Iterator) or type(gradients) in (list, tuple):
         return gradients
     if isinstance(gradients, Mapping) and not isinstance(gradients, dict):
-        gradients = dict(gradients)  # as np.load gives of an .npz
+        gradients = dict(gradients)  # for an .npz file, np.load returns a mapping
     leaves, treedef = jax.tree_util.tree_flatten(gradients)
     sizes = {int(np.shape(v)[0]) if np.ndim(v) else 0 for v in leaves}
     if len(sizes) != 1 or 0 in sizes:
@@ -227,7 +228,7 @@ def _on_leaves(product: Callable[[Any], Any], rebuild: Callable[[list[Any]], Any
 def _of_problem(
     problem: Any, batch_size: Any, count: int | None, population: int | None, x: Any, loss: Any, hvp: Any, seed: int
 ) -> tuple[Iterator[Any], int | None, Callable[[Any], Any] | None]:
-    """Gradients of a problem, how many there are, and its products with the Hessian."""
+    """Gradients of a problem, the size of their population, and the product with the Hessian."""
     if not isinstance(problem, Problem) or problem.examples is None:
         raise TypeError(
             "gradients: the problem has no examples, so no noise of its own; give sl.Problem(loss, start, data) or a "
@@ -270,13 +271,13 @@ def _of_problem(
 
 
 def _arrays(layout: Any, flat: Any) -> Any:
-    """The pytree of the floating leaves alone."""
+    """The pytree of the floating-point leaves only."""
     tree = layout.unravel(jnp.asarray(flat))
     return jax.tree.map(lambda v: v if isinstance(v, np.ndarray | jax.Array) else None, tree)
 
 
 def _position(problem: Problem, x: Any) -> Any:
-    """A flat vector, or a pytree of the problem's structure."""
+    """A point as a flat vector, from one or from a pytree of the problem's structure."""
     flat = problem.layout.ravel(x) if problem.layout.matches(x) else jnp.ravel(jnp.asarray(x))
     if flat.shape != (problem.dim,):
         raise ValueError(f"x: got shape {np.shape(x)}; give {problem.dim} numbers, or parameters like the start.")

@@ -1,12 +1,12 @@
 r"""Adam's moments split into signal and noise.
 
-m̂ = Σ wⱼgⱼ and v̂ = Σ uⱼgⱼ² are weighted means of the last k gradients and of their squares. With g = ∇f + Z, ∇f steady
-and Z independent from step to step, E m̂² = (∇f)² + cσ² and E v̂ = (∇f)² + σ², c = Σ wⱼ², so that over a group of
+m̂ = Σ wⱼgⱼ and v̂ = Σ uⱼgⱼ² are weighted means of the last k gradients and of their squares. Let g = ∇f + Z with
+constant ∇f and independent Z. Then E m̂² = (∇f)² + cσ² and E v̂ = (∇f)² + σ² with c = Σ wⱼ², and over a group of
 coordinates
 
     G = Σ (m̂² − c v̂)/(1 − c),    S = Σ (v̂ − m̂²)/(1 − c)
 
-have the means Σ(∇f)² and Σσ². Nothing is clipped before the sum: a coordinate alone is noise below SNR ≈ √c.
+have the means Σ(∇f)² and Σσ². Nothing is clipped before the sum: a single coordinate is only noise below SNR ≈ √c.
 """
 
 import math
@@ -19,16 +19,16 @@ import numpy as np
 __all__ = ["CHUNK", "FALSE_ALARM", "Group", "Split", "Weights", "combine", "flatten", "split"]
 
 CHUNK = 2**15
-"""Elements of a tensor in float64 at a time: few enough for a cache, and for PyTorch to convert them on one thread."""
+"""Elements converted to float64 at a time: they fit in a cache, and PyTorch converts them on one thread."""
 FALSE_ALARM = 1e-3
-"""Probability that a group without any signal reads above its limit."""
+"""Probability that the SNR of a group without any signal exceeds its limit."""
 _BLOCKS, _LEAST_BLOCK = 64, 16
-"""Contiguous blocks of a tensor from which correlation between coordinates is told, and their least size."""
+"""Number of contiguous blocks of a tensor used to detect correlation of coordinates, and their least size."""
 _INTERVAL = 1.959964
 
 
 class Weights(NamedTuple):
-    """What the weights of k gradients in m̂ and v̂ add up to.
+    """Sums of the weights of k gradients in m̂ and v̂.
 
     Attributes:
         steps: k.
@@ -85,12 +85,12 @@ class Split:
     """Sums over one tensor.
 
     Attributes:
-        weights: those of its m̂ and v̂.
+        weights: weights of its m̂ and v̂.
         size: coordinates counted.
         untouched: coordinates with m = v = 0, left out: they have not had a gradient.
-        lost: coordinates with v = 0 but not m, left out: their squares underflowed.
+        lost: coordinates with v = 0 but m ≠ 0, left out: their squares underflowed.
         nonfinite: coordinates that are NaN or infinite, left out.
-        impossible: coordinates with m̂² > `Weights.most` v̂, which no gradients can make.
+        impossible: coordinates with m̂² > `Weights.most` v̂, which is impossible for any gradients.
         a: Σ m̂².
         v: Σ v̂.
         vv: Σ v̂².
@@ -124,7 +124,7 @@ class Split:
         return (self.v - self.a) / (1 - self.weights.first)
 
     def variance(self, ratio: float) -> float:
-        r"""Variance of `signal` − ratio·`noise` for normal noise of independent coordinates of that SNR².
+        r"""Variance of `signal` − ratio·`noise` for normal noise of independent coordinates with SNR² = `ratio`.
 
         (1 − c) times it is Σ αm̂² − γv̂ with α = 1 + ratio, γ = c + ratio. With g = √p, σ² = 1 − p in units of v̂,
         p = ratio/(1 + ratio), Var m̂² = 2c²σ⁴ + 4cg²σ², Var v̂ = (2σ⁴ + 4g²σ²)Σu², and their covariance is
@@ -142,10 +142,10 @@ def split(weights: Weights, m: Any, v: Any, earlier: tuple[Any, Any, float, floa
     """Sums over a tensor, a chunk at a time in float64.
 
     Args:
-        weights: of the gradients in m and v; with `earlier`, of those since then.
+        weights: weights of the gradients in m and v; with `earlier`, of the gradients since then.
         m: first moment, not corrected for bias.
         v: second moment, not corrected for bias.
-        earlier: m and v some steps before, and what is left of them, β₁ⁿ and β₂ⁿ.
+        earlier: m and v some steps before, and the factors by which they decayed, β₁ⁿ and β₂ⁿ.
 
     Raises:
         ValueError: if a second moment is negative, or sizes differ.
@@ -174,7 +174,7 @@ def split(weights: Weights, m: Any, v: Any, earlier: tuple[Any, Any, float, floa
         found.nonfinite += int(bad.sum())
         found.untouched += int(untouched.sum())
         found.lost += int(lost.sum())
-        if before is None:  # of a window, rounding makes some too
+        if before is None:  # in a window, rounding also produces some
             found.impossible += int((a > 1.05 * weights.most * second + 1e-300).sum())
         found.a += float(a.sum())
         found.v += float(second.sum())
@@ -197,8 +197,8 @@ def squares(array: Any) -> float:
 
 
 def flatten(array: Any) -> tuple[Any, int]:
-    """The array as one axis, and its length: a view wherever possible, of NumPy's, JAX's and PyTorch's arrays alike."""
-    if hasattr(array, "to_local"):  # a PyTorch DTensor: what this process has of it
+    """The flattened array and its length; a view if possible, for arrays of NumPy, JAX and PyTorch."""
+    if hasattr(array, "to_local"):  # the part of a PyTorch DTensor on this process
         array = array.to_local()
     if hasattr(array, "detach"):
         flat = array.detach().reshape(-1)
@@ -221,20 +221,20 @@ def _spans(size: int) -> Iterator[tuple[int, int]]:
 
 
 class Group(NamedTuple):
-    """What a group of tensors says.
+    """Results of a group of tensors.
 
     Attributes:
         size: coordinates counted.
-        signal: ‖∇f‖² estimated, may be negative.
-        noise: tr Σ at the current batch, estimated.
-        snr: √(signal/noise), 0 where the signal is negative, infinite where there is no noise.
-        lower: 95 % limit of the SNR; NaN where there is no noise.
-        upper: the other.
-        limit: the SNR below which it is not told from 0; NaN where there is no noise.
-        design: factor of the variance for correlation between coordinates.
-        concentrated: SNR that a coordinate has which is drawn in proportion to its signal, at most; NaN if not known.
-        pull: Σ (θx)², of decoupled weight decay; 0 where it is not known.
-        below: the signal in its standard errors.
+        signal: estimate of ‖∇f‖², may be negative.
+        noise: estimate of tr Σ at the current batch.
+        snr: √(signal/noise), 0 if the signal is negative, infinite if there is no noise.
+        lower: lower 95 % limit of the SNR; NaN if there is no noise.
+        upper: upper 95 % limit of the SNR; infinite if there is no noise.
+        limit: SNR below which it is indistinguishable from 0; NaN if there is no noise.
+        design: factor of the variance due to correlation between coordinates.
+        concentrated: upper bound of the SNR of a coordinate drawn in proportion to its signal; NaN if not known.
+        pull: Σ (θx)² of decoupled weight decay; 0 if it is not known.
+        below: estimate of the signal in units of its standard error.
     """
 
     size: int
@@ -251,17 +251,17 @@ class Group(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether the signal is told from 0."""
+        """Whether the signal is distinguishable from 0."""
         return self.snr > self.limit or math.isinf(self.snr)
 
 
 def combine(parts: Sequence[Split]) -> Group:
     r"""Signal, noise and their ratio over some tensors.
 
-    The interval of SNR² is G/S ± 1.96 √(D Var(G − (G/S)S))/S, its upper end from |G|/S where G is negative. The limit
-    is that of a group without signal: G is then C(χ²_ν/ν − 1), C = Σ cS/(1 − c), with ν such that the variance agrees,
-    and its point of probability `FALSE_ALARM` is taken. D ≥ 1 is what the scatter of contiguous blocks of a tensor
-    shows above that of independent coordinates.
+    The interval of SNR² is G/S ± 1.96 √(D Var(G − (G/S)S))/S, with its upper end from |G|/S if G is negative. The
+    limit is that of a group without signal: G is then treated as C(χ²_ν/ν − 1), C = Σ cS/(1 − c), with ν such that the
+    variance agrees, and is exceeded with probability `FALSE_ALARM`. D ≥ 1 is the ratio of the scatter of contiguous
+    blocks of a tensor to that of independent coordinates.
     """
     from scipy import special
 
@@ -275,7 +275,7 @@ def combine(parts: Sequence[Split]) -> Group:
     design = _design(parts, ratio)
     error = math.sqrt(design * sum(part.variance(ratio) for part in parts)) / noise
     lower = math.sqrt(max(signal / noise - _INTERVAL * error, 0.0))
-    upper = math.sqrt(abs(signal) / noise + _INTERVAL * error)  # below 0 it shows an error of its own size
+    upper = math.sqrt(abs(signal) / noise + _INTERVAL * error)  # a negative estimate indicates an error of its size
     quiet = noise / (noise + max(signal, 0.0))  # share of v̂ that is noise
     spread = design * quiet**2 * sum(part.variance(0.0) for part in parts)
     scale = quiet * sum(part.weights.first * part.v / (1 - part.weights.first) for part in parts)
@@ -310,7 +310,7 @@ def _design(parts: Sequence[Split], ratio: float) -> float:
             scores.append((((1 + ratio) * a - (w.first + ratio) * v)[known]) / np.sqrt(size * vv[known]))
     if not scores:
         return 1.0
-    # Every tensor about its own median: that tensors differ in SNR is no correlation.
+    # Deviations are from the median of each tensor, since different SNRs of tensors are not correlation.
     deviations = np.abs(np.concatenate([score - np.median(score) for score in scores if score.size]))
     return max(float(np.median(deviations) / 0.6744898) ** 2, 1.0) if deviations.size else 1.0
 

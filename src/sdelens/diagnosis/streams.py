@@ -1,4 +1,4 @@
-"""First and second moments of gradients in one pass, mergeable, with the scalars their uncertainty needs."""
+"""First and second moments of gradients in one pass, mergeable, with scalars for their uncertainty."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,24 +10,24 @@ import numpy as np
 __all__ = ["Layout", "Moments"]
 
 KEPT: Final = 4096
-"""Gradients of which the sampled coordinates are kept, at most; beyond, every second, fourth, …."""
+"""Most gradients for which the sampled coordinates are kept; beyond, those of every second, fourth, …."""
 POOLED: Final = 256
-"""Coordinates that all groups' tails together are fitted to, at most."""
+"""Most coordinates to which the tails of all groups together are fitted."""
 PROBES: Final = 64
-"""Gradients of which the product with the Hessian is kept, at most, likewise."""
+"""Most gradients for which the product with the Hessian is kept, likewise."""
 Product = Callable[[list[np.ndarray]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the numbers of a gradient belong.
+    """How a gradient is divided into leaves and groups.
 
     Attributes:
-        names: of the leaves.
-        shapes: of the leaves.
+        names: names of the leaves.
+        shapes: shapes of the leaves.
         groups: names of the groups.
         group: index of the group of every leaf.
-        rebuild: makes the user's pytree from a list of leaves.
+        rebuild: function from a list of leaves to the user's pytree.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Layout:
         return out
 
     def sampled(self, per_group: int, seed: int) -> list[np.ndarray]:
-        """Sorted indices into every leaf: of each group `per_group` coordinates, or all there are, seeded."""
+        """Sorted indices into every leaf: `per_group` random coordinates of each group, or all if it has fewer."""
         sizes = [int(np.prod(s)) for s in self.shapes]
         chosen: list[np.ndarray] = [np.zeros(0, int) for _ in sizes]
         for number in range(len(self.groups)):
@@ -63,18 +63,19 @@ class Layout:
 class Moments:
     r"""Weighted mean and squares of deviations per coordinate, by Welford's recursion in float64.
 
-    A gradient that is the mean of w samples has weight w, so that all that follows is per sample:
+    A gradient that is the mean of w samples has weight w, so all results are per sample:
 
         W ← W + w,  δ = g − ḡ,  ḡ ← ḡ + (w/W) δ,  M₂ ← M₂ + w(W − w)/W δ²,  E M₂ = (K − 1) diag Σ.
 
     Attributes:
-        layout: of the gradients.
+        layout: layout of the gradients.
         mean, square: ḡ and M₂ per leaf, flat.
         weight, count: W and K.
         spread, cross, at: rᵢᵀrᵢ and rᵢᵀḡᵢ per group, and Wᵢ (see `_ratio`); each a list over gradients.
-        index: sampled coordinates of every leaf.
-        sample: their values, one array of shape (q,) per gradient kept.
-        product: the Hessian times shaped leaves, or None; ``probes`` its rᵢᵀHrᵢ, rᵢᵀHḡᵢ and Wᵢ, of some gradients.
+        index: indices of the sampled coordinates of every leaf.
+        sample: their values, one array of shape (q,) per kept gradient.
+        product: the product of the Hessian with shaped leaves, or None; ``probes`` are rᵢᵀHrᵢ, rᵢᵀHḡᵢ and Wᵢ of some
+            gradients.
         weights: smallest and largest weight.
     """
 
@@ -95,13 +96,13 @@ class Moments:
         self.weights = (np.inf, 0.0)
 
     def add(self, leaves: Sequence[np.ndarray], weight: float = 1.0) -> None:
-        """Take one gradient.
+        """Add one gradient.
 
         Raises:
             ValueError: if a leaf has another shape, or an entry is not finite.
         """
         for i, leaf in enumerate(leaves):
-            self._check(i, leaf)  # all of them first, so that a gradient is taken whole or not at all
+            self._check(i, leaf)  # check all leaves first, so that a gradient is never added in part
         before, after = self.weight, self.weight + weight
         factor = weight * before / after
         spread, cross = (np.zeros(len(self.layout.groups)) for _ in range(2))
@@ -167,7 +168,7 @@ class Moments:
             self.sample, self.stride = self.sample[::2], 2 * self.stride
 
     def merge(self, other: "Moments") -> "Moments":
-        """Both taken together: moments by Chan's formula, scalars and samples one after the other.
+        """Join two objects: moments by Chan's formula, scalars and samples by concatenation.
 
         Raises:
             ValueError: if the gradients, groups or sampled coordinates differ.
@@ -194,7 +195,7 @@ class Moments:
         return out
 
     def columns(self, group: int | None) -> np.ndarray:
-        """Sampled values of a group, or of all groups `POOLED` coordinates at most, shape (kept, q)."""
+        """Sampled values of a group, or at most `POOLED` coordinates of all groups, shape (kept, q)."""
         owner = np.repeat(self.layout.group, [len(i) for i in self.index])
         chosen = np.flatnonzero(owner == group) if group is not None else np.arange(owner.size)
         if group is None and owner.size > POOLED:

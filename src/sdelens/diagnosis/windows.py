@@ -1,4 +1,4 @@
-"""Gradient noise from sums over coordinates alone: what gradient accumulation gives without memory."""
+"""Gradient noise from sums over coordinates alone, which gradient accumulation provides without extra memory."""
 
 import numpy as np
 
@@ -23,16 +23,17 @@ def from_sums(
 
         ‖∇f‖² ≈ 2 Σ gᵀs/(n(n − 1)),   tr Σ ≈ b (Σ ‖g‖² − ‖S‖²/n)/(n − 1),   ‖S‖² = Σ ‖g‖² + 2 Σ gᵀs,
 
-    both unbiased; the scalars of `_ratio` follow from the same three. Windows are averaged with weights n − 1.
+    where both estimates are unbiased; the scalars of `_ratio` follow from the same sums. Windows are averaged with
+    weights n − 1.
 
     Args:
-        layout: of the parameters.
-        tables: the three of every parameter and gradient, shape (K, 3): NaN where the parameter had no gradient, and
-            the third alone where nothing was held for it.
-        empty: whether nothing was held for any parameter: a window begins; and also where all that is held is 0.
-        weights: samples of every gradient.
+        layout: layout of the parameters.
+        tables: the three numbers of every parameter and gradient, shape (K, 3): all NaN if the parameter had no
+            gradient, only the third NaN if nothing was accumulated for it.
+        empty: whether nothing was accumulated for any parameter; a window begins there, and where all sums are 0.
+        weights: number of samples of every gradient.
         per: as in `GradientNoise`.
-        confidence: likewise.
+        confidence: as in `GradientNoise`.
 
     Raises:
         ValueError: if batches differ in size, nothing was accumulated, or a gradient was not finite.
@@ -69,7 +70,7 @@ def from_sums(
 
 
 def _fill(window: np.ndarray, reached: np.ndarray) -> None:
-    """Of parameters that a micro-batch did not reach: g = 0, and s as it was left."""
+    """Fill rows of parameters that a micro-batch did not reach: g = 0, and s keeps its last value."""
     held = np.zeros(len(window))
     for k in range(window.shape[1]):
         row, missing = window[:, k], ~reached[:, k]

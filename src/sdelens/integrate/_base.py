@@ -1,4 +1,4 @@
-"""What the ensemble runs: anything that advances the state of many paths by one optimizer step."""
+"""The interface of steppers, which advance the states of many paths by one optimizer step."""
 
 import abc
 import math
@@ -17,29 +17,29 @@ MAX_COORDINATES = 64
 
 
 class Stepper(eqx.Module):
-    """One optimizer step after another, for many paths at once (paths on the last axis)."""
+    """Advances many paths at once, one optimizer step after another (paths are the last axis)."""
 
     @abc.abstractmethod
     def init(self, stream: Stream) -> Any:
-        """State at step 0: arrays of shape (d,) or (d, P), and scalars, for all paths alike unless they have P."""
+        """State at step 0: scalars and arrays of shape (d,) or (d, P); those without an axis P apply to all paths."""
 
     @abc.abstractmethod
     def position(self, state: Any) -> Array:
         """The parameters x of a state."""
 
     def observables(self, state: Any) -> Array:
-        """What moments are recorded of, shape (K, P): the coordinates, where there are at most 64."""
+        """Quantities whose moments are recorded, shape (K, P): the coordinates if there are at most 64, else none."""
         x = self.position(state)
         return x if x.shape[0] <= MAX_COORDINATES else x[:0]
 
     @property
     def draws(self) -> int:
-        """Random numbers that a path takes at a step, where they may outnumber its coordinates."""
+        """Number of random numbers per path and step, if they may outnumber the coordinates; otherwise 0."""
         return 0
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether `step` makes use of ∇f."""
+        """Whether `step` uses ∇f."""
         return True
 
     @property
@@ -53,16 +53,16 @@ class Stepper(eqx.Module):
 
     @abc.abstractmethod
     def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
-        """State at k + 1 from the state at k, ∇f there (unless it needs none), and the stream of the whole run."""
+        """State at k + 1 from the state at k, ∇f at that state (if it is needed) and the stream of the whole run."""
 
 
 class Integration(Stepper):
-    """One optimizer step η of an SDE as n steps of Δt = η/n, each with its own increment of Brownian motion.
+    """One optimizer step η of an SDE as n steps of Δt = η/n, each with a new increment of Brownian motion.
 
     Attributes:
         lr: η.
-        substeps: n ≥ 1; as it grows the SDE itself is resolved.
-        increments: ξ of ΔW = √Δt ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
+        substeps: n ≥ 1; as n grows, the integration converges to the SDE itself.
+        increments: ξ in ΔW = √Δt ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
     """
 
     lr: eqx.AbstractVar[float]
@@ -76,15 +76,15 @@ class Integration(Stepper):
 
     @property
     def root_first(self) -> bool:
-        """Whether ΔW begins with the Brownian motion of the gradient's noise, others after it."""
+        """Whether ΔW begins with the Brownian motion of the gradient noise, followed by other Brownian motions."""
         return False
 
     @abc.abstractmethod
     def advance(self, k: Array, j: Array | int, y: Any, grad: Array, dW: Array) -> Any:
-        """Substep j of step k with a given increment of Brownian motion."""
+        """The state after substep j of step k with a given increment of Brownian motion."""
 
     def with_updated_cache(self, k: Array, j: Array | int, y: Any, grad: Array, stream: Stream) -> Any:
-        """The state with what is kept of the coefficients found anew, where that is due."""
+        """The state with its cached statistics of the coefficients recomputed, if that is due."""
         return y
 
     @property

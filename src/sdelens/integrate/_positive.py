@@ -1,4 +1,4 @@
-"""Steps of components that normal noise cannot move: squares, which are never negative, and what bounds another."""
+"""Steps of components for which normal noise is unsuitable: squares, which are never negative, and bounded parts."""
 
 import math
 
@@ -9,7 +9,7 @@ __all__ = ["by_update", "lognormal", "moved"]
 
 
 def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
-    r"""A positive number of that mean and variance, in place of mean + noise; as it is where the mean is 0.
+    r"""A positive number with the given mean and variance, in place of mean + noise; a mean of 0 is returned unchanged.
 
     μ exp(sζ − s²/2) with ζ = noise/√variance and s² = log(1 + variance/μ²).
     """
@@ -21,13 +21,13 @@ def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
 
 
 def by_update(law: str, accumulators: str, substeps: int) -> bool:
-    """Whether leaves of that law move as the optimizer's update moves them at a normal gradient."""
+    """Whether leaves of this law are moved by the optimizer's update at a normally distributed gradient."""
     named = "update" if law == "bound" and accumulators == "lognormal" else accumulators
     return law in ("bound", "positive") and named == "update" and substeps == 1
 
 
 def moved(law: str, accumulators: str, mean: Array, noise: Array, variance: Array | None) -> Array:
-    """A leaf of that law after a step of this mean, noise and, where it is positive, variance."""
+    """A leaf after a step with the given mean and noise, and with the given variance if its law is positive."""
     if law == "free":
         return mean + noise
     if law == "bound" or accumulators == "drift":

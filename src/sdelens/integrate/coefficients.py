@@ -1,4 +1,4 @@
-"""Coefficients of the SDE of any coordinate-wise optimizer, from its own update, without sampling."""
+"""Coefficients of the SDE of any coordinate-wise optimizer, computed from its update without sampling."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -28,14 +28,14 @@ _TOLERANCE, _MASS = 1e-12, 1e-6
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Drift and diffusion of the SDE of an update y ← y + D(y, g), per unit of the time t = kη; d coordinates.
+    """Drift and diffusion of the SDE of an update y ← y + D(y, g), per unit of time t = kη, for d coordinates.
 
     Attributes:
-        names: parts of the state with noise, x the first.
+        names: names of the parts of the state that have noise, beginning with x.
         drift: E[D]/η by part, each of shape (d,).
-        covariance: Cov(D)/η of the parts of one coordinate, in the order of `names`: shape (d, parts, parts).
+        covariance: Cov(D)/η of the parts of each coordinate, in the order of `names`: shape (d, parts, parts).
 
-    A moment that does not exist is infinite; NaN where it is of the form ∞ − ∞.
+    A moment that does not exist is infinite, or NaN if it has the form ∞ − ∞.
     """
 
     names: tuple[str, ...]
@@ -55,27 +55,27 @@ class Coefficients:
 def coefficients(
     optimizer: Optimizer, gradient: Any, noise: AbstractNoise, state: Any = None, *, x: Any = None
 ) -> Coefficients:
-    r"""Drift E[D]/η and diffusion covariance Cov(D)/η of an optimizer's own update at one state.
+    r"""Drift E[D]/η and diffusion covariance Cov(D)/η of an optimizer's update at one state.
 
-    With y = (x, what the optimizer keeps) and one update y ← y + D(y, g), g = ∇f + Z, both expectations are integrals
-    over one number per coordinate: ∫ u(∇f + z) p(z) dz with z = s sinh t, by adaptive quadrature in float64. Jumps,
-    as of signs, are closed in by bisection; where tails fall like a power the rest is added in closed form. They hold
-    to about 1e-10 of E|D| and E D² for any update of the kind, however steep.
+    With y = (x, state of the optimizer) and one update y ← y + D(y, g), g = ∇f + Z, both expectations are integrals
+    over one number per coordinate: ∫ u(∇f + z) p(z) dz with z = s sinh t, computed by adaptive quadrature in float64.
+    Jumps, for example of signs, are located by bisection; for power-law tails the remainder is added in closed form.
+    The error is about 1e-10 of E|D| and E D² for any coordinate-wise update, however steep.
 
     Args:
-        optimizer: one whose update takes each coordinate by itself: ours, and most of optax.
+        optimizer: an optimizer whose update treats each coordinate separately: ours, and most of those in optax.
         gradient: ∇f, shape (d,).
-        noise: law of Z with independent coordinates, or a sum of two such.
-        state: for our own optimizers `State` (x, m, v, count); for `FromOptax` the state of its transformation on a
-            vector of d parameters. By default the optimizer's own at the start.
+        noise: law of Z with independent coordinates, or a sum of two such laws.
+        state: for the optimizers of this library a `State` (x, m, v, count); for `FromOptax` the state of its
+            transformation on a vector of d parameters. By default the initial state of the optimizer.
         x: the parameters, shape (d,), by default those of `state`, or 0.
 
     Returns:
-        `Coefficients`. Numbers that are the same for all gradients (counters, rates) are no parts of it.
+        `Coefficients`. Numbers that are the same for all gradients (counters, rates) are not included.
 
     Raises:
-        ValueError, TypeError: naming the operation that couples coordinates; if the noise has dependent coordinates or
-            the transformation random numbers of its own; if a shape does not fit.
+        ValueError, TypeError: if the update couples coordinates, naming the operation; if the noise has dependent
+            coordinates or the transformation uses random numbers; if a shape does not fit.
 
     Examples:
         >>> import sdelens as sl
@@ -91,7 +91,7 @@ def coefficients(
     dim = len(gradient)
     with jax.enable_x64(True):
         at = _vector("x", x if x is not None else getattr(state, "x", None), dim)
-        # A linear loss of that gradient: what an optimizer's own start and the noise need of a problem.
+        # A linear loss with that gradient: the initial state of the optimizer and the noise need a problem.
         slope = jnp.asarray(gradient)
         problem = Problem(lambda x: slope @ x, at)
         layout = problem.layout
@@ -128,7 +128,7 @@ def _vector(name: str, value: Any, dim: int) -> Array:
 
 
 def _inner(optimizer: Optimizer, problem: Problem, noise: AbstractNoise, state: Any, x: Array) -> Any:
-    """What the optimizer keeps beside x, in float64."""
+    """The state of the optimizer besides x, in float64."""
     stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
     if isinstance(optimizer, FromOptax):
         own = optimizer.begin(State(x), problem.layout, stream)
@@ -166,7 +166,7 @@ def _inner(optimizer: Optimizer, problem: Problem, noise: AbstractNoise, state: 
 
 
 def _name(optimizer: Optimizer, inner: Any, layout: Layout) -> list[str]:
-    """Names of the leaves: ours where the optimizer has one, else the path in the optax state."""
+    """Names of the leaves: the library's name if there is one, otherwise the path in the optax state."""
     if isinstance(optimizer, FromOptax):
         return [leaf.path for leaf in optimizer.leaves(layout)]
     ours = {theirs: name for name, theirs in optimizer.accumulators.items()}
@@ -177,7 +177,7 @@ def _name(optimizer: Optimizer, inner: Any, layout: Layout) -> list[str]:
 def _steps(
     optimizer: Optimizer, x: Array, inner: Any, gradient: Array, layout: Layout, parts: tuple[int, ...]
 ) -> Array:
-    """D of x and of these leaves for gradients of shape (d, M): shape (parts + 1, d, M)."""
+    """D of x and of the leaves `parts` for gradients of shape (d, M): shape (parts + 1, d, M)."""
     shape = gradient.shape
 
     def wide(leaf: Array) -> Array:
@@ -212,7 +212,7 @@ def _integrands(
 
 
 def _whole_line(function: Any, law: Law) -> np.ndarray:
-    """∫ over all t, shape (d, Q): to t = ±150, and beyond what a power of z leaves, which is infinite if it must be."""
+    """∫ over all t, shape (d, Q): numerically to t = ±150, then the tail of a power of z, which may be infinite."""
     breaks = np.minimum(law.breaks(), _END)
     dim = breaks.shape[0]
     half = np.sort(np.concatenate([np.broadcast_to(_EDGES, (dim, len(_EDGES))), breaks], axis=1), axis=1)
@@ -231,7 +231,7 @@ def _whole_line(function: Any, law: Law) -> np.ndarray:
 
 
 def _assembled(names: tuple[str, ...], centre: np.ndarray, moments: np.ndarray, lr: float) -> Coefficients:
-    """Coefficients from D(∇f) and the moments of the difference from it."""
+    """Coefficients from D(∇f) and the moments of D − D(∇f)."""
     count = len(names)
     mean, products = moments[:, :count], moments[:, count:]
     first, second = np.triu_indices(count)

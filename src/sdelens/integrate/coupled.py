@@ -1,4 +1,4 @@
-"""The optimizer and several integrations of its SDEs on one Brownian path, for differences with little noise."""
+"""The optimizer and several integrations of its SDEs on one Brownian path, which makes their differences less noisy."""
 
 import math
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from sdelens.integrate.discrete import Discrete
 __all__ = ["Coupled"]
 
 _OWN_NOISE = np.uint32(2**31)
-"""Step whose stream is that of noise that no Brownian motion drives."""
+"""Step index whose stream is used for gradient noise that is not driven by the Brownian motion."""
 
 
 class Coupled(Stepper):
     """Steppers of one experiment that share their random numbers.
 
-    The finest integration's increments ΔW make up those of all others, and under normal noise the optimizer's too: its
-    gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step, of which it takes the first numbers where
-    an integration has further ones of its own. Rademacher increments are the signs of the
-    normal ones, with which they have a correlation of √(2/π). Paths then differ by what the models differ
-    in, not by their noise. Other noise is drawn by itself.
+    The increments ΔW of the other integrations are sums of those of the finest one. With normal noise the optimizer
+    uses them too: its gradient noise is Σ^{1/2} ΔW/√η with the increment over the whole step; if an integration is
+    driven by further Brownian motions, the optimizer uses the first ones. Rademacher increments are the signs of the
+    normal increments, with which they have a correlation of √(2/π). The paths then differ because of the models, not
+    because of different noise. Noise that is not normal is drawn independently.
 
     Attributes:
-        optimizer: the discrete optimizer, whose position counts as that of the path.
-        integrations: of its SDEs, each with a number of substeps that divides the largest.
+        optimizer: the discrete optimizer, whose position is recorded as the position of the path.
+        integrations: integrations of its SDEs, each with a number of substeps that divides the largest one.
         functions: (positions of the optimizer and of every integration, each of shape (d, P)) -> observables (K, P).
     """
 

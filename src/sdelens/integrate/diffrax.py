@@ -1,4 +1,4 @@
-"""A bridge to diffrax: the same equations for its solvers, its Brownian paths and its step-size control."""
+"""A bridge to diffrax: the library's SDEs with diffrax's solvers, Brownian paths and step-size control."""
 
 import math
 from functools import partial
@@ -23,14 +23,14 @@ from sdelens.sdes import SDE, Instant, build_sde, sdes_of
 __all__ = ["DiffraxSDE", "to_diffrax"]
 
 _ROUNDING = 1e-3
-"""Share of a step by which a time may fall short of the step's start and still count as within it."""
+"""Fraction of a step by which a time may lie before the start of the step and still count as within it."""
 
 
 class DiffraxSDE(eqx.Module):
-    """An SDE as diffrax wants it: terms, a start and times, for one path; `jax.vmap` over keys gives many.
+    """An SDE in diffrax's form: terms, initial state and times of one path; `jax.vmap` over keys gives many paths.
 
     Attributes:
-        solver: the diffrax solver it was made for.
+        solver: the diffrax solver for which the equation was made.
         sde: the equation, in the sense of Itô.
         start: where paths start.
         stratonovich: whether the drift is that of the Stratonovich form.
@@ -46,21 +46,21 @@ class DiffraxSDE(eqx.Module):
     diagonal: bool = eqx.field(static=True)
 
     def y0(self, key: Array | None = None) -> State:
-        """The start as a `State` of arrays of shape (d,); of a random start, the draw that `key` gives.
+        """The initial state, a `State` of arrays of shape (d,); a random start is drawn with `key`.
 
         Raises:
-            ValueError: if the start is random and there is no key.
+            ValueError: if the start is random and no key is given.
         """
         if self.start.sampler is not None and key is None:
             raise ValueError("key: is missing, and the start is random; give y0 the key of the path.")
         return self._begin(key)._replace(count=None)
 
     def terms(self, key: Array, horizon: float | None = None, tol: float | None = None) -> Any:
-        """Drift and diffusion as a `diffrax.MultiTerm`, driven by a Brownian path of its own.
+        """Drift and diffusion as a `diffrax.MultiTerm`, driven by a Brownian path made from `key`.
 
         Args:
             key: random key of the path.
-            horizon: end of the Brownian path, for `tol`.
+            horizon: end time of the Brownian path, required with `tol`.
             tol: resolution of a `diffrax.VirtualBrownianTree`, which adaptive steps need: at most a tenth of the
                 shortest step. By default the path is a `diffrax.UnsafeBrownianPath`, for fixed steps, with which
                 `diffeqsolve` needs ``adjoint=diffrax.ForwardMode()``.
@@ -81,9 +81,9 @@ class DiffraxSDE(eqx.Module):
         return diffrax.MultiTerm(diffrax.ODETerm(self._drift), _Diffusion(path, self._diffusion, self.diagonal))
 
     def times(self, steps: int, substeps: int = 1) -> Array:
-        """Times of `steps` optimizer steps, each of `substeps`: for `diffrax.StepTo`, or jumps of the coefficients.
+        """Times of `steps` optimizer steps with `substeps` each, for `diffrax.StepTo` or as jumps of the coefficients.
 
-        Coefficients that change from step to step (bias correction, schedule) are held over each.
+        Coefficients that change from step to step (bias correction, schedule) are constant during each step.
         """
         steps, substeps = check.at_least("steps", steps, 1), check.at_least("substeps", substeps, 1)
         return jnp.asarray(np.arange(steps * substeps + 1) * (float(self.lr) / substeps))
@@ -100,7 +100,7 @@ class DiffraxSDE(eqx.Module):
         return jax.tree.map(lambda a: a[..., 0] if jnp.ndim(a) == 2 else a, state)
 
     def _at(self, t: Any, y: State) -> tuple[Instant, State, Array]:
-        """The moment, the whole state, and ∇f there."""
+        """The `Instant`, the complete state, and ∇f at that state."""
         step = jnp.floor(jnp.asarray(t) / self.lr + _ROUNDING).astype(jnp.int32)
         whole = y._replace(count=self._begin(None).count)
         return Instant(step, jnp.asarray(t)), whole, self.sde.evaluate(y.x)[1]
@@ -128,7 +128,7 @@ class DiffraxSDE(eqx.Module):
         return _like(y, self.sde.apply_diffusion(moment, whole, grad, dW))
 
     def _diffusion(self, t: Any, y: State) -> State:
-        """Its diagonal, leaves of shape (d,), or its matrix, leaves of shape (d, m)."""
+        """The diagonal of the diffusion, leaves of shape (d,), or its matrix, leaves of shape (d, m)."""
         shape = self.sde.noise_shape
         if self.diagonal:
             return self._apply(t, jnp.ones(shape, y.x.dtype), y)
@@ -165,16 +165,17 @@ def to_diffrax(
     bias_correction: str | None = None,
     start: Any = None,
 ) -> DiffraxSDE:
-    r"""An optimizer's SDE for diffrax's solvers, adaptive steps included.
+    r"""Convert an optimizer's SDE for use with diffrax's solvers, including adaptive steps.
 
-    The equation is dY = b(t, Y) dt + σ(t, Y) dW in the sense of Itô. Solvers that converge to Stratonovich's sense
-    (`diffrax.EulerHeun`, `Heun`, `SPaRK`, …) get the drift b − ½ Σⱼ (∂σⱼ)σⱼ, with σⱼ the columns of σ, found by one
-    Jacobian-vector product per column: the two then agree in law. Where σ does not depend on what it drives (SGD, Adam
-    and RMSprop under a constant Σ) the correction is 0 (Kloeden and Platen 1992, section 4.9).
+    The equation is dY = b(t, Y) dt + σ(t, Y) dW in the Itô sense. Solvers that converge to the Stratonovich solution
+    (`diffrax.EulerHeun`, `Heun`, `SPaRK`, …) get the drift b − ½ Σⱼ (∂σⱼ)σⱼ, where σⱼ are the columns of σ, computed by
+    one Jacobian-vector product per column: the two solutions then agree in law. If σ does not depend on the components
+    that it drives (SGD, Adam and RMSprop with a constant Σ), the correction is 0 (Kloeden and Platen 1992,
+    section 4.9).
 
-    V enters P at the same time as X, where the library's own integrators use the new V; the limit Δt → 0 is the same,
-    but V must start above 0: Adam with ``v0="second-moment"`` or from a saved state. Bias correction and schedule are
-    those of the step k = ⌊t/η⌋ (told apart for some thousand steps in float32): use
+    V and X are evaluated at the same time in P, whereas the library's integrators use the new V; the limit Δt → 0 is
+    the same, but V must start above 0: Adam with ``v0="second-moment"`` or from a saved state. Bias correction and
+    schedule are those of the step k = ⌊t/η⌋ (float32 can distinguish some thousand steps): use
     ``diffrax.StepTo(ts=bridge.times(steps, n))`` or, with adaptive steps, ``jump_ts=bridge.times(steps)``.
 
     Args:
@@ -183,17 +184,18 @@ def to_diffrax(
         optimizer: specification of the optimizer.
         model: an SDE of that optimizer: ``"sde"``, ``"malladi2022"`` or ``"second-order"``.
         solver: a diffrax solver for SDEs, by default ``diffrax.Euler()``.
-        bias_correction: of Adam's SDEs alone, ``"discrete"`` (the default) or ``"exponential"``.
+        bias_correction: only for Adam's SDEs, ``"discrete"`` (the default) or ``"exponential"``.
         start: as in `compare`.
 
     Returns:
-        A `DiffraxSDE`: `terms`, `y0` and `times` are what `diffrax.diffeqsolve` takes, with `solver`, the one given
-        here: a solver of the other sense would solve another equation. Independent noise gives a
-        diagonal diffusion; other noise a matrix of shape (d, m), which is meant for small d.
+        A `DiffraxSDE`, whose `terms`, `y0` and `times` are arguments for `diffrax.diffeqsolve`, together with its
+        `solver`, the one passed here: a solver of the other kind (Itô or Stratonovich) would solve a different
+        equation. Independent noise gives a diagonal diffusion; other noise gives a matrix of shape (d, m), which is
+        meant for small d.
 
     Raises:
-        ValueError, TypeError: naming the argument: an unknown model, a solver that is not for SDEs, or one for additive
-            noise where σ depends on the state; accumulators that start at 0.
+        ValueError, TypeError: naming the argument, for an unknown model, a solver that is not for SDEs, a solver for
+            additive noise if σ depends on the state, or accumulators that start at 0.
 
     Examples:
         >>> import diffrax, jax, sdelens as sl
@@ -235,7 +237,7 @@ def to_diffrax(
         )
     dW = jnp.zeros(sde.noise_shape + first.x.shape[1:], first.x.dtype)
     at_start = Instant(jnp.asarray(0), jnp.asarray(0.0))
-    jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # refuses what cannot be had here
+    jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # raises if the noise is unsuitable
     if jax.eval_shape(lambda: sde.spread(at_start, first, first.x)):
         raise ValueError(
             f"model: {model!r} of {optimizer.name} has a V with noise, which only the library's own integrators keep "
@@ -270,14 +272,14 @@ def _checked_key(key: Any) -> Array:
 
 
 def _levy_area(solver: Any) -> Any:
-    """The Brownian increments with as much of Lévy's area as the solver asks for."""
+    """The kind of Brownian increments, with the Lévy area that the solver needs."""
     needed = getattr(solver, "minimal_levy_area", diffrax.AbstractBrownianIncrement)
     kinds = (diffrax.BrownianIncrement, diffrax.SpaceTimeLevyArea, diffrax.SpaceTimeTimeLevyArea)
     return next(kind for kind in kinds if issubclass(kind, needed))
 
 
 def _like(y: State, given: State) -> State:
-    """`given` with every component of the shape and dtype of y's, and without a count."""
+    """`given` with every component broadcast to the shape and dtype of y's, and without a count."""
     parts = {
         name: None if value is None else jnp.broadcast_to(getattr(given, name), value.shape).astype(value.dtype)
         for name, value in y._asdict().items()

@@ -1,4 +1,4 @@
-"""The optimizer itself: real optax steps on noisy gradients."""
+"""The optimizer itself: optax updates with noisy gradients."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ __all__ = ["Discrete"]
 
 
 class DiscreteState(NamedTuple):
-    """Parameters and what the optimizer keeps beside them."""
+    """The parameters and the state of the optimizer."""
 
     x: Any
     inner: Any
@@ -31,7 +31,7 @@ class Discrete(Stepper):
         noise: law of g, bound to the problem.
         optimizer: the specification.
         start: where the paths start.
-        layout: of the problem's parameters.
+        layout: layout of the problem's parameters.
     """
 
     problem: AbstractProblem

@@ -1,31 +1,32 @@
-r"""The SDE of any optimizer, with coefficients from its own update.
+r"""The SDE of any optimizer, with coefficients computed from its update.
 
-With y = (x, what the optimizer keeps) and one update y ← y + D(y, g), the drift is E[D]/η and the diffusion has
-covariance Cov(D)/η. Neither is derived: K stochastic gradients g_j are drawn at one state, each is put through the
-update, and
+With y = (x, state of the optimizer) and one update y ← y + D(y, g), the drift is E[D]/η and the diffusion has
+covariance Cov(D)/η. No formula is derived for them: K stochastic gradients g_j are drawn at one state, the update is
+applied to each, and
 
     y ← y + D̄ + (1/√K) Σ_j ξ_j (D_j − D̄),   ξ_j independent N(0, 1), the same for all parts and coordinates.
 
-D̄ is unbiased; given the samples the step is normal; and its covariance, that of D̄ included, is Cov(D) in the mean, with
-every correlation between coordinates and parts, without a matrix. With n substeps the step is D̄/n plus the sum times
-√((1 − 1/(nK))/(n(K − 1))), so that again the whole covariance over n of them is Cov(D).
+D̄ is unbiased; conditional on the samples the step is normal; and its covariance, including that of D̄, is Cov(D) on
+average, with all correlations between coordinates and parts, without storing a matrix. With n substeps the step is D̄/n
+plus the sum times √((1 − 1/(nK))/(n(K − 1))), so the total covariance over n substeps is again Cov(D).
 
-This is a weak approximation of order 1 wherever every increment is O(η) with smooth coefficients (β = 1 − ηρ). At fixed
-β, for sums of squares with increments of O(1) and for signs of small numbers it matches two moments of a step.
+This is a weak approximation of order 1 if every increment is O(η) with smooth coefficients (β = 1 − ηρ). At fixed β,
+for sums of squares with increments of O(1), and for signs of small numbers, it matches two moments of a step.
 
-Where a part is a sum or mean of squares, normal noise could make it negative and the next step explode. It moves by
+If a part is a sum or mean of squares, normal noise could make it negative and the next step would diverge. It moves by
 
     v ← μ exp(s ζ − s²/2),  μ = v + D̄,  s² = log(1 + q/μ²),
 
-with ζ the standard normal number that its noise is a multiple of and q the variance of that: mean, variance and, to
-first order, all correlations are those of the normal step, and it stays positive (``accumulators="lognormal"``). With
-``"update"`` it moves as the update itself moves it at the normal gradient with the samples' mean and covariance,
+where its noise is a multiple of the standard normal number ζ and has the variance q: mean, variance and, to first
+order, all correlations equal those of the normal step, and v stays positive (``accumulators="lognormal"``). With
+``"update"`` it is moved by the update itself, at a normal gradient with the mean and covariance of the samples,
 
     v ← v + D_v(y, G),  G = ḡ + (1/√K) Σ_j ξ_j (g_j − ḡ),
 
-which keeps every bound the optimizer keeps, and of squares the mean, E G² = E g², but loses their covariance with a
-skewed g, as that of mini-batches. Parts with a bound in common (a centred second moment, ν ≥ μ²) always move so. With
-substeps they have no noise, and squares log-normal noise. ``"drift"`` leaves the noise out.
+which preserves every bound that the optimizer preserves, and the mean of squares, E G² = E g², but loses the covariance
+of squares with a skewed g, such as that of mini-batches. Parts that bound each other (a centred second moment, ν ≥ μ²)
+always move in this way. With substeps these parts have no noise, and squares have log-normal noise. ``"drift"`` omits
+the noise of both.
 """
 
 import math
@@ -45,15 +46,15 @@ from sdelens.optimizers import HELD
 __all__ = ["Empirical"]
 
 _SAMPLES = np.uint32(2**31 + 2)
-"""Substep whose draws are those of sampled gradients."""
+"""Substep index of the random draws that are used for the sampled gradients."""
 
 
 class Empirical(Discrete):
-    """One optimizer step η as `substeps` steps of the SDE whose coefficients are those of sampled updates.
+    """One optimizer step η as `substeps` steps of the SDE whose coefficients are estimated from sampled updates.
 
     Attributes:
-        samples: K ≥ 2 updates a (sub)step.
-        substeps: n ≥ 1. Counters are held over the whole of an optimizer step; every sample has random keys of its own.
+        samples: K ≥ 2 updates per (sub)step.
+        substeps: n ≥ 1. Counters stay constant during an optimizer step; every sample uses different random keys.
         increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
         accumulators: the noise of squares: ``"lognormal"``, ``"update"`` or ``"drift"``.
     """
@@ -82,7 +83,7 @@ class Empirical(Discrete):
     def _substep(
         self, k: Array, j: Array | int, state: DiscreteState, grad: Array, stream: Stream, laws: list[str]
     ) -> tuple[DiscreteState, list[Array]]:
-        """The state after a substep, and what an optimizer step makes of the leaves that are held until its end."""
+        """The state after a substep, and the updated values of leaves that are held until the optimizer step ends."""
         draw = stream.at(k, j).normal if self.increments == "gaussian" else stream.at(k, j).signs
         xi = draw(self.samples, state.x.dtype)
         inner, tree = jax.tree.flatten(state.inner)
@@ -116,7 +117,7 @@ class Empirical(Discrete):
         return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
 
     def _parts(self, sums: "_Sums", weights: Array) -> tuple[Array, Array, Array | None]:
-        """Mean of the samples, noise of a substep, and the variance of that where it is asked for."""
+        """Mean of the samples, noise of a substep, and the variance of that noise if squares were summed."""
         samples, n = self.samples, self.substeps
         share = math.sqrt((1 - 1 / (n * samples)) / (n * (samples - 1)))
         mean = sums.steps / samples
@@ -130,7 +131,7 @@ class Empirical(Discrete):
 
 
 class _Sums(NamedTuple):
-    """Over the samples: D_j, ξ_j D_j, and D_j² where it is asked for."""
+    """Sums over the samples of D_j, of ξ_j D_j and, if requested, of D_j²."""
 
     steps: Array
     weighted: Array
@@ -148,5 +149,5 @@ class _Sums(NamedTuple):
 
 
 def _wide(part: Array) -> Array:
-    """In float32 at least: sums over the samples cancel."""
+    """Convert to float32 or wider, because sums over the samples suffer from cancellation."""
     return part.astype(jnp.promote_types(part.dtype, jnp.float32))

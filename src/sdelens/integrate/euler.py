@@ -4,14 +4,16 @@ r"""Integrators of SDEs with a fixed step Δt = η/n.
 uses the new V.
 
 ``sequential``: V, then M, then X, each with the newest values of the others and all with the same ΔW. At n = 1 this is
-what the algorithms themselves do, and the noise of the new M reaches X within the step, which Euler-Maruyama delays by
-one.
+the order of the algorithms themselves, and the noise of the new M reaches X within the same step; with Euler-Maruyama
+it reaches X one step later.
 
-Where an SDE says so (`SDE.together`: its X moves by the old M, as Lion's), both advance M and X together. A component
-of which an SDE gives the `spread` moves by a log-normal factor of the step's mean and variance, and stays positive.
+If `SDE.together` is true (X moves by the old M, as in Lion), both integrators advance M and X together. A component
+that is listed in the SDE's `spread` is multiplied by a log-normal factor that gives the mean and variance of the step,
+so it stays positive.
 
-For SGD and SignSGD the two coincide. Both have weak order 1, with Gaussian ξ and with ξ = ±1 alike: what it takes is
-that the first three moments of ΔW match (Kloeden and Platen 1992, section 14.1). A sign costs one random bit.
+For SGD and SignSGD the two integrators coincide. Both have weak order 1, with Gaussian ξ and also with ξ = ±1, because
+this only requires that the first three moments of ΔW match (Kloeden and Platen 1992, section 14.1). A sign costs one
+random bit.
 """
 
 from typing import Any, Final
@@ -32,9 +34,9 @@ from sdelens.sdes import SDE, Instant
 __all__ = ["STAGES", "EulerMaruyama"]
 
 _SURVEY = np.uint32(2**31 + 1)
-"""Substep whose draws are those of surveys of the coefficients."""
+"""Substep index of the random draws that are used to compute the cached statistics of the coefficients."""
 STAGES: Final = {"sequential": (("v",), ("m",), ("x",)), "euler": (("v",), ("m", "x"))}
-"""Per integrator, the components that are advanced together, in order."""
+"""The stages of each integrator, in order; the components of one stage are advanced together."""
 
 
 class EulerMaruyama(Integration):
@@ -45,7 +47,7 @@ class EulerMaruyama(Integration):
         lr: η.
         integrator: ``"sequential"`` or ``"euler"``.
         start: where the paths start.
-        substeps: n ≥ 1; as it grows the SDE itself is resolved.
+        substeps: n ≥ 1; as n grows, the integration converges to the SDE itself.
         increments: ξ: ``"gaussian"``, or ``"rademacher"``, ±1 with equal probability.
     """
 

@@ -1,22 +1,23 @@
-r"""The SDE of any coordinate-wise optimizer, with coefficients from its own update by quadrature over the noise.
+r"""The SDE of any coordinate-wise optimizer, with coefficients computed from its update by quadrature over the noise.
 
-With y = (x, what the optimizer keeps), one update y ← y + D(y, g) and g = ∇f + Z, drift E[D]/η and diffusion covariance
-Cov(D)/η are expectations over one number per coordinate, without sampling error. The update D(z) of a coordinate is
-taken at the nodes of a composite Gauss-Legendre rule in t, z = s sinh t, for all coordinates and paths at once. Where D
-jumps, as signs do, by more than 0.4 of its whole variation between two neighbouring nodes, the jump is closed in by
-bisection, and the panel that has it is replaced by its two parts, on which the density is the polynomial through the
-panel's own nodes. A D with kinks is taken as it is, and of several jumps only the largest is closed in.
+With y = (x, state of the optimizer), one update y ← y + D(y, g) and g = ∇f + Z, the drift E[D]/η and the diffusion
+covariance Cov(D)/η are expectations over one number per coordinate, without sampling error. The update D(z) of a
+coordinate is evaluated at the nodes of a composite Gauss-Legendre rule in t, z = s sinh t, for all coordinates and
+paths at once. If D jumps, as signs do, by more than 0.4 of its total variation between two neighbouring nodes, the jump
+is located by bisection, and the panel that contains it is replaced by its two parts, on which the density is the
+polynomial through the panel's nodes. Kinks of D are not treated specially, and of several jumps only the largest is
+located.
 
 The parts D_a of one coordinate move by
 
     y_a ← y_a + E[D_a] Δt/η + (b_a ΔW_0 + Σ_c L_ac ΔW_c)/√η,  b_a = Cov(D_a, Z)/σ,  L Lᵀ = Cov(D) − b bᵀ,
 
-so that under normal noise ΔW_0 is the Brownian motion that makes the gradient's noise, σ ΔW_0/√η over a whole step, by
-which `sdelens.integrate.Coupled` runs the optimizer itself. Under other noise b = 0 and there is no ΔW_0.
+so with normal noise ΔW_0 is the Brownian motion of the gradient noise, σ ΔW_0/√η over a whole step, with which
+`sdelens.integrate.Coupled` runs the optimizer itself. With other noise b = 0 and there is no ΔW_0.
 
-Under normal noise moments are taken of D less a linear function of z, lest float32 leave spurious noise. Sums and means
-of squares move as in `sdelens.integrate.empirical`, where that says so by the update at the normal gradient
-∇f + σ ΔW_0/√η (under normal noise at n = 1).
+With normal noise, a linear function of z is subtracted from D before the moments are computed, because rounding in
+float32 would otherwise cause spurious noise. Sums and means of squares move as in `sdelens.integrate.empirical`; parts
+that move by the update there use the normal gradient ∇f + σ ΔW_0/√η here (with normal noise and n = 1).
 """
 
 import math
@@ -44,23 +45,23 @@ _UNROLL = 5
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(_ORDER)
 
 _Steps = Callable[[Array], Array]
-"""Noise z of shape (d, P) or (d, 1) to the steps D of the parts, shape (C, d, P)."""
+"""A function from noise z of shape (d, P) or (d, 1) to the steps D of the parts, shape (C, d, P)."""
 
 
 class Quadrature(Integration):
-    """One optimizer step η as `substeps` steps of the SDE whose coefficients are those of its own update.
+    """One optimizer step η as `substeps` steps of the SDE whose coefficients are computed from the optimizer's update.
 
     Attributes:
-        discrete: the optimizer, which knows the state.
+        discrete: the stepper of the optimizer, which defines the state.
         lr: η.
-        substeps: n ≥ 1. Counters are held over the whole of an optimizer step.
+        substeps: n ≥ 1. Counters stay constant during an optimizer step.
         increments: ``"gaussian"`` or ``"rademacher"``.
         accumulators: the noise of squares: ``"lognormal"``, ``"update"`` or ``"drift"``.
         rule: nodes and weights of the noise of every coordinate.
         update: which parts of the state follow the coordinates.
 
     Raises:
-        ValueError: if the update couples coordinates, naming the operation, or is random by itself; or if the noise has
+        ValueError: if the update couples coordinates, naming the operation, or uses random numbers; or if the noise has
             coordinates that depend on each other or on x.
     """
 
@@ -96,7 +97,7 @@ class Quadrature(Integration):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """(C, d) for C parts of a coordinate; under normal noise (C + 1, d), the first that of the gradient."""
+        """(C, d) for C parts per coordinate; with normal noise (C + 1, d), the first of them for the gradient noise."""
         return (self._parts + self.discrete.noise.normal, sum(self.update.sizes))
 
     @property
@@ -109,7 +110,7 @@ class Quadrature(Integration):
 
     @property
     def _parts(self) -> int:
-        """Most parts of the state that follow one coordinate."""
+        """Largest number of parts of the state that belong to one coordinate."""
         return 1 + max(self.update.owners.count(i) for i in range(len(self.update.sizes)))
 
     def init(self, stream: Stream) -> DiscreteState:  # noqa: D102
@@ -122,7 +123,7 @@ class Quadrature(Integration):
         return self.discrete.evaluate(x)
 
     def moments(self, y: DiscreteState, grad: Array) -> "Moments":
-        """E D and Cov D of one update at a state, ∇f there of shape (d, P)."""
+        """E D and Cov D of one update at a state, where ∇f is `grad`, of shape (d, P)."""
         old, laws = jax.tree.leaves(y.inner), self._laws(y)
 
         def steps(z: Array) -> Array:
@@ -166,7 +167,7 @@ class Quadrature(Integration):
         return laws
 
     def _gathered(self, x: Array, leaves: list[Array]) -> Array:
-        """Parts by coordinate, shape (C, d, P): x and the leaves that follow it; 0 where a coordinate has fewer."""
+        """Parts by coordinate, shape (C, d, P): x and the leaves that belong to it; 0 if a coordinate has fewer."""
         slots = []
         for c in range(self._parts):
             if c == 0:
@@ -181,7 +182,7 @@ class Quadrature(Integration):
         return jnp.stack(slots)
 
     def _spread(self, parts: Array) -> list[Any]:
-        """The other way: x, and for every leaf what belongs to it, None where it follows no coordinate."""
+        """The inverse of `_gathered`: x, and the values of every leaf, None if it belongs to no coordinate."""
         offsets = np.cumsum((0, *self.update.sizes))
         seen = [0] * len(self.update.sizes)
         spread: list[Any] = [parts[0]]
@@ -195,12 +196,12 @@ class Quadrature(Integration):
 
 
 class Moments(NamedTuple):
-    """Of the steps of C parts, in shapes of (d, P).
+    """Moments of the steps D of C parts; every part has shape (d, P).
 
     Attributes:
         mean: E D, shape (C, …).
         along: b = Cov(D, Z)/σ under normal noise, else None.
-        root: L, rows of the lower triangle.
+        root: L, as the rows of its lower triangle.
     """
 
     mean: Array
@@ -220,7 +221,7 @@ class Moments(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over nodes of w, of we, of we eᵀ (upper triangle) and of wez for e = D less its linear part."""
+    """Sums over nodes of we, of we eᵀ (upper triangle) and of wez, where e is D without its linear part."""
 
     first: Array
     second: Array
@@ -228,7 +229,7 @@ class _Sums(NamedTuple):
 
 
 class _Jumps(NamedTuple):
-    """Per part, over neighbouring nodes: the last D, Σ|ΔD|, the largest |ΔD| and the interval that has it."""
+    """Per part, over neighbouring nodes: the last D, Σ|ΔD|, the largest |ΔD| and the interval that contains it."""
 
     last: Array
     total: Array
@@ -306,14 +307,14 @@ def _moments(steps: _Steps, rule: Rule, x: Array, normal: bool, jumps: bool) -> 
 def _split(
     steps: _Steps, rule: Rule, scale: Array, where: Array, part: Array
 ) -> Callable[[Array], tuple[Array, Array]]:
-    """What replaces the panel of a jump by its two parts: index below 3n -> t and weight, shape (d, P).
+    """Correction nodes that replace the panel of a jump by its two parts: index below 3n -> t and weight, (d, P).
 
     Args:
         steps: the update.
-        rule: of the noise.
+        rule: quadrature rule of the noise.
         scale: s.
-        where: per part the interval between nodes that has its largest jump.
-        part: which of them to close in, shape (1, d, P).
+        where: per part, the interval between nodes that contains its largest jump.
+        part: the part whose jump is located, shape (1, d, P).
     """
 
     def of_part(values: Array) -> Array:
@@ -346,7 +347,7 @@ def _split(
     own = [c[panel, 0] if laws == 1 else c[panel, jnp.arange(laws)[:, None]] for c in rule.density]
 
     def replacement(i: Array) -> tuple[Array, Array]:
-        kind, node = i // _ORDER, i % _ORDER  # the panel taken off, its parts below and above the jump put in
+        kind, node = i // _ORDER, i % _ORDER  # 0: subtract the panel; 1, 2: add its parts below and above the jump
         first, last = jnp.where(kind == 2, jump, begin), jnp.where(kind == 1, jump, end)
         half = (last - first) / 2
         t = first + half * (1 + jnp.asarray(_NODES, half.dtype)[node])
@@ -361,7 +362,7 @@ def _split(
 
 
 def _root(covariance: Array, count: int) -> list[list[Array]]:
-    """Lower Cholesky factor of matrices given by their upper triangles, rows first; singular ones are allowed."""
+    """Lower Cholesky factor of matrices given by their upper triangles in row order; they may be singular."""
     rows, columns = (index.tolist() for index in np.triu_indices(count))
     entry = dict(zip(zip(rows, columns, strict=True), covariance, strict=True))
     tiny = math.sqrt(jnp.finfo(covariance.dtype).tiny)

@@ -1,4 +1,4 @@
-"""What every law of gradient noise can do, and how its numbers are laid out along the coordinates."""
+"""Interface of all laws of gradient noise, and the layout of their numbers along the coordinates."""
 
 import abc
 import math
@@ -20,25 +20,24 @@ __all__ = ["AbstractNoise", "BatchNoise", "UnboundNoise", "described", "laid_out
 
 
 class AbstractNoise(eqx.Module):
-    """A law of Z, symmetric but for mini-batches.
+    """A law of the noise Z, symmetric except for mini-batches.
 
-    Methods take x and ∇f of shape (d,) or (d, P) and return shapes that
-    broadcast to it.
+    Methods take x and ∇f of shape (d,) or (d, P) and return shapes that broadcast to it.
 
-    The methods with a body are those of noise with independent coordinates.
+    The methods implemented here are those of noise with independent coordinates.
     """
 
     normal: ClassVar[bool] = False
-    """Whether Z has the law of `apply_root` of standard normal numbers."""
+    """Whether Z has the same law as `apply_root` of standard normal numbers."""
     independent: ClassVar[bool] = True
     """Whether the coordinates of Z are independent and their laws the same at every x."""
 
     needs_gradient: ClassVar[bool] = True
-    """Whether `gradient` makes use of ∇f."""
+    """Whether `gradient` uses ∇f."""
 
     @abc.abstractmethod
     def bind(self, problem: AbstractProblem) -> "AbstractNoise":
-        """The same law with its numbers laid out along the problem's flat coordinates, checked."""
+        """The same law, checked, with its numbers laid out along the problem's flat coordinates."""
 
     @abc.abstractmethod
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -70,15 +69,15 @@ class AbstractNoise(eqx.Module):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What it takes to build the noise again, JSON types only; ``rerunnable`` False where that cannot be."""
+        """What is needed to rebuild the noise, JSON types only; ``rerunnable`` is False if it cannot be rebuilt."""
 
     def has_variance(self, x: Array) -> bool:
-        """Whether the diagonal of Σ is finite at x; taken as so where x is traced."""
+        """Whether the diagonal of Σ is finite at x; assumed to be if x is traced."""
         variance = self.variance(x)
         return check.is_traced(variance) or bool(jnp.isfinite(variance).all())
 
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
-        """The stochastic gradient of step k, by the stream of the whole run: shape (d, P)."""
+        """The stochastic gradient of step k, drawn from the stream of the whole run: shape (d, P)."""
         return grad + self.sample(x, stream.at(k))
 
     @property
@@ -90,15 +89,15 @@ class AbstractNoise(eqx.Module):
         """Expensive statistics of the law at x, reusable for `cache_steps` steps: a pytree of (d, P) arrays, or None.
 
         Args:
-            use: what an SDE needs: ``"variance"``, ``"signs"`` or, of neither, ``"root"``.
+            use: what an SDE needs: ``"variance"``, ``"signs"``, or ``"root"`` if it needs neither.
             x: shape (d, P).
-            grad: ∇f there.
+            grad: ∇f at x.
             stream: random numbers of this evaluation.
         """
         return None
 
     def with_cache(self, found: Any) -> "AbstractNoise":
-        """The noise that uses an earlier value of `compute_cache` as its present law."""
+        """The noise that uses an earlier value of `compute_cache` as its current law."""
         return self
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
@@ -110,7 +109,7 @@ class AbstractNoise(eqx.Module):
         return jnp.sqrt(self.variance(x)) * dW
 
     def split_root(self, x: Array, dW: Array) -> tuple[Array, Array]:
-        """Σ^{1/2} times what a flat dW begins with, and the d numbers it ends with."""
+        """Σ^{1/2} times the first part of a flat dW, and the last d numbers of dW."""
         dim = x.shape[0]
         return self.apply_root(x, dW[:-dim].reshape(*self.noise_shape(dim), *dW.shape[1:])), dW[-dim:]
 
@@ -125,7 +124,7 @@ class AbstractNoise(eqx.Module):
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         """Cov(sign(∇f + Z))^{1/2} dW, of the shape of x."""
         mean = self.mean_sign(grad, x)
-        # (1 - e)(1 + e) keeps its digits as |e| -> 1, where 1 - e² can come out below 0. √0 has no derivative.
+        # (1 - e)(1 + e) stays accurate as |e| -> 1, where 1 - e² may become negative. √0 has no derivative.
         variance = jnp.maximum((1 - mean) * (1 + mean), jnp.finfo(mean.dtype).tiny)
         return jnp.sqrt(variance) * dW
 
@@ -144,13 +143,14 @@ class AbstractNoise(eqx.Module):
     def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
         r"""Root of the joint covariance of sign(a + Z) and Z, times dW: two parts of the shape of x.
 
-        Z = Σ^{1/2} dW₁ as in `apply_root`, and sign(a + Z) − E sign = cZ + R with the slope c = E[Z sign(a + Z)]/σ² of
-        its regression on Z and a rest R of variance 1 − e² − c²σ², uncorrelated with Z and driven by dW₂.
+        Z = Σ^{1/2} dW₁ as in `apply_root`, and sign(a + Z) − E sign = cZ + R. Here c = E[Z sign(a + Z)]/σ² is the slope
+        of the regression on Z, and the residual R has variance 1 − e² − c²σ², is uncorrelated with Z, and is driven by
+        dW₂.
 
         Args:
-            grad: a, of which the mean sign is e.
-            x: parameters, at which the law is taken.
-            dW: of `joint_shape`, or that and P.
+            grad: a; its mean sign E sign(a + Z) is e.
+            x: parameters at which the law is evaluated.
+            dW: increments of shape `joint_shape`, or with a further last axis P.
         """
         own, other = self.split_root(x, dW)
         tiny = jnp.finfo(own.dtype).tiny
@@ -160,13 +160,13 @@ class AbstractNoise(eqx.Module):
         return slope * own + jnp.sqrt(rest) * other, own
 
     def fourth_cumulant(self, x: Array) -> Array:
-        """E Z⁴ − 3σ⁴, element-wise: 0 of normal noise, infinite where there is no fourth moment."""
+        """E Z⁴ − 3σ⁴, element-wise: 0 for normal noise, infinite where there is no fourth moment."""
         nodes, weights = self.quadrature(x)
         weights = weights if weights.ndim == 2 else weights[:, None]
         return column((weights * nodes**4).sum(axis=0), x) - 3 * self.variance(x) ** 2
 
     def square_variance(self, x: Array) -> Array:
-        """Var Z² = 2σ⁴ and the fourth cumulant, element-wise."""
+        """Var Z² = 2σ⁴ plus the fourth cumulant, element-wise."""
         return jnp.maximum(2 * self.variance(x) ** 2 + self.fourth_cumulant(x), 0)
 
     def apply_square_root(self, x: Array, dW: Array) -> Array:
@@ -180,12 +180,12 @@ class AbstractNoise(eqx.Module):
 
 @singledispatch
 def independent_sum(first: Any, second: Any) -> Any:
-    """The sum of two independent noises; `_sum` registers it."""
+    """The sum of two independent noises; its implementation is registered in `_sum`."""
     return NotImplemented
 
 
 class UnboundNoise(AbstractNoise):
-    """A specification whose law is known once it is bound to a problem."""
+    """A specification whose law is known only when it is bound to a problem."""
 
     def sample(self, x: Array, stream: Stream) -> Array:
         raise TypeError("noise: is not bound to a problem.")
@@ -198,7 +198,7 @@ class UnboundNoise(AbstractNoise):
 
 
 class BatchNoise(AbstractNoise):
-    """What all noise of mini-batches shares; the methods with a body are those of one that is bound to its problem."""
+    """Base of all mini-batch noise; the methods implemented here are those of noise bound to its problem."""
 
     independent: ClassVar[bool] = False
 
@@ -206,7 +206,7 @@ class BatchNoise(AbstractNoise):
         return self
 
     def has_variance(self, x: Array) -> bool:
-        """Always, since evaluating it dominates the cost of a step."""
+        """Always True, without evaluating the variance, which would dominate the cost of a step."""
         return True
 
     def density(self, z: Array, x: Array) -> Array:
@@ -222,7 +222,7 @@ class BatchNoise(AbstractNoise):
         )
 
     def fourth_cumulant(self, x: Array) -> Array:
-        """0: squares are taken as those of normal noise."""
+        """0: squares are treated as those of normal noise."""
         return jnp.zeros_like(x)
 
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
@@ -233,7 +233,7 @@ def positive(name: str, value: Any, meaning: str) -> Any:
     """`value`, a number, array or pytree of them, if every entry is finite and greater than 0.
 
     Raises:
-        ValueError, TypeError: naming the leaf, what came, and what it means.
+        ValueError, TypeError: if one is not; the message names the leaf, the value and its meaning.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda leaf: leaf is None)[0]:
         label = f"{name}{jax.tree_util.keystr(path)}"
@@ -249,10 +249,10 @@ def laid_out(name: str, value: Any, problem: AbstractProblem) -> Array:
     Args:
         name: the argument's name, for messages.
         value: a scalar, an array of d numbers, or a pytree of the parameters' structure with leaves that broadcast.
-        problem: whose coordinates these are.
+        problem: the problem whose coordinates these are.
 
     Raises:
-        ValueError: if a shape does not fit, naming the leaf.
+        ValueError: if a shape does not fit; the message names the leaf.
     """
     dtype = problem.start.dtype
     if _is_vector(value) and not problem.layout.matches(value):

@@ -1,14 +1,15 @@
 r"""The law of the sign of a mini-batch's mean gradient, per coordinate.
 
 A mini-batch's gradient is not normal: a ReLU unit that is off for an example gives a gradient of exactly 0, and the
-values that are not 0 are skewed and heavy-tailed. With q the share of examples whose gradient gᵢ is not 0, and μ, s, γ,
-κ mean, standard deviation, skewness and excess kurtosis of those that are not, the number K of the B examples that
-count is binomial. Given K = k, the sum of their gradients has mean kμ, variance ks², and by Edgeworth's expansion
+values that are not 0 are skewed and heavy-tailed. Let q be the share of examples whose gradient gᵢ is not 0, and let μ,
+s, γ, κ be the mean, standard deviation, skewness and excess kurtosis of these gradients. The number K of the B examples
+with a gradient that is not 0 is binomial. Given K = k, the sum of their gradients has mean kμ and variance ks², and by
+Edgeworth's expansion
 
     P(sum < 0 | k) = Φ(a) − φ(a) [γ(a² − 1)/(6√k) + κ(a³ − 3a)/(24k) + γ²(a⁵ − 10a³ + 15a)/(72k)],  a = −√k μ/s,
 
-while for k = 0 the sum and its sign are 0 and for k = 1 the sign is that of one example. Where Bq is large the
-expansion is taken of the whole batch at once.
+while for k = 0 the sum and its sign are 0, and for k = 1 the sign is that of one example. Where Bq is large the
+expansion is applied to the whole batch at once.
 """
 
 import math
@@ -28,23 +29,23 @@ POWERS: Final[tuple[Callable[[Array, Array, Array], Array], ...]] = (
     lambda g, rms, shift: jnp.where(g == 0, 0, jnp.sign(g + shift)),
     lambda g, rms, shift: (g != 0).astype(g.dtype),
 )
-"""What is averaged over per-example gradients g, in units of their root mean square, lest powers under- or overflow."""
+"""Functions averaged over per-example gradients g, scaled by their root mean square to avoid under- and overflow."""
 
 _TERMS = 64
 _FEW = 24.0
-"""Up to this number of examples that count on average, their number is summed over."""
+"""Up to this mean number of gradients that are not 0 in a batch, the law is a sum over their number."""
 
 
 class GradientShape(NamedTuple):
     """Law of one example's gradient, element-wise.
 
     Attributes:
-        variance: over all examples.
+        variance: variance over all examples.
         share: q, the share of examples whose gradient is not 0.
-        sign: mean sign, shift included, of those that are not 0.
+        sign: mean sign of the gradients that are not 0, including the shift.
         sd: s, their standard deviation.
-        skewness: γ, theirs.
-        kurtosis: κ, theirs.
+        skewness: γ, their skewness.
+        kurtosis: κ, their excess kurtosis.
     """
 
     variance: Array
@@ -58,7 +59,7 @@ class GradientShape(NamedTuple):
     def of(
         cls, rms: Array, mean: Array, square: Array, cube: Array, fourth: Array, sign: Array, share: Array
     ) -> "GradientShape":
-        """From the root mean square and means over examples of `POWERS`."""
+        """The law from the root mean square and the means over examples of `POWERS`."""
         q = jnp.maximum(share, jnp.finfo(share.dtype).tiny)
         sd, skewness, kurtosis = _central(mean / q, square / q, cube / q, fourth / q)
         variance = jnp.maximum(square - mean**2, 0) * rms**2
@@ -70,9 +71,9 @@ class SignLaw(NamedTuple):
 
     Attributes:
         mean: E sign(g).
-        gradient: E g, at which the law was found.
+        gradient: E g, at which the law was computed.
         spread: Var sign(g).
-        slope: Cov(sign g, g)/Var g; for normal g it is the derivative of E sign(g) in E g.
+        slope: Cov(sign g, g)/Var g; for normal g it is the derivative of E sign(g) with respect to E g.
         variance: Var g.
     """
 
@@ -83,12 +84,12 @@ class SignLaw(NamedTuple):
     variance: Array
 
     def mean_at(self, gradient: Array) -> Array:
-        """E sign(g) at another E g nearby, by its slope."""
+        """E sign(g) at another E g nearby, extrapolated with the slope."""
         return jnp.clip(self.mean + self.slope * (gradient - self.gradient), -1, 1)
 
 
 def normal_signs(gradient: Array, variance: Array) -> SignLaw:
-    """Of normal g."""
+    """The law of sign(g) for normal g."""
     variance = _at_least_0(variance)
     sd = jnp.sqrt(variance)
     a = gradient / sd
@@ -97,11 +98,11 @@ def normal_signs(gradient: Array, variance: Array) -> SignLaw:
 
 
 def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_size: int) -> SignLaw:
-    """Of the mean of a mini-batch, drawn with replacement, of gradients of that shape.
+    """The law of sign(g) for a mini-batch drawn with replacement from gradients of that shape.
 
     Args:
         gradient: E g.
-        shift: the part of it that all examples share, beside `shape`.
+        shift: the part of E g that all examples share, which is not included in `shape`.
         shape: law of one example's gradient without the shift.
         batch_size: B.
     """
@@ -125,7 +126,7 @@ def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_s
 
     zero = jnp.zeros_like(mean)
     expected, absolute, still = lax.fori_loop(0, terms + 1, add, (zero, zero, zero))
-    # Where very many examples count: moments of all of them, those of gradient 0 included, in units of s.
+    # Where very many gradients are not 0: moments of all gradients, including those that are 0, in units of s.
     unit = jnp.where(s > 0, s, 1)
     m = jnp.where(s > 0, mu / unit, 0)
     third = q * (shape.skewness + 3 * m + m**3)
@@ -139,16 +140,16 @@ def edgeworth_signs(gradient: Array, shift: Array, shape: GradientShape, batch_s
     absolute = jnp.where(many, _mean_size(sum_mean, sum_sd), absolute) / batch_size
     variance = shape.variance / batch_size
     spread = _at_least_0(1 - still - e**2)
-    # Cauchy and Schwarz's bound, which approximations need not respect.
+    # The Cauchy-Schwarz bound, which the approximations may violate.
     bound = jnp.sqrt(spread * variance)
     slope = jnp.clip(absolute - e * gradient, 0, bound) / jnp.maximum(variance, tiny)
     return SignLaw(e, gradient, spread, slope, variance)
 
 
 def _central(mean: Array, square: Array, cube: Array, fourth: Array) -> tuple[Array, Array, Array]:
-    """Standard deviation, skewness and excess kurtosis from raw moments of about 1; 0 where rounding swamps them."""
+    """Standard deviation, skewness and excess kurtosis from raw moments of about 1; 0 where rounding dominates."""
     variance = square - mean**2
-    spread = variance > 1e-6 * square  # below, differences of float32 numbers are rounding
+    spread = variance > 1e-6 * square  # below that, differences of float32 numbers are rounding errors
     shaped = variance > 1e-3 * square
     safe = jnp.where(spread, variance, 1)
     sd = jnp.where(spread, jnp.sqrt(safe), 0)
@@ -158,7 +159,7 @@ def _central(mean: Array, square: Array, cube: Array, fourth: Array) -> tuple[Ar
 
 
 def _edgeworth(mean: Array, sd: Array, skewness: Array, kurtosis: Array, count: Array) -> Array:
-    """E sign of a sum of `count` draws with that mean and standard deviation of the sum, and moments of one draw."""
+    """E sign of a sum of `count` draws, from the sum's mean and standard deviation and the moments of one draw."""
     certain = sd <= 1e-6 * jnp.abs(mean)
     a = -mean / jnp.where(certain, 1, sd)
     a = jnp.where(certain, 0, a)
@@ -194,5 +195,5 @@ def _density(a: Array) -> Array:
 
 
 def _at_least_0(variance: Array) -> Array:
-    """A variance with a root that can be differentiated."""
+    """The variance, kept above 0 so that its root can be differentiated."""
     return jnp.maximum(variance, jnp.finfo(variance.dtype).tiny)

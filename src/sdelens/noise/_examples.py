@@ -1,7 +1,7 @@
-r"""Mini-batch noise of a problem with examples, without a matrix.
+r"""Mini-batch noise of a problem with examples, without forming a matrix.
 
-Everything is had from three operations on the per-example losses ℓᵢ: the mean gradient of a batch, the gradient of a
-weighted sum, and means over examples of functions of the per-example gradients (`sdelens.problems.Problem`).
+Everything is computed from three operations on the per-example losses ℓᵢ: the mean gradient of a batch, the gradient of
+a weighted sum, and means over examples of functions of the per-example gradients (`sdelens.problems.Problem`).
 """
 
 import math
@@ -21,7 +21,7 @@ __all__ = ["BatchOptions", "ExampleNoise"]
 
 
 class BatchOptions(NamedTuple):
-    """Size of the mini-batches, how they are drawn, and how their SDE is made; see `MinibatchNoise`."""
+    """Size of the mini-batches, how they are drawn, and options of their SDE; see `MinibatchNoise`."""
 
     batch_size: int
     replacement: bool
@@ -37,9 +37,9 @@ class ExampleNoise(BatchNoise):
 
     Attributes:
         problem: the problem, without the L2 term that all examples share.
-        strength: of that term, ½ strength ‖x‖²; its gradient has no noise.
-        options: as they were given.
-        found: what a `compute_cache` found: the variance, a `SignLaw`, or signs of shape (samples, d, P).
+        strength: strength of that term, ½ strength ‖x‖²; its gradient has no noise.
+        options: the options as the user gave them.
+        found: a result of `compute_cache`: the variance, a `SignLaw`, or signs of shape (samples, d, P).
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -72,7 +72,7 @@ class ExampleNoise(BatchNoise):
         return self._variance(x, None)
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
-        """E sign of the mean of B examples' gradients by the chosen law; where no signs are drawn, the closed one."""
+        """E sign of the mean of B examples' gradients by the chosen law; in closed form if no signs were drawn."""
         if self.options.signs == "sampled" and self.found is not None:
             return self.found.mean(axis=0)
         return self._sign_law(grad, x).mean_at(grad)
@@ -93,7 +93,7 @@ class ExampleNoise(BatchNoise):
         return super(BatchNoise, self).joint_shape(dim)
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
-        """2σφ(∇f/σ): of normal gradients."""
+        """2σφ(∇f/σ), as for normal gradients."""
         return normal_signed_mean(grad, jnp.sqrt(jnp.maximum(self.variance(x), jnp.finfo(x.dtype).tiny)))
 
     def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
@@ -135,9 +135,9 @@ class ExampleNoise(BatchNoise):
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         r"""Cov(sign g)^{1/2} dW.
 
-        Of sampled signs their scatter. Otherwise, with exact covariance, each sign is regressed on the normal noise of
-        the gradient, Cov(sign gᵢ, gᵢ)/Σᵢᵢ (Σ^{1/2} dW₁)ᵢ, and what that leaves of its variance is independent: the
-        signs' correlations to first order in those of the gradient.
+        For sampled signs the covariance is that of the sample. Otherwise, with exact covariance, each sign is regressed
+        on the normal noise of the gradient, Cov(sign gᵢ, gᵢ)/Σᵢᵢ (Σ^{1/2} dW₁)ᵢ, and the rest of its variance is
+        independent noise: this gives the signs' correlations to first order in those of the gradient.
         """
         if self.options.signs == "sampled":
             if self.found is None:
@@ -146,7 +146,7 @@ class ExampleNoise(BatchNoise):
                     "here."
                 )
             signs, samples, refresh = self.found, self.options.samples, self.options.refresh
-            # Kept for r steps, the error of the mean adds r/K of what one step's noise is; that much is left out here.
+            # The error of the mean, kept for r steps, adds r/K of the noise of one step; that part is left out here.
             share = math.sqrt((samples - refresh) / (samples - 1) / samples)
             centred = signs - signs.mean(axis=0)
             if self.options.covariance == "diagonal":
@@ -178,7 +178,7 @@ class ExampleNoise(BatchNoise):
 
     def _variance(self, x: Array, index: Array | None) -> Array:
         mean, square = self.problem.gradient_means(x, (lambda g: g, jnp.square), index)
-        # Of m of the n examples: (1/m) Σ (g − mean)² is smaller than of all, by (1 − 1/m)/(1 − 1/n) on average.
+        # For m of the n examples, (1/m) Σ (g − mean)² is smaller than for all, by (1 − 1/m)/(1 − 1/n) on average.
         m, n = self.examples if index is None else index.shape[0], self.examples
         bias = (1 - 1 / m) / (1 - 1 / n) if m < n else 1.0
         return jnp.maximum(square - mean**2, 0) * (self._share / bias)

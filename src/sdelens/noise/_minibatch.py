@@ -1,4 +1,4 @@
-"""Mini-batch noise as users specify it; what problem it meets decides which law it is bound to."""
+"""Mini-batch noise as users specify it; the problem determines the law to which it is bound."""
 
 from typing import Any
 
@@ -17,44 +17,46 @@ __all__ = ["MinibatchNoise"]
 class MinibatchNoise(UnboundNoise, BatchNoise):
     r"""The noise of real mini-batches: Z = g − ∇f with g the mean gradient of B examples.
 
-    On a `Problem` with data, networks included, the optimizer draws real mini-batches. Its SDE needs, of the
-    per-example gradients gᵢ with mean ∇f,
+    On a `Problem` with data, networks included, the optimizer draws real mini-batches. With the per-example gradients
+    gᵢ, whose mean is ∇f, its SDE needs
 
         Σ = (1/B)(1/n) Σᵢ (gᵢ − ∇f)(gᵢ − ∇f)ᵀ, times (n − B)/(n − 1) without replacement.
 
-    ``"exact"`` noise with that covariance, correlations between coordinates included, is one more backward pass with
-    weights: Σ^{1/2} dW = (1/√(nB)) ∇ Σᵢ (dWᵢ − mean dW) ℓᵢ. The diagonal of Σ, which RMSprop's and Adam's SDEs need,
-    takes the squares of all per-example gradients; it is kept for `refresh` steps, and may be taken of some examples.
+    ``"exact"`` noise has that covariance, including correlations between coordinates, and takes one more backward pass,
+    with weights: Σ^{1/2} dW = (1/√(nB)) ∇ Σᵢ (dWᵢ − mean dW) ℓᵢ. The diagonal of Σ, which RMSprop's and Adam's SDEs
+    need, requires the squares of all per-example gradients; it is reused for `refresh` steps, and may be estimated from
+    a `subsample` of the examples.
 
     For SignSGD's SDE there are three laws of sign(g):
 
-    - ``"sampled"``: mean and covariance are those of the signs of `samples` mini-batches, drawn anew by the SDE itself:
-      without bias, and the cheapest.
+    - ``"sampled"``: mean and covariance are those of the signs of `samples` mini-batches, which the SDE draws anew;
+      this is unbiased, and the cheapest.
     - ``"edgeworth"``: the gradient gᵢ of an example vanishes exactly where a ReLU unit is off, so the number of
-      examples of a batch that count is binomial; given that number, g is normal with Edgeworth's corrections for
-      skewness and kurtosis. In closed form, with replacement only; of the signs' correlations, the part that goes by
-      the gradient's.
-    - ``"normal"``: g is taken as normal: E sign(g) = erf(∇f/√(2 Σᵢᵢ)).
+      examples in a batch with a gradient that is not 0 is binomial; given that number, g is normal with Edgeworth's
+      corrections for skewness and kurtosis. It is in closed form, and only for drawing with replacement. Of the signs'
+      correlations, it includes the part that follows from those of the gradient.
+    - ``"normal"``: g is treated as normal: E sign(g) = erf(∇f/√(2 Σᵢᵢ)).
 
-    On `LinearRegression` the law is known: covariance and E sign(g) are exact (E sign, for B = 2 or 3 from a sample of
-    few, to about 0.03). The signs' covariance is exact for B = 1 in one pass, and otherwise on its diagonal and, for a
-    normal design, at ∇f = 0. The options but `batch_size` do not apply there.
+    On `LinearRegression` the law is known: covariance and E sign(g) are exact (but for B = 2 or 3 from a small sample,
+    E sign(g) has an error of about 0.03). The signs' covariance is exact for B = 1 in one pass; otherwise only its
+    diagonal is exact and, for a normal design, its value at ∇f = 0. Options other than `batch_size` do not apply there.
 
     Args:
         batch_size: B ≥ 1.
-        replacement: True, examples are drawn independently; False, the optimizer goes through the examples in random
-            order, epoch by epoch, ⌊n/B⌋ batches in each (the SDE takes steps as independent, which they are not:
-            within an epoch their noise nearly cancels).
-        covariance: of the SDE's noise: ``"exact"``, or ``"diagonal"``, independent coordinates.
+        replacement: if True, examples are drawn independently; if False, the optimizer goes through the examples in
+            random order, epoch by epoch, with ⌊n/B⌋ batches in each (the SDE treats steps as independent, which they
+            are not: within an epoch their noise nearly cancels).
+        covariance: covariance of the SDE's noise: ``"exact"``, or ``"diagonal"``, independent coordinates.
         signs: law of sign(g) in SignSGD's SDE.
-        samples: mini-batches of ``"sampled"`` signs, 2 or more and, for SignSGD, at least `refresh`.
-        refresh: steps for which second moments, or the law of signs, are kept (E sign(g) follows ∇f by its slope).
+        samples: number of mini-batches for ``"sampled"`` signs, 2 or more and, for SignSGD, at least `refresh`.
+        refresh: number of steps for which second moments, or the law of signs, are reused (E sign(g) is updated with ∇f
+            by its slope).
         subsample: number of examples, drawn anew at every refresh, from which second moments are estimated; None takes
-            all. Closed laws of signs always take all: rare gradients decide them.
+            all. Laws of signs in closed form always take all, since rare gradients determine them.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range, or two that do not go together; and, once it meets
-            a problem, if that has no examples or too few, or its loss for one depends on the others.
+        ValueError, TypeError: if an argument is out of its range, or two do not fit together; and, when it is bound to
+            a problem, if that has no or too few examples, or its loss for one example depends on the others.
 
     Source: the weighted backward pass and the law of signs are derived here and in `noise/_batch_sign.py`; Edgeworth's
     expansion to second order is the textbook one (Feller 1971, *An Introduction to Probability Theory*, XVI.4).

@@ -21,15 +21,17 @@ __all__ = ["SumNoise"]
 class SumNoise(AbstractNoise):
     r"""Z = Z₁ + Z₂ + …, independent; also written ``noise + noise``.
 
-    E sign(g) = E e₁(∇f + Z₂ + …), with e₁ the broadest law's own, in closed form, and the others' expectation by
-    quadrature of 64 to 128 nodes each (in float32 to about 3e-4; beside Student t with ν < 1 to 4e-3 far out): the cost
-    is that many evaluations per further term. Sums of normal noises are joined into one.
+    E sign(g) = E e₁(∇f + Z₂ + …), where e₁ is the mean sign of the broadest law, in closed form, and the expectation
+    over the other terms is taken by quadrature with 64 to 128 nodes each (error in float32 about 3e-4; in the tails of
+    a sum with Student t and ν < 1 up to 4e-3). The cost is that many evaluations per further term. Normal terms are
+    joined into one.
 
     Args:
         terms: two or more noises. A covariance matrix may be summed with normal noise only.
 
     Raises:
-        ValueError, TypeError: if there are fewer, or one is no noise; once bound, for other sums with a covariance.
+        ValueError, TypeError: if there are fewer than two, or one is not a noise; when bound, for other sums with a
+            covariance.
     """
 
     terms: tuple[AbstractNoise, ...]
@@ -47,7 +49,7 @@ class SumNoise(AbstractNoise):
         self.broadest = _broadest
 
     def bind(self, problem: AbstractProblem) -> AbstractNoise:
-        """Normal terms joined, and per coordinate the broadest law found: that of least density at 0."""
+        """Join the normal terms, and find the broadest law of each coordinate, which has the least density at 0."""
         bound = [term.bind(problem) for term in self.terms]
         normal = [term for term in bound if isinstance(term, GaussianNoise)]
         others = [term for term in bound if not isinstance(term, GaussianNoise)]
@@ -84,7 +86,7 @@ class SumNoise(AbstractNoise):
         return self._expect(lambda term, z: term.density(z, x), z, x)
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
-        """Of the broadest term its own at ∇f and the others, and of those their sum times its E sign there."""
+        """E of the broadest term's signed mean at ∇f plus the others, and of the others' sum times its E sign there."""
         return self._expect(lambda term, z: term.signed_mean(z, x) + (z - grad) * term.mean_sign(z, x), grad, x)
 
     def fourth_cumulant(self, x: Array) -> Array:
@@ -94,7 +96,7 @@ class SumNoise(AbstractNoise):
         raise ValueError("terms: nested sums are flattened; this one has been bound already.")
 
     def at_batch_ratio(self, ratio: float) -> "SumNoise":
-        """The sum of the terms' own averages; refused where one of theirs is."""
+        """The sum of the averaged terms; an error where one term raises one."""
         return SumNoise([term.at_batch_ratio(ratio) for term in self.terms])
 
     def describe(self) -> dict[str, Any]:
@@ -102,7 +104,7 @@ class SumNoise(AbstractNoise):
         return {"name": "sum", "terms": parts, "rerunnable": all(p.get("rerunnable", True) for p in parts)}
 
     def _expect(self, function: Callable[[AbstractNoise, Array], Array], z: Array, x: Array) -> Array:
-        """E of a function of the broadest term, at z plus the others: where coordinates differ in which, of each."""
+        """E of a function of the broadest term at z plus the others; the broadest term may differ by coordinate."""
         values = [self._expect_given(i, function, z, x) for i in self.broadest]
         if len(values) == 1:
             return values[0]

@@ -31,8 +31,8 @@ class GaussianNoise(AbstractNoise):
     r"""Normal noise Z ~ N(0, Σ).
 
     E sign(g) = erf(∇f/(√2 σ)) with σ² the diagonal of Σ. The signs of correlated noise are correlated: their covariance
-    4(Φ₂ − ΦΦ), at ∇f = 0 equal to (2/π) arcsin(corr), enters SignSGD's SDE. It is exact for d ≤ 64. Above, for a
-    constant Σ, it is Hermite's series up to the sixth power of the correlations with a remainder that makes the
+    4(Φ₂ − ΦΦ), at ∇f = 0 equal to (2/π) arcsin(corr), enters SignSGD's SDE. It is exact for d ≤ 64. For larger d and a
+    constant Σ, it is Hermite's series up to the sixth power of the correlations, with a remainder that makes the
     variances, and everything at ∇f = 0, exact (largest error of an entry 0.002 at a correlation of 0.6, 0.05 at 0.9).
 
     Args:
@@ -40,12 +40,12 @@ class GaussianNoise(AbstractNoise):
             pytree of the structure of the parameters whose leaves broadcast to theirs.
         covariance: Σ, in place of `scale`: a symmetric positive semi-definite matrix of shape (d, d), d ≤ 2000, with a
             positive diagonal; or a function of the parameters (the user's pytree) that returns such a matrix or, for
-            independent coordinates, the variances: shape () or (d,), or a pytree like the parameters. A function that
-            returns a matrix has it factored at every path and step: meant for small d.
+            independent coordinates, the variances: shape () or (d,), or a pytree like the parameters. A matrix that a
+            function returns is factored for every path and step, so it is meant for small d.
 
     Raises:
-        ValueError, TypeError: if a scale is not greater than 0 and finite, or a covariance is not one; and, once it
-            meets a problem, if a shape does not fit, naming the leaf.
+        ValueError, TypeError: if a scale is not greater than 0 and finite, or a covariance is not valid; and, when it
+            is bound to a problem, if a shape does not fit; the message names the leaf.
 
     Examples:
         >>> import sdelens as sl
@@ -123,7 +123,7 @@ class GaussianNoise(AbstractNoise):
 
 
 class _Normal(AbstractNoise):
-    """What normal noise with a covariance matrix shares, constant or not."""
+    """Base of normal noise with a covariance, constant or not."""
 
     normal: ClassVar[bool] = True
     independent: ClassVar[bool] = False
@@ -182,14 +182,14 @@ class Correlated(_Normal):
         return (dim + math.prod(self.signs.shape),)
 
     def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
-        """Each sign is regressed on its own Zᵢ; of normal noise the rest is uncorrelated with every Zⱼ."""
+        """Each sign is regressed on its Zᵢ; for normal noise the residual is uncorrelated with every Zⱼ."""
         sd, dim = jnp.sqrt(self.variance(x)), grad.shape[0]
         own = self.apply_root(x, dW[:dim])
         rest = self.signs.apply_rest_root(grad / sd, dW[dim:].reshape(*self.signs.shape, *dW.shape[1:]))
         return self.signed_mean(grad, x) / sd**2 * own + rest, own
 
     def apply_square_root(self, x: Array, dW: Array) -> Array:
-        """Cov(Z²) = 2Σ∘Σ for d ≤ 64; above, the squares are taken as independent."""
+        """Cov(Z²) = 2Σ∘Σ for d ≤ 64; for larger d, the squares are treated as independent."""
         if self.matrix.shape[0] > EXACT_UP_TO:
             return super().apply_square_root(x, dW)
         return math.sqrt(2) * jnp.matmul(lower_root(self.matrix**2), dW, precision="highest")
@@ -268,7 +268,7 @@ class VaryingMatrix(VaryingDiagonal):
 
 
 class _Varying:
-    """A covariance given as a function of the parameters, until it meets a problem."""
+    """A covariance given as a function of the parameters, not yet bound to a problem."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -315,7 +315,7 @@ class _Varying:
 
 
 def _per_path(function: Callable[..., Array], *arrays: Array) -> Array:
-    """`function` of one path's arrays, for one path or, over the last axis, for many."""
+    """Apply `function` to the arrays of one path or, along the last axis, of many paths."""
     if arrays[0].ndim == 1:
         return function(*arrays)
     return jax.vmap(function, in_axes=-1, out_axes=-1)(*arrays)

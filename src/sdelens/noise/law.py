@@ -1,4 +1,4 @@
-"""The laws of single coordinates, to the digits of float64, and composite quadrature rules for them."""
+"""The laws of single coordinates in float64 precision, and composite quadrature rules for them."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from sdelens.problems import Quadratic
 __all__ = ["Law", "Rule", "rule_of"]
 
 _FARTHEST = 150.0
-"""Largest t: z⁴ stays within float64 there."""
+"""Largest t, at which z⁴ is still within the range of float64."""
 _SPACING, _ORDER = 0.7, 8
 _BLOCK, _LEVELS, _NEGLIGIBLE, _MOST_KINKS = 512, 6, 1e-7, 4
 _FIRST = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)
@@ -26,12 +26,12 @@ _FIRST = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)
 class Law(eqx.Module):
     """Densities of the coordinates of a noise, each symmetric, in the variable t with z = s sinh t.
 
-    Made and used where float64 is on. Tails of any power of z fall exponentially in t.
+    It is created and used where float64 is enabled. Power-law tails in z decay exponentially in t.
 
     Attributes:
-        terms: the noise, or two whose sum it is, bound to d coordinates.
+        terms: the noise, or the two noises of which it is the sum, bound to d coordinates.
         scale: s = 1/(2p(0)), shape (d, 1).
-        reach: per term the t beyond which P(|Z| > z) is below rounding, or 0, shape (d, 1).
+        reach: for each term the t beyond which P(|Z| > z) is below rounding, or 0, shape (d, 1).
     """
 
     terms: tuple[AbstractNoise, ...]
@@ -58,7 +58,7 @@ class Law(eqx.Module):
             raise ValueError(f"noise: {bound.describe()['name']} noise has no density at 0 that quadrature could use.")
 
     def first(self) -> "Law":
-        """The law of t of the first coordinate alone, where all have the same."""
+        """The law of t of the first coordinate alone if all coordinates have the same law, else this law."""
         if len(self.terms) > 1 or not isinstance(self.terms[0], GaussianNoise | ScaledNoise):
             return self
         standard = _standard(self.terms[0])
@@ -101,11 +101,11 @@ def _reach(noise: AbstractNoise, dim: int) -> Array:
 
 @jax.jit
 def _density(terms: tuple[AbstractNoise, ...], reach: tuple[Array, ...], z: Array) -> Array:
-    """Density at z of shape (d, M); of a sum by Gauss and Legendre on panels that suit both laws."""
+    """Density at z of shape (d, M); for a sum by Gauss-Legendre quadrature on panels that suit both laws."""
     if len(terms) == 1:
         return jnp.broadcast_to(terms[0].density(z, jnp.zeros_like(z)), z.shape)
     nodes, weights = np.polynomial.legendre.leggauss(_ORDER)
-    # About each law's centre panels grow like sinh; both sets of edges, joined, follow both.
+    # Around each law's centre panels grow like sinh; the union of both sets of edges resolves both laws.
     sides = []
     for term, end in zip(terms, reach, strict=True):
         grid = jnp.arange(0, _FARTHEST / 3, _SPACING)
@@ -129,11 +129,11 @@ class Rule(NamedTuple):
 
     Attributes:
         scale: s, shape (d, 1): z = s sinh t.
-        edges: of the panels, shape (M + 1,).
+        edges: edges of the panels, shape (M + 1,).
         nodes: t, ascending, shape (Mn,).
-        weights: of sum 1 over nodes, shape (Mn, 1), or (Mn, d) where laws differ.
-        density: of t on every panel, coefficients of a polynomial in τ ∈ [−1, 1], the highest first: shape (n, M, 1)
-            or (n, M, d).
+        weights: weights with sum 1 over nodes, shape (Mn, 1), or (Mn, d) where laws differ.
+        density: density of t on every panel, as coefficients of a polynomial in τ ∈ [−1, 1], highest power first: shape
+            (n, M, 1) or (n, M, d).
     """
 
     scale: Array
@@ -144,13 +144,13 @@ class Rule(NamedTuple):
 
 
 def rule_of(law: Law, order: int, tolerance: float) -> Rule:
-    """Panels halved until what exists of 1, E|Z|, …, E Z⁴ agrees to `tolerance` with that of halved panels."""
+    """A rule with panels halved until those of 1, E|Z|, …, E Z⁴ that exist agree to `tolerance` when halved again."""
     own = law.first()
     dim = own.scale.shape[0]
     nodes, weights = np.polynomial.legendre.leggauss(order)
 
     def density(t: np.ndarray) -> np.ndarray:
-        """At points of any shape, with a last axis of coordinates; in blocks of one size, compiled once."""
+        """Density at points of any shape, with a last axis of coordinates; in blocks of one size, compiled once."""
         flat = np.zeros(-(-t.size // _BLOCK) * _BLOCK)
         flat[: t.size] = t.ravel()
         parts = [_law_density(own, jnp.broadcast_to(part, (dim, _BLOCK))) for part in flat.reshape(-1, _BLOCK)]
@@ -163,7 +163,7 @@ def rule_of(law: Law, order: int, tolerance: float) -> Rule:
         return t, density(t) * (half * weights)[..., None]
 
     grid = np.linspace(0, _FARTHEST / 2, 751)
-    power = 0  # of the highest moment that exists, as far as the tail shows
+    power = 0  # power of the highest existing moment, judged by the tail
     if np.isfinite(np.asarray(sum(term.variance(jnp.zeros(dim)) for term in own.terms))).all():
         power = 4 if (density(grid[-1:]) * np.cosh(grid[-1]) ** 4 < _NEGLIGIBLE).all() else 2
     tail = density(grid) * np.cosh(grid)[:, None] ** power

@@ -11,7 +11,7 @@ law, which is Student's:
 
     E sign(gᵢ) = 2F_B(√B c/√(1 − c²)) − 1,   F_B the distribution function of t with B degrees of freedom:
 
-to the sign, B examples are t noise with ν = B; one example is Cauchy noise.
+for the sign, B examples act like Student t noise with ν = B, and one example like Cauchy noise.
 """
 
 import math
@@ -37,13 +37,13 @@ _UNIT_RULE = ((_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2)
 
 
 class RegressionNoise(BatchNoise):
-    """What bound mini-batch noise of regression shares.
+    """Base of mini-batch noise of linear regression, bound to the problem.
 
     Attributes:
-        problem: the regression.
+        problem: the linear regression.
         sign_root: root of (2/π) arcsin of the noise's correlations at the minimum, the signs' covariance there; None
             where its coordinates are independent.
-        sign_inverse: its inverse, None likewise.
+        sign_inverse: its inverse, or None in the same case.
     """
 
     problem: LinearRegression
@@ -79,7 +79,7 @@ class RegressionNoise(BatchNoise):
 
 
 class StreamingNoise(RegressionNoise):
-    """Fresh examples at every step."""
+    """Noise of fresh examples at every step."""
 
     root: Array
 
@@ -96,7 +96,7 @@ class StreamingNoise(RegressionNoise):
         features = times(self.root, stream.normal(x.shape[0], dtype))
         label = stream.normal(1, dtype, lane=1)[0]
         residual = sum_coordinates(features * off) - self.problem.label_noise * label
-        # Features given a residual of 0, and the part along Ke that the residuals' squares decide.
+        # Features given a residual of 0, plus the part along Ke, which depends on the squared residuals.
         across = features - grad * (residual / safe)
         size = jnp.sqrt(tau2 * chi2) / self.batch_size
         return grad * (chi2 / self.batch_size - 1) + size * across
@@ -134,7 +134,7 @@ class StreamingNoise(RegressionNoise):
 
 
 class ResamplingNoise(RegressionNoise):
-    """Examples drawn with replacement from the problem's sample."""
+    """Noise of examples drawn with replacement from the problem's sample."""
 
     def __init__(self, problem: LinearRegression, batch_size: int) -> None:
         super().__init__(problem, batch_size)
@@ -157,7 +157,7 @@ class ResamplingNoise(RegressionNoise):
     def _noise_at_minimum(self) -> np.ndarray:
         features = np.asarray(self.problem.features, np.float64)
         residuals = features @ np.asarray(self.problem.minimiser, np.float64) - np.asarray(self.problem.labels)
-        if np.abs(residuals).max() < 1e-5:  # the sample is interpolated, and without noise there
+        if np.abs(residuals).max() < 1e-5:  # the minimum interpolates the sample and has no noise
             return super()._noise_at_minimum()
         return (features.T * residuals**2) @ features
 
@@ -210,12 +210,12 @@ def sign_of_batch(batch_size: int, grad: Array, single: Array) -> Array:
 def sign_of_resampled(values: Array, variances: Array, batch_size: int) -> Array:
     r"""E sign of the mean of B draws, with replacement, from n values per coordinate.
 
-    For B = 1 it is their mean sign, for more Gil-Pelaez's integral (2/π) ∫₀^∞ Im φ(t)^B dt/t with the values'
-    characteristic function φ, by Gauss and Legendre's rule.
+    For B = 1 it is the mean sign of the values; for larger B it is Gil-Pelaez's integral (2/π) ∫₀^∞ Im φ(t)^B dt/t with
+    the values' characteristic function φ, by Gauss-Legendre quadrature.
 
     Args:
         values: shape (n, d).
-        variances: of a normal spread of every value, shape (n, d).
+        variances: variances of a normal spread around every value, shape (n, d).
         batch_size: B.
 
     Returns:
@@ -243,7 +243,7 @@ def sign_of_resampled(values: Array, variances: Array, batch_size: int) -> Array
     total, _ = lax.scan(add, jnp.zeros_like(size), (share, weight))
     mean = values.mean(axis=0)
     spread2 = jnp.maximum((values**2 + variances).mean(axis=0) - mean**2, tiny)
-    certain = math.sqrt(batch_size) * jnp.abs(mean) > 5 * jnp.sqrt(spread2)  # where the integrand turns too fast
+    certain = math.sqrt(batch_size) * jnp.abs(mean) > 5 * jnp.sqrt(spread2)  # where the integrand oscillates too fast
     return jnp.where(certain, jnp.sign(mean), jnp.clip((2 / math.pi) * total, -1, 1))
 
 

@@ -5,9 +5,9 @@ P(both positive) is the bivariate normal density at (a, b) (Plackett 1954), so t
 
     Cov(sign, sign) = 4 ∫₀ʳ φ₂(a, b; t) dt = (2/π) ∫₀^{arcsin r} exp(−(a² + b² − 2ab sin θ)/(2 cos² θ)) dθ.
 
-`SignCovariance` integrates that with Gauss and Legendre's rule and takes a root per path, for d ≤ 64. Above, it expands
-φ₂ in Hermite polynomials (Mehler 1866), Cov = Σₙ cₙ(a) cₙ(b) rⁿ/n! with cₙ(a) = 2φ(a) Heₙ₋₁(−a): powers of R, entry by
-entry, are positive semi-definite (Schur), and their roots are found once for all paths.
+For d ≤ 64 `SignCovariance` computes this integral by Gauss-Legendre quadrature, and a root per path. For larger d it
+expands φ₂ in Hermite polynomials (Mehler 1866), Cov = Σₙ cₙ(a) cₙ(b) rⁿ/n! with cₙ(a) = 2φ(a) Heₙ₋₁(−a): powers of R,
+entry by entry, are positive semi-definite (Schur), and their roots are computed once for all paths.
 """
 
 import math
@@ -24,7 +24,7 @@ from sdelens.core.matrix import symmetric_root
 __all__ = ["EXACT_UP_TO", "SignCovariance", "lower_root", "sign_covariance"]
 
 EXACT_UP_TO = 64
-"""Largest dimension for which the covariance of the signs is found, and factored, path by path."""
+"""Largest dimension for which the covariance of the signs is computed and factored for each path."""
 
 _TERMS = 6
 _LEGENDRE = np.polynomial.legendre.leggauss(24)
@@ -34,10 +34,10 @@ _AT_ZERO = [2 / math.pi * h**2 / math.factorial(n + 1) for n, h in enumerate(_HE
 
 
 def lower_root(matrix: Array) -> Array:
-    """Cholesky's factor of a positive semi-definite matrix: columns whose pivot is rounding are left out.
+    """Cholesky's factor of a positive semi-definite matrix; columns whose pivot is only rounding are set to 0.
 
-    LAPACK's factorisations, which XLA runs on a CPU's shared threads, wait for each other without end when several
-    devices call them at once (jaxlib 0.10.2); and theirs have no derivative where the matrix is singular.
+    LAPACK's factorisations, which XLA runs on a CPU's shared threads, deadlock when several devices call them at once
+    (jaxlib 0.10.2), and have no derivative where the matrix is singular.
     """
     size = matrix.shape[0]
     least = 8 * jnp.finfo(matrix.dtype).eps * jnp.diag(matrix)
@@ -55,12 +55,12 @@ def lower_root(matrix: Array) -> Array:
 
 
 class SignCovariance(eqx.Module):
-    """Cov sign(μ + N(0, R)) as a function of μ/σ, by way of a root applied to Brownian increments.
+    """Cov sign(μ + N(0, R)) as a function of μ/σ, in the form of a root applied to Brownian increments.
 
     Attributes:
         correlation: R, shape (d, d).
-        roots: of the entry-wise powers R¹ … R⁶ and of the normalised remainder at μ = 0, shape (7, d, d); None for
-            d ≤ 64, where none are needed.
+        roots: roots of the entry-wise powers R¹ … R⁶ and of the normalised remainder at μ = 0, shape (7, d, d); None
+            for d ≤ 64, where none are needed.
     """
 
     correlation: Array
@@ -93,11 +93,11 @@ class SignCovariance(eqx.Module):
         return self._rooted(mean, dW, first=1)
 
     def apply_rest_root(self, mean: Array, dW: Array) -> Array:
-        """The same of what the signs' regression on the noise leaves, Cov − 4φ(a)φ(b)r: the series without n = 1."""
+        """The same for the residual of the signs regressed on the noise, Cov − 4φ(a)φ(b)r: the series without n = 1."""
         return self._rooted(mean, dW, first=2)
 
     def _rooted(self, mean: Array, dW: Array, first: int) -> Array:
-        """From the series' term `first` on."""
+        """Root times increments, with the series from term `first` on."""
         if self.roots is None:
 
             def one(mean: Array, dW: Array) -> Array:
@@ -121,7 +121,7 @@ class SignCovariance(eqx.Module):
 
 
 def sign_covariance(correlation: Array, mean: Array) -> Array:
-    """Cov sign(μ + N(0, R)) for μ of shape (d,): exact for d ≤ 64, by Hermite's series and its remainder above."""
+    """Cov sign(μ + N(0, R)) for μ of shape (d,): exact for d ≤ 64, else by Hermite's series and its remainder."""
     e = jax.lax.erf(mean / math.sqrt(2))
     own = (1 - e) * (1 + e)
     if mean.shape[0] <= EXACT_UP_TO:
@@ -145,7 +145,7 @@ def _by_quadrature(correlation: Array, mean: Array) -> Array:
     nodes, weights = (jnp.asarray(v, mean.dtype) for v in _LEGENDRE)
 
     def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
-        # Nodes in v with θ = arcsin(r) v(2 − v): the integrand is steep near θ = ±π/2 alone.
+        # Nodes in v with θ = arcsin(r) v(2 − v): the integrand is steep only near θ = ±π/2.
         position, weight = node
         v = 0.5 * (position + 1)
         theta, jacobian = angle * v * (2 - v), 2 * angle * (1 - v)

@@ -37,7 +37,7 @@ _CLOSED_FORM_DF = 32
 
 
 class ScaledNoise(AbstractNoise):
-    """Z = σX with independent coordinates; a law says what X is, as functions of s = z/σ."""
+    """Z = σX with independent coordinates; subclasses define the law of X by functions of s = z/σ."""
 
     name: eqx.AbstractClassVar[str]
     scale: eqx.AbstractVar[Any]
@@ -112,9 +112,9 @@ class StudentTNoise(ScaledNoise):
     r"""Student t noise: Z = σT with T of ν degrees of freedom, independent on every coordinate.
 
     The variance is σ²ν/(ν − 2) for ν > 2 and infinite otherwise; for ν ≤ 1 there is no mean either. SignSGD needs
-    neither. E sign(g) = 2F_ν(∇f/σ) − 1 = sign(s) I_{s²/(ν+s²)}(½, ν/2), in closed form for whole ν up to 32
-    (Abramowitz and Stegun 26.7.3-4) and by Hill's expansion (1970, *Algorithm 395*) above; by the incomplete beta
-    function, which is some hundred times slower than the noise itself, otherwise.
+    neither. E sign(g) = 2F_ν(∇f/σ) − 1 = sign(s) I_{s²/(ν+s²)}(½, ν/2), in closed form for whole ν up to 32 (Abramowitz
+    and Stegun 26.7.3-4) and by Hill's expansion (1970, *Algorithm 395*) for ν > 32; otherwise by the incomplete beta
+    function, which is about a hundred times slower than drawing the noise.
 
     Draws are exact, by Bailey's polar method (1994): T = √(ν(U^{−2/ν} − 1)) cos(2πW).
 
@@ -123,7 +123,7 @@ class StudentTNoise(ScaledNoise):
         df: ν ≥ 0.2, the degrees of freedom, one for all coordinates; below that, draws exceed float32.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
 
     Examples:
         >>> import sdelens as sl
@@ -151,7 +151,7 @@ class StudentTNoise(ScaledNoise):
 
     @property
     def is_cauchy(self) -> bool:
-        """Whether ν = 1: the mean of any number of draws has the law of one."""
+        """Whether ν = 1, where the mean of any number of draws has the law of one draw."""
         return self._form == 1
 
     def standard_sample(self, x: Array, stream: Stream) -> Array:
@@ -184,7 +184,7 @@ class StudentTNoise(ScaledNoise):
         return jnp.where(df > 4, 6 * (safe / (safe - 2)) ** 2 / (safe - 4), jnp.inf)
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
-        """By Gauss and Legendre, for ν ≤ 8 in θ with s = √ν tan θ, for others in v with s = 2v/(1 − v²)."""
+        """By Gauss-Legendre quadrature, for ν ≤ 8 in θ with s = √ν tan θ, otherwise in v with s = 2v/(1 − v²)."""
         df = jnp.asarray(self.df, x.dtype)
         half, weight = (_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2
         # θ = ½π(1 - u³) near the ends: cos θ vanishes there slowly enough for ν < 1. Its density is ∝ cos^{ν−1} θ.
@@ -199,7 +199,7 @@ class StudentTNoise(ScaledNoise):
         return self._nodes(jnp.concatenate([-standard[::-1], standard]), weights, x)
 
     def at_batch_ratio(self, ratio: float) -> AbstractNoise:
-        """For ν = 1 the mean of any number of draws has the law of one; for other ν it is refused."""
+        """For ν = 1 the same law, since the mean of any number of draws has the law of one; an error for other ν."""
         check.positive("ratio", ratio)
         return self if self.is_cauchy else super().at_batch_ratio(ratio)
 
@@ -250,7 +250,7 @@ class LaplaceNoise(ScaledNoise):
 class UniformNoise(ScaledNoise):
     r"""Uniform noise on [−a, a], independent on every coordinate; its variance is a²/3.
 
-    E sign(g) = ∇f/a, held within [−1, 1]: beyond a the noise never changes a sign.
+    E sign(g) = ∇f/a, clipped to [−1, 1]: for |∇f| > a the noise never changes a sign.
 
     Args:
         scale: a > 0, the half-width: as for `GaussianNoise`.
@@ -287,19 +287,19 @@ class UniformNoise(ScaledNoise):
 class SymmetricNoise(ScaledNoise):
     r"""Noise Z = σX of any symmetric, continuous law X, independent on every coordinate.
 
-    E sign(g) = 2F(∇f/σ) − 1. Draws are by inversion of the lower half of the law and a sign.
+    E sign(g) = 2F(∇f/σ) − 1. Draws combine an inversion of the lower half of the law with a random sign.
 
     Args:
         cdf: F, a function of JAX operations, element-wise, with F(−s) = 1 − F(s).
         ppf: its inverse on (0, 1).
         scale: σ > 0: as for `GaussianNoise`.
-        variance: Var X, `math.inf` where there is none. It drives the SDEs of SGD, RMSprop and Adam, and cannot be
-            checked from above, since a tail may hold any amount.
-        pdf: F′, the density and the derivative of E sign, by default by automatic differentiation of `cdf`.
+        variance: Var X, `math.inf` where there is none. It drives the SDEs of SGD, RMSprop and Adam. It cannot be
+            checked for being too large, since a tail may contribute any amount.
+        pdf: F′, the density, which gives the derivative of E sign; by default by automatic differentiation of `cdf`.
 
     Raises:
         ValueError, TypeError: if `cdf` is not that of a symmetric law, `ppf` not its inverse or `pdf` not its
-            derivative, a function cannot be compiled, or `variance` is less than what the central part of the law has.
+            derivative, a function cannot be compiled, or `variance` is less than that of the central part of the law.
 
     Examples:
         >>> import math, sdelens as sl
@@ -383,7 +383,7 @@ class SymmetricNoise(ScaledNoise):
         return self.pdf(s)
 
     def standard_signed_mean(self, s: Array) -> Array:
-        """−2 ∫₀^q F⁻¹(u) du, q = F(−|s|), by 64 nodes; a tail without a mean is cut where they end."""
+        """−2 ∫₀^q F⁻¹(u) du, q = F(−|s|), by 64 nodes; a tail without a mean is cut off at the last node."""
         tail = jnp.clip(self.cdf(-jnp.abs(s)), jnp.finfo(s.dtype).tiny, 0.5)
 
         def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
@@ -443,7 +443,7 @@ def _cosine(turns: Array) -> Array:
 
 def _t_log_norm(df: Array) -> Array:
     """Logarithm of the density of Student's t at 0."""
-    # Γ((ν+1)/2)/(Γ(ν/2)√(ν/2)) by its series where logarithms of Γ would cancel to few digits.
+    # Γ((ν+1)/2)/(Γ(ν/2)√(ν/2)) by its series where differences of log Γ would lose most digits.
     inverse = 1 / jnp.maximum(df, 20)
     far = jnp.log1p(-inverse / 4 + inverse**2 / 32 + 5 * inverse**3 / 128)
     near = gammaln((df + 1) / 2) - gammaln(df / 2) - 0.5 * jnp.log(df / 2)
@@ -456,7 +456,7 @@ def _t_density(s: Array, df: Array) -> Array:
 
 @jax.custom_jvp
 def _t_mean_sign(s: Array, df: Array) -> Array:
-    """2F_ν(s) − 1 by the incomplete beta function, from the side on which its argument keeps its digits."""
+    """2F_ν(s) − 1 by the incomplete beta function, from the side on which its argument is accurate."""
     square = jnp.minimum(jnp.abs(s), 1e18) ** 2
     near = square < df
     share = jnp.where(near, square, df) / (df + square)
@@ -515,7 +515,7 @@ _laplace_mean_sign.defjvps(lambda t, _, s: jnp.exp(-jnp.abs(s)) * t)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _general_mean_sign(cdf: Callable[[Array], Array], pdf: Callable[[Array], Array], s: Array) -> Array:
-    # From the lower half of the law, where F keeps its digits.
+    # Computed from the lower half of the law, where F is accurate.
     return jnp.sign(s) * (1 - 2 * jnp.clip(cdf(-jnp.abs(s)), 0, 0.5))
 
 

@@ -1,7 +1,7 @@
 """Optimizers as frozen specifications: one object from which everything else is derived.
 
-The discrete run (`to_optax`), the initial state, the SDEs, and whatever else knows an optimizer read the same object,
-so they cannot disagree. Time is t = kη at step k, with η = `lr`.
+The discrete run (`to_optax`), the initial state, the SDEs and all other code read the same object, so they cannot
+disagree. Time is t = kη at step k, with η = `lr`.
 """
 
 from sdelens.optimizers._accumulators import HELD

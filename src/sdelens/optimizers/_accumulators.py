@@ -1,4 +1,4 @@
-"""How an SDE treats the parts of an optax state: by their type, and by name where optax keeps squares."""
+"""How an SDE treats the parts of an optax state, by their type, and by their name where optax stores squares."""
 
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -16,9 +16,9 @@ LEAF_KINDS: Final = {
     "counter": "integers and truth values: as in the optimizer",
     "key": "random keys: as in the optimizer, one for every path",
 }
-"""The laws, and what they are for."""
+"""The laws (kinds of leaves), and what each is for."""
 HELD: Final = ("counter", "key")
-"""Laws of leaves that change once an optimizer step, substeps or not."""
+"""Laws of leaves that change once per optimizer step, with or without substeps."""
 
 POSITIVE: Final = {
     "ScaleByAdamState": ("nu",),
@@ -51,17 +51,17 @@ BOUND: Final = {
     "ScaleByRStdDevWithCountState": ("mu", "nu"),
     "ScaleBySM3State": ("mu",),
 }
-"""Fields with a bound in common: the centred second moment is ν − μ²; SM3's largest sums of a row or a column."""
+"""Fields that share a bound: the centred second moment is ν − μ²; SM3 stores the largest sums of a row or a column."""
 
 
 class Leaf(NamedTuple):
     """One leaf of an optax state.
 
     Attributes:
-        path: as JAX writes it.
-        fields: class and field of every named tuple, and "" and key of every dictionary, on the way to it.
-        shape: of one path.
-        dtype: as optax has it.
+        path: path of the leaf, as JAX writes it.
+        fields: class and field of every named tuple, and "" and key of every dictionary, along the path.
+        shape: shape of the leaf for one path of a run.
+        dtype: dtype of the leaf in the optax state.
         law: one of `LEAF_KINDS`.
     """
 
@@ -73,10 +73,10 @@ class Leaf(NamedTuple):
 
 
 def leaves_of(state: Any, positive: tuple[str, ...] = ()) -> list[Leaf]:
-    """What an optax state consists of, with the user's own names of fields that are never negative.
+    """The leaves of an optax state; `positive` names further fields that are never negative.
 
     Raises:
-        TypeError: if there is no law for a leaf, naming it.
+        TypeError: if there is no law for a leaf; the message names it.
     """
     found = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
@@ -88,7 +88,7 @@ def leaves_of(state: Any, positive: tuple[str, ...] = ()) -> list[Leaf]:
 
 
 def leaf_kinds_of(state: Any) -> Any:
-    """The laws of an optax state's leaves, as a pytree of its structure."""
+    """The laws of an optax state's leaves, as a pytree of the same structure."""
     return jax.tree.unflatten(jax.tree.structure(state), [leaf.law for leaf in leaves_of(state)])
 
 
@@ -108,7 +108,7 @@ def _fields(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
 
 def _law(label: str, fields: tuple[tuple[str, str], ...], leaf: Any, positive: tuple[str, ...]) -> str:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == jnp.uint32 and leaf.shape[-1:] == (2,)):
-        return "key"  # two words of 32 bits are what jax.random.PRNGKey makes
+        return "key"  # jax.random.PRNGKey returns two words of 32 bits
     if jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_):
         return "counter"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -23,21 +23,21 @@ class Adagrad(DecayedOptimizer):
     r"""Adagrad with decoupled weight decay.
 
     v ← v + g²;  x ← x − ηg/√(v + ε) − ηθx, with the *new* v and ε inside the root (0 where v = 0), as in optax.
-    PyTorch's has ε outside the root and starts v at 0.
+    PyTorch's Adagrad has ε outside the root and starts v at 0.
 
     Source: Duchi, Hazan, Singer 2011 (*Adaptive Subgradient Methods for Online Learning and Stochastic Optimization*).
 
     Args:
         lr: η > 0.
-        initial_accumulator: v ≥ 0 at the start; a `State` may give another for every coordinate.
+        initial_accumulator: v ≥ 0 at the start; a `State` may give a different value for every coordinate.
         eps: ε ≥ 0.
         weight_decay: θ ≥ 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+        schedule: multiplier of η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
             [0, 1]; or None.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
     """
 
     name: ClassVar[str] = "adagrad"
@@ -50,7 +50,7 @@ class Adagrad(DecayedOptimizer):
     schedule: Schedule | None = eqx.field(default=None, converter=as_schedule)
 
     def at_lr(self, lr: float) -> Self:
-        """Only its own: v grows by g² a step whatever η is, so that no limit η → 0 at fixed time exists.
+        """Accept only the current lr: v grows by g² per step for any η, so no limit η → 0 at fixed time exists.
 
         Raises:
             ValueError: at any other learning rate.

@@ -25,7 +25,7 @@ class RMSpropW(DecayedOptimizer):
 
     v ← β₂v + (1 − β₂)g²;  x ← x − ηg/(√v + ε) − ηθx, with the *new* v and ε outside the root.
 
-    Unlike optax's `rmsprop`, whose ε is inside the root by default; PyTorch's RMSprop has it outside, as here.
+    In optax's `rmsprop` ε is inside the root by default; in PyTorch's RMSprop it is outside, as here.
 
     Args:
         lr: η > 0.
@@ -34,11 +34,11 @@ class RMSpropW(DecayedOptimizer):
         weight_decay: θ ≥ 0.
         v0: accumulator at step 0: ``"second-moment"`` is E g² = (∇f)² + diag Σ at the start, ``"zero"`` is 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+        schedule: multiplier of η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
             [0, 1]; or None.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
     """
 
     name: ClassVar[str] = "rmspropw"
@@ -80,15 +80,15 @@ class AdamW(DecayedOptimizer):
         b2: β₂ in [0, 1), the decay of the second moment.
         eps: ε ≥ 0, outside the root.
         weight_decay: θ ≥ 0.
-        v0: accumulators at step 0: ``"zero"`` is m = v = 0, corrected for that bias, as everyone's Adam; with
-            ``"second-moment"`` they start where they would settle at the start, m = ∇f and v = (∇f)² + diag Σ, with
-            no bias to correct: 1 in place of both 1 − βᵏ⁺¹.
+        v0: accumulators at step 0: ``"zero"`` is m = v = 0 with bias correction, as in the usual Adam;
+            ``"second-moment"`` uses their stationary values at the starting point, m = ∇f and v = (∇f)² + diag
+            Σ, without bias correction: both 1 − βᵏ⁺¹ are replaced by 1.
         decay: ``"coupled"`` (η multiplies θ, as in PyTorch and optax) or ``"independent"``.
-        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+        schedule: multiplier of η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
             [0, 1]; or None.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
     """
 
     name: ClassVar[str] = "adamw"

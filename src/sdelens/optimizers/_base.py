@@ -1,4 +1,4 @@
-"""What every optimizer specification is, and what those with decoupled decay and a schedule share."""
+"""Base classes of all optimizer specifications, and of those with decoupled decay and a schedule."""
 
 import abc
 import dataclasses
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["CONVERGED", "DecayedOptimizer", "Optimizer", "State", "floor", "number", "precondition", "second_moment"]
 
 CONVERGED = 2**30
-"""Updates after which no bias is left to correct for any decay that float32 tells from 1."""
+"""Number of updates after which no bias is left to correct, for any decay that float32 distinguishes from 1."""
 
 
 class State(NamedTuple):
     """State of an optimizer or of its SDE, each component of shape (d,), or (d, P) for P paths.
 
     As a `start`, each part is a flat vector or a pytree like the parameters: ``State(x, m, v, count)`` with optax's
-    ``mu``, ``nu`` and ``count``, or PyTorch's ``exp_avg``, ``exp_avg_sq`` and ``step``; x None is the problem's start.
+    ``mu``, ``nu`` and ``count``, or PyTorch's ``exp_avg``, ``exp_avg_sq`` and ``step``; x=None means the problem's
+    start.
 
     Attributes:
         x: parameters.
         m: first-moment accumulator, None where the optimizer has none.
         v: second-moment accumulator, None where the optimizer has none.
-        count: number of gradients m and v had averaged at step 0, shared by all paths; Adam's bias correction goes by
-            it. None where the optimizer corrects none.
+        count: number of gradients that m and v have averaged at step 0, the same for all paths; Adam's bias correction
+            uses it. None if the optimizer has no bias correction.
         found: statistics of the noise's law that an integrator reuses (`AbstractNoise.compute_cache`), else None.
     """
 
@@ -52,12 +53,12 @@ class State(NamedTuple):
 
 
 class Optimizer(eqx.Module):
-    """A specification: what the discrete run, its start and its SDEs all read.
+    """A specification, which the discrete run, its initial state and its SDEs all read.
 
-    `begin`, `advance` and `leaf_kinds` are the optimizer run over many paths.
+    `begin`, `advance` and `leaf_kinds` run the optimizer on many paths.
 
     Attributes:
-        accumulators: the parts of `State` that it has beside x, and what optax calls them.
+        accumulators: the parts of `State` that it has besides x, with their names in optax.
         lr: learning rate η, which sets the unit of time.
     """
 
@@ -67,7 +68,7 @@ class Optimizer(eqx.Module):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
 
     @abc.abstractmethod
     def to_optax(self) -> optax.GradientTransformation:
@@ -82,43 +83,43 @@ class Optimizer(eqx.Module):
         """The same optimizer in continuous time at another learning rate.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no such optimizer.
         """
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What it takes to build it again, JSON types only; ``rerunnable`` is False where that cannot be."""
+        """What is needed to rebuild it, JSON types only; ``rerunnable`` is False if it cannot be rebuilt."""
 
     @abc.abstractmethod
     def begin(self, state: State, layout: Layout, stream: Stream) -> Any:
-        """What the optimizer keeps beside x at step 0: a pytree of scalars and of arrays (n,) or (n, P)."""
+        """The optimizer's state besides x at step 0: a pytree of scalars and of arrays (n,) or (n, P)."""
 
     @abc.abstractmethod
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
-        """One update of all paths, x and gradient of shape (d, P): x, and what is kept beside it."""
+        """One update of all paths, x and gradient of shape (d, P): the new x, and the rest of the new state."""
 
     def rekeyed(self, inner: Any, number: Array, layout: Layout) -> Any:
-        """`inner` with its random keys, if there are any, replaced by ones of that number."""
+        """`inner` with `number` folded into its random keys, if it has any."""
         return inner
 
     @abc.abstractmethod
     def leaf_kinds(self, inner: Any, layout: Layout) -> Any:
-        """How an SDE treats every leaf of `inner`, one of `LEAF_KINDS`: a pytree of its structure."""
+        """How an SDE treats each leaf of `inner`, one of `LEAF_KINDS`: a pytree of the same structure."""
 
     def update_on(self, layout: Layout, dtype: Any) -> Update:
-        """What an update does to the coordinates."""
+        """How an update treats the coordinates."""
         return update_of(self.to_optax(), jax.ShapeDtypeStruct((layout.size,), dtype))
 
 
 class DecayedOptimizer(Optimizer):
-    """What our own specifications share: learning rate η, decoupled decay θ, and a schedule h.
+    """Base of the library's specifications, with learning rate η, decoupled decay θ, and a schedule h.
 
     One step is x ← x − ηhₖ·direction − decay·x, where the decay is ηhₖθ if `decay` is ``"coupled"`` (PyTorch and optax)
-    and hₖθ if ``"independent"``. The numbers are leaves: a change of the learning rate compiles nothing again.
+    and hₖθ if ``"independent"``. The numbers are pytree leaves, so a new learning rate causes no recompilation.
     """
 
     memories: ClassVar[tuple[str, ...]] = ("b1", "b2")
-    """Decays β of which `at_lr` holds ρ = (1 − β)/η, where the optimizer has them."""
+    """Names of the decays β for which `at_lr` keeps ρ = (1 − β)/η fixed, if the optimizer has them."""
     weight_decay: eqx.AbstractVar[float]
     decay: eqx.AbstractVar[str]
     schedule: eqx.AbstractVar[Schedule | None]
@@ -133,11 +134,11 @@ class DecayedOptimizer(Optimizer):
     def at_lr(self, lr: float) -> Self:
         """The same optimizer in continuous time at another learning rate.
 
-        ρ = (1 − β)/η, the decay θ per unit of time, ε, and the schedule as a function of t = kη are kept: the family of
-        which an SDE is the limit as η → 0.
+        ρ = (1 − β)/η, the decay θ per unit of time, ε, and the schedule as a function of t = kη are kept fixed: an SDE
+        is the limit of this family of optimizers as η → 0.
 
         Raises:
-            ValueError: if ηρ > 1, so that a β would be negative; the message names the largest legal η.
+            ValueError: if ηρ > 1, so that a β would be negative; the message names the largest possible η.
         """
         lr = check.positive("lr", lr)
         ratio = lr / self.lr
@@ -181,13 +182,13 @@ class DecayedOptimizer(Optimizer):
         inner = self.to_optax().init(state.x)
         parts = {theirs: getattr(state, ours) for ours, theirs in self.accumulators.items()}
         parts = {name: value for name, value in parts.items() if value is not None}
-        # The count of the moments, not that of a schedule.
+        # This sets the count of the moments, not that of a schedule.
         return optax.tree.set(
             inner, lambda path, _: getattr(path[-1], "tuple_name", "") != "ScaleByScheduleState", **parts
         )
 
     def begin(self, state: State, layout: Layout, stream: Stream) -> Any:
-        """The optax state; the update is element-wise, so that one serves all paths and counters are scalars."""
+        """The optax state; as the update is element-wise, one state serves all paths and counters are scalars."""
         return self.optax_state(state)
 
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
@@ -196,7 +197,7 @@ class DecayedOptimizer(Optimizer):
         return optax.apply_updates(x, updates), inner
 
     def leaf_kinds(self, inner: Any, layout: Layout) -> Any:
-        """Those of the optax state."""
+        """Those of the leaves of the optax state."""
         return leaf_kinds_of(inner)
 
     def describe(self) -> dict[str, Any]:
@@ -213,7 +214,7 @@ class DecayedOptimizer(Optimizer):
 
 
 def number(check: Callable[[str, Any], Any], name: str) -> Callable[[Any], Any]:
-    """A field's converter that checks a number under its own name."""
+    """A converter of a field that checks a number and names the field in messages."""
     return lambda value: check(name, value)
 
 
@@ -224,9 +225,9 @@ def second_moment(problem: "AbstractProblem", noise: "AbstractNoise", x: Array) 
 
 
 def floor(eps: Any) -> Any:
-    """ε, or where ε is 0 the least number whose square float32 holds.
+    """ε, but at least the smallest number whose square float32 can represent.
 
-    A coordinate with neither gradient nor noise then stays still, and one whose squares underflow nearly so.
+    A coordinate without gradient and noise then does not move, and one whose squares underflow hardly moves.
     """
     least = float(jnp.finfo(jnp.float32).tiny) ** 0.5
     return jnp.maximum(eps, least) if check.is_traced(eps) else max(eps, least)

@@ -23,7 +23,7 @@ _SINGLE: Final = _SMOOTH | _names(
     "is_finite le lgamma log log1p lt max min ne nextafter not or pow rem round rsqrt select_n sign sinh sqrt tan xor"
 )
 _SHAPES: Final = _names("reshape squeeze expand_dims broadcast_in_dim")
-"""Operations that keep the numbers in order, where they keep their count."""
+"""Operations that keep the order of the numbers whenever they keep how many there are."""
 _CALLS: Final = _names(
     "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat checkpoint"
 )
@@ -34,10 +34,10 @@ class Update(NamedTuple):
 
     Attributes:
         coupling: the operation that couples coordinates, None if the update is coordinate-wise.
-        owners: per leaf of the optax state, the leaf of the parameters whose coordinates it follows, one for one; None
-            where it depends on no coordinate.
+        owners: for each leaf of the optax state, the leaf of the parameters to whose coordinates its entries correspond
+            one to one; None if it depends on no coordinate.
         sizes: numbers of coordinates of the leaves of the parameters.
-        smooth: whether the new state is a smooth function of the gradient, as far as its operations tell.
+        smooth: whether the new state is a smooth function of the gradient, judged by its operations.
     """
 
     coupling: str | None
@@ -51,7 +51,7 @@ class _CoupledError(Exception):
 
 
 def update_of(transformation: optax.GradientTransformation, parameters: Any) -> Update:
-    """What an update of a transformation does to the coordinates of such parameters (shapes and dtypes suffice)."""
+    """How a transformation's update treats the coordinates of such parameters (shapes and dtypes suffice)."""
 
     def update(gradient: Any, state: Any, x: Any) -> Any:
         updates, state = transformation.update(gradient, state, x)
@@ -64,7 +64,7 @@ def update_of(transformation: optax.GradientTransformation, parameters: Any) -> 
     owners: list[int | None] = [None] * len(jax.tree.leaves(state))
     used: set[str] = set()
     try:
-        while True:  # owners of the state's leaves appear as the coordinates reach them, update by update
+        while True:  # each pass finds the leaves of the state that one more update reaches
             out = _walk(closed.jaxpr, [*own, *owners, *own], used)
             new, found = out[: len(own)], out[len(own) :]
             for theirs, ours in zip(new, own, strict=True):
@@ -115,7 +115,7 @@ def _through(equation: Any, given: list[int | None], used: set[str]) -> list[int
 
 
 def _join(name: str, owners: Any) -> int | None:
-    """The one owner among several, if there is one."""
+    """The only owner among several, or None if there is none."""
     different = {i for i in owners if i is not None}
     if len(different) > 1:
         raise _CoupledError(f"{name} of different parameters")

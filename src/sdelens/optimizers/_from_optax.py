@@ -24,28 +24,28 @@ _FACTORISATIONS = {"cholesky", "eig", "eigh", "geqrf", "householder_product", "h
 
 
 class FromOptax(Optimizer):
-    r"""Any optax transformation: an optimizer whose SDE has its coefficients from its own update.
+    r"""Any optax transformation: an optimizer whose SDE has coefficients computed from its update.
 
     With y = (x, optax state) and one update y ← y + D(y, g), the SDE is
 
     dY = E[D]/η dt + (Cov D/η)^{1/2} dW,
 
-    in all parts of the state that are floating numbers: ``model="empirical"`` (`sdelens.integrate.Empirical`).
+    for all floating-point parts of the state: ``model="empirical"`` (`sdelens.integrate.Empirical`).
 
     Args:
-        transformation: what optax calls a gradient transformation, its learning rate included: ``optax.lion(1e-3)``,
-            a chain, with schedules, clipping, masks, or ``optax.MultiSteps``. Or a function from lr to one:
-            ``optax.lion``, and with it `at_lr`, which studies of the weak order use; such a function decides what else
-            goes with lr, for example β = 1 − ρ lr.
-        lr: η > 0, the unit of time t = kη. The transformation's own learning rate is not looked up.
-        positive: what of the state is never negative, beside the fields of optax's own states: names of fields, keys of
-            dictionaries, or whole paths such as ``"[0]['v']"``; their noise keeps the sign.
-        name: what tables call it, by default the function's name, or ``"transformation"``.
+        transformation: an optax gradient transformation, including its learning rate: ``optax.lion(1e-3)``, a chain
+            with schedules, clipping or masks, or ``optax.MultiSteps``. Or a function from lr to a transformation, such
+            as ``optax.lion``: it makes `at_lr` available, which studies of the weak order use, and decides what else
+            depends on lr, for example β = 1 − ρ lr.
+        lr: η > 0, the unit of time t = kη. It is not read from the transformation.
+        positive: parts of the state that are never negative, in addition to those of optax's states: names of fields,
+            keys of dictionaries, or whole paths such as ``"[0]['v']"``; their noise keeps the sign.
+        name: its name in tables, by default the function's name, or ``"transformation"``.
 
     Raises:
-        TypeError: if it is no transformation.
-        ValueError: once it meets a problem: if its update cannot be run on parameters and gradient alone (as those that
-            ask for ``value=``), or keeps a leaf that an SDE cannot have, naming it.
+        TypeError: if it is not a transformation.
+        ValueError: when it is used with a problem: if its update needs more than parameters and gradient (such as
+            ``value=``), or its state has a leaf that an SDE cannot have; the message names it.
 
     Examples:
         >>> import optax
@@ -103,7 +103,7 @@ class FromOptax(Optimizer):
         return State(x)
 
     def at_lr(self, lr: float) -> "FromOptax":
-        """What the function that was given makes of another learning rate.
+        """The optimizer that the given function returns at another learning rate.
 
         Raises:
             ValueError: if a transformation was given rather than a function.
@@ -165,24 +165,25 @@ class FromOptax(Optimizer):
         return tuple(leaf.law for leaf in self.leaves(layout))
 
     def leaves(self, layout: Layout) -> list[Leaf]:
-        """What the optax state of one path consists of."""
+        """The leaves of the optax state of one path."""
         return self._template(layout)[0]
 
     def update_on(self, layout: Layout, dtype: Any) -> Update:
         return update_of(self.transformation, _shapes(layout))
 
     def factorisations(self, layout: Layout) -> set[str]:
-        """Names of the factorisations of matrices (LAPACK's) that an update calls."""
+        """Names of the matrix factorisations (of LAPACK) that an update calls."""
         parameters = _shapes(layout)
         state = jax.eval_shape(self.transformation.init, parameters)
         traced = jax.make_jaxpr(self.transformation.update)(parameters, state, parameters)
         return _FACTORISATIONS & set(_primitives(traced))
 
     def check(self, layout: Layout) -> None:
-        """Try one update in the abstract.
+        """Trace one update without computing it.
 
         Raises:
-            ValueError: if it cannot be run, or the state has a leaf of no known kind, or none of a name in `positive`.
+            ValueError: if it cannot be run, the state has a leaf of unknown kind, or a name in `positive` does not
+                occur in the state.
         """
         leaves, treedef = self._template(layout)
         parameters = _shapes(layout)
@@ -206,7 +207,7 @@ class FromOptax(Optimizer):
             check.choice("positive", name, sorted(known))
 
     def _template(self, layout: Layout) -> tuple[list[Leaf], Any]:
-        """What the optax state of one path looks like."""
+        """The leaves of the optax state of one path, and its structure."""
         try:
             state = jax.eval_shape(self.transformation.init, _shapes(layout))
         except Exception as error:
@@ -217,12 +218,12 @@ class FromOptax(Optimizer):
 
 
 def _is_transformation(value: Any) -> bool:
-    """Whether it has what optax's transformations have; a class has it too, but is none."""
+    """Whether `value` has the methods of an optax transformation and is not a class."""
     return not isinstance(value, type) and all(callable(getattr(value, part, None)) for part in ("init", "update"))
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:
-    """Names of all operations of a traced function, those of functions within it included."""
+    """Names of all operations of a traced function, including those of inner functions."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation.primitive.name
         for value in equation.params.values():
@@ -237,18 +238,18 @@ def _parameters(layout: Layout, flat: Array) -> Any:
 
 
 def _shapes(layout: Layout) -> Any:
-    """That pytree with shapes and dtypes alone; every leaf has its own dtype, whatever the flat vector's is."""
+    """The pytree of `_parameters` as shapes and dtypes; each leaf keeps its dtype, whatever the flat vector's is."""
     return jax.eval_shape(lambda x: _parameters(layout, x), jax.ShapeDtypeStruct((layout.size,), jnp.float32))
 
 
 def _data(leaf: Any) -> Array:
-    """The numbers of a leaf, random keys included."""
+    """The numbers of a leaf as an array, also for random keys."""
     leaf = jnp.asarray(leaf)
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def _shaped(flat: Array, leaf: Leaf) -> Any:
-    """A leaf as optax has it."""
+    """A leaf with the shape and type that it has in the optax state."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = flat.reshape(*leaf.shape, -1)
         return jax.random.wrap_key_data(data, impl=_implementation(leaf.dtype))

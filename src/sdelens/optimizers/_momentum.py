@@ -1,4 +1,4 @@
-"""Optimizers with one first moment: Momentum, and those that move by a sign of it, Signum and Lion."""
+"""Optimizers with one first moment: Momentum, and those that move by the sign of it, Signum and Lion."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,11 +22,12 @@ __all__ = ["Lion", "Momentum", "Signum"]
 class Momentum(DecayedOptimizer):
     r"""SGD with damped momentum and decoupled weight decay.
 
-    m ← β₁m + (1 − β₁)g;  x ← x − ηd − ηθx, with d = m, the new one, or for Nesterov's form d = β₁m + (1 − β₁)g.
+    m ← β₁m + (1 − β₁)g;  x ← x − ηd − ηθx, where d is the new m, or for Nesterov's form d = β₁m + (1 − β₁)g.
 
     PyTorch and optax do not damp: their SGD(lr=a, momentum=μ) has the buffer u ← μu + g and x ← x − au. As
-    u = m/(1 − μ), it is this one with η = a/(1 − μ), the effective learning rate, and β₁ = μ: `Momentum.undamped`.
-    Time t = kη is then that of plain SGD. PyTorch's weight_decay is coupled to the gradient, not decoupled as here.
+    u = m/(1 − μ), it is this optimizer with η = a/(1 − μ), the effective learning rate, and β₁ = μ:
+    `Momentum.undamped`. Time t = kη is then that of plain SGD. PyTorch's weight_decay is coupled to the gradient, not
+    decoupled as here.
 
     Args:
         lr: η > 0.
@@ -34,13 +35,13 @@ class Momentum(DecayedOptimizer):
         nesterov: Nesterov's form.
         weight_decay: θ ≥ 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+        schedule: multiplier of η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
             [0, 1]; or None.
 
     m starts at 0, without bias correction, or from the m of a `State`.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
 
     Examples:
         >>> import sdelens as sl
@@ -67,10 +68,10 @@ class Momentum(DecayedOptimizer):
         """The algorithm that PyTorch and optax call SGD(lr, momentum): with η = lr/(1 − momentum).
 
         Args:
-            lr: a > 0, what multiplies the undamped buffer.
+            lr: a > 0, the multiplier of the undamped buffer.
             momentum: μ in [0, 1).
             nesterov: Nesterov's form.
-            **options: the others of `Momentum`; a coupled weight_decay is multiplied by η = lr/(1 − momentum).
+            **options: further arguments of `Momentum`; a coupled weight_decay is multiplied by η = lr/(1 − momentum).
         """
         momentum = check.fraction("momentum", momentum)
         return cls(check.positive("lr", lr) / (1 - momentum), momentum, nesterov=nesterov, **options)
@@ -118,13 +119,13 @@ class Signum(DecayedOptimizer):
 
 
 class Lion(DecayedOptimizer):
-    r"""Lion: descent by the sign of a momentum that leans towards the newest gradient.
+    r"""Lion: descent by the sign of a momentum with extra weight on the newest gradient.
 
     x ← x − η sign(β₁m + (1 − β₁)g) − ηθx;  m ← β₂m + (1 − β₂)g, with the old m in the sign.
 
     Source: Chen et al. 2023 (arXiv 2302.06675).
 
-    `at_lr` holds ρ = (1 − β₂)/η, at which m forgets, and β₁ itself, which only weighs g in the sign.
+    `at_lr` keeps ρ = (1 − β₂)/η, the rate at which m forgets, and β₁ itself, which only weights g in the sign.
 
     Args:
         lr: η > 0.
@@ -132,10 +133,10 @@ class Lion(DecayedOptimizer):
         b2: β₂ in [0, 1), the decay of m.
         weight_decay: θ ≥ 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: what multiplies η, as for `Momentum`.
+        schedule: multiplier of η, as for `Momentum`.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
     """
 
     name: ClassVar[str] = "lion"

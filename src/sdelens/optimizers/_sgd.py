@@ -24,11 +24,11 @@ class SGD(DecayedOptimizer):
         lr: η > 0.
         weight_decay: θ ≥ 0.
         decay: ``"coupled"`` (η multiplies θ) or ``"independent"``.
-        schedule: what multiplies η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
+        schedule: multiplier of η: `Cosine`, `Polynomial`, `Warmup`, or a function of the step number with values in
             [0, 1]; or None.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
     """
 
     name: ClassVar[str] = "sgd"

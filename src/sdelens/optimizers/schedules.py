@@ -1,6 +1,6 @@
 """Learning-rate schedules: multipliers hₖ in [0, 1] of η, the same in an optimizer and in its SDEs.
 
-The numbers are pytree leaves, so that another length or power compiles nothing again, and a result can name them.
+The numbers are pytree leaves, so a new length or power causes no recompilation, and a result can name them.
 """
 
 import abc
@@ -19,7 +19,7 @@ __all__ = ["Constant", "Cosine", "Polynomial", "Schedule", "Warmup", "as_schedul
 
 
 class Limits(NamedTuple):
-    """What becomes of a schedule in the long run; None where that is not known.
+    """Long-run behaviour of a schedule; None where it is not known.
 
     Attributes:
         vanishes: whether h → 0.
@@ -35,23 +35,23 @@ class Schedule(eqx.Module):
 
     @property
     def limits(self) -> Limits:
-        """Whether h → 0, and ∫ h dt = ∞: together what lets a loss with constant noise go to its infimum."""
+        """Whether h → 0 and ∫ h dt = ∞; if both hold, a loss with constant noise can converge to its infimum."""
         return Limits(None, None)
 
     @abc.abstractmethod
     def __call__(self, step: Any, lr: Any) -> Array:
-        """H at a step k of the run, which may be fractional; η turns steps into time, t = kη."""
+        """The multiplier h at step k of the run, which may be fractional; η converts steps to time, t = kη."""
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What it takes to build it again, JSON types only."""
+        """What is needed to rebuild it, JSON types only."""
 
     def stretched(self, ratio: float, time: float | None = None) -> "Schedule":
-        """The same multiplier with its steps `ratio` times as many: the same function of time at η divided by it.
+        """The same multiplier over `ratio` times as many steps: the same function of time if η is divided by `ratio`.
 
         Args:
             ratio: factor of the number of steps.
-            time: what η must be multiplied by to be the old one; default: `ratio`.
+            time: factor by which the new η must be multiplied to give the old one; default: `ratio`.
         """
         return _Stretched(self, ratio, ratio if time is None else time)
 
@@ -64,7 +64,7 @@ class Cosine(Schedule):
         end: last value, in [0, 1).
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
 
     Examples:
         >>> import sdelens as sl
@@ -127,7 +127,7 @@ class Warmup(Schedule):
         then: the schedule that follows, or None.
 
     Raises:
-        ValueError, TypeError: naming the argument out of its range.
+        ValueError, TypeError: if an argument is out of its range; the message names it.
     """
 
     steps: float
@@ -169,7 +169,7 @@ class Constant(Schedule):
 
 
 class _Custom(Schedule):
-    """A function of the step, which may or may not take fractions of one."""
+    """A function of the step, which may or may not accept fractional steps."""
 
     function: Callable[[Any], Any] = eqx.field(static=True)
     fractional: bool = eqx.field(static=True)
@@ -208,7 +208,7 @@ def as_schedule(value: Any) -> Schedule | None:
     """`value` if it is a schedule or None; a function of the step becomes one.
 
     Raises:
-        TypeError: if it is neither, or a function that branches on the step in Python.
+        TypeError: if it is none of these, or a function that branches on the step in Python.
     """
     if value is None or isinstance(value, Schedule):
         return value
@@ -225,6 +225,6 @@ def as_schedule(value: Any) -> Schedule | None:
         ) from error
     try:
         jax.eval_shape(value, jax.ShapeDtypeStruct((), jnp.float32))
-    except TypeError:  # one that indexes a table
+    except TypeError:  # for example a function that indexes a table
         return _Custom(value, fractional=False)
     return _Custom(value, fractional=True)

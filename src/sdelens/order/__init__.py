@@ -1,4 +1,4 @@
-"""The weak order of an SDE, measured."""
+"""Measurement of the weak order of an SDE."""
 
 from sdelens.order._result import WeakOrder
 from sdelens.order._study import weak_order

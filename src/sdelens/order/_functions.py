@@ -1,4 +1,4 @@
-"""Test functions u, whose expectations are compared: of positions, and as sums or products over coordinates."""
+"""Test functions u, whose expectations are compared, and their parts if they are sums or products over coordinates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ __all__ = ["TestFunction", "test_functions"]
 
 @dataclass(frozen=True)
 class TestFunction:
-    """A test function u: of positions, and where it is a sum or product over coordinates, its parts."""
+    """A test function u of positions, with its parts if it is a sum or product over coordinates."""
 
     name: str
     value: Callable[[Array], Array]
@@ -28,7 +28,7 @@ class TestFunction:
 def test_functions(
     problem: AbstractProblem, given: Mapping[str, Callable[[Any], Any]] | None, start: Array
 ) -> list[TestFunction]:
-    """The user's functions, or the default ones with a bump about `start`.
+    """The user's test functions, or the default ones, which include a bump centred at `start`.
 
     Raises:
         ValueError, TypeError: naming the function that cannot be used.
@@ -75,7 +75,7 @@ def _mean_power_part(power: int, z: Array) -> Array:
 
 
 def _loss_parts(problem: AbstractProblem, z: Array) -> Array:
-    """Of a separable loss: f with one coordinate moved, less what the others would count twice."""
+    """Parts of a separable loss: f with one coordinate moved, minus (d − 1)/d of f at the start; their sum is f."""
     x0 = problem.start.astype(z.dtype)
     base = problem.loss(x0) * (len(x0) - 1) / len(x0)
 

@@ -1,11 +1,11 @@
 """Expectations of SignSGD and its SDE without sampling, coordinate by coordinate, by transition kernels.
 
-Where the loss is a sum over coordinates and the noise independent, every coordinate is a Markov chain on the line.
-In one step x' takes two values in SignSGD and in an Euler-Maruyama substep with Rademacher increments, and is normal
-with Gaussian ones, which Gauss-Hermite's rule reduces to a few. The law of x is carried as weights on a uniform grid:
-mass at a point between nodes is shared by the six nearest, with Lagrange's weights, so that expectations of smooth
-functions keep their value. Spacing follows from how fast E sign(g) varies. Everything is in float64 and goes through
-the library's own steppers, so that it is their expectation that is found.
+If the loss is a sum over coordinates and the noise is independent, every coordinate is a Markov chain on the real line.
+In one step x' takes two values for SignSGD and for an Euler-Maruyama substep with Rademacher increments; with Gaussian
+increments it is normal, which Gauss-Hermite quadrature reduces to a few values. The law of x is represented by weights
+on a uniform grid: mass at a point between nodes is distributed to the six nearest nodes with Lagrange weights, so that
+expectations of smooth functions keep their value. The spacing depends on how fast E sign(g) varies. Everything is
+computed in float64 with the steppers of the library, so the results are the expectations of these steppers.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from sdelens.sdes import build_sde
 __all__ = ["FINENESS", "SignChain", "TooSteepError", "is_separable"]
 
 FINENESS = (1.0, 0.75)
-"""Relative number of nodes of the expectations that are used, and of those they are checked against."""
+"""Relative numbers of nodes: for the expectations that are used, and for those that serve as a check."""
 
 _STENCIL = np.arange(-2, 4)
 _FEWEST, _MOST = 201, 20_001
@@ -39,11 +39,11 @@ _INCREMENTS = {
     "gaussian": np.polynomial.hermite_e.hermegauss(12),
     "rademacher": (np.array([-1.0, 1.0]), np.array([1.0, 1.0])),
 }
-"""Nodes and weights of the law of ξ."""
+"""Quadrature nodes and weights for the law of ξ."""
 
 
 def is_separable(problem: AbstractProblem, noise: AbstractNoise) -> bool:
-    """Whether ∂ᵢf depends on xᵢ alone (at random points), and the signs are independent."""
+    """Whether ∂ᵢf depends on xᵢ alone (checked at random points) and the signs are independent."""
     if problem.dim > 16 or noise.sign_shape(problem.dim) != (problem.dim,) or not noise.independent:
         return False
     x0 = np.asarray(problem.start, np.float64)
@@ -62,7 +62,7 @@ class TooSteepError(ValueError):
 
 @quick
 def _column(problem: AbstractProblem, x: Array, direction: Array) -> Array:
-    """The Hessian times a direction."""
+    """Product of the Hessian and a direction."""
     return jax.jvp(lambda x: problem.evaluate(x)[1], (x,), (direction,))[1]
 
 
@@ -86,16 +86,16 @@ def _stepped(stepper: Discrete, optimizer: SignSGD, x: Array, gradient: Array) -
 
 
 class SignChain:
-    """SignSGD on a separable problem, from a fixed start; call within `jax.enable_x64`.
+    """SignSGD on a separable problem, from a fixed start; use it within `jax.enable_x64`.
 
     Args:
-        problem: in float64.
-        noise: bound to it.
-        optimizer: its learning rate is that of every step.
+        problem: the problem in float64.
+        noise: law of the gradient noise, bound to the problem.
+        optimizer: the optimizer with its learning rate.
         start: x₀, shape (d,).
-        reach: how far from x₀ paths may get.
-        increments: of the SDE's integration, ``"gaussian"`` or ``"rademacher"``.
-        fineness: number of nodes relative to the usual.
+        reach: maximal distance of the paths from x₀.
+        increments: increments of the SDE's integration, ``"gaussian"`` or ``"rademacher"``.
+        fineness: number of nodes relative to the default.
 
     Raises:
         TooSteepError: if E sign(g) varies too fast for a grid of 20 000 nodes.
@@ -120,12 +120,12 @@ class SignChain:
         self.grid = self.low[:, None] + (self.high - self.low)[:, None] * share
 
     def expectations(self, parts: np.ndarray, steps: list[int], substeps: int | None) -> np.ndarray:
-        """E uᵢ(xₖ,ᵢ) of functions given on the grid, shape (U, d, nodes), at `steps`: shape (times, U, d).
+        """E uᵢ(xₖ,ᵢ) at `steps`, shape (times, U, d), of functions given by their values on the grid.
 
         Args:
-            parts: values of every function's part of every coordinate at `grid`.
+            parts: values at `grid` of the part of every function for every coordinate, shape (U, d, nodes).
             steps: numbers of optimizer steps, increasing.
-            substeps: of the SDE's integration; None for SignSGD itself.
+            substeps: substeps of the SDE's integration; None for SignSGD itself.
         """
         laws = [self._matrix(i, [(self.x0[i : i + 1], np.ones(1))]).toarray()[0] for i in range(len(self.x0))]
         found, kernels, held = [], self._kernels(1.0, substeps), 1.0
@@ -140,7 +140,7 @@ class SignChain:
         return np.stack(found)
 
     def _count(self, fineness: float) -> int:
-        """Nodes such that E sign(g) rises from −1 to 1 over some fifty of them, where it rises fastest."""
+        """Number of nodes, such that E sign(g) rises from −1 to 1 over about fifty nodes where it is steepest."""
         x = jnp.asarray(self.low[:, None] + (self.high - self.low)[:, None] * np.linspace(0, 1, _MOST))
         mean = np.asarray(_gradient_and_sign(self.problem, self.noise, x)[1])
         steepest = np.abs(np.diff(mean, axis=1)).max(axis=1) * (_MOST - 1)  # per width of the grid
@@ -180,7 +180,7 @@ class SignChain:
         ]
 
     def _matrix(self, i: int, moves: list[tuple[np.ndarray, np.ndarray]]) -> Any:
-        """Σ weight · (values at the points moved to), as a sparse matrix of values at coordinate i's nodes."""
+        """Sparse matrix from function values at coordinate i's nodes to Σ weight · (value at the point moved to)."""
         rows = np.concatenate([np.repeat(np.arange(len(to)), len(_STENCIL)) for to, _ in moves])
         shared = [self._shared(i, to) for to, _ in moves]
         columns = np.concatenate([columns.ravel() for columns, _ in shared])
@@ -188,7 +188,7 @@ class SignChain:
         return sparse.coo_array((values, (rows, columns)), (len(moves[0][0]), self.nodes)).tocsr()
 
     def _shared(self, i: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Six of coordinate i's nodes and their weights for each point, held within the grid: each (points, 6)."""
+        """The six nearest nodes of coordinate i and their weights for each point, clipped to the grid: (points, 6)."""
         at = (np.clip(points, self.low[i], self.high[i]) - self.low[i]) / (self.high[i] - self.low[i])
         cell = np.clip(np.floor(at * (self.nodes - 1)).astype(int), 0, self.nodes - 2)
         offset = at * (self.nodes - 1) - cell
@@ -196,7 +196,7 @@ class SignChain:
         for column, node in enumerate(_STENCIL):
             others = np.delete(_STENCIL, column)
             weights[:, column] = np.prod((offset[:, None] - others) / (node - others), axis=1)
-        # Linear in the outermost cells, which are too far out to matter and need not be accurate.
+        # Linear interpolation in the outermost cells, whose mass is negligible, so that accuracy is not needed.
         edge = (cell < -_STENCIL[0]) | (cell > self.nodes - 1 - _STENCIL[-1])
         linear = np.where(_STENCIL == 0, 1 - offset[:, None], np.where(_STENCIL == 1, offset[:, None], 0.0))
         weights[edge] = linear[edge]

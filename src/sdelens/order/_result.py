@@ -1,4 +1,4 @@
-"""The outcome of a weak-order study: its table, fitted slopes and figure."""
+"""The result of a weak-order study: its table, fitted slopes and figure."""
 
 import math
 import os
@@ -21,14 +21,15 @@ _TOTAL = "all"
 
 
 class WeakOrder:
-    """What `weak_order` measured.
+    """The errors that `weak_order` measured.
 
     Attributes:
         table: a data frame with one row per model, scheme (``"resolved"`` or ``"Δt = η"``), lr, time and test function:
-            ``expected`` is E u(xₖ) of the optimizer, ``error`` E u(xₖ) − E u(X), ``sem`` its standard error,
-            ``unresolved`` the error that the integration of the SDE may have left, estimated; ``size`` the largest
-            |E u| of the function, start included, that errors are relative to; ``substeps`` and ``method``.
-        info: what was run.
+            ``expected`` is E u(xₖ) of the optimizer, ``error`` is E u(xₖ) − E u(X), ``sem`` is its standard error,
+            ``unresolved`` is the estimated remaining error of the integration of the SDE, ``size`` is the largest |E u|
+            of the function, including the start, by which errors are divided; ``substeps`` and ``method`` follow.
+        info: description of the run.
+        confidence: level of the limits of the slopes.
     """
 
     def __init__(self, table: "pd.DataFrame", info: dict[str, Any], confidence: float = 0.95) -> None:
@@ -36,7 +37,7 @@ class WeakOrder:
 
     @property
     def slope(self) -> float:
-        """Fitted order of the first SDE, resolved, over all test functions and times."""
+        """Fitted order of the first model with the resolved scheme, over all test functions and times."""
         model = str(self.table.model.iloc[0])
         slopes: Any = self.slopes()
         return float(slopes.loc[(model, RESOLVED, _TOTAL), "slope"])
@@ -44,10 +45,10 @@ class WeakOrder:
     def errors(self) -> "pd.DataFrame":
         r"""Size of the error per model, scheme, test function and lr.
 
-        It is the root mean square over the times of error/|u|, with |u| the largest |E u(xₖ)| of that function, start
-        included, less what noise adds; the function ``"all"`` is the root mean square over them all. ``sem`` bounds
-        its standard error, however the terms are correlated; ``unresolved`` is what the SDE's integration may have
-        left, estimated, as a root mean square too.
+        It is the root mean square over the times of error/|u|, minus the contribution of Monte-Carlo noise, where |u|
+        is the largest |E u(xₖ)| of that function, including the start; the function ``"all"`` is the root mean square
+        over all functions. ``sem`` bounds its standard error for any correlation of the terms; ``unresolved`` is the
+        estimated remaining error of the SDE's integration, also as a root mean square.
         """
         import pandas as pd
 
@@ -59,7 +60,7 @@ class WeakOrder:
                 relative, sem = own.error / own["size"], own["sem"] / own["size"]
                 square = float(np.mean(relative**2 - sem**2))
                 value = math.sqrt(max(square, 0.0))
-                # What all terms' errors add, were they fully correlated: paths and functions are common to them.
+                # The standard error if all terms were fully correlated, because they share paths and functions.
                 spread = (
                     float(np.mean(np.abs(relative) * sem)) / value if value > 0 else float(np.sqrt(np.mean(sem**2)))
                 )
@@ -79,11 +80,11 @@ class WeakOrder:
     def slopes(self) -> "pd.DataFrame":
         r"""Slope of log error against log η per model, scheme and test function, by weighted least squares.
 
-        ``lower`` and ``upper`` are two-sided limits at `confidence` by Student's t with two degrees of freedom less
-        than there are η, from the larger of the residual scatter and the Monte-Carlo error: a curve that is bent, or
-        noisy, has a wide interval. ``smallest`` is the error at the least η: the plateau of a model that does not
-        converge. Slopes are NaN where an error is not told from 0: below twice its standard error, twice what its
-        integration may have left, or ``info["rounding"]``.
+        ``lower`` and ``upper`` are two-sided limits at level `confidence` by Student's t, whose degrees of freedom are
+        the number of η minus two, from the larger of the residual scatter and the Monte-Carlo error: a curved or noisy
+        curve has a wide interval. ``smallest`` is the error at the smallest η: the plateau of a model that does not
+        converge. Slopes are NaN if an error cannot be distinguished from 0, that is, if it is below
+        ``info["rounding"]`` or below twice its standard error combined with the remaining error of the integration.
         """
         import pandas as pd
         from scipy import stats
@@ -111,10 +112,10 @@ class WeakOrder:
         return frame
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Errors against η with reference slopes, resolved on the left and at Δt = η on the right; saved if asked.
+        """Plot errors against η with reference slopes: resolved on the left, Δt = η on the right; save it to `path`.
 
         Raises:
-            ValueError: if the ending of `path` is not one matplotlib writes.
+            ValueError: if matplotlib cannot write files with the ending of `path`.
         """
         from sdelens.results.plotting import plot_orders
 
@@ -124,7 +125,7 @@ class WeakOrder:
         return figure
 
     def export(self, path: str | os.PathLike[str]) -> None:
-        """Write `table` as CSV; the file appears whole or not at all."""
+        """Write `table` as CSV; the file is written atomically."""
         with atomic_path(path) as temporary:
             self.table.to_csv(temporary, index=False)
 
@@ -154,7 +155,7 @@ class WeakOrder:
     __repr__ = __str__
 
     def notes(self) -> list[str]:
-        """What the numbers mean, and what they do not."""
+        """Notes on the meaning and the limitations of the numbers."""
         used = self.table[self.table.scheme == RESOLVED]
         notes = [
             "error: root mean square over times and test functions of E u(x) - E u(X), relative to the largest |E u|; "
@@ -191,5 +192,5 @@ class WeakOrder:
 
 
 def _two(value: float) -> str:
-    """Two decimals, with a true minus sign and no minus before 0."""
+    """Format with two decimals, with a Unicode minus sign and no minus sign before 0."""
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")

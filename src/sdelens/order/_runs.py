@@ -1,4 +1,4 @@
-"""Running a weak-order study: coupled paths or transition kernels, to rows of errors."""
+"""Execution of a weak-order study: coupled paths or transition kernels, which give rows of errors."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Everything checked, ready to run; `lr` is that of the optimizer as given, to which a saved start belongs."""
+    """A study with all arguments checked; `lr` is that of the user's optimizer, to which a saved start belongs."""
 
     problem: AbstractProblem
     noise: AbstractNoise
@@ -66,17 +66,17 @@ class Study:
     seed: int
 
     def steps(self, optimizer: Optimizer) -> list[int]:
-        """Optimizer steps at the times compared."""
+        """Numbers of optimizer steps at the times of comparison."""
         between = round(self.horizon / (self.times * optimizer.lr))
         return [between * n for n in range(1, self.times + 1)]
 
     def by_kernel(self) -> list[Row]:
-        """Deterministic, in float64."""
+        """Compute the rows by transition kernels: deterministic, in float64."""
         rows: list[Row] = []
         with jax.enable_x64(True):
             problem = jax.tree.map(_wide, self.problem)
             noise, x0 = self.noise.bind(problem), np.asarray(self.start.x, np.float64)
-            # No coordinate moves faster than 1, and its noise is at most √(ηt); one grid for all η, one compilation.
+            # No coordinate moves faster than 1, and its noise is at most √(ηt). All η share one grid and compilation.
             largest = self.family[0].lr
             at_start = self._at(x0)
             parts_at = quick(lambda z: jnp.stack([test.parts(z) for test in self.tests if test.parts is not None]))
@@ -100,17 +100,17 @@ class Study:
         return rows
 
     def _at(self, x0: np.ndarray) -> np.ndarray:
-        """Every u at one point, shape (functions,)."""
+        """The values of all u at one point, shape (functions,)."""
         return np.asarray(quick(lambda x: jnp.stack([test.value(x)[0] for test in self.tests]))(x0[:, None]))
 
     def _expected(self, chain: SignChain, parts: np.ndarray, steps: list[int], substeps: int | None) -> np.ndarray:
-        """E u at `steps`, shape (times, functions), of functions with these parts on the chain's grid."""
+        """E u at `steps`, shape (times, functions), for functions with the given parts on the chain's grid."""
         values = chain.expectations(parts, steps, substeps)
         product = np.array([test.product for test in self.tests])
         return np.where(product, values.prod(axis=-1), values.sum(axis=-1))
 
     def by_coupling(self, noise: AbstractNoise, plan: Any, substeps: int | None, progress: bool | None) -> list[Row]:
-        """Monte Carlo on common Brownian paths."""
+        """Compute the rows by Monte Carlo on common Brownian paths."""
         functions = _coupled_functions([test.value for test in self.tests], len(self.models))
         rows: list[Row] = []
         total = sum(self.steps(o)[-1] for o in self.family) * len(plan.own)
@@ -125,7 +125,7 @@ class Study:
                     n *= 2
                     finer = run(n)
                     before, excess = excess, _excess(finer)
-                    if excess > _HELPS * before:  # what is left now is rounding, which more substeps only add to
+                    if excess > _HELPS * before:  # the rest is rounding error, which grows with more substeps
                         break
                     found = finer
                 rows += found
@@ -162,7 +162,7 @@ class Study:
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
         width = min(-(-len(plan.own) // devices), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
-        with np.errstate(invalid="ignore", over="ignore"):  # paths that diverge are found below
+        with np.errstate(invalid="ignore", over="ignore"):  # diverged paths are detected below
             name, median = f"order/{optimizer.lr:.9g}", np.array([0.5])
             summary = run_ensemble(stepper, own, self.seed, name, 0.0, median, report, group=current())
         count = summary.paths[1:, None, None]
@@ -196,7 +196,7 @@ class Study:
         left: np.ndarray,
         substeps: int,
     ) -> list[Row]:
-        """Rows of arrays of shape (times, functions)."""
+        """Convert arrays of shape (times, functions) to rows."""
         return [
             Row(
                 model,
@@ -217,7 +217,7 @@ class Study:
 
 
 def _kernel_errors(expected: dict[int | None, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weak errors, and what the integration may have left, from expectations by number of substeps."""
+    """Weak errors and the estimated remaining error of the integration, from expectations by number of substeps."""
     truth, four, eight, sixteen = (expected[n] for n in (None, 4, 8, 16))
     first = 2 * sixteen - eight
     resolved = (4 * first - (2 * eight - four)) / 3
@@ -225,7 +225,7 @@ def _kernel_errors(expected: dict[int | None, np.ndarray]) -> dict[str, tuple[np
 
 
 def _excess(rows: list[Row]) -> float:
-    """Largest ratio of what the integration leaves to the Monte-Carlo error or, if greater, a share of the error."""
+    """Largest ratio of the remaining integration error to the Monte-Carlo error or, if larger, ½ % of weak error."""
     resolved = [row for row in rows if row.scheme == RESOLVED]
     errors: dict[tuple[str, str], list[float]] = {}
     for row in resolved:
@@ -238,9 +238,10 @@ def _excess(rows: list[Row]) -> float:
 
 
 def _coupled_functions(tests: list[Callable[[Array], Array]], models: int) -> Callable[[tuple[Array, ...]], Array]:
-    """Observables of coupled positions: u of the optimizer, and per model three differences.
+    """Observables of coupled positions: u of the optimizer, and three differences per model.
 
-    With E(n) the integration of n substeps: u − (2E(n) − E(n/2)); its change from (2E(n/2) − E(n/4)); and u − E(1).
+    With E(n) for the integration with n substeps, these are u − (2E(n) − E(n/2)), the difference of 2E(n) − E(n/2) and
+    2E(n/2) − E(n/4), and u − E(1).
     """
 
     def observables(positions: tuple[Array, ...]) -> Array:

@@ -1,14 +1,14 @@
-r"""The weak order of an SDE, measured: how |E u(xₖ) − E u(X_{kη})| falls as η → 0 at fixed ρ, θ and horizon.
+r"""Measurement of the weak order of an SDE: how |E u(xₖ) − E u(X_{kη})| decays as η → 0 at fixed ρ, θ and horizon.
 
-Two ways to bring the Monte-Carlo error below the bias:
+There are two methods to make the Monte-Carlo error smaller than the bias:
 
-- *coupled*: optimizer and SDE run on one Brownian path (`sdelens.integrate.Coupled`), so that their difference has a
-  spread of O(η) and a few thousand paths resolve its mean. This needs normal noise. The SDE is *resolved*: it is
-  integrated with n, n/2 and n/4 substeps on that path and extrapolated, 2E(n) − E(n/2), which leaves an error of
-  O(1/n²); what is left of it is estimated as a third of the change from the next coarser pair, and n doubles until that
-  is below the Monte-Carlo error, or, where coupling leaves hardly any, below ½ % of the error itself.
-- *kernel*: for SignSGD, whose signs no Brownian path determines, on separable problems: expectations by transition
-  kernels on the line (`sdelens.order._kernel`), with no Monte-Carlo error at all.
+- *coupled*: optimizer and SDE run on one Brownian path (`sdelens.integrate.Coupled`), so the standard deviation of
+  their difference is O(η) and a few thousand paths resolve its mean. This needs normal noise. The SDE is *resolved*: it
+  is integrated with n, n/2 and n/4 substeps on that path and extrapolated, 2E(n) − E(n/2), which leaves an error of
+  O(1/n²). This error is estimated as a third of the change from the next coarser pair, and n is doubled until the
+  estimate is below the Monte-Carlo error or, if the Monte-Carlo error is very small, below ½ % of the error itself.
+- *kernel*: for SignSGD, whose signs are not determined by a Brownian path, on separable problems: expectations by
+  transition kernels in one dimension (`sdelens.order._kernel`), without Monte-Carlo error.
 """
 
 import itertools
@@ -57,37 +57,36 @@ def weak_order(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> WeakOrder:
-    r"""Measure the weak order of an optimizer's SDEs: the slope of |E u(xₖ) − E u(X_{kη})| as η shrinks.
+    r"""Measure the weak order of an optimizer's SDEs: the log-log slope of |E u(xₖ) − E u(X_{kη})| as η → 0.
 
-    ρ = (1 − β)/η, θ, the schedule as a function of time, and the horizon are those of `optimizer` at its own lr and are
-    held (`Optimizer.at_lr`). Every SDE is taken twice: resolved, and with one substep per optimizer step. From
-    accumulators that start at 0 the order is less than 1, since the coefficients are not bounded there: use
-    ``v0="second-moment"``.
+    ρ = (1 − β)/η, θ and the schedule as a function of time are those of `optimizer` at its lr; they and the horizon are
+    the same for all lrs (`Optimizer.at_lr`). Every SDE is integrated in two ways: resolved, and with one substep per
+    optimizer step. If accumulators start at 0, the order is less than 1, since the coefficients are not bounded there:
+    use ``v0="second-moment"``.
 
-    Source of the notion: Kloeden and Platen 1992, chapter 9; for optimizers Li, Tai, E 2017 (arXiv 1511.06251).
+    Source of the definition: Kloeden and Platen 1992, chapter 9; for optimizers Li, Tai, E 2017 (arXiv 1511.06251).
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification at one learning rate, which fixes ρ and θ.
         lrs: learning rates, decreasing, at least three.
-        horizon: the time T = kη at which, and at fractions of which, expectations are compared.
-        models: SDEs by name or as objects, as in `compare`, each with one substep, since the study chooses their
-            number. By default all that exist in closed form for the optimizer but, of RMSprop and Adam,
-            ``"second-order"``: no
-            Brownian path joins its noise of V to the optimizer's, so that it takes more paths. ``"empirical"`` has its
-            coefficients from the optimizer's own update by quadrature, and is the default where there is no other.
-            Coupled Rademacher increments are the signs of the Gaussian ones, follow the optimizer less closely and take
-            more paths (a million for errors of 1e-3).
-        times: how many equally spaced times up to the horizon; each must be a whole number of steps at every lr.
-        functions: test functions u by name, of the parameters; by default the loss, for d ≤ 4 every coordinate and its
-            square (else their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), s² the mean square of
-            x₀, or 1 where that is 0.
-        paths: coupled paths per lr.
-        substeps: of the resolved SDE on coupled paths, a multiple of 4; by default 8, doubled up to 128 until what
-            extrapolation leaves is below the Monte-Carlo error or ½ % of the error itself.
+        horizon: the time T = kη; expectations are compared at this time and at fractions of it.
+        models: SDEs by name or as objects, as in `compare`, each with one substep, since the study chooses the number
+            of substeps. The default is all that exist in closed form for the optimizer, except ``"second-order"`` for
+            RMSprop and Adam: its noise of V is not coupled to the optimizer by the Brownian path, so it needs more
+            paths. ``"empirical"`` has coefficients computed from the optimizer's update by quadrature, and is the
+            default if there is no other SDE. Coupled Rademacher increments are the signs of the Gaussian ones, follow
+            the optimizer less closely and need more paths (a million for errors of 1e-3).
+        times: number of equally spaced times up to the horizon; each must be a whole number of steps at every lr.
+        functions: test functions u of the parameters, by name; by default the loss, for d ≤ 4 every coordinate and its
+            square (otherwise their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), where s² is the
+            mean square of x₀, or 1 if that is 0.
+        paths: number of coupled paths per lr.
+        substeps: substeps of the resolved SDE on coupled paths, a multiple of 4; by default 8, doubled up to 128 until
+            the error that extrapolation leaves is below the Monte-Carlo error or ½ % of the error itself.
         start: as in `compare`.
-        method: ``"coupled"``, ``"kernel"`` (SignSGD on a separable problem), or ``"auto"``: the kernel where it exists.
+        method: ``"coupled"``, ``"kernel"`` (SignSGD on a separable problem), or ``"auto"``: the kernel if possible.
         seed: seed of all randomness.
         execution: devices and progress, as in `compare`; nothing is saved or resumed.
 
@@ -95,8 +94,8 @@ def weak_order(
         A `WeakOrder`; print it, or see its `slope`, `slopes`, `errors`, `plot`.
 
     Raises:
-        ValueError, TypeError: naming the argument: learning rates that do not decrease, or with ηρ > 1 (and the largest
-            legal one); a horizon shorter than one step, or times that are no whole numbers of steps.
+        ValueError, TypeError: naming the argument, for learning rates that do not decrease or have ηρ > 1 (with the
+            largest allowed one), a horizon shorter than one step, or times that are not whole numbers of steps.
 
     Examples:
         >>> import sdelens as sl
@@ -191,7 +190,7 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
 
 
 def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm | Empirical]:
-    """SDEs by label; the empirical one by quadrature."""
+    """Check `models` and return the SDEs by label; the empirical SDE uses quadrature."""
     if models is None:
         closed = sdes_of(optimizer)
         models = [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or ["empirical"]
@@ -218,7 +217,7 @@ def _kernel_exists(
     functions: Any,
     models: Mapping[str, Model],
 ) -> str | None:
-    """Why transition kernels cannot be used, None if they can."""
+    """The reason why transition kernels cannot be used, or None if they can be used."""
     if not isinstance(optimizer, SignSGD):
         return f"{optimizer.name} is not signsgd"
     if not all(isinstance(model, ClosedForm) and model.sde == "sde" for model in models.values()):
@@ -231,7 +230,7 @@ def _kernel_exists(
 
 
 def _with_sizes(rows: list[Row]) -> "pd.DataFrame":
-    """The table with the size of every test function: the largest |E u|, start included."""
+    """The table with a column for the size of every test function: the largest |E u|, including the start."""
     import pandas as pd
 
     table = pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Problems: what is minimised."""
+"""Problems: the losses to minimise."""
 
 from sdelens.problems._analytic import EmbeddedSaddle, Quadratic, Rosenbrock
 from sdelens.problems._base import EXAMPLE_BYTES, AbstractProblem, L2Problem, Problem

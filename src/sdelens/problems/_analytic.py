@@ -1,4 +1,4 @@
-"""Landscapes in closed form. Each is written for x of shape (d,) or (d, P) at once, paths last."""
+"""Losses in closed form, for x of shape (d,) or (d, P), paths last."""
 
 from typing import Any
 
@@ -162,7 +162,7 @@ class EmbeddedSaddle(AbstractProblem):
 
 
 def curvature_and_start(curvature: Any, start: Any, name: str = "curvature") -> tuple[np.ndarray, np.ndarray]:
-    """A diagonal or symmetric matrix and a point of as many coordinates, checked, in one dtype."""
+    """A diagonal or symmetric matrix and a point with as many coordinates, checked and in one dtype."""
     curvature = check.finite_array(name, curvature, (0, 1, 2))
     start = check.finite_array("start", start, (0, 1))
     if curvature.ndim == 2:

@@ -1,4 +1,4 @@
-"""What is minimised: the interface of a problem, and `Problem` for a function of the user's own."""
+"""The interface of a problem, and `Problem` for a user's loss function."""
 
 import abc
 import zlib
@@ -19,14 +19,14 @@ from sdelens.core.tree import Layout, flatten_parameters, sum_coordinates
 __all__ = ["EXAMPLE_BYTES", "AbstractProblem", "L2Problem", "Problem"]
 
 EXAMPLE_BYTES = 2**22
-"""Size of the chunk in which per-example gradients are made."""
+"""Size in bytes of the chunks in which per-example gradients are computed."""
 
 
 class AbstractProblem(eqx.Module):
-    """A loss f of d parameters, a start, and what is known of the minimum.
+    """A loss f of d parameters, a start, and the infimum if it is known.
 
-    Everywhere below a path's parameters are one flat vector x of shape (d,), and many paths are an array of shape
-    (d, P), paths last: `loss` and `evaluate` take either.
+    In all methods a path's parameters are one flat vector x of shape (d,), and those of many paths are an array of
+    shape (d, P), paths last; `loss` and `evaluate` accept both.
     """
 
     start: eqx.AbstractVar[Array]
@@ -68,23 +68,23 @@ class AbstractProblem(eqx.Module):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what `metric` measures beside the loss."""
+        """Names of the quantities that `metric` measures besides the loss."""
         return ()
 
     def metric(self, name: str, x: Array) -> Array:
         """The metric of that name at x: shape () for x of shape (d,), shape (P,) for x of shape (d, P).
 
         Raises:
-            ValueError: if the problem has no metric of that name; those it has are listed.
+            ValueError: if the problem has no metric of that name; the message lists the available ones.
         """
         raise ValueError(
             f"metric: got {name!r}; this problem has none. Give sl.Problem(..., metrics={{{name!r}: function}})."
         )
 
     def with_l2(self, strength: float) -> "AbstractProblem":
-        """The problem of f(x) + ½ strength ‖x‖²: weight decay in the loss, which every gradient then contains.
+        """The problem with loss f(x) + ½ strength ‖x‖²: weight decay in the loss and thus in every gradient.
 
-        With Adam it acts otherwise than the optimizer's decoupled `weight_decay`, since it is divided by √v too.
+        With Adam it differs from the optimizer's decoupled `weight_decay`, since it is divided by √v too.
 
         Raises:
             ValueError, TypeError: if `strength` is not a number of 0 or greater.
@@ -93,7 +93,7 @@ class AbstractProblem(eqx.Module):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What it takes to build the problem again: JSON types only; ``rerunnable`` False where that cannot be."""
+        """What is needed to rebuild the problem, JSON types only; ``rerunnable`` is False if it cannot be rebuilt."""
 
 
 class L2Problem(AbstractProblem):
@@ -137,16 +137,17 @@ class Problem(AbstractProblem):
 
     Without data, ``loss(params) -> scalar`` is minimised. With data, ``loss(params, data) -> per-example losses`` of
     shape (n,), and their mean is minimised. Floating arrays of `start` are the parameters; functions, strings and
-    Python numbers in it pass through untouched, so Flax, Haiku and Equinox models fit.
+    Python numbers in it are left unchanged, so Flax, Haiku and Equinox models can be used.
 
     Args:
         loss: a function of JAX operations, deterministic and differentiable.
         start: pytree at which every path starts.
         data: pytree of arrays with a common first axis of n examples, or None.
         infimum: the infimum of the loss, if known (0 for a non-negative loss); errors are relative to it.
-        metrics: what else to measure, by name: functions called as `loss` is, and of its shape; `metric` gives means.
-        gradient_dtype: ``"bfloat16"``, ``"float16"``, ``"float32"`` or ``"float64"``: gradients are taken of parameters
-            and floating data cast to it; losses and states keep the dtype of `start`. None is that dtype.
+        metrics: further quantities to measure, by name: functions that are called as `loss` is and return values of the
+            same shape; `metric` returns their means.
+        gradient_dtype: ``"bfloat16"``, ``"float16"``, ``"float32"`` or ``"float64"``: dtype to which parameters and
+            floating data are cast for gradients; losses and states keep the dtype of `start`. None means that dtype.
 
     Raises:
         TypeError: if a leaf of `start` is an integer array or random key, or the loss or a metric is not a real array.
@@ -200,7 +201,7 @@ class Problem(AbstractProblem):
             **({} if self._precision is None else {"gradient_dtype": self._precision}),
         }
         self._description = tuple(described.items())
-        if _description is None:  # the library's own losses are held to these by its tests
+        if _description is None:  # the library's losses are checked for this by its tests
             _check_loss(self)
             for label, function in self._metrics:
                 _check_metric(self, label, function)
@@ -233,8 +234,8 @@ class Problem(AbstractProblem):
     def evaluate(self, x: Array) -> tuple[Array, Array]:
         if self._precision is None:
             return self._per_path(lambda x: self._value_and_grad(lambda params: self._mean(self._loss, params), x), x)
-        # The loss is kept exact; where it is not used, its own loop over paths is not run. The sum is differentiated,
-        # not the mean, whose factor 1/n few bits would round.
+        # The loss keeps its full precision; where it is not used, its separate loop over paths is not run. The sum is
+        # differentiated, not the mean, because low precision would round the factor 1/n.
         data, count = () if self.data is None else (self.data,), self.examples or 1
         return self.loss(x), self._per_path(lambda x: self._gradient(self._total, x, *data) / count, x)
 
@@ -270,13 +271,13 @@ class Problem(AbstractProblem):
         index: Array | None = None,
         others: tuple[Array, ...] = (),
     ) -> tuple[Array, ...]:
-        """Means over examples of element-wise functions of their gradients, which are made a chunk at a time.
+        """Means over examples of element-wise functions of their gradients, which are computed in chunks.
 
         Args:
             x: shape (d,) or (d, P).
             statistics: element-wise functions u of the gradients and of `others`.
-            index: the examples, shape (m,) or (m, P) of their own for every path; by default all.
-            others: further numbers per coordinate, of the shape of x.
+            index: indices of the examples, shape (m,), or (m, P) if they differ by path; by default all examples.
+            others: further arguments of the functions, one number per coordinate, of the shape of x.
 
         Returns:
             For every function (1/m) Σᵢ u(∇ℓᵢ(x), …), of the shape of x.
@@ -301,7 +302,7 @@ class Problem(AbstractProblem):
                 return jax.grad(lambda arrays: self._loss(eqx.combine(arrays, rest), example)[0])(arrays)
 
             def mean(share: Array, values: Array) -> Array:
-                # A product with the shares: XLA's sum over a leading axis is scalar code on a CPU.
+                # A product with the shares, since XLA's sum over a leading axis is scalar code on a CPU.
                 flat = values.reshape(chunk, -1).astype(x.dtype)
                 return jnp.matmul(share, flat, precision="highest").reshape(values.shape[1:])
 
@@ -322,10 +323,10 @@ class Problem(AbstractProblem):
         return tuple(self._per_path(one, x, index, *others))
 
     def check_examples(self) -> None:
-        """Refuse a loss of one's own whose value for an example depends on the others, or on where it stands.
+        """Refuse a user's loss whose value for an example depends on other examples or on its position.
 
         Raises:
-            ValueError: saying what to do.
+            ValueError: if it does; the message says what to do.
         """
         count = self.examples
         if count is None or self._description[0] != ("name", "custom"):
@@ -353,10 +354,10 @@ class Problem(AbstractProblem):
         return self._value_and_grad(function, x, *data)[1]
 
     def _value_and_grad(self, function: Callable[..., Array], x: Array, *data: Any) -> tuple[Array, Array]:
-        """Differentiated by the leaves, which are then joined.
+        """Differentiate with respect to the leaves, and join their gradients.
 
-        Through the slices of the flat vector every leaf's gradient would be padded to d numbers and added (measured 1.2
-        times slower for the networks, 7 times for single examples).
+        Differentiating through slices of the flat vector would pad every leaf's gradient to d numbers and add these
+        (measured 1.2 times slower for the networks, 7 times for single examples).
         """
         arrays, rest = eqx.partition(self._cast(self._layout.unravel(x)), eqx.is_array)
         data = tuple(self._cast(part) for part in data)
@@ -364,7 +365,7 @@ class Problem(AbstractProblem):
         return value, self._layout.ravel(grads).astype(x.dtype)
 
     def _cast(self, tree: Any) -> Any:
-        """The floating arrays in the precision of gradients, if that is another than the parameters' own."""
+        """The tree with floating arrays in the precision of gradients, if it differs from that of the parameters."""
         if self._precision is None:
             return tree
         return jax.tree.map(
@@ -376,12 +377,12 @@ class Problem(AbstractProblem):
         return function(params) if self.data is None else jnp.mean(function(params, self.data))
 
     def _per_path(self, function: Callable[..., Any], x: Array, *others: Array) -> Any:
-        """The function of one path's x, and of what else belongs to it, for every path; paths last."""
+        """Apply a function of one path's x and other arrays to every path; paths last."""
         if x.ndim == 1:
             return function(x, *others)
         paths = tuple(jnp.moveaxis(a, -1, 0) for a in (x, *others))
-        # One path after another keeps a network's activations in a CPU core's cache (measured 1.4 times faster
-        # than vmap on the Breast-Cancer MLP); accelerators want the whole batch at once.
+        # One path after another keeps a network's activations in a CPU core's cache (measured 1.4 times faster than
+        # vmap on the Breast-Cancer MLP); accelerators are faster with the whole batch at once.
         out = lax.map(lambda own: function(*own), paths) if _one_by_one() else jax.vmap(function)(*paths)
         return jax.tree.map(lambda a: jnp.moveaxis(a, 0, -1), out)
 
@@ -391,7 +392,7 @@ def _one_by_one() -> bool:
 
 
 def _as_data(data: Any) -> Any:
-    """Data as arrays that are bound to no device."""
+    """Data as arrays that are not tied to a device."""
     try:
         return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), data)
     except TypeError as error:
@@ -399,7 +400,7 @@ def _as_data(data: Any) -> Any:
 
 
 def _fingerprint(loss: Callable[..., Array], *arrays: Any) -> str:
-    """Eight hex digits that change with the loss's code, the start and the data; for telling runs apart."""
+    """Eight hex digits that change with the loss's code, the start and the data, to distinguish runs."""
     code = getattr(loss, "__code__", None)
     parts = [b"" if code is None else _code_bytes(code)]
     parts += [np.asarray(a).tobytes() for a in jax.tree.leaves(arrays)]
@@ -407,7 +408,7 @@ def _fingerprint(loss: Callable[..., Array], *arrays: Any) -> str:
 
 
 def _code_bytes(code: CodeType) -> bytes:
-    """A function's code and constants, the same in every process: no addresses of nested functions, sets in order."""
+    """A function's code and constants, the same in every process: no addresses of nested functions, sorted sets."""
     parts = [code.co_code]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -418,7 +419,7 @@ def _code_bytes(code: CodeType) -> bytes:
 
 
 def _check_loss(problem: Problem) -> None:
-    """Evaluate the loss twice at the start, outside any compilation, and refuse what cannot be simulated."""
+    """Evaluate the loss twice at the start, without compilation, and refuse a loss that cannot be simulated."""
     params = problem.layout.unravel(problem.start)
     arguments = (params,) if problem.data is None else (params, problem.data)
     try:
@@ -461,7 +462,7 @@ def _check_loss(problem: Problem) -> None:
 
 
 def _as_metrics(metrics: Mapping[str, Callable[..., Array]]) -> tuple[tuple[str, Callable[..., Array]], ...]:
-    """Names and functions."""
+    """Names and functions of the metrics, checked."""
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics: got {type(metrics).__name__}; give a dictionary from names to functions.")
     for name, function in metrics.items():
@@ -471,7 +472,7 @@ def _as_metrics(metrics: Mapping[str, Callable[..., Array]]) -> tuple[tuple[str,
 
 
 def _check_metric(problem: Problem, name: str, function: Callable[..., Array]) -> None:
-    """Refuse a metric that is not real numbers of the loss's shape."""
+    """Refuse a metric that does not return real numbers in the loss's shape."""
     label = f"metrics[{name!r}]"
     data = () if problem.data is None else (problem.data,)
     try:

@@ -31,7 +31,7 @@ class LinearRegression(AbstractProblem):
         seed: seed of those examples.
 
     Raises:
-        ValueError, TypeError: naming the argument: a covariance that is none, shapes that do not fit.
+        ValueError, TypeError: if the covariance is not valid or shapes do not fit; the message names the argument.
 
     Examples:
         >>> import sdelens as sl
@@ -82,7 +82,7 @@ class LinearRegression(AbstractProblem):
             self._draw(check.at_least("samples", samples, 1))
 
     def _draw(self, samples: int) -> None:
-        """Draw the examples, from the numbers as they are kept, so that they can be drawn again."""
+        """Draw the examples from the stored numbers, so that the same examples can be drawn again."""
         rng, dtype = np.random.default_rng(self._seed), self.start.dtype
         covariance, solution = (np.asarray(a, np.float64) for a in (self.design_covariance, self.solution))
         normal = rng.standard_normal((samples, len(solution)))
@@ -110,7 +110,7 @@ class LinearRegression(AbstractProblem):
 
     @property
     def population(self) -> "LinearRegression":
-        """The problem of the population the examples are drawn from; its `loss` is the test risk."""
+        """The problem of the population from which the examples are drawn; its `loss` is the test risk."""
         return LinearRegression(
             np.asarray(self.design_covariance),
             self.label_noise,

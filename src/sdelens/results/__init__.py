@@ -1,1 +1,1 @@
-"""What runs and predictions return: datasets with tables, statistics of tracking, pictures and reports; without JAX."""
+"""What runs and predictions return: datasets with tables, tracking statistics, figures and reports; without JAX."""

@@ -1,4 +1,4 @@
-"""Figures: from a dataset to matplotlib, with one colour and line style per kind of model throughout."""
+"""Matplotlib figures of datasets, with the same colour and line style for a kind of model in all figures."""
 
 import contextlib
 import itertools
@@ -37,7 +37,7 @@ STYLE: Final[dict[str, Any]] = {
 }
 """matplotlib settings of the library's figures; `style` applies them."""
 
-# Okabe and Ito's palette, safe for colour-blind readers; the dashes tell models apart in black and white.
+# Okabe and Ito's palette, safe for colour-blind readers; the dashes distinguish models in black and white.
 _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "optimizer": {"color": "#000000", "linestyle": "-", "linewidth": 2.4, "alpha": 0.75},
     "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
@@ -68,7 +68,7 @@ _NAMES: Final = {
 }
 _LOG_FROM: Final = 5.0
 _FEW: Final = 6
-"""Curves up to which a legend takes one column."""
+"""Most curves for which the legend has one column."""
 _SYMLOG_FROM: Final = 30.0
 _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
@@ -76,7 +76,7 @@ _NORMAL_99: Final = 2.5758
 
 @contextlib.contextmanager
 def style(**changes: Any) -> Iterator[None]:
-    """The look of the library's figures for figures of your own, until the block ends.
+    """Apply the style of the library's figures to your own figures, until the block ends.
 
     Args:
         changes: matplotlib settings by name, with ``_`` for the first ``.``: ``figure_figsize=(3, 2)``.
@@ -100,25 +100,25 @@ def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def written(label: str) -> str:
-    """A model's label as figures write it."""
+    """A model's label as written in figures."""
     return _NAMES.get(label, label).replace("$", r"\$")
 
 
 def plot_losses(
     dataset: "xr.Dataset", reference: str, kinds: Mapping[str, str], compared: bool, height: float | None
 ) -> "Figure":
-    """Mean loss per model, less the infimum where it is known, and differences from the reference below.
+    """Mean loss per model, minus the infimum where it is known, and differences from the reference below.
 
     Bands: above, the middle 90 % of the reference's paths; below, 99 % intervals of the difference of means.
 
     Args:
-        dataset: a result's.
-        reference: label of the model that has the grey band and that others are compared with.
+        dataset: dataset of a result.
+        reference: label of the model that is drawn with the grey band and with which the others are compared.
         kinds: kind of model (``"optimizer"``, ``"sde"``, …) per label.
         compared: whether there is a lower panel.
-        height: what differences are relative to; by default the reference's mean loss less the infimum at that time.
+        height: the scale of the differences; by default the reference's mean loss minus the infimum at each time.
     """
-    rank = list(_LOOKS)  # the optimizer at the bottom, whatever was run or merged first
+    rank = list(_LOOKS)  # the optimizer is drawn first, independently of the order of runs and merges
     models = sorted(kinds, key=lambda model: rank.index(kinds[model]) if kinds[model] in rank else len(rank))
     looks = look_of({model: kinds[model] for model in models})
     infimum = float(dataset.attrs["infimum"])
@@ -153,7 +153,7 @@ def _plot_curves(
     time = dataset.time.values
     mean = dataset.loss_mean.values - minimum
     finite = mean[np.isfinite(mean)]
-    # Less than a factor of five is easier to read on a linear axis.
+    # A range of less than a factor of five is easier to read on a linear axis.
     is_loss = "quantity" not in dataset.attrs
     logarithmic = bool(is_loss and finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
     low = np.full(time.shape, np.nan)
@@ -220,13 +220,13 @@ def _plot_differences(
 
 
 def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> "Figure":
-    """Errors of a weak-order study against η, one panel per scheme, with its fitted slopes and lines of slope 1 and 2.
+    """Errors of a weak-order study against η, one panel per scheme, with fitted slopes and lines of slope 1 and 2.
 
     Args:
-        errors: columns model, scheme, function, lr, error and sem; faint lines are single functions, bold ones all.
+        errors: columns model, scheme, function, lr, error and sem; faint lines show single functions, bold lines all.
         slopes: fitted slopes by (model, scheme, function).
-        title: above the first panel.
-        rounding: errors below it are rounding errors.
+        title: title above the first panel.
+        rounding: errors below this value are rounding errors.
     """
     schemes = list(dict.fromkeys(errors.scheme))
     models = list(dict.fromkeys(errors.model))
@@ -263,7 +263,7 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
 
 
 def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) -> None:
-    """Log-log axes that hold the errors, and grey lines of slope 1 and 2 from their upper right corner."""
+    """Set log-log axes that contain the errors; draw grey lines of slope 1 and 2 from the upper right corner."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = np.unique(lrs)

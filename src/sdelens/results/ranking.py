@@ -1,4 +1,4 @@
-"""Which point of a sweep is best, and which others are not told from it."""
+"""Which point of a sweep is best, and which others are statistically indistinguishable from it."""
 
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ class Best(NamedTuple):
     """The point with the smallest late loss.
 
     Attributes:
-        point: its values by key.
+        point: values of the best point by key.
         late_loss: mean loss over the last third.
-        sem: its standard error.
-        runner_up: values of the second, None where there is none.
-        difference: late loss of the second less that of the best.
-        lower: lower limit of that, one-sided.
-        ties: points that are not told from the best at `confidence`; the second, if it is one, comes first.
-        confidence: with which no point but the ties is better, all of them together.
+        sem: standard error of `late_loss`.
+        runner_up: values of the second-best point, None if there is none.
+        difference: late loss of the second-best point minus that of the best.
+        lower: one-sided lower limit of `difference`.
+        ties: points not distinguishable from the best at `confidence`; the second-best, if among them, comes first.
+        confidence: simultaneous confidence that no point other than the ties is better.
     """
 
     point: dict[str, Any]
@@ -35,11 +35,11 @@ class Best(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether the best is told from every other point."""
+        """Whether the best point is distinguishable from every other point."""
         return not self.ties
 
     def __str__(self) -> str:
-        """One line for people."""
+        """The result in one line of text."""
         found = f"{point_label(self.point)}: late loss {self.late_loss:.5g} ± {self.sem:.1g}"
         if self.runner_up is None:
             return found
@@ -57,15 +57,15 @@ def best_of(
     counts: np.ndarray,
     confidence: Any,
 ) -> Best:
-    """The point of smallest value, each other compared with it group by group; see `Sweep.best`.
+    """The point of smallest value, compared with every other point group by group; see `Sweep.best`.
 
     Args:
-        points: n of them.
-        value: of every point, shape (n,); NaN where it does not count.
-        sem: their standard errors.
+        points: the n points.
+        value: value of every point, shape (n,); points with NaN are ignored.
+        sem: standard errors of the values, shape (n,).
         groups: values of every group of paths, shape (n, G).
-        counts: paths in each group, shape (G,).
-        confidence: with which no point but the ties is better.
+        counts: number of paths in each group, shape (G,).
+        confidence: simultaneous confidence that no point other than the ties is better.
 
     Raises:
         ValueError, TypeError: if `confidence` is not in (0.5, 1).

@@ -1,4 +1,4 @@
-"""Folders people open: results with their figures and tables, and one page that shows them."""
+"""Result folders for readers: results with their figures and tables, and one page that shows them."""
 
 import contextlib
 import os
@@ -15,16 +15,16 @@ from sdelens.results.sweep import Sweep
 __all__ = ["claim_folder", "write_rendered", "write_report", "write_sweep"]
 
 _MOST_KEYS = 3
-"""Swept keys that a figure shows."""
+"""Most swept keys that a figure can show."""
 
 
 @contextlib.contextmanager
 def claim_folder(path: str | os.PathLike[str], overwrite: bool = False, marker: str = "index.html") -> Iterator[Path]:
-    """The folder for results, made if need be, and held against other runs until the block ends.
+    """Create the folder for results if needed, and lock it against other runs until the block ends.
 
     Raises:
-        OSError: if it cannot be made or written, is a file, or another run holds it.
-        FileExistsError: if it holds results already, of which `marker` is one, and `overwrite` is False.
+        OSError: if it cannot be created or written, is a file, or is locked by another run.
+        FileExistsError: if it already contains results, recognised by the file `marker`, and `overwrite` is False.
     """
     with held_folder("out", path) as folder:
         if not overwrite and (folder / marker).exists():
@@ -50,10 +50,10 @@ def write_report(
 
     Args:
         folder: an existing folder.
-        results: by a name that serves in file names.
+        results: by name; the names are used in file names.
         title: heading of the page.
-        command: the command that makes it again, shown on the page.
-        texts: more to be said of a result, by its name.
+        command: the command that reproduces it, shown on the page.
+        texts: further text about a result, by its name.
 
     Returns:
         Path of ``index.html``.
@@ -99,11 +99,11 @@ def write_sweep(
 
     Args:
         folder: an existing folder.
-        name: serves in file names.
-        sweep: what is written.
-        command: the command that makes it again, shown on the page.
-        quantities: what figures show, as in `Sweep.plot`; by default the loss and, where there is one, the error. There
-            are none where more than three keys are swept.
+        name: used in file names.
+        sweep: the sweep to write.
+        command: the command that reproduces it, shown on the page.
+        quantities: what figures show, as in `Sweep.plot`; by default the loss and, where there is one, the error. No
+            figures are written if more than three keys are swept.
 
     Returns:
         Path of ``index.html``.
@@ -141,7 +141,7 @@ def _write_page(folder: Path, title: str, command: str, entries: list[dict[str, 
 
 
 def write_rendered(path: Path, template: str, **values: Any) -> Path:
-    """Write a template of the library filled with values; the file appears whole or not at all.
+    """Write a template of the library filled with values, atomically.
 
     Returns:
         The path.

@@ -28,7 +28,7 @@ __all__ = ["PATHLESS", "Result", "read_dataset", "write_dataset"]
 
 FORMAT = 1
 PATHLESS = ("prediction", "logged")
-"""Kinds of models that are one curve, not an ensemble."""
+"""Kinds of models that are a single curve, not an ensemble."""
 
 
 class Result:
@@ -37,28 +37,29 @@ class Result:
     ``dataset`` is an `xarray.Dataset` with dimensions ``model``, ``step`` (0 is the start; coordinate ``time`` = kη),
     ``group``, ``quantile`` and, where the problem has at most 64 parameters, ``coordinate``:
 
-    - ``loss_mean, loss_std, loss_sem`` (model, step): over the living paths;
+    - ``loss_mean, loss_std, loss_sem`` (model, step): over the paths that are still finite;
     - ``loss_group_mean, loss_group_m2, group_paths`` (model, group, step): mean, sum of squared deviations and number
-      of living paths, path i in group i mod G;
-    - ``loss_quantile`` (model, quantile, step): to 1.6 % of the loss less its infimum, if that is 2⁻³² to 2³² in size;
+      of finite paths; path i is in group i mod G;
+    - ``loss_quantile`` (model, quantile, step): accurate to 1.6 % of loss − infimum, where that is 2⁻³² to 2³²;
     - ``grad_norm_mean`` (model, step): mean of ‖∇f‖;
     - ``x_mean, x_var`` (model, step, coordinate);
-    - ``n_paths`` (model, step): paths still finite; the others have left the averages;
+    - ``n_paths`` (model, step): paths that are still finite; the others are excluded from the averages;
     - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`;
-    - ``observable_mean, observable_std, observable_group_mean, observable_group_m2``: with ``observables``, as the
-      loss's, with a dimension ``observable``; `of` makes a result of one;
-    - ``end_x`` (model, end_path, marginal): with ``marginals``, these coordinates of every path at the last step;
+    - ``observable_mean, observable_std, observable_group_mean, observable_group_m2``: with ``observables``, like those
+      of the loss, with a dimension ``observable``; `of` makes a result of one observable;
+    - ``end_x`` (model, end_path, marginal): with ``marginals``, the chosen coordinates of every path at the last step;
     - ``loss_bound`` (bound, step): bounds added by `with_bound`.
 
-    A prediction (`sdelens.theory.predict`) or a curve of one's own has no paths, and NaN where it says nothing.
+    A prediction (`sdelens.theory.predict`) or a curve added by `with_curve` has no paths, and NaN where it has no
+    value.
 
-    Attributes hold what it takes to run it again, as JSON: ``problem, noise, optimizer, run, models, versions,
-    device``, and ``rerunnable``, 0 where a function of the user's own cannot be written down.
+    Its attributes hold what is needed to repeat the run, as JSON: ``problem, noise, optimizer, run, models, versions,
+    device``, and ``rerunnable``, which is 0 if a function of the user cannot be written down.
     """
 
     def __init__(self, dataset: "xr.Dataset") -> None:
         self.dataset = dataset
-        # Tables, pages and users ask for the same several times.
+        # Tables, pages and users request the same values several times.
         self._distances: dict[tuple[str, int], pd.DataFrame] = {}
         self._errors: dict[tuple[str, float], pd.DataFrame] = {}
 
@@ -69,12 +70,12 @@ class Result:
 
     @property
     def compares(self) -> bool:
-        """Whether the optimizer is there with something to compare."""
+        """Whether the optimizer was run together with another model to compare with it."""
         return self.optimizer is not None and len(self.models) > 1
 
     @property
     def observables(self) -> list[str]:
-        """Names of what was recorded beside the loss."""
+        """Names of the observables recorded in addition to the loss."""
         return [str(name) for name in self.dataset.observable.values] if "observable" in self.dataset.dims else []
 
     @property
@@ -89,7 +90,7 @@ class Result:
         return decoded
 
     def merge(self, other: "Result") -> "Result":
-        """Both results' models in one, the other's after these; a prediction joins the runs it predicts.
+        """Join the models of both results, those of `other` last; for example a prediction and the runs it predicts.
 
         Raises:
             ValueError: if they share a model's name, or differ in problem, noise, optimizer, start, steps or paths.
@@ -115,13 +116,13 @@ class Result:
         return Result(_concatenated(self.dataset, other.dataset).assign_attrs(attrs))
 
     def with_curve(self, label: str, losses: Any, steps: Any) -> "Result":
-        """With a loss curve of your own, for example a logged one, as a further model.
+        """Add your own loss curve, for example a logged one, as a further model.
 
-        It is interpolated to the recorded steps and missing outside the logged ones, where `errors` leaves it out. What
-        noise it has is not known: its errors and limits count it as difference.
+        It is interpolated to the recorded steps and is NaN outside the range of the logged ones, which `errors` leaves
+        out. Its noise is not known, so errors and limits count this noise as part of the difference.
 
         Args:
-            label: its name.
+            label: name of the curve.
             losses: shape (n,), n ≥ 2.
             steps: optimizer steps at which they were logged, increasing, shape (n,).
 
@@ -153,10 +154,10 @@ class Result:
         return self.merge(Result(xr.Dataset(variables, coordinates, attrs)))
 
     def with_bound(self, label: str, losses: Any) -> "Result":
-        """With a bound of the loss at the recorded steps, shape (steps,), for the figure; infinite where there is none.
+        """Add a bound of the loss at the recorded steps, shape (steps,), to the figure; infinite where there is none.
 
         Raises:
-            ValueError: if the shape is another, an entry is NaN, or the label is taken.
+            ValueError: if the shape differs, an entry is NaN or below the infimum, or the label is taken.
         """
         import xarray as xr
 
@@ -183,9 +184,9 @@ class Result:
         return Result(rest.assign(loss_bound=own.drop_vars("time", errors="ignore")))
 
     def of(self, observable: str) -> "Result":
-        """The result in which an observable has the place of the loss, for its errors, table and figure.
+        """The result with an observable in place of the loss, to get its errors, table and figure.
 
-        Errors are then relative to what the reference's mean rises above its smallest value; there are no quantiles.
+        Errors are then relative to the height of the reference's mean above its minimum; there are no quantiles.
 
         Raises:
             ValueError: if it was not recorded.
@@ -204,12 +205,12 @@ class Result:
         return Result(dataset.assign_attrs(infimum=float("nan"), quantity=name))
 
     def distances(self, reference: str | None = None, permutations: int = 999) -> "pd.DataFrame":
-        r"""How far the laws of single coordinates at the last step are from the reference's (``marginals`` of the run).
+        r"""Distances between the laws of single coordinates and the reference's at the last step (needs ``marginals``).
 
         W₁ = ∫ |F − G| of the two empirical distribution functions, in units of the reference's standard deviation.
         ``null`` is its 99 % quantile for two samples of one law, from permutations of the pooled paths (swaps within
-        pairs for models that share their random numbers), and ``p_value`` how often those reach what was found. The row
-        ``all`` has the mean over the coordinates.
+        pairs for models that share their random numbers), and ``p_value`` is the share of permutations that reach the
+        observed distance. The row ``all`` has the mean over the coordinates.
 
         Args:
             reference: label of the model to compare with, by default that of the optimizer.
@@ -255,22 +256,22 @@ class Result:
         Columns:
 
         - ``error, lower, upper``: with one-sided limits at `confidence`, by bootstrap over groups of paths;
-        - ``floor``: what a perfect model would show at these path numbers before the correction;
+        - ``floor``: the error that a perfect model would show at these numbers of paths without the correction;
         - ``late_error, late_lower, late_upper``: the same over the last third of the run (relative to the height of the
           whole curve where the infimum is not known);
         - ``late_shift, late_shift_lower, late_shift_upper``: relative difference of the mean loss over the last third;
-        - ``discretisation``: for a model run with substeps beside itself at Δt = η, the error between these two: what
-          ``error`` says is then the error of the equation, this is the integrator's;
+        - ``discretisation``: for a model run both with substeps and at Δt = η, the error between the two; ``error`` is
+          then the error of the SDE itself, and this is the error of the integrator;
         - ``spread, spread_lower, spread_upper``: standard deviation over paths relative to the reference's, averaged
-          over the recorded steps at which there is any, with one-sided limits;
-        - ``diverged``: paths that left the averages.
+          over the recorded steps at which paths differ, with one-sided limits;
+        - ``diverged``: number of paths that diverged and were excluded from the averages.
 
         Args:
             reference: label of the model to compare with, by default that of the optimizer.
             confidence: one-sided confidence of each limit, in (0.5, 1).
 
         Returns:
-            A data frame with one row per other model; NaN where a whole group of paths diverged.
+            A data frame with one row per model other than the reference; NaN where a whole group of paths diverged.
 
         Raises:
             ValueError: if `reference` is not among the models, if it is not given and there is no optimizer, or
@@ -329,7 +330,7 @@ class Result:
         return frame.copy()
 
     def point_errors(self) -> dict[str, tuple[float, float]]:
-        """``error`` and ``floor`` of every model against the optimizer, without limits: quick."""
+        """``error`` and ``floor`` of every model against the optimizer, without limits, which makes it fast."""
         reference = self._reference(None)
         minimum, found = self._minimum(reference), {}
         for model in (m for m in self.models if m != reference):
@@ -343,7 +344,7 @@ class Result:
         """Mean-loss curves with bands, and their relative difference from `reference` below; saved if `path` is given.
 
         Raises:
-            ValueError: if the ending of `path` is not one matplotlib writes.
+            ValueError: if matplotlib does not write files with the suffix of `path`.
         """
         from sdelens.results.plotting import plot_losses
 
@@ -359,7 +360,7 @@ class Result:
         """Write the table of `errors` as ``.csv`` or ``.tex`` (a LaTeX tabular with booktabs rules).
 
         Raises:
-            ValueError: if the ending is another.
+            ValueError: if the suffix is neither of these.
         """
         frame = self.errors(reference, confidence)
         suffix = Path(path).suffix.lower()
@@ -375,7 +376,7 @@ class Result:
             Path(temporary).write_text(text, encoding="utf-8")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the dataset as NetCDF (HDF5); the file appears whole or not at all.
+        """Write the dataset as NetCDF (HDF5), atomically.
 
         Raises:
             OSError: if it cannot be written, or `path` is a folder.
@@ -392,7 +393,7 @@ class Result:
         return tables.as_html(self)
 
     def title(self) -> str:
-        """One line: what was run."""
+        """One line that says what was run."""
         return tables.title(self)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -400,7 +401,7 @@ class Result:
         return tables.table(self)
 
     def details(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Further tables, each with caption, header and rows: observables, and the laws of coordinates at the end."""
+        """Further tables with caption, header and rows: observables, and the laws of coordinates at the last step."""
         return tables.details(self)
 
     def notes(self) -> list[str]:
@@ -430,9 +431,9 @@ class Result:
         return infimum if np.isfinite(infimum) else float(self.dataset.loss_mean.sel(model=reference).min())
 
     def _height(self, reference: str) -> float | None:
-        """What late errors are relative to: the late loss itself, but the whole run's where the infimum is not known.
+        """Scale of late errors: None for the late loss itself; that of the whole run if the infimum is not known.
 
-        A plateau less its own smallest value is mere noise, and no yardstick.
+        On a plateau, the loss minus its smallest value is only noise, and not a suitable scale.
         """
         if np.isfinite(float(self.dataset.attrs["infimum"])):
             return None
@@ -440,18 +441,18 @@ class Result:
         return float(np.sqrt(np.nanmean(curve**2)))
 
     def _covered(self, model: str) -> np.ndarray:
-        """Which records a model says something of: all, but for a logged curve."""
+        """Which records a model has values for: all, except for a logged curve."""
         if self.settings[model]["model"] == "logged":
             return np.isfinite(self.dataset.loss_mean.sel(model=model).values)
         return np.ones(self.dataset.step.shape, bool)
 
     def has_paths(self, model: str) -> bool:
-        """Whether a model is an ensemble, not one curve."""
+        """Whether a model is an ensemble, not a single curve."""
         return self.settings[model]["model"] not in PATHLESS
 
     def _curves(self, model: str, part: Any = slice(None)) -> Curves:
         here = self.dataset.sel(model=model)
-        if not self.has_paths(model):  # a curve without noise: every group has it
+        if not self.has_paths(model):  # a curve without noise is the mean of every group
             mean = np.broadcast_to(here.loss_mean.values[part], (FEWEST_GROUPS, here.loss_mean.values[part].size))
             return Curves(mean, np.ones(FEWEST_GROUPS), self.settings[model]["stream"])
         groups = here.loss_group_mean.transpose("group", "step").values[:, part]
@@ -468,7 +469,7 @@ def _checked_label(label: Any) -> str:
 
 
 def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
-    """Both datasets' models; what one lacks is NaN there, or 0 paths."""
+    """The models of both datasets; a variable that one of them lacks is filled with NaN, or 0 for counts."""
     import xarray as xr
 
     def filled(dataset: "xr.Dataset", like: "xr.Dataset") -> "xr.Dataset":
@@ -489,13 +490,13 @@ def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
 
 
 def write_dataset(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> None:
-    """Write a dataset as NetCDF (HDF5), whole or not at all."""
+    """Write a dataset as NetCDF (HDF5), atomically."""
     with atomic_path(path) as temporary:
         dataset.to_netcdf(temporary, engine="h5netcdf")
 
 
 def read_dataset(path: str | os.PathLike[str]) -> "xr.Dataset":
-    """The dataset in a file that `Result.save` wrote, or that of a sweep.
+    """Read the dataset of a result or of a sweep from a file.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,4 +1,4 @@
-"""The outcome of a sweep: one dataset over the grid, its points as results, its tables, its figure, its file."""
+"""The outcome of a sweep: one dataset over the grid, the result at each point, tables, figure and file."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Best", "Sweep", "load"]
 
 _OWN = ("point", "wall_time")
-"""Variables of the sweep that are not those of its results."""
+"""Variables of a sweep that its results do not have."""
 _QUANTITIES = {
     "late_loss": "mean loss, last third",
     "error": "error of the mean-loss curve",
@@ -41,13 +41,13 @@ _PERCENT = ("error", "late_error", "late_shift")
 
 
 class Sweep:
-    """What `sweep` measured.
+    """Measurements of `sweep`.
 
     ``dataset`` is an `xarray.Dataset` with the swept keys as first dimensions, in the order given, and then those of
-    `Result.dataset`; ``time`` = kη depends on ``lr`` where that is swept. Coordinates of keys are the values where
-    these are numbers or words, else their indices, with the values as an attribute. ``wall_time`` (…, model) is in s.
-    Attributes are those of the first point's `Result`, and ``over``, the values by key; ``point`` holds what differs
-    elsewhere.
+    `Result.dataset`; ``time`` = kη depends on ``lr`` where that is swept. The coordinate of a key has
+    its values if these are numbers or words, else their indices, with the values as an attribute. ``wall_time``
+    (…, model) is in s. Attributes are those of the first point's `Result`, and ``over``, the values by key; the
+    variable ``point`` holds the attributes that differ at each point.
     """
 
     def __init__(self, dataset: "xr.Dataset") -> None:
@@ -56,7 +56,7 @@ class Sweep:
 
     @functools.cached_property
     def over(self) -> dict[str, list[Any]]:
-        """Values by key, as they are selected: indices where they are arrays or options."""
+        """Values by key, as they are used to select points: indices if the values are arrays or options."""
         keys = json.loads(self.dataset.attrs["over"])
         return {key: self.dataset[key].values.tolist() for key in keys}
 
@@ -67,18 +67,18 @@ class Sweep:
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """Values by key of every point, the last key fastest."""
+        """Values by key of every point; the last key varies fastest."""
         return [self._point(index) for index in np.ndindex(self._shape)]
 
     def at(self, point: Mapping[str, Any] | None = None, /, **values: Any) -> Result:
-        """The result at one point: what `compare` gives there.
+        """The result at one point, as `compare` would return it.
 
         Args:
-            point: values by key, for keys that are no Python names: ``{"noise.scale": 2.0}``.
+            point: values by key, for keys that are not Python names: ``{"noise.scale": 2.0}``.
             values: the same as keywords, ``lr=0.01``. A key with a single value may be left out.
 
         Raises:
-            ValueError: if a key or value is not in the grid; those there are are listed.
+            ValueError: if a key or value is not in the grid; the message lists the available ones.
         """
         wanted = {**(point or {}), **values}
         for key in wanted:
@@ -94,7 +94,7 @@ class Sweep:
 
         Returns:
             A data frame indexed by the swept keys and the model, with columns ``late_loss``, ``sem`` (its standard
-            error, from groups of paths) and ``diverged`` (paths that left the averages); NaN where there are any.
+            error, from groups of paths) and ``diverged`` (number of diverged paths); the first two are NaN if any did.
         """
         import pandas as pd
 
@@ -115,7 +115,7 @@ class Sweep:
         """
         import pandas as pd
 
-        if (reference, confidence) not in self._errors:  # tables, figures and users ask for the same
+        if (reference, confidence) not in self._errors:  # tables, figures and users request the same values
             frames = []
             for index in np.ndindex(self._shape):
                 frame = self._result(index).errors(reference, confidence)
@@ -128,17 +128,18 @@ class Sweep:
         return self._errors[reference, confidence].copy()
 
     def best(self, model: str | None = None, confidence: float = 0.99) -> Best:
-        r"""The point with the smallest late loss of a model, and which others are not told from it.
+        r"""The point with the smallest late loss of a model, and the points statistically indistinguishable from it.
 
-        Points share their random numbers, so each is compared with the best group of paths by group: with D the mean
-        and s the standard error of the differences of G groups, it is told from the best if D > t s, t the quantile
-        1 − (1 − `confidence`)/(n − 1) of Student's law with G − 1 degrees of freedom, n the number of points. The claim
-        that no other point is better is then wrong with a probability of at most 1 − `confidence` (Bonferroni's
-        inequality over the points that might be taken for the best). Points of which paths diverged do not count.
+        Points share their random numbers, so each point is compared with the best one group of paths at a time. Let D
+        be the mean and s the standard error of the differences of the G groups. A point is distinguishable from the
+        best if D > t s, where t is the quantile 1 − (1 − `confidence`)/(n − 1) of Student's law with G − 1 degrees of
+        freedom and n is the number of points. The claim that no point other than the ties is better is then wrong with
+        a probability of at most 1 − `confidence` (Bonferroni's inequality over the points that might be mistaken for
+        the best). Points at which paths diverged are ignored.
 
         Args:
-            model: its label, by default the optimizer's.
-            confidence: of that claim, in (0.5, 1).
+            model: label of the model, by default the optimizer's.
+            confidence: confidence of that claim, in (0.5, 1).
 
         Raises:
             ValueError: if paths diverged at every point, or there is no such model.
@@ -159,20 +160,20 @@ class Sweep:
         model: str | None = None,
         at: Mapping[str, Any] | None = None,
     ) -> "Figure":
-        """A quantity over the grid: a line for one key, a heat map for two, one for each value of the third for three.
+        """Plot a quantity over the grid: a line for one key, a heat map for two, a heat map per value of a third key.
 
-        Crosses mark points of which paths diverged; the frame marks the smallest late loss, dashed frames those not
-        told from it. An error whose lower limit is 0 is written as "< upper limit".
+        Crosses mark points at which paths diverged; the frame marks the smallest late loss, dashed frames mark points
+        indistinguishable from it. An error whose lower limit is 0 is written as "< upper limit".
 
         Args:
-            path: where to save it.
-            quantity: ``"late_loss"`` (less the infimum where that is known), ``"error"``, ``"late_error"``,
+            path: where to save the figure.
+            quantity: ``"late_loss"`` (minus the infimum where that is known), ``"error"``, ``"late_error"``,
                 ``"late_shift"`` or ``"spread"``, as in `errors`.
-            model: whose; by default the optimizer for the loss, else the first other model; lines show all.
-            at: values at which keys are held, where more than three are swept.
+            model: whose quantity; by default the optimizer for the loss, else the first other model; lines show all.
+            at: fixed values of keys, if more than three keys are swept.
 
         Raises:
-            ValueError: if more than three keys have several values, naming the remedy, or a name is not known.
+            ValueError: if more than three keys have several values, or a name is not known.
         """
         check.choice("quantity", quantity, _QUANTITIES)
         from sdelens.results.sweep_plots import plot_sweep
@@ -204,7 +205,7 @@ class Sweep:
         """Write `late_loss` and, where there is something to compare, `errors` as one table, ``.csv``.
 
         Raises:
-            ValueError: if the ending is another.
+            ValueError: if the suffix is not ``.csv``.
         """
         if Path(path).suffix.lower() != ".csv":
             raise ValueError(f"path: got {str(path)!r}; end it in .csv.")
@@ -215,7 +216,7 @@ class Sweep:
             Path(temporary).write_text(frame.to_csv(), encoding="utf-8")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the dataset as NetCDF (HDF5); the file appears whole or not at all. `load` reads it.
+        """Write the dataset as NetCDF (HDF5), atomically; `load` reads it.
 
         Raises:
             OSError: if it cannot be written, or `path` is a folder.
@@ -232,15 +233,15 @@ class Sweep:
         return tables.html_table(self.title(), *self.table()) + f"<p>{'<br>'.join(map(escape, self.notes()))}</p>"
 
     def title(self) -> str:
-        """One line: what was run."""
+        """One line that says what was run."""
         return sweep_tables.title(self)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows of the printed table, as text: all points, or the best of many."""
+        """Header and rows of the printed table, as text: all points, or only the best if there are many."""
         return sweep_tables.table(self)
 
     def notes(self) -> list[str]:
-        """What the table's columns mean, which point is best, and the time it took."""
+        """Lines that say what the table's columns mean, which point is best, and how long the sweep took."""
         return sweep_tables.notes(self)
 
     @property
@@ -259,7 +260,7 @@ class Sweep:
 
     @property
     def compares(self) -> bool:
-        """Whether the optimizer is there with something to compare."""
+        """Whether the optimizer was run together with another model to compare with it."""
         return self.first.compares
 
     def _held(self, values: Mapping[str, Any]) -> dict[str, int]:
@@ -277,7 +278,7 @@ class Sweep:
         return {key: values[i] for (key, values), i in zip(self.over.items(), index, strict=True)}
 
     def head(self, key: str) -> str:
-        """A key as tables and figures write it: with # where its values are counted."""
+        """A key as written in tables and figures: with # if its values are shown by index."""
         return f"{key} #" if "values" in self.dataset[key].attrs else key
 
     def _result(self, index: tuple[int, ...]) -> Result:
@@ -292,7 +293,7 @@ class Sweep:
         return Result(dataset)
 
     def _shown(self, model: str | None) -> str:
-        """The model by that name, by default the optimizer, or the first."""
+        """The model with that label; by default the optimizer, or the first model if there is none."""
         if model is not None:
             return check.choice("model", model, self.models)
         return self.reference
@@ -317,7 +318,7 @@ class Sweep:
 
     @functools.cached_property
     def _late(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Late loss, its standard error and the paths lost, each (…, model)."""
+        """Late loss, its standard error and the number of diverged paths, each (…, model)."""
         groups, counts = self._group_losses
         n_paths = self.dataset.n_paths.transpose(*self.over, "model", "step").values
         lost = n_paths[..., 0] - n_paths[..., -1]
@@ -363,7 +364,7 @@ class Sweep:
 
 
 def _equal(value: Any, wanted: Any) -> bool:
-    """Whether it is the same label; numbers up to rounding."""
+    """Whether two values are equal; numbers are compared up to rounding."""
     if isinstance(value, bool | str) or isinstance(wanted, bool | str):
         return bool(value == wanted)
     return bool(np.ndim(wanted) == 0 and np.isclose(value, wanted, rtol=1e-9, atol=0))
@@ -374,7 +375,7 @@ def _listed(values: list[Any]) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> Result | Sweep:
-    """Read what `Result.save` or `Sweep.save` wrote.
+    """Read a file written by `Result.save` or `Sweep.save`.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,4 +1,4 @@
-"""Figures of a sweep: a line with error bars over one key, heat maps over two, one for each value of a third."""
+"""Figures of a sweep: a line with error bars for one key, a heat map for two, a heat map per value of a third."""
 
 import math
 import textwrap
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "plot_sweep"]
 
 _MAP: Final = "cividis"
-"""Of even steps for colour-blind readers too, and of rising lightness, so that it reads in grey."""
+"""Perceptually uniform, also for colour-blind readers; lightness increases, so it is readable in grey."""
 _LOG_FROM: Final = 5.0
 _EVEN: Final = 4.0
-"""Ratio of the widest to the narrowest step up to which an axis is taken for evenly spaced."""
+"""Largest ratio of the widest to the narrowest step at which an axis is treated as evenly spaced."""
 _MOST_CELLS: Final = 100
 _FAR: Final = 1e3
 _COLUMNS: Final = 3
@@ -40,14 +40,14 @@ _NAMES: Final = {
 
 
 class Panel(NamedTuple):
-    """A quantity over the grid, of one model.
+    """A quantity of one model over the grid.
 
     Attributes:
-        value: NaN where there is none.
-        low: lower limit; where it is 0 or less, a positive quantity is not resolved.
+        value: the quantity; NaN where there is none.
+        low: lower limit; if it is 0 or less, a positive quantity is not resolved.
         high: upper limit.
-        lost: where paths diverged.
-        marks: indices of the best point, then of those not told from it; empty for other quantities.
+        lost: whether paths diverged.
+        marks: indices of the best point, then of the points indistinguishable from it; only for the late loss.
     """
 
     value: np.ndarray
@@ -58,7 +58,7 @@ class Panel(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """Positions of values along an axis, the edges of their cells, and the scale."""
+    """Positions of values along an axis, the edges of their cells, the scale and the labels."""
 
     at: np.ndarray
     edges: np.ndarray
@@ -69,14 +69,14 @@ class _Axis(NamedTuple):
 def plot_sweep(
     over: Mapping[str, list[Any]], panels: Mapping[str, Panel], kinds: Mapping[str, str], label: str, title: str
 ) -> "Figure":
-    """The figure of one to three keys.
+    """Draw the figure for one to three keys.
 
     Args:
         over: values by key.
-        panels: what is shown by model, arrays of one axis for every key; several models only with one key.
+        panels: the panel of every model shown, with one array axis per key; several models only with one key.
         kinds: kind of every model of the sweep, by label.
-        label: of the quantity, with its unit.
-        title: above all.
+        label: label of the quantity, with its unit.
+        title: title of the whole figure.
     """
     with plt.style.context(STYLE):
         if len(over) == 1:
@@ -121,7 +121,7 @@ def _lines(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], looks: di
 
 
 def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figure":
-    """First key to the right, second upwards, a panel for every value of the third."""
+    """Draw heat maps: first key along x, second along y, a panel for every value of the third."""
     (across, xs), (up, ys), *rest = over.items()
     facets = rest[0][1] if rest else [None]
     shape = (len(xs), len(ys), len(facets))
@@ -167,7 +167,7 @@ def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figu
 
 
 def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, few: bool) -> None:
-    """Numbers in the cells where they are few, and crosses where paths diverged."""
+    """Write numbers in the cells if there are few, and draw crosses where paths diverged."""
     positive = bool(np.all(panel.value[np.isfinite(panel.value)] >= 0))
     for i, j in np.ndindex(panel.value.shape):
         value, low, high = (float(a[i, j]) for a in panel[:3])
@@ -188,7 +188,7 @@ def _box(x: _Axis, y: _Axis, i: int, j: int, **look: Any) -> Rectangle:
 
 
 def _norm(value: np.ndarray) -> tuple[Normalize, str]:
-    """Colours for the values; those more than a thousand times the smallest half, if few, lie beyond the scale."""
+    """Colour scale of the values; positive values above 1000 times the median lie beyond its end."""
     finite = value[np.isfinite(value)]
     if not finite.size:
         return Normalize(0, 1), "neither"
@@ -201,7 +201,7 @@ def _norm(value: np.ndarray) -> tuple[Normalize, str]:
 
 
 def _axis(values: list[Any]) -> _Axis:
-    """Where values lie: by their logarithms or themselves where these are evenly spaced, else one after another."""
+    """Axis of the values: logarithmic or linear where they are then evenly spaced, else one after another."""
     labels, count = value_labels(values), len(values)
     plain = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     numbers = np.array(values, float) if plain else np.arange(count, dtype=float)
@@ -223,7 +223,7 @@ def _is_even(numbers: np.ndarray) -> bool:
 
 
 def _is_log(numbers: np.ndarray) -> bool:
-    """Whether the ratios of neighbours are more alike than their differences."""
+    """Whether the ratios of neighbours vary less than their differences."""
     ratios, steps = np.abs(np.diff(np.log(numbers))), np.abs(np.diff(numbers))
     if len(numbers) == 2:
         return bool(numbers.max() > 2 * numbers.min())
@@ -236,7 +236,7 @@ def _edges(at: np.ndarray) -> np.ndarray:
 
 
 def _dress(axes: "Axes", *given: _Axis) -> None:
-    """Scales and ticks at the values, to the right and upwards; of many every second or third is labelled."""
+    """Set scales and ticks at the values of the x and y axes; of many values, only every second or third has a tick."""
     for values, axis, rescale in zip(given, (axes.xaxis, axes.yaxis), (axes.set_xscale, axes.set_yscale), strict=False):
         rescale(values.scale)
         stride = math.ceil(len(values.labels) / 10)

@@ -1,4 +1,4 @@
-"""What a sweep says in words: title, table of its points, notes."""
+"""A sweep in words: title, table of its points and notes."""
 
 import json
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["notes", "table", "title"]
 
 _ROWS = 60
-"""Points up to which the printed table holds all."""
+"""Most points for which the printed table shows all of them."""
 _SHOWN = 20
 
 
 class TabulatedSweep(Protocol):
-    """What the tables need of a `sdelens.Sweep`."""
+    """The part of the interface of `sdelens.Sweep` that the tables use."""
 
     dataset: "xr.Dataset"
 
@@ -43,7 +43,7 @@ class TabulatedSweep(Protocol):
 
 
 def title(sweep: TabulatedSweep) -> str:
-    """One line: what was run."""
+    """One line that says what was run."""
     noise = [key.removeprefix("noise.") for key in sweep.over if key.startswith("noise.")]
     base = tables.title(sweep.first, [*sweep.over], noise)
     swept = [f"{len(values)} {key}" for key, values in sweep.over.items() if len(values) > 1]
@@ -52,7 +52,7 @@ def title(sweep: TabulatedSweep) -> str:
 
 
 def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, as text: all points, or the best of many."""
+    """Header and rows, as text: all points, or only the best if there are many."""
     late, points, reference = sweep.late_loss(), sweep.points, sweep.reference
     cells = late.to_numpy().reshape(len(points), len(sweep.models), 3)
     shown = list(range(len(points)))
@@ -75,7 +75,7 @@ def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
 
 
 def notes(sweep: TabulatedSweep) -> list[str]:
-    """What the table's columns mean, which point is best, and the time it took."""
+    """Lines that say what the table's columns mean, which point is best, and how long the sweep took."""
     device, count = json.loads(sweep.dataset.attrs["device"]), len(sweep.points)
     found = ["late loss: mean over the last third of the run. All points share their random numbers."]
     if sweep.compares:

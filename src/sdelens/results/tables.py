@@ -1,4 +1,4 @@
-"""What a result says in words and tables: title, table of errors, further tables, notes; as text and as HTML."""
+"""A result in words and tables: title, table of errors, further tables and notes, as text and as HTML."""
 
 from collections.abc import Container
 from html import escape
@@ -17,7 +17,7 @@ __all__ = ["as_html", "as_text", "details", "html_table", "notes", "percent", "t
 
 
 class TabulatedResult(Protocol):
-    """What the tables need of a `sdelens.Result`."""
+    """The part of the interface of `sdelens.Result` that the tables use."""
 
     dataset: "xr.Dataset"
 
@@ -46,14 +46,14 @@ def as_text(result: TabulatedResult) -> str:
 
 
 def as_html(result: TabulatedResult) -> str:
-    """The same as HTML, for notebooks."""
+    """Title, tables and notes as HTML, for notebooks."""
     said = "<br>".join(escape(n) for n in notes(result))
     further = "".join(html_table(*detail) for detail in details(result))
     return f"{html_table(title(result), *table(result))}<p>{said}</p>{further}"
 
 
 def title(result: TabulatedResult, without: Container[str] = (), without_noise: Container[str] = ()) -> str:
-    """One line: what was run, but for the numbers of the optimizer and of the noise that are named."""
+    """One line that says what was run, without the named numbers of the optimizer and of the noise."""
     info, run = result.info, result.info["run"]
     noise = {k: v for k, v in info["noise"].items() if k not in without_noise}
     numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float) and k not in without)
@@ -98,7 +98,7 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
 
 
 def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Further tables, each with caption, header and rows: observables, and the laws of coordinates at the end."""
+    """Further tables with caption, header and rows: observables, and the laws of coordinates at the last step."""
     found: list[tuple[str, list[str], list[list[str]]]] = []
     if result.observables:
         rows = []

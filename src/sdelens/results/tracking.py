@@ -1,4 +1,4 @@
-r"""How well one mean curve tracks another: relative L2 errors with Monte-Carlo noise taken out and bounded.
+r"""How well one mean curve tracks another: relative L2 errors, corrected for Monte-Carlo noise, with limits.
 
 Everything is a function of group means: paths are split into G groups, and each curve is the weighted mean of its
 groups' curves a_g (R recorded steps). With â, b̂ the two means and D = â − b̂,
@@ -6,13 +6,14 @@ groups' curves a_g (R recorded steps). With â, b̂ the two means and D = â −
     error² = (‖D‖² − tr Ĉ) / (‖b̂ − b_min‖² − tr Ĉ_b),    floor² = tr Ĉ / (‖b̂ − b_min‖² − tr Ĉ_b),
 
 where Ĉ is the covariance of D estimated from the scatter of the groups: E‖D‖² = ‖δ‖² + tr C for the true difference δ,
-so the bias of the naive error is removed, and the floor is what a perfect model would show without that.
+so the bias of the naive error is removed, and the floor is what a perfect model would show without this correction.
 
-Limits invert a test. Were the true difference of length θ, ‖D‖² would be the law of ‖θu + n‖² with n the noise of D;
-u, its unknown direction, is taken as that in which the noise is largest, which is least favourable: it spreads ‖D‖² the
-most; of the two signs of u, that with the wider limit. The upper limit is the largest θ that makes a ‖D‖ as small as
-the one observed no rarer than 1 − confidence, the lower limit the least θ that makes one as large no rarer; n is drawn
-by bootstrap over groups, and with it the scale ‖b̂ − b_min‖. Curves enter through their inner products, so that the cost
+The limits invert a test. If the true difference had length θ, ‖D‖² would have the law of ‖θu + n‖², where n is the
+noise of D and u the unknown direction of the difference. We take for u the direction in which the noise is largest;
+this is the least favourable case, since it spreads ‖D‖² the most. Of the two signs of u, the one with the wider limit
+is used. The upper limit is the largest θ at which a ‖D‖ as small as the observed one has a probability of at least
+1 − confidence; the lower limit is the smallest θ at which one as large has that probability. The noise n, and with it
+the scale ‖b̂ − b_min‖, is drawn by bootstrap over groups. Curves enter only through their inner products, so the cost
 of a resample hardly depends on the number of steps.
 """
 
@@ -35,9 +36,9 @@ __all__ = [
 ]
 
 _BLOCK = 4096
-"""Resamples at a time, which stay in the caches; a limit of high confidence takes millions."""
+"""Resamples computed at a time, so that they fit in the caches; a limit of high confidence takes millions."""
 FEWEST_GROUPS = 8
-"""With fewer groups the bootstrap says too little about the noise, and no limits are given."""
+"""With fewer groups the bootstrap estimates the noise too poorly, and no limits are computed."""
 
 
 class Curves(NamedTuple):
@@ -59,7 +60,7 @@ class Curves(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate with one-sided confidence limits; NaN where it, or they, cannot be had."""
+    """An estimate with one-sided confidence limits; NaN where they cannot be computed."""
 
     value: float
     lower: float
@@ -70,13 +71,13 @@ class TrackingError(NamedTuple):
     """Error of one curve against a reference.
 
     Attributes:
-        error: relative L2 error, bias-corrected; 0 where noise explains all of the difference.
+        error: relative L2 error, bias-corrected; 0 if noise explains the whole difference.
         lower: lower confidence limit, one-sided.
         upper: upper confidence limit, one-sided.
         floor: relative L2 error that a perfect model would show, on average, without the correction.
         shift: (mean of the curve − mean of the reference) / (mean of the reference − b_min), signed.
-        shift_lower: its lower limit, one-sided.
-        shift_upper: its upper limit, one-sided.
+        shift_lower: one-sided lower limit of the shift.
+        shift_upper: one-sided upper limit of the shift.
     """
 
     error: float
@@ -102,11 +103,12 @@ def tracking_error(
     Args:
         curve: the model's group means.
         reference: the reference's group means.
-        minimum: b_min, from which the loss is measured.
+        minimum: b_min, which is subtracted from the loss.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples, at least; more where the confidence takes more; with 0 there are no limits.
-        seed: their seed.
-        height: root mean square of the reference less `minimum` that errors are relative to, by default its own.
+        resamples: least number of bootstrap resamples; a high confidence takes more; with 0 there are no limits.
+        seed: seed of the resamples.
+        height: root mean square of the reference minus `minimum`, to which errors are relative; by default computed
+            from `reference`.
 
     Returns:
         The error and its limits; NaN throughout where a group has no finite path at some step or the height is not
@@ -129,7 +131,7 @@ def tracking_error(
         return TrackingError(error, np.nan, np.nan, floor, shift, np.nan, np.nan)
     draws_a, draws_b = _draws((a.shape[0], b.shape[0]), _enough(resamples, confidence), seed, paired)
     star = model.statistics(draws_a, draws_b)
-    if star.scale2.min() <= 0:  # the height is not told from noise, so nothing relative to it has limits
+    if star.scale2.min() <= 0:  # the height is indistinguishable from noise, so nothing relative to it has limits
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     lower, upper = _invert(norm2 / scale2, star, confidence)
     shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
@@ -141,16 +143,16 @@ def spread_ratio(
 ) -> Interval:
     """Standard deviation over paths relative to the reference's, averaged over the recorded steps.
 
-    Steps at which all paths agree to rounding (the start), or those of some resample, are left out. Limits are a basic
-    bootstrap of the logarithm over groups of paths, which a group's paths enter with their scatter about its mean and
-    that mean's own.
+    Steps at which all paths, or all paths of some resample, agree up to rounding (the start) are left out. Limits are a
+    basic bootstrap of the logarithm over groups of paths; a group contributes the scatter of its paths about its mean
+    and the deviation of that mean.
 
     Args:
         curve: the model's group means and scatter.
-        reference: the reference's.
+        reference: the reference's group means and scatter.
         confidence: one-sided confidence of each limit.
-        resamples: bootstrap resamples, at least; more where the confidence takes more.
-        seed: their seed.
+        resamples: least number of bootstrap resamples; a high confidence takes more.
+        seed: seed of the resamples.
     """
     sides = [curve, reference]
     if any(c.m2 is None or not (np.isfinite(c.groups).all() and np.isfinite(c.m2).all()) for c in sides):
@@ -167,7 +169,7 @@ def spread_ratio(
     paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
     draws = _draws((curve.counts.size, reference.counts.size), _enough(resamples, confidence), seed, paired)
     found = _ratios(sides, draws, scattered)
-    if found is None:  # too few groups differ to tell a spread from none
+    if found is None:  # too few groups differ to distinguish a spread from none
         return Interval(value, np.nan, np.nan)
     resolved, ratios = found
     value = float((at[0][resolved] / at[1][resolved]).mean())
@@ -176,13 +178,13 @@ def spread_ratio(
 
 
 def _enough(resamples: int, confidence: float) -> int:
-    """As many resamples, or as leave ten beyond a limit of that confidence."""
+    """The larger of `resamples` and the number that leaves ten resamples beyond a limit of that confidence."""
     return max(resamples, round(10 / (1 - confidence)))
 
 
 @functools.lru_cache(maxsize=4)
 def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> tuple[np.ndarray, np.ndarray]:
-    """How often every resample of both sides has each group, shapes (resamples, G); the same draws where paired."""
+    """How often each group is drawn in every resample of both sides, (resamples, G); the same draws if paired."""
     rng = np.random.default_rng(seed)
 
     def often(count: int) -> np.ndarray:
@@ -201,7 +203,7 @@ def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> 
 def _ratios(
     sides: list[Curves], draws: tuple[np.ndarray, np.ndarray], steps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of those steps the ones at which all resamples have a spread, and every resample's mean ratio over them."""
+    """Those of `steps` at which all resamples have a spread, and the mean ratio of every resample over them."""
     ratios = np.empty(len(draws[0]))
     while steps.any():
         for at in range(0, len(ratios), _BLOCK):
@@ -230,7 +232,7 @@ def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
 
 
 class Distance(NamedTuple):
-    """Distance between two samples, the 99 % quantile of that under one law, and how often such samples reach it."""
+    """Distance of two samples, its 99 % quantile if both have one law, and how often it is then reached."""
 
     distance: float
     null: float
@@ -238,23 +240,23 @@ class Distance(NamedTuple):
 
 
 def late_window(steps: np.ndarray) -> np.ndarray:
-    """Which records are late: those in the last third of the run, shape (R,)."""
+    """Whether each record is in the last third of the run, shape (R,)."""
     return np.asarray(steps >= steps[-1] * 2 / 3)
 
 
 def marginal_distances(
     first: np.ndarray, second: np.ndarray, paired: bool, permutations: int, seed: int = 0
 ) -> list[Distance]:
-    """W₁ of each column of two samples in units of the second's standard deviation, then of their mean.
+    """W₁ of each column of two samples in units of the second's standard deviation; last, the mean over the columns.
 
-    Where that is 0 the unit is that of both together.
+    Where that is 0, the unit is the standard deviation of both samples together.
 
     Args:
         first: shape (n, M); rows that are not finite are left out.
         second: shape (m, M).
         paired: whether row i of both belongs together; permutations then swap within pairs.
-        permutations: number of permutations for the law under the null.
-        seed: their seed.
+        permutations: number of permutations for the law under the null hypothesis.
+        seed: seed of the permutations.
     """
     if paired and len(first) == len(second):
         both = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
@@ -270,7 +272,7 @@ def marginal_distances(
     below = np.arange(1, len(pooled)) / (len(pooled) - n)
 
     def distances(in_first: np.ndarray) -> np.ndarray:
-        """∫ |F − G| per coordinate, and their mean; of k values, c from the first, F − G is c/n − (k − c)/m."""
+        """∫ |F − G| per coordinate, and the mean; after k values, c of the first sample, F − G = c/n − (k − c)/m."""
         counts = np.cumsum(in_first[order][:, :-1], axis=1, dtype=np.int32)
         each = np.einsum("ij,ij->i", np.abs(counts * (1 / n + 1 / (len(pooled) - n)) - below), gaps)
         return np.append(each, each.mean())
@@ -296,7 +298,7 @@ def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[fl
     size = np.sqrt(star.scale2.mean())
 
     def last(share: float, sign: int) -> float:
-        """The last θ up to which ‖θu + n‖² lies below the observed with this probability."""
+        """The largest θ up to which ‖θu + n‖² is at most the observed value with at least this probability."""
 
         def holds(theta: float) -> bool:
             square = (theta * size) ** 2 + sign * 2 * theta * size * star.along + star.noise_norm2
@@ -304,13 +306,13 @@ def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[fl
 
         return _bisect(holds, 0.0, 2 * top)
 
-    # The share falls to 0 as θ grows; beyond √observed + the longest noise it is 0.
+    # The share decreases to 0 as θ grows; beyond √observed + the longest noise it is 0.
     top = np.sqrt(observed) + np.sqrt(np.max(star.noise_norm2) / np.min(star.scale2)) + 1e-300
     return min(last(confidence, sign) for sign in (1, -1)), max(last(1 - confidence, sign) for sign in (1, -1))
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The last θ in [low, high] up to which `holds`, to 12 digits; `low` where it never does."""
+    """The largest θ in [low, high] up to which `holds` is true, to 12 digits; `low` if it never is."""
     if not holds(low):
         return low
     for _ in range(60):
@@ -322,8 +324,8 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
 class _Statistics(NamedTuple):
     """Statistics of every resample, each of shape (resamples,).
 
-    They are ‖D‖², its noise tr Ĉ, ‖b̂ − b_min‖² less its noise, and the relative shift; and of the noise n = D* − D its
-    squared length and its component along the direction in which noise is largest.
+    They are ‖D‖², its noise tr Ĉ, ‖b̂ − b_min‖² minus its noise, and the relative shift; then the squared length of the
+    noise n = D* − D and its component along the direction in which the noise is largest.
     """
 
     norm2: np.ndarray
@@ -337,8 +339,8 @@ class _Statistics(NamedTuple):
 class _Bootstrap:
     """Resampled means of two models' groups, as linear and quadratic forms in how often each group is drawn.
 
-    With A, B the groups' curves about their means, in as few columns as give them the same inner products, the noise of
-    a resampled difference D* is n = pA − qB, p and q being the weights of the means.
+    Let A and B be the groups' curves about their means, in the fewest columns that keep the inner products. The noise
+    of a resampled difference D* is n = pA − qB, where p and q are the weights of the means.
     """
 
     def __init__(
@@ -352,7 +354,7 @@ class _Bootstrap:
         height: float | None,
         limits: bool = True,
     ) -> None:
-        """Without `limits` only the sample's own statistics are wanted, which take neither eigenvectors nor `along`."""
+        """Without `limits`, only the statistics of the sample are computed, which need no eigenvectors or `along`."""
         mean_a, mean_b = na @ a / na.sum(), nb @ b / nb.sum()
         off_a, off_b = a - mean_a, b - mean_b
         self.difference, above = mean_a - mean_b, mean_b - minimum
@@ -387,7 +389,7 @@ class _Bootstrap:
         else:
             scale2 = self.above2 + 2 * linear_b[:, 3] + _squares(b) - scatter_b
             above = self.mean_above + linear_b[:, 1]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a height of 0 has no relative shift
+        with np.errstate(divide="ignore", invalid="ignore"):  # there is no relative shift for a height of 0
             shift = (self.difference.mean() + shift) / above
         length2 = _squares(a - b)
         return _Statistics(
@@ -403,10 +405,10 @@ class _Groups(NamedTuple):
     linear: np.ndarray
 
     def resampled(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every row of draws: mean curve, linear functionals of it, and the variance of that mean.
+        """For every row of draws: the mean curve, its linear functionals, and the variance of the mean.
 
-        Resampled means are spread by √(G/(G−1)) about the sample's; the variance is Σ_g u_g ‖a_g − mean‖², u_g being
-        the square of a drawn group's weight.
+        Resampled means are scaled by √(G/(G−1)) about the mean of the sample. The variance is Σ_g u_g ‖a_g − mean‖²,
+        where u_g is the squared weight of a drawn group.
         """
         groups, k = self.curves.shape
         counts = self.counts.astype(float)
@@ -423,7 +425,7 @@ class _Groups(NamedTuple):
 
 
 def _few_columns(curves: np.ndarray) -> np.ndarray:
-    """Curves with the same inner products, to rounding, in no more columns than these take."""
+    """Curves with the same inner products up to rounding, in as few columns as possible."""
     if curves.shape[1] <= 1:
         return curves
     values, vectors = np.linalg.eigh(curves @ curves.T)

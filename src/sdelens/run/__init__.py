@@ -1,1 +1,1 @@
-"""Running ensembles: options, experiments and grids, segments on the devices, statistics, checkpoints, processes."""
+"""Running ensembles: options, experiments, grids, compiled segments, statistics, checkpoints and processes."""

@@ -1,4 +1,4 @@
-"""The front door: check everything once, run the models, return a `Result`."""
+"""The public entry points: check all arguments once, run the models and return a `Result`."""
 
 import time
 from collections.abc import Mapping
@@ -41,42 +41,43 @@ def compare(
 ) -> Result:
     """Run several models of one optimizer side by side.
 
-    The optimizer has its own noise; SDEs with the same number of substeps share one Brownian motion. Where an SDE is
-    among the models with several substeps and with one, the table tells modelling error from discretisation error.
+    The optimizer's noise is independent of the SDEs'; SDEs with the same number of substeps share one Brownian motion.
+    If an SDE is among the models both with one substep and with several, the table separates modelling error from
+    discretisation error.
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        models: a list of names and objects, or a mapping from labels of your own to them. Names: ``"optimizer"`` (the
-            algorithm itself, through optax), ``"sde"``, ``"malladi2022"``, ``"second-order"`` and ``"empirical"``, as
-            far as they exist for the optimizer (`models_of`). Objects say how an SDE is integrated: `ClosedForm` and
-            `Empirical`; an SDE of your own may stand for itself. By default all that exist but ``"second-order"`` and,
-            where there is another SDE, ``"empirical"``. For example
+        models: a list of names and objects, or a mapping from labels that you choose to names and objects. Names:
+            ``"optimizer"`` (the algorithm itself, through optax), ``"sde"``, ``"malladi2022"``, ``"second-order"`` and
+            ``"empirical"``, if they exist for the optimizer (`models_of`). The objects `ClosedForm` and `Empirical`
+            specify how an SDE is integrated; an SDE that you define can be passed directly. The default is all models
+            that exist except ``"second-order"`` and, if there is another SDE, ``"empirical"``. For example
             ``["optimizer", "sde", sl.ClosedForm("sde", substeps=8)]``.
         steps: optimizer steps.
         paths: independent paths per model.
-        seed: seed of all randomness; equal seeds on one machine give equal bits.
-        start: where to start: parameters like the problem's, by default its own; a function from a random key to such
-            parameters, a draw for every path of every model; or a saved `State` of the optimizer (x, m, v, and for Adam
-            the count of gradients in m and v), each part a flat vector or a pytree like the parameters. Accumulators
-            that are not given start as the optimizer's ``v0`` says.
-        record: what is kept beside the loss, and how often; see `Record`.
+        seed: seed of all randomness; equal seeds on one machine give bit-identical results.
+        start: the initial state: parameters of the same structure as the problem's, by default the problem's start; a
+            function from a random key to such parameters, called for every path of every model; or a saved `State` of
+            the optimizer (x, m, v, and for Adam the count of gradients in m and v), each part a flat vector or a pytree
+            like the parameters. Accumulators that are not given start as the optimizer's ``v0`` says.
+        record: what is recorded in addition to the loss, and how often; see `Record`.
         execution: devices, memory, progress and checkpoints; see `Execution`.
 
     Returns:
         A `Result`; print it, or see its `errors`, `plot`, `save`.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything runs; with ``resume`` also if the checkpoint is of
-            another run, naming what differs.
-        OSError: if the checkpoint cannot be written or read, another run uses it, or it holds an unfinished run and
+        ValueError, TypeError: naming the argument, before anything runs; with ``resume`` also if the checkpoint belongs
+            to another run, naming what differs.
+        OSError: if the checkpoint cannot be written or read, another run uses it, or it contains an unfinished run and
             ``resume`` is False.
-        RuntimeError: of several processes, if another is lost or fails; see `join_processes`.
+        RuntimeError: with several processes, if another process is lost or fails; see `join_processes`.
 
     Warns:
-        RuntimeWarning: if paths diverged; they are counted and leave the averages. If the newest checkpoint is damaged;
-            the one before is used.
+        RuntimeWarning: if paths diverged (they are counted and excluded from the averages), or if the newest checkpoint
+            is damaged (the previous one is used).
 
     Examples:
         >>> import sdelens as sl
@@ -104,7 +105,7 @@ def simulate(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        model: as in `compare`; by default ``"sde"`` where there is one, else ``"empirical"``.
+        model: as in `compare`; by default ``"sde"`` if it exists, otherwise ``"empirical"``.
         options: the keyword options of `compare`.
 
     Returns:
@@ -133,28 +134,29 @@ def sweep(
     record: Record | None = None,
     execution: Execution | None = None,
 ) -> Sweep:
-    """Run `compare` at every point of a grid of numbers, with one compilation for each model.
+    """Run `compare` at every point of a grid of values, with one compilation for each model.
 
-    Every point is, to rounding, what `compare` gives at its numbers. All points have one seed: they share their
-    random numbers, so that differences between points are seen with fewer paths (`Sweep.best` compares path by path).
+    Every point equals, up to rounding, the result of `compare` with its values. All points use the same seed and
+    therefore the same random numbers, so differences between points need fewer paths (`Sweep.best` compares path by
+    path).
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
-        optimizer: specification of the optimizer; what is not swept is as here.
+        optimizer: specification of the optimizer; fields that are not swept keep their values.
         models: as in `compare`.
         over: values by name, every combination of which is run: fields of the optimizer (``"lr"``, ``"b2"``,
             ``"weight_decay"``, …), of the noise (``"noise.scale"``, ``"noise.df"``) and of the problem
-            (``"problem.curvature"``), those of a specification within another by further points
-            (``"schedule.end"``). A value takes the place of that field and of no other: with ``"lr"``, b1 and b2 stay
-            as they are. Numbers and arrays of one shape compile nothing anew; options do (``"noise.batch_size"``,
-            ``"decay"``, ``"schedule"``), as do whole ``"noise.df"`` and the learning rates of `FromOptax`.
+            (``"problem.curvature"``); fields of a nested specification are written with a further dot
+            (``"schedule.end"``). A value replaces only that field: with ``"lr"``, b1 and b2 keep their values. Numbers,
+            and arrays of the same shape, need no new compilation; options do (``"noise.batch_size"``, ``"decay"``,
+            ``"schedule"``), as do integer values of ``"noise.df"`` and the learning rates of `FromOptax`.
         steps: optimizer steps.
         paths: independent paths per model and point.
         seed: seed of all randomness, the same at every point.
         start: as in `compare`.
         record: as in `compare`.
-        execution: as in `compare`; a checkpoint is of the whole sweep: finished points are kept, and the unfinished
+        execution: as in `compare`; a checkpoint covers the whole sweep: finished points are kept, and the unfinished
             one continues where it stopped.
 
     Returns:
@@ -162,11 +164,11 @@ def sweep(
 
     Raises:
         ValueError, TypeError: naming the key, value or argument, before anything runs; with ``resume`` also if the
-            checkpoint is of another sweep, naming what differs.
+            checkpoint belongs to another sweep, naming what differs.
         OSError: as `compare`.
 
     Warns:
-        RuntimeWarning: if paths diverged, once for all points.
+        RuntimeWarning: if paths diverged; one warning for all points.
 
     Examples:
         >>> import sdelens as sl
@@ -183,7 +185,7 @@ def sweep(
 
 
 def _checkpoints(options: Options) -> Any:
-    """The checkpoints of a run, opened, as a context."""
+    """Context manager that opens the checkpoints of a run."""
     execution = options.execution
     return open_checkpoints(execution.checkpoint, execution.checkpoint_every, execution.resume)
 
@@ -202,17 +204,17 @@ def estimate(
     record: Record | None = None,
     execution: Execution | None = None,
 ) -> Estimate:
-    """Time and memory that `compare`, or `sweep`, would take with the same arguments.
+    """Estimate the time and memory that `compare` or `sweep` would take with the same arguments.
 
-    Measured on a few steps of each model, for a sweep those of its first point. Of several processes each measures its
-    own share of the paths.
+    The estimate is measured on a few steps of each model, for a sweep at its first point. With several processes, each
+    process measures its share of the paths.
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
         models: as in `compare`.
-        over: as in `sweep`; None is `compare`.
+        over: as in `sweep`; None estimates `compare`.
         steps: as in `compare`.
         paths: as in `compare`.
         seed: as in `compare`.

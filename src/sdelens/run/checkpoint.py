@@ -1,6 +1,6 @@
-"""Checkpoints of a run: which models are finished, and where the one under way stands.
+"""Checkpoints of a run: which models are finished, and the position of the model that is running.
 
-Carries are pytrees of arrays, known by their leaves; summaries are named arrays. What they hold is not looked into.
+Carries are pytrees of arrays, stored by their leaves; summaries are named arrays. Their contents are not inspected.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ _SHOWN_LENGTH = 40
 
 
 class Position(NamedTuple):
-    """Where an ensemble stands.
+    """The position of a running ensemble.
 
     Attributes:
-        first: index of the first path of the chunk under way.
-        done: records of that chunk so far.
-        merged: the chunks before it, None where there is none.
-        records: those records, None where there is none.
-        carry: leaves of the states after them, empty at the start of the chunk.
+        first: index of the first path of the current chunk.
+        done: number of records of that chunk so far.
+        merged: summary of the previous chunks, None if there are none.
+        records: summary of the records of the current chunk, None if there are none.
+        carry: leaves of the states after these records, empty at the start of the chunk.
     """
 
     first: int
@@ -61,7 +61,7 @@ class Checkpoints:
 
     Attributes:
         finished: summary and wall time in s of every finished model, by label.
-        position: where the model under way stood when it was saved, None at its start.
+        position: saved position of the model that is running, None at its start.
     """
 
     def __init__(self, store: Store, every: int | None) -> None:
@@ -74,10 +74,10 @@ class Checkpoints:
         self.position: Position | None = None
 
     def start(self, identity: dict[str, Any]) -> None:
-        """Take up what is saved, if anything is.
+        """Load the saved checkpoint, if there is one.
 
         Args:
-            identity: what tells the run from others, by name; JSON types only.
+            identity: properties that identify the run, by name; JSON types only.
 
         Raises:
             ValueError: naming what differs, if another run was saved.
@@ -105,7 +105,7 @@ class Checkpoints:
             self.position = Position(running["first"], running["done"], merged, records, carry)
 
     def agree(self, group: Group) -> None:
-        """Take a model for finished that is so for any of the processes, which may have stopped at different places."""
+        """Mark models as finished that are finished in any process; processes may have stopped at different places."""
         if group.count == 1:
             return
 
@@ -124,13 +124,13 @@ class Checkpoints:
             self._label = self.position = None
 
     def begin(self, label: str) -> None:
-        """Say which model runs now."""
+        """Set the model that runs now."""
         if label != self._label:
             self._label, self._before, self.position = label, 0.0, None
         self._begin = time.perf_counter()
 
     def finish(self, label: str, summary: Summary) -> float:
-        """Take in a finished model; its wall time in s, over all parts of the run."""
+        """Store the summary of a finished model; returns its wall time in s, summed over interruptions of the run."""
         self.finished[label] = (summary, self._seconds())
         self._label = self.position = None
         if self.due():
@@ -138,18 +138,18 @@ class Checkpoints:
         return self.finished[label][1]
 
     def cadence(self, record_every: int, records: int) -> int:
-        """Records from one checkpoint to the next where steps count; all where time does."""
+        """Number of records between two checkpoints if `every` is in steps; all records if time decides."""
         return records if self._every is None else -(-self._every // record_every)
 
     def due(self, reached: bool = True) -> bool:
-        """Whether to save now: where steps count, if they are `reached`; else every 30 s, within 2 % of the time."""
+        """Whether to save now: with `every` if that step is `reached`, else every 30 s, within 2 % of the time."""
         return reached if self._every is not None else time.monotonic() - self._saved >= self._interval
 
     def save(self, position: Position | None) -> None:
-        """Write where the run stands: in the model under way, or between two.
+        """Write the state of the run: at a position within the running model, or with None between two models.
 
         Raises:
-            OSError: if that cannot be written.
+            OSError: if the checkpoint cannot be written.
         """
         begin = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
@@ -174,17 +174,17 @@ class Checkpoints:
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds checkpoints of an unfinished run, of one process or several."""
+    """Whether the folder contains checkpoints of an unfinished run, of one process or several."""
     return any(Store(part).files() for part in _parts(Path(folder)))
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The folders of checkpoints that there are: itself, and one for each of several processes."""
+    """The existing folders for checkpoints: the folder itself, and one for each of several processes."""
     return [part for part in (folder, *sorted(folder.glob("process-*"))) if part.is_dir()]
 
 
 def _check_parts(folder: Path, own: Path) -> None:
-    """Refuse checkpoints of a run of one process by one of several, and the other way round."""
+    """Refuse to continue a run of one process with several processes, and the other way round."""
     for part in _parts(folder):
         if (part == folder) != (own == folder) and Store(part).files():
             held, here = ("one process", "several") if part == folder else ("several processes", "one")
@@ -198,20 +198,21 @@ def _check_parts(folder: Path, own: Path) -> None:
 def keep_checkpoints(
     folder: str | os.PathLike[str], every: int | None = None, resume: bool = False
 ) -> Iterator[Checkpoints]:
-    """Checkpoints of one run for ``checkpoint=``, removed when the block ends well: save the result inside.
+    """Checkpoints of one run for ``checkpoint=``, removed if the block ends without error: save the result inside it.
 
     Args:
-        folder: where they lie; made if need be, and removed at the end if nothing else is in it. Of several processes
-            each has a folder process-I in it, which no other needs to see, and all end the block together.
-        every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every 30 s, or less
-            often where writing would take more than 2 % of the time.
-        resume: go on with the run whose checkpoint is there; where there is none, start from the beginning.
+        folder: folder for the checkpoints; created if necessary, and removed at the end if it contains nothing else.
+            With several processes, each process uses a subfolder process-I, which the other processes need not be able
+            to access, and all processes leave the block together.
+        every: optimizer steps of each chunk of paths between two checkpoints; by default one every 30 s, or less often
+            if writing would take more than 2 % of the time.
+        resume: continue the run whose checkpoint is in the folder; if there is none, start from the beginning.
 
     Raises:
         ValueError, TypeError: if `every` is not a whole number of at least 1.
         FileExistsError: if there is a checkpoint of an unfinished run, and `resume` is False.
         BlockingIOError: if another run uses the folder.
-        OSError: if it cannot be written, or is a file.
+        OSError: if the folder cannot be written, or is a file.
     """
     every = None if every is None else check.at_least("checkpoint_every", every, 1)
     group = current()
@@ -230,17 +231,17 @@ def keep_checkpoints(
                 group.wait("the end of the checkpoints")
                 store.remove()
     finally:
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # raised if the folder is not empty
             own.rmdir()
             Path(folder).rmdir()
 
 
 @contextmanager
 def open_checkpoints(checkpoint: Any, every: int | None, resume: bool) -> Iterator[Checkpoints | None]:
-    """What ``checkpoint=``, ``checkpoint_every=`` and ``resume=`` mean together.
+    """Open the checkpoints that ``checkpoint=``, ``checkpoint_every=`` and ``resume=`` specify together.
 
     Raises:
-        ValueError, TypeError: if they do not fit together.
+        ValueError, TypeError: if the options do not fit together.
         OSError: as `keep_checkpoints`.
     """
     if not isinstance(resume, bool):
@@ -269,7 +270,7 @@ def digest(tree: Any, text: str = "") -> str:
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "", where: str = "here") -> list[str]:
-    """What differs between two nested mappings, each in words: `own` is the one `where`."""
+    """Describe each difference between two nested mappings; `where` is the word for the mapping `own`."""
     found: list[str] = []
     for key in {**saved, **own}:
         a, b = saved.get(key), own.get(key)
@@ -285,18 +286,18 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str = 
 
 
 def _finished_bytes(finished: Mapping[str, tuple[Mapping[str, np.ndarray], float]]) -> bytes:
-    """Packed summaries and seconds of finished models."""
+    """Encode summaries and wall times of finished models as bytes."""
     arrays = {f"{label}/{name}": array for label, (own, _) in finished.items() for name, array in own.items()}
     return encoded(arrays, {label: seconds for label, (_, seconds) in finished.items()})
 
 
 def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin so, by the rest of their names."""
+    """The arrays whose names begin with the prefix, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of a summary by name; of tables of counts, which are mostly zeros, the columns in use."""
+    """The arrays of a summary by name; count tables are mostly zeros, so only their nonzero columns are stored."""
     arrays: dict[str, np.ndarray] = {}
     for name, array in summary._asdict().items():
         if array.ndim == 2 and array.dtype.kind in "iu":
@@ -310,7 +311,7 @@ def packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
 
 
 def unpacked(arrays: Mapping[str, np.ndarray], prefix: str) -> Summary:
-    """The summary whose arrays `packed` named with this prefix."""
+    """Restore the summary that `packed` stored under this prefix."""
     found = _under(arrays, prefix)
     fields: dict[str, np.ndarray] = {}
     for name, array in found.items():

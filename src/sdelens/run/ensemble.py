@@ -1,11 +1,11 @@
-"""Thousands of paths at once: sharded over the devices, chunked in memory, reduced as they run.
+"""Simulation of thousands of paths, sharded over the devices, chunked in memory and reduced while they run.
 
-Paths lie on the last axis of every array. A chunk of paths is split over all devices with `shard_map`; each device
-advances its own and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
-The host runs short segments one after another, long enough that their start-up does not count (about half a second),
-and joins their records; that is where progress is reported. Random numbers depend on the global index of a path
-(`core.random`), never on where or with whom it runs. Of several processes each runs a range of paths on its own
-devices, in its own time; only their summaries are joined.
+Paths are the last axis of every array. A chunk of paths is split over all devices with `shard_map`; each device
+advances its paths and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
+The host runs short segments one after another, long enough (about half a second) that their start-up time is
+negligible, joins their records and reports progress. Random numbers depend on the global index of a path
+(`core.random`), never on the device or on the other paths. With several processes, each process runs a range of paths
+on its devices, independently of the others; only their summaries are joined.
 """
 
 import time
@@ -47,19 +47,19 @@ _SKETCH_BYTES = 2**28
 
 
 class Plan(NamedTuple):
-    """How an ensemble is run; hashable, so that equal plans share one compilation.
+    """Sizes and devices of an ensemble; hashable, so that equal plans share one compilation.
 
     Attributes:
         steps: optimizer steps.
         paths: number of paths.
         record_every: steps between records; the last step is always recorded.
-        chunk: paths in flight at once.
-        keep_paths: number of paths whose whole course is kept.
+        chunk: number of paths that are simulated at once.
+        keep_paths: number of paths whose full trajectory is stored.
         devices: the devices to shard over.
-        marginals: coordinates that are kept of every path at the end.
-        share: first and end of the paths that this process runs; None: all of them.
-        parameter_shards: devices over which the parameters of each path are split.
-        runs: how many runs of this size share their programs, as those of a sweep do.
+        marginals: coordinates whose values at the end are stored for every path.
+        share: first index and end (exclusive) of the paths that this process runs; None: all of them.
+        parameter_shards: number of devices over which the parameters of each path are split.
+        runs: number of runs of this size that share compiled programs, such as the points of a sweep.
     """
 
     steps: int
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Shards of paths: a chunk is a multiple of them."""
+        """Number of shards of paths; the size of a chunk is a multiple of it."""
         return len(self.devices) // self.parameter_shards
 
     @property
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 
     @property
     def own_kept(self) -> int:
-        """How many of them are kept whole: the first paths of all are."""
+        """Number of this process's paths whose trajectory is stored (the first `keep_paths` paths of the ensemble)."""
         return len(range(self.own.start, min(self.keep_paths, self.own.stop)))
 
 
@@ -100,7 +100,7 @@ def record_steps(steps: int, record_every: int) -> np.ndarray:
 
 
 def path_bytes(stepper: Stepper) -> int:
-    """Memory of one path in flight: its state, about three further copies (gradient, noise, increments), its draws."""
+    """Memory in bytes of a running path: its state, about three copies (gradient, noise, increments) and its draws."""
     one = Stream(np.zeros(2, np.uint32), np.zeros(1, np.uint32))  # type: ignore[arg-type]
     leaves = jax.tree.leaves(jax.eval_shape(initialised, stepper, one))
     widest = max(a.dtype.itemsize for a in leaves)
@@ -108,10 +108,10 @@ def path_bytes(stepper: Stepper) -> int:
 
 
 def chunk_size(stepper: Stepper, plan: Plan) -> int:
-    """Paths in flight, a multiple of their shards, such that states and temporaries stay near 1 GiB.
+    """Paths per chunk, a multiple of the number of shards, with at most about 1 GiB of states and temporaries.
 
-    On a CPU near 64 MiB, what caches hold, but not below 64 paths a device; unless the sketches of all records, which
-    several chunks must keep, would be large.
+    On a CPU the limit is about 64 MiB, the size of its caches, but at least 64 paths per device. This smaller limit is
+    not used if the sketches of all records, which must be kept when there are several chunks, would be large.
     """
     each = path_bytes(stepper)
     fitting = max(_CHUNK_BYTES // each, plan.width)
@@ -122,7 +122,7 @@ def chunk_size(stepper: Stepper, plan: Plan) -> int:
 
 
 def path_steps(plan: Plan, position: Position | None) -> int:
-    """Steps of all paths of this process together that are done at a position of an ensemble."""
+    """Number of path-steps, over all paths of this process, that are done at a position of an ensemble."""
     if position is None:
         return 0
     counted = max(min(plan.chunk, plan.own.stop - position.first), 0)
@@ -150,12 +150,12 @@ def run_ensemble(
         plan: sizes and devices.
         seed: seed of all randomness.
         stream: name of the stream of random numbers; equal names share their draws.
-        offset: subtracted from the loss before quantiles.
-        levels: levels of the quantiles, which take the place of the histogram in the summary.
+        offset: subtracted from the loss before the quantiles are computed.
+        levels: levels of the quantiles, which replace the histogram in the summary.
         progress: called with the number of path-steps done since its last call.
-        observables: what is recorded beside the loss.
-        checkpoints: where to go on from and to save; numbers do not depend on it.
-        group: the processes that run a share each; all return the statistics of all paths.
+        observables: what is recorded in addition to the loss.
+        checkpoints: where to resume from and where to save; they do not affect the results.
+        group: the processes, each of which runs a share of the paths; all return the statistics of all paths.
     """
     position = None if checkpoints is None else checkpoints.position
     position = position or Position(plan.own.start, 0, None, None, [])
@@ -186,7 +186,7 @@ def run_ensemble(
 
 
 def _of_all(summary: Summary, levels: np.ndarray, stream: str, group: Group) -> Summary:
-    """The statistics of the paths of all processes, in their order."""
+    """Join the statistics of the paths of all processes, in the order of the processes."""
 
     def join(parts: list[bytes]) -> bytes:
         total: Summary | None = None
@@ -210,9 +210,9 @@ def _run_chunk(
     observables: Observables | None,
     checkpoints: Checkpoints | None,
 ) -> Summary:
-    """Run one chunk from a position on; its sketches become quantiles at once if `levels` are given, lest they pile up.
+    """Run one chunk from a position on; if `levels` are given, sketches become quantiles at once, which saves memory.
 
-    All chunks have one width, so that they share a compilation; surplus paths of the last never count.
+    All chunks have the same size, so they share one compilation; surplus paths of the last chunk are never counted.
     """
     static, sharded = _laid_out(plan)
     first = position.first
@@ -250,13 +250,13 @@ def _run_chunk(
         if checkpoints is not None and done < records and checkpoints.due(done % cadence == 0):
             parts = [_joined(parts)]
             checkpoints.save(Position(first, done, position.merged, parts[0], jax.tree.leaves(carry)))
-        # The first segment may compile, which makes the second short as well; then lengths grow to what is meant.
+        # The first segment may include compilation, so the second is short as well; then lengths grow to the target.
         length = max(1, min(16 * length, int(length * _SEGMENT_SECONDS / seconds)))
     return _joined(parts)._replace(ends=_ends(stepper, carry, plan.marginals, counted))
 
 
 def _everywhere(tree: Any, mesh: Mesh) -> Any:
-    """The tree with its arrays on all devices, each once: otherwise every segment would send the data to them anew."""
+    """Copy the arrays of a tree to all devices once; otherwise every segment would transfer the data again."""
     sharding, placed = NamedSharding(mesh, PartitionSpec()), dict[int, Array]()
 
     def place(leaf: Any) -> Any:
@@ -285,7 +285,7 @@ def _rows(x: Array, index: Array) -> Array:
 def fingerprint(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
     """SHA-256 of what a run computes: the code of its start and of its segments, and the numbers in them.
 
-    It changes with every function that the code was traced from, wherever that is defined.
+    It changes if any function changes from which the code was traced, wherever that function is defined.
     """
     begin, move = _arguments(stepper, plan, 0.0, observables)
     return digest((stepper, observables), start.lower(*begin).as_text() + segment.lower(*move[:-1], 1).as_text())
@@ -294,7 +294,7 @@ def fingerprint(stepper: Stepper, plan: Plan, observables: Observables | None = 
 def compilations(
     stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
 ) -> tuple[Callable[[], Any] | None, ...]:
-    """Trace the programs of a run: calls that compile what is not compiled yet, see `Program.compilation`."""
+    """Trace the programs of a run; returns functions that compile what is not compiled yet (`Program.compilation`)."""
     begin, move = _arguments(stepper, plan, offset, observables)
     return start.compilation(1, *begin), segment.compilation(_repeats(plan), *move)
 
@@ -302,7 +302,7 @@ def compilations(
 def _arguments(
     stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Those of `start` and of `segment` in a run, by shapes where they are large."""
+    """The arguments of `start` and of `segment` in a run; large arrays are replaced by their shapes."""
     static, sharded = _laid_out(plan)
     paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
     key = jax.ShapeDtypeStruct((2,), np.uint32)
@@ -315,7 +315,7 @@ def _arguments(
 
 
 def _laid_out(plan: Plan) -> tuple[CompileKey, NamedSharding]:
-    """What compiled code is specific to, and how paths lie on the devices."""
+    """The key of the compiled code, and how paths are distributed over the devices."""
     shape, axes = (plan.width, plan.parameter_shards), (PATHS, PARAMETERS)
     split = 2 if plan.parameter_shards > 1 else 1
     mesh = Mesh(np.array(plan.devices).reshape(shape[:split]), axes[:split])
@@ -325,18 +325,18 @@ def _laid_out(plan: Plan) -> tuple[CompileKey, NamedSharding]:
 
 
 def _joined(parts: list[Summary]) -> Summary:
-    """Records of one chunk, one after another."""
+    """Concatenate the records of one chunk."""
     return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
 
 
 def _restored(start: Carry, leaves: list[Any]) -> Carry:
-    """The carry with these leaves, laid out as the one at the start."""
+    """A carry with the given leaves, with the same sharding as `start`."""
     old, tree = jax.tree.flatten(start)
     return jax.tree.unflatten(tree, [jax.device_put(new, a.sharding) for a, new in zip(old, leaves, strict=True)])
 
 
 def _buffer(plan: Plan, dim: int) -> int:
-    """Records of one segment: a power of two, so that runs of other lengths need no compilation of their own."""
+    """Records of one segment: a power of two, so that runs of different lengths can share a compilation."""
     records = len(record_steps(plan.steps, plan.record_every))
     fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + plan.own_kept * dim)))
     longest = 1 << (min(fitting, _SEGMENT_RECORDS).bit_length() - 1)
@@ -344,7 +344,7 @@ def _buffer(plan: Plan, dim: int) -> int:
 
 
 def _repeats(plan: Plan) -> int:
-    """How often a run, or all those that share its programs, take the step that a device computes at once."""
+    """How often the compiled step is executed on the devices in total, by all runs that share the programs."""
     return plan.runs * plan.steps * plan.width * -(-len(plan.own) // plan.chunk)
 
 

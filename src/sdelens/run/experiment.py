@@ -1,4 +1,4 @@
-"""One run: what was checked and settled for it, its models one after another, and the dataset they make."""
+"""One run: its checked arguments, the execution of its models one after another, and the resulting dataset."""
 
 import json
 import os
@@ -56,22 +56,22 @@ Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """Arrays of a dataset with their dimensions."""
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Quantiles of the loss over paths that a result holds."""
+"""Levels of the quantiles of the loss over paths that a result contains."""
 
 _VERSIONS = ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything validated, ready to run.
+    """A run with all arguments validated.
 
     Attributes:
         case: problem, noise, optimizer and start.
-        models: by label.
+        models: models by label.
         plan: sizes and devices.
-        seed: of all randomness.
-        observables: what is recorded beside the loss.
-        group: the processes that run a share of the paths each.
+        seed: seed of all randomness.
+        observables: what is recorded in addition to the loss.
+        group: the processes, each of which runs a share of the paths.
     """
 
     case: Case
@@ -82,14 +82,14 @@ class Experiment:
     group: Group
 
     def stepper(self, model: Model) -> Stepper:
-        """What the ensemble runs for a model."""
+        """The stepper that the ensemble runs for a model."""
         return model.stepper(self.case)
 
 
 def prepare(
     problem: Any, noise: Any, optimizer: Any, models: Any, options: Options, bound: AbstractNoise | None = None
 ) -> Experiment:
-    """A user's arguments, checked, with the chunk settled; `bound` is the noise where that is bound already.
+    """Check a user's arguments and choose the chunk; `bound` is the noise if it is already bound to the problem.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
@@ -101,7 +101,7 @@ def prepare(
     _check_factorisations(case, plan)
     observables = observables_of(options.record.observables, case.problem, case.noise)
     experiment = Experiment(case, chosen, plan, seed, observables, current())
-    for model in chosen.values():  # what cannot be built is refused before anything runs
+    for model in chosen.values():  # raises an error for a model that cannot be built, before anything runs
         experiment.stepper(model)
     if options.execution.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
@@ -110,7 +110,7 @@ def prepare(
 
 
 def _check_factorisations(case: Case, plan: Plan) -> None:
-    """Refuse several CPU devices where LAPACK would be called on each: they can wait for one another without end."""
+    """Refuse several CPU devices if each would call LAPACK: they can wait for one another forever."""
     if len(plan.devices) == 1 or plan.devices[0].platform != "cpu" or not isinstance(case.optimizer, FromOptax):
         return
     called = case.optimizer.factorisations(case.problem.layout)
@@ -122,7 +122,7 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
 
 
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
-    """Run all models, going on from checkpoints if there are any."""
+    """Run all models, continuing from checkpoints if there are any."""
     devices = agreed_devices(experiment, partial(identity, experiment), checkpoints)
     if checkpoints is not None:
         checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
@@ -140,7 +140,7 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
 
 
 def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
-    """Steps of this process's paths of all models, and how many of them are done; sizes are the same for all."""
+    """Path-steps of this process over all models, and how many are done; all experiments have the same sizes."""
     plan, models = experiments[0].plan, experiments[0].models
     own = len(plan.own)
     done = 0
@@ -152,16 +152,16 @@ def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) 
 def simulated(
     experiment: Experiment, report: Callable[[int, str], None], checkpoints: Checkpoints | None, name: str = ""
 ) -> Iterator[tuple[str, tuple[Summary, float]]]:
-    """Run one model after another, as far as they are not saved already: label, summary and wall time in s.
+    """Run the models that are not saved yet, one after another: yields label, summary and wall time in s.
 
     Args:
         experiment: what to run.
-        report: is told of progress.
-        checkpoints: where to go on from and to save.
-        name: of the experiment among several with the same checkpoints.
+        report: called with the progress.
+        checkpoints: where to resume from and where to save.
+        name: name of the experiment among several that share the checkpoints.
 
     Raises:
-        ValueError: if the loss at the start is not what it was when the code was compiled.
+        ValueError: if the loss at the start differs from its value when the code was compiled.
     """
 
     def tick(done: int, label: str) -> None:
@@ -179,7 +179,7 @@ def simulated(
     )
     start_loss = experiment.case.start_loss()
     with compiled_ahead(ahead) as wait:
-        import xarray  # noqa: F401  (what the result is made with is loaded while programs compile)
+        import xarray  # noqa: F401  (needed for the result; imported here while programs compile)
 
         for label, model in experiment.models.items():
             full = names[label]
@@ -210,7 +210,8 @@ def simulated(
 
 def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
     mean = summary.overall()[0]
-    # Rounding differs between the two; only what matters against the losses of the run tells a changed loss.
+    # Rounding differs between the two values; only a difference that is large compared with the losses of the run
+    # shows that the loss function has changed.
     if start_loss is not None and not np.isclose(mean[0], start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
         raise ValueError(
             f"loss: is {start_loss:.6g} at the start now, but {mean[0]:.6g} in the compiled run. It must depend "
@@ -220,7 +221,7 @@ def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
 
 
 def divergence_warnings(experiment: Experiment, parts: Parts) -> list[str]:
-    """A complaint for every model of which paths diverged."""
+    """A warning text for every model with diverged paths."""
     plan, found = experiment.plan, []
     for label, (summary, _) in parts.items():
         lost = int(plan.paths - summary.paths[-1])
@@ -235,7 +236,7 @@ def divergence_warnings(experiment: Experiment, parts: Parts) -> list[str]:
 
 
 def infimum_warnings(experiment: Experiment, parts: Parts) -> list[str]:
-    """A complaint for every model whose mean loss falls below the infimum."""
+    """A warning text for every model whose mean loss falls below the infimum."""
     infimum, found = experiment.case.problem.infimum, []
     for label, (summary, _) in parts.items():
         mean = summary.overall()[0]
@@ -248,7 +249,7 @@ def infimum_warnings(experiment: Experiment, parts: Parts) -> list[str]:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """What tells a run from others, but for its code: its description, sizes, devices, versions and numbers."""
+    """The identity of a run, except for its code: description, sizes, devices, versions and numerical values."""
     attrs = attributes(experiment, {}, len(experiment.plan.devices))
     parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
     found: dict[str, Any] = {part: json.loads(attrs[part]) for part in parts}
@@ -259,7 +260,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def code_of(experiment: Experiment) -> dict[str, str]:
-    """A hash of every model's code, as it is traced."""
+    """A hash of every model's traced code."""
     plan, observables = experiment.plan, experiment.observables
     return {label: fingerprint(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
 
@@ -267,15 +268,15 @@ def code_of(experiment: Experiment) -> dict[str, str]:
 def agreed_devices(
     experiment: Experiment, identified: Callable[[], dict[str, Any]], checkpoints: Checkpoints | None
 ) -> int:
-    """Devices of all processes, which are about to run the same.
+    """Check that all processes are about to run the same thing, and return their total number of devices.
 
     Args:
-        experiment: what this one runs, or the first of what it does.
-        identified: what tells that from other runs, but for its code.
-        checkpoints: whether it saves, if not None.
+        experiment: the experiment of this process, or its first one.
+        identified: returns the identity of the run, except for its code.
+        checkpoints: the checkpoints of this process; None if it saves none.
 
     Raises:
-        ValueError: naming what differs between them.
+        ValueError: naming what differs between the processes.
     """
     group, count = experiment.group, len(experiment.plan.devices)
     if group.count == 1:
@@ -351,14 +352,14 @@ def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str
 
 
 def dataset_of(variables: Variables, coordinates: dict[str, Any], attrs: dict[str, Any]) -> "xr.Dataset":
-    """The dataset, with xarray imported only now."""
+    """The dataset; xarray is imported only here."""
     import xarray as xr
 
     return xr.Dataset(variables, coordinates, attrs)
 
 
 def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, Any]:
-    """Attributes of the dataset, run on `count` devices; models that were not run yet have taken 0 s."""
+    """Attributes of the dataset of a run on `count` devices; the wall time of models not yet run is 0 s."""
     group, plan, devices = experiment.group, experiment.plan, experiment.plan.devices
     coarse = coarse_of(experiment.models)
     models = {

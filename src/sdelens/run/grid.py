@@ -1,4 +1,4 @@
-"""A grid of runs: its values, a checked experiment for every point, and the dataset of them all."""
+"""A grid of runs: its values, a checked experiment for every point, and the dataset of all points."""
 
 import itertools
 import json
@@ -43,16 +43,16 @@ __all__ = ["Grid", "grid_of", "run_grid"]
 
 _ROOTS = ("problem", "noise")
 _LONGEST = 64
-"""Numbers of an array that a label writes out; NetCDF attributes are short."""
+"""Arrays with more numbers than this are not written out in attributes; NetCDF attributes are short."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything validated, ready to run.
+    """A sweep with all arguments validated.
 
     Attributes:
         over: values by key.
-        experiments: one for every point, the last key fastest.
+        experiments: one for every point; the last key varies fastest.
     """
 
     over: dict[str, list[Any]]
@@ -60,12 +60,12 @@ class Grid:
 
     @property
     def names(self) -> list[str]:
-        """What messages call the points."""
+        """Names of the points in messages."""
         written = [[(key, label) for label in _labels(values)] for key, values in self.over.items()]
         return [point_label(dict(point)) for point in itertools.product(*written)]
 
     def programs(self) -> dict[Any, tuple[Experiment, Stepper]]:
-        """What is compiled: the first stepper of every structure, with its experiment."""
+        """What is compiled: the first stepper of each distinct structure, with its experiment."""
         found: dict[Any, tuple[Experiment, Stepper]] = {}
         for experiment in self.experiments:
             for model in experiment.models.values():
@@ -76,7 +76,7 @@ class Grid:
 
 
 def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, options: Options) -> Grid:
-    """A user's arguments, checked at every point.
+    """Check a user's arguments at every point.
 
     Raises:
         ValueError, TypeError: naming the key, the value and what is wrong with it.
@@ -86,7 +86,7 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
     known = [f"{root}.{name}" if root else name for root, spec in roots.items() for name in field_names(spec)]
     values = _checked_values(over, known)
     grid = Grid(values, [])
-    made: dict[Any, Any] = {}  # points of one problem and noise share them, and the law bound to the problem
+    made: dict[Any, Any] = {}  # points with equal problem and noise share the objects and the bound noise
     for index, name in zip(np.ndindex(*map(len, values.values())), grid.names, strict=True):
         changes: dict[str, dict[str, tuple[int, Any]]] = {root: {} for root in roots}
         for (key, theirs), i in zip(values.items(), index, strict=True):
@@ -111,12 +111,12 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
         raise ValueError(
             f"over: makes problems of {' and '.join(map(str, dims))} coordinates; sweep each number of them by itself."
         )
-    count = len(grid.experiments)  # all points share their programs, so that compiling them well pays sooner
+    count = len(grid.experiments)  # all points share their programs, so more time for compiling them pays off
     return Grid(values, [replace(e, plan=e.plan._replace(runs=count)) for e in grid.experiments])
 
 
 def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
-    """Values by key, each a list of different ones."""
+    """Check `over` and return the values by key, each a list of distinct values."""
     if not isinstance(over, Mapping) or not over:
         raise TypeError(f"over: got {over!r}; give values by name, for example {{'lr': [1e-3, 1e-2]}}.")
     found = {}
@@ -137,7 +137,7 @@ def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
 
 
 def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None) -> "xr.Dataset":
-    """Run every point, going on from checkpoints if there are any."""
+    """Run every point, continuing from checkpoints if there are any."""
     shape = tuple(len(values) for values in grid.over.values())
     first = grid.experiments[0]
     devices = agreed_devices(first, partial(_identity, grid), checkpoints)
@@ -193,7 +193,7 @@ def _warn(grid: Grid, diverged: list[str], others: list[str]) -> None:
 
 
 def _identity(grid: Grid) -> dict[str, Any]:
-    """What tells a sweep from others: that of its first point, its values, and the numbers of all points."""
+    """The identity of a sweep: that of its first point, its values, and the numerical values of all points."""
     found = identity(grid.experiments[0])
     known: dict[int, str] = {}
 
@@ -212,13 +212,13 @@ def _identity(grid: Grid) -> dict[str, Any]:
 
 
 def _code(grid: Grid) -> str:
-    """A hash of the code of all models, as it is traced."""
+    """A hash of the traced code of all models."""
     code = [fingerprint(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
     return digest((), json.dumps(code))
 
 
 def _coordinates(grid: Grid) -> dict[str, np.ndarray]:
-    """The values of every key where they are numbers or words, else their indices."""
+    """The values of every key if they are numbers or strings, otherwise their indices."""
     return {key: np.array(vs) if _is_label(vs) else np.arange(len(vs)) for key, vs in grid.over.items()}
 
 
@@ -234,13 +234,13 @@ def _labels(values: list[Any]) -> list[str]:
 
 
 def _plain(value: Any, longest: int | None = None) -> Any:
-    """A value as JSON types; arrays longer than `longest` by their shape."""
+    """A value as JSON types; arrays with more than `longest` numbers are described by their shape."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "describe"):
         try:
             return value.describe()
-        except TypeError:  # a covariance, before it meets a problem
+        except TypeError:  # a covariance that is not bound to a problem yet
             return {"name": type(value).__name__, "values": [_plain(leaf, longest) for leaf in jax.tree.leaves(value)]}
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value)]
     if callable(value) or not all(leaf.dtype.kind in "biuf" for leaf in leaves):

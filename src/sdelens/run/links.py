@@ -1,4 +1,4 @@
-"""Connections between processes: process 0 takes one from every other, and frames of bytes go over them."""
+"""Connections between processes: every other process connects to process 0, and they exchange messages."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 
 class Link:
-    """One connection: frames of a kind, a head in JSON and a payload."""
+    """One connection, for messages that consist of a kind, a head in JSON and a payload."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket, self._sending = connection, threading.Lock()
@@ -29,7 +29,10 @@ class Link:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, kind: bytes, head: dict[str, Any], payload: bytes = b"", patience: float = -1.0) -> None:
-        """Send a message: its kind (a byte), a head as JSON, and bytes; wait so long for others under way."""
+        """Send a message: its kind (a byte), a head as JSON, and bytes.
+
+        If another message is being sent, wait up to `patience` seconds for it; a negative `patience` waits forever.
+        """
         text = json.dumps(head).encode()
         if not self._sending.acquire(timeout=patience):
             raise TimeoutError("a message is still under way")
@@ -41,16 +44,16 @@ class Link:
             self._sending.release()
 
     def beat(self) -> None:
-        """Show that this process lives, unless a message under way does."""
+        """Send a heartbeat, unless a message is being sent, which serves the same purpose."""
         if self._sending.acquire(blocking=False):
             try:
-                with contextlib.suppress(OSError):  # full: the other does not read; gone: the listener will tell
+                with contextlib.suppress(OSError):  # buffer full, or connection closed, which the listener notices
                     self._socket.send(_BEAT, getattr(socket, "MSG_DONTWAIT", 0))
             finally:
                 self._sending.release()
 
     def receive(self, longest: int | None = None) -> tuple[bytes, dict[str, Any], bytes]:
-        """The next message, signs of life skipped; one longer than `longest` is refused."""
+        """The next message, skipping heartbeats; a message longer than `longest` raises an error."""
         while (kind := self._read(1)) == _BEAT:
             pass
         length, size = _HEAD.unpack(self._read(_HEAD.size))
@@ -69,10 +72,10 @@ class Link:
         return bytes(data)
 
     def greet(self) -> None:
-        """Exchange the words by which each end knows the other for one of ours.
+        """Exchange the greeting by which each end recognises a process of this library.
 
         Raises:
-            ValueError: if the other is none.
+            ValueError: if the other end is not one.
         """
         self._socket.settimeout(_GREETING_SECONDS)
         self._socket.sendall(_MAGIC)
@@ -80,7 +83,7 @@ class Link:
             raise ValueError("not one of ours")
 
     def patient(self, seconds: float | None) -> None:
-        """Wait no longer than this for what is to be read; None waits for ever."""
+        """Set the timeout of reads in seconds; None waits forever."""
         self._socket.settimeout(seconds)
 
     def gone(self) -> bool:
@@ -93,7 +96,7 @@ class Link:
             return True
 
     def close(self) -> None:
-        """End the connection, both ways."""
+        """Close the connection in both directions."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -108,7 +111,7 @@ def address_of(coordinator: Any) -> tuple[str, int]:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that takes connections at the port: of this machine alone if the host is a name of its own for that."""
+    """A socket that accepts connections at the port; from this machine only, if the host is a loopback address."""
     own = host == "localhost" or host.startswith("127.") or host == "::1"
     try:
         if own:
@@ -123,11 +126,11 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def gathered(server: socket.socket, count: int, timeout: float) -> dict[int, Link]:
-    """The connections of all other processes, as process 0, once every one is there.
+    """Wait, as process 0, until all other processes have connected, and return their connections.
 
     Raises:
-        ValueError: if a process was told another number of processes.
-        OSError: naming those that have not come in time.
+        ValueError: if a process was started with a different number of processes.
+        OSError: naming the processes that did not connect in time.
     """
     deadline, links = time.monotonic() + timeout, dict[int, Link]()
     with server:
@@ -151,13 +154,13 @@ def gathered(server: socket.socket, count: int, timeout: float) -> dict[int, Lin
             raise
     for link in links.values():
         link.patient(None)
-        with contextlib.suppress(OSError):  # gone already: who listens to it will be told
+        with contextlib.suppress(OSError):  # already closed: the thread that listens to it will notice
             link.send(_WELCOME, {})
     return links
 
 
 def _admit(connection: socket.socket, count: int, links: dict[int, Link]) -> None:
-    """Take up a process that has called, or send away what is none, or a second one of its number."""
+    """Accept a connecting process; refuse anything else, and a second process with the same number."""
     link = Link(connection)
     try:
         link.greet()
@@ -184,10 +187,10 @@ def _admit(connection: socket.socket, count: int, links: dict[int, Link]) -> Non
 
 
 def reached(host: str, port: int, count: int, index: int, deadline: float, timeout: float) -> Link:
-    """The connection to process 0, once it has heard of all.
+    """Connect to process 0 and wait until all processes have connected to it.
 
     Raises:
-        OSError: if it cannot be reached in time, or does not let this process in.
+        OSError: if process 0 cannot be reached in time, or refuses this process.
     """
     reason = "no answer"
     while (left := deadline - time.monotonic()) > 0:
@@ -215,6 +218,6 @@ def reached(host: str, port: int, count: int, index: int, deadline: float, timeo
 
 
 def in_a_line(error: BaseException) -> str:
-    """What an error says, as one sentence without breaks."""
+    """The message of an error as one sentence without line breaks."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if text.endswith(".") else text + "."

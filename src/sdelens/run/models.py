@@ -28,44 +28,47 @@ _BROWNIAN = {"gaussian": "brownian", "rademacher": "rademacher"}
 
 
 def models_of(optimizer: Optimizer) -> list[str]:
-    """Names of the models of an optimizer: itself, its SDEs in closed form if there are any, and the empirical one."""
+    """Names of the models of an optimizer: the optimizer, its closed-form SDEs if there are any, the empirical SDE."""
     return ["optimizer", *sdes_of(optimizer), "empirical"]
 
 
 class Model(abc.ABC):
-    """What runs beside the others of a comparison."""
+    """A model that can be run in a comparison."""
 
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """Which model it is: one of `models_of`, or the name of the user's own function."""
+        """Name of the model: one of `models_of`, or the name of the user's function."""
 
     @property
     @abc.abstractmethod
     def stream(self) -> str:
-        """Models of one stream share their random numbers: SDEs at equal substeps their Brownian motion."""
+        """Name of the stream of random numbers; models with the same stream share them.
+
+        SDEs with the same number of substeps thus share their Brownian motion.
+        """
 
     @abc.abstractmethod
     def stepper(self, case: Case) -> Stepper:
-        """What advances its paths by one optimizer step."""
+        """The stepper that advances paths of the model by one optimizer step."""
 
     @property
     def label(self) -> str:
-        """The name, and every option that is not the default."""
+        """The name, and every option that differs from its default."""
         return ", ".join([self.name, *self._details()])
 
     def _details(self) -> list[str]:
         return []
 
     def settings(self) -> dict[str, Any]:
-        """Name and options, JSON types only."""
+        """Name and options, as JSON types."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sde"}  # type: ignore[arg-type]
         given = {key: value for key, value in options.items() if value is not None}
         return {"model": self.name, **given, **({} if isinstance(getattr(self, "sde", ""), str) else _NOT_RERUNNABLE)}
 
 
 Models = Sequence[str | Model | Builder] | Mapping[str, str | Model | Builder] | None
-"""What stands for models: names, objects and SDEs of the user's own, in a list or by label; None for the default."""
+"""How users specify models: names, objects and user-defined SDEs, in a list or by label; None for the default."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,16 @@ class ClosedForm(Model):
     """An SDE with drift and diffusion in closed form, and how it is integrated.
 
     Args:
-        sde: ``"sde"`` (of the paper, or of the same kind), ``"malladi2022"`` (RMSprop and Adam), ``"second-order"``
-            (SGD, RMSprop and Adam), or your own: a subclass of `OptimizerSDE`, or a function from problem, noise and
-            optimizer to an `SDE`.
+        sde: ``"sde"`` (from the paper, or of the same kind), ``"malladi2022"`` (RMSprop and Adam), ``"second-order"``
+            (SGD, RMSprop and Adam), or an SDE that you define: a subclass of `OptimizerSDE`, or a function from
+            problem, noise and optimizer to an `SDE`.
         integrator: ``"sequential"`` (V, then M, then X, each with the newest values) or ``"euler"``; see
             `sdelens.integrate`.
         substeps: integration steps per optimizer step.
-        increments: of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order and faster).
-        bias_correction: of Adam's SDEs alone: ``"discrete"`` (1 − βᵏ⁺¹, the default) or ``"exponential"`` (the
-            paper's).
+        increments: increments of Brownian motion: ``"gaussian"``, or ``"rademacher"`` (±√Δt, of the same weak order
+            and faster).
+        bias_correction: only for Adam's SDEs: ``"discrete"`` (1 − βᵏ⁺¹, the default) or ``"exponential"`` (as in the
+            paper).
 
     Raises:
         ValueError, TypeError: naming the option.
@@ -146,16 +150,16 @@ class ClosedForm(Model):
 
 @dataclass(frozen=True)
 class Empirical(Model):
-    """An SDE whose coefficients come from the optimizer's own update; it exists for every optimizer.
+    """An SDE whose coefficients are computed from the optimizer's update; it exists for every optimizer.
 
     Args:
-        samples: updates per step from which the coefficients are estimated, 2 or more.
-        coefficients: ``"sampled"``, or ``"quadrature"``: no sampling error, for coordinate-wise optimizers under
-            independent noise.
+        samples: number of updates per step from which the coefficients are estimated, at least 2.
+        coefficients: ``"sampled"``, or ``"quadrature"``, which has no sampling error but requires a coordinate-wise
+            optimizer and independent noise.
         accumulators: the noise of sums and means of squares: ``"lognormal"``, ``"update"`` or ``"drift"`` (none); see
             `sdelens.integrate.empirical`.
         substeps: integration steps per optimizer step.
-        increments: of Brownian motion, as in `ClosedForm`.
+        increments: increments of Brownian motion, as in `ClosedForm`.
 
     Raises:
         ValueError, TypeError: naming the option.
@@ -213,12 +217,12 @@ def chosen_models(optimizer: Optimizer, models: Any, where: str = "models") -> d
     """The models to run by label: the default ones, or those that are given.
 
     Args:
-        optimizer: whose models.
+        optimizer: the optimizer whose models are chosen.
         models: None, a sequence of names and objects, or a mapping from labels to them.
         where: name of the argument, for messages.
 
     Raises:
-        ValueError, TypeError: naming what is not known, with what is.
+        ValueError, TypeError: naming what is unknown, and the known models.
     """
     known = models_of(optimizer)
     if models is None:
@@ -246,7 +250,7 @@ def chosen_models(optimizer: Optimizer, models: Any, where: str = "models") -> d
 
 
 def _model(given: Any, where: str) -> Model:
-    """A name, an object or a function of the user's own as a model."""
+    """Convert a name, an object or a user-defined function to a model."""
     if isinstance(given, Model):
         return given
     if isinstance(given, str):
@@ -277,7 +281,7 @@ def _check_exists(model: Model, optimizer: Optimizer, known: list[str], where: s
 
 
 def coarse_of(models: Mapping[str, Model]) -> dict[str, str]:
-    """Labels of models with substeps, and of the same model with one substep beside each, where there is one."""
+    """Labels of models with several substeps, mapped to the label of the same model with one substep, if it exists."""
     found: dict[str, str] = {}
     for label, model in models.items():
         if isinstance(model, ClosedForm | Empirical) and model.substeps > 1:

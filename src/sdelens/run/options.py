@@ -1,4 +1,4 @@
-"""What a run is to do: its sizes, what is recorded, where and how it is run; without JAX, for the shell reads it."""
+"""Options of a run: sizes, recording and execution. This module does not import JAX, because the shell reads it."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ __all__ = ["Execution", "Options", "Record"]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is kept of a run beside the loss at every step.
+    """What a run records in addition to the loss at every step.
 
     Args:
         every: steps between records; the start and the last step are always recorded.
-        keep_paths: number of paths per model whose whole course is kept, as ``path_x``.
-        observables: what to record beside the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
-            ``"noise_trace"`` (tr Σ) and the problem's own metrics (networks: ``"accuracy"``); or a mapping that also
-            has functions of your own, from the parameters (your pytree) to a number, and None for the names above:
+        keep_paths: number of paths per model whose full trajectory is stored, as ``path_x``.
+        observables: what to record in addition to the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
+            ``"noise_trace"`` (tr Σ) and the problem's metrics (networks: ``"accuracy"``); or a mapping that can also
+            contain your functions, from the parameters (your pytree) to a number, with None for the names above:
             ``{"norm": None, "top": lambda p: p["w"].max()}``.
-        marginals: coordinates whose law at the end is kept, by index, or how many evenly spread ones;
-            `Result.distances` compares them.
+        marginals: coordinates whose values at the end are stored for every path: their indices, or a number of evenly
+            spaced coordinates; `Result.distances` compares their distributions.
 
     Raises:
         ValueError, TypeError: naming the option.
@@ -43,20 +43,21 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where a run happens, how it reports, and how it is saved; numbers depend on it by rounding only.
+    """Where a run executes, how it shows progress and how it is saved; it affects results only through rounding.
 
     Args:
-        chunk: paths that are simulated at once, by default as many as keep their states near 1 GiB, on a CPU near
-            64 MiB.
-        devices: how many or which devices of this process, by default all.
-        parameter_shards: over how many of them the parameters and accumulators of each path are split, for models that
-            one device does not hold; the others split the paths.
-        progress: show a bar, or a line every 10 s where standard error is no terminal; by default if it is one.
-        checkpoint: folder for checkpoints, removed at the end, or what `keep_checkpoints` yields; a run that is killed
-            can be resumed from there, to the same bits.
-        checkpoint_every: optimizer steps from one checkpoint to the next, of each chunk of paths; by default every
-            30 s, or less often where writing would take more than 2 % of the time.
-        resume: continue from the checkpoint in that folder; where there is none, start from the beginning.
+        chunk: number of paths that are simulated at once; by default as many as fit into about 1 GiB with their states,
+            on a CPU into about 64 MiB.
+        devices: number or list of the devices of this process to use, by default all.
+        parameter_shards: number of devices over which the parameters and accumulators of each path are split, for
+            models that do not fit on one device; the paths are split over groups of that many devices.
+        progress: show a progress bar, or a line every 10 s if standard error is not a terminal; by default only if it
+            is a terminal.
+        checkpoint: folder for checkpoints, removed at the end, or the object that `keep_checkpoints` yields; a run that
+            is killed can be resumed from there, with bit-identical results.
+        checkpoint_every: optimizer steps of each chunk of paths between two checkpoints; by default one every 30 s, or
+            less often if writing would take more than 2 % of the time.
+        resume: continue from the checkpoint in that folder; if there is none, start from the beginning.
 
     Raises:
         ValueError, TypeError: naming the option.
@@ -78,15 +79,15 @@ class Execution:
 
 @dataclass(frozen=True, init=False)
 class Options:
-    """The options that all runs share, as given.
+    """The options that all runs share, as the caller passed them.
 
     Attributes:
         steps: optimizer steps.
         paths: independent paths per model.
         seed: seed of all randomness.
         start: where paths start; see `sdelens.compare`.
-        record: what is kept; None is the default `Record`.
-        execution: where and how it runs; None is the default `Execution`.
+        record: what is recorded; None is the default `Record`.
+        execution: where and how the run executes; None is the default `Execution`.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""The plan of a run: the options that were given, checked against the problem, the devices and the processes."""
+"""The plan of a run: its options, checked against the problem, the devices and the processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["checked_seed", "plan_of"]
 
 
 def plan_of(options: Options, dim: int) -> Plan:
-    """The plan of the run of a problem with `dim` coordinates, checked; its chunk is still to be settled.
+    """The checked plan of a run on a problem with `dim` coordinates; its default chunk is chosen later by `prepare`.
 
     Raises:
         ValueError, TypeError: naming the option out of range.
@@ -59,7 +59,7 @@ def checked_seed(options: Options) -> int:
 
 
 def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
-    """The coordinates whose law at the end is kept: those given, or so many evenly spread."""
+    """The coordinates whose values at the end are stored: the given indices, or a number of evenly spaced ones."""
     if wanted is None:
         return ()
     if isinstance(wanted, str):
@@ -78,7 +78,7 @@ def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
 
 
 def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
-    """The devices to shard over: all of this process, the first few, or those given."""
+    """The devices to shard over: all devices of this process, the first few, or those that were passed."""
     found = tuple(jax.local_devices())
     if wanted is None:
         return found

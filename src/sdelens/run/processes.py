@@ -1,12 +1,14 @@
-"""Several processes that share a run: who they are, values joined over all of them, and the loss of one noticed.
+"""Several processes that share a run: their group, values combined over all of them, and detection of lost processes.
 
-Process 0 listens on one port, and every other process holds one connection to it. What goes over them is bytes with a
-description in JSON; nothing is executed. A process that dies closes its connection, one whose machine dies falls
-silent, and one that fails says so: process 0 tells the rest, and what they wait for ends with an error that names it.
+Process 0 listens on one port, and every other process has one connection to it. The messages are bytes with a
+description in JSON; nothing received is executed. If a process dies, its connection closes; if its machine dies, its
+heartbeats stop; if it fails, it sends a message. Process 0 informs the others, and their waiting calls raise an error
+that names the process.
 
-The key-value store of `jax.distributed` would do for the values, but not for losses: when its coordinator dies, or a
-process does not arrive, JAX aborts every process from C++ (seen in 0.10), which no Python code can turn into an error.
-Where a program has called `jax.distributed.initialize`, its processes find one another through that store.
+The key-value store of `jax.distributed` would suffice for the values, but not for detecting lost processes: if its
+coordinator dies, or a process does not arrive, JAX aborts every process from C++ (seen in 0.10), which no Python code
+can turn into an error. If a program has called `jax.distributed.initialize`, its processes find one another through
+that store.
 """
 
 import atexit
@@ -24,7 +26,7 @@ from sdelens.run.links import BYE, FAILED, JOINED, VALUE, Link, address_of, gath
 __all__ = ["ALONE", "Group", "ProcessError", "current", "join_processes"]
 
 EXIT_STATUS = 3
-"""Of a shell command that ends because another process is lost or failed."""
+"""Exit status of a shell command that ends because another process is lost or has failed."""
 
 _BEAT_SECONDS, _SILENT_SECONDS = 2.0, 25.0
 _MOST_PROCESSES = 4096
@@ -36,14 +38,14 @@ class ProcessError(RuntimeError):
 
 
 class Group:
-    """The processes of a run, as one of them sees it.
+    """The processes of a run, from the point of view of one of them.
 
     Args:
-        index: of this process.
-        count: of all.
-        links: connections by process: of process 0 to all others, of the others to process 0.
-        exit_after: seconds after which a process that another one's end has not stopped yet ends at once, as it must
-            in the shell, where it may stand in a compilation; None: never.
+        index: number of this process.
+        count: number of all processes.
+        links: connections by process: process 0 has one to every other process, the others have one to process 0.
+        exit_after: seconds after the end of another process until this one is terminated if it is still running; the
+            shell needs this because the process may be in the middle of a compilation. None: never.
     """
 
     def __init__(
@@ -65,12 +67,12 @@ class Group:
             atexit.register(self.leave)
 
     def share(self, total: int) -> tuple[int, int]:
-        """First and end of the part of 0, …, total − 1 that is this process's."""
+        """First index and end (exclusive) of the part of 0, …, total − 1 that belongs to this process."""
         return self.index * total // self.count, (self.index + 1) * total // self.count
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """A run that all processes enter alike; what fails in one of them ends it in all.
+        """Context of a run that all processes enter in the same order; an error in one of them ends it in all.
 
         Raises:
             ProcessError: if another process is lost or fails.
@@ -92,20 +94,23 @@ class Group:
             self._depth -= 1
 
     def check(self) -> None:
-        """Raise if another process is lost or has failed.
+        """Raise an error if another process is lost or has failed.
 
         Raises:
-            ProcessError: naming it.
+            ProcessError: naming the process.
         """
         found = self._lost or self._failures.get(self._round)
         if found is not None:
             raise ProcessError(found)
 
     def combine(self, label: str, value: bytes, join: Callable[[list[bytes]], bytes]) -> bytes:
-        """What process 0 makes of every process's value, in their order; all call this alike, inside `run`.
+        """Apply `join` in process 0 to the values of all processes, in their order, and return its result in all.
+
+        All processes make the same calls in the same order, inside `run`.
 
         Raises:
-            ProcessError: if another process is lost or fails, or calls for something else.
+            ProcessError: if another process is lost, fails, or has ended.
+            ValueError: if another process is at a call with another label.
         """
         if self.count == 1:
             return join([value])
@@ -119,15 +124,15 @@ class Group:
         return result
 
     def wait(self, label: str) -> None:
-        """Wait until all processes are here.
+        """Wait until all processes have reached this call.
 
         Raises:
-            ProcessError: as `combine`.
+            ProcessError, ValueError: as `combine`.
         """
         self.combine(label, b"", lambda _: b"")
 
     def leave(self) -> None:
-        """End well: the others do not take this process for lost from now on."""
+        """Announce a regular end, so that the other processes do not count this one as lost."""
         self._tell(BYE, {})
 
     def _awaited(self, key: tuple[int, int, int], label: str) -> bytes:
@@ -154,7 +159,7 @@ class Group:
             raise ProcessError(f"process {peer} of {self.count} cannot be reached: {error}") from error
 
     def _tell(self, kind: bytes, head: dict[str, Any], but: int | None = None) -> None:
-        """Send to all that are there, whether they take it or not."""
+        """Send to all processes that are still connected, ignoring errors."""
         for peer, link in self._links.items():
             if peer not in (but, *self._left):
                 with contextlib.suppress(OSError):
@@ -178,7 +183,7 @@ class Group:
                 self._lose(peer, "its connection broke off")
 
     def _hear(self, head: dict[str, Any], peer: int) -> None:
-        """Take note of a failure or a loss, and, as process 0, tell the rest."""
+        """Record the failure or loss of a process; process 0 also informs the other processes."""
         with self._news:
             if head["round"] is None:
                 self._lost = self._lost or head["why"]
@@ -202,7 +207,7 @@ class Group:
         self._hear({"process": peer, "round": None, "why": text}, peer)
 
     def _limit(self) -> None:
-        """End this process in a while, if it does not end by itself."""
+        """Terminate this process after `exit_after` seconds if it does not end by itself."""
         if self._exit_after is None:
             return
 
@@ -221,7 +226,7 @@ class Group:
         while self._lost is None:
             time.sleep(_BEAT_SECONDS)
             before, woken = woken, time.monotonic()
-            if woken - before > _SILENT_SECONDS / 2:  # it is this process that stood still: hear the others first
+            if woken - before > _SILENT_SECONDS / 2:  # this process itself was suspended: first receive messages
                 continue
             for peer, link in self._links.items():
                 if peer in self._left:
@@ -236,11 +241,11 @@ class Group:
 ALONE = Group(0, 1)
 """The group of a process without others."""
 
-_joined = ALONE  # as of `jax.distributed`, there is one to a program
+_joined = ALONE  # one group per program, as with `jax.distributed`
 
 
 def current() -> Group:
-    """The processes that have joined: by `join_processes`, by `jax.distributed.initialize`, or this one alone."""
+    """The group joined by `join_processes` or `jax.distributed.initialize`, or this process alone."""
     global _joined  # noqa: PLW0603
     distributed = sys.modules.get("jax._src.distributed")
     if _joined is ALONE and distributed is not None:
@@ -257,26 +262,26 @@ def join_processes(
     *,
     timeout: float = 300.0,
 ) -> int:
-    """Divide the paths of every run from now on over several processes, on one machine or many.
+    """Divide the paths of every subsequent run over several processes, on one or several machines.
 
     Every process calls this, and then the same `compare`, `simulate`, `sweep` or `weak_order`. Each runs its share of
-    the paths on its own devices; all get the same result. When one is lost or fails, the runs of the others raise
-    `RuntimeError`, which names it, within a minute (after the step of a compilation or a segment that they stand in).
+    the paths on its devices; all get the same result. If one process is lost or fails, the runs of the others raise a
+    `RuntimeError` that names it within a minute (after the compilation or segment that they are executing).
 
     Args:
-        coordinator: host and port at which process 0 listens and the others reach it, ``"node1:5555"``; or ``"auto"``:
-            whatever `jax.distributed.initialize` finds out under Slurm, Open MPI or Kubernetes.
-        num_processes: how many there are.
-        process_id: which of them this one is, from 0.
-        timeout: seconds to wait for all to arrive.
+        coordinator: host and port at which process 0 listens and the others reach it, ``"node1:5555"``; or ``"auto"``,
+            to use what `jax.distributed.initialize` detects under Slurm, Open MPI or Kubernetes.
+        num_processes: number of processes.
+        process_id: number of this process, from 0.
+        timeout: seconds to wait until all processes have joined.
 
     Returns:
         The number of this process, from 0.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
-        OSError: if the port is taken, process 0 cannot be reached, or some processes do not arrive in time.
-        RuntimeError: if this process has joined others already.
+        OSError: if the port is in use, process 0 cannot be reached, or some processes do not arrive in time.
+        RuntimeError: if this process has already joined others.
     """
     return join(coordinator, num_processes, process_id, timeout, None)
 
@@ -288,7 +293,7 @@ def join(
     timeout: float,
     exit_after: float | None,
 ) -> int:
-    """`join_processes`, for a shell that ends `exit_after` seconds after another process's end; None: it does not."""
+    """`join_processes` with `exit_after`, used by the shell; see `Group`."""
     global _joined  # noqa: PLW0603
     if _joined is not ALONE:
         raise RuntimeError(f"coordinator: this process has joined {_joined.count} processes already; do so once.")
@@ -318,7 +323,7 @@ def join(
 
 
 def _by_jax(timeout: float, exit_after: float | None) -> Group:
-    """The group that JAX makes out by itself; JAX's own service is left again, lest it abort this process."""
+    """The group that JAX detects; JAX's distributed service is shut down afterwards, as it could abort this process."""
     import jax
     from jax._src import distributed
 
@@ -329,14 +334,14 @@ def _by_jax(timeout: float, exit_after: float | None) -> Group:
             f"coordinator: is 'auto', but JAX finds no Slurm, Open MPI or Kubernetes around this process ({error}); "
             "give coordinator=host:port, num_processes and process_id."
         ) from error
-    jax.devices()  # made with all processes there
+    jax.devices()  # initialise the devices while all processes are connected
     group = _through_jax(distributed.global_state, exit_after, timeout)
     jax.distributed.shutdown()
     return group
 
 
 def _through_jax(state: Any, exit_after: float | None = None, timeout: float = 300.0) -> Group:
-    """The group of the processes of `jax.distributed`: process 0's address goes through its key-value store."""
+    """The group of the processes of `jax.distributed`, whose key-value store passes on the port of process 0."""
     index, count, client = state.process_id, state.num_processes, state.client
     if count == 1:
         return ALONE
@@ -344,7 +349,7 @@ def _through_jax(state: Any, exit_after: float | None = None, timeout: float = 3
     if index == 0:
         try:
             server = listening(host, port + 1)
-        except (OSError, OverflowError):  # taken, or there is none
+        except (OSError, OverflowError):  # the port is in use, or there is no such port
             server = listening(host, 0)
         client.key_value_set(_KEY, str(server.getsockname()[1]))
         return Group(index, count, gathered(server, count, timeout), exit_after)

@@ -1,4 +1,4 @@
-"""The fields of specifications: which there are, and the same specification with other values in some of them."""
+"""Fields of specifications: their names, and copies of a specification with some values replaced."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ __all__ = ["field_names", "replaced"]
 
 
 def field_names(specification: Any) -> list[str]:
-    """What `replaced` can replace: arguments of the constructor, those of a specification within as ``outer.inner``."""
+    """What `replaced` can replace: constructor arguments, and those of nested specifications as ``outer.inner``."""
     names: list[str] = []
     for name, value in (_arguments(specification) or {}).items():
         if not (callable(value) or isinstance(value, tuple)) or isinstance(value, eqx.Module):
@@ -25,14 +25,14 @@ def field_names(specification: Any) -> list[str]:
 
 
 def replaced(specification: Any, changes: Mapping[str, Any]) -> Any:
-    """The specification with other values, through its own constructor, which checks them.
+    """A copy of the specification with some values replaced, made by its constructor, which checks the values.
 
     Args:
-        specification: an optimizer, a noise, a problem, or what one of them holds.
-        changes: values by name, one of `field_names`.
+        specification: an optimizer, a noise, a problem, or a specification nested in one of them.
+        changes: new values by name; the names are those of `field_names`.
 
     Raises:
-        ValueError, TypeError: of the constructor, naming the argument.
+        ValueError, TypeError: raised by the constructor, naming the argument.
     """
     own: dict[str, Any] = {}
     within: dict[str, dict[str, Any]] = {}
@@ -56,7 +56,7 @@ def replaced(specification: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _arguments(specification: Any) -> dict[str, Any] | None:
-    """The values of a constructor's arguments, None where not all can be had from the specification."""
+    """The values of a constructor's arguments, or None if they cannot all be read from the specification."""
     if isinstance(specification, FromOptax):
         return {"lr": specification.lr}
     found = {}

@@ -1,8 +1,8 @@
-"""What runs on the devices: paths at the start, and segments of a run, compiled once for every structure.
+"""The programs that run on the devices: initial states, and segments of a run, compiled once for every structure.
 
-Paths lie on the last axis of every array and are split over the mesh's axis of paths by `shard_map`; nothing passes
-between its devices. A second axis of the mesh, if there is one, splits the parameters of each path; there the compiler
-places what passes between devices.
+Paths are the last axis of every array and are split over the mesh's axis of paths by `shard_map`, without communication
+along that axis. A second axis of the mesh, if there is one, splits the parameters of each path; along it the compiler
+inserts the communication.
 """
 
 from functools import partial
@@ -27,10 +27,10 @@ PATHS, PARAMETERS = "paths", "parameters"
 
 
 class CompileKey(NamedTuple):
-    """What compiled code is specific to.
+    """The static properties that compiled code depends on.
 
     Attributes:
-        mesh: devices, over paths, or over paths and parameters.
+        mesh: mesh of the devices, with an axis of paths and possibly one of parameters.
         groups: number of groups of paths.
         thinned: whether some steps are not recorded.
         keep_paths: number of paths of a shard whose x is recorded.
@@ -43,12 +43,12 @@ class CompileKey(NamedTuple):
 
     @property
     def shards(self) -> int:
-        """Devices over which the parameters of one path are split."""
+        """Number of devices over which the parameters of one path are split."""
         return int(self.mesh.shape.get(PARAMETERS, 1))
 
 
 class RecordRange(NamedTuple):
-    """Records of one segment: `length` of them from record `done` on, of a run of `steps`."""
+    """The records of one segment: `length` records, starting with record `done`, of a run of `steps` steps."""
 
     done: Any
     length: Any
@@ -58,9 +58,9 @@ class RecordRange(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """Where all paths stand: their states, and which of them count.
+    """The current states of all paths, and which paths are alive.
 
-    Where parameters are split, the first axis of every leaf is filled up to a multiple of the devices.
+    If parameters are split, the first axis of every leaf is padded to a multiple of the number of devices.
     """
 
     state: Any
@@ -68,12 +68,12 @@ class Carry(NamedTuple):
 
 
 def initialised(stepper: Stepper, stream: Stream) -> Any:
-    """A function of its own, so that JAX knows it again and traces steppers of one structure once."""
+    """Call `stepper.init`; a module-level function, which JAX recognises, so it traces each stepper structure once."""
     return stepper.init(stream)
 
 
 def placed(carry: Carry, static: CompileKey) -> Carry:
-    """Shapes of a carry, each with how it lies on the devices."""
+    """Shapes of a carry, each with its sharding."""
 
     def shape(leaf: Any, spec: PartitionSpec) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(static.mesh, spec))
@@ -84,7 +84,7 @@ def placed(carry: Carry, static: CompileKey) -> Carry:
 
 
 def _started(stepper: Stepper, paths: Array, key: Array, total: Any, static: CompileKey) -> Carry:
-    """Every path at the start; paths beyond `total` fill up the devices and never count."""
+    """Initial states of all paths; paths with index `total` or above only fill up the devices and are never counted."""
     sharding = partial(NamedSharding, static.mesh)
 
     def spread(leaf: Array) -> Array:
@@ -99,7 +99,7 @@ def _started(stepper: Stepper, paths: Array, key: Array, total: Any, static: Com
 
 
 start = Program(_started, static_argnames=("static",))
-"""Every path at the start, with the arguments of `_started`."""
+"""Initial states of all paths, with the arguments of `_started`."""
 
 
 def _advanced(
@@ -112,10 +112,10 @@ def _advanced(
     static: CompileKey,
     buffer: int,
 ) -> tuple[Carry, StepStatistics]:
-    """Advance by the records of `span`; as many of the buffer's first entries are filled.
+    """Advance by the records of `span`; the first `span.length` entries of the buffer are filled.
 
-    Where ∇f costs more than a step besides, a record and the step after it share one, in one loop over steps; else the
-    loop over records evaluates it for itself, and none is kept.
+    If every step is recorded, or if ∇f is needed and dominates the cost of a step, one loop over steps evaluates ∇f
+    once for a record and the step after it. Otherwise a loop over records evaluates it separately for the record.
     """
     by_path = jax.tree.map(lambda a: PartitionSpec(*[None] * (a.ndim - 1), PATHS) if a.ndim else PartitionSpec(), carry)
     whole = jax.eval_shape(initialised, stepper, Stream(key, paths))
@@ -140,7 +140,8 @@ def _advanced(
 
         def record(carry: Carry, loss: Array, grad: Array) -> tuple[Array, StepStatistics]:
             x = stepper.position(carry.state)
-            # A coordinate that is not finite makes the sums so; one that overflows them is as good as diverged.
+            # If a coordinate is not finite, neither are the sums; a coordinate that makes them overflow counts as
+            # diverged too.
             square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
             alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x))
             return alive, observe(
@@ -162,7 +163,7 @@ def _advanced(
             carry, out = loop
             loss, grad = stepper.evaluate(stepper.position(carry.state))
             row = -(-k // every) - span.done
-            if static.thinned:  # what is not due is written to a row beyond the last
+            if static.thinned:  # steps that are not recorded are written to an extra row after the last
                 due = (k % every == 0) | (k == end)
                 alive, new = lax.cond(due, lambda: record(carry, loss, grad), lambda: (carry.alive, empty))
                 row = jnp.where(due, row, buffer)
@@ -220,13 +221,13 @@ def _spec(leaf: Array, static: CompileKey) -> PartitionSpec:
 
 
 def _padded(leaf: Array, static: CompileKey) -> Array:
-    """Filled up with zeros along the first axis, for arrays at rest have equal parts on all devices."""
+    """Pad with zeros along the first axis, because stored arrays must have equal parts on all devices."""
     missing = -leaf.shape[0] % static.shards if leaf.ndim > 1 else 0
     return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf
 
 
 def _held(leaf: Array, static: CompileKey) -> Array:
-    """Split over the axis of parameters, within a shard of paths."""
+    """Constrain a leaf to be split over the axis of parameters, within a shard of paths."""
     if static.shards == 1 or leaf.ndim < 2:
         return leaf
     own = PartitionSpec(PARAMETERS, *[None] * (leaf.ndim - 1))

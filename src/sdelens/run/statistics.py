@@ -1,8 +1,8 @@
-"""Statistics of an ensemble, reduced inside the scan: what is kept of thousands of paths at one recorded step.
+"""Statistics of an ensemble, reduced inside the loop over steps: what is stored at each recorded step.
 
 On the device `observe` reduces the paths of one shard; on the host `merge` joins shards and chunks in float64. Both
-work on counts, means and sums of squared deviations (Chan, Golub, LeVeque 1983), so that no order of joining loses
-digits.
+work on counts, means and sums of squared deviations (Chan, Golub, LeVeque 1983), so joining loses no digits in any
+order.
 """
 
 import functools
@@ -32,21 +32,22 @@ _MANTISSA_BITS = 6
 _EXPONENTS = (-32, 32)
 _POSITIVE = (_EXPONENTS[1] - _EXPONENTS[0]) << _MANTISSA_BITS
 BUCKETS = 2 * _POSITIVE + 1
-"""Buckets of the quantile sketch: floats by sign, exponent and leading 6 bits of mantissa, and one for 0."""
+"""Buckets of the quantile sketch: one per sign, exponent and leading 6 bits of the mantissa, and one for 0."""
 QUANTILE_ERROR = 2.0**-_MANTISSA_BITS
-"""Largest relative error of a quantile, 1.6 %, of losses (less the infimum) of size 2⁻³² to 2³²; others saturate."""
+"""Largest relative error of a quantile, 1.6 %, for losses (minus the infimum) from 2⁻³² to 2³²; others saturate."""
 _COPIES = 64
-"""Of all counters on a GPU, where additions to one of them wait for each other: losses lie in few buckets."""
+"""Copies of all counters on a GPU: losses fall into few buckets, and additions to one counter wait for each other."""
 
 
 class StepStatistics(NamedTuple):
     """One recorded step of one shard of paths.
 
     Attributes:
-        numbers: living paths per group (G numbers), means per group of what is watched, the loss first and then the
-            observables (W G), sums of squared deviations from those means (W G), mean of the coordinates seen over
-            living paths (K), sum of squared deviations from it (K), mean of ‖∇f‖ over living paths (1). They are in
-            one array, for a compiler makes a piece of code for each of several. Group 0 is that of the first path.
+        numbers: living paths per group (G numbers), means per group of the watched quantities, the loss first and then
+            the observables (W G), sums of squared deviations from those means (W G), mean over living paths of the
+            recorded coordinates (K), sum of squared deviations from it (K), mean of ‖∇f‖ over living paths (1). They
+            are in one array because the compiler generates separate code for each array. Group 0 contains the shard's
+            first path.
         histogram: counts per bucket of the quantile sketch, shape (BUCKETS,).
         kept: x of the first paths of the shard, shape (kept, d).
     """
@@ -74,11 +75,11 @@ def observe(
         watched: observables, shape (W − 1, P).
         norm: ‖∇f‖, shape (P,).
         x: shape (d, P).
-        seen: coordinates, shape (K, P).
+        seen: the coordinates whose moments are recorded, shape (K, P).
         alive: which paths count, Boolean of shape (P,).
         groups: number of groups G.
         offset: subtracted from the loss before the quantile sketch.
-        keep: number of paths of the shard whose x is kept.
+        keep: number of paths of the shard whose x is stored.
     """
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
     rows = jnp.concatenate([loss32[None], watched.astype(loss32.dtype)])
@@ -98,10 +99,10 @@ def observe(
 
 
 def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "Summary":
-    """The records of one shard, arrays of NumPy with a first axis of R records, as a `Summary` in float64.
+    """Convert the records of one shard, NumPy arrays with a first axis of R records, to a `Summary` in float64.
 
     Args:
-        records: of `observe`.
+        records: results of `observe`.
         first: global index of the shard's first path; the others follow it.
         groups: number of groups G.
         watched: number of watched quantities W, the loss and the observables.
@@ -118,7 +119,7 @@ def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "S
 
 
 def _histogram(index: Array) -> Array:
-    """How often each of 0, …, BUCKETS − 1 occurs, shape (BUCKETS,); others are left out."""
+    """How often each of 0, …, BUCKETS − 1 occurs, shape (BUCKETS,); other indices are ignored."""
     return lax.platform_dependent(index, cpu=_counted, default=_counted_apart)
 
 
@@ -127,25 +128,25 @@ def _counted(index: Array) -> Array:
 
 
 def _counted_apart(index: Array) -> Array:
-    """The same where paths side by side have counters of their own."""
+    """The same counts, where neighbouring paths use separate copies of the counters."""
     own = lax.iota(jnp.int32, index.shape[0]) % _COPIES
     return jnp.zeros((_COPIES, BUCKETS), jnp.int32).at[own, index].add(1, mode="drop").sum(axis=0, dtype=jnp.int32)
 
 
 def _in_groups(values: Array, groups: int) -> Array:
-    """Paths by group, (…, P) to (…, n, groups), filled up with zeros: column 0 is the group of the first path."""
+    """Paths by group, (…, P) to (…, n, groups), padded with zeros; column 0 is the group of the first path."""
     rest = values.shape[:-1]
     padded = jnp.pad(values, [(0, 0)] * len(rest) + [(0, -values.shape[-1] % groups)])
     return padded.reshape(*rest, -1, groups)
 
 
 def _sum_rows(values: Array) -> Array:
-    """Sums over the last axis but one, as a product with ones: XLA's CPU reduction there is scalar code."""
+    """Sums over the second-to-last axis, as a product with ones, because XLA's CPU reduction there is scalar code."""
     return jnp.matmul(jnp.ones(values.shape[-2], values.dtype), values, precision="highest")
 
 
 def _bucket(values: Array) -> Array:
-    """Bucket of each value: monotone in the value, from its float32 bit pattern."""
+    """Bucket of each value, computed from its float32 bit pattern and monotone in the value."""
     bits = jax.lax.bitcast_convert_type(jnp.abs(values).astype(jnp.float32), jnp.int32)
     lowest = (_EXPONENTS[0] + 127) << _MANTISSA_BITS
     magnitude = jnp.clip((bits >> (23 - _MANTISSA_BITS)) - lowest + 1, 0, _POSITIVE)
@@ -166,7 +167,7 @@ def _bucket_edges() -> tuple[np.ndarray, np.ndarray]:
 def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Quantiles from sketches: histogram of shape (records, BUCKETS) to shape (records, levels); NaN where empty.
 
-    Interpolates within the bucket; the error is at most the bucket's width, `QUANTILE_ERROR` of the value.
+    Interpolates within the bucket; the error is at most the bucket's width, a fraction `QUANTILE_ERROR` of the value.
     """
     low, high = _bucket_edges()
     used = np.flatnonzero(histogram.any(axis=0))
@@ -187,11 +188,11 @@ def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class Summary(NamedTuple):
-    """Records of the whole ensemble; R recorded steps, W watched quantities, G groups, K coordinates, in float64.
+    """Records of the whole ensemble in float64: R recorded steps, W watched quantities, G groups, K coordinates.
 
-    `histogram` holds the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
-    quantiles themselves, of shape (R, levels): sketches of long runs are large. `ends` are chosen coordinates of every
-    path at the end, of shape (P, M), NaN where it diverged.
+    `histogram` is the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
+    quantiles, of shape (R, levels), because sketches of long runs are large. `ends` contains the chosen coordinates of
+    every path at the end, of shape (P, M), NaN for diverged paths.
     """
 
     living: np.ndarray
@@ -210,7 +211,7 @@ class Summary(NamedTuple):
         return self.living.sum(axis=1)
 
     def overall(self, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over all living paths of a watched quantity, 0 the loss, each of shape (R,)."""
+        """Mean and standard deviation, each (R,), of watched quantity `row` over all living paths; 0 is the loss."""
         n = np.maximum(self.paths, 1)
         mean = (self.living * self.mean[:, row]).sum(axis=1) / n
         m2 = self.m2[:, row].sum(axis=1) + (self.living * (self.mean[:, row] - mean[:, None]) ** 2).sum(axis=1)

@@ -1,7 +1,7 @@
-"""Checkpoint files: arrays with their description, which appear whole, survive a crash and show any damage.
+"""Checkpoint files: arrays with a description, written atomically, safe against crashes, with detection of damage.
 
 A file is written under a temporary name, flushed to the disk and renamed; its name ends in the SHA-256 of its bytes.
-Of the files in a folder the newest two are kept, so that a damaged one costs only the time since the one before.
+The newest two files in a folder are kept, so if one is damaged, only the time since the previous one is lost.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 class Store:
-    """The checkpoint files of one folder, which nobody else writes to.
+    """The checkpoint files of one folder, which no other process writes to.
 
     Args:
         folder: an existing folder.
@@ -36,17 +36,17 @@ class Store:
         self._sound: Path | None = None
 
     def files(self) -> list[Path]:
-        """The files of complete checkpoints, the newest first."""
+        """The files of complete checkpoints, newest first."""
         return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Arrays and description of the newest sound checkpoint; None where there is no file.
+        """Arrays and description of the newest undamaged checkpoint; None if there is no file.
 
         Raises:
-            OSError: if there are files, and all are damaged.
+            OSError: if there are files and all are damaged.
 
         Warns:
-            RuntimeWarning: naming a damaged file, where an older one is sound.
+            RuntimeWarning: naming a damaged file, if an older file is undamaged.
         """
         self._temporary.unlink(missing_ok=True)
         damaged: list[Path] = []
@@ -73,10 +73,10 @@ class Store:
         return None
 
     def save(self, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
-        """Write a checkpoint; the one before stays until it is complete, and beside it.
+        """Write a checkpoint; the previous one is kept, during the writing and afterwards.
 
         Raises:
-            OSError: if it cannot be written; the checkpoint before it is intact then.
+            OSError: if the checkpoint cannot be written; the previous checkpoint is then intact.
         """
         data = encoded(arrays, description)
         present = self.files()
@@ -99,7 +99,7 @@ class Store:
         self._sound = target
 
     def remove(self) -> None:
-        """Remove all that was written, the newest file last."""
+        """Remove all checkpoint files, the newest one last."""
         self._temporary.unlink(missing_ok=True)
         for path in reversed(self.files()):
             path.unlink()
@@ -109,7 +109,7 @@ class Store:
         return self.folder / _TEMPORARY
 
     def _sync(self) -> None:
-        """Flush the folder's entries to the disk, where the system can."""
+        """Flush the folder's entries to the disk, if the operating system supports it."""
         if hasattr(os, "O_DIRECTORY"):
             handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -131,7 +131,7 @@ class Store:
 
 
 def _sound_bytes(path: Path) -> bytes | None:
-    """The bytes of a file, None where they are not those that were written."""
+    """The bytes of a file, or None if they are damaged or cannot be read."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -141,7 +141,7 @@ def _sound_bytes(path: Path) -> bytes | None:
 
 
 def encoded(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> bytes:
-    """Bytes of a safetensors file; floating types that NumPy has not by itself go as integers of their width."""
+    """Bytes of a safetensors file; data types that are not built into NumPy are stored as integers of equal width."""
     from safetensors.numpy import save
 
     plain, foreign = {}, {}
@@ -155,7 +155,7 @@ def encoded(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) ->
 
 
 def decoded(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the description that `encoded` was given."""
+    """The arrays and the description that were passed to `encoded`."""
     from safetensors.numpy import load
 
     head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

@@ -1,6 +1,6 @@
-"""Scaling rules: every hyperparameter when the batch size changes, with an account of what was done and assumed.
+"""Scaling rules for all hyperparameters when the batch size changes, with an account of changes and assumptions.
 
-Nothing here needs JAX until a specification or an optax state is given, a ramp is made an optimizer, or a rule is
+JAX is needed only if a specification or an optax state is given, a ramp is turned into an optimizer, or a rule is
 verified by simulation.
 """
 

@@ -1,4 +1,4 @@
-"""What `rescale` returns: the new optimizer, and the account of what was done and what was taken for granted."""
+"""The result of `rescale`: the new optimizer, and an account of what was changed and assumed."""
 
 import textwrap
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ _SIGNS: Final = ("signsgd", "signum", "lion")
 
 @dataclass(frozen=True)
 class Rescaled:
-    """An optimizer at another batch size, with the account of every number.
+    """An optimizer rescaled to another batch size, with an account of every number.
 
     Attributes:
-        optimizer: what was given, of the same type, with the new numbers.
+        optimizer: the rescaled optimizer, of the type that was given.
         batch_ratio: δ.
         rule: name of the rule, one of `RULES`; with several groups of different kinds, their names.
-        momentum: what became of decays β.
+        momentum: how decays β were scaled.
         steps: optimizer steps for the same number of samples, None if not given.
         warmup: warm-up steps, None if not given.
         clip_norm: norm at which gradients are clipped, None if not given.
         account: a `Row` for every number: name, before, after, factor, why.
-        assumed: what was taken for granted and what is not covered, in sentences.
+        assumed: sentences that state what was assumed and what is not covered.
     """
 
     optimizer: Any
@@ -69,7 +69,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: Rule, clip: bool) -> list[str]:
-    """What a rule takes for granted and what it does not cover."""
+    """Sentences that state what a rule assumes and what it does not cover."""
     family = old.family
     said = ["Runs are compared at equal numbers of samples: 1/δ as many steps."]
     said += _regime(family, ratio, rule)
@@ -119,7 +119,7 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
 
 
 def _damping(numbers: Hyperparameters) -> float:
-    """Decay of the mean of gradients that x moves by."""
+    """Decay of the mean of gradients along which x moves."""
     return numbers.memories.get("b1", numbers.memories.get("momentum", 0.0))
 
 

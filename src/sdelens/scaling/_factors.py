@@ -1,4 +1,4 @@
-"""What a rule makes of a record of hyperparameters, number by number, with the reasons."""
+"""How a rule changes a record of hyperparameters, number by number, with reasons."""
 
 import dataclasses
 import math
@@ -14,16 +14,16 @@ __all__ = ["Row", "check_legal", "rate_factor", "regime_of", "scaled"]
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one number.
+    """The change of one number.
 
     Attributes:
-        name: of the number.
-        before: its value at the old batch size.
-        after: at the new one.
-        factor: the ratio of the two; for a decay β that of 1 − β.
-        why: in plain language.
-        of: what the factor multiplies.
-        group: number of the parameter group, None where there is one.
+        name: name of the number.
+        before: value at the old batch size.
+        after: value at the new batch size.
+        factor: ratio of the two values; for a decay β the ratio of 1 − β.
+        why: the reason in plain language.
+        of: the quantity that the factor multiplies.
+        group: index of the parameter group, None if there is only one.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Row:
 
 
 def row(name: str, before: float, after: float, why: str) -> Row:
-    """A row about a number that is multiplied."""
+    """A row for a number that is multiplied by a factor."""
     return Row(name, before, after, after / before if before else 1.0, why, name)
 
 
 def regime_of(rule: Rule, family: str) -> str | None:
-    """What the squares of gradients are made of; SGD's linear rule holds in both regimes, and is used where noisy."""
+    """Whether noise or signal makes up squared gradients; SGD's rule holds for both and is assumed noise-dominated."""
     return "noise" if rule.regime and family in ("sgd", "momentum") else rule.regime
 
 
@@ -49,7 +49,7 @@ def check_legal(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum:
     """Refuse a ratio at which a decay β would be negative.
 
     Raises:
-        ValueError: naming the largest legal ratio and the ways out.
+        ValueError: if it would be; the message names the largest legal ratio and the alternatives.
     """
     if momentum not in ("samples", "time"):
         return
@@ -82,14 +82,14 @@ def check_legal(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum:
 
 
 def rate_factor(numbers: Hyperparameters, new: Hyperparameters, ratio: Fraction, rule: Rule) -> float:
-    """The factor of η; `new` has its memories already."""
+    """The factor of η; `new` already has the rescaled decays β."""
     if rule.lr is not None:
         return float(ratio) ** rule.lr
     return math.sqrt(ratio) * _spread(new) / _spread(numbers)
 
 
 def scaled(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum: str) -> tuple[Hyperparameters, list[Row]]:
-    """The record at a batch δ times as large, and the account of it.
+    """The record at a batch δ times as large, and an account of the changes.
 
     Raises:
         ValueError: if a decay β would be negative.
@@ -186,7 +186,7 @@ def _memory(beta: float, ratio: Fraction, rule: Rule, momentum: str) -> float:
         return beta
     if momentum == "half-life":
         left = beta ** float(ratio)
-        return left if left > 1e-30 else 0.0  # no memory, where float32 ends
+        return left if left > 1e-30 else 0.0  # below this, float32 has no memory
     if momentum == "samples" or rule.lr == 1:
         return float(1 - ratio * (1 - _exact(beta)))
     assert rule.lr is not None
@@ -194,12 +194,12 @@ def _memory(beta: float, ratio: Fraction, rule: Rule, momentum: str) -> float:
 
 
 def _exact(beta: float) -> Fraction:
-    """The decimal that was meant: 1 − 0.9 is then 0.1, and ten times that is 1."""
+    """β as its shortest decimal: 1 − 0.9 is then exactly 0.1, and ten times that is exactly 1."""
     return Fraction(repr(float(beta)))
 
 
 def _power(numbers: Hyperparameters, rule: Rule) -> float:
-    """The power of δ with which the square under the root goes at equal numbers of samples."""
+    """The power of δ by which the square under the root scales at equal numbers of samples."""
     if rule.regime is None or numbers.family not in (*ADAPTIVE, "adagrad"):
         return 0.0
     mean = -1.0 if rule.regime == "noise" else 0.0
@@ -211,7 +211,7 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _spread(numbers: Hyperparameters) -> float:
-    """Standard deviation of bm + (1 − b)g in units of σ/√B, m a settled mean with memory β."""
+    """Standard deviation of bm + (1 − b)g in units of σ/√B, where m is a stationary mean with decay β."""
     b = 0.0 if numbers.blend is None else numbers.blend
     beta = next(iter(numbers.memories.values()))
     return math.sqrt((1 - b) ** 2 + b**2 * (1 - beta) / (1 + beta))

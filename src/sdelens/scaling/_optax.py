@@ -1,4 +1,4 @@
-"""The state of ``optax.inject_hyperparams`` at another batch size: its numbers, and what it remembers."""
+"""Rescale the state of ``optax.inject_hyperparams``: its hyperparameters and its accumulators."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,18 +19,18 @@ _KINDS: Final = {
     "ScaleByRssState": "adagrad",
     "TraceState": "sgd",
 }
-"""Optimizers by the states that tell them, the first of this order where there are several."""
+"""Optimizers by the state that identifies them; of several states, the first in this order decides."""
 _NEEDS: Final = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "rmsprop": ("decay",), "sgd": ("momentum",)}
 
 
 def read_state(
     state: Any, decay: str | None, ratio: float, accumulators: str
 ) -> tuple[list[Reading], Callable[[list[Any]], Any]]:
-    """The hyperparameters in a state, one reading for every part with some, and the function that joins the new parts.
+    """The hyperparameters in a state, one reading per part that has some, and the function that joins the new parts.
 
     Raises:
-        ValueError: if there are none, the optimizer cannot be told, or a number that would change is not in the
-            state or comes from a schedule.
+        ValueError: if there are none, the optimizer cannot be identified, or a number that would change is not in
+            the state or comes from a schedule.
     """
     found: list[Any] = []
 
@@ -53,14 +53,14 @@ def read_state(
 
 
 def _mapped(node: Any, change: Callable[[Any], Any]) -> Any:
-    """The state with every part that holds hyperparameters changed."""
+    """The state with `change` applied to every part that holds hyperparameters."""
     if hasattr(node, "hyperparams") and hasattr(node, "inner_state"):
         return change(node)
     return _inside(node, lambda value: _mapped(value, change))
 
 
 def _inside(node: Any, change: Callable[[Any], Any]) -> Any:
-    """A container with all it holds changed; anything else as it is."""
+    """A container with `change` applied to its elements; anything else unchanged."""
     if isinstance(node, dict):
         return {key: change(value) for key, value in node.items()}
     if isinstance(node, tuple) and hasattr(node, "_fields"):
@@ -115,7 +115,7 @@ def _visited(node: Any, visit: Callable[[Any], Any]) -> None:
 
 
 def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str) -> Any:
-    """The inner state in the new numbers' terms."""
+    """The inner state, converted so that it has the same meaning with the new hyperparameters."""
     name, again = type(node).__name__, (old, new, ratio, accumulators)
     if name == "ScaleByAdamState" and accumulators == "scale":
 
@@ -136,7 +136,7 @@ def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: fl
 
 
 def _plain(value: Any) -> Any:
-    """A 0-d array as the decimal that was meant by its digits: float32's 0.9 is 0.9."""
+    """A 0-d array as the shortest decimal in its precision: float32's 0.9 becomes 0.9."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.floating):
         return float(str(np.asarray(value)))
     return value

@@ -1,4 +1,4 @@
-"""A batch size that grows during a run, and every hyperparameter with it, step by step."""
+"""A batch size that changes during a run, with the hyperparameters of every step."""
 
 import dataclasses
 import math
@@ -32,14 +32,14 @@ class Ramp:
     """A run with a changing batch size.
 
     Attributes:
-        batch_size: of every step, shape (n,).
-        samples: seen before every step, shape (n,).
+        batch_size: batch size of every step, shape (n,).
+        samples: number of samples seen before every step, shape (n,).
         numbers: hyperparameters of every step by name, each of shape (n,); lr includes the optimizer's schedule.
         rule: name of the rule.
-        momentum: what becomes of decays β.
-        assumed: what is taken for granted, in sentences.
+        momentum: how decays β are scaled.
+        assumed: sentences that state what is assumed.
         records: the hyperparameters of every batch size, without the schedule.
-        optimizer: the one given.
+        optimizer: the optimizer that was given.
     """
 
     batch_size: np.ndarray
@@ -58,11 +58,11 @@ class Ramp:
 
     @property
     def schedules(self) -> dict[str, Callable[[Any], Any]]:
-        """Functions of the step number for ``optax.inject_hyperparams``, by name; the last value holds afterwards."""
+        """Functions of the step number for ``optax.inject_hyperparams``, by name; the last value is kept afterwards."""
         return {name: _schedule(values) for name, values in self.numbers.items()}
 
     def at(self, step: int) -> dict[str, float]:
-        """Batch size, samples seen and every number at a step; after the end, those of the last step.
+        """Batch size, samples seen and every hyperparameter at a step; after the end, those of the last step.
 
         Raises:
             ValueError, TypeError: if `step` is not a whole number of at least 0.
@@ -72,12 +72,12 @@ class Ramp:
         return {**found, **{name: float(values[k]) for name, values in self.numbers.items()}}
 
     def to_optax(self) -> "optax.GradientTransformation":
-        """The optimizer with all its numbers scheduled, through ``optax.inject_hyperparams``; update needs parameters.
+        """The optimizer with all its numbers scheduled by ``optax.inject_hyperparams``; its update needs parameters.
 
-        Momentum is damped, a mean of gradients, so that a change of its decay does not change its size.
+        Momentum is damped, that is a mean of gradients, so a change of its decay does not change its size.
 
         Raises:
-            ValueError: for RMSprop with momentum, of which we have no specification.
+            ValueError: for RMSprop with momentum, for which the library has no specification.
         """
         import optax
 
@@ -89,7 +89,7 @@ class Ramp:
         order = [self.records[int(b)] for b in np.unique(self.batch_size)]
         which = np.unique(self.batch_size, return_inverse=True)[1]
         rates = np.array([r.lr for r in order])[which]
-        # `numbers` has learning rates as written; those of a damped momentum are η, and the schedule is their ratio.
+        # `numbers` has learning rates as written; η is the rate of damped momentum; the schedule multiplies both.
         multiplier = self.numbers["lr"] / np.array([r.written_lr for r in order])[which]
         decays = np.array([r.weight_decay for r in order])[which]
         l2 = first.decay == L2
@@ -105,12 +105,12 @@ class Ramp:
             changed = {name: value for name, value in given.items() if value is not None}
             own = dataclasses.replace(base, lr=1.0, decay="coupled", schedule=None, **changed)
             before = [optax.add_decayed_weights(weight_decay)] if l2 else []
-            return optax.chain(*before, own.to_optax(), optax.scale(lr))  # lr may be 0, where a schedule ends
+            return optax.chain(*before, own.to_optax(), optax.scale(lr))  # lr may be 0 at the end of a schedule
 
         return optax.inject_hyperparams(build)(**{name: _schedule(values) for name, values in parts.items()})
 
     def __str__(self) -> str:
-        """A table of the stages; of many, some spread over the run."""
+        """A table of the stages; if there are many, a selection spread over the run."""
         starts = np.flatnonzero(np.diff(self.batch_size, prepend=0))
         shown = starts if len(starts) <= _ROWS else starts[np.linspace(0, len(starts) - 1, _ROWS).round().astype(int)]
         head = ["from step", "samples", "batch size", *self.numbers]
@@ -135,28 +135,28 @@ def ramp(
     momentum: str | None = None,
     decay: str | None = None,
 ) -> Ramp:
-    r"""Every hyperparameter of a run whose batch size changes, as `rescale` would set it for each batch size.
+    r"""Hyperparameters of a run whose batch size changes, as `rescale` would set them for each batch size.
 
-    A schedule of the optimizer is taken as a function of the samples seen: h at step s/B₀, with B₀ `batch_size`.
+    A schedule h of the optimizer is treated as a function of the samples seen s: h(s/B₀), where B₀ is `batch_size`.
 
     Args:
         optimizer: a specification, or a dict, as for `rescale`.
-        batches: list of (samples seen, batch size), from 0 on and ascending, each batch size holding until the next; or
-            a function from the samples seen to the batch size, which is rounded.
+        batches: list of (samples seen, batch size), ascending from 0, where each batch size holds until the next; or a
+            function from the samples seen to the batch size, which is rounded.
         samples: number of samples after which the run ends: the step that reaches it is the last.
-        steps: or the number of its steps.
-        unit: ``"steps"`` where the first numbers of `batches` are steps, not samples.
-        batch_size: B₀, that for which the optimizer's numbers are; default: the first of the ramp.
+        steps: number of steps of the run, instead of `samples`.
+        unit: ``"steps"`` if the first numbers of `batches` are steps, not samples.
+        batch_size: B₀, for which the optimizer's hyperparameters were chosen; by default the first of the ramp.
         rule: as for `rescale`.
         momentum: as for `rescale`.
         decay: as for `rescale`.
 
     Returns:
-        The numbers of every step, and schedules of them: `Ramp`.
+        A `Ramp`: the hyperparameters of every step, and their schedules.
 
     Raises:
         ValueError: if a batch size of the ramp is not legal, naming it and the largest legal ratio; if `batches` do not
-            begin at 0 or ascend; for Adagrad, whose sum of squares remembers all earlier batches.
+            start at 0 or do not ascend; for Adagrad, whose sum of squares remembers all earlier batches.
         TypeError: if an argument is of the wrong kind.
 
     Examples:

@@ -1,4 +1,4 @@
-"""The front door of scaling: an optimizer, written in any of several ways, at another batch size."""
+"""The entry point of scaling: rescales an optimizer, in any of several forms, to another batch size."""
 
 import dataclasses
 import math
@@ -31,46 +31,46 @@ def rescale(
 ) -> Rescaled:
     r"""The hyperparameters for a batch `batch_ratio` times as large, with an account of every number.
 
-    With δ the ratio, and runs compared at equal numbers of samples, steps and warm-up are divided by δ, and under the
-    rule that keeps an optimizer's SDE
+    Let δ be the ratio, and compare runs at equal numbers of samples. Steps and warm-up are then divided by δ, and the
+    rule that keeps an optimizer's SDE changes
 
     - SGD, Momentum: η × δ, 1 − β × δ, θ × 1;
     - SignSGD: η × √δ, θ × √δ;
     - RMSprop(W), Adam(W): η × √δ, 1 − β × δ, ε ÷ √δ, θ × √δ;
-    - Signum, Lion: 1 − β × δ for the mean of gradients, and η by the spread of what is under the sign, between √δ
-      and δ; θ × δ/(factor of η);
+    - Signum, Lion: 1 − β × δ for the mean of gradients, and η × the change in standard deviation of the sign's
+      argument, between √δ and δ; θ × δ/(factor of η);
     - Adagrad: η × 1, sum at the start and ε inside the root ÷ δ², θ × δ.
 
-    θ is decay that η multiplies (``"coupled"``); ``"independent"`` decay takes δ under all of them, and L2 in the
-    gradient stays. With momentum as PyTorch writes it, undamped, these hold for η = lr/(1 − μ).
+    Here θ is weight decay that η multiplies (``"coupled"``). ``"independent"`` decay is multiplied by δ in all cases,
+    and L2 in the gradient is not changed. For PyTorch's undamped momentum, the rules hold for η = lr/(1 − μ).
 
     Args:
         optimizer: one of our specifications; a dict such as ``{"optimizer": "adamw", "lr": 3e-4, "betas": (0.9, 0.95),
-            "eps": 1e-8, "weight_decay": 0.1}``; a list of dicts (parameter groups, each apart); or the state of
+            "eps": 1e-8, "weight_decay": 0.1}``; a list of dicts (parameter groups, each on its own); or the state of
             ``optax.inject_hyperparams``. Live PyTorch optimizers: `sdelens.torch.rescale`.
         batch_ratio: δ > 0, below 1 for a smaller batch.
-        rule: a name of `RULES`; None is the rule that keeps the optimizer's SDE: ``"sqrt"`` for SignSGD and adaptive
+        rule: a name in `RULES`; None is the rule that keeps the optimizer's SDE: ``"sqrt"`` for SignSGD and adaptive
             optimizers, ``"linear"`` for SGD and Momentum, ``"sign-momentum"`` for Signum and Lion,
             ``"sum-of-squares"`` for Adagrad.
         steps: optimizer steps of the run at the old batch size.
-        warmup: warm-up steps there.
-        clip_norm: norm at which gradients are clipped there.
-        momentum: what becomes of decays β: ``"samples"`` (1 − β × δ), ``"half-life"`` (β to the power δ), ``"time"``
-            (1 − β takes the learning rate's factor) or ``"fixed"``; None is the rule's own.
-        decay: of a dict that does not say it: ``"coupled"``, ``"independent"`` or ``"l2"``.
-        accumulators: of an optax state: ``"scale"`` makes second moments those of the new batch at once, and Adam's
-            count that of its samples, as `sdelens.torch.rescale` does; ``"keep"`` leaves them.
+        warmup: warm-up steps of that run.
+        clip_norm: norm at which gradients are clipped in that run.
+        momentum: how decays β are scaled: ``"samples"`` (1 − β × δ), ``"half-life"`` (β to the power δ), ``"time"``
+            (1 − β is multiplied by the learning rate's factor) or ``"fixed"``; None selects the default of the rule.
+        decay: ``"coupled"``, ``"independent"`` or ``"l2"``, for a dict that does not state it.
+        accumulators: for an optax state: ``"scale"`` converts second moments to the new batch at once, and Adam's step
+            count to the same number of samples, as `sdelens.torch.rescale` does; ``"keep"`` leaves both unchanged.
 
     Returns:
-        The new optimizer, of the type given, the new steps, and the account: `Rescaled`.
+        A `Rescaled`: the new optimizer, of the type given, the new steps, and the account.
 
     Raises:
-        ValueError: if a decay β would be negative, naming the largest legal ratio and the ways out; for a rule made for
-            other optimizers, an unknown name, or a number of a dict without a rule.
-        TypeError: if the optimizer is none of these.
+        ValueError: if a decay β would be negative, naming the largest legal ratio and the alternatives; for a rule made
+            for other optimizers, an unknown name, or a number in a dict for which there is no rule.
+        TypeError: if the optimizer is of no supported kind.
 
-    Source: arXiv 2411.15958 (AdamW, RMSpropW, SignSGD), arXiv 2205.10287 (without decay), arXiv 1706.02677 (SGD); those
-    of Momentum, Signum, Lion and Adagrad, and of L2, are derived in docs/scaling.md.
+    Source: arXiv 2411.15958 (AdamW, RMSpropW, SignSGD), arXiv 2205.10287 (without decay), arXiv 1706.02677 (SGD); the
+    rules of Momentum, Signum, Lion and Adagrad, and of L2, are derived in docs/scaling.md.
 
     Examples:
         >>> import sdelens as sl
@@ -85,7 +85,7 @@ def rescale(
 
 
 def ratio_of(value: Any) -> Fraction:
-    """δ as the decimal that was meant.
+    """δ as an exact fraction; a float counts as its shortest decimal.
 
     Raises:
         ValueError, TypeError: if it is not a number greater than 0.
@@ -100,10 +100,10 @@ def ratio_of(value: Any) -> Fraction:
 def read(
     optimizer: Any, decay: str | None, ratio: float = 1.0, accumulators: str = "keep"
 ) -> tuple[list[Reading], Any]:
-    """The readings of all groups, and the function that joins what was written of them.
+    """The readings of all groups, and the function that joins the rescaled groups.
 
     Raises:
-        ValueError, TypeError: naming what cannot be read.
+        ValueError, TypeError: if something cannot be read; the message names it.
     """
     if isinstance(optimizer, Mapping):
         return [read_dict(optimizer, decay)], lambda parts: parts[0]
@@ -134,10 +134,10 @@ def _in_group(number: int, group: Mapping[str, Any], decay: str | None) -> Readi
 
 
 def chosen(numbers: Hyperparameters, rule: str | None, momentum: str | None) -> tuple[Rule, str]:
-    """The rule and what becomes of β, for one record.
+    """The rule and the treatment of β for one record.
 
     Raises:
-        ValueError: naming an unknown rule, or one made for other optimizers.
+        ValueError: if the rule is unknown or made for other optimizers; the message names it.
     """
     found = RULES[default_rule(numbers.family) if rule is None else check.choice("rule", rule, RULES)]
     if found.families and numbers.family not in found.families:
@@ -165,7 +165,7 @@ def rescale_readings(
     warmup: int | None = None,
     clip_norm: float | None = None,
 ) -> tuple[Rescaled, list[Hyperparameters]]:
-    """`Rescaled` from what was read, and the new records."""
+    """The `Rescaled` of some readings, and the new records."""
     written, records, names = [], [], []
     rows: list[Row] = []
     said: list[str] = []
@@ -208,7 +208,7 @@ def rescale_readings(
 
 
 def _with_schedule(optimizer: Any, delta: float, rate: float) -> tuple[Any, list[Row]]:
-    """The specification with its schedule as the same function of the number of samples, if it has one."""
+    """The specification with its schedule, if any, kept as the same function of the number of samples."""
     schedule = None if isinstance(optimizer, Mapping | tuple) else getattr(optimizer, "schedule", None)
     if schedule is None:
         return optimizer, []
@@ -220,7 +220,7 @@ def _with_schedule(optimizer: Any, delta: float, rate: float) -> tuple[Any, list
 
 
 def _count(name: str, value: int | None, least: int, ratio: Fraction) -> Row | None:
-    """Steps divided by δ and rounded; at least 1 where there were any."""
+    """Steps divided by δ and rounded; at least 1 if there were any."""
     if value is None:
         return None
     before = check.at_least(name, value, least)
@@ -244,7 +244,7 @@ def _clip(value: Any, delta: float, rule: Rule, family: str) -> Row:
 
 
 def _undone(old: Hyperparameters, rule: Rule) -> tuple[str, ...]:
-    """What is to be said of decay besides its row."""
+    """Remarks about weight decay in addition to its row."""
     if old.family != "adamw" or old.decay != L2 or old.weight_decay == 0:
         return ()
     return (

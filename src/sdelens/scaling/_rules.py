@@ -1,4 +1,4 @@
-"""Scaling rules: what becomes of every hyperparameter when the batch is δ times as large, as data."""
+"""Scaling rules as data: how every hyperparameter changes when the batch is δ times as large."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,7 +8,7 @@ from sdelens.core.declarations import OPTIMIZERS
 __all__ = ["ADAPTIVE", "RULES", "Rule", "add_rule", "default_rule"]
 
 ADAPTIVE: Final = ("rmspropw", "adamw")
-"""Those that divide by the root of an averaged square."""
+"""Optimizers that divide by the root of an averaged square."""
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,15 @@ class Rule:
     """One scaling rule.
 
     Attributes:
-        name: what it is called.
-        lr: the power of δ that multiplies η; None where the spread of the momentum under a sign decides.
-        regime: ``"noise"`` or ``"signal"``: what the squares of gradients are made of, by which ε, Adagrad's sum and
-            the clipping norm are scaled; None if the rule leaves them alone.
+        name: name of the rule.
+        lr: exponent of the power of δ that multiplies η; None if the spread of the momentum under a sign decides.
+        regime: ``"noise"`` or ``"signal"``, whichever dominates the squares of gradients; ε, Adagrad's sum and the
+            clipping norm are scaled accordingly; None if the rule leaves them unchanged.
         momentum: the default of `core.names.MOMENTA` under this rule.
-        decay: whether decoupled decay keeps its strength per sample, nηθ; otherwise θ is left alone.
-        families: the optimizers it is made for; empty for all.
-        keeps: what it preserves at equal numbers of samples.
-        source: who states it.
+        decay: whether decoupled decay keeps its strength per sample, nηθ; otherwise θ is unchanged.
+        families: the optimizers that the rule is made for; empty for all.
+        keeps: what the rule preserves at equal numbers of samples.
+        source: reference for the rule.
     """
 
     name: str
@@ -140,15 +140,15 @@ RULES: Final = {rule.name: rule for rule in _RULES}
 
 
 def default_rule(family: str) -> str:
-    """The rule that keeps the SDE of an optimizer."""
+    """Name of the rule that keeps the SDE of an optimizer."""
     return OPTIMIZERS[family].scaling_rule
 
 
 def add_rule(rule: Rule) -> None:
-    """Make a rule known by its name.
+    """Register a rule by its name.
 
     Raises:
-        ValueError: if there is another of that name.
+        ValueError: if there is another rule with that name.
     """
     if rule.name in RULES:
         raise ValueError(f"name: there is a rule {rule.name!r} already; choose another name.")

@@ -1,4 +1,4 @@
-"""Our own specifications as hyperparameters, and back, with their schedules."""
+"""Conversion of sdelens specifications to hyperparameters and back, with their schedules."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,10 @@ __all__ = ["read_specification", "scaled_schedule", "specification_of"]
 
 
 def read_specification(given: Any) -> Reading:
-    """The hyperparameters of one of our specifications.
+    """The hyperparameters of a specification of sdelens.
 
     Raises:
-        TypeError: if it is none, or one whose numbers no rule can see.
+        TypeError: if it is not a specification, or one whose numbers rules cannot access.
     """
     if not isinstance(given, DecayedOptimizer) or given.name not in OPTIMIZERS:
         kind = "an optax transformation hides its numbers" if isinstance(given, Optimizer) else "it is none of these"
@@ -25,7 +25,7 @@ def read_specification(given: Any) -> Reading:
         )
     family = OPTIMIZERS[str(given.name)].of_family
     memories = {name: float(getattr(given, name)) for name in given.memories if hasattr(given, name)}
-    spec: Any = given  # fields that only some have
+    spec: Any = given  # some fields exist only in some specifications
     accumulator = float(spec.initial_accumulator) if family == "adagrad" else None
     numbers = Hyperparameters(
         family=family,
@@ -51,7 +51,7 @@ def read_specification(given: Any) -> Reading:
 
 
 def scaled_schedule(schedule: Schedule, ratio: float, rate: float) -> tuple[Schedule, list[tuple[str, float, float]]]:
-    """The schedule as the same function of the number of samples.
+    """The schedule, kept as the same function of the number of samples.
 
     Args:
         schedule: h at the old batch size.
@@ -59,7 +59,7 @@ def scaled_schedule(schedule: Schedule, ratio: float, rate: float) -> tuple[Sche
         rate: factor of the learning rate.
 
     Returns:
-        The schedule, and the steps named in it: name, before, after.
+        The new schedule, and the step numbers in it: name, before, after.
     """
     if isinstance(schedule, Cosine):
         steps = max(1, round(schedule.steps / ratio))
@@ -75,12 +75,12 @@ def scaled_schedule(schedule: Schedule, ratio: float, rate: float) -> tuple[Sche
 
 
 def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None) -> DecayedOptimizer:
-    """The specification of a record, with coupled decay; of a specification, itself.
+    """The specification for a record, with coupled decay; if a specification was given, that one.
 
     Args:
         numbers: the record.
-        given: what it was read from.
-        nesterov: of a dict.
+        given: the object that the record was read from.
+        nesterov: whether momentum is Nesterov's, if the record was read from a dict.
 
     Raises:
         ValueError: for RMSprop with momentum.

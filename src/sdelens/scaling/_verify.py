@@ -1,4 +1,4 @@
-"""Both batch sizes simulated, and their losses compared at equal numbers of samples."""
+"""Simulation of both batch sizes, and comparison of their losses at equal numbers of samples."""
 
 import functools
 import json
@@ -44,19 +44,19 @@ _RECORDS = 100
 
 @dataclass(frozen=True)
 class Verification:
-    """Two batch sizes side by side.
+    """Comparison of two batch sizes.
 
     Attributes:
-        result: the losses on one clock, the steps of the run at the batch size given: the models are ``"batch × 1"``
-            and one per rescaled optimizer.
+        result: the losses on a common clock, the steps of the run at the given batch size; the models are
+            ``"batch × 1"`` and one per rescaled optimizer.
         optimizers: the optimizer of each model.
         batch_ratio: δ.
-        snr: √(‖∇f‖²/tr Σ) at the start and the larger of both batches; NaN where Σ is infinite or the start random.
-        expected: path-wise error of the square-root rule that signal and noise at the start let expect, as `diagnose`
-            does (`sdelens.diagnosis`); None for optimizers other than RMSprop and Adam, and where `snr` is NaN.
-        stiffness: of each model, its largest curvature at the start over what it is stable up to, λη(1 − β₁)/(2 + 2β₁),
-            λ that of the preconditioned Hessian, D H D with D = v^(−1/4) for RMSprop and Adam and v = E g² at its batch
-            (arXiv 2207.14484); NaN for sign methods and Adagrad. Where it comes near 1, steps are not small.
+        snr: √(‖∇f‖²/tr Σ) at the start for the larger of both batches; NaN if Σ is infinite or the start is random.
+        expected: path-wise error of the square-root rule expected from signal and noise at the start, computed as in
+            `diagnose` (`sdelens.diagnosis`); None for optimizers other than RMSprop and Adam, and if `snr` is NaN.
+        stiffness: for each model, its largest curvature at the start over its stability limit, λη(1 − β₁)/(2 + 2β₁),
+            with λ for RMSprop and Adam that of the preconditioned Hessian D H D, where D = v^(−1/4) and v = E g² at its
+            batch (arXiv 2207.14484); NaN for sign methods and Adagrad. If it is close to 1, steps are not small.
     """
 
     result: Result
@@ -67,14 +67,14 @@ class Verification:
     stiffness: dict[str, float]
 
     def agreement(self, confidence: float = 0.99) -> "pd.DataFrame":
-        """How well every rescaled run agrees with the run it was made from, at equal numbers of samples.
+        """How well every rescaled run agrees with the original run, at equal numbers of samples.
 
         Columns:
 
-        - ``path_error, path_lower, path_upper``: relative L2 distance of the mean-loss curves, as
+        - ``path_error, path_lower, path_upper``: relative L2 distance of the mean-loss curves, as in
           `Result.errors`, with one-sided limits;
-        - ``asymptotic_ratio, asymptotic_lower, asymptotic_upper``: mean loss less its infimum (less the smallest mean
-          loss where that is not known, relative to the height of the whole curve) over the last third, relative;
+        - ``asymptotic_ratio, asymptotic_lower, asymptotic_upper``: ratio of mean loss − infimum over the last third; if
+          the infimum is unknown, 1 + the difference relative to the height of the whole curve;
         - ``spread, spread_lower, spread_upper``: standard deviation over paths, relative, averaged over time.
 
         Args:
@@ -93,7 +93,7 @@ class Verification:
         """Mean losses against samples, and their relative difference below; saved if `path` is given.
 
         Raises:
-            ValueError: if the ending of `path` is not one matplotlib writes.
+            ValueError: if matplotlib does not write files with the suffix of `path`.
         """
         return self.result.plot(path, reference=SOURCE)
 
@@ -157,26 +157,26 @@ def verify(
     start: Any = None,
     execution: Execution | None = None,
 ) -> Verification:
-    r"""Simulate an optimizer and what a rule makes of it at δ times the batch size, and compare at equal samples.
+    r"""Simulate an optimizer and its rescaled version at δ times the batch size; compare at equal samples.
 
-    The run at batch × 1 takes n = `steps` steps with the noise given, the other n/δ steps with
-    ``noise.at_batch_ratio(δ)``: Σ/δ, mini-batches δ times as large, or, for laws whose means have no name, the mean of
-    δ draws themselves. Step k of the former and step k/δ of the latter have seen equally many samples.
+    The run at batch × 1 takes n = `steps` steps with the given noise, the other n/δ steps with
+    ``noise.at_batch_ratio(δ)``: Σ/δ, mini-batches δ times as large, or, if the law of the mean has no name, the mean of
+    δ actual draws. Step k of the former and step k/δ of the latter have seen equally many samples.
 
     Args:
         problem: what is minimised.
         noise: law of the gradient noise at the batch size of `optimizer`.
         optimizer: specification at that batch size.
         batch_ratio: δ > 0, a ratio of whole numbers of at most 64.
-        rescaled: what to run at the other batch size: a specification, or several by a label each, for example a rule
-            and what each omission makes of it; by default ``rescale(optimizer, batch_ratio, rule, momentum=momentum)``.
-        steps: optimizer steps at batch × 1; rounded up to where both runs have seen equally many samples.
+        rescaled: what to run at the other batch size: a specification, or several by label, for example a full rule
+            and versions of it with omissions; default: ``rescale(optimizer, batch_ratio, rule, momentum=momentum)``.
+        steps: optimizer steps at batch × 1; rounded up so that both runs end after equally many samples.
         rule: as in `rescale`.
         momentum: as in `rescale`.
         paths: independent paths of each run.
         seed: seed of all randomness; the runs are independent.
-        record_every: steps of the run at batch × 1 between records, rounded to where both have seen equally many;
-            by default about a hundredth of the run.
+        record_every: steps of the run at batch × 1 between records, rounded so that both have then seen equally many
+            samples; by default about a hundredth of the run.
         model: ``"optimizer"``, the algorithm itself, or one of its SDEs, as in `compare`.
         start: as in `compare`.
         execution: as in `compare`, for all runs.
@@ -185,7 +185,7 @@ def verify(
         A `Verification`; printed, it is the table.
 
     Raises:
-        ValueError, TypeError: naming the argument; those of `rescale` if it refuses.
+        ValueError, TypeError: if an argument is invalid, naming it; or from `rescale`.
     """
     ratio = _ratio(batch_ratio)
     targets = _targets(optimizer, batch_ratio, rescaled, rule, momentum)
@@ -262,7 +262,7 @@ def _targets(
 
 
 def _at_ratio(noise: Any, ratio: Fraction) -> AbstractNoise:
-    """The noise at δ times the batch, by its law or as the mean of δ draws."""
+    """The noise at δ times the batch size, from its law or as the mean of δ draws."""
     if not isinstance(noise, AbstractNoise):
         raise TypeError(f"noise: got {type(noise).__name__}; give a law of the noise, as sl.GaussianNoise(1.0).")
     try:
@@ -285,7 +285,7 @@ def _foretold(case: Case, optimizer: Optimizer, ratio: float) -> tuple[float, fl
         return snr, None
     pull = (float(optimizer.decay_rate) * np.asarray(x, float)) ** 2
     sizes = [math.prod(shape) for shape in case.problem.layout.shapes if shape is not None]
-    # Every coordinate by itself if they are few, else every tensor.
+    # Single coordinates if there are few, else whole tensors.
     starts = np.arange(signal.size) if signal.size <= MAX_COORDINATES else np.cumsum([0, *sizes[:-1]])
     starts = starts[np.diff([*starts, signal.size]) > 0]
     signal, noise2, size, pull = (np.add.reduceat(a, starts) for a in (signal, noise2, np.ones(signal.size), pull))
@@ -293,7 +293,7 @@ def _foretold(case: Case, optimizer: Optimizer, ratio: float) -> tuple[float, fl
 
 
 def _stiffness(optimizer: Optimizer, largest: Callable[[float | None], float]) -> float:
-    """Largest curvature at the start over that up to which the optimizer is stable; NaN if not known."""
+    """Largest curvature at the start divided by the optimizer's stability limit; NaN if not known."""
     eps = float(optimizer.eps) if isinstance(optimizer, AdamW | RMSpropW) else None
     if eps is None and not isinstance(optimizer, SGD | Momentum):
         return math.nan
@@ -302,7 +302,7 @@ def _stiffness(optimizer: Optimizer, largest: Callable[[float | None], float]) -
 
 
 def _largest_curvature(case: Case, eps: float | None) -> float:
-    """Largest eigenvalue of ∇²f at the start, or with ε of D ∇²f D, D² = 1/(√E g² + ε); NaN if it cannot be had."""
+    """Largest eigenvalue of ∇²f at the start, or with ε of D ∇²f D, D² = 1/(√E g² + ε); NaN if it is not defined."""
     x, problem = case.start.x, case.problem
     if x is None or (eps is not None and not case.noise.has_variance(x)):
         return math.nan
@@ -317,7 +317,7 @@ def _largest_curvature(case: Case, eps: float | None) -> float:
 
 
 def _labelled(run: Result, label: str, source: Result, kind: str) -> Result:
-    """The run as a model of `source`'s experiment, on its clock."""
+    """The run relabelled as a model of `source`'s experiment, on the clock of `source`."""
     (own,) = run.models
     steps = source.dataset.step.values
     settings = {**run.settings[own], "model": kind, "stream": label}

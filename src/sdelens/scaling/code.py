@@ -1,4 +1,4 @@
-"""Rescaled hyperparameters as text to paste: JSON, or the code of a PyTorch or optax optimizer."""
+"""Rescaled hyperparameters as text to copy: JSON, or the code of a PyTorch or optax optimizer."""
 
 import json
 from collections.abc import Callable
@@ -15,14 +15,14 @@ __all__ = ["as_code"]
 def as_code(rescaled: Rescaled, form: str) -> str:
     """The new optimizer as JSON, or as code that builds it with its warm-up and clipping.
 
-    The code of PyTorch takes a ``model``, that of optax gives an ``optimizer``.
+    The PyTorch code uses a variable ``model``; the optax code defines ``optimizer``.
 
     Args:
-        rescaled: of a dict.
+        rescaled: result of rescaling a dict.
         form: ``"json"``, ``"torch"`` or ``"optax"``.
 
     Raises:
-        ValueError: if the library has no such optimizer, or nothing of the kind was asked for.
+        ValueError: if the target library has no such optimizer, or `form` is unknown.
     """
     check.choice("format", form, [f for f in CODE_FORMATS if f != "table"])
     counts = {"steps": rescaled.steps, "warmup": rescaled.warmup, "clip_norm": rescaled.clip_norm}

@@ -1,4 +1,4 @@
-"""Hyperparameters as one record, whatever they were written as; here from plain dicts, without JAX."""
+"""A common record of hyperparameters, whatever their original form; here read from plain dicts, without JAX."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ from sdelens.core.names import DECAYS
 __all__ = ["Hyperparameters", "Reading", "read_dict"]
 
 L2: Final = "l2"
-"""The decay that is part of the gradient: θx is added to g before anything else is done with it."""
+"""Weight decay as part of the gradient: θx is added to g before all other operations."""
 _RATES: Final = ("lr", "learning_rate")
 _FOLLOWERS: Final = ("initial_lr", "max_lr", "min_lr")
-"""Learning rates that schedulers of PyTorch keep in a parameter group."""
+"""Learning rates that PyTorch schedulers store in a parameter group."""
 _ALIASES: Final = {
     "b1": ("b1", "beta1", "beta_1"),
     "b2": ("b2", "beta2", "beta_2"),
@@ -29,28 +29,28 @@ _ALIASES: Final = {
     "weight_decay": ("weight_decay",),
 }
 _BEGUN: Final = ("initial_scale",)
-"""Numbers that matter before the first step alone."""
+"""Numbers that matter only before the first step."""
 _ABSENT: Final = ("lr_decay", "momentum_decay")
-"""Numbers that are nothing at 0."""
+"""Numbers that have no effect if they are 0."""
 _CYCLED: Final = ("max_momentum", "base_momentum")
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What scaling rules act on.
+    """The hyperparameters that scaling rules act on.
 
     Attributes:
-        family: name of the optimizer whose arithmetic it follows, of `sdelens.core.declarations`.
+        family: name of the optimizer whose update is used, from `sdelens.core.declarations`.
         lr: η of the damped update, x ← x − η m/… with m a weighted mean of gradients.
-        memories: the decays β of running means, by the names they were given.
-        blend: weight of m under a sign (Signum's β₁, which is a memory too; Lion's, which is not), None elsewhere.
+        memories: the decays β of running means, by their original names.
+        blend: weight of m under a sign (Signum's β₁, which is also a memory; Lion's, which is not), else None.
         undamped: the memory μ whose buffer is a sum of gradients, not a mean, so that the written learning rate is
             η(1 − μ)/damping; None if there is none.
-        damping: 1 less PyTorch's dampening.
+        damping: 1 − PyTorch's dampening.
         eps: ε, None if there is none.
         inside: whether ε is inside the root.
         eps_root: a second ε, inside the root.
-        accumulator: Adagrad's sum at the start.
+        accumulator: Adagrad's initial sum of squares.
         weight_decay: θ.
         decay: ``"coupled"``, ``"independent"`` or ``"l2"``.
     """
@@ -70,19 +70,19 @@ class Hyperparameters:
 
     @property
     def written_lr(self) -> float:
-        """The learning rate as it was written."""
+        """The learning rate in its original convention."""
         return self.lr if self.undamped is None else self.lr * (1 - self.memories[self.undamped]) / self.damping
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Hyperparameters and the way back.
+    """Hyperparameters that were read, and a function to write new ones back.
 
     Attributes:
         numbers: the record.
-        write: what they were read from, with the numbers of another record.
-        assumed: what was taken for granted, in sentences.
-        extra: further learning rates, which follow the first, by name.
+        write: function from a new record to an object like the one that was read.
+        assumed: sentences that state what was assumed.
+        extra: further learning rates by name, which are scaled like the first.
     """
 
     numbers: Hyperparameters
@@ -92,14 +92,14 @@ class Reading:
 
 
 def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
-    """The hyperparameters of a dict: of one's own, of PyTorch's arguments, or one of PyTorch's parameter groups.
+    """Read the hyperparameters of a dict: a hand-written one, PyTorch's arguments or a PyTorch parameter group.
 
     Args:
-        given: ``optimizer`` and its numbers. Keys of a structural kind (whose values are no numbers) are kept.
-        decay: how weight decay acts, where the dict does not say.
+        given: ``optimizer`` and its numbers. Keys whose values are not numbers are kept.
+        decay: how weight decay acts, if the dict does not state it.
 
     Raises:
-        ValueError, TypeError: naming a number that is missing, out of its range, or that no rule is known for.
+        ValueError, TypeError: if a number is missing, out of its range or has no known rule; the message names it.
     """
     name = _named(given)
     declared = OPTIMIZERS[canonical_name(name)]
@@ -150,7 +150,7 @@ def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
 
 
 def _named(given: Mapping[str, Any]) -> str:
-    """The optimizer's name, given or evident from the keys."""
+    """The optimizer's name, as given or inferred from the keys."""
     name = given.get("optimizer")
     if name is not None:
         return check.choice("optimizer", str(name).lower(), (*OPTIMIZERS, *ALIASES))
@@ -165,10 +165,10 @@ def _named(given: Mapping[str, Any]) -> str:
 
 
 def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
-    """Where each number stands, and its value, by our names.
+    """The key of each number in the dict, and its value, by the library's names.
 
     Raises:
-        ValueError: naming numbers without a rule.
+        ValueError: if there are numbers without a rule; the message names them.
     """
     keys: dict[str, tuple[str, int | None]] = {}
     takes = (*OPTIMIZERS[family].accepted, "weight_decay")
@@ -215,7 +215,7 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
 
 
 def _decay(given: Mapping[str, Any], name: str, asked: str | None) -> str:
-    """How weight decay acts: what the dict says, what was asked for, or the convention of the name."""
+    """How weight decay acts: as the dict states, else as `asked`, else by the convention of the optimizer."""
     stated = given.get("decay") if isinstance(given.get("decay"), str) else None
     if stated is None and "decoupled_weight_decay" in given:
         stated = "coupled" if given["decoupled_weight_decay"] else L2
@@ -224,10 +224,10 @@ def _decay(given: Mapping[str, Any], name: str, asked: str | None) -> str:
 
 
 def _record(name: str, family: str, lr: float, values: dict[str, float], decay: str) -> Hyperparameters:
-    """The record; learning rates of undamped buffers are turned into those of means.
+    """The record; learning rates of undamped buffers are converted to those of means.
 
     Raises:
-        ValueError: naming a number that is missing.
+        ValueError: if a number is missing or out of its range; the message names it.
     """
     memories: dict[str, float] = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
     if family in ("momentum", "signum") and not memories:
@@ -252,7 +252,7 @@ def _record(name: str, family: str, lr: float, values: dict[str, float], decay: 
         dampening = values.get("dampening", 0.0)
         if dampening >= 1:
             raise ValueError(f"dampening: got {dampening:g}; it must be less than 1, or no gradient enters.")
-        if dampening != momentum:  # equal, the buffer is a mean, and they are kept equal
+        if dampening != momentum:  # if equal, the buffer is a mean, and they are kept equal
             undamped, damping = "momentum", 1 - dampening
             lr = lr * damping / (1 - momentum)
     return Hyperparameters(

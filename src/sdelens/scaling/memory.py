@@ -1,4 +1,4 @@
-"""What an optimizer remembers at a jump of the batch size: how it must be read under the new numbers."""
+"""Conversion of an optimizer's accumulators at a jump of the batch size to the new hyperparameters."""
 
 import math
 
@@ -8,37 +8,37 @@ from sdelens.scaling.hyperparameters import Hyperparameters
 __all__ = ["ACCUMULATORS", "buffer_gain", "clock", "square_factor"]
 
 ACCUMULATORS = ("scale", "keep")
-"""What may become of second moments."""
+"""Ways to treat second moments."""
 
 
 def buffer_gain(old: Hyperparameters, new: Hyperparameters) -> float:
-    """What a sum of gradients is multiplied by so that (1 − μ) times it, the mean, stays."""
+    """The factor of a sum of gradients that keeps (1 − μ) times it, the mean, unchanged."""
     if old.undamped is None:
         return 1.0
     return (1 - old.memories[old.undamped]) / (1 - new.memories[old.undamped])
 
 
 def clock(old: Hyperparameters, new: Hyperparameters) -> float:
-    """How many old steps a new one is to the longest memory, ln β′/ln β: 1 − βᵏ is then as before at k over that."""
+    """Old steps per new step for the longest memory, ln β′/ln β; dividing k by it keeps 1 − βᵏ as before."""
     before, after = (max(n.memories.values(), default=0.0) for n in (old, new))
     return math.log(after) / math.log(before) if 0 < before < 1 and 0 < after < 1 else 1.0
 
 
 def square_factor(numbers: Hyperparameters, ratio: float, step: float, v: float, m: float) -> float:
-    """(ĝ² + σ̂²/δ)/(ĝ² + σ̂²) of a tensor of Adam's state, from averages over it.
+    """(ĝ² + σ̂²/δ)/(ĝ² + σ̂²) for a tensor of Adam's state, from averages over the tensor.
 
     For a steady gradient E v̂ = g² + σ² and E m̂² = g² + cσ², c = (1 − β₁)(1 + β₁ᵏ)/((1 + β₁)(1 − β₁ᵏ)). The averages are
-    over the whole tensor before anything is clipped, since one coordinate says nothing below a ratio √c.
+    over the whole tensor before anything is clipped, since one coordinate is uninformative below a ratio √c.
 
     Args:
-        numbers: those of the old batch.
+        numbers: hyperparameters of the old batch.
         ratio: δ.
         step: k.
-        v: mean of the second-moment accumulator, its bias not corrected.
-        m: mean square of the first one.
+        v: mean of the second-moment accumulator, without bias correction.
+        m: mean square of the first-moment accumulator, without bias correction.
 
     Returns:
-        The factor; 1 where there is nothing to tell from: k < 2, no first moment, or v = 0.
+        The factor; 1 if it cannot be estimated: k < 2, no first moment, or v = 0.
     """
     b1, b2 = numbers.memories["b1"], numbers.memories["b2"]
     if step < 2 or b1 == 0 or not v > 0:

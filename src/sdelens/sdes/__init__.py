@@ -1,4 +1,4 @@
-"""SDEs of optimizers, one file per model, and the table of which exist for which optimizer."""
+"""SDEs of optimizers, one file per model, and the table of the SDEs that exist for each optimizer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,11 +44,11 @@ __all__ = [
 ]
 
 Builder = Callable[[AbstractProblem, AbstractNoise, Any], SDE]
-"""A function, or a subclass of `OptimizerSDE`, that makes the SDE of a case."""
+"""A function, or a subclass of `OptimizerSDE`, that makes an SDE from problem, noise and optimizer."""
 
 
 def _malladi2022(first_order: Callable[..., Any]) -> Callable[..., SDE]:
-    """The SDE of Malladi et al. 2022, which shares its drift with another."""
+    """A builder of the SDE of Malladi et al. 2022, which is a modification of a first-order SDE."""
     return lambda problem, noise, optimizer, **options: Malladi2022SDE(
         first_order(problem, noise, optimizer, **options)
     )
@@ -71,16 +71,16 @@ _SDES: dict[type[Optimizer], dict[str, Callable[..., SDE]]] = {
 
 
 def register_sdes(optimizer: type[Optimizer], sdes: Mapping[str, Callable[..., SDE]]) -> None:
-    """Give an optimizer SDEs in closed form, by name.
+    """Register SDEs in closed form for an optimizer, by name.
 
     Args:
         optimizer: class of its specification.
-        sdes: functions or classes that make an SDE of problem, noise and optimizer; the one called ``"sde"`` is the
+        sdes: functions or classes that make an SDE from problem, noise and optimizer; the one named ``"sde"`` is the
             default of `simulate`.
 
     Raises:
-        TypeError: if it is no class of optimizers.
-        ValueError: if it has an SDE of that name already.
+        TypeError: if it is not a class of optimizers.
+        ValueError: if it already has an SDE of that name.
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise TypeError(f"optimizer: got {optimizer!r}; give the class of a specification, for example sl.SGD.")
@@ -103,18 +103,18 @@ def build_sde(
     optimizer: Optimizer,
     bias_correction: str | None = None,
 ) -> SDE:
-    """The SDE of one of the names `sdes_of(optimizer)`, or what a function of the user's own makes of the case.
+    """Build the SDE with one of the names `sdes_of(optimizer)`, or with a user-defined function or class.
 
     Args:
         model: the name or the function.
         problem: what is minimised.
         noise: law of the gradient noise, bound to the problem.
         optimizer: its specification.
-        bias_correction: of Adam's SDEs alone; None is their default.
+        bias_correction: only for Adam's SDEs; None is their default.
 
     Raises:
         ValueError: if a bias correction is given for another SDE.
-        TypeError: if the function makes no SDE.
+        TypeError: if the function does not return an SDE.
     """
     if bias_correction is not None and not (isinstance(model, str) and isinstance(optimizer, AdamW)):
         whose = optimizer.name if isinstance(model, str) else getattr(model, "__qualname__", model)

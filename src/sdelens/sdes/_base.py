@@ -1,4 +1,4 @@
-"""The interface of an SDE; integrators know SDEs through it alone."""
+"""The interface of an SDE; integrators use SDEs only through it."""
 
 import abc
 from collections.abc import Mapping
@@ -19,11 +19,12 @@ class Instant(NamedTuple):
     """A moment of the run.
 
     Attributes:
-        step: the optimizer step k within which the moment lies: coefficients that change from step to step (bias
-            correction, schedule) are held over the whole of it, substeps included.
+        step: the optimizer step k that contains the moment: coefficients that change from step to step (bias
+            correction, schedule) are constant during the whole step, substeps included.
         time: t in [kη, (k + 1)η).
-        share: Δt/η of an integrator that holds drift and diffusion for Δt; 0 for solvers of the equation itself. An SDE
-            whose own error such a step would repeat takes it off.
+        share: Δt/η for an integrator that keeps drift and diffusion constant during Δt; 0 for solvers of the equation
+            itself. SDEs with correction terms for finite steps reduce them by this share, because such an integrator
+            already contributes it.
     """
 
     step: Array
@@ -34,18 +35,18 @@ class Instant(NamedTuple):
 class SDE(eqx.Module):
     """dY = drift(t, Y) dt + diffusion(t, Y) dW, for a state Y = (X, M, V) and several Brownian motions W.
 
-    Components are element-wise in their shapes, (d,) for one path or (d, P) for many, so one definition serves both.
-    `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all that need it.
+    Components have shape (d,) for one path or (d, P) for many and are treated element-wise, so one definition serves
+    both cases. `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all methods.
     """
 
     together: ClassVar[bool] = False
-    """Whether X moves by the old M: integrators then advance the two together."""
+    """Whether X moves by the old M; if so, integrators advance X and M together."""
     root_first: ClassVar[bool] = False
-    """Whether dW is flat and begins with the gradient noise's own Brownian motion, others after it."""
+    """Whether dW is flat and begins with the Brownian motion of the gradient noise, followed by others."""
 
     @abc.abstractmethod
     def init(self, x: Array) -> State:
-        """State at t = 0 of paths at x, each component of its shape, (d,) or (d, P)."""
+        """State at t = 0 of paths at x; every component has the shape of x, (d,) or (d, P)."""
 
     @abc.abstractmethod
     def evaluate(self, x: Array) -> tuple[Array, Array]:
@@ -82,24 +83,25 @@ class SDE(eqx.Module):
             t: the moment.
             y: the state.
             grad: ∇f(y.x).
-            advanced: components the integrator has already advanced within this step, by name, and by how much time. A
-                drift that looks ahead of t on purpose takes that much off, lest it be counted twice.
+            advanced: names of the components that the integrator has already advanced within this step, and by how much
+                time. A drift that deliberately looks ahead of t must subtract that time, so that it is not counted
+                twice.
         """
 
     @abc.abstractmethod
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
-        """Diffusion times dW for every component, 0 for those without noise."""
+        """Diffusion times dW for every component; 0 for components without noise."""
 
     def spread(self, t: Instant, y: State, grad: Array) -> Mapping[str, Array]:
-        """Variance per unit of time of the components, by name, that an integrator must keep positive."""
+        """Variance per unit of time, by name, of the components that an integrator must keep positive."""
         return {}
 
 
 class OptimizerSDE(SDE):
-    """What SDEs of one optimizer on one problem under one noise share: where they start, f, and the Brownian motion.
+    """Base class of SDEs for one optimizer, problem and noise; it provides the start, f and the Brownian motion.
 
-    For an equation of your own, `drift` and `apply_diffusion` are all that is left to write; `sdelens.compare` takes
-    the class as a model.
+    To define your own equation, only `drift` and `apply_diffusion` are needed; `sdelens.compare` accepts the class as a
+    model.
 
     Attributes:
         problem: what is minimised.
@@ -108,7 +110,7 @@ class OptimizerSDE(SDE):
     """
 
     uses: ClassVar[str] = "variance"
-    """What the SDE needs of the noise beside its root, in the words of `AbstractNoise.compute_cache`."""
+    """What the SDE needs from the noise besides its root, as a value for `AbstractNoise.compute_cache`."""
     problem: AbstractProblem
     noise: AbstractNoise
     optimizer: Any
@@ -125,7 +127,7 @@ class OptimizerSDE(SDE):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """That of the gradient noise."""
+        """Shape of the Brownian motion of the gradient noise."""
         return self.noise.noise_shape(self.problem.dim)
 
     @property
@@ -139,7 +141,7 @@ class OptimizerSDE(SDE):
         return self if found is None else eqx.tree_at(lambda sde: sde.noise, self, self.noise.with_cache(found))
 
     def _require_variance(self) -> None:
-        """Refuse noise of infinite variance, which no Brownian motion imitates."""
+        """Refuse noise of infinite variance, which no Brownian motion can represent."""
         if not self.noise.has_variance(self.problem.start):
             raise ValueError(
                 f"noise: {self.noise.describe()['name']} noise has no finite variance here, and the SDE of "

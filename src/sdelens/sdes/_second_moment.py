@@ -1,4 +1,4 @@
-"""What SDEs that keep the noise of the second-moment accumulator share."""
+"""Base class of SDEs that include the noise of the second-moment accumulator."""
 
 import math
 from collections.abc import Mapping
@@ -17,12 +17,13 @@ __all__ = ["FluctuatingSDE"]
 class FluctuatingSDE(OptimizerSDE):
     r"""The noise of V: √η ρ₂ (2∇f ∘ Z + (Z² − σ²)), Z = Σ^{1/2} dW₁, Z² − σ² = Cov(Z²)^{1/2} dW₂.
 
-    For symmetric noise Z² is uncorrelated with Z, so that W₂ is independent of W₁; its variance is E Z⁴ − σ⁴, 2σ⁴ of
-    normal noise. Mini-batch noise is taken as such, its squares as independent.
+    For symmetric noise Z² is uncorrelated with Z, so W₂ is independent of W₁; the variance of Z² is E Z⁴ − σ⁴, which is
+    2σ⁴ for normal noise. Mini-batch noise is treated as normal, and its squares as independent.
 
-    V is positive, and normal noise would let it cross 0: an integrator moves it by a log-normal factor of the step's
-    mean and variance (`SDE.spread`). As Δt → 0 every law with these two leads to the same equation, away from V = 0; at
-    Δt = η that of β₂V + (1 − β₂)g² itself is positive and skewed to the right.
+    V is positive, and normal noise would let it cross 0: an integrator therefore multiplies it by a log-normal factor
+    that gives the mean and variance of the step (`SDE.spread`). As Δt → 0, every law with this mean and variance leads
+    to the same equation, away from V = 0; at Δt = η, the law of β₂V + (1 − β₂)g² is also positive and skewed to the
+    right.
     """
 
     root_first: ClassVar[bool] = True
@@ -30,7 +31,7 @@ class FluctuatingSDE(OptimizerSDE):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """The gradient noise's, and that of its squares."""
+        """Shape of the Brownian motions of the gradient noise and of its squares."""
         return (math.prod(self.noise.noise_shape(self.problem.dim)) + self.problem.dim,)
 
     def spread(self, t: Instant, y: State, grad: Array) -> Mapping[str, Array]:
@@ -39,13 +40,13 @@ class FluctuatingSDE(OptimizerSDE):
         return {"v": self.optimizer.lr * self.optimizer.rho2**2 * variance}
 
     def _noises(self, y: State, grad: Array, dW: Array) -> tuple[Array, Array]:
-        """√η Z and √η (2∇f ∘ Z + Z² − σ²) of an increment."""
+        """√η Z and √η (2∇f ∘ Z + Z² − σ²) for an increment dW."""
         size = jnp.sqrt(self.optimizer.lr)
         own, other = self.noise.split_root(y.x, dW)
         return size * own, size * (2 * grad * own + self.noise.apply_square_root(y.x, other))
 
     def _behind(self, x: Array, dx: Array, back: Any, grad: Array, share: float) -> tuple[Array, Array]:
-        """∇f and E g² at x − back·dx; at Δt = η, where back is 0, those at hand."""
+        """∇f and E g² at x − back·dx; at Δt = η, where back is 0, the given gradient is used."""
         if share < 1:
             x = (x - back * dx).astype(x.dtype)
             grad = self.problem.evaluate(x)[1]

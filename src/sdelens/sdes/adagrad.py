@@ -18,11 +18,11 @@ class AdagradSDE(OptimizerSDE):
     dX = −h(∇f dt + √η Σ^{1/2} dW)/√(V + ε) − hθX dt
     dV = ((∇f)² + diag Σ)/η dt
 
-    with θ the decay rate per unit of time and h the schedule's multiplier; X stays where it is while V = 0.
+    with θ the decay rate per unit of time and h the schedule's multiplier; X does not move while V = 0.
 
-    Derivation. The mean of g² over a step of time η, and SGD's update divided by the root of the new V, which the
-    integrators advance first. V grows by O(1) a step, so that this is no limit as η → 0, and no order is claimed: it is
-    near where V is the sum of many squares, whose fluctuation it leaves out.
+    Derivation. dV is the mean of g² per step of time η; dX is SGD's update divided by the root of the new V, which the
+    integrators advance first. V grows by O(1) per step, so the equation is not a limit as η → 0 and no order is
+    claimed: it is accurate if V is the sum of many squares, whose fluctuation it neglects.
     """
 
     optimizer: Adagrad

@@ -23,15 +23,17 @@ class AdamWSDE(OptimizerSDE):
     dV = ρ₂((∇f)² + diag Σ − V) dt
 
     with P = diag(√V) + ε√γ₂ I, ρᵢ = (1 − βᵢ)/η, θ the decay rate per unit of time and h the schedule's multiplier.
-    M + ηρ₁(∇f − M) is M one optimizer step ahead, in the mean.
+    M + ηρ₁(∇f − M) is the mean of M after the next optimizer step.
 
-    Source: arXiv 2411.15958, which has γᵢ(t) = 1 − e^{−ρᵢt}, singular at t = 0. Where this departs from it:
+    Source: arXiv 2411.15958, where γᵢ(t) = 1 − e^{−ρᵢt}, which is singular at t = 0. Differences from the paper:
 
-    - γᵢ = 1 − βᵢ^{k+1}, the algorithm's own bias correction, held over optimizer step k, substeps included
-      (``bias_correction="discrete"``; k counts on from the start's ``count``). The limit η → 0 is the same and the
-      error 7-11 times smaller. With ``"exponential"`` γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's at the end of the step.
-    - Where the integrator has already advanced M by some Δt (``sequential``), the drift of X looks ahead only by the
-      remaining η − Δt: at Δt = η X moves by the new M alone, as in the algorithm; as Δt → 0 the paper's drift returns.
+    - γᵢ = 1 − βᵢ^{k+1}, the bias correction of the algorithm, constant during optimizer step k, substeps included
+      (``bias_correction="discrete"``; k continues from the ``count`` of the start). The limit η → 0 is the same and the
+      error is 7-11 times smaller. With ``"exponential"``, γᵢ = 1 − e^{−(1−βᵢ)(k+1)}, the paper's value at the end of
+      the step.
+    - If the integrator has already advanced M by some Δt (``sequential``), the drift of X looks ahead only by the
+      remaining η − Δt: at Δt = η, X moves by the new M alone, as in the algorithm; as Δt → 0, the drift becomes that of
+      the paper.
     """
 
     optimizer: AdamW

@@ -1,4 +1,4 @@
-"""The earlier SDEs of RMSprop and Adam, the baseline."""
+"""The earlier SDEs of RMSprop and Adam, which serve as a baseline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +17,16 @@ __all__ = ["Malladi2022SDE"]
 class Malladi2022SDE(SDE):
     r"""SDEs of RMSprop and Adam by Malladi, Lyu, Panigrahi, Arora 2022 (arXiv 2205.10287), in the time t = kη.
 
-    They are the later ones of arXiv 2411.15958 but for the accumulator, which follows the noise alone,
+    They equal the later SDEs of arXiv 2411.15958 except that the accumulator depends on the noise alone,
 
     dV = ρ₂(diag Σ − V) dt,
 
-    since they assume noise that dominates the gradient; and, for Adam, X moves by M alone: no ηρ₁(∇f − M).
+    because they assume that the noise dominates the gradient; and that, for Adam, X moves by M alone, without
+    ηρ₁(∇f − M).
 
-    Where this departs from them: they have no decoupled decay and no schedule. Both get the −θX dt and the multiplier
-    of the later SDEs, so that a comparison is about V alone; and their time is rescaled to t = kη.
+    Differences from the paper: its SDEs have no decoupled decay and no schedule. Here both have the term −θX dt and the
+    multiplier of the later SDEs, so that a comparison shows only the effect of these changes; and time is rescaled to
+    t = kη.
 
     Args:
         later: the later SDE, `RMSpropWSDE` or `AdamWSDE`, whose drift of V is replaced.
@@ -58,7 +60,7 @@ class Malladi2022SDE(SDE):
 
     def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
         optimizer = self.later.optimizer
-        # Told that M is a whole step ahead, the later drift adds no look-ahead of its own.
+        # With M marked as advanced by a whole step, the later drift adds no look-ahead.
         drift = self.later.drift(t, y, grad, {**advanced, "m": optimizer.lr})
         return drift._replace(v=optimizer.rho2 * (self.later.noise.variance(y.x) - y.v))
 

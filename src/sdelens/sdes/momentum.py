@@ -16,16 +16,17 @@ class MomentumSDE(OptimizerSDE):
     r"""SDE of SGD with damped momentum and decoupled weight decay.
 
     dM = ρ(∇f − M) dt + √η ρ Σ^{1/2} dW
-    dX = −h(M + ηρ(∇f − M) + θX) dt, and for Nesterov's form
+    dX = −h(M + ηρ(∇f − M) + θX) dt, and for Nesterov momentum
     dX = −h(β(M + ηρ(∇f − M)) + ηρ∇f + θX) dt − h√η ηρ Σ^{1/2} dW
 
     with β = 1 − ηρ, θ the decay rate per unit of time, h the schedule's multiplier, and the same W throughout.
 
-    Derivation. One update moves m by ηρ(g − m): its mean over η is ρ(∇f − m), its covariance over η ηρ²Σ. It moves x by
-    −ηh times the new m, of mean m + ηρ(∇f − m), or βm + ηρg of the new m. All increments are O(η), so that drift and
-    diffusion of a weak approximation of order 1 are these (Li, Tai, E 2017, arXiv 1511.06251). The terms ηρ are of
-    higher order, and are kept: as for Adam, X looks ahead by one step less what the integrator has advanced M
-    (`AdamWSDE`), so that at Δt = η under Gaussian noise the scheme ``sequential`` *is* the algorithm, Nesterov's too.
+    Derivation. One update moves m by ηρ(g − m), whose mean divided by η is ρ(∇f − m) and whose covariance divided by η
+    is ηρ²Σ. It moves x by −ηh times the new m, whose mean is m + ηρ(∇f − m), or, for Nesterov momentum, times βm + ηρg
+    with the new m. All increments are O(η), so these are the drift and diffusion of a weak approximation of order 1
+    (Li, Tai, E 2017, arXiv 1511.06251). The terms with ηρ are of higher order, but are kept: as for Adam, X looks ahead
+    by one step minus the time by which the integrator has advanced M (`AdamWSDE`). With Gaussian noise the scheme
+    ``sequential`` at Δt = η then *is* the algorithm, also for Nesterov momentum.
     """
 
     uses: ClassVar[str] = "root"

@@ -21,7 +21,7 @@ class RMSpropWSDE(OptimizerSDE):
     with P = diag(√V) + εI, ρ₂ = (1 − β₂)/η, θ the decay rate per unit of time and h the schedule's multiplier.
 
     Source: arXiv 2411.15958. The integrators advance V first and use the new V in P, as the algorithm does (with the
-    old V the first step from V = 0 divides by ε).
+    old V, the first step from V = 0 would divide by ε).
     """
 
     optimizer: RMSpropW

@@ -23,17 +23,19 @@ class SecondOrderAdamWSDE(FluctuatingSDE):
     dM = ρ₁[∇f(X₋) − M₋] dt + √η ρ₁ Σ^{1/2} dW₁
     dV = ρ₂[E g²(X₋) − V₋] dt + √η ρ₂ [2∇f ∘ Σ^{1/2} dW₁ + Cov(Z²)^{1/2} dW₂]
 
-    with q(m, v) = (m/γ₁)/(√(v/γ₂) + ε), γᵢ those of `AdamWSDE`, held over each step, X₋ = X − (η/2)Ẋ,
+    with q(m, v) = (m/γ₁)/(√(v/γ₂) + ε), γᵢ as in `AdamWSDE`, constant during each step, X₋ = X − (η/2)Ẋ,
     M± = M ± (η/2)Ṁ, V± = V ± (η/2)V̇, and leading drifts Ẋ = −h(q(M, V) + θX), Ṁ = ρ₁(∇f − M),
     V̇ = ρ₂((∇f)² + diag Σ − V).
 
-    Derivation: as for `SecondOrderRMSpropWSDE`. X moves by q of m and v one step ahead, of mean q(M + ηṀ, V + ηV̇) to
-    O(η), and b − (η/2)(∂b)b is that at y − (η/2)b. The noise of X is that of the new M, whose covariance with M is of
-    third order in η and not needed for order 2; with it the variance of X at rest, of O(η) itself, is right to O(η²).
-    Callisti, Triggiano, Romito 2025 (arXiv 2509.21614) keep the noise of V too; the equation is derived here.
+    Derivation: as for `SecondOrderRMSpropWSDE`. X moves by q at m and v after the next step, with mean
+    q(M + ηṀ, V + ηV̇) to O(η), and b − (η/2)(∂b)b is b at y − (η/2)b. The noise of X is that of the new M; its
+    covariance with M is of third order in η and not needed for order 2, but with it the stationary variance of X, which
+    is O(η), is correct to O(η²). Callisti, Triggiano, Romito 2025 (arXiv 2509.21614) also include the noise of V; the
+    equation is derived here.
 
-    With steps of Δt, (η − Δt)/2 stands for η/2, and what an integrator has advanced is not looked ahead again: at
-    Δt = η and ``sequential``, it is the first-order SDE's scheme and the noise of V. From V = 0 the order is less.
+    With steps of Δt, η/2 is replaced by (η − Δt)/2, and there is no look-ahead for components that the integrator has
+    already advanced: at Δt = η with ``sequential``, it is the scheme of the first-order SDE plus the noise of V. If V
+    starts at 0, the order is lower.
     """
 
     optimizer: AdamW

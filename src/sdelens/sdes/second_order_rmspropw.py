@@ -20,24 +20,26 @@ class SecondOrderRMSpropWSDE(FluctuatingSDE):
     dV = ρ₂[E g²(X₋) − V₋] dt + √η ρ₂ [2∇f ∘ Σ^{1/2} dW₁ + Cov(Z²)^{1/2} dW₂]
 
     with p(v) = 1/(√v + ε), X₋ = X − (η/2)Ẋ, V± = V ± (η/2)V̇, and leading drifts Ẋ = −h(p(V)∇f + θX),
-    V̇ = ρ₂((∇f)² + diag Σ − V); θ is the decay rate per unit of time, h the schedule's multiplier, held over each step.
+    V̇ = ρ₂((∇f)² + diag Σ − V); θ is the decay rate per unit of time and h the schedule's multiplier, constant during
+    each step.
 
     Derivation. For y ← y + ηH(y, g) the equation dY = [b − (η/2)(∂b)b] dt + √η Cov(H)^{1/2} dW, b = E H to O(η), has
-    the first two moments of one update to O(η³), and so weak order 2: in the mean of the SDE's step,
+    the first two moments of one update to O(η³), and therefore weak order 2: in the mean of the SDE's step,
     ηb̃ + (η²/2)(∂b)b + (η³/4) Cov(H):∂²b, the last term is of O(η³) (Li, Tai, E 2017, arXiv 1511.06251, for SGD). Here
 
     E[g p(v + ηρ₂(g² − v))] = p∇f + ηρ₂p′(E g³ − v∇f) + O(η²) = ∇f p(v + ηV̇) + 2ηρ₂p′∇fσ² + O(η²)
 
-    for symmetric noise, and b − (η/2)(∂b)b is b at y − (η/2)b, which is how it is evaluated here: the mean of V stays
-    positive, at the price of one more gradient. That Callisti, Triggiano, Romito 2025 (arXiv 2509.21614) keep the noise
-    of V too is where the idea is from; the equation is derived here.
+    for symmetric noise, and b − (η/2)(∂b)b is evaluated as b at y − (η/2)b: this keeps the mean of V positive, at the
+    cost of one more gradient. The idea of including the noise of V comes from Callisti, Triggiano, Romito 2025
+    (arXiv 2509.21614); the equation is derived here.
 
-    What an integrator does by itself is taken off. With V advanced first, X moves by p of the new V: the covariance of
-    V's noise with X's then adds the term in p′, and V₊ looks ahead by less. A step of Δt repeats the error of the
-    optimizer's own, so that (η − Δt)/2 stands for η/2 (`Instant.share`): at Δt = η the scheme ``sequential`` has
-    the algorithm's own moments.
+    Effects that an integrator already produces are subtracted. If V is advanced first, X moves by p of the new V: the
+    covariance of V's noise with X's then contributes the term in p′, and V₊ looks ahead by less. A step of Δt has the
+    same kind of error as the step of the optimizer, so η/2 is replaced by (η − Δt)/2 (`Instant.share`): at Δt = η the
+    scheme ``sequential`` has the moments of the algorithm.
 
-    Under mini-batch noise, third moments, 0 here, and the change of a variance that is kept leave an order of 1.
+    With mini-batch noise the order is only 1, because of third moments, which are neglected here, and of changes of the
+    variance while a cached value is used.
     """
 
     optimizer: RMSpropW

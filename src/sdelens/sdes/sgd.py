@@ -18,10 +18,10 @@ class SGDSDE(OptimizerSDE):
 
     dX = −h(∇f(X) + θX) dt − h √η Σ(X)^{1/2} dW
 
-    with η `lr`, θ the decay rate per unit of time and h the schedule's multiplier. The sign of dW, free in
-    law, makes it the gradient noise itself.
+    with η = `lr`, θ the decay rate per unit of time and h the schedule's multiplier. The sign of dW does not affect the
+    law; with the minus sign, Σ^{1/2} dW is the gradient noise itself.
 
-    Source: Li, Tai, E 2017 (arXiv 1511.06251); arXiv 2411.15958. At Δt = η under Gaussian noise its Euler-Maruyama
+    Source: Li, Tai, E 2017 (arXiv 1511.06251); arXiv 2411.15958. At Δt = η with Gaussian noise its Euler-Maruyama
     scheme *is* SGD, so only substeps show the error of the SDE itself.
     """
 
@@ -46,9 +46,9 @@ class SecondOrderSGDSDE(OptimizerSDE):
 
     where ∇‖∇F‖²/2 = (∇²F)∇F costs one Hessian-vector product. h is constant over each step.
 
-    Source: Li, Tai, E 2017 (arXiv 1511.06251). Its weak order is 2 only if the equation is integrated as finely:
-    Euler-Maruyama at Δt = η leaves an error of order 1, and is then further from SGD than the first-order SDE, whose
-    own scheme is SGD itself. Use substeps.
+    Source: Li, Tai, E 2017 (arXiv 1511.06251). Its weak order is 2 only if the equation is integrated accurately
+    enough: Euler-Maruyama at Δt = η has an error of order 1, and is then further from SGD than the first-order SDE,
+    whose Euler-Maruyama scheme is SGD itself. Use substeps.
     """
 
     uses: ClassVar[str] = "root"

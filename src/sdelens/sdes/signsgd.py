@@ -17,23 +17,23 @@ class SignSGDSDE(OptimizerSDE):
 
     dX = −h(e(X) + θX) dt − h √η Σ̄(X)^{1/2} dW,  e = E sign(g) = 1 − 2 P(g < 0),  Σ̄ = Cov(sign g).
 
-    For Gaussian noise e = erf(∇f/(√2 σ)); for others see their `mean_sign`. Σ̄ is diag(1 − e²) unless the noise is
-    correlated. θ is the decay rate per unit of time and h the schedule's multiplier. The sign of dW is free in law; the
-    minus makes it the noise of the sign.
+    For Gaussian noise e = erf(∇f/(√2 σ)); for other laws see their `mean_sign`. Σ̄ is diag(1 − e²) unless the noise is
+    correlated. θ is the decay rate per unit of time and h the schedule's multiplier. The sign of dW does not affect the
+    law; with the minus sign, Σ̄^{1/2} dW is the noise of the sign.
 
-    Source: arXiv 2411.15958. At Δt = η its Euler-Maruyama scheme has SignSGD's first two moments exactly; only substeps
-    show the error of the SDE itself.
+    Source: arXiv 2411.15958. At Δt = η its Euler-Maruyama scheme has exactly SignSGD's first two moments, so only
+    substeps show the error of the SDE itself.
     """
 
     uses: ClassVar[str] = "signs"
     optimizer: SignSGD
 
     def __check_init__(self) -> None:
-        _ = self.noise_shape  # refuses a law of signs that cannot be had
+        _ = self.noise_shape  # raises an error if the covariance of the signs is not known
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """That of the signs' covariance, not of the noise's."""
+        """Shape of the Brownian motion of the signs, not of the gradient noise."""
         return self.noise.sign_shape(self.problem.dim)
 
     def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102

@@ -1,1 +1,1 @@
-"""The command `sdelens`."""
+"""The command-line interface `sdelens`."""

@@ -1,4 +1,4 @@
-"""The shell. Thin: it turns text into the library's arguments; what they mean is decided there."""
+"""The shell: a thin layer that turns text into the library's arguments; the library interprets them."""
 
 import json
 import os
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 
 def _examples(*lines: str) -> str:
-    """Two commands, below the options."""
+    """Example commands, shown below the options."""
     return "\n\n".join(["Examples:", *lines])
 
 
@@ -85,7 +85,7 @@ def compare(
         if dry_run:
             _estimate(setting, run, first)
             return
-        run.arguments()  # refused before the folder is made
+        run.arguments()  # invalid options are refused before the folder is created
         with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
             _compare(setting, run.arguments(checkpoints), theory, logged, folder, first)
 
@@ -126,7 +126,7 @@ def _compare(
 
 
 def _write(folder: Path | None, setting: Subject, result: Any, command: str, text: str) -> None:
-    """The result's files and page in the folder, if there is one."""
+    """Write the result's files and page to the folder, if there is one."""
     from sdelens.results.report import write_report
 
     if folder is None:

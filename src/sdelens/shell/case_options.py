@@ -1,4 +1,4 @@
-"""The shell's options for problem, noise and optimizer, written as constructors, and the objects they make."""
+"""The shell's options for problem, noise and optimizer, written as constructors, and the objects built from them."""
 
 import csv
 import functools
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Subject", "build_subject", "listing", "numbers", "optax_optimizers", "read_curve", "takes_subject"]
 
 _HOLD_PARTS = ("noise", "compression", "schedule", "then")
-"""Arguments whose values are constructors themselves, so that a word there is one without arguments."""
+"""Arguments whose values are constructors, so a word there is a constructor without arguments."""
 _RATE = 0.01
-"""The learning rate where none is given."""
+"""The learning rate if none is given."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Subject:
 
 
 def listing(names: dict[str, str]) -> str:
-    """Names and meanings in one line of help."""
+    """Names and meanings as one line of help."""
     return "; ".join(f"{name}: {meaning}" for name, meaning in names.items())
 
 
@@ -86,7 +86,7 @@ _PARAMETERS = inspect.signature(_options).parameters
 
 
 def takes_subject(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options above before its own; it gets their values as its first argument."""
+    """The command with the options above before its other optional ones; it gets them as its first argument."""
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)
@@ -101,13 +101,13 @@ def takes_subject(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def build_subject(given: dict[str, Any]) -> Subject:
-    """The objects that the options name.
+    """Build the objects that the options name.
 
     Args:
-        given: text of ``problem``, ``noise`` and ``optimizer``, and ``lr``.
+        given: the texts of ``problem``, ``noise`` and ``optimizer``, and ``lr``.
 
     Raises:
-        ValueError, TypeError: naming the option, and what is misspelt or missing; else those of the constructors.
+        ValueError, TypeError: if something is misspelt or missing, naming it and the option; or from the constructors.
     """
     problem = _made("problem", _one("problem", given["problem"]), _problems())
     return Subject(problem, _noise(given["noise"]), _optimizer(given["optimizer"], given.get("lr")))
@@ -122,10 +122,10 @@ def _one(argument: str, text: str) -> Call:
 
 
 def _made(argument: str, call: Call, known: dict[str, Callable[..., Any]]) -> Any:
-    """What the constructor of that name makes; constructors among the arguments are made first.
+    """Call the constructor of that name; constructors among the arguments are called first.
 
     Raises:
-        ValueError: naming a constructor or argument that there is not, or one that is missing.
+        ValueError: if a constructor or argument does not exist, or an argument is missing; the message names it.
     """
     make = known[check.choice(argument, call.name, known)]
     parameters = inspect.signature(make).parameters
@@ -141,7 +141,7 @@ def _made(argument: str, call: Call, known: dict[str, Callable[..., Any]]) -> An
 
 
 def _argument(name: str, value: Any) -> Any:
-    """A value with the constructors in it made, and the contents of @FILE."""
+    """The value of an argument: constructors in it are called, and @FILE is read."""
     if isinstance(value, str) and name in _HOLD_PARTS:
         value = Call(value, (), {})
     if isinstance(value, Call):
@@ -182,7 +182,7 @@ def _problems() -> dict[str, Callable[..., Any]]:
 
 
 def _network(name: str) -> Callable[..., Any]:
-    """`sdelens.network` of that name, with the sizes that such a network has."""
+    """`sdelens.network` with that name and, as arguments, the sizes of such a network."""
     import sdelens as sl
     from sdelens.problems.networks import sizes_of
 
@@ -204,19 +204,19 @@ def _noises() -> dict[str, Callable[..., Any]]:
 
 
 def _law(declared: NoiseDeclaration) -> Callable[..., Any]:
-    """The constructor of a noise law, whose arguments with a default of the shell need not be given."""
+    """The constructor of a noise law, with the shell's defaults for some arguments."""
     kind = declared.load()
 
     def law(*positional: Any, **named: Any) -> Any:
         given = inspect.signature(kind).bind_partial(*positional, **named).arguments
-        missing = {} if "covariance" in given else declared.defaults  # which takes the place of the scale
+        missing = {} if "covariance" in given else declared.defaults  # a covariance replaces the scale
         return kind(**{**missing, **given})
 
     parameters = [
         p.replace(default=declared.defaults.get(p.name, p.default)) for p in inspect.signature(kind).parameters.values()
     ]
     optional = [p.default is not p.empty for p in parameters]
-    if optional != sorted(optional):  # those behind an optional one have to be named
+    if optional != sorted(optional):  # arguments after an optional one must be named
         first = optional.index(True)
         parameters[first + 1 :] = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters[first + 1 :]]
     law.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -224,7 +224,7 @@ def _law(declared: NoiseDeclaration) -> Callable[..., Any]:
 
 
 def _parts() -> dict[str, Callable[..., Any]]:
-    """What may stand within another constructor: noise laws, compressions and schedules."""
+    """Constructors that may be arguments of another: noise laws, compressions and schedules."""
     import sdelens as sl
 
     compressions = dict(zip(names.COMPRESSIONS, (sl.RandomK, sl.Quantisation, sl.MajorityVote), strict=True))
@@ -256,7 +256,7 @@ def _optimizer(text: str, lr: float | None) -> "Optimizer":
 
 
 def _from_optax(name: str, rate: Any, arguments: dict[str, Any], positional: tuple[Any, ...]) -> "Optimizer":
-    """One of optax's named optimizers, with its own arguments."""
+    """One of optax's named optimizers, with optax's arguments."""
     import sdelens as sl
 
     known = optax_optimizers()
@@ -274,7 +274,7 @@ def _from_optax(name: str, rate: Any, arguments: dict[str, Any], positional: tup
 
 
 def optax_optimizers() -> dict[str, Callable[..., Any]]:
-    """Optax's functions from a learning rate to a transformation, by name; those of optax.contrib with that before."""
+    """Optax's functions from a learning rate to a transformation, by name; ``contrib.NAME`` for optax.contrib."""
     import optax
     import optax.contrib
 
@@ -308,10 +308,10 @@ def _matrix(argument: str, path: Path) -> Any:
 
 
 def read_curve(path: Path) -> tuple[list[float], list[float]]:
-    """Steps and losses of a logged curve: a CSV file with columns ``step`` and ``loss``, or with two columns.
+    """Read steps and losses of a logged curve: a CSV file with columns ``step`` and ``loss``, or with two columns.
 
     Raises:
-        ValueError: naming the line that is not one.
+        ValueError: if the file cannot be read or a row is not a step and a loss; the message names it.
     """
     if not path.is_file():
         raise ValueError(f"curve: there is no file {str(path)!r}.")

@@ -1,4 +1,4 @@
-"""Text such as ``adamw(lr=0.01, b2=0.99)`` as a name with arguments: literals, words and constructors within."""
+"""Parse text such as ``adamw(lr=0.01, b2=0.99)``: a name with literals, words and constructors as arguments."""
 
 import ast
 import re
@@ -14,9 +14,9 @@ class Call(NamedTuple):
     """A name and its arguments.
 
     Attributes:
-        name: of what is constructed.
+        name: name of the constructor.
         positional: arguments without a name.
-        named: arguments by name; hyphens of names are underscores.
+        named: arguments by name; hyphens in names are replaced by underscores.
     """
 
     name: str
@@ -25,20 +25,20 @@ class Call(NamedTuple):
 
 
 def calls(argument: str, text: str) -> list[Call]:
-    """Comma-separated names with or without arguments.
+    """Parse comma-separated names with or without arguments.
 
     Args:
-        argument: name for messages.
-        text: as ``sde, sde(substeps=8)``.
+        argument: name of the option for error messages.
+        text: for example ``sde, sde(substeps=8)``.
 
     Raises:
-        ValueError: naming the part that cannot be read, with an example.
+        ValueError: if a part cannot be read; the message names it and has an example.
     """
     return [_call(argument, part) for part in _split(argument, text)]
 
 
 def terms(argument: str, text: str) -> list[str]:
-    """The summands of a text with ``+`` between constructors.
+    """Split a text with ``+`` between constructors into its summands.
 
     Raises:
         ValueError: if brackets do not match, or a summand is empty.
@@ -47,10 +47,10 @@ def terms(argument: str, text: str) -> list[str]:
 
 
 def value_of(argument: str, text: str) -> Any:
-    """A Python literal, a constructor as a `Call`, or the text itself as a word.
+    """Parse a Python literal or a constructor (as a `Call`); any other text is kept as a word.
 
     Raises:
-        ValueError: if a constructor within cannot be read.
+        ValueError: if a constructor in the text cannot be read.
     """
     text = text.strip()
     try:
@@ -86,7 +86,7 @@ def _call(argument: str, text: str) -> Call:
 
 
 def _split(argument: str, text: str, separator: str = ",") -> list[str]:
-    """The parts between separators that lie in no brackets and no quotes, none of them empty."""
+    """Split at separators outside brackets and quotes; empty parts are refused."""
     parts, depth, quote, begin = [], 0, "", 0
     for i, letter in enumerate(text):
         if quote:

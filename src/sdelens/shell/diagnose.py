@@ -1,4 +1,4 @@
-"""The shell's `diagnose`: needs no JAX to start."""
+"""The shell's `diagnose`, which starts without JAX."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def diagnose(
 
 
 def _groups(given: list[str] | None) -> str | dict[str, str] | None:
-    """Groups by name from NAME=REGEX."""
+    """Regular expressions by group name, from NAME=REGEX."""
     if not given or given == ["parameter groups"]:
         return given[0] if given else None
     wrong = [text for text in given if not text.partition("=")[2]]

@@ -18,7 +18,7 @@ _GRACE_SECONDS = 25.0
 
 @dataclass(frozen=True)
 class Members:
-    """What a command was told of the processes that share its run."""
+    """The options of a command about the processes that share its run."""
 
     coordinator: str | None
     num_processes: int | None
@@ -27,11 +27,11 @@ class Members:
 
     @contextmanager
     def joined(self) -> Iterator[bool]:
-        """The run of all processes, which end it together; whether this is the one that prints and writes.
+        """Join the run of all processes, which end it together; yields whether this process prints and writes.
 
         Raises:
             ValueError: if the options do not fit together.
-            OSError: if the processes do not find one another.
+            OSError: if the processes do not find each other.
             typer.Exit: if another process is lost or fails.
         """
         from sdelens.run import processes
@@ -77,7 +77,7 @@ _PARAMETERS = inspect.signature(_options).parameters
 
 
 def takes_members(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options above after its own; it gets them as its second argument."""
+    """The command with the options above after its other options; it gets them as its second argument."""
     first, _, *own = inspect.signature(command).parameters.values()
 
     @functools.wraps(command)

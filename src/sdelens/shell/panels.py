@@ -1,4 +1,4 @@
-"""The groups in which ``--help`` lists the options: each is `typer.Option` with its heading."""
+"""Groups of options in the output of ``--help``: each is `typer.Option` with the heading of the group."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The shell's `reproduce`: claims by name, a line each, and the report."""
+"""The shell's `reproduce`: runs or lists claims by name and writes the report."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The shell's options for what runs and how, shared by its commands; their help is that of the library's objects."""
+"""The shell's options for models, sizes, records and execution; part of their help comes from library docstrings."""
 
 import dataclasses
 import functools
@@ -17,24 +17,24 @@ __all__ = ["RunOptions", "models_from", "takes_run"]
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What a command was told of its models, sizes, records and execution."""
+    """The options of a command about its models, sizes, records and execution."""
 
     given: dict[str, Any]
 
     @property
     def devices(self) -> int | None:
-        """Devices to use."""
+        """Number of devices to use, None for the default."""
         devices: int | None = self.given["devices"]
         return devices
 
     def arguments(self, checkpoints: Any = None) -> dict[str, Any]:
-        """Keyword arguments of `compare` and `sweep`, the models among them.
+        """Keyword arguments of `compare` and `sweep`, including the models.
 
         Args:
-            checkpoints: those in the folder for results.
+            checkpoints: the checkpoints in the folder for results.
 
         Raises:
-            ValueError, TypeError: naming the option.
+            ValueError, TypeError: if an option is invalid; the message names it.
         """
         import sdelens as sl
 
@@ -54,10 +54,10 @@ class RunOptions:
 
 
 def models_from(text: str | None) -> list[Any] | None:
-    """Names and objects of models from text such as ``optimizer, sde(substeps=8)``.
+    """Parse names and objects of models from text such as ``optimizer, sde(substeps=8)``.
 
     Raises:
-        ValueError, TypeError: naming what cannot be read, or the option of a model.
+        ValueError, TypeError: if the text cannot be read or an option of a model is invalid; the message names it.
     """
     import sdelens as sl
 
@@ -80,7 +80,7 @@ def models_from(text: str | None) -> list[Any] | None:
 
 
 def _help(kind: type, name: str) -> str:
-    """What a class's docstring says of an argument, as plain text."""
+    """The description of an argument in a class's docstring, as plain text."""
     said = inspect.getdoc(kind) or ""
     match = re.search(rf"^    {name}: (.*?)(?=^    \w+: |^\w|\Z)", said, re.MULTILINE | re.DOTALL)
     assert match is not None, f"{kind.__name__} does not describe {name}"
@@ -127,7 +127,7 @@ _PARAMETERS = inspect.signature(_options).parameters
 
 
 def takes_run(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options above before its own; it gets them as its second argument."""
+    """The command with the options above before its other optional ones; it gets them as its second argument."""
     first, _, *own = inspect.signature(command).parameters.values()
 
     @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""The shell's `scale`: options to a dict of hyperparameters, and what is printed of it. No JAX."""
+"""The shell's `scale`: turns options into a dict of hyperparameters and prints it rescaled. Needs no JAX."""
 
 from typing import Annotated, Any
 
@@ -65,18 +65,18 @@ def printed(
     form: str,
     **options: Any,
 ) -> str:
-    """What `sdelens scale` prints.
+    """The text that `sdelens scale` prints.
 
     Args:
-        optimizer: its name.
-        batch: batch size of the numbers.
-        to: batch size wanted.
-        given: the numbers that were given; None for those that were not.
+        optimizer: name of the optimizer.
+        batch: batch size for which the numbers hold.
+        to: the new batch size.
+        given: the hyperparameters by name; None if not given.
         form: one of `CODE_FORMATS`.
-        **options: of `rescale`.
+        **options: options of `rescale`.
 
     Raises:
-        ValueError: naming what is wrong, or which number the optimizer does not take.
+        ValueError: if an argument is invalid, or a number is not one of the optimizer's; the message names it.
     """
     from sdelens.core import check
     from sdelens.scaling import rescale

@@ -1,4 +1,4 @@
-"""What every command of the shell shares: JAX started, errors as one line, the folder for results."""
+"""What all commands of the shell share: starting JAX, one-line errors, the folder for results."""
 
 import os
 import shlex
@@ -17,14 +17,14 @@ from sdelens.shell.members import Members
 __all__ = ["claimed", "command_line", "refusals", "shell"]
 
 _CACHE_BYTES = 2**30
-"""Of programs that are kept; those not used for longest go first."""
+"""Size limit of the cache of compiled programs; the least recently used are removed first."""
 
 
 @contextmanager
 def shell(devices: int | None, members: Members | None = None) -> Iterator[bool]:
-    """JAX started, and errors of input or files turned into one line and an exit status.
+    """Start JAX, and turn errors of input or files into one line and an exit status.
 
-    Yields whether this process prints and writes; of several, one does.
+    Yields whether this process prints and writes; of several processes, only one does.
     """
     with refusals():
         _ask_for(devices)
@@ -34,7 +34,7 @@ def shell(devices: int | None, members: Members | None = None) -> Iterator[bool]
 
 
 def _ask_for(devices: int | None) -> None:
-    """Make each CPU core a device; this must precede the first use of JAX."""
+    """Request CPU devices, by default one per core; this must precede the first use of JAX."""
     if devices is not None and devices < 1:
         raise ValueError(f"devices: got {devices}; it must be 1 or more.")
     import jax
@@ -44,7 +44,7 @@ def _ask_for(devices: int | None) -> None:
 
 
 def _keep_programs() -> None:
-    """Compiled programs in the user's cache folder, for later commands; what JAX was told by its variables stays."""
+    """Cache compiled programs in the user's cache folder, unless JAX's environment variables configure its cache."""
     import jax
     import platformdirs
 
@@ -54,7 +54,7 @@ def _keep_programs() -> None:
     folder = platformdirs.user_cache_path("sdelens") / "programs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # without a place to write, every command compiles for itself
+    except OSError:  # without a writable folder, every command compiles again
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
@@ -62,7 +62,7 @@ def _keep_programs() -> None:
 
 
 def _start_jax() -> None:
-    """Find the devices, and show warnings in a line."""
+    """Find the devices, and show each warning in one line."""
     import jax
 
     try:
@@ -85,7 +85,7 @@ def _fail(error: Exception) -> NoReturn:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Errors of input, files or missing packages as one line and an exit status."""
+    """Turn errors of input, files or missing packages into one line and an exit status."""
     try:
         yield
     except BrokenPipeError:
@@ -98,9 +98,9 @@ def refusals() -> Iterator[None]:
 def claimed(
     out: Path | None, overwrite: bool, every: int | None, resume: bool, first: bool
 ) -> Iterator[tuple[Path | None, Any]]:
-    """The folder for results, and the checkpoints in it: removed only once the results are written.
+    """The folder for results and the checkpoints in it, which are removed only after the results are written.
 
-    Of several processes the `first` has the folder, and each has checkpoints.
+    Of several processes, only the `first` holds the folder, and each has checkpoints.
     """
     from sdelens.results.report import claim_folder
     from sdelens.run.checkpoint import has_checkpoint, keep_checkpoints

@@ -1,4 +1,4 @@
-"""The shell's `sweep`: values by name to a grid, and what is written of it."""
+"""The shell's `sweep`: turns values by name into a grid, runs it and writes the results."""
 
 import ast
 from pathlib import Path
@@ -59,7 +59,7 @@ def sweep(
             if first:
                 typer.echo(f"This would take {cost}.")
             return
-        run.arguments()  # refused before the folder is made
+        run.arguments()  # invalid options are refused before the folder is created
         with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **run.arguments(checkpoints))
             if first:
@@ -87,7 +87,7 @@ def _values(given: list[str]) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number, True, False or None; anything else is a word."""
+    """A Python literal such as a number, True, False or None; any other text is kept as a word."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""One file per claim of the paper and of this library, and what runs them into a report with verdicts."""
+"""One file per claim of the paper and of this library, and functions that run them and report verdicts."""
 
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._records import Record

@@ -1,4 +1,4 @@
-"""A film of an ensemble on a landscape of two coordinates."""
+"""Animation of an ensemble on a loss of two coordinates."""
 
 import os
 from typing import Any
@@ -19,14 +19,14 @@ def animate_cloud(
     """Write a GIF of kept paths on the contours of a loss of two coordinates.
 
     Args:
-        path: where to.
-        problem: with d = 2.
-        result: with ``Record(keep_paths=...)``; its first model is shown.
-        law: of `sdelens.theory.stationary`, whose ellipse of 90 % is drawn.
-        frames_per_second: of the film, one frame per record.
+        path: path of the GIF.
+        problem: a problem with d = 2.
+        result: a result with ``Record(keep_paths=...)``; its first model is shown.
+        law: a result of `sdelens.theory.stationary`, whose 90 % ellipse is drawn.
+        frames_per_second: frame rate of the animation, which has one frame per record.
 
     Raises:
-        ValueError: if the problem has other than two coordinates.
+        ValueError: if the problem does not have two coordinates.
     """
     import matplotlib.pyplot as plt
     from matplotlib.animation import FuncAnimation, PillowWriter

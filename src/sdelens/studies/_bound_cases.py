@@ -1,4 +1,4 @@
-"""Random problems on which bounds of the mean loss are tried, all of one shape so that they compile once."""
+"""Random problems for testing bounds of the mean loss, all of one shape so that they compile only once."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from sdelens.studies._study import Outcome, Picture, Plan
 __all__ = ["MARGIN", "run_bounds"]
 
 MARGIN = 1.02
-"""A bound that is reached exactly cannot be told from one that is exceeded by nothing; this much is allowed."""
+"""Largest ratio of loss to bound that counts as bounded: a bound that is reached exactly could not be resolved."""
 DIM, STEPS, RECORDS = 4, 1000, 20
 
 
@@ -34,7 +34,7 @@ def _cases(rng: np.random.Generator, name: str, isotropic: bool) -> Case:
     mu, most = values.min(), sigma.max()
 
     def at(low: float, high: float) -> np.ndarray:
-        """Where every |Y| lies between two values."""
+        """A random start at which every |Y| lies between two values."""
         return math.sqrt(2) * sigma * rng.uniform(low, high, DIM) * rng.choice([-1, 1], DIM) / values
 
     def problem(start: np.ndarray) -> Any:
@@ -60,9 +60,9 @@ def _cases(rng: np.random.Generator, name: str, isotropic: bool) -> Case:
 
 
 def _curves(plan: Plan, name: str, form: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Time, mean, standard error and bound of the excess loss, for every problem on which the bound says something."""
+    """Time, mean, standard error and bound of the excess loss, where the bound is finite, for every problem."""
     for number in range(plan.size["problems"]):
-        rng = np.random.default_rng(number)  # the same problems whatever the seed: it is of the paths alone
+        rng = np.random.default_rng(number)  # the problems do not depend on the seed, which is only that of the paths
         case = _cases(rng, name, isotropic=number % 2 == 0 or (form == "paper" and name[0] in "AR"))
         key = "".join(c if c.isalnum() else "-" for c in name.lower())
         result = plan.compare(
@@ -85,7 +85,7 @@ def _curves(plan: Plan, name: str, form: str) -> Iterator[tuple[np.ndarray, np.n
 
 
 def run_bounds(plan: Plan, names: list[str], form: str, expected: Mapping[str, float]) -> Outcome:
-    """The largest ratio of mean loss and bound, for every bound over all its problems; expected: 1 if not given."""
+    """Largest ratio of mean loss to bound over all problems, for every bound; the expected ratio is 1 if not given."""
     items, shown = [], {}
     for name in names:
         curves = list(_curves(plan, name, form))

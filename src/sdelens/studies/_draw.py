@@ -1,4 +1,4 @@
-"""Drawings that several claims share, in the library's one style."""
+"""Figures shared by several claims, in the style of the library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ MARKS: list[dict[str, Any]] = [
     {"color": "#8C510A", "linestyle": (0, (1, 1.2)), "marker": "^"},
     {"color": "#009E73", "linestyle": (0, (6, 1.5, 1, 1.5)), "marker": "D"},
 ]
-"""Lines of a figure that are no models, in colours that models do not have, told apart in black and white too."""
+"""Styles of lines that are not models: in other colours, and also distinguishable in black and white."""
 
 KEY = (
     "Grey: where the criterion wants the number. Lines: its limits, of the confidence said at the table. Dots hold, "
     "crosses fail, diamonds are not resolved."
 )
-"""What every figure of numbers says of itself."""
+"""Key in the caption of every figure of numbers."""
 ROWS = "A row for every number with its limits and the range it must lie in; the table below has the same numbers."
 
 
@@ -70,19 +70,19 @@ def track_pictures(
     logarithmic: bool = False,
     normal: bool = False,
 ) -> list[Picture]:
-    """How well models track optimizers: their loss curves, and their errors beside what these may be.
+    """Two figures of how well models track optimizers: loss curves, and errors with their allowed range.
 
     Args:
-        results: by the panel's title.
-        items: of one unit.
-        losses: caption of the curves; the band is explained here.
-        alt: what the curves' figure is.
-        errors: caption of the errors; the key is added here.
+        results: results by the title of their panel.
+        items: items with the same unit.
+        losses: caption of the curves; an explanation of the band is added.
+        alt: alternative text of the figure of curves.
+        errors: caption of the errors; the key is added.
         axis: label of the errors' axis.
-        columns: panels in a row.
-        logarithmic: whether the errors' axis is.
-        normal: take the band from the standard deviation; where the loss hardly differs between paths the quantiles'
-            resolution, 1.6 % of the loss, would show.
+        columns: number of panels in a row.
+        logarithmic: whether the errors' axis is logarithmic.
+        normal: compute the band from the standard deviation; if the loss hardly differs between paths, the resolution
+            of the quantiles, 1.6 % of the loss, would be visible.
     """
     band = "1.645 standard deviations of the optimizer's paths to either side"
     band = band if normal else "the middle 90 % of the optimizer's paths"
@@ -93,7 +93,7 @@ def track_pictures(
 
 
 def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) -> "Figure":
-    """Mean loss less the infimum of every model, a panel per result, on one legend."""
+    """Mean loss minus infimum of every model, a panel per result, with one legend."""
     figure, axes = panels(len(results), columns)
     entries: dict[str, Any] = {}
     for axis, (title, result) in zip(axes, results.items(), strict=True):
@@ -127,7 +127,7 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) ->
 
 
 def scale_y(axis: "Axes", values: Any) -> None:
-    """A logarithmic scale where values span a factor of 5, with ticks at 1, 2, 5 where they do not span one of 50."""
+    """Set a logarithmic scale if values span a factor of 5, with ticks at 1, 2, 5 if they do not span one of 50."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     values = np.asarray(values, float)
@@ -142,7 +142,7 @@ def scale_y(axis: "Axes", values: Any) -> None:
 
 
 def log_axes(axis: "Axes", ticks: Sequence[float], xlabel: str, ylabel: str) -> None:
-    """The lower axis logarithmic, with its few values as ticks, the other as `scale_y` has it."""
+    """Set a logarithmic x axis with its few values as ticks, and the y axis as in `scale_y`."""
     axis.set_xscale("log")
     scale_y(axis, np.concatenate([line.get_ydata() for line in axis.get_lines()]))
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -152,19 +152,19 @@ def log_axes(axis: "Axes", ticks: Sequence[float], xlabel: str, ylabel: str) -> 
 
 
 def mark_series(axis: "Axes", at: Sequence[float], table: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """A marked line for each name: values with standard errors, drawn as 99 % intervals."""
+    """Draw a line with markers for each name; standard errors are drawn as 99 % intervals."""
     for look, (name, values) in zip(MARKS, table.items(), strict=False):
         value, error = np.array(values).T
         axis.errorbar(at, value, 2.58 * error, label=name, capsize=2, markersize=4, **look)
 
 
 def draw_items(items: Sequence[Any], label: str, logarithmic: bool = False) -> "Figure":
-    """Numbers with their limits, one above the other; grey is where each must lie.
+    """Draw numbers with their limits, one above the other; the allowed range of each is grey.
 
     Args:
-        items: of one unit.
-        label: of the axis.
-        logarithmic: whether that is.
+        items: items with the same unit.
+        label: label of the axis.
+        logarithmic: whether the axis is logarithmic.
     """
     import matplotlib.pyplot as plt
 
@@ -194,7 +194,7 @@ def draw_items(items: Sequence[Any], label: str, logarithmic: bool = False) -> "
 
 
 def add_ellipse(axis: "Axes", mean: Any, covariance: Any, share: float = 0.9, **look: Any) -> None:
-    """The ellipse that holds a share of a normal law of two coordinates."""
+    """Draw the ellipse that contains a share of a normal law of two coordinates."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, float))
     angle = np.linspace(0, 2 * np.pi, 181)
     circle = np.sqrt(-2 * np.log(1 - share)) * np.array([np.cos(angle), np.sin(angle)])

@@ -1,4 +1,4 @@
-"""Numbers with limits from runs, where `Result` has none."""
+"""Numbers with limits from runs that `Result` does not provide."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,9 @@ def resting(result: Result, quantity: Callable[[np.ndarray], np.ndarray], model:
     """A quantity of x, averaged over the last third of the kept records: one number per kept path.
 
     Args:
-        result: with ``Record(keep_paths=...)``.
-        quantity: from x of shape (path, step, d) to shape (path, step).
-        model: whose.
+        result: a result with ``Record(keep_paths=...)``.
+        quantity: function from x of shape (path, step, d) to shape (path, step).
+        model: label of the model.
     """
     steps = result.dataset.step.values
     late = result.dataset.path_x.sel(model=model).isel(step=np.flatnonzero(late_window(steps)))
@@ -28,7 +28,7 @@ def resting(result: Result, quantity: Callable[[np.ndarray], np.ndarray], model:
 
 
 def late_loss(result: Result, model: str = "optimizer") -> tuple[float, float]:
-    """Mean loss less its infimum over the last third of a run, and its standard error from 64 groups of paths."""
+    """Mean loss minus its infimum over the last third of a run, and its standard error from 64 groups of paths."""
     steps, here = result.dataset.step.values, result.dataset.sel(model=model)
     late = np.flatnonzero(late_window(steps))
     groups = here.loss_group_mean.transpose("group", "step").values[:, late].mean(axis=1)
@@ -51,16 +51,16 @@ def ratio(plan: Plan, above: tuple[float, float], below: tuple[float, float]) ->
 
 
 def exponent(plan: Plan, above: tuple[float, float], below: tuple[float, float], factor: float) -> Estimate:
-    """P with above/below = factor^p, with limits."""
+    """The exponent p with above/below = factor^p, with limits."""
     found = ratio(plan, above, below)
     return Estimate(*(float(np.log(v) / np.log(factor)) for v in (found.value, found.lower, found.upper)))
 
 
 def largest_ratio(plan: Plan, pairs: list[tuple[Any, Any, Any]]) -> Estimate:
-    """The largest mean/bound of several curves, with limits that hold for all their points at once (Bonferroni).
+    """The largest mean/bound of several curves, with simultaneous limits for all their points (Bonferroni).
 
     Args:
-        plan: whose confidence.
+        plan: the plan that has the confidence.
         pairs: mean, standard error and bound, each of shape (records,), of every curve.
     """
     mean, error, bound = (np.concatenate([np.asarray(p[i], float) for p in pairs]) for i in range(3))
@@ -70,7 +70,7 @@ def largest_ratio(plan: Plan, pairs: list[tuple[Any, Any, Any]]) -> Estimate:
 
 
 def quantile(values: Any, share: float, confidence: float) -> Estimate:
-    """A quantile with distribution-free limits, by the order of the values."""
+    """A quantile with distribution-free limits from order statistics."""
     ordered = np.sort(np.asarray(values, float))
     low = int(stats.binom.ppf(1 - confidence, ordered.size, share)) - 1
     high = int(stats.binom.ppf(confidence, ordered.size, share))

@@ -1,4 +1,4 @@
-"""The report: one HTML file without outside parts, the verdicts first."""
+"""The report: one self-contained HTML file that starts with the verdicts."""
 
 import base64
 import math
@@ -20,15 +20,15 @@ _CLOSE = 1e-3
 
 
 def row_of(record: Record) -> list[str]:
-    """A claim in a line: name, verdict, the numbers that decide it, seconds."""
+    """A claim in one row: name, verdict, the numbers that decide it, seconds."""
     return [record.name, record.verdict, _decided(record), f"{record.seconds:.0f}"]
 
 
 def write_page(folder: Path, names: list[str], records: dict[str, Record], preset: str, seed: int) -> Path:
-    """Write ``index.html``: what is finished in full, the rest by name.
+    """Write ``index.html``, with finished claims in full and the others by name.
 
     Returns:
-        Its path.
+        The path of the page.
     """
     names = [name for name in STUDIES if name in names]
     entries = [_entry(folder / name, records[name], preset, seed) for name in names if name in records]
@@ -116,7 +116,7 @@ def _bounds(item: Item, number: Any) -> str:
 
 
 def _decided(record: Record) -> str:
-    """The item that decides: of those with the claim's verdict, the one nearest to having another."""
+    """The decisive item: of those with the claim's verdict, the one closest to another verdict."""
     verdict, count = record.verdict, len(record.items)
     same = [item for item in record.items if item.verdict == verdict]
     if not same:
@@ -128,20 +128,20 @@ def _decided(record: Record) -> str:
 
 
 def _margin(item: Item) -> float:
-    """Distance of the nearer limit from the criterion's edge, in half-widths."""
+    """Distance of the nearer limit from the bound of the criterion, in half-widths."""
     width = max(item.upper - item.lower, 1e-12 * abs(item.value), 1e-300)
     edges = [edge for edge in (item.low, item.high) if math.isfinite(edge)]
     return min((min(abs(item.upper - e), abs(item.lower - e)) for e in edges), default=0.0) / width
 
 
 def _reasons(record: Record) -> list[str]:
-    """Why its items fail, as far as that is known."""
+    """The known reasons why items of a claim fail."""
     known, failed = STUDIES[record.name].reasons, [item.label for item in record.items if item.verdict == FAILS]
     return [f"{label} fails. {known.get(label, 'Why is not known.')}" for label in failed]
 
 
 def _wanting(record: Record) -> list[str]:
-    """What it would take to resolve what is not."""
+    """The effort needed to resolve the items that are not resolved."""
     said = []
     for item in record.items:
         if item.verdict != OPEN:

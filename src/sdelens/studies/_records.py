@@ -1,4 +1,4 @@
-"""A finished claim as it lies on disk: its numbers as JSON, figures and films beside, whole or not at all."""
+"""A finished claim on disk: its numbers as JSON next to figures and animations, written atomically."""
 
 import functools
 import hashlib
@@ -26,18 +26,18 @@ _ENDINGS = ("svg", "pdf", "png")
 
 @dataclass(frozen=True)
 class Record:
-    """What a claim's folder says of it.
+    """The contents of a claim's folder.
 
     Attributes:
-        name: of the claim.
-        items: its numbers.
-        settings: what was run, a line each.
-        remarks: what its reader should know.
+        name: name of the claim.
+        items: numbers of the claim.
+        settings: lines that say what was run.
+        remarks: remarks for the reader.
         pictures: name, caption and alternative text of every figure; files are ``name.svg``, ``.pdf``, ``.png``.
         animations: likewise; files are ``name.gif``.
-        seconds: it took.
-        identity: of what was run.
-        error: why it could not be run, else empty.
+        seconds: duration of the run.
+        identity: everything that determines the numbers, see `identity`.
+        error: why the claim could not be run, else empty.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Record:
 
 
 def identity(study: Study, preset: str, seed: int, confidence: float) -> dict[str, Any]:
-    """What decides a claim's numbers, the library's whole code included; records of another are not kept."""
+    """What determines a claim's numbers, including all code of the library; other records are not reused."""
     return {
         "claim": study.name,
         "preset": preset,
@@ -80,7 +80,7 @@ def _source() -> str:
 
 
 def kept(folder: Path, wanted: dict[str, Any]) -> Record | None:
-    """The record in a claim's folder, if it is whole and of what is wanted."""
+    """The record in a claim's folder, if it is complete and its identity is `wanted`."""
     try:
         found = json.loads((folder / _NAME).read_text(encoding="utf-8"))
         items = [Item(**{k: _from_json(v) for k, v in item.items()}) for item in found.pop("items")]
@@ -94,10 +94,10 @@ def kept(folder: Path, wanted: dict[str, Any]) -> Record | None:
 
 
 def begin(folder: Path, wanted: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """A claim's folder for its runs. Runs that are there stay if they are resumed, and go only if that is allowed.
+    """Prepare a claim's folder: existing runs are kept if resumed, and removed only if `overwrite` is True.
 
     Raises:
-        FileExistsError: if there are other things, or runs that are neither to be resumed nor to be replaced.
+        FileExistsError: if there are other files, or runs that can be neither resumed nor replaced.
     """
     path = folder / _PLAN
     if path.exists():
@@ -119,13 +119,13 @@ def begin(folder: Path, wanted: dict[str, Any], resume: bool, overwrite: bool) -
 
 
 def broken(study: Study, error: Exception, seconds: float, wanted: dict[str, Any]) -> Record:
-    """The record of a claim that could not be run; it is not kept, so that the next run tries again."""
+    """The record of a claim that could not be run; it is not saved, so the next run tries again."""
     said = f"{type(error).__name__}: {error}"
     return Record(study.name, [], [], [f"It could not be run. {said}"], [], [], seconds, wanted, said)
 
 
 def write(folder: Path, study: Study, outcome: Outcome, seconds: float, wanted: dict[str, Any]) -> Record:
-    """Figures and films, then the record that names them."""
+    """Write figures and animations, then the record that names them."""
     for picture in outcome.pictures:
         with style(), mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": study.name}):
             figure = picture.draw()

@@ -1,4 +1,4 @@
-"""Claims run one after another into a folder, and the page of their verdicts."""
+"""Run claims one after another into a folder, and write the page with their verdicts."""
 
 import os
 import time
@@ -24,8 +24,8 @@ class Reproduction:
     """The verdicts of a run.
 
     Attributes:
-        records: what came of every claim, by name; one that could not be run has no numbers and an `error`.
-        page: the report.
+        records: record of every claim, by name; that of a claim that could not be run has no numbers and an `error`.
+        page: path of the report.
     """
 
     records: dict[str, Record]
@@ -44,7 +44,7 @@ class Reproduction:
 
 
 def confidence_of(study: Study) -> float:
-    """One-sided confidence of each limit, so that all claims together err with `FAMILY_RATE` at most."""
+    """One-sided confidence of each limit at which the error rate of all claims together is at most `FAMILY_RATE`."""
     return 1 - FAMILY_RATE / (len(STUDIES) * study.items)
 
 
@@ -73,24 +73,24 @@ def reproduce(
     """Run claims of the paper and of this library, and write a report with a verdict on each.
 
     Args:
-        claims: their names, by default all; `sdelens.studies.STUDIES` has them.
+        claims: names of claims in `sdelens.studies.STUDIES`, by default all.
         preset: ``"quick"`` (15 minutes for all on two cores), ``"full"`` (some hours) or ``"paper"`` (for a GPU).
-        seed: of all randomness; equal seeds give equal verdicts.
-        out: folder for ``index.html``, one file without outside parts, and for every claim's numbers, runs and figures.
-            The page shows claims that were run there earlier with the same preset, seed and code too.
-        resume: keep what is finished in that folder for the same preset, seed, code and versions, and go on.
-        overwrite: replace what claims have in the folder; with `resume`, what cannot be kept.
-        progress: of single runs, as in `compare`.
-        tell: called with a line for every claim as it ends.
+        seed: seed of all randomness; equal seeds give equal verdicts.
+        out: folder for the self-contained ``index.html``, and for every claim's numbers, runs and figures. The page
+            also shows claims that were run there earlier with the same preset, seed and code.
+        resume: keep finished claims in that folder with the same preset, seed, code and versions, and continue.
+        overwrite: replace existing files of the claims; with `resume`, only those that cannot be kept.
+        progress: progress display of single runs, as in `compare`.
+        tell: function called with a line of text when a claim ends.
 
     Returns:
         A `Reproduction`: records by claim, and the path of the page.
 
     Raises:
-        ValueError, TypeError: naming the argument.
-        FileExistsError: if the folder holds a report and neither `resume` nor `overwrite` is given, or a claim's has
-            runs that cannot be resumed and `overwrite` is not given, or things that are no study's.
-        OSError: if it cannot be written, or another run uses it.
+        ValueError, TypeError: if an argument is invalid; the message names it.
+        FileExistsError: if the folder contains a report and neither `resume` nor `overwrite` is given, or a claim's
+            folder has runs that cannot be resumed and `overwrite` is not given, or files of other origin.
+        OSError: if the folder cannot be written, or another run uses it.
     """
     preset = check.choice("preset", preset, PRESETS)
     seed = check.at_least("seed", seed, 0)
@@ -115,7 +115,7 @@ def reproduce(
 
 
 def _run(study: Study, preset: str, seed: int, own: Path, wanted: dict, progress: bool | None) -> Record:
-    """A claim's record; what goes wrong in one does not end the others."""
+    """Run a claim and return its record; an error in one claim does not stop the others."""
     start = time.perf_counter()
     try:
         outcome = run_study(study, preset, seed, own, progress)

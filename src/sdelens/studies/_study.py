@@ -1,4 +1,4 @@
-"""A claim, the plan by which it is run, and what came of it."""
+"""A claim, the plan for running it, and its outcome."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a claim: how it is drawn, what it shows, and what is to be seen by those who cannot see it."""
+    """A figure of a claim: the function that draws it, its caption, and its alternative text."""
 
     name: str
     draw: Callable[[], "Figure"]
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Animation:
-    """A film of a claim, written as GIF to the path that `write` is given."""
+    """An animation of a claim, which `write` writes as GIF to a path."""
 
     name: str
     write: Callable[[Path], None]
@@ -50,14 +50,14 @@ class Animation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a claim.
+    """The outcome of a claim.
 
     Attributes:
-        items: every number with its limits and where it must lie.
-        settings: what was run, a line each.
-        pictures: figures.
-        animations: films.
-        remarks: why the claim fails where it does, and whatever else its reader should know.
+        items: every number with its limits and its allowed range.
+        settings: lines that say what was run.
+        pictures: figures of the claim.
+        animations: animations of the claim.
+        remarks: reasons for failures, and other remarks for the reader.
     """
 
     items: Sequence[Item]
@@ -77,14 +77,14 @@ class Study:
     """One claim, and everything about it that is fixed before it is run.
 
     Attributes:
-        name: as the shell calls it.
+        name: name of the claim in the shell.
         statement: the claim, in a sentence or two.
-        source: where it is made.
-        criterion: which numbers decide, and by what threshold.
-        items: how many numbers that is, at most; the rate of wrong verdicts is shared among them.
-        sizes: what each preset runs, by preset.
-        run: the study itself.
-        reasons: why items fail, by label, where that is known and expected; shown if they do.
+        source: reference for the claim.
+        criterion: which numbers decide, and by which threshold.
+        items: largest number of deciding numbers, among which the rate of wrong verdicts is shared.
+        sizes: sizes of the runs, by preset.
+        run: function that runs the study.
+        reasons: known reasons for expected failures of items, by label; shown if the items fail.
     """
 
     name: str
@@ -103,9 +103,9 @@ class Plan:
 
     Attributes:
         size: the sizes of the preset.
-        seed: of all randomness.
-        confidence: one-sided, of every limit of every item.
-        folder: where finished runs are kept, so that a study that is killed goes on; None: nowhere.
+        seed: seed of all randomness.
+        confidence: one-sided confidence of every limit of every item.
+        folder: folder in which finished runs are kept, so that an interrupted study can resume; None: not kept.
         progress: as in `sdelens.compare`.
     """
 
@@ -119,11 +119,11 @@ class Plan:
     def compare(
         self, name: str, problem: Any, noise: Any, optimizer: Any, models: Any = None, **options: Any
     ) -> Result:
-        """`sdelens.compare`, kept under a name."""
+        """Run `sdelens.compare`, or read the result kept under that name."""
         return self._kept(name, api.compare, problem, noise, optimizer, models, options)
 
     def sweep(self, name: str, problem: Any, noise: Any, optimizer: Any, models: Any = None, **options: Any) -> Sweep:
-        """`sdelens.sweep`, kept under a name."""
+        """Run `sdelens.sweep`, or read the result kept under that name."""
         return self._kept(name, api.sweep, problem, noise, optimizer, models, options)
 
     def _kept(self, name: str, function: Callable[..., Any], *case: Any) -> Any:
@@ -136,7 +136,7 @@ class Plan:
             try:
                 return load(path)
             except (ValueError, OSError):
-                path.unlink()  # damaged, as no run of ours leaves it
+                path.unlink()  # the file is damaged, which our runs cannot cause
         kept = replace(execution, checkpoint=self.folder / f"{name}-checkpoint", resume=True)
         found = function(*subject, **options, execution=kept)
         found.save(path)
@@ -144,7 +144,7 @@ class Plan:
 
     @functools.cached_property
     def z(self) -> float:
-        """Student's quantile for 64 groups at the confidence; for errors from thousands of paths a little too wide."""
+        """Student's quantile for 64 groups at the confidence; slightly too large for errors from thousands of paths."""
         return float(stats.t.ppf(self.confidence, GROUPS - 1))
 
     def normal(self, value: float, error: float) -> Estimate:
@@ -158,7 +158,7 @@ class Plan:
         return Estimate(float(values.mean()), float(values.mean() - error), float(values.mean() + error))
 
     def error(self, result: Result, model: str = "sde", column: str = "error") -> Estimate:
-        """A column of `Result.errors` with its limits, as much wider as Student's law of as many groups is."""
+        """A column of `Result.errors` with its limits, widened by the ratio of Student's quantile to the normal one."""
         row = self.errors(result).loc[model]
         lower, upper = {"error": ("lower", "upper"), "late_error": ("late_lower", "late_upper")}.get(
             column, (f"{column}_lower", f"{column}_upper")
@@ -185,14 +185,14 @@ class Plan:
         whole: tuple[float, float] = (0.01, 1e-3),
         late: tuple[float, float] = (0.05, 0.01),
     ) -> tuple[Item, Item]:
-        """The error of a model's mean loss over the whole run, which the start decides, and over its last third.
+        """The error of a model's mean loss over the whole run, which the start dominates, and over its last third.
 
         Args:
-            label: of the first item; that of the second ends in "late".
-            result: of the optimizer and the model.
-            model: its label.
-            whole: how large the error may be, and how large it is expected.
-            late: likewise over the last third.
+            label: label of the first item; that of the second ends in "late".
+            result: result with the optimizer and the model.
+            model: label of the model.
+            whole: largest allowed error, and expected error.
+            late: the same over the last third.
         """
         number, end = self.error(result, model), self.error(result, model, "late_error")
         return (
@@ -203,7 +203,10 @@ class Plan:
     def errors(self, result: Result) -> Any:
         """`Result.errors` at the plan's confidence, computed once."""
         if id(result) not in self._errors:
-            self._errors[id(result)] = (result, result.errors(confidence=self.confidence))  # it lives as long as its id
+            self._errors[id(result)] = (
+                result,
+                result.errors(confidence=self.confidence),
+            )  # keeps the result alive, so its id stays valid
         return self._errors[id(result)][1]
 
     def at_most(self, label: str, number: Estimate, bound: float, expected: float = 0.0, percent: bool = False) -> Item:

@@ -1,8 +1,8 @@
-"""How numbers become verdicts: the same few rules for every claim, none of which looks at what was hoped for.
+"""Rules that turn numbers into verdicts, the same for every claim and independent of the desired outcome.
 
-A claim has items, numbers with two limits each of one-sided confidence 1 − α. An item holds if both limits lie where
-the criterion says the number must lie, fails if both lie outside on one side, and is not resolved otherwise. If the
-limits are right, a false number is accepted with a probability of at most α, and a true one rejected with at most α (2α
+A claim has items: numbers with two limits each, of one-sided confidence 1 − α. An item holds if both limits lie in the
+range that the criterion allows, fails if both lie outside on one side, and is not resolved otherwise. If the limits
+are right, a false number is accepted with a probability of at most α, and a true one rejected with at most α (2α
 where it must lie between two bounds). A claim holds if
 all its items do and fails if one does, so that with α = (rate of the claim)/(items) its verdict is wrong no more often
 than that rate (Bonferroni); the rate of all claims together, `FAMILY_RATE`, is shared among them equally.
@@ -21,14 +21,14 @@ HOLDS: Final = "holds"
 FAILS: Final = "fails"
 OPEN: Final = "not resolved"
 FAMILY_RATE: Final = 0.05
-"""Probability, at most, that any verdict of all claims is wrong."""
+"""Upper bound of the probability that any verdict of all claims is wrong."""
 _POWER: Final = 0.9
 _HOPELESS: Final = 1e4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its limits; `points`: of how many numbers it is the largest, the limits being for all of them."""
+    """A number with its limits; if it is the largest of several numbers, `points` is how many, with joint limits."""
 
     value: float
     lower: float
@@ -36,25 +36,25 @@ class Estimate:
     points: int = field(default=1, kw_only=True)
 
     def times(self, factor: float) -> "Estimate":
-        """The number in another unit, by a positive factor."""
+        """The number and its limits multiplied by a positive factor."""
         return Estimate(factor * self.value, factor * self.lower, factor * self.upper, points=self.points)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One number of a claim, where it must lie, and what follows.
+    """One number of a claim, its allowed range, and the resulting verdict.
 
     Attributes:
-        label: what it is.
+        label: name of the number.
         value: the number.
-        lower: its lower limit.
-        upper: its upper limit.
-        low: it must not lie below this.
-        high: nor above this.
-        expected: where theory, or an earlier measurement, puts it; power is that at this value.
-        confidence: one-sided, of each limit.
+        lower: lower limit of the number.
+        upper: upper limit of the number.
+        low: smallest allowed value.
+        high: largest allowed value.
+        expected: value from theory or an earlier measurement, at which the power is computed.
+        confidence: one-sided confidence of each limit.
         percent: whether it is a share, to be written in percent.
-        points: of how many numbers it is the largest.
+        points: how many numbers it is the largest of.
     """
 
     label: str
@@ -79,9 +79,9 @@ class Item:
 
     @property
     def power(self) -> float:
-        """Chance that limits as wide as these resolve a number that is truly as `expected`, by the normal law.
+        """Probability that limits as wide as these resolve a number whose true value is `expected`, by the normal law.
 
-        Of the largest of several numbers it is the least chance, that when all of them are as expected.
+        For the largest of several numbers it is the smallest probability, the one if all of them are as expected.
         """
         z, up, down = self._errors()
         if not math.isfinite(up + down):
@@ -96,7 +96,7 @@ class Item:
 
     @property
     def effort(self) -> float:
-        """How many times the paths would resolve a number as found with a chance of 90 %; infinite at the edge."""
+        """Factor of the paths that would resolve the observed number with probability 90 %; infinite at a bound."""
         z, up, down = self._errors()
         wanted = z + float(norm.ppf(_POWER))
         shares = [
@@ -138,7 +138,7 @@ def within(
     expected: float | None = None,
     percent: bool = False,
 ) -> Item:
-    """The claim that a number lies between two bounds, by default expected in their middle."""
+    """The claim that a number lies between two bounds; by default it is expected at their midpoint."""
     return _item(label, number, bounds, 0.5 * sum(bounds) if expected is None else expected, confidence, percent)
 
 
@@ -150,7 +150,7 @@ def _item(
 
 
 def joined(items: Iterable[Item]) -> str:
-    """The verdict of all items together: one that fails decides."""
+    """The joint verdict of all items: ``"fails"`` if one of them fails."""
     verdicts = {item.verdict for item in items}
     if FAILS in verdicts:
         return FAILS
@@ -158,7 +158,7 @@ def joined(items: Iterable[Item]) -> str:
 
 
 def _beyond(margin: float, error: float, z: float) -> float:
-    """Chance that a limit z errors away stays within a margin."""
+    """Probability that a limit z standard errors away stays within a margin."""
     if error <= 0 or math.isinf(margin):
         return float(margin >= 0)
     return float(norm.cdf(margin / error - z))

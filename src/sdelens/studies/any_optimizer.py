@@ -27,7 +27,7 @@ def _optimizers() -> dict[str, tuple[float, Callable[[float], Any]]]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Optimizers of optax with no equation written down."""
+    """Compare optax optimizers that have no SDE in closed form with their empirical SDEs."""
     items: list[Item] = []
     problem, results = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0), {}
     noise = sl.GaussianNoise([1.0, 0.5, 1.0, 2.0])

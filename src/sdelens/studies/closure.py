@@ -25,7 +25,7 @@ def _cases() -> dict:
 
 
 def run(plan: Plan) -> Outcome:
-    """Each optimizer simulated, its prediction beside it."""
+    """Simulate each optimizer and compare it with its prediction."""
     items: list[Item] = []
     problem, results = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0), {}
     options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=5))

@@ -1,4 +1,4 @@
-"""Does decoupled decay act through λ/σ + θ, so that noise takes the curvature out of the law at rest?"""
+"""Does decoupled decay act through λ/σ + θ, so that noise removes the curvature from the stationary law?"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ SCALES = [1.0, 4.0, 16.0]
 
 
 def run(plan: Plan) -> Outcome:
-    """AdamW at three scales of the noise, and Adam with the same decay in the loss at one."""
+    """Run AdamW at three noise scales, and Adam with the same decay in the loss at one."""
     paths, items, variances = plan.size["paths"], [], {}
     options: dict[str, Any] = dict(steps=STEPS, paths=paths, record=sl.Record(every=STEPS // 12, keep_paths=paths))
     free = sl.AdamW(LR, b1=0.9, b2=0.999, v0="second-moment")

@@ -18,7 +18,7 @@ CURVATURE = np.array([1.0, 2.0, 5.0])
 LR, THETA, STEPS = 0.01, 1.0, 6000
 SCALES = [4.0, 8.0, 16.0]
 REACHED = {4.0: 0.30, 8.0: 0.39, 16.0: 0.45}
-"""Shares of the bound that were measured before, for the power."""
+"""Previously measured shares of the bound, for computing the power."""
 
 
 def _cases() -> dict[str, tuple[Any, Any]]:
@@ -38,7 +38,7 @@ def _loss(x: np.ndarray) -> np.ndarray:
 
 
 def run(plan: Plan) -> Outcome:
-    """Three ways to decay at three scales of the noise, from the minimum to rest."""
+    """Run three kinds of weight decay at three noise scales, from the minimum to the stationary state."""
     found: dict[str, list[tuple[float, float]]] = {}
     paths = plan.size["paths"]
     for number, (name, (problem, optimizer)) in enumerate(_cases().items()):

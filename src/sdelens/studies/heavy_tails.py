@@ -19,7 +19,7 @@ CURVATURE = np.array([1.0, 2.0, 4.0])
 LR, STEPS = 0.01, 1200
 SHARE = 0.99
 TAILS = {"ν = 1": 2e5, "ν = 2": 20.0, "ν = 5": 1.3, "Gaussian": 0.8}
-"""Ratios of the quantiles as measured before, for the power."""
+"""Previously measured ratios of the quantiles, for computing the power."""
 
 
 def _laws() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def _laws() -> dict[str, Any]:
 
 
 def _end_loss(result: Any) -> np.ndarray:
-    """Loss of every path at the end."""
+    """Final loss of every path."""
     return 0.5 * (result.dataset.end_x.sel(model="optimizer").values.astype(float) ** 2) @ CURVATURE
 
 
@@ -39,7 +39,7 @@ def _tail_ratio(plan: Plan, sgd: np.ndarray, sign: np.ndarray) -> Estimate:
 
 
 def run(plan: Plan) -> Outcome:
-    """Both optimizers under four laws of one scale."""
+    """Run both optimizers under four noise laws with the same scale."""
     problem = sl.Quadratic(CURVATURE, start=2.0)
     options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=12, marginals=[0, 1, 2]))
     tracking, resting, tails, shown = [], [], [], {}

@@ -18,7 +18,7 @@ NAMES = [
 
 
 def run(plan: Plan) -> Outcome:
-    """Every bound in the algorithm's form."""
+    """Check every bound in the form for the algorithm."""
     return run_bounds(plan, NAMES, "algorithm", {})
 
 

@@ -9,7 +9,7 @@ NAMES = ["SGD", "SignSGD, phase 1", "SignSGD, phase 2", "SignSGD, phase 3", "RMS
 
 
 def run(plan: Plan) -> Outcome:
-    """Every bound in the paper's form."""
+    """Check every bound in the form of the paper."""
     return run_bounds(plan, NAMES, "paper", {"SignSGD, phase 3": 1.25})
 
 

@@ -21,7 +21,7 @@ def _optimizers() -> dict[str, Any]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Every optimizer on real mini-batches; SGD also with independent noise of the same variances."""
+    """Run every optimizer on real mini-batches; SGD also with independent noise of the same variances."""
     size, items, results = plan.size, [], {}
     problem = sl.network("mlp", "digits", **size["network"])
     options = dict(steps=size["steps"], paths=size["paths"], record=sl.Record(every=size["steps"] // 15))

@@ -9,7 +9,7 @@ from sdelens.studies._study import Outcome, Plan, Study
 __all__ = ["STUDY"]
 
 TOLERANCE = 0.05
-"""Of the fall of the loss: an error relative to the loss itself would be small where the loss hardly moves."""
+"""Tolerance relative to the decrease of the loss: relative to the loss, errors are small if it hardly changes."""
 _SMALL: dict[str, dict[str, Any]] = {
     "mlp": dict(dataset="breast-cancer", width=8, depth=2),
     "cnn": dict(subset=64, channels=2, dense=8),
@@ -37,7 +37,7 @@ def _optimizers() -> dict[str, tuple[Any, float]]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Every optimizer on every network under injected noise."""
+    """Run every optimizer on every network with injected noise."""
     size, items, earlier, results, settings = plan.size, [], [], {}, []
     for kind, details in size["networks"].items():
         problem = sl.network(kind, **details)

@@ -28,13 +28,13 @@ def _rate(result: Any) -> tuple[float, float]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Both optimizers at three scales of the noise, from one start to rest."""
+    """Run both optimizers at three noise scales, from one start to the stationary state."""
     problem = sl.Quadratic(CURVATURE, start=2.0)
     items, losses, rates = [], {}, {}
     grown = {"SGD": (1.9, 2.1), "SignSGD": (0.9, 1.1)}
     slowed = {"SGD": (-0.1, 0.1), "SignSGD": (-1.1, -0.9)}
     for name, optimizer in {"SGD": sl.SGD(LR), "SignSGD": sl.SignSGD(LR)}.items():
-        # Each from random numbers of its own: those of a sweep are common, and SGD's losses would be multiples.
+        # Each run has different random numbers: in a sweep they are common, and SGD's losses would be multiples.
         runs = [
             plan.compare(
                 f"{name.lower()}-{scale:g}",

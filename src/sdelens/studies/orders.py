@@ -20,21 +20,21 @@ def _optimizers() -> dict[str, Any]:
 
 
 def _slope(plan: Plan, study: Any, model: str) -> Estimate:
-    """Slope of log error between the largest and smallest η; what the integration may have left counts as error."""
+    """Slope of log error between the largest and smallest η; the possible error of the integration is included."""
     table = study.errors()
     part = table[(table.model == model) & (table.scheme == "resolved") & (table.function == "all")]
     error, width = part.error.to_numpy(), np.log(part.lr.iloc[0] / part.lr.iloc[-1])
     if not (error > 0).all():
         return Estimate(np.nan, np.nan, np.nan)
-    # The two errors share paths' random numbers: their doubts are added, not their squares. What the integration may
-    # have left is no noise, and is added to the limits as it is.
+    # The two errors share the paths' random numbers, so their standard errors are added, not their squares. The
+    # possible error of the integration is not noise, and is added to the limits directly.
     noise, left = ((part[name].to_numpy() / error)[[0, -1]].sum() / width for name in ("sem", "unresolved"))
     slope = float(np.log(error[0] / error[-1]) / width)
     return Estimate(slope, slope - plan.z * noise - left, slope + plan.z * noise + left)
 
 
 def run(plan: Plan) -> Outcome:
-    """A study of every optimizer on one quadratic."""
+    """Run a weak-order study of every optimizer on one quadratic."""
     problem, noise = sl.Quadratic([1.0, 2.0, 5.0], start=[2.0, 1.0, -1.0]), sl.GaussianNoise(1.0)
     items, earlier, pictures = [], [], []
     options = dict(paths=plan.size["paths"], substeps=plan.size["substeps"], seed=plan.seed)

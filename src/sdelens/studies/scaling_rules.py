@@ -14,7 +14,7 @@ __all__ = ["STUDY"]
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 RATIO, SIGNAL = 4.0, 0.25
-"""δ, and |∂f|/σ at the start and the larger batch."""
+"""δ, and |∂f|/σ at the start for the larger batch."""
 LR = 0.002
 
 
@@ -39,11 +39,11 @@ def _path(table: Any, label: str) -> Estimate:
 
 
 def run(plan: Plan) -> Outcome:
-    """AdamW with the full rule and without each part, SGD and SignSGD with their own."""
+    """Run AdamW with the full rule and with each part omitted, SGD and SignSGD with their rules."""
     problem = sl.Quadratic(CURVATURE, start=SIGNAL / np.sqrt(RATIO) / CURVATURE)
     adam = sl.AdamW(LR, b1=0.98, b2=0.998, weight_decay=0.5)
     variants = _variants(adam)
-    # `verify` gives every run the next seed; these are of no other seed's runs.
+    # `verify` gives every run the next seed; the seeds here do not overlap with those of another `seed`.
     seed = (1 + len(variants)) * plan.seed
     execution = sl.Execution(progress=plan.progress)
     options = dict(steps=plan.size["steps"], paths=plan.size["paths"], seed=seed, execution=execution)

@@ -27,7 +27,7 @@ def _at(result: Any, step: int) -> tuple[float, float]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Three optimizers under two schedules, and the fall of the loss under one that vanishes slowly."""
+    """Run three optimizers with two schedules, and measure the decay of the loss for one that vanishes slowly."""
     problem, noise = sl.Quadratic([1.0, 2.0, 4.0], start=2.0), sl.GaussianNoise(1.0)
     options = dict(steps=STEPS, paths=plan.size["paths"], record=sl.Record(every=10))
     schedules = {"cosine": sl.Cosine(STEPS, end=0.05), "(1 + t)^−½": sl.Polynomial(POWER)}
@@ -41,7 +41,7 @@ def run(plan: Plan) -> Outcome:
             )
             results[label] = result
             tracking += plan.tracked(f"SDE, {label}", result)
-    # From near rest: the loss follows h once the start is forgotten.
+    # Start near the stationary state: the loss follows h once the start is forgotten.
     near, slow = sl.Quadratic([1.0, 2.0, 4.0], start=0.1), sl.Polynomial(POWER)
     early, late = STEPS // 3, STEPS
     foretold = ((1 + LR * late) / (1 + LR * early)) ** -POWER

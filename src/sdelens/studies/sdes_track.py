@@ -1,4 +1,4 @@
-"""Do the SDEs of SignSGD, RMSpropW and AdamW track them on analytic losses, and the earlier SDEs not?"""
+"""Do the SDEs of SignSGD, RMSpropW and AdamW track the optimizers on analytic losses, and earlier SDEs not?"""
 
 import numpy as np
 
@@ -10,10 +10,10 @@ from sdelens.studies._verdicts import Item
 __all__ = ["STUDY"]
 
 TOLERANCE = 0.01
-"""What counts as tracking over the whole run: relative L2 error of the mean loss above its infimum."""
+"""Largest relative L2 error of (mean loss − infimum) over the whole run that counts as tracking."""
 EARLIER = {"RMSpropW, quadratic": 0.096, "AdamW, quadratic": 0.72, "RMSpropW, saddle": 0.11, "AdamW, saddle": 0.87}
 EARLIER |= {"RMSpropW, Rosenbrock": 0.063, "AdamW, Rosenbrock": 0.43}
-"""Errors of the earlier SDEs as measured before, for the power."""
+"""Previously measured errors of the earlier SDEs, for computing the power."""
 
 
 def _cases() -> dict:
@@ -31,7 +31,7 @@ def _optimizers(lr: float) -> list:
 
 
 def run(plan: Plan) -> Outcome:
-    """Every optimizer on every problem, with all its SDEs."""
+    """Run every optimizer on every problem, with all its SDEs."""
     items: list[Item] = []
     earlier, results, settings, spreads = [], {}, [], []
     for name, (problem, scale, lr, steps) in _cases().items():

@@ -12,7 +12,7 @@ LR, THETA, STEPS = 0.01, 0.1, 600
 
 
 def run(plan: Plan) -> Outcome:
-    """One SDE by two integrators, and with the paper's bias correction."""
+    """Run one SDE with two integrators, and with the paper's bias correction."""
     problem, noise = sl.Quadratic(np.linspace(1.0, 5.0, 10), start=2.0), sl.GaussianNoise(1.0)
     optimizer = sl.AdamW(LR, b1=0.9, b2=0.99, weight_decay=THETA)
     models = {

@@ -1,4 +1,4 @@
-"""Does SignSGD go through three phases, at the speeds and times that theory gives?"""
+"""Does SignSGD go through three phases, at the speeds and times predicted by theory?"""
 
 import math
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ __all__ = ["STUDY"]
 
 CURVATURE = np.array([1.0, 2.0, 4.0])
 START, LR, HORIZON = 4.0, 0.002, 10.0
-"""|Y| at the start, learning rate, and time."""
+"""|Y| at the start, learning rate, and duration."""
 
 
 def _signal(x: np.ndarray) -> np.ndarray:
@@ -27,7 +27,7 @@ def _signal(x: np.ndarray) -> np.ndarray:
 
 
 def _crossing(time: np.ndarray, signal: np.ndarray, level: float) -> float:
-    """When a falling |Y| passes a level; NaN if it does not."""
+    """The time at which a decreasing |Y| crosses a level; NaN if it does not."""
     after = int(np.argmax(signal < level))
     if after == 0:
         return math.nan
@@ -77,7 +77,7 @@ def _picture(time: np.ndarray, x: np.ndarray) -> "Figure":
 
 
 def run(plan: Plan) -> Outcome:
-    """One quadratic from far away, each coordinate through all phases."""
+    """Run one quadratic from far away, so that each coordinate goes through all phases."""
     problem = sl.Quadratic(CURVATURE, start=math.sqrt(2) * START / CURVATURE)
     noise, optimizer, steps = sl.GaussianNoise(1.0), sl.SignSGD(LR), round(HORIZON / LR)
     options = dict(steps=steps, paths=plan.size["paths"], record=sl.Record(every=10))

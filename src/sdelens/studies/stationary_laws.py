@@ -1,4 +1,4 @@
-"""Are the laws at rest those that theory predicts?"""
+"""Do the stationary laws agree with theory?"""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def _optimizers() -> dict[str, Any]:
 
 
 def run(plan: Plan) -> Outcome:
-    """Every optimizer at rest on one turned quadratic, and a film of how SignSGD gets there."""
+    """Run every optimizer to the stationary state on a rotated quadratic, with an animation of SignSGD."""
     problem, noise, laws, clouds = _problem(), sl.GaussianNoise(1.0), {}, {}
     ours: list[Item] = []
     papers: list[Item] = []

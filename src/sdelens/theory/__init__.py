@@ -1,4 +1,4 @@
-"""What theory predicts without simulating. It knows no SDE, so that its agreement with one is evidence."""
+"""Theoretical predictions without simulation. They do not use the SDEs, so agreement with an SDE is evidence."""
 
 from sdelens.theory._bounds import Assumption, LossBound, loss_bound
 from sdelens.theory._overview import Overview, add_theory, overview

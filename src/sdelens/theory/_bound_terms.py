@@ -1,8 +1,7 @@
-r"""The rates and drives of the loss bounds, and what they assume: one function per family of optimizers.
+r"""The rates and drives of the loss bounds, and their assumptions: one function per family of optimizers.
 
-One step of an optimizer obeys S₊ ≤ (1 − ηhr(1 − ηhq))S + (ηh)²c/2 with S = E f − f*; what the paper states of its SDE
-is dS/dt ≤ −hrS + ηh²c/2. In phase 1 of SignSGD √S falls by ηh e₁√(μ/2), and
-its variance is added.
+One step of an optimizer satisfies S₊ ≤ (1 − ηhr(1 − ηhq))S + (ηh)²c/2 with S = E f − f*; for its SDE the paper states
+dS/dt ≤ −hrS + ηh²c/2. In phase 1 of SignSGD, √S decreases by ηh e₁√(μ/2) per step, and its variance is added.
 """
 
 import math
@@ -29,11 +28,11 @@ __all__ = ["Assumption", "Draft", "assume_convex", "of_adaptive", "of_sgd", "of_
 
 
 class Assumption(NamedTuple):
-    """One thing a bound rests on.
+    """One assumption of a bound.
 
     Attributes:
         name: what is assumed.
-        holds: True or False where it was checked, None where it could not be.
+        holds: True or False if it was checked, None if it could not be checked.
         detail: the numbers, or why it could not be checked.
     """
 
@@ -44,20 +43,20 @@ class Assumption(NamedTuple):
 
 @dataclass
 class Draft:
-    """A bound in the making: S₊ ≤ (1 − ηhr(1 − ηhq))S + (ηh)²c/2, or that of phase 1."""
+    """The terms of a bound under construction: S₊ ≤ (1 − ηhr(1 − ηhq))S + (ηh)²c/2, or the bound of phase 1."""
 
     rate: float = math.nan
     drive: float = math.nan
     """c."""
     quadratic: float = 0.0
-    """q, what a step of finite size takes off the rate."""
+    """q, the relative reduction of the rate by the finite step size, divided by ηh."""
     root: float = 0.0
-    """e₁√(2μ) of phase 1."""
+    """e₁√(2μ), for phase 1."""
     spread: float = 0.0
-    """Of phase 1: η²h²/2 times it is added for every step."""
+    """For phase 1: η²h²/2 times this value is added for every step."""
     valid_until: float = math.inf
     late_only: str = ""
-    """Why only the asymptote is bounded."""
+    """The reason why only the asymptote is bounded; empty if other times are bounded too."""
     assumptions: list[Assumption] = field(default_factory=list)
 
     def assume(self, name: str, holds: bool | None, detail: str) -> None:
@@ -65,7 +64,7 @@ class Draft:
 
 
 def assume_convex(draft: Draft, problem: AbstractProblem, known: Constants) -> None:
-    """What every bound assumes of the loss."""
+    """Add the assumptions about the loss that every bound needs."""
     numbers = f"mu = {known.convexity:.4g}, L = {known.smoothness:.4g}, tr = {known.trace:.4g} ({known.source})"
     convex = known.convexity > 0
     draft.assume("strongly convex and smooth", (True if known.exact else None) if convex else False, numbers)
@@ -85,7 +84,7 @@ def _assume_constant(draft: Draft, noise: AbstractNoise) -> bool:
 
 
 def of_sgd(draft: Draft, case: Case, known: Constants, form: str) -> None:
-    """Rate, drive and assumptions for SGD."""
+    """Set rate, drive and assumptions for SGD."""
     _assume_plain(draft, case)
     if _assume_constant(draft, case.noise):
         largest = _largest_variance(case)
@@ -100,7 +99,7 @@ def of_sgd(draft: Draft, case: Case, known: Constants, form: str) -> None:
 
 
 def of_signsgd(draft: Draft, case: Case, known: Constants, form: str, phase: int | None) -> int | None:
-    """Those for SignSGD, and the phase that the bound is of."""
+    """Set rate, drive and assumptions for SignSGD, and return the phase of the bound."""
     noise, lr = case.noise, float(case.optimizer.lr)
     _assume_plain(draft, case)
     if not _assume_constant(draft, noise):
@@ -129,9 +128,9 @@ def of_signsgd(draft: Draft, case: Case, known: Constants, form: str, phase: int
     if phase == 1:
         sure = math.erf(BOUNDARIES[0])
         draft.root, draft.drive = math.sqrt(2 * max(known.convexity, 0)) * sure, known.box
-        # Var √S grows by Var(∇f·s)/4S a step, at most this; E S = (E √S)² + Var √S.
+        # Var √S grows by Var(∇f·s)/4S per step, which is at most this value; E S = (E √S)² + Var √S.
         draft.spread = (1 - sure**2) * known.smoothness * (1 if noise.independent else case.problem.dim)
-        if form == "paper":  # S' = −√(μS), of which the stated curve is the solution
+        if form == "paper":  # the curve in the paper is the solution of S' = −√(μS)
             draft.root, draft.drive = math.sqrt(max(known.convexity, 0)), 0.0
     elif phase == 2:
         m, q = boundary_slope()
@@ -150,7 +149,7 @@ def of_signsgd(draft: Draft, case: Case, known: Constants, form: str, phase: int
 
 
 def _from_any_start(draft: Draft, case: Case, known: Constants, top: np.ndarray) -> None:
-    """Drift e(g) ≥ (e(G)/G) g up to the gradient G = `top`, for a law whose e is concave."""
+    """Use the drift e(g) ≥ (e(G)/G) g up to the gradient G = `top`, for a law whose e is concave."""
     noise, lr, start = case.noise, float(case.optimizer.lr), case.problem.start
     sign = np.broadcast_to(np.asarray(noise.mean_sign(jnp.asarray(top, start.dtype), start), np.float64), top.shape)
     slope = float((sign / top).min())
@@ -170,7 +169,7 @@ def _from_any_start(draft: Draft, case: Case, known: Constants, top: np.ndarray)
 
 
 def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
-    """Noise dominates, so that P = σ: SGD with the step η/σ and decay."""
+    """Set the terms for RMSpropW and AdamW if noise dominates: P = σ, as SGD with step η/σ and weight decay."""
     optimizer: Any = case.optimizer
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
     no_schedule = optimizer.schedule is None
@@ -193,7 +192,7 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
     grad = np.asarray(case.problem.evaluate(start)[1], np.float64)
     ratio = float((np.abs(grad) / np.sqrt(variance)).max())
     draft.assume("noise dominates", True if ratio < 0.1 else None, f"largest |grad|/sigma at the start {ratio:.3g}")
-    scale += float(optimizer.eps)  # which slows it down; the noise of a step only shrinks
+    scale += float(optimizer.eps)  # ε reduces the rate, and the noise of a step only decreases
     mu, smooth = known.convexity, known.smoothness
     rate = 2 * mu / scale + theta * (1 + mu / smooth)
     draft.rate, draft.drive = rate, known.trace
@@ -217,7 +216,10 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
 
 
 def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
-    """Least factor of the mean and largest of the noise of m/√v that the fluctuation of v makes, if noise dominates."""
+    """Effect of the fluctuation of v on m/√v if noise dominates: smallest factor F of the mean, largest N of the noise.
+
+    See `fluctuation`.
+    """
     optimizer: Any = case.optimizer
     b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
     start = case.problem.start
@@ -236,7 +238,7 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
 
 
 def _step_excess(optimizer: Any, mu: float, smooth: float, scale: float) -> float:
-    """Largest ratio, over curvatures from μ to L, of the frozen recursion's variance at rest to the SDE's (η/2)/k."""
+    """Largest ratio, for curvatures from μ to L, of the frozen recursion's stationary variance to the SDE's (η/2)/k."""
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
     pull = np.linspace(mu, smooth, 65) / scale
     own = pair_at_rest(pull, lr, theta, float(getattr(optimizer, "b1", 0.0)))
@@ -251,7 +253,7 @@ def _start_signal(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scales(case: Case) -> np.ndarray:
-    """The scale σ of every coordinate's noise; of a sum, that of a normal law with its density at 0."""
+    """The scale σ of every coordinate's noise; for a sum, the σ of the normal law with the same density at 0."""
     noise, start = case.noise, case.problem.start
     if noise.normal:
         scale: Any = jnp.sqrt(noise.variance(start))
@@ -282,7 +284,7 @@ def _is_unimodal(case: Case) -> bool:
 
 
 def _first_exit(case: Case, known: Constants, grad: np.ndarray, boundary: float) -> float:
-    """A time before which no coordinate's |Y| can have fallen below `boundary`: x moves by at most ηh a step."""
+    """A time before which no |Y| can have fallen below `boundary`, since coordinates move by at most ηh per step."""
     if known.row is None:
         return 0.0
     limit = _boundary_gradient(case, boundary)
@@ -290,7 +292,7 @@ def _first_exit(case: Case, known: Constants, grad: np.ndarray, boundary: float)
 
 
 def _boundary_gradient(case: Case, boundary: float) -> np.ndarray:
-    """The gradient at which |Y| is `boundary`, by bisection for noise that is not normal."""
+    """The gradient at which |Y| equals `boundary`, by bisection if the noise is not normal."""
     scale = _scales(case)
     if case.noise.normal:
         return math.sqrt(2) * boundary * scale

@@ -1,4 +1,4 @@
-"""Bounds of the loss, each with the assumptions it rests on."""
+"""Bounds of the loss, each with the assumptions that it requires."""
 
 import math
 from collections.abc import Callable
@@ -29,16 +29,17 @@ class LossBound:
     Attributes:
         times: t = kη.
         loss: bound of E f at these times; infinite where there is none.
-        asymptote: bound of E f as t → ∞; infinite where there is none, as in a phase that ends.
-        rate: r, per unit of time, of the excess loss's exponential decay; NaN where it does not decay so.
-        valid_until: time from which on it need no longer hold, infinite if it always does.
-        assumptions: what it rests on, checked where that can be done.
+        asymptote: bound of E f as t → ∞; infinite if there is none, as in a phase that ends.
+        rate: rate r per unit of time of the exponential decay of the excess loss; NaN if it does not decay
+            exponentially.
+        valid_until: time after which the bound may no longer hold; infinite if it always holds.
+        assumptions: the assumptions of the bound, checked if possible.
         reason: why there is no bound, at all or at some of the times; empty otherwise.
         form: ``"algorithm"`` or ``"paper"``.
-        phase: 1, 2 or 3 of SignSGD, None for a bound from any start and for other optimizers.
-        vanishes: with a schedule, for SGD and SignSGD, whether the bound goes to the infimum; None where not known.
-        condition: when it does.
-        title: what it bounds.
+        phase: phase 1, 2 or 3 of SignSGD; None for a bound from any start and for other optimizers.
+        vanishes: for SGD and SignSGD, whether the schedule lets the bound go to the infimum; None if not known.
+        condition: the condition for this.
+        title: what is bounded.
     """
 
     times: np.ndarray
@@ -82,37 +83,40 @@ def loss_bound(
     form: str = "algorithm",
     phase: int | None = None,
 ) -> LossBound:
-    r"""An upper bound of the mean loss over time.
+    r"""Compute an upper bound of the mean loss over time.
 
-    f is μ-strongly convex and L-smooth with tr ∇²f ≤ L_τ, S = E f − f*, σ the largest scale of the noise, Y the
-    signal-to-noise ratio of `phases`, m and q⁻ slope and intercept of erf's chord between 1 and 3/2.
+    f is μ-strongly convex and L-smooth with tr ∇²f ≤ L_τ, S = E f − f*, σ is the largest scale of the noise, Y the
+    signal-to-noise ratio of `phases`, and m and q⁻ are slope and intercept of the secant of erf between 1 and 3/2.
 
     | | ``"paper"``: of the SDE | ``"algorithm"``: of the optimizer |
     |---|---|---|
     | SGD | S₀e^{−2μt} + (ηL_τλ_max(Σ)/4μ)(1 − e^{−2μt}) | per step S ← (1 − 2μη(1 − ηL/2))S + η²L_τλ_max(Σ)/2 |
-    | SignSGD, phase 1 | ¼(√μ t − 2√S₀)² | √S falls by η erf(3/2)√(μ/2) a step; η²L_τ/2 and its variance are added |
+    | SignSGD, phase 1 | ¼(√μ t − 2√S₀)² | √S falls by η erf(3/2)√(μ/2) per step; η²L_τ/2 and its variance are added |
     | phase 2 | Δ = m/(√2σ) + ημm²/(4σ²), L_τ − μd(q⁻)² for L_τ | the same |
     | phase 3 | Δ = √(2/π)/σ + (η/π)μ/σ²; SignSGD exceeds it, by up to 1.4 times | Δ = erf(1)/(√2σ) |
     | any start | | Δ = e(s̄)/(s̄σ), s̄ = max(√2, max \|∂f(x₀)\|/σ), any unimodal law |
-    | RMSpropW | rate 2μ/σ + θ(1 + μ/L), drive L_τ, for Σ = σ²I and x* = 0 | the same, its step finite, v fluctuating |
-    | AdamW | limit as t → ∞ alone: (ηL_τ/2)·σL/(2μL + σθ(L + μ)) | the same, likewise |
+    | RMSpropW | rate 2μ/σ + θ(1 + μ/L), drive L_τ, for Σ = σ²I and x* = 0 | the same, with finite steps and noisy v |
+    | AdamW | limit as t → ∞ alone: (ηL_τ/2)·σL/(2μL + σθ(L + μ)) | the same, with finite steps and noisy v |
 
-    where phases 2, 3 and any start mean S₀e^{−2μΔt} + (ηL_τ/4μΔ)(1 − e^{−2μΔt}), step by step in the algorithm's form.
-    On a curvature that is not diagonal SignSGD's step also couples coordinates: L_τ becomes the largest sᵀ∇²f s over
-    signs s, or, under independent noise, the rate falls by 1 − ηLp(0); the smaller bound of the two is taken.
+    where the rows for phases 2, 3 and any start stand for S₀e^{−2μΔt} + (ηL_τ/4μΔ)(1 − e^{−2μΔt}), computed step by
+    step in the algorithm's form. If the curvature is not diagonal, SignSGD's step also couples coordinates: L_τ becomes
+    the largest sᵀ∇²f s over signs s, or, with independent noise, the rate is multiplied by 1 − ηLp(0); the smaller of
+    the two bounds is used.
 
     Args:
-        problem: what is minimised; μ, L and L_τ are exact for `Quadratic`, and for other problems measured at the start
-            with products of the Hessian (matfree), an assumption that is returned as not checked.
+        problem: what is minimised; μ, L and L_τ are exact for `Quadratic` and `LinearRegression`; for other problems
+            they are measured at the start with Hessian-vector products (matfree), an assumption that is returned as not
+            checked.
         noise: law of the gradient noise.
         optimizer: specification.
         times: t = kη, shape (T,).
         form: ``"algorithm"`` or ``"paper"``.
-        phase: of SignSGD: 1, 2, 3, or None: from any start in the algorithm's form, the phase of the start in the
-            paper's.
+        phase: phase of SignSGD: 1, 2, 3, or None, which means any start in the algorithm's form and the phase of the
+            start in the paper's form.
 
     Returns:
-        A `LossBound`. Where an assumption fails or a variance is infinite, the bound is infinite and says why.
+        A `LossBound`. If an assumption fails or a variance is infinite, the bound is infinite and its `reason` says
+        why.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -157,7 +161,7 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
         start = float(case.problem.loss(case.problem.start)) - infimum
         lasting = optimizer.schedule is None or optimizer.schedule.limits.lasts is True
         if draft.root == 0 and lasting and draft.valid_until == math.inf:
-            # h ≤ 1, so that the bound at constant learning rate is one.
+            # h ≤ 1, so the bound for the constant learning rate also holds here.
             asymptote = infimum + 0.5 * lr * draft.drive / (draft.rate * (1 - lr * draft.quadratic))
         if draft.late_only:
             reason = draft.late_only
@@ -191,7 +195,7 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
 def _evaluate(
     draft: Draft, start: float, times: np.ndarray, lr: float, optimizer: DecayedOptimizer, discrete: bool
 ) -> np.ndarray:
-    """The excess loss at the times: step by step, or with every step resolved in continuous time."""
+    """The bound of the excess loss at the times: step by step, or in continuous time within every step."""
     if draft.root and not discrete:
         return 0.25 * np.maximum(2 * math.sqrt(start) - draft.root * _passed(optimizer, times, lr), 0) ** 2
     if optimizer.schedule is None and not draft.root:
@@ -213,7 +217,7 @@ def _step_of(draft: Draft, lr: float, discrete: bool) -> Callable[[float, float]
     def step(value: float, h: float) -> float:
         size = lr * h
         fresh = 0.5 * size**2 * draft.drive
-        if draft.root:  # of (E √S)²: √S₊ ≤ √S + (S₊ − S)/(2√S)
+        if draft.root:  # bound of (E √S)², from √S₊ ≤ √S + (S₊ − S)/(2√S)
             return (
                 max(math.sqrt(value) - 0.5 * size * draft.root, 0.0) ** 2 + fresh + 0.25 * fresh**2 / max(value, fresh)
             )

@@ -1,14 +1,15 @@
-r"""The Gaussian closure: mean and covariance of an optimizer's state from step to step, without a path.
+r"""The Gaussian closure: mean and covariance of an optimizer's state from step to step, without simulating paths.
 
-With α = 1 − ηhθ, u = E ∇f, v₊ the new second moment and A = α − pH the factor of x,
+With α = 1 − ηhθ, u = E ∇f, v₊ the new second moment and A = α − pH the matrix that multiplies x,
 
 - SGD (p = ηh) and RMSpropW (p = ηhF/(√E v₊ + ε)):  μ ← αμ − pu;  S ← ASAᵀ + p E Σ p;
 - SignSGD: μ ← αμ − ηh E sign(g);  S ← α²S − αηh(JS + SJᵀ) + η²h² Cov sign(g), with J of `SignMoments`;
 - AdamW: the pair (x, m) is linear given p = ηhF/((1 − β₁ᵏ⁺¹)(√v̂ + ε)): m ← β₁m + (1 − β₁)g, x ← αx − pm; mean and
   covariance of the pair are propagated.
 
-E v₊ = β₂E v + (1 − β₂)(u² + diag HSH + diag E Σ). F, and a factor N/F² of the noise, are what the fluctuation of v does
-(`fluctuation`). Exact for SGD; for SignSGD if x is normal; for the others also to first order in 1 − β₂.
+E v₊ = β₂E v + (1 − β₂)(u² + diag HSH + diag E Σ). F, and a factor N/F² of the noise, describe the effect of the
+fluctuation of v (`fluctuation`). The closure is exact for SGD, and for SignSGD if x is normal; for the others it is
+also an expansion to first order in 1 − β₂.
 """
 
 from typing import Any, NamedTuple
@@ -25,11 +26,11 @@ from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, t
 __all__ = ["Moments", "Record", "advance", "fluctuation", "propagate", "share_of_root", "start_moments"]
 
 _LEAST = 0.05
-"""Least factor of the mean of m/√v; at the first steps under very heavy tails the expansion has no meaning."""
+"""Lower limit of the factor of the mean of m/√v, because the expansion fails at first steps with very heavy tails."""
 
 
 class Moments(NamedTuple):
-    """Mean and covariance of the state, diagonal or matrices; None where the optimizer has no such part.
+    """Mean and covariance of the state, as diagonals or matrices; None for parts that the optimizer does not have.
 
     Attributes:
         x: E x, shape (d,).
@@ -39,9 +40,9 @@ class Moments(NamedTuple):
         mm: Cov m.
         v: E v.
         vv: Var v.
-        lean: Σ uⱼwⱼ Cov(gⱼ, gⱼ²)/(2 E gⱼ), u and w the weights of gⱼ in m and gⱼ² in v.
+        lean: Σ uⱼwⱼ Cov(gⱼ, gⱼ²)/(2 E gⱼ), where u and w are the weights of gⱼ in m and of gⱼ² in v.
         own: Σ uⱼwⱼ Var gⱼ².
-        count: gradients averaged at step 0.
+        count: number of gradients already averaged at step 0.
     """
 
     x: Any
@@ -57,7 +58,7 @@ class Moments(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is kept of one step: mean and variance of the loss, and mean and variance of the first coordinates."""
+    """The record of one step: mean and variance of the loss and of the first coordinates."""
 
     loss: Any
     loss_variance: Any
@@ -66,7 +67,7 @@ class Record(NamedTuple):
 
 
 def start_moments(model: LinearGradient, state: State, spread: Array, optimizer: DecayedOptimizer) -> Moments:
-    """Moments at step 0 of the optimizer's state, with Cov x `spread`."""
+    """Moments of the optimizer's state at step 0, where Cov x is `spread`."""
     x = state.x
     if not isinstance(optimizer, RMSpropW | AdamW):
         return Moments(x, spread)
@@ -88,7 +89,7 @@ def advance(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: A
     if isinstance(optimizer, SignSGD):
         signs = model.signs(y.x, y.xx)
         pull = times(signs.jacobian, y.xx)
-        # |Cov(sign, x)|² is at most the product of the variances, also where E sign is an approximation.
+        # Enforce that |Cov(sign, x)|² is at most the product of the variances, also if E sign is an approximation.
         most = jnp.sqrt(jnp.maximum(diagonal(y.xx) * diagonal(signs.covariance), 0))
         pull = rows(most / jnp.maximum(jnp.abs(diagonal(pull)), jnp.maximum(most, jnp.finfo(most.dtype).tiny)), pull)
         xx = keep**2 * y.xx - keep * rate * (pull + transpose(pull)) + rate**2 * signs.covariance
@@ -116,7 +117,7 @@ def advance(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: A
 
 
 def share_of_root(v: Array, eps: Any) -> Array:
-    """√v/(√v + ε): the part of the divisor that fluctuates."""
+    """√v/(√v + ε): the fraction of the divisor that fluctuates."""
     root = jnp.sqrt(v)
     return root / (root + jnp.maximum(eps, jnp.finfo(root.dtype).tiny))
 
@@ -124,23 +125,23 @@ def share_of_root(v: Array, eps: Any) -> Array:
 def fluctuation(
     v: Array, vv: Array, lean: Array, own: Array, total: Array, share: Array | float = 1.0
 ) -> tuple[Array, Array]:
-    r"""What the fluctuation of v does to m/√v: factors F of its mean and N of the variance of its noise.
+    r"""The effect of the fluctuation of v on m/√v: factor F of its mean, and N of the variance of its noise.
 
     With r = Var v/(E v)², to first order in the weights of single gradients
 
     F = 1 + ⅜r − lean/E v,   N = 1 + r − own/(E v · Var g):
 
-    Jensen's inequality, and that a large g makes its own divisor large. F is continued to large r as (1 + r)^⅜ −
-    (lean/E v)(1 + r)^{−0.3}, which for n equal weights of normal noise is √(2/n) Γ((n + 1)/2)/Γ(n/2), the exact value,
-    within 1 %. Without a fourth moment both are 1.
+    the first correction comes from Jensen's inequality, the second from the fact that a large g also makes its divisor
+    large. F is continued to large r as (1 + r)^⅜ − (lean/E v)(1 + r)^{−0.3}; for n equal weights and normal noise this
+    agrees within 1 % with the exact value √(2/n) Γ((n + 1)/2)/Γ(n/2). Without a fourth moment both factors are 1.
 
     Args:
         v: E v.
         vv: Var v.
-        lean: as in `Moments`, u the weights in m̂, which add up to 1.
-        own: likewise.
+        lean: as in `Moments`, with u the weights in m̂, which add up to 1.
+        own: as in `Moments`, with the same u.
         total: Var g.
-        share: by which both differ from 1 the less, where the divisor is √v + ε.
+        share: factor by which F − 1 and N − 1 are reduced because the divisor is √v + ε; see `share_of_root`.
     """
     tiny = jnp.finfo(v.dtype).tiny
     ratio, safe = vv / jnp.maximum(v**2, tiny), jnp.maximum(v, tiny)
@@ -154,7 +155,7 @@ def fluctuation(
 def _advance_squares(
     model: LinearGradient, optimizer: Any, y: Moments, gradient: tuple[Array, Array, Array]
 ) -> Moments:
-    """The second moment and its fluctuation after another gradient."""
+    """The second moment and its fluctuation after one more gradient."""
     grad, product, noise = gradient
     b1, b2 = getattr(optimizer, "b1", 0.0), optimizer.b2
     variance, own = model.gradient_variance(product), diagonal(noise)
@@ -185,13 +186,13 @@ def _advance_pair(
     grad, product, noise = gradient
 
     def factor(x: Array, m: Array, product: Array | None = None) -> tuple[Array, Array]:
-        """The pair's linear map without noise, of columns x and m."""
+        """The linear map of the pair without noise, applied to columns x and m."""
         product = times(model.curvature, x) if product is None else product
         m = b1 * m + (1 - b1) * product
         return keep * x - rows(p, m), m
 
     m = b1 * y.m + (1 - b1) * grad
-    # Twice the map from the left, with a transposition of the block matrix in between.
+    # Apply the map twice from the left, transposing the block matrix in between.
     (xx, mx), (xm, mm) = factor(y.xx, transpose(y.xm), product), factor(y.xm, y.mm)
     new_xx, _ = factor(transpose(xx), transpose(xm))
     new_xm, new_mm = factor(transpose(mx), transpose(mm))
@@ -208,7 +209,7 @@ def _advance_pair(
 def propagate(
     model: LinearGradient, optimizer: DecayedOptimizer, start: Moments, steps: int, record_every: int, kept: int
 ) -> Record:
-    """Moments along the run, recorded every `record_every`-th step and at the last; the first `kept` coordinates."""
+    """Propagate moments; record every `record_every`-th step and the last, with the first `kept` coordinates."""
     full = steps // record_every
     return _propagate(model, optimizer, start, full, record_every, steps - full * record_every, kept)
 
@@ -236,7 +237,7 @@ def _propagate(
 
 
 def _even(covariance: Array) -> Array:
-    """Symmetric up to rounding, made so."""
+    """Make a matrix that is symmetric up to rounding exactly symmetric."""
     return covariance if covariance.ndim == 1 else 0.5 * (covariance + covariance.T)
 
 

@@ -1,8 +1,8 @@
-r"""What a linear gradient and its noise do to a normal x ~ N(μ, S): the expectations that a closed theory needs.
+r"""Expectations of a linear gradient and its noise for a normal x ~ N(μ, S), which the Gaussian closure needs.
 
-The gradient is ∇f = H(x − x*), on `Quadratic` and `LinearRegression`. A covariance is its diagonal, shape (d,), where
-nothing couples the coordinates, and a matrix otherwise; the functions of the algebra below take either, so that every
-formula is written once.
+The gradient is ∇f = H(x − x*), on `Quadratic` and `LinearRegression`. A covariance is stored as its diagonal, shape
+(d,), if the coordinates are not coupled, and as a matrix otherwise; the algebraic functions below accept both, so every
+formula is written only once.
 """
 
 import math
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MAX_DENSE = 2000
-"""Largest dimension in which coordinates may be coupled."""
+"""Largest dimension for which coordinates may be coupled."""
 
 _HERMITE = np.polynomial.hermite_e.hermegauss(48)
 _MANY = 4096
@@ -68,7 +68,7 @@ class SignMoments(NamedTuple):
     Attributes:
         mean: E sign(g), shape (d,).
         jacobian: J = E ∂E(sign(g) | x)/∂x, so that Cov(sign(g), x) = J S (Stein); its diagonal or a matrix.
-        covariance: Cov sign(g), that of x included; likewise.
+        covariance: Cov sign(g), including the randomness of x; its diagonal or a matrix.
     """
 
     mean: Array
@@ -77,13 +77,13 @@ class SignMoments(NamedTuple):
 
 
 class LinearGradient(eqx.Module):
-    """∇f = H(x − x*) under its noise.
+    """The gradient ∇f = H(x − x*) with its noise.
 
     Attributes:
-        curvature: H, shape (d,) or (d, d); the latter also where only the noise couples coordinates.
+        curvature: H, shape (d,) or (d, d); the latter also if only the noise couples coordinates.
         minimiser: x*, shape (d,).
         infimum: f(x*).
-        noise: bound law of the noise.
+        noise: law of the noise, bound to the problem.
     """
 
     curvature: Array
@@ -96,11 +96,11 @@ class LinearGradient(eqx.Module):
         return times(self.curvature, mean - self.minimiser)
 
     def gradient_covariance(self, product: Array) -> Array:
-        """Cov ∇f = HSH, from H S."""
+        """Cov ∇f = HSH, computed from `product` = H S."""
         return times(self.curvature, transpose(product))
 
     def gradient_variance(self, product: Array) -> Array:
-        """Diagonal of HSH from H S, shape (d,)."""
+        """Diagonal of HSH, shape (d,), computed from `product` = H S."""
         return self.curvature * product if product.ndim == 1 else jnp.sum(product * self.curvature, axis=1)
 
     def loss(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
@@ -111,7 +111,7 @@ class LinearGradient(eqx.Module):
         return expected, 0.5 * jnp.sum(product * transpose(product)) + jnp.sum(spread)
 
     def noise_covariance(self, mean: Array, covariance: Array, product: Array) -> Array:
-        """E Σ(x); of noise whose covariance is a function of x, Σ(μ)."""
+        """E Σ(x); for noise whose covariance is given as a function of x, Σ(μ) instead."""
         noise = self.noise
         if isinstance(noise, RandomKNoise):
             own = LinearGradient(self.curvature, self.minimiser, self.infimum, noise.noise)
@@ -139,7 +139,7 @@ class LinearGradient(eqx.Module):
         return variance if covariance.ndim == 1 else jnp.diag(variance)
 
     def _of_random_k(self, noise: RandomKNoise, own: Array, grad: Array, product: Array) -> Array:
-        """The same of N workers that send k coordinates: linear in Σ and E ∇f∇fᵀ = u uᵀ + HSH."""
+        """E Σ(x) for N workers that send k coordinates: linear in Σ and E ∇f∇fᵀ = u uᵀ + HSH."""
         spread = self.gradient_covariance(product)
         second = spread + (grad**2 if spread.ndim == 1 else jnp.outer(grad, grad))
         if spread.ndim == 1:
@@ -149,20 +149,21 @@ class LinearGradient(eqx.Module):
         return _with_diagonal(total, (1 + noise.omega) * diagonal(own) + noise.omega * diagonal(second)) / noise.workers
 
     def square_moments(self, mean: Array, grad: Array, variance: Array, noise: Array) -> tuple[Array, Array]:
-        """Cov(g, g²)/(2 E g) and Var g² of every coordinate, shape (d,); infinite where there is no fourth moment.
+        """Cov(g, g²)/(2 E g) and Var g² of every coordinate, shape (d,); infinite if there is no fourth moment.
 
-        With the cumulants T, k₃, k₄ of g: T + k₃/(2u) and k₄ + 2T² + 4u²T + 4uk₃.
+        With the cumulants T, k₃, k₄ of g these are T + k₃/(2u) and k₄ + 2T² + 4u²T + 4uk₃.
 
         Args:
             mean: E x.
             grad: u = E ∇f.
-            variance: of ∇f.
-            noise: of the noise.
+            variance: variance of ∇f.
+            noise: variance of the noise.
         """
         total = variance + noise
         if not isinstance(self.noise, RegressionNoise):
             return total, excess_kurtosis(self.noise, mean) * noise**2 + 2 * total**2 + 4 * grad**2 * total
-        # A product of two normal numbers of correlation c has the cumulants 6c + 2c³ and 6(1 + 6c² + c⁴).
+        # The product of two standard normal numbers with correlation c has third and fourth cumulants 6c + 2c³ and
+        # 6(1 + 6c² + c⁴).
         batch = self.noise.batch_size
         single = jnp.maximum(noise * batch - grad**2, 0)
         square = jnp.clip(grad**2 / jnp.maximum(single, jnp.finfo(grad.dtype).tiny), 0, 1)
@@ -180,7 +181,7 @@ class LinearGradient(eqx.Module):
         return self._symmetric_signs(grad, mean, product)
 
     def _normal_signs(self, grad: Array, noise: Array, product: Array) -> SignMoments:
-        """For normal noise g itself is normal, and everything is exact."""
+        """Moments of sign(g) for normal noise: g itself is normal, and everything is exact."""
         total = noise + self.gradient_covariance(product)
         sd = jnp.sqrt(diagonal(total))
         standard = grad / sd
@@ -194,7 +195,7 @@ class LinearGradient(eqx.Module):
         return SignMoments(mean, self._jacobian(slope), covariance)
 
     def _symmetric_signs(self, grad: Array, mean: Array, product: Array) -> SignMoments:
-        """Independent noise of another law: by Gauss and Hermite's rule in ∇f or, where that is wider, in the noise."""
+        """Moments for other independent noise: Gauss-Hermite quadrature over ∇f or, if ∇f is wider, over the noise."""
         spread = self.gradient_variance(product)
         sign, slope = self._over_gradient(
             lambda g, x: (self.noise.mean_sign(g, x), 2 * self.noise.density(g, x)), grad, spread, mean
@@ -215,7 +216,7 @@ class LinearGradient(eqx.Module):
         return SignMoments(sign, self._jacobian(slope), _with_diagonal(coupled, own))
 
     def _over_noise(self, grad: Array, sd: Array, x: Array) -> tuple[Array, Array]:
-        """E sign and its slope by the noise's quadrature: given Z, E sign(∇f + Z) is an error function."""
+        """E sign and its slope by quadrature over the noise: given Z, E sign(∇f + Z) is an error function."""
         nodes, weights = self.noise.quadrature(x)
 
         def add(total: tuple[Array, Array], node: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
@@ -239,27 +240,27 @@ class LinearGradient(eqx.Module):
 
             def both(g: Array, x: Array) -> tuple[Array, Array]:
                 column = single[:, None] if g.ndim == 2 else single
-                g = jnp.clip(g, -0.9999 * jnp.sqrt(column), 0.9999 * jnp.sqrt(column))  # |c| < 1 by Cauchy and Schwarz
+                g = jnp.clip(g, -0.9999 * jnp.sqrt(column), 0.9999 * jnp.sqrt(column))  # |c| < 1 by Cauchy-Schwarz
                 return jax.jvp(lambda g: sign_of_batch(noise.batch_size, g, column), (g,), (jnp.ones_like(g),))
 
             sign, slope = self._over_gradient(both, grad, variance, mean)
-            # c = ∂f/(τ√K): the second term is what x changes by way of τ.
+            # c = ∂f/(τ√K): the second term is the effect of x through τ.
             if product.ndim == 1:
                 jacobian = slope * (self.curvature - grad**2 / tau2)
             else:
                 jacobian = rows(slope, self.curvature - jnp.outer(grad, grad) / tau2)
-        # A feature that is always 0 has the gradient 0, and no sign.
+        # A feature that is always 0 has gradient 0, whose sign is 0.
         total = self.noise_covariance(mean, covariance, product) + self.gradient_covariance(product)
         alive = diagonal(total) > 0
         own = jnp.where(alive, (1 - sign) * (1 + sign), 0)
         if product.ndim == 1:
             return SignMoments(sign, jacobian, own)
         if noise.batch_size == 1 and isinstance(noise, StreamingNoise):
-            root = noise.sign_root  # of E sign(g) sign(g)ᵀ, whatever x is
+            root = noise.sign_root  # root of E sign(g) sign(g)ᵀ, which does not depend on x
             assert root is not None
             second = jnp.matmul(root, root, precision="highest")
             return SignMoments(sign, jacobian, _with_diagonal(second - jnp.outer(sign, sign), own))
-        # A normal copula: exact at ∇f = 0 and for large batches.
+        # Approximate the joint law by a normal copula, which is exact at ∇f = 0 and for large batches.
         inverse = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, diagonal(total), 1)), 0)
         limit = 1 - 4 * jnp.finfo(sign.dtype).eps
         standard = math.sqrt(2) * lax.erf_inv(jnp.clip(sign, -limit, limit))
@@ -269,10 +270,10 @@ class LinearGradient(eqx.Module):
     def _resampled_signs(
         self, noise: ResamplingNoise, mean: Array, covariance: Array, product: Array
     ) -> tuple[Array, Array]:
-        """E sign(g) and its Jacobian for batches of a sample: exact for B = 1.
+        """E sign(g) and its Jacobian for mini-batches drawn from a data set: exact for B = 1.
 
-        For more, ∇f moves all examples' gradients together: E sign is taken for an error function of ∂f alone, of the
-        value and slope found at μ, which a normal ∂f smooths in closed form.
+        For B > 1, ∇f shifts the gradients of all examples together: E sign is approximated by an error function of ∂f
+        alone, with the value and slope computed at μ; the average over a normal ∂f then has a closed form.
         """
         features = noise.problem.features
         assert features is not None
@@ -305,7 +306,7 @@ class LinearGradient(eqx.Module):
         return rows(slope, self.curvature)
 
     def _over_gradient(self, function: Any, grad: Array, variance: Array, x: Array) -> tuple[Array, Array]:
-        """Expectations of two functions of ∇f, normal in every coordinate, shape (d,) each."""
+        """Expectations of two functions of ∇f, each of shape (d,), where every coordinate of ∇f is normal."""
         nodes, weights = (jnp.asarray(v, grad.dtype) for v in (_HERMITE[0], _HERMITE[1] / _HERMITE[1].sum()))
         sd = jnp.sqrt(jnp.maximum(variance, 0))
         if grad.shape[0] <= _MANY:
@@ -320,11 +321,11 @@ class LinearGradient(eqx.Module):
         return lax.scan(add, (zero, zero), (nodes, weights))[0]
 
     def _tau2(self, mean: Array, covariance: Array) -> Array:
-        """E of the variance of one example's residual, (x − w)ᵀK(x − w) + s²."""
+        """Mean over x of the variance of one example's residual, (x − w)ᵀK(x − w) + s²."""
         return 2 * self.loss(mean, covariance)[0]
 
     def _residual_moments(self, mean: Array, covariance: Array) -> tuple[Array, Array]:
-        """Mean and variance of every example's residual, shape (n,) each."""
+        """Mean and variance of the residual of every example, each of shape (n,)."""
         problem = self.noise.problem  # type: ignore[attr-defined]
         centre = jnp.matmul(problem.features, mean, precision="highest") - problem.labels
         product = jnp.matmul(problem.features, covariance, precision="highest")
@@ -332,7 +333,7 @@ class LinearGradient(eqx.Module):
 
 
 def excess_kurtosis(noise: AbstractNoise, x: Array) -> Any:
-    """Of one coordinate of independent or normal noise; infinite where it does not exist or is not known."""
+    """Excess kurtosis of a coordinate of independent or normal noise; infinite if it does not exist or is not known."""
     if noise.normal:
         return 0.0
     if isinstance(noise, LaplaceNoise):
@@ -348,7 +349,7 @@ def excess_kurtosis(noise: AbstractNoise, x: Array) -> Any:
 
 
 def linear_gradient(problem: AbstractProblem, noise: AbstractNoise) -> LinearGradient:
-    """The problem's gradient under its noise, a bound law.
+    """The problem's gradient with its noise, whose law must be bound to the problem.
 
     Raises:
         TypeError: if the gradient is not linear.

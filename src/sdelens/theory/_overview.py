@@ -1,4 +1,4 @@
-"""Everything the theory says of one case, side by side, and laid over a simulation."""
+"""All theoretical results for one case together, also combined with a simulation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,14 +23,15 @@ _SHOWN_TIMES = 7
 
 @dataclass(frozen=True)
 class Overview:
-    """What the theory says of one case.
+    """The theoretical results for one case.
 
     Attributes:
-        prediction: the loss curve, with the bound in it where there is one.
-        stationary: the law at rest, None where there is none.
-        bound: bound of the mean loss, None from another start than the problem's.
-        phases: of SignSGD, along the predicted mean where d ≤ 64 and at the start otherwise; None for others.
-        remarks: what could not be said, and why.
+        prediction: the loss curve, with the bound if there is one.
+        stationary: the stationary law, None if there is none.
+        bound: bound of the mean loss, None if the start is not the problem's start.
+        phases: phases of SignSGD, along the predicted mean if d ≤ 64 and at the start otherwise; None for other
+            optimizers.
+        remarks: which results are not available, and why.
     """
 
     prediction: Result
@@ -40,7 +41,7 @@ class Overview:
     remarks: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """The loss at several times, at rest, its bound, and the phases."""
+        """The loss at several times and in the stationary state, its bound, and the phases."""
         data = self.prediction.dataset.isel(model=0)
         chosen = np.unique(np.linspace(0, data.sizes["step"] - 1, _SHOWN_TIMES).round().astype(int))
         rows = []
@@ -75,7 +76,7 @@ def overview(
     record_every: int = 1,
     start: Any = None,
 ) -> Overview:
-    """The prediction, stationary law, bound and phases of one case in one call.
+    """Compute the prediction, stationary law, bound and phases of one case in one call.
 
     Args:
         problem: `Quadratic` or `LinearRegression`.
@@ -83,7 +84,7 @@ def overview(
         optimizer: specification.
         steps: optimizer steps.
         record_every: steps between records.
-        start: as in `predict`; the bound is given for the problem's own start only.
+        start: as in `predict`; the bound is only available for the problem's start (None).
 
     Returns:
         An `Overview`; print it.
@@ -109,19 +110,19 @@ def overview(
 def add_theory(
     result: Result, problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer
 ) -> tuple[Result, list[str]]:
-    """A simulation with the prediction of its loss and the bound of it, where they exist.
+    """Add the predicted loss and its bound to a simulation, if they exist.
 
     Args:
-        result: of `compare` or `simulate`, from the problem's own start.
-        problem: as it was run.
-        noise: as it was run.
-        optimizer: as it was run.
+        result: a result of `compare` or `simulate`, from the problem's start.
+        problem: the problem of the simulation.
+        noise: the noise of the simulation.
+        optimizer: the optimizer of the simulation.
 
     Returns:
         The result with a further model and a bound, and remarks on what does not exist and why.
 
     Raises:
-        ValueError: if the result is of another case.
+        ValueError: if the result belongs to another case.
     """
     run, remarks = result.info["run"], list[str]()
 
@@ -142,7 +143,7 @@ def add_theory(
 
 
 def _with_bound(result: Result, bound: LossBound) -> Result:
-    """The result with the bound at its times or, where there is but one for t → ∞, with that."""
+    """The result with the bound at its times or, if only a bound for t → ∞ exists, with that bound."""
     if np.isfinite(bound.loss).any():
         return result.with_bound("bound", bound.loss)
     if np.isfinite(bound.asymptote):

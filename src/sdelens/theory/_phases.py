@@ -1,4 +1,4 @@
-"""The three phases of SignSGD: how clearly the noise lets each coordinate's sign be seen."""
+"""The three phases of SignSGD, defined by the signal-to-noise ratio of each coordinate of the gradient."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sdelens.results.result import Result
 __all__ = ["BOUNDARIES", "Phases", "phases", "signal"]
 
 BOUNDARIES: Final = (1.5, 1.0)
-"""|Y| above which a coordinate is in phase 1, and below which in phase 3."""
+"""A coordinate is in phase 1 if |Y| is above the first value, and in phase 3 if it is below the second."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Phases:
 
     Attributes:
         signal: |Y|, shape (d,) or (T, d).
-        phase: 1, 2 or 3, of the same shape.
-        shares: share of the coordinates in phase 1, 2 and 3, shape (3,) or (T, 3).
-        gradient_shares: share of ‖∇f‖² in each, likewise; NaN where the gradient is 0.
-        time: shape (T,), None at one point.
+        phase: 1, 2 or 3, with the same shape.
+        shares: fractions of the coordinates in phases 1, 2 and 3, shape (3,) or (T, 3).
+        gradient_shares: fractions of ‖∇f‖² in the phases, with the same shape; NaN where the gradient is 0.
+        time: times of the trajectory, shape (T,); None for one point.
     """
 
     signal: np.ndarray
@@ -45,11 +45,11 @@ class Phases:
     def left(self) -> np.ndarray:
         """Time at which each coordinate has left phase 1 (row 0) and phase 2 (row 1) for good, shape (2, d).
 
-        It is the first recorded time from which on the coordinate is in a later phase: 0 where it always is, infinite
-        where it is not at the end.
+        It is the first recorded time from which on the coordinate is in a later phase: the first recorded time if it
+        always is, and infinite if it is not in a later phase at the end.
 
         Raises:
-            ValueError: at one point, which has no times.
+            ValueError: for one point, which has no times.
         """
         if self.time is None:
             raise ValueError("left: there is one point only; give phases() a trajectory by along=.")
@@ -62,7 +62,7 @@ class Phases:
         return out
 
     def __str__(self) -> str:
-        """The shares, at the start and the end of a trajectory, and when phases are left."""
+        """The shares, at the start and the end of a trajectory, and the times when phases are left."""
         head = ["", "phase 1", "phase 2", "phase 3"]
         rows = []
         points = [("", 0)] if self.time is None else [(f", t = {self.time[i]:g}", i) for i in (0, -1)]
@@ -80,17 +80,18 @@ class Phases:
 def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any = None) -> Phases:
     r"""Signal-to-noise ratio and phase of every coordinate.
 
-    |Y| = |∂f|/(√2 σ): phase 1, |Y| > 3/2, SignSGD moves as if without noise; phase 2, between; phase 3, |Y| < 1, its
-    drift is nearly linear in ∇f. For noise that is not normal |Y| = erf⁻¹|E sign(g)|, which for normal noise is the
-    same and needs no variance; it is infinite where the noise never turns the sign.
+    |Y| = |∂f|/(√2 σ). In phase 1, |Y| > 3/2, SignSGD moves almost as if there were no noise; phase 2 is in between; in
+    phase 3, |Y| < 1, its drift is nearly linear in ∇f. For noise that is not normal, |Y| = erf⁻¹|E sign(g)|, which
+    needs no variance and equals the definition above for normal noise; it is infinite if the noise never changes the
+    sign.
 
     Args:
-        subject: a problem, whose gradient at the start is taken; or a gradient: an array of shape (d,), or of shape
+        subject: a problem, whose gradient at the start is used; or a gradient: an array of shape (d,), or of shape
             (T, d) along a trajectory, or a pytree.
         noise: law of the gradient noise.
-        along: with a problem, positions along a trajectory, shape (T, d), or a `Result`, whose first model's mean
-            trajectory is taken.
-        time: times of a trajectory given as an array, shape (T,); by default 0, 1, ….
+        along: for a problem, positions along a trajectory, shape (T, d), or a `Result`, whose first model's mean
+            trajectory is used.
+        time: times of a trajectory that is passed as an array, shape (T,); by default 0, 1, ….
 
     Returns:
         `Phases`; print it for a table.
@@ -128,7 +129,7 @@ def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any =
 
 
 def signal(noise: AbstractNoise, gradient: Any, x: Any) -> np.ndarray:
-    """Y of bound noise at gradients and positions of shape (d,) or (d, T)."""
+    """Y for noise bound to a problem, at gradients and positions of shape (d,) or (d, T)."""
     dtype = jnp.result_type(float)
     gradient, x = jnp.asarray(gradient, dtype), jnp.asarray(x, dtype)
     if noise.normal:
@@ -138,7 +139,7 @@ def signal(noise: AbstractNoise, gradient: Any, x: Any) -> np.ndarray:
 
 
 class Gradient(AbstractProblem):
-    """Coordinates without a loss, for noise to be laid out along."""
+    """A problem that has coordinates but no loss, to which noise can be bound."""
 
     start: Array
     _layout: Layout
@@ -155,8 +156,8 @@ class Gradient(AbstractProblem):
 
 
 def _gradients(subject: Any) -> tuple[np.ndarray, Gradient]:
-    """Gradients of shape (d,) or (T, d), and their coordinates."""
-    subject = subject.values if hasattr(subject, "dims") else subject  # of xarray
+    """Gradients of shape (d,) or (T, d), and a problem with their coordinates."""
+    subject = subject.values if hasattr(subject, "dims") else subject  # an xarray object
     if subject is None or isinstance(subject, str | Result) or np.isscalar(subject):
         raise TypeError(
             f"subject: got {type(subject).__name__}; give a problem, a gradient of shape (d,) or (T, d), or a pytree "
@@ -209,6 +210,6 @@ def _positions(problem: AbstractProblem, along: Any, time: Any) -> tuple[np.ndar
 
 
 def boundary_slope() -> tuple[float, float]:
-    """Slope m and intercept q⁻ of the chord of erf between 1 and 3/2."""
+    """Slope m and intercept q⁻ of the secant of erf between 1 and 3/2."""
     slope = 2 * (math.erf(BOUNDARIES[0]) - math.erf(BOUNDARIES[1]))
     return slope, math.erf(BOUNDARIES[1]) - slope

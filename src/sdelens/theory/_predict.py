@@ -1,4 +1,4 @@
-"""The front door of the Gaussian closure: a whole loss curve, as a `Result`."""
+"""The public interface of the Gaussian closure, which predicts a whole loss curve as a `Result`."""
 
 import math
 import os
@@ -26,7 +26,7 @@ from sdelens.theory._supported import check_known
 __all__ = ["estimate", "predict", "require_variance"]
 
 _SHOWN = 64
-"""Moments of single coordinates are kept up to this dimension, as in a simulation."""
+"""Moments of single coordinates are recorded up to this dimension, as in a simulation."""
 _START_DRAWS = 4096
 
 
@@ -39,40 +39,41 @@ def predict(
     record_every: int = 1,
     start: Any = None,
 ) -> Result:
-    r"""Mean loss, mean and variance of the parameters over a whole run, without a simulation.
+    r"""Predict the mean loss and the mean and variance of the parameters over a whole run, without a simulation.
 
-    The mean and covariance of the optimizer's state are propagated from step to step under a normal law (a Gaussian
-    closure), in O(d) where curvature and noise are diagonal, in O(d³) a step otherwise (d ≤ 2000). With u = E ∇f, h
-    the schedule, α = 1 − ηhθ, and for one coordinate of curvature λ,
+    The mean and covariance of the optimizer's state are propagated from step to step, assuming a normal law (a Gaussian
+    closure), in O(d) per step if curvature and noise are diagonal, otherwise in O(d³) per step (d ≤ 2000). With
+    u = E ∇f, h the schedule, α = 1 − ηhθ, and for one coordinate of curvature λ,
 
     - SGD: μ ← αμ − ηhu, s ← (α − ηhλ)²s + η²h² E Σ. Exact.
-    - SignSGD: μ ← αμ − ηh E sign(g), s ← α²s − 2αηhJs + η²h² Var sign(g), the expectations over x and noise in closed
+    - SignSGD: μ ← αμ − ηh E sign(g), s ← α²s − 2αηhJs + η²h² Var sign(g), with expectations over x and noise in closed
       form for normal noise and by quadrature for other laws; exact if x is normal.
-    - RMSpropW, AdamW: linear in (x, m) given v; E v is propagated too, and what its fluctuation does to m/√v is taken
-      to first order in 1 − β₂ (not at all where the gradient has no fourth moment).
+    - RMSpropW, AdamW: linear in (x, m) given v; E v is propagated too, and the effect of the fluctuation of v on m/√v
+      is included to first order in 1 − β₂ (not at all if the gradient has no fourth moment).
 
     Relative L2 error of the loss curve against 20 000 simulated paths (d = 10, λ = 1…5, σ = 1, η = .01): SGD exact,
-    SignSGD 1e-5, RMSpropW (β₂ = .99) 4e-5, AdamW (.9, .99) 6e-5; t noise with ν = 2 and SignSGD 3e-5. It rises with
-    1 − β₂ and under heavy tails. While gradients dominate noise, the spread of x under RMSpropW and AdamW comes out too
-    large, as in their SDEs, though less so.
+    SignSGD 1e-5, RMSpropW (β₂ = .99) 4e-5, AdamW (.9, .99) 6e-5; t noise with ν = 2 and SignSGD 3e-5. The error grows
+    with 1 − β₂ and with heavy tails. While gradients dominate the noise, the predicted spread of x for RMSpropW and
+    AdamW is too large, as in their SDEs, though less so.
 
     Args:
         problem: `Quadratic` or `LinearRegression`.
-        noise: any law; of one whose covariance is a function of x, Σ at the mean is taken.
+        noise: any law; if its covariance is a function of x, Σ at the mean of x is used.
         optimizer: specification.
         steps: optimizer steps.
         record_every: steps between records; the start and the last step are always recorded.
-        start: as in `sdelens.compare`. A random start is taken as normal with the moments of 4096 draws, which is exact
-            for SGD and for others meant for starts that are narrow: gradients of a spread below that of the noise.
+        start: as in `sdelens.compare`. A random start is treated as normal with the moments of 4096 draws. This is
+            exact for SGD; for other optimizers the start should be narrow, such that the spread of the gradients is
+            below that of the noise.
 
     Returns:
-        A `Result` with one model, ``"prediction"``. Merge it into a simulation's to compare:
+        A `Result` with one model, ``"prediction"``. Merge it into the result of a simulation to compare them:
         ``result.merge(prediction)``.
 
     Raises:
         TypeError: if the problem's gradient is not linear.
-        ValueError: if the noise has no variance and the optimizer is not SignSGD, or coordinates are coupled and d >
-            2000.
+        ValueError: if the noise has no variance and the optimizer is not SignSGD, or if coordinates are coupled and
+            d > 2000.
 
     Source: derived here.
 
@@ -113,7 +114,7 @@ def predict(
 def estimate(
     problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer, *, steps: int, record_every: int = 1
 ) -> Estimate:
-    """Time and memory that `predict` with the same arguments would take, measured on a few steps.
+    """Estimate the time and memory that `predict` would take with the same arguments, measured on a few steps.
 
     Args:
         problem: as in `predict`.
@@ -150,7 +151,7 @@ def estimate(
 
 
 def require_variance(case: Case, what: str) -> None:
-    """Refuse noise of infinite variance but for SignSGD, which needs none, and compressions beyond theory.
+    """Refuse noise of infinite variance, except for SignSGD, and gradient compressions that the theory does not cover.
 
     Raises:
         ValueError: naming the law.
@@ -170,7 +171,7 @@ def require_variance(case: Case, what: str) -> None:
 
 
 def _start(case: Case, model: LinearGradient) -> tuple[State, Array]:
-    """The optimizer's state at step 0, on average, and Cov x."""
+    """The mean of the optimizer's state at step 0, and Cov x."""
     start, optimizer = case.start, case.optimizer
 
     def initial(x: Array) -> State:

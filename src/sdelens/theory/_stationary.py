@@ -1,4 +1,4 @@
-r"""Stationary laws: where an optimizer comes to rest on a quadratic, and how widely it is scattered there."""
+r"""Stationary laws of optimizers on quadratics: the stationary mean and covariance."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,12 +47,12 @@ class Stationary:
     """The normal law with the stationary mean and covariance.
 
     Attributes:
-        mean: shape (d,).
-        spread: covariance: its diagonal, shape (d,), where nothing couples the coordinates, or a matrix.
+        mean: mean, shape (d,).
+        spread: covariance: its diagonal, shape (d,), if the coordinates are not coupled, otherwise a matrix.
         loss: expected loss.
-        excess: expected loss less the infimum.
+        excess: expected loss minus the infimum.
         form: ``"algorithm"`` or ``"paper"``.
-        title: what it is of.
+        title: title for tables.
     """
 
     mean: np.ndarray
@@ -64,22 +64,22 @@ class Stationary:
 
     @property
     def variance(self) -> np.ndarray:
-        """Shape (d,)."""
+        """Variances of the coordinates, shape (d,)."""
         return self.spread if self.spread.ndim == 1 else np.diag(self.spread)
 
     @property
     def covariance(self) -> np.ndarray:
-        """Shape (d, d).
+        """Covariance matrix, shape (d, d).
 
         Raises:
-            ValueError: for d > 2000 uncoupled coordinates; see `variance`.
+            ValueError: for d > 2000 uncoupled coordinates; use `variance`.
         """
         if self.spread.ndim == 1 and len(self.spread) > MAX_DENSE:
             raise ValueError(f"covariance: a matrix of {len(self.spread)} rows; it is diagonal, see variance.")
         return np.diag(self.spread) if self.spread.ndim == 1 else self.spread
 
     def sample(self, count: int, seed: int = 0) -> np.ndarray:
-        """Draws of the law, shape (count, d)."""
+        """Random samples from the law, shape (count, d)."""
         count = check.at_least("count", count, 1)
         normal = np.random.default_rng(check.at_least("seed", seed, 0)).standard_normal((count, len(self.mean)))
         if self.spread.ndim == 1:
@@ -91,7 +91,7 @@ class Stationary:
         """Density of one coordinate, or joint density of two, for plots.
 
         Args:
-            points: any shape for one coordinate; shape (…, 2) for two.
+            points: points of any shape for one coordinate, of shape (…, 2) for two.
             coordinates: index of the coordinate, or a pair of indices.
 
         Raises:
@@ -124,24 +124,24 @@ class Stationary:
 def stationary(
     problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer, *, form: str = "algorithm"
 ) -> Stationary:
-    r"""Mean, covariance and loss of an optimizer at rest.
+    r"""Compute the stationary mean, covariance and loss of an optimizer.
 
-    For one coordinate of curvature λ under noise of scale σ and density p, with b = 2p(0)λ and k = λ/σ + θ, the
+    For one coordinate of curvature λ with noise of scale σ and density p, with b = 2p(0)λ and k = λ/σ + θ, the
     variance is
 
-    - ``"paper"``: of the SDE of arXiv 2411.15958, linearised and with P = σ. SGD (η/2)σ²/(λ + θ); SignSGD
+    - ``"paper"``: that of the SDE of arXiv 2411.15958, linearised and with P = σ. SGD (η/2)σ²/(λ + θ); SignSGD
       (η/2)/(b + θ + ηb²/2); RMSpropW and AdamW (η/2)/k.
-    - ``"algorithm"``: of the optimizer itself, where the closure of `predict` is at rest. SGD ησ²/(κ(2 − ηκ)), κ = λ +
-      θ, which is exact; SignSGD η²/(1 − α² + 2αηJ(s)), s the variance itself; RMSpropW and AdamW with P² = E g², noise
-      and gradient, the momentum in full, and what the fluctuation of v does.
+    - ``"algorithm"``: that of the optimizer itself, at the fixed point of the closure of `predict`. SGD
+      ησ²/(κ(2 − ηκ)), κ = λ + θ, which is exact; SignSGD η²/(1 − α² + 2αηJ(s)), where s is the variance itself;
+      RMSpropW and AdamW with P² = E g² (noise and gradient), the full momentum and the effect of the fluctuation of v.
 
-    Matrices satisfy Lyapunov's equation, in continuous time for the paper's form and in discrete time for the
-    algorithm's. Measured against simulation (λ = ½…5, σ = ½…2, η = .01, β₂ = .999) the algorithm's variances are within
-    1 %, the paper's within 4 %.
+    Covariance matrices satisfy the Lyapunov equation, in continuous time for the paper's form and in discrete time for
+    the algorithm's. Compared with simulation (λ = ½…5, σ = ½…2, η = .01, β₂ = .999), the algorithm's variances are
+    within 1 %, the paper's within 4 %.
 
     Args:
         problem: `Quadratic` or `LinearRegression`.
-        noise: any law; for optimizers other than SignSGD with a variance.
+        noise: any law; it must have a variance unless the optimizer is SignSGD.
         optimizer: specification, without a schedule.
         form: ``"algorithm"`` or ``"paper"``.
 
@@ -150,7 +150,7 @@ def stationary(
 
     Raises:
         TypeError: if the gradient is not linear.
-        ValueError: if there is no stationary law: no curvature and no decay along some direction, a learning rate at
+        ValueError: if there is no stationary law: no curvature and no decay along some direction, a learning rate for
             which the optimizer is not stable, noise without a variance, or a schedule.
 
     Source: arXiv 2411.15958; the algorithm's form is derived here.
@@ -187,7 +187,7 @@ def _require_restoring(model: LinearGradient, optimizer: DecayedOptimizer) -> No
 
 
 def _of_paper(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.ndarray, np.ndarray]:
-    """Rest of the SDE, linearised at the minimum, with P = σ."""
+    """Stationary mean and covariance of the SDE, linearised at the minimum, with P = σ."""
     curvature, theta, lr = np.asarray(model.curvature, np.float64), float(optimizer.decay_rate), float(optimizer.lr)
     at, none = model.minimiser, jnp.zeros_like(model.curvature)
     if isinstance(optimizer, SignSGD):
@@ -210,11 +210,11 @@ def _of_paper(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.nd
 
 
 def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.ndarray, np.ndarray]:
-    """Rest of the closure, by fixed-point iteration of mean, covariance and second moment."""
+    """Stationary mean and covariance of the closure, by fixed-point iteration of mean, covariance and second moment."""
     step: Any = _sign_rest if isinstance(optimizer, SignSGD) else _linear_rest
     dim, shape = len(model.minimiser), model.curvature.shape
-    # Steps of adaptive optimizers are of the size of η; pull and 1/√E g² fall as the spread grows, so that one which is
-    # too small may look unstable.
+    # Steps of adaptive optimizers have size η. The restoring force and 1/√E g² decrease as the spread grows, so with a
+    # spread that is too small the recursion may look unstable.
     size = 0.0 if isinstance(optimizer, SGD) else float(optimizer.lr) ** 2
     mean = np.asarray(model.minimiser, np.float64)
     spread = size * (np.ones(dim) if len(shape) == 1 else np.eye(dim))
@@ -236,7 +236,7 @@ def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[n
         )
         if still and np.abs(new_spread - spread).max() <= _TOLERANCE * np.abs(new_spread).max():
             return new_mean, new_spread
-        # Where the iteration swings to and fro, a part of the way is nearer.
+        # If the iteration oscillates, damping it brings it closer to the fixed point.
         mean, spread = new_mean, new_spread if rounds < _PLAIN else 0.8 * spread + 0.2 * new_spread
     if isinstance(optimizer, SignSGD):
         return _by_running(model, optimizer)
@@ -254,7 +254,7 @@ def _run(model: LinearGradient, optimizer: SignSGD, y: Moments, steps: int) -> M
 
 
 def _by_running(model: LinearGradient, optimizer: SignSGD) -> tuple[np.ndarray, np.ndarray]:
-    """The closure's own rest, where the iteration swings about it: run until it changes no more."""
+    """Fixed point of the closure if the iteration oscillates about it: run the closure until it stops changing."""
     y = Moments(model.minimiser, jnp.zeros_like(model.curvature))
     for _ in range(_BLOCKS):
         new = _run(model, optimizer, y, _BLOCK)
@@ -270,7 +270,7 @@ def _by_running(model: LinearGradient, optimizer: SignSGD) -> tuple[np.ndarray, 
 def _linear_rest(
     model: LinearGradient, optimizer: Any, mean: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rest of SGD, RMSpropW or AdamW given E Σ and E v at a mean and covariance."""
+    """Stationary mean and covariance of SGD, RMSpropW or AdamW, with E Σ and E v taken at a mean and covariance."""
     dtype = model.minimiser.dtype
     mu, s = jnp.asarray(mean, dtype), jnp.asarray(spread, dtype)
     product = times(model.curvature, s)
@@ -291,7 +291,7 @@ def _linear_rest(
 def _second_moment(
     model: LinearGradient, optimizer: Any, mean: Any, covariance: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """E v at rest, the factor F of the mean of m/√v, and √N/F of its noise; see `fluctuation`."""
+    """Stationary E v, the factor F of the mean of m/√v, and √N/F for its noise; see `fluctuation`."""
     b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
     product, grad = times(model.curvature, covariance), model.gradient(mean)
     own = diagonal(model.noise_covariance(mean, covariance, product))
@@ -307,7 +307,7 @@ def _second_moment(
 def _discrete_pair(
     pull: np.ndarray, lr: float, theta: float, b1: float, drive: np.ndarray, optimizer: DecayedOptimizer
 ) -> np.ndarray:
-    """Cov x at rest of x ← (1 − ηθ)x − ηn, n ← β₁n + (1 − β₁)(Px + z) with Cov z `drive`; n is P⁻¹m."""
+    """Stationary Cov x of x ← (1 − ηθ)x − ηn, n ← β₁n + (1 − β₁)(Px + z), where Cov z is `drive` and n is P⁻¹m."""
     c, keep = 1 - b1, 1 - lr * theta
     if pull.ndim == 1:
         variance = drive * pair_at_rest(pull, lr, theta, b1)
@@ -326,10 +326,11 @@ def _discrete_pair(
 
 
 def pair_at_rest(pull: np.ndarray, lr: float, theta: float, b1: float) -> np.ndarray:
-    """Var x at rest of that pair for one coordinate and Var z = 1: the 3 equations solved; infinite if unstable.
+    """Stationary Var x of the pair (x, n) of `_discrete_pair` for one coordinate with Var z = 1; infinite if unstable.
 
-    η(1 − β₁)(1 + β₁ − β₁ηθ)/{k(1 − β₁ + β₁ηθ)[2(1 + β₁) − ηP(1 − β₁) − ηθ(1 + β₁)]}, k = P + θ: η/(k(2 − ηk)) at β₁ =
-    0.
+    It solves the 3 equations of the stationary covariance, with P = `pull` and k = P + θ:
+
+    η(1 − β₁)(1 + β₁ − β₁ηθ)/{k(1 − β₁ + β₁ηθ)[2(1 + β₁) − ηP(1 − β₁) − ηθ(1 + β₁)]}, which is η/(k(2 − ηk)) at β₁ = 0.
     """
     c = 1 - b1
     top, bottom = 1 + b1 - b1 * lr * theta, 2 * (1 + b1) - lr * pull * c - lr * theta * (1 + b1)
@@ -342,7 +343,7 @@ def pair_at_rest(pull: np.ndarray, lr: float, theta: float, b1: float) -> np.nda
 def _sign_rest(
     model: LinearGradient, optimizer: SignSGD, mean: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rest of SignSGD given the moments of sign(g) at a mean and covariance; the mean by a step of Newton's."""
+    """Stationary mean (one Newton step) and covariance of SignSGD, with moments of sign(g) at a mean and covariance."""
     dtype = model.minimiser.dtype
     moments = _signs(model, jnp.asarray(mean, dtype), jnp.asarray(spread, dtype))
     sign, jacobian, covariance = (np.asarray(a, np.float64) for a in moments)
@@ -386,7 +387,7 @@ def _discrete(factor: np.ndarray, drive: np.ndarray, optimizer: DecayedOptimizer
 
 
 class _UnstableError(ValueError):
-    """The recursion with given coefficients has no law at rest."""
+    """The recursion with the given coefficients has no stationary law."""
 
 
 def _unstable(optimizer: DecayedOptimizer) -> _UnstableError:

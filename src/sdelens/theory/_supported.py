@@ -1,4 +1,4 @@
-"""Which optimizers the theory knows."""
+"""The optimizers that the theory supports."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ _KNOWN = (SGD, SignSGD, RMSpropW, AdamW)
 
 
 def check_known(problem: Any, noise: Any, optimizer: Any) -> DecayedOptimizer:
-    """The optimizer, once it is one with a theory, and problem and noise are such.
+    """Check the types of problem, noise and optimizer, and return the optimizer if the theory supports it.
 
     Raises:
-        TypeError: naming the argument and what it may be.
+        TypeError: naming the argument and the types that are allowed.
     """
     check_subject(problem, noise, optimizer)
     if type(optimizer) not in _KNOWN:

@@ -1,4 +1,4 @@
-"""The constants of a loss that its bounds need: exact on quadratics, by Lanczos and Hutchinson on other problems."""
+"""Constants of a loss that bounds need: exact on quadratics, by Lanczos and Hutchinson on other problems."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,24 +14,24 @@ from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 __all__ = ["Constants", "constants", "spectrum"]
 
 _DENSE = 64
-"""Dimension up to which the Hessian is formed."""
+"""Largest dimension for which the full Hessian is computed."""
 _DEPTH = 40
 _PROBES = 64
 
 
 class Constants(NamedTuple):
-    """Curvature of a loss.
+    """Curvature constants of a loss.
 
     Attributes:
-        convexity: μ, the least eigenvalue of ∇²f.
-        smoothness: L, the largest.
+        convexity: μ, the smallest eigenvalue of ∇²f.
+        smoothness: L, the largest eigenvalue of ∇²f.
         trace: L_τ = tr ∇²f.
-        box: the largest sᵀ∇²f s over s in [−1, 1]ᵈ, or a bound of it; equal to the trace where ∇²f is diagonal.
-        row: largest row sum of |∇²f|, by coordinate, shape (d,); None where it is not known.
-        minimiser: x*, None where it is not known.
+        box: the largest sᵀ∇²f s over s in [−1, 1]ᵈ, or a bound of it; equal to the trace if ∇²f is diagonal.
+        row: row sums of |∇²f|, shape (d,); None if they are not known.
+        minimiser: x*, None if it is not known.
         separable: whether ∇²f is diagonal.
-        exact: whether these hold everywhere, as on a quadratic, or were measured at the start.
-        source: how they were found.
+        exact: True if the constants hold everywhere, as on a quadratic; False if they were measured at the start.
+        source: how the constants were computed.
     """
 
     convexity: float
@@ -46,7 +46,7 @@ class Constants(NamedTuple):
 
 
 def constants(problem: AbstractProblem) -> Constants:
-    """The constants of a problem."""
+    """Compute the curvature constants of a problem."""
     if not isinstance(problem, Quadratic | LinearRegression):
         return _measured(problem)
     curvature, at = np.asarray(problem.curvature, np.float64), np.asarray(problem.minimiser, np.float64)
@@ -63,7 +63,7 @@ def constants(problem: AbstractProblem) -> Constants:
 
 
 def _measured(problem: AbstractProblem) -> Constants:
-    """At the start, from products with the Hessian alone."""
+    """The constants measured at the start, from Hessian-vector products alone."""
     x = problem.start
 
     def product(v: Array) -> Array:
@@ -83,12 +83,14 @@ def _measured(problem: AbstractProblem) -> Constants:
 
 
 def spectrum(product: Callable[[Array], Array], x: Array, key: Array) -> np.ndarray:
-    """Eigenvalues of a symmetric matrix given by its products, ascending; of a large one Lanczos's, good at both ends.
+    """Eigenvalues of a symmetric matrix H, ascending, from products with vectors.
+
+    For a large matrix these are the Lanczos approximations, which are accurate at both ends of the spectrum.
 
     Args:
         product: v ↦ Hv, both of x's shape (d,).
-        x: of the vectors' shape and dtype.
-        key: of Lanczos's first vector.
+        x: an array with the shape and dtype of the vectors.
+        key: random key of the first Lanczos vector.
     """
     if x.size <= _DENSE:
         whole = np.asarray(jax.jit(jax.vmap(product))(jnp.eye(x.size)), np.float64)

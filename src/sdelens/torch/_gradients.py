@@ -22,7 +22,7 @@ _KEEP: Final = (_MOMENTS, "sums")
 
 
 class _Moments:
-    """Moments of one parameter's gradients, on its device; the scalars too, so that nothing waits for the device."""
+    """Moments of one parameter's gradients; these and scalars stay on its device, so nothing waits for it."""
 
     def __init__(self, parameter: Tensor, index: np.ndarray) -> None:
         self.mean = torch.zeros(parameter.numel(), dtype=_wide(parameter), device=parameter.device)
@@ -33,7 +33,7 @@ class _Moments:
         self.sample: list[Tensor] = []
 
     def take(self, flat: Tensor | None, before: float, weight: float, keep: bool) -> None:
-        """One gradient, None standing for 0; the recursion is that of `diagnosis._streams.Moments`."""
+        """Add one gradient, where None means 0; the recursion is that of `diagnosis.streams.Moments`."""
         flat = torch.zeros_like(self.mean) if flat is None else flat
         after = before + weight
         factor = weight * before / after
@@ -47,13 +47,13 @@ class _Moments:
 
 
 class _Sums:
-    """‖g‖², gᵀs and ‖s‖² of every gradient g and of p.grad before it, s; None where there was no g, NaN where no s."""
+    """‖g‖², gᵀs and ‖s‖² of every gradient g and s = p.grad before it; None if there was no g, NaN if no s."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor | None] = []
 
     def take(self, flat: Tensor, held: Tensor | None, scale: float) -> None:
-        """One gradient, and p.grad before it is added."""
+        """Add one gradient, given p.grad before this gradient is added to it."""
         if held is None:
             self.rows.append(torch.stack([torch.dot(flat, flat), flat.new_zeros(()), flat.new_full((), torch.nan)]))
             return
@@ -71,9 +71,10 @@ class GradientWatch:
     """Moments of the micro-batch gradients of a model; `watch` makes one.
 
     Attributes:
-        batch_size: samples of which the next micro-batch's gradient is the mean; may be set before every backward pass.
-        scale: what the loss is multiplied by before its backward pass (loss scaling, 1/n of n accumulated
-            micro-batches): a number, or a function that gives it.
+        batch_size: number of samples over which the next micro-batch's gradient is averaged; may be set before every
+            backward pass.
+        scale: factor of the loss before its backward pass (loss scaling, 1/n for n accumulated micro-batches): a
+            number, or a function that returns it.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class GradientWatch:
         keep: str,
     ) -> None:
         self.batch_size, self.scale, self._keep = batch_size, scale, keep
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}  # shared ones once
+        self._parameters = {
+            name: p for name, p in model.named_parameters() if p.requires_grad
+        }  # shared parameters once
         if not self._parameters:
             raise ValueError("model: has no parameter that requires a gradient.")
         names = tuple(self._parameters)
@@ -107,7 +110,7 @@ class GradientWatch:
 
     @property
     def count(self) -> int:
-        """Micro-batches seen."""
+        """Number of micro-batches seen."""
         return len(self._weights) + bool(self._seen)
 
     def _hook(self, name: str, gradient: Tensor) -> None:
@@ -137,7 +140,7 @@ class GradientWatch:
         return bool(self._coordinates) and len(self._weights) % self._stride == 0
 
     def _close(self) -> None:
-        """End the micro-batch: parameters that it did not reach had the gradient 0."""
+        """End the micro-batch; parameters that it did not reach had a gradient of 0."""
         if not self._seen:
             return
         with torch.no_grad():
@@ -156,14 +159,14 @@ class GradientWatch:
                 own.sample = own.sample[::2]
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._close()
 
     def result(self, *, per: str = "sample", confidence: float = 0.95) -> GradientNoise:
-        """The noise of the micro-batches so far; a backward pass under way must have ended.
+        """The noise of the micro-batches so far; call it only after the current backward pass has ended.
 
         Raises:
             ValueError: if there were fewer than two micro-batches, or a gradient was not finite.
@@ -213,39 +216,40 @@ def watch(
 ) -> Iterator[GradientWatch]:
     r"""Watch a model's micro-batch gradients, without changing them.
 
-    Every ``backward()`` inside is one micro-batch: its own gradient is seen before it is added to ``p.grad``, so
-    gradients may be accumulated or not. Two losses that are each backpropagated count as two micro-batches, and so do
+    Every ``backward()`` inside is one micro-batch: its gradient is read before it is added to ``p.grad``, so gradients
+    may be accumulated or not. Two losses that are each backpropagated count as two micro-batches, and so do
     the segments of a checkpointed model with ``use_reentrant=True``: use False.
 
-    With ``keep="moments"`` the parameters must stay where they are for the noise to be that at one point: if the
-    optimizer steps inside, the path's own movement is counted as noise. Memory is twice the parameters in float32
-    (float64 for float64 parameters), one more parameter for a moment, and the values of the sampled coordinates.
+    With ``keep="moments"`` the parameters must not change, because the noise is that at one point: if the optimizer
+    steps inside, the movement of the parameters is counted as noise. Memory is twice the parameters in float32 (float64
+    for float64 parameters), temporarily one more parameter, and the values of the sampled coordinates.
 
-    With ``keep="sums"`` there is none but three numbers per parameter and micro-batch: p.grad itself holds the sum of
-    the micro-batches before. The optimizer may step, and ``zero_grad`` starts a new window, of two micro-batches or
-    more; the result is the mean over windows of the unbiased estimates of each, and has neither coordinates nor tails.
-    Leave p.grad as it is between the micro-batches of a window.
+    With ``keep="sums"`` only three numbers per parameter and micro-batch are kept, because p.grad already contains the
+    sum of the earlier micro-batches. The optimizer may step, and ``zero_grad`` starts a new window, which needs two or
+    more micro-batches. The result is the mean over windows of their unbiased estimates, and has neither coordinates nor
+    tails. Do not change p.grad between the micro-batches of a window.
 
     Nothing waits for the device until `GradientWatch.result`. Under data parallelism every process sees its own
-    gradients, before they are averaged; join their results by `GradientNoise.merge`.
+    gradients, before they are averaged; join their results with `GradientNoise.merge`.
 
     Args:
         model: its parameters with ``requires_grad`` are watched, shared ones once, named as ``named_parameters`` does.
-        batch_size: samples a micro-batch's loss is the mean of; set it on what is returned where they differ.
-        scale: what the loss is multiplied by before its backward pass: 1/n for n accumulated micro-batches,
-            ``scaler.get_scale`` under mixed precision; a number, or a function that is asked at every gradient.
+        batch_size: number of samples over which a micro-batch's loss is averaged; if they differ, set it on the result.
+        scale: factor of the loss before its backward pass: 1/n for n accumulated micro-batches,
+            ``scaler.get_scale`` with mixed precision; a number, or a function that is called at every gradient.
         groups: as in `gradient_noise`.
         tails: whether to keep coordinates for the tails.
-        tail_coordinates: how many of every group.
-        seed: draws them.
-        keep: ``"moments"`` of every coordinate, or ``"sums"`` over each parameter.
+        tail_coordinates: number of these coordinates per group.
+        seed: seed of their draw.
+        keep: ``"moments"`` for every coordinate, or ``"sums"`` over each parameter.
 
     Returns:
-        A context that gives a `GradientWatch`; its ``result()`` is a `GradientNoise`, also after the context has ended.
+        A context manager that yields a `GradientWatch`; its ``result()`` is a `GradientNoise`, also after the context
+        has ended.
 
     Raises:
-        TypeError: at a sparse gradient, naming the parameter.
-        ValueError: if nothing requires a gradient.
+        TypeError: if a gradient is sparse; the message names the parameter.
+        ValueError: if no parameter requires a gradient.
 
     Source: ``"sums"`` is the two-batch-size estimate of arXiv 1812.06162, appendix A.1, of one micro-batch and the
     window.
@@ -265,7 +269,7 @@ def watch(
 
 
 def _backward_pass() -> int | None:
-    """Number of the backward pass under way; None where PyTorch does not tell, and a parameter seen again must do."""
+    """Number of the current backward pass; if None, a parameter that is seen again marks a new pass."""
     number = getattr(torch._C, "_current_graph_task_id", None)
     return None if number is None else int(number())
 

@@ -1,4 +1,4 @@
-"""A live PyTorch optimizer at another batch size, changed in place."""
+"""Rescale a live PyTorch optimizer to another batch size, in place."""
 
 import warnings
 from collections.abc import Mapping
@@ -29,43 +29,43 @@ def rescale(
     decay: str | None = None,
     accumulators: str = "scale",
 ) -> Rescaled:
-    r"""Set a live optimizer to a batch `batch_ratio` times as large, in place, each parameter group by itself.
+    r"""Rescale a live optimizer to a batch `batch_ratio` times as large, in place, each parameter group separately.
 
-    The numbers change as `sdelens.scaling.rescale` says; what the optimizer remembers changes where the new numbers
-    would read it wrongly:
+    Hyperparameters change as in `sdelens.scaling.rescale`; the accumulators are converted if their meaning depends on
+    the hyperparameters:
 
-    - a momentum buffer that is a sum of gradients, as SGD's without dampening, is multiplied by (1 − μ)/(1 − μ′), so
-      that the mean of gradients it stands for is the same;
+    - a momentum buffer that is a sum of gradients, as in SGD without dampening, is multiplied by (1 − μ)/(1 − μ′); this
+      preserves the mean of gradients that it represents;
     - second moments become those of the new batch, v ← ĝ² + σ̂²/δ, at once rather than within 1/(1 − b2) steps. The
       split is one number per tensor, from the averages over it of m̂² and v̂: σ̂² = (v̂ − m̂²)/(1 − c), with
-      c = (1 − b1)(1 + b1ᵏ)/((1 + b1)(1 − b1ᵏ)). RMSprop has no m, and all of v is taken for noise there;
-    - Adam's step count k becomes k ln b2/ln b2′, that of as many samples: its bias correction is then as before.
+      c = (1 − b1)(1 + b1ᵏ)/((1 + b1)(1 − b1ᵏ)). RMSprop has no m, and all of v is treated as noise;
+    - Adam's step count k becomes k ln b2/ln b2′, for the same number of samples; this keeps its bias correction.
 
-    ``accumulators="keep"`` leaves out the last two. On a quadratic at rest the mean loss after the jump is then off by
-    28 % (δ = 4) and 52 % (δ = 16) over the 1600/δ steps that follow, and with them by no more than its standard error,
-    1.6 % (docs/scaling.md).
+    ``accumulators="keep"`` leaves out the last two. On a quadratic at rest, the error of the mean loss over the 1600/δ
+    steps after the jump is then 28 % (δ = 4) and 52 % (δ = 16); with them it is at most the standard error, 1.6 %
+    (docs/scaling.md).
 
     Args:
         optimizer: a ``torch.optim.AdamW``, ``Adam``, ``RMSprop`` or ``SGD``, or a subclass of one of them.
         batch_ratio: δ > 0.
         rule: as for `sdelens.scaling.rescale`.
         steps: remaining steps at the old batch size.
-        warmup: warm-up steps there.
-        clip_norm: norm at which gradients are clipped there.
-        momentum: what becomes of decays β.
-        decay: of a subclass whose decay is another than its base's.
+        warmup: warm-up steps of that run.
+        clip_norm: norm at which gradients are clipped in that run.
+        momentum: how decays β are scaled.
+        decay: kind of decay of a subclass, if it differs from that of its base class.
         accumulators: ``"scale"`` or ``"keep"``.
 
     Returns:
-        The account, whose ``optimizer`` is the one given.
+        The account, whose ``optimizer`` is the given optimizer.
 
     Raises:
-        ValueError: as `sdelens.scaling.rescale`; nothing is changed then.
-        TypeError: if it is another optimizer, by its name.
+        ValueError: as in `sdelens.scaling.rescale`; the optimizer is then unchanged.
+        TypeError: if it is an unsupported optimizer; the message names it.
 
     Warns:
-        UserWarning: if a learning-rate scheduler was made for the optimizer: it holds learning rates and step numbers
-            of its own.
+        UserWarning: if a learning-rate scheduler was made for the optimizer, because it stores separate learning rates
+            and step numbers.
     """
     import torch
 
@@ -95,7 +95,7 @@ def rescale(
 
 
 def _read(group: dict[str, Any], kind: str, number: int, decay: str | None) -> Reading:
-    """One parameter group, its 0-d tensors as numbers."""
+    """The reading of one parameter group, with 0-d tensors as numbers."""
     plain = {k: _plain(v) for k, v in group.items() if k not in ("params", "param_names")}
     try:
         return read_dict({"optimizer": kind, **plain}, decay)
@@ -104,16 +104,18 @@ def _read(group: dict[str, Any], kind: str, number: int, decay: str | None) -> R
 
 
 def _plain(value: Any) -> Any:
-    """A tensor of one number as a number; it may be a learning rate (capturable) or one of betas."""
+    """A one-element tensor as a number; it may be a learning rate (capturable) or one of the betas."""
     if isinstance(value, tuple | list):
         return type(value)(_plain(v) for v in value)
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return float(str(value.detach().float().cpu().numpy()))  # the digits that were meant: 0.9, not float32's
+        return float(
+            str(value.detach().float().cpu().numpy())
+        )  # the shortest decimal, 0.9 instead of the expansion of float32
     return value
 
 
 def _set(group: dict[str, Any], written: Mapping[str, Any]) -> None:
-    """The new numbers in the group; tensors stay the tensors they are, which a captured graph reads."""
+    """Write new numbers to the group; tensors are changed in place, because a captured graph reads them."""
     for key, value in written.items():
         if key not in group or value == _plain(group[key]):
             continue
@@ -132,7 +134,7 @@ def _set(group: dict[str, Any], written: Mapping[str, Any]) -> None:
 def _remember(
     state: dict[str, Any], old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str
 ) -> None:
-    """Put what the optimizer remembers of one tensor into the new numbers' terms."""
+    """Convert the accumulators of one tensor to the new hyperparameters."""
     gain = buffer_gain(old, new)
     if accumulators == "scale" and "exp_avg_sq" in state:
         v, m = float(state["exp_avg_sq"].double().mean()), float(state["exp_avg"].double().square().mean())

@@ -1,4 +1,4 @@
-"""Distributed training: several workers, each with its own stochastic gradient, and what they send of it."""
+"""Distributed training: several workers, each with a stochastic gradient, and what they send."""
 
 from sdelens.noise.distributed._distributed import DistributedNoise
 from sdelens.noise.distributed._quantisation import Quantisation

@@ -17,22 +17,22 @@ __all__ = ["DistributedNoise"]
 
 
 class DistributedNoise(UnboundNoise):
-    r"""The noise of N workers, each with a stochastic gradient of its own, and of what they send of it.
+    r"""The noise of N workers that each draw a stochastic gradient and send it, compressed or not.
 
     g = (1/N) Σᵢ C(∇f + Zᵢ) with Z₁, …, Z_N independent draws of `noise`: the stochastic gradient that the optimizer
     gets, or, for `MajorityVote`, the mean of the workers' signs, whose sign is SignSGD's step.
 
-    Without compression Cov g = Σ/N, and E sign(g) is known where `noise.at_batch_ratio(N)` is. What is known of each
-    compression stands there. One worker without compression is `noise` itself.
+    Without compression Cov g = Σ/N, and E sign(g) is known where `noise.at_batch_ratio(N)` is. What is known for a
+    compression is stated in its class. One worker without compression is `noise` itself.
 
     Args:
-        noise: law of one worker's noise; `MinibatchNoise` is a mini-batch of each worker's own.
+        noise: law of one worker's noise; with `MinibatchNoise` every worker draws a separate mini-batch.
         workers: N ≥ 1.
         compression: C: `RandomK`, `Quantisation`, `MajorityVote`, or None, which sends the gradient as it is.
 
     Raises:
-        ValueError, TypeError: naming the argument that does not fit; once an SDE is built, if what it needs of the law
-            is not known, with what to use instead. The optimizer itself runs with any law.
+        ValueError, TypeError: if an argument does not fit; when an SDE is built, if it needs something that is not
+            known for the law (the message says what to use instead). The optimizer itself runs with any law.
 
     Source: the setting of arXiv 2502.17009; the laws are derived here, from the compressions themselves.
 
@@ -69,7 +69,7 @@ class DistributedNoise(UnboundNoise):
         return MeanNoise(problem, own, self.workers, None, _averaged(self.noise, own, self.workers, problem))
 
     def at_batch_ratio(self, ratio: float) -> "DistributedNoise":
-        """Every worker's batch `ratio` times as large; refused where the worker's law is."""
+        """The noise with every worker's batch `ratio` times as large; an error where the worker's law raises one."""
         return DistributedNoise(self.noise.at_batch_ratio(ratio), self.workers, self.compression)
 
     def density(self, z: Array, x: Array) -> Array:
@@ -83,12 +83,12 @@ class DistributedNoise(UnboundNoise):
         return described | ({} if self.compression is None else {"compression": self.compression.describe()})
 
     def __add__(self, other: AbstractNoise) -> AbstractNoise:
-        """Refused: sums are taken of one worker's noises."""
+        """Always an error: sum the noises of one worker instead."""
         raise TypeError("noise: sum the noises of one worker, then distribute: DistributedNoise(a + b, workers).")
 
 
 class MeanNoise(WorkersNoise):
-    """The mean of N draws: drawn as such, with the law of the mean for the rest."""
+    """The mean of N draws: it is sampled as that mean, and everything else uses the law of the mean."""
 
     law: AbstractNoise
 
@@ -159,7 +159,7 @@ class MeanNoise(WorkersNoise):
 
 
 class _Reduced(WorkersNoise):
-    """The mean of N draws of a law whose averages follow another law: its covariance alone is known."""
+    """The mean of N draws of a law whose averages follow another law, of which only the covariance is known."""
 
     @property
     def independent(self) -> bool:  # type: ignore[override]
@@ -197,7 +197,7 @@ class _Reduced(WorkersNoise):
 
 def _averaged(noise: AbstractNoise, own: AbstractNoise, workers: int, problem: AbstractProblem) -> AbstractNoise:
     """The law of the mean of `workers` draws, bound; `own` is that of one."""
-    # Epochs of N workers are not those of one with batches N times as large.
+    # Epochs of N workers differ from those of one worker with batches N times as large.
     epochs = isinstance(noise, MinibatchNoise) and not noise.options.replacement
     try:
         return noise.at_batch_ratio(workers).bind(problem) if not epochs else _Reduced(problem, own, workers, None)

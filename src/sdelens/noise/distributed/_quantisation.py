@@ -1,12 +1,12 @@
 r"""Rounding to a grid at random: unbiased quantisation with a fixed step.
 
 With f the fractional part of g/Δ, a gradient is rounded up with probability f, so that Var(C(g) | g) = Δ² f(1 − f). For
-normal g/Δ of mean μ and standard deviation s there are two exact sums, of which each is short where the other is long:
+normal g/Δ of mean μ and standard deviation s there are two exact sums; each needs few terms where the other needs many:
 
     E f(1 − f) = 1/6 − Σₘ cos(2πmμ) e^{−2π²m²s²}/(π²m²),
     E f(1 − f) = f_μ(1 − f_μ) − s² + 2s Σⱼ h(−|μ − j|/s),   h(a) = φ(a) + aΦ(a),  j over the whole numbers,
 
-the second since f(1 − f) has the second derivative −2 between whole numbers and turns by 2 at each.
+the second because f(1 − f) has the second derivative −2 between whole numbers and its slope jumps by 2 at each.
 """
 
 import math
@@ -33,12 +33,12 @@ class Quantisation(Compression):
     r"""Every worker rounds each coordinate of its gradient to a multiple of Δ, up or down at random: unbiased.
 
     C(g) = Δ⌊g/Δ + U⌋, U uniform on (0, 1). The mean of N workers has the covariance (Σ + Δ² diag E f(1 − f))/N with f
-    the fractional part of g/Δ: exact for normal noise, by quadrature for other independent laws. What rounding adds is
-    Δ E|g| where the gradient is far below Δ, and Δ²/6 where its noise is far above. The law of signs is not known, so
+    the fractional part of g/Δ: exact for normal noise, by quadrature for other independent laws. Rounding adds Δ E|g|
+    where the gradient is far below Δ, and Δ²/6 where its noise is far above Δ. The law of signs is not known, so
     SignSGD has no SDE under it.
 
-    Departs from QSGD (Alistarh, Grubic, Li, Tomioka, Vojnovic 2017, arXiv 1610.02132), whose step is ‖g‖/levels, by the
-    fixed step: the law of one coordinate then does not depend on all others.
+    It differs from QSGD (Alistarh, Grubic, Li, Tomioka, Vojnovic 2017, arXiv 1610.02132), whose step is ‖g‖/levels, in
+    its fixed step, so that the law of one coordinate does not depend on all others.
 
     Args:
         step: Δ > 0.
@@ -89,7 +89,7 @@ class QuantisedNoise(WorkersNoise):
         return step**2 * lax.scan(add, jnp.zeros_like(grad), (nodes, weights))[0]
 
     def has_variance(self, x: Array) -> bool:
-        self.rounding(x)  # refuses a law under which it is not known
+        self.rounding(x)  # raises an error for a law under which it is not known
         return self.noise.has_variance(x)
 
     def variance(self, x: Array) -> Array:

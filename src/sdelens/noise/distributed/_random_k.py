@@ -8,7 +8,8 @@ With ω = d/k − 1, 1 − r = ω/(d − 1) and d/k − r = ωd/(d − 1), and t
 
     N Cov = rΣ + (ωd/(d − 1)) diag(Σᵢᵢ + (∂ᵢf)²) − (ω/(d − 1)) ∇f∇fᵀ.
 
-The part of rank one makes nothing negative: (ωd/(d − 1)) (diag (∂ᵢf)² − ∇f∇fᵀ/d) is D(I − 11ᵀ/d)D with D diagonal.
+The rank-one part leaves the covariance positive semi-definite: (ωd/(d − 1)) (diag (∂ᵢf)² − ∇f∇fᵀ/d) is D(I − 11ᵀ/d)D
+with D diagonal.
 """
 
 import math
@@ -30,26 +31,26 @@ from sdelens.problems import AbstractProblem
 __all__ = ["RandomK", "RandomKNoise"]
 
 _LEAST = 1e-10
-"""Probability below which a number of senders is left out."""
+"""Probability below which a number of senders is ignored."""
 
 
 class RandomK(Compression):
     r"""Every worker sends k of the d coordinates, drawn anew uniformly without replacement, times d/k: unbiased.
 
     With ω = d/k − 1 the mean of N workers has the variances ((1 + ω)Σᵢᵢ + ω(∂ᵢf)²)/N; its covariances,
-    ((1 − ω/(d − 1))Σᵢⱼ − ω∂ᵢf∂ⱼf/(d − 1))/N, are in the SDEs too, exactly.
+    ((1 − ω/(d − 1))Σᵢⱼ − ω∂ᵢf∂ⱼf/(d − 1))/N, are exact in the SDEs too.
 
     For SignSGD's SDE: a coordinate that no worker sends has the sign 0, with probability (1 − k/d)^N. Given n senders
     of normal noise their sum is normal, so E sign(g) = Σₙ P(n) erf(√n ∂f/(√2 σ)) with n binomial. Known for
-    uncorrelated normal noise, for Cauchy noise and for one worker. The signs of two coordinates are correlated as the
-    numbers of their senders are, by −1/(d − 1): taken to first order in that.
+    uncorrelated normal noise, for Cauchy noise and for one worker. The signs of two coordinates are correlated because
+    the numbers of their senders are, by −1/(d − 1); this is included to first order.
 
     Args:
         keep: a float is the share of the coordinates that are kept, in (0, 1] (k is the nearest whole number, 1 or
             more); an int is k.
 
     Raises:
-        ValueError, TypeError: if it is neither; once it meets a problem, if k exceeds d.
+        ValueError, TypeError: if it is neither; when it is bound to a problem, if k exceeds d.
     """
 
     keep: float = eqx.field(static=True)
@@ -66,7 +67,7 @@ class RandomK(Compression):
             )
 
     def kept(self, dim: int) -> int:
-        """k, of d coordinates."""
+        """The number k of the d coordinates that are kept."""
         if isinstance(self.keep, int):
             if self.keep > dim:
                 raise ValueError(f"keep: got {self.keep}; the problem has {dim} coordinates.")
@@ -74,7 +75,7 @@ class RandomK(Compression):
         return max(1, math.floor(self.keep * dim + 0.5))
 
     def omega(self, dim: int) -> float:
-        """ω = d/k − 1, of d coordinates: E‖C(g)‖² = (1 + ω)‖g‖²."""
+        """ω = d/k − 1 for d coordinates: E‖C(g)‖² = (1 + ω)‖g‖²."""
         return dim / self.kept(dim) - 1
 
     def message(self, gradient: Array, stream: Stream) -> Array:
@@ -94,7 +95,7 @@ class RandomK(Compression):
 
 
 class RandomKNoise(WorkersNoise):
-    """The mean of what N workers keep of their gradients, bound."""
+    """The mean of the parts of their gradients that N workers keep, bound to a problem."""
 
     compression: RandomK
 
@@ -169,7 +170,7 @@ class RandomKNoise(WorkersNoise):
             )
 
     def _signs(self, grad: Array, x: Array) -> tuple[Array, Array]:
-        """E sign(g), and what E(sign(g) | n) has in common with the standardised number n of senders."""
+        """E sign(g), and the covariance of E(sign(g) | n) with the standardised number n of senders."""
         self._require_signs()
         from scipy import stats
 

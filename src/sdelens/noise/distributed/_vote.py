@@ -4,10 +4,10 @@ A worker's sign is positive with probability p = (1 + e)/2, e = E sign(∇f + Z)
 
     P(vote > 0) − P(vote < 0) = 2 I_p(m, m) − 1 = sign(e) I_{e²}(½, m) = e Σ_{j<m} C(2j, j) ((1 − e²)/4)^j,
 
-for even N too: the last of 2m votes only ever turns a majority of one into a tie, as often from either side
-(P(S = 1)q = P(S = −1)p of the 2m − 1 others). A tie has the probability
-C(N, N/2)((1 − e²)/4)^{N/2}. All terms of the sum are positive; for m > 16 it is 2F − 1 with F the distribution function
-of Student's t with ν = 2m at e√(ν/(1 − e²)), by Hill's expansion.
+also for even N: the last of 2m votes can only turn a majority of one into a tie, equally often from either side
+(P(S = 1)q = P(S = −1)p of the 2m − 1 others). A tie has the probability C(N, N/2)((1 − e²)/4)^{N/2}. All terms of
+the sum are positive; for m > 16 it is 2F − 1 with F the distribution function of Student's t with ν = 2m at
+e√(ν/(1 − e²)), by Hill's expansion.
 """
 
 import math
@@ -31,17 +31,17 @@ _SUMMED = 16
 class MajorityVote(Compression):
     r"""Every worker sends the sign of its gradient, and the sign of their sum, 0 for a tie, is SignSGD's step.
 
-    For SignSGD alone: what is handed on is the mean of the signs, no gradient, and other optimizers have no SDE under
-    it. With e one worker's E sign(g) and m = ⌈N/2⌉, the vote's is sign(e) I_{e²}(½, m), and its variance 1 − P(tie)
-    less the square of that. Near ∇f = 0 N workers multiply the slope of e by `gain`, about √(2N/π), whatever the tails
-    of their noise. Known for noise with independent coordinates.
+    For SignSGD only: the optimizer gets the mean of the signs, which is not a gradient, and other optimizers have no
+    SDE under it. With e one worker's E sign(g) and m = ⌈N/2⌉, the mean of the vote is sign(e) I_{e²}(½, m), and its
+    variance is 1 − P(tie) minus the square of that mean. Near ∇f = 0 N workers multiply the slope of e by `gain`, about
+    √(2N/π), for any tails of their noise. Known for noise with independent coordinates.
 
     Source: signSGD with majority vote is Bernstein, Wang, Azizzadenesheli, Anandkumar 2018 (arXiv 1802.04434); the law
     of the vote is derived in `noise/distributed/_vote.py`.
     """
 
     def gain(self, workers: int) -> float:
-        """Slope of the vote's E sign in one worker's at 0: Σ_{j<m} C(2j, j)/4^j = 2m C(2m, m)/4^m, m = ⌈N/2⌉."""
+        """Slope of the vote's E sign in that of one worker at 0: Σ_{j<m} C(2j, j)/4^j = 2m C(2m, m)/4^m, m = ⌈N/2⌉."""
         m = (check.at_least("workers", workers, 1) + 1) // 2
         return math.exp(math.log(2 * m) + _log_central(m))
 
@@ -61,7 +61,7 @@ class MajorityVote(Compression):
 
 
 class VoteNoise(WorkersNoise):
-    """The mean of N workers' signs, bound."""
+    """The mean of N workers' signs, bound to a problem."""
 
     compression: MajorityVote
 
@@ -97,7 +97,7 @@ class VoteNoise(WorkersNoise):
 
 
 def vote(sign: Array, workers: int) -> Array:
-    """E of the vote's sign from E of one worker's, element-wise."""
+    """E of the vote's sign from E of one worker's sign, element-wise."""
     m = (workers + 1) // 2
     rest = (1 - sign) * (1 + sign)
     if m > _SUMMED:

@@ -1,4 +1,4 @@
-"""What all bound noise of several workers shares: the loop over them, and what they send."""
+"""Base of all bound noise of several workers, with the loop over them, and of their compressions."""
 
 import abc
 from typing import Any
@@ -16,15 +16,15 @@ from sdelens.problems import AbstractProblem
 __all__ = ["Compression", "WorkersNoise", "is_uncorrelated", "sign_gain_unknown"]
 
 _WORKER, _MESSAGE = np.uint32(2**31 + 2), np.uint32(2**31 + 3)
-"""Substeps whose draws are those of one worker and of its compression."""
+"""Substeps that number the random streams of a worker and of its compression."""
 
 
 class Compression(eqx.Module):
-    """What a worker sends of its stochastic gradient."""
+    """A compression of the stochastic gradient that a worker sends."""
 
     @abc.abstractmethod
     def message(self, gradient: Array, stream: Stream) -> Array:
-        """What one worker sends of gradients of shape (d, P)."""
+        """The message of one worker for gradients of shape (d, P)."""
 
     @abc.abstractmethod
     def bind(self, problem: AbstractProblem, noise: AbstractNoise, workers: int) -> "WorkersNoise":
@@ -36,9 +36,9 @@ class Compression(eqx.Module):
 
 
 class WorkersNoise(AbstractNoise):
-    """Z of g = ∇f + Z, the mean of what N workers send, bound.
+    """The noise Z of g = ∇f + Z, the mean of what N workers send, bound to a problem.
 
-    Every worker draws by a stream of its own. They are gone through one after another, so that memory is that of one.
+    Every worker draws from a separate stream. A loop runs over the workers, so that memory is that of one worker.
     """
 
     problem: AbstractProblem
@@ -111,7 +111,7 @@ class WorkersNoise(AbstractNoise):
         return self.noise.cache_steps
 
     def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
-        """The worker's; a root here takes its variance too."""
+        """The cache of one worker's noise; a root also needs its variance here."""
         return self.noise.compute_cache("variance" if use == "root" else use, x, grad, stream)
 
     def with_cache(self, found: Any) -> "WorkersNoise":

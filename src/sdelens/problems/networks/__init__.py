@@ -1,4 +1,4 @@
-"""Neural networks on real data as problems, an architecture a file."""
+"""Neural networks on real data as problems, one architecture per file."""
 
 from sdelens.problems.networks._build import network, sizes_of
 from sdelens.problems.networks.cnn import CNN

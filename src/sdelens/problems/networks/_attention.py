@@ -14,8 +14,8 @@ __all__ = ["Block", "blocks"]
 class Block(eqx.Module):
     """Pre-layer-norm block: x + attention(norm x), then x + W₂ gelu(W₁ norm x), with GELU's tanh form.
 
-    x has shape (n, positions, width); every head attends with width / heads of it, and scores are divided by the root
-    of that number.
+    x has shape (n, positions, width); every head uses width / heads channels, and its scores are divided by the square
+    root of that number.
     """
 
     attention_norm: LayerNorm
@@ -31,7 +31,7 @@ class Block(eqx.Module):
     def initialise(
         cls, rng: np.random.Generator, width: int, heads: int, mlp: int, branches: int, causal: bool
     ) -> "Block":
-        """Weights normal with variance 1 / fan-in, the last of each branch that over the number of `branches`."""
+        """Normal weights with variance 1 / fan-in, divided by `branches` in the last layer of each branch."""
         return cls(
             LayerNorm.initialise(width),
             Dense.initialise(rng, width, 3 * width, 1.0),
@@ -44,7 +44,7 @@ class Block(eqx.Module):
         )
 
     def __call__(self, x: Array) -> Array:
-        """The shape of x."""
+        """Output in the shape of x."""
         x = x + self.out(self._attend(self.qkv(self.attention_norm(x))))
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
 

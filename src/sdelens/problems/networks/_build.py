@@ -25,7 +25,7 @@ __all__ = ["network", "sizes_of"]
 
 @dataclass(frozen=True)
 class _Defaults:
-    """Of an architecture: its data set and its sizes; a size of None follows from the data."""
+    """Default data set and sizes of an architecture; a size of None is chosen from the data."""
 
     dataset: str
     sizes: Mapping[str, int | None]
@@ -42,7 +42,7 @@ _DEFAULTS: Final = {
 
 
 def sizes_of(name: str) -> dict[str, int | None]:
-    """Names and defaults of the sizes of a network; a default of None follows from the data."""
+    """Names and defaults of the sizes of a network; a default of None is chosen from the data."""
     return dict(_DEFAULTS[name].sizes)
 
 
@@ -72,29 +72,29 @@ def network(
                                                                                         mlp=192, context=32
     =================  ===============================================================  ============================
 
-    The loss of an example is −log p(label): by one logit and the sigmoid for an MLP and two classes, else by softmax.
-    For the language model it is the mean over the window's positions, each predicting the next character; so is the
-    accuracy. Features are standardised to mean 0 and variance 1 over the examples used: each column of a table, each
-    channel of images.
+    The loss of an example is −log p(label): by one logit and the sigmoid for an MLP with two classes, else by softmax.
+    For the language model the loss and the accuracy are means over the window's positions, each of which predicts the
+    next character. Features are standardised to mean 0 and variance 1 over the examples used: each column of a table,
+    each channel of images.
 
     Args:
         name: the architecture.
         dataset: a name or file of `load_dataset`; default: breast-cancer for mlp, digits for the networks on images,
             python-docs for transformer. An MLP takes tables and images, which it flattens; transformer takes texts.
-        subset: number of examples, as in `load_dataset`; None takes all, and each gradient is that of all.
+        subset: number of examples, as in `load_dataset`; None takes all, and each full gradient then uses all of them.
         data_seed: seed of the subset.
         data_dir: folder with the data set's files.
         seed: seed of the initialisation.
-        dtype: of parameters, losses and states: ``"float32"``, or ``"float64"`` where JAX has that switched on.
-        gradient_dtype: of gradients where that is another, as in `Problem`.
+        dtype: dtype of parameters, losses and states: ``"float32"``, or ``"float64"`` if it is enabled in JAX.
+        gradient_dtype: dtype of gradients if it differs, as in `Problem`.
         **size: sizes of the architecture, as above; the default `patch` is 2 for sides below 16, else 4.
 
     Returns:
         A `Problem` with `data`; 10 layers of 20 on Breast Cancer have d = 4421 parameters.
 
     Raises:
-        ValueError: if a name is unknown, a size is unknown or less than 1 or does not divide what it must, or the
-            architecture does not take such data; and what `load_dataset` raises.
+        ValueError: if a name is unknown, a size is unknown, less than 1 or not a divisor where it must be one, or the
+            architecture does not accept such data; also the errors of `load_dataset`.
     """
     check.choice("name", name, NETWORKS)
     dtype = check.float_dtype("dtype", dtype, ("float32", "float64"))
@@ -138,7 +138,7 @@ def network(
 
 
 def _check_kind(name: str, dataset: str) -> None:
-    """Refuse data of a kind the architecture does not take, before they are loaded."""
+    """Refuse data of a kind that the architecture does not accept, before they are loaded."""
     text = is_text(dataset)
     if not text:
         check.choice("dataset", dataset, DATASETS)
@@ -159,7 +159,7 @@ def _mlp(dataset: str, data: Dataset, sizes: dict[str, Any], seed: int) -> tuple
 
 
 def _classifier(kind: Any) -> Callable[..., tuple[np.ndarray, Any]]:
-    """How a network of images is built."""
+    """A function that builds a network for images."""
 
     def build(dataset: str, data: Dataset, sizes: dict[str, Any], seed: int) -> tuple[np.ndarray, Any]:
         model = kind.initialise(data.features.shape[1:], data.classes, seed, **sizes)
@@ -183,7 +183,7 @@ _BUILD: Final[dict[str, Callable[..., tuple[np.ndarray, Any]]]] = {
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Mean 0 and variance 1 in float32: of each column of a table, of each channel of images; constants become 0."""
+    """Features with mean 0, variance 1 per column of a table or channel of images, in float32; constants become 0."""
     if features.ndim == 2:
         spread = features.std(axis=0)
         return ((features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)).astype(np.float32)

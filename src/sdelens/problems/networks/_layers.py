@@ -1,8 +1,8 @@
 """Layers of the networks, examples on the first axis.
 
-XLA runs convolutions inside a loop on a CPU, where paths follow one another, 10 to 25 times slower than the same
-convolution as one matrix product over shifted copies; pooling by a reshape is 1.7 times faster there than by windows.
-Both hold for gradients of a mean and of single examples.
+On a CPU, where paths are computed one after another in a loop, XLA runs convolutions inside the loop 10 to 25 times
+slower than the same convolution written as one matrix product over shifted copies; pooling by a reshape is 1.7 times
+faster there than by windows. Both hold for gradients of a mean and of single examples.
 """
 
 import equinox as eqx
@@ -15,12 +15,12 @@ __all__ = ["Convolution", "Dense", "LayerNorm", "max_pool", "normal", "widened"]
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], variance: float) -> Array:
-    """Normal numbers of that variance."""
+    """Normal random numbers with the given variance."""
     return jnp.asarray(rng.normal(0, np.sqrt(variance), shape), jnp.float32)
 
 
 def widened(values: Array) -> Array:
-    """The values in float32 at least."""
+    """The values in float32 or a wider dtype."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
@@ -32,7 +32,7 @@ class Dense(eqx.Module):
 
     @classmethod
     def initialise(cls, rng: np.random.Generator, inputs: int, outputs: int, gain: float) -> "Dense":
-        """W normal with variance gain / inputs, b 0."""
+        """Normal W with variance gain / inputs, and b = 0."""
         return cls(normal(rng, (inputs, outputs), gain / inputs), jnp.zeros(outputs, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
@@ -49,7 +49,7 @@ class Convolution(eqx.Module):
 
     @classmethod
     def initialise(cls, rng: np.random.Generator, inputs: int, outputs: int, gain: float) -> "Convolution":
-        """W normal with variance gain / (9 inputs), b 0."""
+        """Normal W with variance gain / (9 inputs), and b = 0."""
         return cls(normal(rng, (3, 3, inputs, outputs), gain / (9 * inputs)), jnp.zeros(outputs, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
@@ -65,8 +65,8 @@ class Convolution(eqx.Module):
 def max_pool(x: Array) -> Array:
     """The largest of every 2 × 2 pixels, shape (n, height // 2, width // 2, channels); an odd last row is left out.
 
-    The derivative goes to the first largest pixel. JAX's own compares the pixels with their maximum, and is 0/0 where a
-    compiler rounds the two differently.
+    The derivative is passed to the first of the largest pixels. JAX's built-in derivative compares the pixels with
+    their maximum, and is 0/0 where a compiler rounds the two differently.
     """
     return _windows(x).max(axis=(2, 4))
 
@@ -100,7 +100,7 @@ class LayerNorm(eqx.Module):
         return cls(jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        """The shape of x."""
+        """Output in the shape of x."""
         wide = widened(x)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         unit = centred / jnp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)

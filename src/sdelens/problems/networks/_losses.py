@@ -12,7 +12,7 @@ __all__ = ["Classifier", "accuracy", "binary_accuracy", "binary_cross_entropy", 
 
 
 class Classifier(Protocol):
-    """A network."""
+    """A network that classifies."""
 
     def logits(self, features: Array) -> Array:
         """Logits of shape (n, ..., classes)."""
@@ -26,7 +26,7 @@ def binary_cross_entropy(model: Classifier, data: tuple[Array, Array]) -> Array:
 
 
 def binary_accuracy(model: Classifier, data: tuple[Array, Array]) -> Array:
-    """1 where the logit's sign is the label's, else 0."""
+    """1 where the sign of the logit agrees with the label, else 0."""
     features, labels = data
     return jnp.float32((model.logits(features)[:, 0] > 0) == (labels > 0))
 
@@ -40,7 +40,7 @@ def cross_entropy(model: Classifier, data: tuple[Array, Array]) -> Array:
 
 
 def accuracy(model: Classifier, data: tuple[Array, Array]) -> Array:
-    """The part of an example's labels that have the largest logit: 0 or 1 for one label."""
+    """The fraction of an example's labels that have the largest logit: 0 or 1 if there is one label."""
     features, labels = data
     return _per_example(jnp.float32(jnp.argmax(model.logits(features), axis=-1) == labels))
 

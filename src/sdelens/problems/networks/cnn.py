@@ -19,14 +19,14 @@ class CNN(eqx.Module):
 
     @classmethod
     def initialise(cls, shape: tuple[int, ...], classes: int, seed: int, *, channels: int, dense: int) -> "CNN":
-        """He et al. 2015: weights normal with variance 2 / fan-in, the head's 1 / fan-in, biases 0.
+        """Normal weights with variance 2 / fan-in (He et al. 2015), in the head 1 / fan-in; biases 0.
 
         Args:
             shape: height, width and channels of an image.
             classes: number of classes.
-            seed: of the initialisation, a function of it alone.
-            channels: of each convolution.
-            dense: units of the dense layer.
+            seed: seed of the initialisation, which depends on it alone.
+            channels: number of channels of each convolution.
+            dense: number of units of the dense layer.
         """
         rng = np.random.default_rng(seed)
         height, width, inputs = shape
@@ -39,6 +39,6 @@ class CNN(eqx.Module):
         """Logits of shape (n, classes) from images of shape (n, height, width, channels)."""
         hidden = features.astype(self.head.weight.dtype)
         for convolution in self.convolutions:
-            hidden = jax.nn.relu(max_pool(convolution(hidden)))  # the same as pooling after ReLU, on a quarter of it
+            hidden = jax.nn.relu(max_pool(convolution(hidden)))  # the same as ReLU before pooling, with less work
         hidden = jax.nn.relu(self.dense(hidden.reshape(hidden.shape[0], -1)))
         return self.head(hidden)

@@ -21,7 +21,7 @@ class MLP(eqx.Module):
 
     @classmethod
     def initialise(cls, sizes: tuple[int, ...], seed: int) -> "MLP":
-        """He et al. 2015: weights normal with variance 2 / fan-in, biases 0; a function of `seed` alone."""
+        """Normal weights with variance 2 / fan-in (He et al. 2015), biases 0; they depend on `seed` alone."""
         rng = np.random.default_rng(seed)
         shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
         weights = tuple(jnp.asarray(rng.normal(0, np.sqrt(2 / s[1]), s), jnp.float32) for s in shapes)

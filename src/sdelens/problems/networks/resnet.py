@@ -15,7 +15,7 @@ class ResNet(eqx.Module):
 
     h₀ = conv x, then hᵦ = hᵦ₋₁ + conv(ReLU hᵦ₋₁) / √B for b = 1 … B, all 3 × 3. Batch-norm would make an example's loss
     depend on the others; instead the branches are scaled by 1/√B, so that at the start the variance of h grows by
-    (1 + 1/B)ᴮ < e at most, however deep ("Stable ResNet", Hayou et al. 2021, arXiv 2010.12859).
+    (1 + 1/B)ᴮ < e at most, for any depth ("Stable ResNet", Hayou et al. 2021, arXiv 2010.12859).
     """
 
     stem: Convolution
@@ -27,15 +27,15 @@ class ResNet(eqx.Module):
     def initialise(
         cls, shape: tuple[int, ...], classes: int, seed: int, *, channels: int, blocks: int, dense: int
     ) -> "ResNet":
-        """Weights normal with variance 2 / fan-in after a ReLU, 1 / fan-in in stem and head, biases 0.
+        """Normal weights with variance 2 / fan-in after a ReLU, 1 / fan-in in stem and head; biases 0.
 
         Args:
             shape: height, width and channels of an image.
             classes: number of classes.
-            seed: of the initialisation, a function of it alone.
-            channels: of each convolution.
+            seed: seed of the initialisation, which depends on it alone.
+            channels: number of channels of each convolution.
             blocks: B, the number of residual convolutions.
-            dense: units of the dense layer.
+            dense: number of units of the dense layer.
         """
         rng = np.random.default_rng(seed)
         height, width, inputs = shape

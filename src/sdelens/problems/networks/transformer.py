@@ -13,7 +13,7 @@ __all__ = ["Transformer"]
 class Transformer(eqx.Module):
     """Embedded characters, learned positions, causal pre-layer-norm blocks, layer-norm, a dense layer to characters.
 
-    A decoder as GPT-2 (Radford et al. 2019), with the last layer's weights its own.
+    A decoder like GPT-2 (Radford et al. 2019), but the last layer does not share the weights of the embedding.
     """
 
     embedding: Array
@@ -26,18 +26,18 @@ class Transformer(eqx.Module):
     def initialise(
         cls, vocabulary: int, context: int, seed: int, *, width: int, depth: int, heads: int, mlp: int
     ) -> "Transformer":
-        """Weights normal with variance 1 / fan-in, the last of each residual branch that / (2 depth).
+        """Normal weights with variance 1 / fan-in, divided by 2 depth in the last layer of each residual branch.
 
-        Characters and positions have variance ½ each, so that their sum has 1.
+        Embeddings of characters and positions have variance ½ each, so that their sum has variance 1.
 
         Args:
             vocabulary: number of characters.
-            context: positions of a window.
-            seed: of the initialisation, a function of it alone.
-            width: of the embedding.
+            context: number of positions in a window.
+            seed: seed of the initialisation, which depends on it alone.
+            width: width of the embedding.
             depth: number of blocks.
-            heads: of the attention.
-            mlp: hidden units of a block.
+            heads: number of attention heads.
+            mlp: number of hidden units in a block.
 
         Raises:
             ValueError: if `heads` does not divide the width.

@@ -37,20 +37,20 @@ class ViT(eqx.Module):
         heads: int,
         mlp: int,
     ) -> "ViT":
-        """Weights normal with variance 1 / fan-in, the last of each residual branch that / (2 depth); positions 0.02².
+        """Normal weights of variance 1 / fan-in, over 2 depth in the last layer of a residual branch; positions 0.02².
 
         Args:
             shape: height, width and channels of an image.
             classes: number of classes.
-            seed: of the initialisation, a function of it alone.
-            patch: pixels of a patch's side.
-            width: of the embedding.
+            seed: seed of the initialisation, which depends on it alone.
+            patch: side of a patch in pixels.
+            width: width of the embedding.
             depth: number of blocks.
-            heads: of the attention.
-            mlp: hidden units of a block.
+            heads: number of attention heads.
+            mlp: number of hidden units in a block.
 
         Raises:
-            ValueError: if `patch` does not divide the image's sides, or `heads` the width.
+            ValueError: if `patch` does not divide the image's sides, or `heads` does not divide the width.
         """
         if shape[0] % patch or shape[1] % patch:
             raise ValueError(f"patch: got {patch}, which does not divide images of {shape[0]} × {shape[1]} pixels.")
