@@ -249,6 +249,8 @@ CASES = {
         "models: got 'sde' by itself; give a list, for example ['optimizer', 'sde'].",
     ),
     "models empty": (lambda: compare(models=[]), "models: is empty"),
+    "closed form of the empirical": (lambda: sl.ClosedForm("empirical"), "no SDE in closed form; use sl.Empirical()"),
+    "closed form of the optimizer": (lambda: sl.ClosedForm("optimizer"), "name it in the list of models"),
     "models object alone": (
         lambda: compare(models=sl.Empirical()),
         "models: got sl.Empirical(...) by itself; give a list, for example ['optimizer', ",

@@ -310,7 +310,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
         (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
         (("--problem", "mlp(mnits)"), "dataset: got 'mnits'"),
         (("--problem", "cnn(heads=2)"), "problem: cnn: got 'heads'; choose one of 'dataset', 'subset'"),
-        (("--problem", "cnn(mnist, data_dir=none)"), "data_dir: there is no folder 'none'"),
+        (("--problem", "cnn(mnist, data_dir=nowhere)"), "data_dir: there is no folder 'nowhere'"),
         (("--lr", "-1"), "lr: got -1.0"),
         (("--optimizer", "sgd(b1=0.9)"), "optimizer: sgd: got 'b1'; choose one of 'lr', 'weight_decay'"),
         (("--optimizer", "sgd(lr=0.1)", "--lr", "0.2"), "lr: got 0.1 and 0.2; give one learning rate"),
@@ -320,6 +320,8 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
         (("--optimizer", "optax:lyon"), "Did you mean 'lion'?"),
         (("--optimizer", "optax:sgd(momentm=1)"), "optimizer: sgd: got 'momentm'"),
         (("--optimizer", "optax:sgd(0.1, 0.9)"), "optimizer: sgd has 0.9 without a name"),
+        (("--optimizer", "optax:sgd(nesterov=true)"), "optimizer: got the word 'true'; write True, False or None"),
+        (("--optimizer", "optax:sgd(lr=cosine(10))"), "optimizer: sgd takes numbers and words; for lr=cosine(...) use"),
         (("--optimizer", "optax:contrib.schedule_free"), "optax.contrib.schedule_free does not take these arguments"),
         (("--problem", "quadratic(curvature=[1, x])"), "curvature: "),
         (("--models", "optimizer,sdee"), "Did you mean 'sde'?"),
@@ -528,4 +530,9 @@ def test_sweep_prints_its_table_and_writes_the_folder(tmp_path):
     assert list(found.over) == ["noise.scale", "lr"]
     assert "end_x" in found.dataset
     assert str(found).splitlines()[:8] == done.stdout.splitlines()[:8]
+    schedules = "schedule=cosine(10),warmup(2, cosine(10))"
+    assert "2 schedule" in shell("sweep", "--optimizer", "sgd", "--over", schedules, *SMALL, "--models", "sde").stdout
+    refused = shell("sweep", "--over", "lr=1,2", "--quantity", "losss", "--out", str(tmp_path / "none"), expect=2)
+    assert "quantity: got 'losss'; choose one of 'late_loss'" in refused.stderr
+    assert not (tmp_path / "none").exists()
     assert "give KEY=VALUE" in shell("sweep", "--over", "lr", expect=2).stderr

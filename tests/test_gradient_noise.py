@@ -103,7 +103,7 @@ def test_a_gradient_that_is_not_seen_has_no_upper_limit():
     assert high == np.inf
     assert low > 0
     assert "> " in str(found)
-    assert "not told from 0" in str(found)
+    assert "not distinguishable from 0" in str(found)
 
 
 def test_merge_is_the_whole():

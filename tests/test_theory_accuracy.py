@@ -101,7 +101,7 @@ def test_the_closure_of_coupled_coordinates_follows_4000_paths(problem, noise, o
     ],
 )
 def test_sgd_is_predicted_exactly(problem, noise, measured):
-    """The error is not told from 0: a one-sided test at 99.9 % in each of four cases."""
+    """The error is not distinguishable from 0: a one-sided test at 99.9 % in each of four cases."""
     errors = against_paths(problem, noise, SGD, 20_000, 0.999)
     measured("lower limit of the relative error", float(errors.lower), "0")
     measured("upper limit of the relative error", float(errors.upper), "< 0.01")

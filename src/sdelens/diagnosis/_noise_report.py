@@ -88,7 +88,7 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     if size < low:
         said.append(
             f"Noise dominates: the noise scale is above {_number(low)} samples"
-            + (", and the gradient is not told from 0." if math.isinf(high) else ".")
+            + (", and the gradient is not distinguishable from 0." if math.isinf(high) else ".")
         )
         dominated: bool | None = True
     elif size > high:
@@ -119,7 +119,7 @@ def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> li
     law = f"gradients of {noise.batch_size:g} samples" if noise.batch_size != 1 else "gradients of single samples"
     said = []
     if own.lower <= 0 <= own.upper:
-        said.append(f"Tails: {law} are not told from normal (κ = {own.kappa:.3f}).")
+        said.append(f"Tails: {law} are not distinguishable from normal (κ = {own.kappa:.3f}).")
     elif own.kappa < 0:
         said.append(f"Tails: {law} are lighter than normal (κ = {own.kappa:.3f}).")
     else:

@@ -317,10 +317,10 @@ def general_notes(batch: bool, alone: float, decays: bool | None) -> Sequence[st
     """Notes for every diagnosis; `decays` is whether there is weight decay, None if that is not known."""
     known = "" if batch else " With batch_size= the noise scale is given in samples."
     return (
-        f"SNR is √(‖∇f‖²/tr Σ) at the present batch; '< x': not told from 0, x being passed by {FALSE_ALARM:g} of all "
-        f"groups without signal.{known}",
-        "Limits take coordinates as independent but for what blocks of a tensor show. Noise along one direction common "
-        f"to all would not be seen, and could read {alone:.2g} without any signal.",
+        f"SNR is √(‖∇f‖²/tr Σ) at the present batch; '< x': not distinguishable from 0; {FALSE_ALARM:g} of all groups "
+        f"without signal exceed x.{known}",
+        "The limits assume independent coordinates, apart from the correlation estimated from blocks of each tensor. "
+        f"Noise along one direction common to all would not be seen, and could read {alone:.2g} without any signal.",
         "error: relative L2 distance of the loss curves at equal samples, from here to rest, groups weighted by signal "
         "as if of equal curvature"
         + (

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from sdelens.results.sweep_plots import Panel
 
-__all__ = ["Best", "Sweep", "load"]
+__all__ = ["QUANTITIES", "Best", "Sweep", "load"]
 
 _OWN = ("point", "wall_time")
 """Variables of a sweep that its results do not have."""
-_QUANTITIES = {
+QUANTITIES = {
     "late_loss": "mean loss, last third",
     "error": "error of the mean-loss curve",
     "late_error": "error, last third",
@@ -175,7 +175,7 @@ class Sweep:
         Raises:
             ValueError: if more than three keys have several values, or a name is not known.
         """
-        check.choice("quantity", quantity, _QUANTITIES)
+        check.choice("quantity", quantity, QUANTITIES)
         from sdelens.results.sweep_plots import plot_sweep
 
         if at:
@@ -358,9 +358,9 @@ class Sweep:
 
     def _label(self, quantity: str) -> str:
         if quantity != "late_loss":
-            return _QUANTITIES[quantity] + (" [%]" if quantity in _PERCENT else "")
+            return QUANTITIES[quantity] + (" [%]" if quantity in _PERCENT else "")
         known = all(np.isfinite(self._infimum(index)) for index in np.ndindex(self._shape))
-        return "mean loss $-$ infimum, last third" if known else _QUANTITIES[quantity]
+        return "mean loss $-$ infimum, last third" if known else QUANTITIES[quantity]
 
 
 def _equal(value: Any, wanted: Any) -> bool:

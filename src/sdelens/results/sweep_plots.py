@@ -160,7 +160,7 @@ def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figu
     figure.colorbar(image, ax=grid, extend=extend, label=label, pad=0.02)
     said = ["crosses: paths diverged"] if panel.lost.any() else []
     said += ["frame: smallest"] if panel.marks else []
-    said += ["dashed: not told from it"] if len(panel.marks) > 1 else []
+    said += ["dashed: not distinguishable from it"] if len(panel.marks) > 1 else []
     if said:
         figure.supxlabel("; ".join(said), fontsize=7, color="0.35", x=0.02, ha="left")
     return figure

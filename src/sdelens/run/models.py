@@ -119,8 +119,11 @@ class ClosedForm(Model):
     def __post_init__(self) -> None:
         if not (isinstance(self.sde, str) or callable(self.sde)):
             raise TypeError(f"sde: got {self.sde!r}; give a name, or a function that makes an sl.SDE.")
+        if self.sde in ("optimizer", "empirical"):
+            remedy = "name it in the list of models" if self.sde == "optimizer" else "use sl.Empirical()"
+            raise ValueError(f"sde: got {self.sde!r}, which has no SDE in closed form; {remedy}.")
         check.choice("integrator", self.integrator, INTEGRATORS)
-        check.at_least("substeps", self.substeps, 1)
+        object.__setattr__(self, "substeps", check.at_least("substeps", self.substeps, 1))
         check.choice("increments", self.increments, INCREMENTS)
         if self.bias_correction is not None:
             check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
@@ -179,10 +182,10 @@ class Empirical(Model):
     increments: str = "gaussian"
 
     def __post_init__(self) -> None:
-        check.at_least("samples", self.samples, 2)
+        object.__setattr__(self, "samples", check.at_least("samples", self.samples, 2))
         check.choice("coefficients", self.coefficients, COEFFICIENTS)
         check.choice("accumulators", self.accumulators, ACCUMULATORS)
-        check.at_least("substeps", self.substeps, 1)
+        object.__setattr__(self, "substeps", check.at_least("substeps", self.substeps, 1))
         check.choice("increments", self.increments, INCREMENTS)
 
     @property

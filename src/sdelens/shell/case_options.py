@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from sdelens.optimizers import Optimizer
     from sdelens.problems import AbstractProblem
 
-__all__ = ["Subject", "build_subject", "listing", "numbers", "optax_optimizers", "read_curve", "takes_subject"]
+__all__ = [
+    "Subject",
+    "build_subject",
+    "listing",
+    "made_value",
+    "numbers",
+    "optax_optimizers",
+    "read_curve",
+    "takes_subject",
+]
 
 _HOLD_PARTS = ("noise", "compression", "schedule", "then")
 """Arguments whose values are constructors, so a word there is a constructor without arguments."""
@@ -70,7 +79,8 @@ def _options(
         str,
         WHAT(
             help="As adamw(lr=0.01, b2=0.99, weight_decay=0.1) or sgd(schedule=warmup(100, cosine(1000))). "
-            f"{listing(names.optimizer_meanings())}; {names.OPTAX}NAME: any of optax's, as {names.OPTAX}lion(b2=0.95). "
+            f"{listing(names.optimizer_meanings())}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}; "
+            f"{names.OPTAX}NAME: any of optax's, as {names.OPTAX}lion(b2=0.95). "
             f"Schedules: {listing(names.SCHEDULES)}."
         ),
     ] = "adamw",
@@ -136,18 +146,18 @@ def _made(argument: str, call: Call, known: dict[str, Callable[..., Any]]) -> An
     except TypeError as error:
         raise ValueError(f"{argument}: {call.name}: {error}; it takes {', '.join(parameters)}.") from error
     for key, value in bound.arguments.items():
-        bound.arguments[key] = _argument(key, value)
+        bound.arguments[key] = made_value(key, value)
     return make(*bound.args, **bound.kwargs)
 
 
-def _argument(name: str, value: Any) -> Any:
+def made_value(name: str, value: Any) -> Any:
     """The value of an argument: constructors in it are called, and @FILE is read."""
     if isinstance(value, str) and name in _HOLD_PARTS:
         value = Call(value, (), {})
     if isinstance(value, Call):
         return _made(name, value, _parts())
     if isinstance(value, list):
-        return [_argument(name, part) for part in value]
+        return [made_value(name, part) for part in value]
     if isinstance(value, str) and value.startswith("@"):
         return _matrix(name, Path(value[1:]))
     return value
@@ -251,7 +261,9 @@ def _optimizer(text: str, lr: float | None) -> "Optimizer":
         return _from_optax(call.name.removeprefix(names.OPTAX), rate, named, call.positional[1:])
     known = {name: name for name in (*OPTIMIZERS, *ALIASES)}
     kind = OPTIMIZERS[canonical_name(check.choice("optimizer", call.name, known))].load()
-    made: Optimizer = _made("optimizer", Call(call.name, call.positional[1:], {"lr": rate, **named}), {call.name: kind})
+    first = (rate,) if call.positional else ()
+    named |= {} if first else {"lr": rate}
+    made: Optimizer = _made("optimizer", Call(call.name, (*first, *call.positional[1:]), named), {call.name: kind})
     return made
 
 
@@ -265,6 +277,9 @@ def _from_optax(name: str, rate: Any, arguments: dict[str, Any], positional: tup
         raise ValueError(f"optimizer: {name} has {positional[0]!r} without a name; write key=value.")
     for argument in arguments:
         check.choice(f"optimizer: {name}", argument, inspect.signature(function).parameters)
+    for argument, value in {"lr": rate, **arguments}.items():
+        if isinstance(value, Call):
+            raise ValueError(f"optimizer: {name} takes numbers and words; for {argument}={value.name}(...) use Python.")
     try:
         return sl.FromOptax(lambda lr: function(learning_rate=lr, **arguments), rate, name=name)
     except (TypeError, ValueError) as error:
@@ -295,7 +310,7 @@ def _matrix(argument: str, path: Path) -> Any:
     """The array in a file."""
     import numpy as np
 
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"{argument}: there is no file {str(path)!r}.")
     try:
         if path.suffix == ".npy":

@@ -4,7 +4,7 @@ import ast
 import re
 from typing import Any, NamedTuple
 
-__all__ = ["Call", "calls", "terms", "value_of"]
+__all__ = ["Call", "calls", "terms", "value_of", "values_of"]
 
 _NAME = re.compile(r"[A-Za-z][\w.:-]*")
 _OPENING, _CLOSING = "([{", ")]}"
@@ -46,6 +46,15 @@ def terms(argument: str, text: str) -> list[str]:
     return _split(argument, text, "+")
 
 
+def values_of(argument: str, text: str) -> list[Any]:
+    """Comma-separated values, each as of `value_of`.
+
+    Raises:
+        ValueError: if brackets do not match, or a value is empty.
+    """
+    return [value_of(argument, part) for part in _split(argument, text)]
+
+
 def value_of(argument: str, text: str) -> Any:
     """Parse a Python literal or a constructor (as a `Call`); any other text is kept as a word.
 
@@ -57,6 +66,8 @@ def value_of(argument: str, text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         pass
+    if text.lower() in ("true", "false", "yes", "no", "none"):
+        raise ValueError(f"{argument}: got the word {text!r}; write True, False or None.")
     if _NAME.match(text) and text.endswith(")"):
         return _call(argument, text)
     if text.startswith("[") and text.endswith("]"):
@@ -68,7 +79,7 @@ def _call(argument: str, text: str) -> Call:
     name, opened, rest = text.partition("(")
     name = name.strip()
     if not _NAME.fullmatch(name) or (opened and not rest.endswith(")")):
-        raise ValueError(f"{argument}: cannot read {text!r}; write name or name(key=value), as sde(substeps=8).")
+        raise ValueError(f"{argument}: cannot read {text!r}; write name or name(key=value).")
     positional: list[Any] = []
     named: dict[str, Any] = {}
     for part in _split(argument, rest[:-1]) if opened else []:

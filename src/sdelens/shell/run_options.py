@@ -66,7 +66,7 @@ def models_from(text: str | None) -> list[Any] | None:
     found: list[Any] = []
     for name, positional, named in calls("models", text):
         if positional:
-            raise ValueError(f"models: {name} has {positional[0]!r}; name its options, as {name}(substeps=8).")
+            raise ValueError(f"models: {name} has {positional[0]!r}; name its options, as {name}(option=value).")
         if not named:
             found.append(name)
             continue
@@ -94,7 +94,8 @@ def _options(
         str | None,
         MODELS(
             help="Comma-separated, each by name or as name(option=value), for example sde(substeps=8); default: all "
-            f"that exist for the optimizer but {' and '.join(names.ON_REQUEST)}. "
+            f"that exist for the optimizer but {' and '.join(names.ON_REQUEST)}; where there is no SDE in closed form, "
+            "empirical. "
             + "; ".join(f"{name}: {meaning}" for name, meaning in names.MODELS.items())
             + ". Options of SDEs in closed form: integrator, substeps, increments, bias_correction; of empirical: "
             "samples, coefficients, accumulators, substeps, increments."

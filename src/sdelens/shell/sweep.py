@@ -1,12 +1,12 @@
 """The shell's `sweep`: turns values by name into a grid, runs it and writes the results."""
 
-import ast
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sdelens.shell.case_options import build_subject, takes_subject
+from sdelens.shell.case_options import build_subject, made_value, takes_subject
+from sdelens.shell.constructors import values_of
 from sdelens.shell.members import Members, takes_members
 from sdelens.shell.panels import OUTPUT
 from sdelens.shell.run_options import RunOptions, takes_run
@@ -59,6 +59,11 @@ def sweep(
             if first:
                 typer.echo(f"This would take {cost}.")
             return
+        from sdelens.core import check
+        from sdelens.results.sweep import QUANTITIES
+
+        for name in quantity or []:
+            check.choice("quantity", name, QUANTITIES)
         run.arguments()  # invalid options are refused before the folder is created
         with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **run.arguments(checkpoints))
@@ -82,13 +87,5 @@ def _values(given: list[str]) -> dict[str, list[Any]]:
             raise ValueError(f"over: got {text!r}; give KEY=VALUE,VALUE, for example lr=1e-3,1e-2.")
         if key in found:
             raise ValueError(f"over: {key} is given twice; join its values by commas.")
-        found[key] = [_value(part.strip()) for part in values.split(",")]
+        found[key] = [made_value(key.rpartition(".")[2], value) for value in values_of("over", values)]
     return found
-
-
-def _value(text: str) -> Any:
-    """A Python literal such as a number, True, False or None; any other text is kept as a word."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
