@@ -1,9 +1,10 @@
 """The names that users type, as plain text; imports no JAX, so that the shell starts quickly."""
 
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
-from sdelens.core.declarations import NOISES, OPTIMIZERS
+from sdelens.core.declarations import NOISES, OPTIMIZERS, NoiseDeclaration, OptimizerDeclaration
 
 __all__ = [
     "ACCUMULATORS",
@@ -29,10 +30,9 @@ __all__ = [
     "PROBLEMS",
     "SCALING_RULES",
     "SCHEDULES",
+    "meanings",
     "noise_label",
-    "noise_meanings",
     "optimizer_label",
-    "optimizer_meanings",
     "point_label",
     "problem_label",
     "schedule_label",
@@ -137,14 +137,9 @@ DECAYS: Final = ("coupled", "independent")
 ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 
 
-def optimizer_meanings() -> dict[str, str]:
-    """Names of all optimizers, each with a short description."""
-    return {name: declared.meaning for name, declared in OPTIMIZERS.items()}
-
-
-def noise_meanings() -> dict[str, str]:
-    """Names of all noise laws, each with a short description."""
-    return {name: declared.meaning for name, declared in NOISES.items()}
+def meanings(declared: Mapping[str, OptimizerDeclaration | NoiseDeclaration]) -> dict[str, str]:
+    """Names of declared optimizers or noise laws, with a short description of each."""
+    return {name: declaration.meaning for name, declaration in declared.items()}
 
 
 def optimizer_label(optimizer: dict[str, Any]) -> str:

@@ -23,7 +23,6 @@ from sdelens.sdes import Builder, build_sde, sdes_of
 
 __all__ = ["ClosedForm", "DiscreteOptimizer", "Empirical", "Model", "Models", "chosen_models", "coarse_of", "models_of"]
 
-_NOT_RERUNNABLE = {"rerunnable": False}
 _BROWNIAN = {"gaussian": "brownian", "rademacher": "rademacher"}
 
 
@@ -64,7 +63,7 @@ class Model(abc.ABC):
         """Name and options, as JSON types."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sde"}  # type: ignore[arg-type]
         given = {key: value for key, value in options.items() if value is not None}
-        return {"model": self.name, **given, **({} if isinstance(getattr(self, "sde", ""), str) else _NOT_RERUNNABLE)}
+        return {"model": self.name, **given}
 
 
 Models = Sequence[str | Model | Builder] | Mapping[str, str | Model | Builder] | None
@@ -137,6 +136,10 @@ class ClosedForm(Model):
     @property
     def stream(self) -> str:  # noqa: D102
         return f"{_BROWNIAN[self.increments]}/{self.substeps}"
+
+    def settings(self) -> dict[str, Any]:
+        """Name and options, as JSON types; ``rerunnable`` is False for a user-defined SDE."""
+        return super().settings() | ({} if isinstance(self.sde, str) else {"rerunnable": False})
 
     def stepper(self, case: Case) -> Stepper:
         """The SDE's integrator."""
@@ -290,5 +293,6 @@ def coarse_of(models: Mapping[str, Model]) -> dict[str, str]:
         if isinstance(model, ClosedForm | Empirical) and model.substeps > 1:
             single = replace(model, substeps=1)
             same = [other for other, m in models.items() if m == single]
-            found |= dict(zip([label], same, strict=False))
+            if same:
+                found[label] = same[0]
     return found

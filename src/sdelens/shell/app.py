@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from sdelens.core import names
+from sdelens.core.declarations import NOISES, OPTIMIZERS
 from sdelens.shell.case_options import Subject, build_subject, numbers, read_curve, takes_subject
 from sdelens.shell.diagnose import diagnose
 from sdelens.shell.members import Members, takes_members
 from sdelens.shell.panels import OUTPUT, PLACE, SIZE
 from sdelens.shell.reproduce import reproduce
-from sdelens.shell.run_options import RunOptions, models_from, takes_run
+from sdelens.shell.run_options import RunOptions, models_from, saved_to, takes_run
 from sdelens.shell.scale import scale
 from sdelens.shell.session import claimed, command_line, refusals, shell
 from sdelens.shell.sweep import sweep
@@ -82,18 +83,18 @@ def compare(
     with shell(run.devices, members) as first:
         setting = build_subject(subject)
         logged = None if curve is None else read_curve(curve)
+        options = run.arguments()
         if dry_run:
-            _estimate(setting, run, first)
+            _estimate(setting, options, first)
             return
-        run.arguments()  # invalid options are refused before the folder is created
         with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
-            _compare(setting, run.arguments(checkpoints), theory, logged, folder, first)
+            _compare(setting, saved_to(options, checkpoints), theory, logged, folder, first)
 
 
-def _estimate(setting: Subject, run: RunOptions, first: bool) -> None:
+def _estimate(setting: Subject, options: dict[str, Any], first: bool) -> None:
     import sdelens as sl
 
-    cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, **run.arguments())
+    cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, **options)
     if first:
         typer.echo(f"This would take {cost}.")
 
@@ -257,11 +258,11 @@ def _info(as_json: bool) -> None:
         "packages": packages,
         "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices()],
         "cores": os.cpu_count(),
-        "optimizers": list(names.optimizer_meanings()),
+        "optimizers": list(OPTIMIZERS),
         "models": list(names.MODELS),
         "problems": list(names.PROBLEMS),
         "datasets": list(names.DATASETS),
-        "noises": list(names.noise_meanings()),
+        "noises": list(NOISES),
         "compressions": list(names.COMPRESSIONS),
         "schedules": list(names.SCHEDULES),
         "integrators": list(names.INTEGRATORS),

@@ -71,7 +71,7 @@ def _options(
         str,
         WHAT(
             help="Law of the gradient noise, as gaussian(scale=[1, 2]), student-t(df=1) or minibatch(batch_size=32); "
-            f"sums by +. {listing(names.noise_meanings())}. Compressions: {listing(names.COMPRESSIONS)}. @FILE is the "
+            f"sums by +. {listing(names.meanings(NOISES))}. Compressions: {listing(names.COMPRESSIONS)}. @FILE is the "
             "matrix in a file (.npy, or text with a row a line), as gaussian(covariance=@sigma.npy)."
         ),
     ] = "gaussian",
@@ -79,7 +79,7 @@ def _options(
         str,
         WHAT(
             help="As adamw(lr=0.01, b2=0.99, weight_decay=0.1) or sgd(schedule=warmup(100, cosine(1000))). "
-            f"{listing(names.optimizer_meanings())}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}; "
+            f"{listing(names.meanings(OPTIMIZERS))}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}; "
             f"{names.OPTAX}NAME: any of optax's, as {names.OPTAX}lion(b2=0.95). "
             f"Schedules: {listing(names.SCHEDULES)}."
         ),
@@ -138,13 +138,13 @@ def _made(argument: str, call: Call, known: dict[str, Callable[..., Any]]) -> An
         ValueError: if a constructor or argument does not exist, or an argument is missing; the message names it.
     """
     make = known[check.choice(argument, call.name, known)]
-    parameters = inspect.signature(make).parameters
+    signature = inspect.signature(make)
     for key in call.named:
-        check.choice(f"{argument}: {call.name}", key, parameters)
+        check.choice(f"{argument}: {call.name}", key, signature.parameters)
     try:
-        bound = inspect.signature(make).bind(*call.positional, **call.named)
+        bound = signature.bind(*call.positional, **call.named)
     except TypeError as error:
-        raise ValueError(f"{argument}: {call.name}: {error}; it takes {', '.join(parameters)}.") from error
+        raise ValueError(f"{argument}: {call.name}: {error}; it takes {', '.join(signature.parameters)}.") from error
     for key, value in bound.arguments.items():
         bound.arguments[key] = made_value(key, value)
     return make(*bound.args, **bound.kwargs)
@@ -259,8 +259,7 @@ def _optimizer(text: str, lr: float | None) -> "Optimizer":
     named = {key: value for key, value in call.named.items() if key not in ("lr", "learning_rate")}
     if theirs:
         return _from_optax(call.name.removeprefix(names.OPTAX), rate, named, call.positional[1:])
-    known = {name: name for name in (*OPTIMIZERS, *ALIASES)}
-    kind = OPTIMIZERS[canonical_name(check.choice("optimizer", call.name, known))].load()
+    kind = OPTIMIZERS[canonical_name(check.choice("optimizer", call.name, (*OPTIMIZERS, *ALIASES)))].load()
     first = (rate,) if call.positional else ()
     named |= {} if first else {"lr": rate}
     made: Optimizer = _made("optimizer", Call(call.name, (*first, *call.positional[1:]), named), {call.name: kind})

@@ -12,7 +12,7 @@ from sdelens.run.options import Execution, Record
 from sdelens.shell.constructors import calls
 from sdelens.shell.panels import MODELS, PLACE, RECORD, SIZE
 
-__all__ = ["RunOptions", "models_from", "takes_run"]
+__all__ = ["RunOptions", "models_from", "saved_to", "takes_run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,8 @@ class RunOptions:
         devices: int | None = self.given["devices"]
         return devices
 
-    def arguments(self, checkpoints: Any = None) -> dict[str, Any]:
-        """Keyword arguments of `compare` and `sweep`, including the models.
-
-        Args:
-            checkpoints: the checkpoints in the folder for results.
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `compare` and `sweep`, including the models; without checkpoints.
 
         Raises:
             ValueError, TypeError: if an option is invalid; the message names it.
@@ -46,11 +43,14 @@ class RunOptions:
             observables=None if observables is None else [name.strip() for name in observables.split(",")],
             marginals=given["marginals"],
         )
-        execution = sl.Execution(
-            chunk=given["chunk"], parameter_shards=given["parameter_shards"], checkpoint=checkpoints
-        )
+        execution = sl.Execution(chunk=given["chunk"], parameter_shards=given["parameter_shards"])
         sizes = {name: given[name] for name in ("steps", "paths", "seed")}
         return {"models": models_from(given["models"]), **sizes, "record": record, "execution": execution}
+
+
+def saved_to(arguments: dict[str, Any], checkpoints: Any) -> dict[str, Any]:
+    """The arguments of a run that saves to these checkpoints, None for none."""
+    return {**arguments, "execution": dataclasses.replace(arguments["execution"], checkpoint=checkpoints)}
 
 
 def models_from(text: str | None) -> list[Any] | None:

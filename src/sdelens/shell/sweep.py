@@ -9,7 +9,7 @@ from sdelens.shell.case_options import build_subject, made_value, takes_subject
 from sdelens.shell.constructors import values_of
 from sdelens.shell.members import Members, takes_members
 from sdelens.shell.panels import OUTPUT
-from sdelens.shell.run_options import RunOptions, takes_run
+from sdelens.shell.run_options import RunOptions, saved_to, takes_run
 from sdelens.shell.session import claimed, command_line, shell
 
 __all__ = ["sweep"]
@@ -54,8 +54,9 @@ def sweep(
 
         setting = build_subject(subject)
         case, grid = (setting.problem, setting.noise, setting.optimizer), _values(over)
+        options = run.arguments()
         if dry_run:
-            cost = sl.estimate(*case, over=grid, **run.arguments())
+            cost = sl.estimate(*case, over=grid, **options)
             if first:
                 typer.echo(f"This would take {cost}.")
             return
@@ -64,9 +65,8 @@ def sweep(
 
         for name in quantity or []:
             check.choice("quantity", name, QUANTITIES)
-        run.arguments()  # invalid options are refused before the folder is created
         with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
-            found = sl.sweep(*case, over=grid, **run.arguments(checkpoints))
+            found = sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
             if first:
                 typer.echo(str(found))
             if folder is not None:
