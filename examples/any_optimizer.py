@@ -1,11 +1,11 @@
-"""An SDE for any optax optimizer: does it track on real mini-batches, and what does the number of samples change?
+"""SDEs of optax optimizers: do they track on real mini-batches, and what is the effect of the number of samples?
 
     python examples/any_optimizer.py                                # ten optimizers, an MLP on all digits
     python examples/any_optimizer.py --network cnn --optimizers adam,lion,sgd
     python examples/any_optimizer.py --optimizers adam,lion --samples 2,4,16 --rates 0.3,1,3 --paths 64
 
-No equation is written down here: the SDE's coefficients come from sampled updates of the optimizer itself. Figures,
-tables and data go to the folder of --out; a run that is killed goes on with --resume.
+No equations are needed: the coefficients of the SDE are estimated from sampled updates of the optimizer. Figures,
+tables and data are written to the folder given by --out; a run that was killed continues with --resume.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NETWORKS = {
     "vit": dict(subset=128, width=12, depth=1, heads=2, mlp=24),
 }
 
-# A learning rate, and the optimizer at it.
+# For each name a learning rate, and a function from learning rate to optimizer.
 OPTIMIZERS = {
     "sgd": (0.05, optax.sgd),
     "momentum": (0.02, lambda lr: optax.sgd(lr, momentum=0.9)),
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def summary(name: str, lr: float, result: sl.Result) -> list[list[str]]:
-    """Rows of the table: one per number of samples. Cost: time per sample relative to the optimizer's."""
+    """Rows of the table, one per number of samples. Cost: time per sample relative to a step of the optimizer."""
     errors, distances = result.errors(confidence=0.95), result.distances()
     seconds = {label: model["wall_time"] for label, model in result.info["models"].items()}
     rows = []
@@ -102,7 +102,7 @@ def summary(name: str, lr: float, result: sl.Result) -> list[list[str]]:
         far = distances.loc[(model, "all")]
         samples = int(str(model).removeprefix("K = "))
         cost = seconds[str(model)] / seconds["optimizer"] / samples
-        shares = [row.error, row.upper, row.floor]
+        shares = [row.error, row.error_upper, row.floor]
         numbers = [*(f"{100 * share:.2g} %" for share in shares), f"{row.spread:.2f}"]
         numbers += [f"{row.spread_lower:.2f} to {row.spread_upper:.2f}", f"{far.distance:.2f} / {far.null:.2f}"]
         rows.append([name, f"{lr:g}", str(samples), *numbers, f"{cost:.2f}"])

@@ -1,11 +1,11 @@
-"""What a change of batch size does to AdamW, under the full square-root rule and without each of its parts.
+"""Effect of a change of batch size on AdamW, with the full square-root rule and without each of its parts.
 
     python examples/batch_size.py                       # a quadratic, where noise dominates from the start
-    python examples/batch_size.py --signal 5            # the same from farther away, where the gradient dominates
+    python examples/batch_size.py --signal 5            # the same with a larger start, where the gradient dominates
     python examples/batch_size.py --problem digits      # a network with real mini-batches of 16, 64 and 256
-    python examples/batch_size.py --problem digits --after 1600     # the same from where 1600 steps have led
+    python examples/batch_size.py --problem digits --after 1600     # the same, started after 1600 steps
 
-Every run sees equally many samples. Tables, figures and data go to the folder of --out.
+All runs use the same number of training examples. Tables, figures and data are written to the folder of --out.
 """
 
 import argparse
@@ -27,7 +27,7 @@ NETWORK = dict(dataset="digits", width=32, depth=1)
 
 
 def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
-    """The full rule, what is left of it without each of its parts, and other rules in use."""
+    """The full rule, the rule without each of its parts, and other rules in use."""
     full = sl.scaling.rescale(optimizer, ratio).optimizer
     held = {name: getattr(optimizer, name) for name in ("lr", "weight_decay", "b1", "b2")}
     return {
@@ -45,7 +45,7 @@ def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
 
 
 def arrived(problem: sl.Problem, noise: sl.MinibatchNoise, optimizer: sl.AdamW, steps: int, seed: int) -> np.ndarray:
-    """The parameters after that many steps of one run."""
+    """The parameters after the given number of steps of one run."""
     record = sl.Record(every=steps, keep_paths=1)
     run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=1, seed=seed, record=record)
     return run.dataset.path_x.isel(model=0, path=0, step=-1).values.astype(np.float32)
@@ -57,9 +57,11 @@ def main() -> None:
     parser.add_argument("--problem", choices=["quadratic", "digits"], default="quadratic")
     parser.add_argument("--ratios", default="4,16", help="comma-separated (default 4,16)")
     parser.add_argument(
-        "--signal", type=float, default=0.5, help="|gradient|/noise at the start and the larger batch (quadratic)"
+        "--signal", type=float, default=0.5, help="|gradient|/noise at the start, at the larger batch (quadratic)"
     )
-    parser.add_argument("--after", type=int, default=0, help="steps taken before at the smaller batch (digits)")
+    parser.add_argument(
+        "--after", type=int, default=0, help="steps at the smaller batch before the comparison (digits)"
+    )
     parser.add_argument("--b2", type=float, default=0.999, help="at the smaller batch (digits; default 0.999)")
     parser.add_argument("--steps", type=int, help="at the smaller batch (default: 6000, and 1600 for digits)")
     parser.add_argument("--paths", type=int, help="default: 4096, and 64 for digits")

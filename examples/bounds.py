@@ -1,8 +1,8 @@
-"""Every bound of the mean loss against simulations of random quadratics: which hold, and how close they come.
+"""Comparison of every bound on the mean loss with simulations of random quadratics: which bounds hold, how tightly?
 
-A bound is exceeded where the mean loss less 4 standard errors lies above it, at any of 20 recorded steps after the
-start. Paths start at one point, 2000 of them per problem, each in 4 dimensions (1 in a quarter of the problems, which
-are isotropic); of the others a third are isotropic, a third diagonal, a third rotated.
+A bound counts as exceeded if the mean loss minus 4 standard errors lies above it at any of 20 recorded steps after the
+start. There are 2000 paths per problem, all with the same start. A quarter of the problems have one dimension; the
+others have four, and a third of them each are isotropic, diagonal and rotated.
 """
 
 import argparse
@@ -36,12 +36,12 @@ class Case:
     horizon: float
     phase: int | None = None
     late: bool = False
-    """Whether only the asymptote is compared, over the last third."""
+    """Whether only the asymptote is compared, over the last third of the run."""
 
 
 @dataclass
 class Outcome:
-    """How a bound compares with a simulation: largest (mean − 4 sem)/bound, and bound/mean at the end."""
+    """Comparison of a bound with a simulation: the largest (mean − 4 sem)/bound, and bound/mean at the end."""
 
     case: Case
     exceeds: float
@@ -66,7 +66,7 @@ def _under_every_bound(
     rng: np.random.Generator, i: int, curvature: np.ndarray, values: np.ndarray, sigma: np.ndarray
 ) -> Iterator[Case]:
     def start(low: float, high: float) -> np.ndarray:
-        """Where |Y| lies between two values in every coordinate."""
+        """A random point at which |Y| lies between two values in every coordinate."""
         grad = np.sqrt(2) * sigma * rng.uniform(low, high, len(sigma)) * rng.choice([-1, 1], len(sigma))
         return grad / curvature if curvature.ndim == 1 else np.linalg.solve(curvature, grad)
 
@@ -104,7 +104,7 @@ def _under_every_bound(
 
 
 def run(case: Case, seed: int) -> Outcome | None:
-    """Simulate one case; None where the bound says nothing at the recorded steps."""
+    """Simulate one case; None if the bound does not apply at any recorded step."""
     problem = sl.Quadratic(case.curvature, start=case.start)
     every = max(int(np.ceil(case.horizon / case.optimizer.lr / RECORDS)), 1)
     options = dict(steps=RECORDS * every, paths=PATHS, seed=seed, record=sl.Record(every=every))
@@ -121,13 +121,13 @@ def run(case: Case, seed: int) -> Outcome | None:
 
 
 def sweep(count: int, seed: int) -> list[Outcome]:
-    """All outcomes of `count` random problems."""
+    """The outcomes for `count` random problems."""
     found = (run(case, seed=1000 * seed + i) for i, case in enumerate(cases(count, seed)))
     return [outcome for outcome in found if outcome is not None]
 
 
 def table(outcomes: list[Outcome]) -> list[str]:
-    """A line per bound: how many, how many exceeded and by how much, and how close it comes."""
+    """A line per bound: the number of runs, how many exceed it and by how much, and the smallest bound/mean."""
     head = f"{'bound':22}{'form':12}{'runs':>6}{'exceeded':>10}{'largest (mean - 4 sem)/bound':>30}"
     lines = [head + f"{'least bound/mean':>18}"]
     for key in dict.fromkeys((o.case.name, o.case.form) for o in outcomes):
@@ -138,7 +138,7 @@ def table(outcomes: list[Outcome]) -> list[str]:
 
 
 def main() -> None:
-    """Print the table, and where a bound is exceeded most."""
+    """Print the table, and the cases that exceed a bound most."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
-"""Four optimizers, each against its SDEs, on a quadratic and on a neural network with real data.
+"""Comparison of four optimizers with their SDEs, on a quadratic and on a neural network with real data.
 
-`make demo` runs this file: one table on the screen; figures, tables, NetCDF files and an index.html in the folder
-`demo`. It takes about three minutes on two cores. Everything here is the public API; copy what you need.
+`make demo` runs this file. It prints one table, and writes figures, tables, NetCDF files and an index.html to the
+folder `demo`. It takes about three minutes on two cores.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sdelens as sl
 from sdelens.core.files import text_table
 from sdelens.results.report import claim_folder, write_report
 
-# Ten coordinates of curvature 1 to 5, unit noise: noisy near the minimum, almost noiseless at the start.
+# Ten coordinates of curvature 1 to 5 with unit noise: noise dominates near the minimum, and the gradient at the start.
 QUADRATIC = sl.Quadratic(curvature=np.linspace(1.0, 5.0, 10), start=2.0)
 ON_QUADRATIC = [
     (sl.SGD(lr=0.01, weight_decay=0.1), 1.0),
@@ -29,7 +29,7 @@ ON_QUADRATIC = [
     (sl.AdamW(lr=0.01, b1=0.9, b2=0.99, weight_decay=0.1), 1.0),
 ]
 
-# 10 hidden layers of 20 ReLU units on the Breast-Cancer data, full batch, noise injected into the gradient.
+# 10 hidden layers of 20 ReLU units on the Breast-Cancer data: full-batch gradient, to which noise is added.
 NETWORK = sl.network("mlp", dataset="breast-cancer")
 ON_NETWORK = [
     (sl.SGD(lr=0.01), 0.1),
@@ -40,7 +40,7 @@ ON_NETWORK = [
 
 
 def main() -> None:
-    """Run the eight comparisons, print one table, write the folder."""
+    """Run the eight comparisons, print one table, and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="demo", help="folder to write (default: demo)")
     parser.add_argument("--seed", type=int, default=0)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def run(folder: Path, share: int, seed: int) -> None:
-    """The comparisons, at a share of their size, into a folder."""
+    """Run the comparisons, with sizes divided by `share`, and write them to a folder."""
     begin = time.perf_counter()
     results, rows, head = {}, [], []
     for problem, runs, steps, paths in (

@@ -1,7 +1,7 @@
-"""Loss at rest against the number of workers: formulas, optimizers and SDEs, in a figure.
+"""Stationary loss against the number of workers: a figure with formulas, optimizers and SDEs.
 
-SGD's is (1 + ω)/N times that of one worker that sends all; SignSGD's falls like 1/√N by majority vote, whatever the
-tails of the noise, where the mean of Cauchy gradients gains nothing.
+For SGD it is (1 + ω)/N times that of one worker without compression. For SignSGD with majority vote it falls like 1/√N,
+even if the noise has heavy tails; with the mean of gradients it does not fall under Cauchy noise.
 """
 
 import argparse
@@ -25,31 +25,31 @@ LOOKS = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"))
 
 
 def simulated(noise, optimizer, paths, steps=2400):
-    """The mean loss of the optimizer and of its SDE over the second half of a run that starts at the minimum."""
+    """Mean loss of the optimizer and of its SDE over the second half of a run that starts at the minimum."""
     options = dict(steps=steps, paths=paths, record=sl.Record(every=20))
     run = sl.compare(PROBLEM, noise, optimizer, ["optimizer", "sde"], **options).dataset
     return run.loss_mean.isel(step=slice(steps // 40, None)).mean("step").values
 
 
 def sgd_loss(workers, omega):
-    """½ Σ λ Var with Var = η(1 + ω)σ²/(Nλ(2 − ηλ) − ηωλ²): exact, σ = 1."""
+    """½ Σ λ Var with Var = η(1 + ω)σ²/(Nλ(2 − ηλ) − ηωλ²), which is exact; σ = 1."""
     variance = LR * (1 + omega) / (workers * CURVATURE * (2 - LR * CURVATURE) - LR * omega * CURVATURE**2)
     return 0.5 * float(CURVATURE @ variance)
 
 
 def sign_loss(gain, tie, slope):
-    """½ Σ λ Var with Var = (η/2)(1 − P(tie))/(b + ηb²/2), b = gain 2p(0) λ: linearised at the minimum."""
+    """½ Σ λ Var with Var = (η/2)(1 − P(tie))/(b + ηb²/2), b = gain · 2p(0) λ: linearised at the minimum."""
     b = gain * slope * CURVATURE
     return 0.5 * float(CURVATURE @ (0.5 * LR * (1 - tie) / (b + 0.5 * LR * b**2)))
 
 
 def sgd_cases():
-    """Label, share that is kept, and workers."""
+    """For each case: label, share of coordinates that is sent, and numbers of workers."""
     return [(f"random-k, $\\omega$ = {1 / keep - 1:g}", keep, (1, 2, 4, 8, 16, 32)) for keep in (1.0, 0.5, 0.25)]
 
 
 def sign_cases():
-    """Look, label, noise, compression, slope 2p(0), gain by the number of workers, and workers."""
+    """For each case: look, label, noise, compression, slope 2p(0), gain as a function, and numbers of workers."""
     vote, cauchy, normal = sl.MajorityVote(), sl.StudentTNoise(1.0, df=1), sl.GaussianNoise(1.0)
     few, even, odd = (1, 4, 16), (2, 4, 8, 16, 32), (1, 3, 9, 31)
     flat, steep = 2 / math.pi, math.sqrt(2 / math.pi)
@@ -64,7 +64,7 @@ def sign_cases():
 
 
 def draw(axes, label, look, workers, formula, found):
-    """A line of the formula, dots of the optimizer and crosses of the SDE."""
+    """Draw a line for the formula, dots for the optimizer and crosses for the SDE, and print their ratios."""
     color, marker = look
     dashes = (0, (5, 2)) if "odd" in label else "-"
     axes.loglog(workers, formula, color=color, label=label, linewidth=1, linestyle=dashes)

@@ -1,12 +1,13 @@
-"""Do the SDEs track on real networks? Four architectures, injected noise or real mini-batches, one table.
+"""How well do SDEs track on real networks? Five architectures, with injected noise or real mini-batches.
 
     python examples/networks.py                          # small networks on 128 digits, injected noise
     python examples/networks.py --noise minibatch        # real mini-batches of 32; the MLP on all digits
     python examples/networks.py --noise minibatch --networks mlp --paths 256 --covariance diagonal
-    python examples/networks.py --size full --dry-run    # the paper's sizes: what would they cost?
+    python examples/networks.py --size full --dry-run    # estimate the cost of the full sizes
 
-Small means narrow networks on a class-balanced subset, minutes on two cores; full the default sizes of `sl.network`,
-hours. Figures, tables and data go to the folder of --out; a run that is killed goes on with --resume.
+Size small has narrow networks on a class-balanced subset and takes minutes on two cores; size full has the default
+sizes of `sl.network` and takes hours. Figures, tables and data are written to the folder given by --out; a run that was
+killed continues with --resume.
 """
 
 import argparse
@@ -35,7 +36,7 @@ SMALL = {
 ALL_DIGITS = SMALL | {"mlp": dict(dataset="digits", width=32, depth=1)}
 FULL = {"mlp": {}, **{name: dict(subset=512) for name in SMALL if name != "mlp"}}
 
-# Learning rates at which the loss falls to a fraction within the run; noise of about the gradient's size.
+# Learning rates at which the loss decreases substantially within the run; noise about as large as the gradient.
 INJECTED = {
     "signsgd": (sl.SignSGD(lr=1e-3), 0.02),
     "rmspropw": (sl.RMSpropW(lr=1e-3, b2=0.99, weight_decay=0.01), 0.01),
@@ -50,22 +51,28 @@ MINIBATCH = {
 
 
 def main() -> None:
-    """Run the comparisons that are asked for."""
+    """Run the selected comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(SMALL), help="comma-separated (default: all)")
     parser.add_argument("--optimizers", help="comma-separated (default: all)")
     parser.add_argument("--noise", choices=["injected", "minibatch"], default="injected")
     parser.add_argument("--size", choices=["small", "full"], default="small")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--refresh", type=int, default=10, help="steps for which second moments are kept (default 10)")
-    parser.add_argument("--covariance", choices=["exact", "diagonal"], default="exact", help="of the SDE's noise")
-    parser.add_argument("--signs", choices=["sampled", "edgeworth", "normal"], default="sampled", help="SignSGD's law")
+    parser.add_argument(
+        "--refresh", type=int, default=10, help="steps for which second moments are reused (default 10)"
+    )
+    parser.add_argument(
+        "--covariance", choices=["exact", "diagonal"], default="exact", help="covariance of the SDE's noise"
+    )
+    parser.add_argument(
+        "--signs", choices=["sampled", "edgeworth", "normal"], default="sampled", help="law of the signs for SignSGD"
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--paths", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="networks", help="folder to write (default: networks)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was killed")
-    parser.add_argument("--dry-run", action="store_true", help="only say what each comparison would cost")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was killed")
+    parser.add_argument("--dry-run", action="store_true", help="only estimate the cost of each comparison")
     given = parser.parse_args()
     cases = INJECTED if given.noise == "injected" else MINIBATCH
     optimizers = given.optimizers.split(",") if given.optimizers else list(cases)
@@ -80,7 +87,7 @@ def main() -> None:
 
 
 def subjects(given: argparse.Namespace, cases: dict, optimizers: list[str]):
-    """Label, and problem, noise and optimizer, of every comparison."""
+    """For every comparison its label, and its problem, noise and optimizer."""
     small = SMALL if given.noise == "injected" else ALL_DIGITS
     for name in given.networks.split(","):
         problem = sl.network(name, **(small if given.size == "small" else FULL)[name])
@@ -97,7 +104,7 @@ def subjects(given: argparse.Namespace, cases: dict, optimizers: list[str]):
 
 
 def run_all(given: argparse.Namespace, cases, options: dict, folder: Path) -> None:
-    """Run every comparison, each with checkpoints of its own; those done before are taken from their files."""
+    """Run every comparison with its own checkpoints; load those that are already finished from their files."""
     begin, results, rows, head = time.perf_counter(), {}, [], []
     for label, case in cases:
         done = folder / f"{label}.nc"

@@ -1,7 +1,7 @@
-"""How the loss at rest grows with the noise: predicted curves and simulated points, written as a figure.
+"""Stationary loss as a function of the noise: a figure with predicted curves and simulated points.
 
-SGD's grows like σ², SignSGD's like σ; AdamW's is bounded by its decoupled weight decay, without which it grows like σ,
-as does that of Adam with the same decay in the loss (L2).
+It grows like σ² for SGD and like σ for SignSGD. For AdamW with decoupled weight decay it is bounded. Without weight
+decay it grows like σ, and also for Adam with the same decay in the loss (L2).
 """
 
 import argparse
@@ -23,7 +23,7 @@ LR = 0.01
 
 
 def cases():
-    """Label, problem and optimizer of every case, and how it is drawn."""
+    """Label, problem, optimizer and line style of every case."""
     plain = sl.Quadratic(CURVATURE, start=0.0)
     slow = dict(b1=0.9, b2=0.999, v0="second-moment")
     free, decayed, dashed = sl.AdamW(LR, **slow), sl.AdamW(LR, weight_decay=THETA, **slow), (0, (6, 1.5, 1, 1.5))
@@ -50,7 +50,7 @@ def loss_at_rest(variance):
 
 
 def simulated(problem, scale, optimizer, paths):
-    """The loss at rest of the optimizer itself, averaged over the last third of a run that is long enough to rest."""
+    """Stationary loss of the optimizer itself, averaged over the last third of a sufficiently long run."""
     steps = int(min(12 * max(1.0, scale) / (LR * CURVATURE[0]), 60_000))
     noise, record = sl.GaussianNoise(scale), sl.Record(every=steps // 60)
     run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=paths, record=record)

@@ -1,7 +1,7 @@
-"""AdamW, swept: where is its loss smallest, and where does its SDE track it?
+"""Sweeps of AdamW: where is its loss smallest, and where does its SDE track it?
 
-Writes two figures: the optimizer's late loss over learning rate and weight decay, on linear regression with
-mini-batches; and the error of its SDE over learning rate and β₂, on a quadratic. About a minute on two cores.
+It writes two figures: the late loss of the optimizer over learning rate and weight decay, on linear regression with
+mini-batches; and the error of its SDE over learning rate and β₂, on a quadratic. It takes about a minute on two cores.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LRS = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 
 
 def main():
-    """Write the figures, and print the tables."""
+    """Write the figures and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(), help="an existing folder")
     arguments = parser.parse_args()

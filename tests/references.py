@@ -99,56 +99,94 @@ def rmspropw_sde(x, v, gradient, sigma, normals, lr, theta, b2, eps, *, substeps
     return x, None, v
 
 
-def lognormal(mean, noise, variance):
-    """A positive number of that mean and variance, for a multiple `noise` of a standard normal number."""
-    s2 = np.log(1 + variance / mean**2)
-    return mean * np.exp(np.sqrt(s2) * noise / np.sqrt(variance) - s2 / 2)
+def fluctuation(g, sigma, dw, v, lr, b2, dt):
+    """√η times the noise of g² under normal noise, smaller near v = 0 for dt < lr."""
+    square, expected, delta = (sigma * dw) ** 2, g**2 + sigma**2, 10 * (1 - b2)
+    noise = np.sqrt(lr) * (2 * g * sigma * dw + (square - sigma**2 * dt) / np.sqrt(dt))
+    return noise if dt == lr else noise * np.sqrt((1 + delta) * v / (v + delta * expected))
 
 
-def second_order_rmspropw_sde(x, v, gradient, sigma, normals, lr, theta, b2, eps, *, substeps):
-    """RMSpropW's second-order SDE under normal noise; `normals` holds those of the gradient, then of its square."""
-    rho, dt, d = (1 - b2) / lr, lr / substeps, len(x)
-    back = (lr - dt) / 2
+def moved(v, change, noise, exact):
+    """V after a step: at least positive where it is not moved by g² itself."""
+    mean = v + change
+    if exact:
+        return mean + noise
+    with np.errstate(divide="ignore"):
+        return np.where(noise < -mean / 2, -(mean**2) / (4 * noise), mean + noise)
+
+
+def full_noise_rmspropw_sde(x, v, gradient, sigma, normals, lr, theta, b2, eps, *, substeps, curvature=None):
+    """RMSpropW's SDE with the noise of V, under normal noise; of second order if the Hessian's diagonal is given."""
+    rho, dt = (1 - b2) / lr, lr / substeps
+    back = 0 if curvature is None else (lr - dt) / 2
+    curvature = 0 * x if curvature is None else curvature
+    p = lambda v: 1 / (np.sqrt(v) + eps)  # noqa: E731
+    slope = lambda v: -1 / (2 * np.sqrt(v) * (np.sqrt(v) + eps) ** 2)  # noqa: E731
     for k in range(normals.shape[0]):
         for j in range(substeps):
-            first, second = np.sqrt(dt) * normals[k, j, :d], np.sqrt(dt) * normals[k, j, d:]
-            g, p = gradient(x), lambda v: 1 / (np.sqrt(v) + eps)
+            g, dw = gradient(x), np.sqrt(dt) * normals[k, j]
+
+            def noises(v, ahead, g=g, dw=dw):
+                """Of x and v, with what decays within the step."""
+                nv = rho * fluctuation(g, sigma, dw, v, lr, b2, dt)
+                nx = -np.sqrt(lr) * p(v) * sigma * dw - ahead * slope(v) * g * nv * (back > 0)
+                bx = -(p(v) * curvature + theta) * nx - slope(v) * g * nv
+                bv = rho * (2 * g * curvature * nx - nv)
+                return nx - back * bx, nv - back * bv
+
             before = gradient(x + back * (g * p(v) + theta * x))
-            dv = rho * (before**2 + sigma**2 - v + back * rho * (g**2 + sigma**2 - v))
-            noise = np.sqrt(lr) * rho * (2 * g * sigma * first + np.sqrt(2) * sigma**2 * second)
-            spread = lr * rho**2 * (4 * g**2 * sigma**2 + 2 * sigma**4)
-            v = lognormal(v + dv * dt, noise, spread * dt)
-            before = gradient(x + back * (g * p(v) + theta * x))
+            change = rho * (before**2 + sigma**2 - v + back * rho * (g**2 + sigma**2 - v)) * dt
+            v = moved(v, change, noises(v, lr)[1], substeps == 1)
+            shifted = x + back * (g * p(v) + theta * x)
             ahead = v + back * rho * (g**2 + sigma**2 - v)
-            drift = before * p(ahead) + theta * (x + back * (g * p(v) + theta * x))
-            x = x - drift * dt - np.sqrt(lr) * sigma * p(v) * first
+            direction = gradient(shifted) * p(ahead if back else v)
+            if back:
+                direction = direction + 2 * (lr - dt) * rho * slope(v) * g * sigma**2
+            x = x - (direction + theta * shifted) * dt + noises(v, lr - dt)[0]
     return x, None, v
 
 
-def second_order_adamw_sde(x, gradient, sigma, normals, lr, theta, b1, b2, eps, *, integrator, substeps):
-    """AdamW's second-order SDE under normal noise; `normals` as for RMSpropW's."""
-    rho1, rho2, dt, d = (1 - b1) / lr, (1 - b2) / lr, lr / substeps, len(x)
-    m, v, back = np.zeros_like(x), np.zeros_like(x), (lr - dt) / 2
+def full_noise_adamw_sde(x, gradient, sigma, normals, lr, theta, b1, b2, eps, *, integrator, substeps, curvature=None):
+    """AdamW's SDE with the noise of both accumulators, under normal noise; of second order if given a curvature."""
+    rho1, rho2, dt = (1 - b1) / lr, (1 - b2) / lr, lr / substeps
+    m, v = np.zeros_like(x), np.zeros_like(x)
+    back = 0 if curvature is None else (lr - dt) / 2
+    curvature = 0 * x if curvature is None else curvature
+    second = back > 0
     for k in range(normals.shape[0]):
-        gamma1, gamma2 = 1 - b1 ** (k + 1), 1 - b2 ** (k + 1)
-        q = lambda m, v, c=gamma1, e=gamma2: m / c / (np.sqrt(v / e) + eps)  # noqa: E731
+        c, e = 1 - b1 ** (k + 1), 1 - b2 ** (k + 1)
+
+        def p(v, c=c, e=e):
+            """q(m, v)/m, 0 at v = 0, where m is 0 too."""
+            return np.where(v > 0, 1 / c / (np.sqrt(np.maximum(v, 1e-300) / e) + eps), 0)
+
+        def slope(v, c=c, e=e):
+            root = np.sqrt(np.maximum(v, 1e-300) / e)
+            return np.where(v > 0, -1 / c / (2 * e * root * (root + eps) ** 2), 0)
+
         for j in range(substeps):
-            first, second = np.sqrt(dt) * normals[k, j, :d], np.sqrt(dt) * normals[k, j, d:]
-            g = gradient(x)
-            square, forgets = g**2 + sigma**2, np.sqrt(lr) * rho1 * sigma * first
-            start = q(m, v) if (v > 0).all() else 0
-            before = gradient(x + back * (start + theta * x))
-            noise = np.sqrt(lr) * rho2 * (2 * g * sigma * first + np.sqrt(2) * sigma**2 * second)
-            spread = lr * rho2**2 * (4 * g**2 * sigma**2 + 2 * sigma**4)
-            mean = v + rho2 * (before**2 + sigma**2 - v + back * rho2 * (square - v)) * dt
-            v, old = lognormal(mean, noise, spread * dt), m
-            before = gradient(x + back * (q(old, v) + theta * x))
-            m = m + rho1 * (before - m + back * rho1 * (g - m)) * dt + forgets
-            at = old if integrator == "euler" else m
-            ahead = at + (back + dt if integrator == "euler" else back) * rho1 * (g - at)
-            shifted = x + back * (q(at, v) + theta * x)
-            step = q(ahead, v + back * rho2 * (square - v)) + theta * shifted
-            x = x - step * dt - back * q(forgets, v)
+            g, dw = gradient(x), np.sqrt(dt) * normals[k, j]
+
+            def noises(m, v, ahead_m, ahead_v, g=g, dw=dw, p=p, slope=slope):
+                nm = np.sqrt(lr) * rho1 * sigma * dw
+                nv = rho2 * fluctuation(g, sigma, dw, v, lr, b2, dt)
+                nx = -p(v) * ahead_m * nm - slope(v) * m * ahead_v * nv * second
+                bx = -theta * nx - p(v) * nm - slope(v) * m * nv
+                bm, bv = rho1 * (curvature * nx - nm), rho2 * (2 * g * curvature * nx - nv)
+                return nx - back * bx, nm - back * bm, nv - back * bv
+
+            def before(m, v, x=x, p=p):
+                return x + back * (p(v) * m + theta * x)
+
+            square = g**2 + sigma**2
+            change = rho2 * (gradient(before(m, v)) ** 2 + sigma**2 - v + back * rho2 * (square - v)) * dt
+            v = moved(v, change, noises(m, v, lr, lr)[2], substeps == 1)
+            old = m
+            m = m + rho1 * (gradient(before(m, v)) - m + back * rho1 * (g - m)) * dt + noises(m, v, lr, lr - dt)[1]
+            at, rest = (old, lr) if integrator == "euler" else (m, lr - dt)
+            ahead_v = v + (back * rho2 * (square - v) if second else 0)
+            step = p(ahead_v) * (at + (rest - back) * rho1 * (g - at)) + theta * before(at, v)
+            x = x - step * dt + noises(at, v, rest, lr - dt)[0]
     return x, m, v
 
 
@@ -196,9 +234,10 @@ def sgd_sde(x, gradient, sigma, normals, lr, theta, *, substeps, curvature=None)
     for k in range(normals.shape[0]):
         for j in range(substeps):
             total = gradient(x) + theta * x
+            noise = math.sqrt(lr) * sigma * math.sqrt(dt) * normals[k, j]
             if curvature is not None:
-                total = total + 0.5 * lr * (curvature + theta) * total
-            x = x - total * dt - math.sqrt(lr) * sigma * math.sqrt(dt) * normals[k, j]
+                total, noise = (a + 0.5 * (lr - dt) * (curvature + theta) * a for a in (total, noise))
+            x = x - total * dt - noise
     return x, None, None
 
 

@@ -31,9 +31,9 @@ LR, THETA = 0.01, 0.1
 def test_quadratic_at_default_settings(optimizer, bound):
     models = ["optimizer", "sde"] + ["malladi2022"] * (optimizer.name in ("rmspropw", "adamw"))
     errors = sl.compare(QUADRATIC, UNIT, optimizer, models, steps=600, paths=8000).errors(confidence=0.99)
-    assert errors.upper["sde"] <= bound
+    assert errors.error_upper["sde"] <= bound
     if "malladi2022" in errors.index:
-        assert errors.lower["malladi2022"] >= 50 * errors.upper["sde"]
+        assert errors.error_lower["malladi2022"] >= 50 * errors.error_upper["sde"]
 
 
 @pytest.mark.parametrize("paths", [pytest.param(32_000, marks=slow), pytest.param(200_000, marks=study)])
@@ -51,11 +51,11 @@ def test_adamw_late_loss_and_bias_corrections(paths, measured):
     for name, asked in (("sequential", "≤ 0.015"), ("euler", "< -0.15 above")):
         low, high = late.loc[name]
         measured(f"limits of the late shift, {name}", f"{low:.3g} to {high:.3g}", asked)
-    measured("upper limit of the error, exponential", float(errors.upper["exponential"]), "≤ 0.008")
+    measured("upper limit of the error, exponential", float(errors.error_upper["exponential"]), "≤ 0.008")
     assert (late.loc["sequential"].abs() <= 0.015).all()
     assert late.loc["euler", "late_shift_upper"] < -0.15  # the noise of the new M reaches X a step late
-    assert errors.upper["exponential"] <= 8e-3
-    assert errors.lower["exponential"] > 4 * errors.upper["sequential"]
+    assert errors.error_upper["exponential"] <= 8e-3
+    assert errors.error_lower["exponential"] > 4 * errors.error_upper["sequential"]
 
 
 @study
@@ -71,7 +71,7 @@ def test_euler_s_late_loss_falls_short_in_proportion_to_eta_and_sequential_s_doe
         late = errors[["late_shift_lower", "late_shift_upper"]]
         measured(f"late shift of sequential at η = {lr:g}", float(errors.late_shift["sequential"]), "limits within 3 %")
         measured(f"late shift of euler at η = {lr:g}", float(errors.late_shift["euler"]), f"limit < {-15 * lr:g}")
-        assert errors.upper.max() <= 2e-3  # over the whole curve the two are alike
+        assert errors.error_upper.max() <= 2e-3  # over the whole curve the two are alike
         assert (late.loc["sequential"].abs() <= max(0.015, 1.5 * lr)).all()
         assert late.loc["euler", "late_shift_upper"] < -15 * lr
         shifts[lr] = errors.late_shift["euler"]
@@ -92,8 +92,8 @@ ADAMW = sl.AdamW(1e-3, 0.99, 0.999)
 def test_the_beginning_of_the_breast_cancer_mlp_with_adamw():
     """150 of the study's 1000 steps, in which the loss falls to a seventh; limits of 1 % there."""
     errors = on_the_mlp(ADAMW, 0.01, 150, ["optimizer", "sde", "malladi2022"])
-    assert errors.upper["sde"] <= 0.03
-    assert errors.lower["malladi2022"] >= 10 * errors.upper["sde"]
+    assert errors.error_upper["sde"] <= 0.03
+    assert errors.error_lower["malladi2022"] >= 10 * errors.error_upper["sde"]
 
 
 @study
@@ -104,11 +104,11 @@ def test_the_beginning_of_the_breast_cancer_mlp_with_adamw():
 )
 def test_breast_cancer_mlp(optimizer, scale, measured):
     errors = on_the_mlp(optimizer, scale, 1000, None)
-    measured("upper limit of the error", float(errors.upper["sde"]), "≤ 0.03")
-    assert errors.upper["sde"] <= 0.03
+    measured("upper limit of the error", float(errors.error_upper["sde"]), "≤ 0.03")
+    assert errors.error_upper["sde"] <= 0.03
     if optimizer.name == "adamw":
-        measured("malladi2022: lower limit of the error", float(errors.lower["malladi2022"]), "≥ 10 times that")
-        assert errors.lower["malladi2022"] >= 10 * errors.upper["sde"]
+        measured("malladi2022: lower limit of the error", float(errors.error_lower["malladi2022"]), "≥ 10 times that")
+        assert errors.error_lower["malladi2022"] >= 10 * errors.error_upper["sde"]
 
 
 @slow
@@ -119,7 +119,7 @@ def test_the_error_of_the_sde_itself_is_of_order_eta():
     for lr in (0.2, 0.1):
         errors = sl.compare(problem, noise, sl.SGD(lr), models, steps=round(2 / lr), paths=20_000).errors()
         found[lr] = errors.error["resolved"]
-        assert errors.lower["resolved"] > 10 * errors.upper["one substep"]
+        assert errors.error_lower["resolved"] > 10 * errors.error_upper["one substep"]
         # for the squared mean: relative error ≈ ηλ²t, whose L2 average over the curve is, exactly,
         t = lr * np.arange(round(2 / lr) + 1)
         curve, truth = np.exp(-2 * t), (1 - lr) ** (2 * t / lr)

@@ -37,7 +37,7 @@ CASES = {
     "lr bool": (lambda: sl.SGD(True), "lr: got True"),
     "lr array": (lambda: sl.SGD(np.ones(2)), "lr: got array"),
     "lr complex": (lambda: sl.SGD(1j), "lr: got 1j"),
-    "lr tiny": (lambda: sl.SGD(1e-60), "lr: got 1e-60, which float32 cannot hold"),
+    "lr tiny": (lambda: sl.SGD(1e-60), "lr: got 1e-60, which float32 cannot represent"),
     "lr complex array": (lambda: sl.SGD(np.array(1j)), "give a real number"),
     "b1 one": (lambda: sl.AdamW(0.1, b1=1.0), "b1: got 1.0; it must lie in [0, 1)"),
     "b2 negative": (lambda: sl.AdamW(0.1, b2=-0.1), "b2: got -0.1"),
@@ -49,11 +49,11 @@ CASES = {
     "schedule": (lambda: sl.SGD(0.1, schedule=0.5), "schedule: got 0.5; give a function"),
     "schedule above one": (
         lambda: compare(optimizer=sl.SGD(0.1, schedule=lambda k: 0.4 * k), steps=9),
-        "schedule: is 1.2",
+        "schedule: got the value 1.2",
     ),
     "schedule in python": (
         lambda: sl.SGD(0.1, schedule=lambda k: 1.0 if k < 3 else 0.5),
-        "schedule: branches on the step in Python",
+        "schedule: its Python code branches on the value of the step",
     ),
     # noise
     "scale zero": (lambda: sl.GaussianNoise(0.0), "scale: got 0.0; the standard deviation must be greater than 0"),
@@ -67,9 +67,12 @@ CASES = {
     ),
     "scale leaf shape": (
         lambda: compare(two_leaves(), sl.GaussianNoise({"a": np.ones(2), "b": np.ones(4)})),
-        "scale: leaf ['b'] has shape (4,), the parameter there has (2, 3)",
+        "scale: leaf ['b'] has shape (4,), but the parameter has shape (2, 3)",
     ),
-    "scale structure": (lambda: compare(two_leaves(), sl.GaussianNoise({"a": 1.0})), "scale: got a pytree of another"),
+    "scale structure": (
+        lambda: compare(two_leaves(), sl.GaussianNoise({"a": 1.0})),
+        "scale: got a pytree whose structure differs",
+    ),
     "scale vector": (lambda: compare(two_leaves(), sl.GaussianNoise([1.0, 2.0])), "the problem has 8 coordinates"),
     "scale and covariance": (
         lambda: sl.GaussianNoise(1.0, covariance=np.eye(2)),
@@ -191,7 +194,7 @@ CASES = {
     # learning rates
     "other lr": (
         lambda: sl.AdamW(0.01, 0.9, 0.99).at_lr(0.2),
-        "lr: got 0.2, at which b1 = -1 is negative; with (1 - b1)/lr = 10 held, lr may be at most 0.1",
+        "lr: got 0.2, which makes b1 = -1 negative, because (1 - b1)/lr = 10 is kept fixed; give an lr of at most 0.1",
     ),
     # the run
     "steps zero": (lambda: compare(steps=0), "steps: got 0; it must be 1 or more"),
@@ -212,11 +215,14 @@ CASES = {
     "seed": (lambda: compare(seed=-1), "seed: got -1"),
     "seed large": (lambda: compare(seed=2**64), "seed: got 18446744073709551616"),
     "devices": (lambda: compare(execution=sl.Execution(devices=[])), "devices: got (); give a number"),
-    "devices many": (lambda: compare(execution=sl.Execution(devices=99)), "devices: got 99; JAX finds 2 (cpu)"),
+    "devices many": (
+        lambda: compare(execution=sl.Execution(devices=99)),
+        "devices: got 99, but JAX finds only 2 (cpu)",
+    ),
     "devices text": (lambda: compare(execution=sl.Execution(devices="cpu")), "devices: got 'cpu'"),
     "devices twice": (
         lambda: compare(execution=sl.Execution(devices=jax.devices()[:1] * 2)),
-        "different ones of jax.local_devices()",
+        "distinct devices from jax.local_devices()",
     ),
     "steps many": (lambda: compare(steps=2**31), "steps: got 2147483648; it must be less"),
     # models
@@ -232,32 +238,32 @@ CASES = {
     "bias correction": (lambda: sl.ClosedForm("sde", bias_correction="none"), "bias_correction: got 'none'"),
     "bias correction of another": (
         lambda: compare(optimizer=sl.SGD(0.1), models=[sl.ClosedForm("sde", bias_correction="discrete")]),
-        "bias_correction: got 'discrete', but sgd corrects no bias; it belongs to the SDEs of adamw.",
+        "bias_correction: got 'discrete', but sgd has no bias correction; leave it out (it applies to the SDEs of",
     ),
-    "sde kind": (lambda: sl.ClosedForm(3), "sde: got 3; give a name, or a function that makes an sl.SDE."),
+    "sde kind": (lambda: sl.ClosedForm(3), "sde: got 3; give a name, or a function that returns an sl.SDE."),
     "empirical samples": (lambda: sl.Empirical(samples=1), "samples: got 1; it must be 2 or more"),
     "empirical substeps": (lambda: sl.Empirical(substeps=0), "substeps: got 0"),
     "empirical increments": (lambda: sl.Empirical(increments="poisson"), "increments: got 'poisson'"),
     "model": (lambda: compare(models=["optimiser"]), "Did you mean 'optimizer'?"),
     "model of another": (
         lambda: compare(optimizer=sl.SGD(0.1), models=["optimizer", "malladi2022"]),
-        "models: 'malladi2022' does not exist for sgd; its models are optimizer, sde",
+        "models: got 'malladi2022', which does not exist for sgd; choose from optimizer, sde",
     ),
-    "models twice": (lambda: compare(models=["sde", "sde"]), "models: got ['sde', 'sde']; name each once"),
+    "models twice": (lambda: compare(models=["sde", "sde"]), "models: got ['sde', 'sde']; give each model once"),
     "models text": (
         lambda: compare(models="sde"),
-        "models: got 'sde' by itself; give a list, for example ['optimizer', 'sde'].",
+        "models: got 'sde', which is not a list; give a list, for example ['optimizer', 'sde'].",
     ),
-    "models empty": (lambda: compare(models=[]), "models: is empty"),
-    "closed form of the empirical": (lambda: sl.ClosedForm("empirical"), "no SDE in closed form; use sl.Empirical()"),
+    "models empty": (lambda: compare(models=[]), "models: got no models"),
+    "closed form of the empirical": (lambda: sl.ClosedForm("empirical"), "an SDE in closed form; use sl.Empirical()"),
     "closed form of the optimizer": (lambda: sl.ClosedForm("optimizer"), "name it in the list of models"),
     "models object alone": (
         lambda: compare(models=sl.Empirical()),
-        "models: got sl.Empirical(...) by itself; give a list, for example ['optimizer', ",
+        "models: got sl.Empirical(...), which is not a list; give a list, for example ['optimizer', ",
     ),
     "models objects twice": (
         lambda: compare(models=[sl.ClosedForm("sde", substeps=2), sl.ClosedForm("sde", substeps=2)]),
-        "models: got ['sde, 2 substeps', 'sde, 2 substeps']; name each once, or give labels: {'mine': sl.ClosedForm(",
+        "models: got ['sde, 2 substeps', 'sde, 2 substeps']; give each model once, or give labels: {'mine': sl.",
     ),
     "models misspelt option": (
         lambda: compare(models=[sl.ClosedForm("sde", integrater="euler")]),
@@ -285,10 +291,10 @@ CASES = {
     # problems
     "curvature nan": (lambda: sl.Quadratic([1.0, NAN]), "curvature: entry (1,) is nan"),
     "curvature infinite": (lambda: sl.Quadratic(INF), "curvature: entry () is inf"),
-    "curvature asymmetric": (lambda: sl.Quadratic([[1.0, 2.0], [0.0, 1.0]]), "curvature: is not symmetric"),
+    "curvature asymmetric": (lambda: sl.Quadratic([[1.0, 2.0], [0.0, 1.0]]), "got a matrix that is not symmetric"),
     "curvature not square": (
         lambda: sl.Quadratic(np.ones((2, 3))),
-        "curvature: got shape (2, 3); a matrix must be square",
+        "curvature: got shape (2, 3); give a square matrix",
     ),
     "curvature cube": (lambda: sl.Quadratic(np.ones((2, 2, 2))), "it must have 0 or 1 or 2 axes"),
     "curvature empty": (lambda: sl.Quadratic([]), "curvature: got an empty array"),
@@ -297,8 +303,8 @@ CASES = {
     "curvature complex": (lambda: sl.Quadratic([1j]), "give real numbers"),
     "curvature none": (lambda: sl.Quadratic(None), "curvature: got None; give real numbers"),
     "curvature ragged": (lambda: sl.Quadratic([[1.0], [1.0, 2.0]]), "curvature: got rows of different lengths"),
-    "curvature huge": (lambda: sl.Quadratic([1e60, 1.0]), "which float32 cannot hold"),
-    "start shape": (lambda: sl.Quadratic([1.0, 2.0], start=[1.0]), "start: got shape (1,); the curvature has 2"),
+    "curvature huge": (lambda: sl.Quadratic([1e60, 1.0]), "which float32 cannot represent"),
+    "start shape": (lambda: sl.Quadratic([1.0, 2.0], start=[1.0]), "start: got shape (1,), but curvature has 2"),
     "start nan": (lambda: sl.Rosenbrock([NAN, 1.0]), "start: entry (0,) is nan"),
     "rosenbrock one": (lambda: sl.Rosenbrock([1.0]), "start: got 1 coordinate"),
     "lam": (lambda: sl.EmbeddedSaddle(lam=0.0), "lam: got 0.0"),
@@ -308,7 +314,7 @@ CASES = {
     ),
     "loss random": (
         lambda: sl.Problem(lambda p: p.sum() * next(COUNTER), jnp.ones(2)),
-        "loss: two calls at the start differ, so it is random",
+        "loss: two calls at the start return different values, so it is random",
     ),
     "loss nan": (lambda: sl.Problem(lambda p: jnp.log(p).sum(), -jnp.ones(2)), "loss: is nan at the start"),
     "loss integer": (lambda: sl.Problem(lambda p: jnp.int32(1), jnp.ones(2)), "loss: returned int32"),
@@ -327,20 +333,20 @@ CASES = {
     ),
     "infimum above": (
         lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum=9),
-        "infimum: got 9.0, above the loss 2",
+        "infimum: got 9.0, which is above the loss 2",
     ),
     "infimum nan": (lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum=NAN), "infimum: got nan"),
     "infimum text": (lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), infimum="0"), "infimum: got '0'"),
     "loss arguments": (
         lambda: sl.Problem(lambda p: p.sum(), jnp.ones(2), np.ones(3)),
-        "It is called as loss(params, data)",
+        "loss: the call loss(params, data) fails",
     ),
     "optimizer class": (lambda: compare(optimizer=sl.SGD), "optimizer: got the class SGD itself"),
     "data text": (lambda: sl.Problem(lambda p, d: p, jnp.ones(2), {"a": "abc"}), "data: "),
     "loss not callable": (lambda: sl.Problem(1.0, jnp.ones(2)), "loss: got 1.0; give a function"),
     "loss per example": (
         lambda: sl.Problem(lambda p, d: (d @ p).mean(), jnp.ones(2), np.ones((5, 2))),
-        "loss: returned shape () for 5 examples; return one loss per example, shape (5,)",
+        "loss: returned shape () for 5 examples; return one loss for each example, with shape (5,)",
     ),
     "data sizes": (
         lambda: sl.Problem(lambda p, d: d[0] @ p, jnp.ones(2), (np.ones((5, 2)), np.ones(4))),
@@ -348,15 +354,15 @@ CASES = {
     ),
     "start integers": (
         lambda: sl.Problem(lambda p: p["a"].sum() * 1.0, {"a": jnp.arange(2)}),
-        "start['a']: is an array of int32; parameters must be floating arrays. Cast it",
+        "start['a']: got an array of int32; parameters must be floating arrays. Cast it",
     ),
     "start key": (
         lambda: sl.Problem(lambda p: p["w"].sum(), {"w": jnp.ones(2), "key": jax.random.key(0)}),
-        "start['key']: is a random key",
+        "start['key']: got a random key",
     ),
     "start old key": (
         lambda: sl.Problem(lambda p: p["w"].sum(), {"w": jnp.ones(2), "key": jax.random.PRNGKey(0)}),
-        "start['key']: is an array of uint32",
+        "start['key']: got an array of uint32",
     ),
     "start without arrays": (lambda: sl.Problem(lambda p: 1.0, {"a": "text"}), "start: has no floating array"),
     "start infinite": (

@@ -143,7 +143,7 @@ def test_starts_and_functions_of_the_users(stop, tmp_path):
     before = compare(**own)
     stop(3, tmp_path, **own)
     for other in (subject(2 * one, one), subject(one, 2 * one)):
-        with pytest.raises(ValueError, match=r"holds another run: code\.optimizer differs\."):
+        with pytest.raises(ValueError, match=r"contains the checkpoint of a different run: code\.optimizer differs\."):
             compare(kept(tmp_path, resume=True), **other)
     anew = subject(one, one)  # as in a new process: the same
     assert_same(compare(kept(tmp_path, resume=True), **anew), before)
@@ -162,7 +162,10 @@ def test_a_loss_has_one_fingerprint_in_every_process():
 def test_another_run_is_refused_by_what_differs(stop, tmp_path):
     stop(6, tmp_path)
     for other, message in (
-        (dict(seed=1), r"holds another run: run\.seed is 0, here 1\. Repeat that run as it was, or give another"),
+        (
+            dict(seed=1),
+            r"the checkpoint of a different run: run\.seed is 0, here 1\. Use the settings of that run, or give",
+        ),
         (dict(steps=22), r"run\.steps is 21, here 22"),
         (dict(paths=51), r"run\.paths is 50, here 51"),
         (dict(execution=kept(tmp_path, resume=True, chunk=30)), r"device\.chunk is 20, here 30"),
@@ -219,7 +222,7 @@ def test_a_damaged_checkpoint_costs_the_time_since_the_one_before(reference, sto
     assert newest not in Store(tmp_path).files()
     for path in Store(tmp_path).files():
         damage(path)
-    with pytest.raises(OSError, match="are damaged, and there is no other; delete the folder and start"):
+    with pytest.raises(OSError, match="are damaged; delete the folder and start"):
         compare(kept(tmp_path, resume=True))
     for path in Store(tmp_path).files():
         path.unlink()
@@ -246,7 +249,7 @@ def test_a_write_that_stops_half_way_leaves_the_one_before(tmp_path, monkeypatch
             raise error
 
     target = os if "fsync" in call else Path
-    expected = pytest.raises(type(error), match="before it is intact" if isinstance(error, OSError) else None)
+    expected = pytest.raises(type(error), match="previous checkpoint is intact" if isinstance(error, OSError) else None)
     with monkeypatch.context() as patch, expected:
         patch.setattr(target, call.split()[-1], fails)
         store.save({"n": np.array(3)}, {})
@@ -277,9 +280,11 @@ print(store.load()[0]["a"].size)
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
     message, files, size = done.stdout.splitlines()
-    assert message.startswith(f"{errno.EFBIG} checkpoint: there is no room left for a checkpoint in {str(tmp_path)!r}")
+    assert message.startswith(
+        f"{errno.EFBIG} checkpoint: there is not enough disk space for a checkpoint in {str(tmp_path)!r}"
+    )
     assert message.endswith(
-        "the checkpoint before it is intact. Make room, then repeat the same run with resume=True (--resume)."
+        "the previous checkpoint is intact. Free some disk space, then rerun with resume=True (--resume)."
     )
     assert files == "['checkpoint-00000001']"
     assert size == "10"
@@ -291,7 +296,7 @@ def test_a_run_on_a_full_disk_goes_on_once_there_is_room(reference, stop, tmp_pa
     files = Store(tmp_path).files()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(OSError, match="no room left for a checkpoint") as caught:
+        with pytest.raises(OSError, match="not enough disk space for a checkpoint") as caught:
             compare(kept(tmp_path, checkpoint_every=2, resume=True))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -316,22 +321,25 @@ def test_folders_that_cannot_be_used(tmp_path):
         compare(kept(tmp_path / "file"))
     with pytest.raises(OSError, match="checkpoint: '/proc/sdelens' cannot be written"):
         compare(kept("/proc/sdelens"))
-    with pytest.raises(OSError, match=r"checkpoint: .* cannot be written \(Not a directory\)"):
+    with pytest.raises(OSError, match=r"checkpoint: .* cannot be written to \(Not a directory\)"):
         compare(kept(tmp_path / "file" / "inside"))
 
 
 def test_options_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every: got 0"):
         compare(kept(tmp_path / "c", checkpoint_every=0))
-    with pytest.raises(ValueError, match=r"resume: got True, but there is no folder for checkpoints; give checkpoint="):
+    with pytest.raises(
+        ValueError,
+        match=r"resume: got True, but this call opens no folder for checkpoints; give a folder as checkpoint=",
+    ):
         compare(kept(resume=True))
-    with pytest.raises(ValueError, match="checkpoint_every: got 3, but there is no folder"):
+    with pytest.raises(ValueError, match="checkpoint_every: got 3, but this call opens no folder"):
         sl.simulate(PROBLEM, NOISE, OPTIMIZER, steps=3, execution=sl.Execution(checkpoint_every=3))
-    with pytest.raises(TypeError, match="checkpoint: got bool; give a folder"):
+    with pytest.raises(TypeError, match="checkpoint: got bool; give the path of a folder"):
         compare(kept(True))
     with (
         sl.keep_checkpoints(tmp_path / "c") as checkpoints,
-        pytest.raises(ValueError, match=r"resume: got True.*give it to keep_checkpoints instead"),
+        pytest.raises(ValueError, match=r"resume: got True.*pass this argument to keep_checkpoints instead"),
     ):
         compare(kept(checkpoints, resume=True))
     assert list(tmp_path.iterdir()) == []
@@ -361,7 +369,7 @@ def test_kept_checkpoints_are_of_one_run(reference, tmp_path):
         assert_same(compare(kept(checkpoints)), reference)  # the first has saved nothing yet
     with sl.keep_checkpoints(tmp_path / "c", every=5) as checkpoints:
         compare(kept(checkpoints))
-        with pytest.raises(ValueError, match=r"holds another run: run\.seed is 0, here 1"):
+        with pytest.raises(ValueError, match=r"contains the checkpoint of a different run: run\.seed is 0, here 1"):
             compare(kept(checkpoints), seed=1)
 
 
@@ -377,7 +385,9 @@ with held_folder("out", sys.argv[1]):
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     with (
         sl.keep_checkpoints(tmp_path / "c"),
-        pytest.raises(BlockingIOError, match=f"another run is writing to '{tmp_path / 'c'}'; wait until it has ended"),
+        pytest.raises(
+            BlockingIOError, match=f"another run is writing to '{tmp_path / 'c'}'; wait until that run has finished"
+        ),
     ):
         compare(kept(tmp_path / "c"))
     out = tmp_path / "out"
@@ -458,7 +468,10 @@ def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
         return shell("compare", *own, *sizes, *options, expect=expect).stderr
 
     refused = command("--out", str(out), expect=2)
-    assert "holds a checkpoint of an unfinished run; go on with it by resume=True (--resume), or delete" in refused
+    assert (
+        "contains the checkpoint of an unfinished run; continue that run with resume=True (--resume), or delete"
+        in refused
+    )
     assert "seed is 0, here 1" in command("--out", str(out), "--resume", "--seed", "1", expect=2)
     with claim_folder(out):
         assert "another run is writing to" in command("--out", str(out), "--resume", expect=2)
@@ -469,7 +482,7 @@ def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
         *(f"rmspropw-quadratic.{s}" for s in ("nc", "png", "pdf", "csv", "tex")),
     }
     assert "holds results already" in command("--out", str(out), "--resume", expect=2)
-    assert "resume: got True, but checkpoints lie in the folder of --out; give one" in command("--resume", expect=2)
+    assert "resume: got --resume without --out; checkpoints are kept in that folder" in command("--resume", expect=2)
     assert_same(sl.load(out / "rmspropw-quadratic.nc"), compare())
 
 

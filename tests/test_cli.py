@@ -120,6 +120,14 @@ SUBJECTS = {
         ("quadratic([1, 2])", "laplace(2) + gaussian(scale=[1, 3])", "momentum(nesterov=True)"),
         lambda: (TWO, sl.LaplaceNoise(2.0) + sl.GaussianNoise([1.0, 3.0]), sl.Momentum(0.01, nesterov=True)),
     ),
+    "a sum for every worker": (
+        ("quadratic([1, 2])", "distributed(gaussian(2) + laplace(2) + uniform, 4)", "signsgd(0.1)"),
+        lambda: (
+            TWO,
+            sl.DistributedNoise(sl.GaussianNoise(2.0) + sl.LaplaceNoise(2.0) + sl.UniformNoise(1.0), 4),
+            sl.SignSGD(0.1),
+        ),
+    ),
     "workers": (
         ("quadratic([1, 2])", "distributed(uniform, workers=8, compression=random-k(0.5))", "rmsprop(b2=0.9)"),
         lambda: (TWO, sl.DistributedNoise(sl.UniformNoise(1.0), 8, sl.RandomK(0.5)), sl.RMSpropW(0.01, 0.9)),
@@ -218,8 +226,18 @@ def test_every_problem_runs_by_name(options):
 def test_dry_run_runs_and_writes_nothing(tmp_path):
     out = tmp_path / "out"
     done = shell("compare", *SMALL, "--dry-run", "--out", str(out))
-    assert re.fullmatch(r"This would take about \d+ s .* MiB in memory, .* MiB of results\.\n", done.stdout)
+    assert re.fullmatch(r"This would take about \d+ s .* MiB of memory, .* MiB of results\.\n", done.stdout)
     assert not out.exists()
+
+
+def test_sweep_needs_a_folder_for_what_it_writes_only_there(tmp_path):
+    grid = ("sweep", "--optimizer", "sgd", "--over", "lr=0.1,0.2", "--dry-run", *SMALL)
+    assert "This would take" in shell(*grid).stdout
+    for option in (("--marginals", "2"), ("--observables", "norm"), ("--keep-paths", "1")):
+        said = f"got {' '.join(option)} without --out; a sweep writes them only to the NetCDF file in that folder."
+        assert said in shell(*grid, *option, expect=2).stderr
+        assert "This would take" in shell(*grid, *option, "--out", str(tmp_path)).stdout
+    assert "over: lr is given twice" in shell(*grid, "--over", "lr=0.3", expect=2).stderr
 
 
 def test_info():
@@ -244,8 +262,9 @@ def test_help_documents_every_option_and_imports_no_jax():
     groups = ("What is run", "Models", "How much is run", "What is recorded", "Where it runs", "Output")
     found = [done.stdout.index(f"─ {group} ─") for group in groups]
     assert found == sorted(found)
-    for name in ("optimizer", "noise", "problem", "models", "steps", "record-every", "chunk", "out", "dry-run"):
-        assert re.search(rf"│ --{name} +<\w+> +\S", done.stdout), f"no help for {name}"
+    for name in ("optimizer", "noise", "problem", "models", "steps", "record-every", "chunk", "out"):
+        assert re.search(rf"│ --{name} +<(text|number|integer|path)> +\S", done.stdout), f"no help for {name}"
+    assert re.search(r"│ --dry-run +Only estimate", done.stdout)
     assert "Steps between records; the start and the last step" in done.stdout  # as sl.Record says
     assert done.stdout.count("sdelens compare --") == 2  # examples
 
@@ -302,6 +321,9 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
     assert programs(theirs)
 
 
+WORKERS = ["minibatch", "distributed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -310,7 +332,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
         (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
         (("--problem", "mlp(mnits)"), "dataset: got 'mnits'"),
         (("--problem", "cnn(heads=2)"), "problem: cnn: got 'heads'; choose one of 'dataset', 'subset'"),
-        (("--problem", "cnn(mnist, data_dir=nowhere)"), "data_dir: there is no folder 'nowhere'"),
+        (("--problem", "cnn(mnist, data_dir=nowhere)"), "data_dir: the folder 'nowhere' does not exist"),
         (("--lr", "-1"), "lr: got -1.0"),
         (("--optimizer", "sgd(b1=0.9)"), "optimizer: sgd: got 'b1'; choose one of 'lr', 'weight_decay'"),
         (("--optimizer", "sgd(lr=0.1)", "--lr", "0.2"), "lr: got 0.1 and 0.2; give one learning rate"),
@@ -320,27 +342,43 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
         (("--optimizer", "optax:lyon"), "Did you mean 'lion'?"),
         (("--optimizer", "optax:sgd(momentm=1)"), "optimizer: sgd: got 'momentm'"),
         (("--optimizer", "optax:sgd(0.1, 0.9)"), "optimizer: sgd has 0.9 without a name"),
-        (("--optimizer", "optax:sgd(nesterov=true)"), "optimizer: got the word 'true'; write True, False or None"),
+        (("--optimizer", "optax:sgd(nesterov=yes)"), "optimizer: got 'yes'; write true or false"),
+        (("--optimizer", "momentum(nesterov=3)"), "nesterov: got 3; give true or false"),
+        (("--optimizer", "adamw(lr=abc)"), "lr: got 'abc'; give a number"),
+        (("--optimizer", "adamw(b1=none)"), "b1: got 'none'; give a number"),
+        (("--optimizer", "adamw(b1=cosine(10))"), "b1: got cosine(...); give a number"),
+        (("--optimizer", "optax:adamw(b1=x)"), "adamw: b1: got 'x'; give a number"),
         (("--optimizer", "optax:sgd(lr=cosine(10))"), "optimizer: sgd takes numbers and words; for lr=cosine(...) use"),
-        (("--optimizer", "optax:contrib.schedule_free"), "optax.contrib.schedule_free does not take these arguments"),
+        (("--optimizer", "optax:contrib.schedule_free"), "optax:contrib.schedule_free needs base_optimizer;"),
         (("--problem", "quadratic(curvature=[1, x])"), "curvature: "),
         (("--models", "optimizer,sdee"), "Did you mean 'sde'?"),
         (("--models", "sde(substep=2)"), "models: sde: got 'substep'; choose one of"),
         (("--models", "sde(2)"), "models: sde has 2; name its options"),
-        (("--models", "optimizer(substeps=2)"), "models: the optimizer takes no options here"),
+        (("--models", "optimizer(substeps=2)"), "models: got optimizer(substeps); write its options in --optimizer"),
         (("--models", "sde(increments=poisson)"), "increments: got 'poisson'"),
         (("--noise", "gaussian([1, 2])"), "scale: got shape (2,); the problem has 5 coordinates"),
         (("--steps", "0"), "steps: got 0"),
-        (("--noise", "student-t"), "noise: student-t: missing a required argument: 'df'"),
+        (("--noise", "student-t"), "noise: student-t needs df; write student-t(df=...)"),
         (("--noise", "gaussian(df=3)"), "noise: gaussian: got 'df'; choose one of 'scale', 'covariance'"),
-        (("--noise", "student-t(df=2)"), "no finite variance"),
-        (("--noise", "gaussian +"), "noise: has an empty part"),
+        (("--noise", "student-t(df=2)"), "student-t noise has no finite variance"),
+        (("--noise", "gaussian +"), "noise: got 'gaussian +'; write something on each side of every '+'"),
         (("--noise", "gaussian(covariance=@nowhere.npy)"), "covariance: there is no file 'nowhere.npy'"),
         (("--noise", "gaussian(1, covariance=[[1]])"), "covariance"),
+        (("--noise", ""), "noise: got ''; give one, as name or name(key=value)"),
         (("--noise", "distributed(gaussian, workers=2, compression=top-k(1))"), "compression: got 'top-k'; choose one"),
-        (("--noise", "distributed(gaussian)"), "noise: distributed: missing a required argument: 'workers'"),
-        (("--optimizer", "adamw(schedule=cosine)"), "schedule: "),
+        (("--noise", "distributed(gaussian)"), "noise: distributed needs workers; write distributed(workers=...)"),
+        (("--noise", "distributed(3, 2)"), "noise: got 3; give a noise law, for example gaussian(scale=1)"),
+        (("--noise", "distributed(gaussian, 2, 3, 4)"), "has 4 values without a name and takes at most 3; name them"),
+        (("--noise", "distributed(gaussian, 2, workers=3)"), "distributed has workers twice, by its place and by its"),
+        (("--optimizer", "adamw(schedule=cosine)"), "schedule: cosine needs steps; write cosine(steps=...)"),
+        (("--optimizer", "adamw(schedule=cosine(1) + cosine(2))"), "give one schedule. Only noise laws can be added"),
         (("--devices", "0"), "devices: got 0"),
+        (("--lr", "0.1", "--lr", "0.2"), "sdelens: lr: got 0.1 and 0.2; give it once"),
+        (("--lr=0.1", "--lr=0.1"), "sdelens: lr: got 0.1 and 0.1; give it once"),
+        (("--dry-run", "--dry-run"), "sdelens: dry-run: was given 2 times; give it once"),
+        (("--lr", "x"), "sdelens: lr: got 'x'; give a number"),
+        (("--steps", "1.5"), "sdelens: steps: got '1.5'; give an integer, for example 100"),
+        (("--resume",), "resume: got --resume without --out; checkpoints are kept in that folder. Add --out FOLDER"),
         (("--out", "/proc/sdelens"), "out: '/proc/sdelens' cannot be written"),
         (("--out", __file__), "is a file; give a folder"),
     ],
@@ -351,6 +389,24 @@ def test_errors_are_one_line_with_the_remedy(arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+    assert not re.search("argument:|positional|keyword|Error|NoneType|\\bstr\\b|\\bint\\b|\\bfloat\\b", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "of_this_kind"),
+    [
+        (("--noise", "distributed(gausian, 2)"), ["gaussian", "student-t", "laplace", "uniform", *WORKERS]),
+        (("--noise", "distributed(gaussian, 2, randomk(1))"), ["random-k", "quantisation", "majority-vote"]),
+        (("--optimizer", "adamw(schedule=cosin(9))"), ["cosine", "polynomial", "warmup"]),
+        (("--optimizer", "adamw(schedule=warmup(9, cosin(9)))"), ["cosine", "polynomial", "warmup"]),
+    ],
+    ids=lambda a: a[1] if isinstance(a, tuple) else "",
+)
+def test_a_misspelt_name_lists_names_of_its_kind_alone(arguments, of_this_kind):
+    said = shell("compare", *arguments, expect=2).stderr
+    listed = re.search("choose one of (.*?)\\. Did you mean '(.*)'", said)
+    assert listed[1].replace("'", "").split(", ") == of_this_kind
+    assert listed[2] == of_this_kind[0]
 
 
 @pytest.mark.slow
@@ -503,7 +559,7 @@ def test_linear_regression_by_name():
         found = sl.theory.overview(subject, sl.MinibatchNoise(2), sl.SGD(0.1), steps=20)
         assert done.stdout.strip() == str(found).strip()
     refused = shell("predict", "--problem", f"{REGRESSION})", "--noise", "minibatch", expect=2)
-    assert "minibatch: missing a required argument: 'batch_size'" in refused.stderr
+    assert "minibatch needs batch_size; write minibatch(batch_size=...)" in refused.stderr
     refused = shell("predict", "--noise", "minibatch(2)", expect=2)
     assert "mini-batches need a problem with examples" in refused.stderr
 

@@ -296,7 +296,7 @@ TABLE = [(name, model) for name, (spec, _, _) in FAMILY.items() for model in sde
 
 @functools.cache
 def sdes_at_the_state():
-    """Drift, and the noise of one Brownian motion after another, of every SDE of TABLE at every rate: one program."""
+    """Drift and noise of every SDE of TABLE at every rate, one Brownian motion or node after another: one program."""
     with jax.enable_x64(True):
         problem = sl.Quadratic(GRADIENT / X, X)
         unit, t = UNIT.bind(problem), Instant(jnp.asarray(0), jnp.asarray(0.0))
@@ -304,11 +304,18 @@ def sdes_at_the_state():
         def of(name, model, lr, y):
             spec, _, noisy = FAMILY[name]
             sde = build_sde(model, problem, unit, spec.at_lr(lr))
-            drift = sde.drift(t, y, jnp.asarray(GRADIENT), {})
+            drift = sde.drift(t, y, jnp.asarray(GRADIENT))
             rows = np.eye(max(math.prod(sde.noise_shape) // len(X), 1))  # Brownian motions of one coordinate
+            weights, step = np.ones(len(rows)), t
+            if sde.squares_increments:  # E over normal increments of a step η, by Gauss-Hermite quadrature
+                nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+                rows, weights, step = nodes[:, None] * np.sqrt(lr), weights / weights.sum() / lr, t._replace(share=1.0)
             motions = [np.outer(row, np.ones(len(X))).reshape(sde.noise_shape) for row in rows]
-            moved = [sde.apply_diffusion(t, y, jnp.asarray(GRADIENT), jnp.asarray(motion)) for motion in motions]
-            noises = [[jnp.broadcast_to(getattr(m, part), X.shape) for part in noisy] for m in moved]
+            moved = [sde.apply_diffusion(step, y, jnp.asarray(GRADIENT), jnp.asarray(motion)) for motion in motions]
+            noises = [
+                [np.sqrt(w) * jnp.broadcast_to(getattr(m, part), X.shape) for part in noisy]
+                for w, m in zip(weights, moved, strict=True)
+            ]
             return {part: getattr(drift, part) for part in ("x", "m", "v") if getattr(y, part) is not None}, noises
 
         states = {name: jax.tree.map(np.asarray, state) for name, (_, state, _) in FAMILY.items()}
@@ -452,7 +459,7 @@ def test_a_study_takes_any_coordinate_wise_optimizer():
     study = sl.weak_order(sl.Quadratic([2.0], start=[1.5]), UNIT, optimizer, [0.1, 0.05, 0.025], 0.8, paths=500)
     assert study.slopes().loc[("empirical", "resolved", "all")].slope == pytest.approx(1, abs=0.3)
     line = sl.Quadratic([2.0], start=[1.5])
-    with pytest.raises(ValueError, match="models other than 'sde' need paths"):
+    with pytest.raises(ValueError, match="it supports only the model 'sde'"):
         sl.weak_order(line, UNIT, sl.SignSGD(0.1), [0.1, 0.05, 0.025], 0.8, ["empirical"], method="kernel")
 
 

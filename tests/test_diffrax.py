@@ -228,8 +228,8 @@ BAD = {
         "solver: ShARK is for additive noise",
     ),
     "additive sign": ({"solver": diffrax.SRA1()}, sl.SignSGD(0.1), "solver: SRA1 is for additive noise"),
-    "start": ({"start": [1.0]}, sl.SGD(0.1), "start: got shape (1,); the parameter there has shape (3,)"),
-    "zero": ({}, sl.AdamW(0.1), "start: V starts at 0, and adamw's SDE divides by √V"),
+    "start": ({"start": [1.0]}, sl.SGD(0.1), "start: got shape (1,); give an array of the parameter's shape (3,)"),
+    "zero": ({}, sl.AdamW(0.1), "start: V starts at 0, where the SDE of adamw divides by √V"),
     "bias": ({"bias_correction": "none"}, sl.AdamW(0.1), "bias_correction: got 'none'"),
 }
 
@@ -243,7 +243,7 @@ def test_bad_input_is_refused(options, optimizer, message):
 
 def test_terms_and_starts_refuse_what_is_missing():
     bridge = sl.to_diffrax(PROBLEM, NOISE, sl.SGD(0.1), start=lambda key: jax.random.normal(key, (3,)))
-    with pytest.raises(ValueError, match="key: is missing"):
+    with pytest.raises(ValueError, match="key: got None"):
         bridge.y0()
     with pytest.raises(ValueError, match="a VirtualBrownianTree needs both"):
         bridge.terms(jax.random.key(0), horizon=1.0)

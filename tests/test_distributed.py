@@ -22,7 +22,7 @@ from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.noise.distributed._quantisation import normal_rounding
 from sdelens.noise.distributed._vote import vote
 from sdelens.sdes import build_sde
-from sdelens.shell.case_options import build_subject
+from sdelens.shell.case_options import SubjectOptions
 from tests.checks import stepped
 
 LIMIT = 4.5
@@ -295,7 +295,7 @@ def test_the_sde_tracks_workers_with_mini_batches():
         (sl.DistributedNoise(sl.MinibatchNoise(8), 4, sl.RandomK(0.25)), sl.SGD(0.05)),
     ):
         errors = sl.compare(problem, noise, optimizer, ["optimizer", "sde"], steps=20, paths=128).errors()
-        assert errors.upper["sde"] <= 1e-2
+        assert errors.error_upper["sde"] <= 1e-2
 
 
 def test_descriptions_labels_and_batches():
@@ -430,7 +430,7 @@ def test_the_sde_tracks_the_optimizer(name):
     problem = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0)
     distributed = sl.DistributedNoise(noise, workers, compression)
     errors = sl.compare(problem, distributed, optimizer, ["optimizer", "sde"], steps=200, paths=10_000).errors()
-    assert errors.upper["sde"] <= 1e-2
+    assert errors.error_upper["sde"] <= 1e-2
 
 
 def both(noise, optimizer, problem=PROBLEM):
@@ -472,9 +472,9 @@ def test_the_shell_builds_it(text, workers, compression):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("distributed(gaussian, compression=random-k(0.25))", "noise: distributed: missing .*'workers'"),
-        ("distributed(gaussian, 2, random-k)", "compression: random-k: missing .*'keep'"),
-        ("distributed(gaussian, 2, top-k)", "compression: got 'top-k'; choose one of"),
+        ("distributed(gaussian, compression=random-k(0.25))", "noise: distributed needs workers; write distributed"),
+        ("distributed(gaussian, 2, random-k)", "compression: random-k needs keep; write random-k"),
+        ("distributed(gaussian, 2, top-k)", "compression: got 'top-k'; choose one of 'random-k', .*-vote'.$"),
         ("distributed(gaussian, 2, keep=0.5)", "noise: distributed: got 'keep'; choose one of"),
     ],
 )
@@ -484,7 +484,7 @@ def test_the_shell_says_what_is_missing(text, message):
 
 
 def from_the_shell(noise):
-    return build_subject({"optimizer": "signsgd", "problem": "quadratic", "noise": noise}).noise
+    return SubjectOptions(optimizer="signsgd", noise=noise).build().noise
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ class HalvedSDE(sl.OptimizerSDE):
     uses: ClassVar[str] = "root"
     optimizer: Halved
 
-    def drift(self, t, y, grad, advanced):
+    def drift(self, t, y, grad):
         return sl.State(-0.5 * grad - self.optimizer.decay_rate * y.x)
 
     def apply_diffusion(self, t, y, grad, dW):
@@ -82,7 +82,7 @@ def test_an_optimizer_a_law_and_a_rule_from_outside_run_everywhere(toys):
             "family: got 'sdg'; choose one of sgd",
         ),
         (lambda: sl.declare_noise(sl.NoiseDeclaration("laplace", "", "", Wide)), "already"),
-        (lambda: sl.register_sdes(sl.SGD, {"sde": HalvedSDE}), "SGD has an SDE 'sde' already"),
+        (lambda: sl.register_sdes(sl.SGD, {"sde": HalvedSDE}), "got 'sde', which is already the name of an SDE of SGD"),
         (lambda: sl.register_sdes(Wide, {"sde": HalvedSDE}), "optimizer: got <class"),
         (lambda: sl.scaling.add_rule(sl.scaling.RULES["linear"]), "already"),
     ],

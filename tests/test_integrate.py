@@ -82,25 +82,26 @@ def test_integrators_equal_the_references(name, model, integrator, substeps):
     common = (gradient, SIGMA, normals(math.prod(noise_shape))[:, :substeps], LR, THETA)
     v0 = gradient(START) ** 2 + SIGMA**2
     schemes = {"integrator": integrator, "substeps": substeps}
+    hessian = CURVATURE if model == "second-order" else None
     expected = {
-        "rmspropw second-order": lambda: references.second_order_rmspropw_sde(
-            START, v0, *common, B2, EPS, substeps=substeps
+        "rmspropw with noise": lambda: references.full_noise_rmspropw_sde(
+            START, v0, *common, B2, EPS, substeps=substeps, curvature=hessian
         ),
-        "adamw second-order": lambda: references.second_order_adamw_sde(START, *common, B1, B2, EPS, **schemes),
+        "adamw with noise": lambda: references.full_noise_adamw_sde(
+            START, *common, B1, B2, EPS, **schemes, curvature=hessian
+        ),
         "momentum": lambda: references.momentum_sde(START, *common, B1, nesterov=False, **schemes),
         "nesterov": lambda: references.momentum_sde(START, *common, B1, nesterov=True, **schemes),
         "signum": lambda: references.signum_sde(START, *common, B1, B1, substeps=substeps),
         "lion": lambda: references.signum_sde(START, *common, B1, B2, substeps=substeps),
         "adagrad": lambda: references.adagrad_sde(START, np.full(3, 0.3), *common, EPS, substeps=substeps),
-        "sgd": lambda: references.sgd_sde(
-            START, *common, substeps=substeps, curvature=CURVATURE if model == "second-order" else None
-        ),
+        "sgd": lambda: references.sgd_sde(START, *common, substeps=substeps, curvature=hessian),
         "signsgd": lambda: references.signsgd_sde(START, *common, substeps=substeps),
         "rmspropw": lambda: references.rmspropw_sde(START, v0, *common, B2, EPS, substeps=substeps, earlier=earlier),
         "adamw": lambda: references.adamw_sde(
             START, *common, B1, B2, EPS, integrator=integrator, substeps=substeps, earlier=earlier
         ),
-    }[f"{name} {model}" if model == "second-order" and name != "sgd" else name]()
+    }[f"{name} with noise" if model in ("full-noise", "second-order") and name != "sgd" else name]()
     for ours, theirs in zip(y[:3], expected, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
@@ -119,14 +120,15 @@ def test_both_bias_corrections(exponential):
 
 
 def test_at_equal_steps_the_scheme_is_the_algorithm_noise_included():
-    """Of the optimizers that are linear in g, for five paths in float32."""
+    """Of the optimizers that are linear in g, and of RMSprop's and Adam's SDEs with the noise of V, in float32."""
     problem = sl.Quadratic(CURVATURE, START)
     noise, begin = sl.GaussianNoise(SIGMA).bind(problem), Start(problem.start)
-    linear = [OPTIMIZERS[name] for name in ("sgd", "momentum", "nesterov")]
-    algorithms = [Discrete(problem, noise, optimizer, begin, problem.layout) for optimizer in linear]
-    schemes = [EulerMaruyama(build_sde("sde", problem, noise, optimizer), LR, begin) for optimizer in linear]
-    states = stepped([*algorithms, *schemes], 10, range(5))
-    for algorithm, scheme in zip(states[:3], states[3:], strict=True):
+    named = dict.fromkeys(("sgd", "momentum", "nesterov"), "sde") | dict.fromkeys(("rmspropw", "adamw"), "full-noise")
+    chosen = [OPTIMIZERS[name] for name in named]
+    algorithms = [Discrete(problem, noise, optimizer, begin, problem.layout) for optimizer in chosen]
+    sdes = [build_sde(model, problem, noise, o) for o, model in zip(chosen, named.values(), strict=True)]
+    states = stepped([*algorithms, *(EulerMaruyama(sde, LR, begin) for sde in sdes)], 10, range(5))
+    for algorithm, scheme in zip(states[: len(chosen)], states[len(chosen) :], strict=True):
         assert algorithm.x.dtype == np.float32
         np.testing.assert_allclose(algorithm.x[-1], scheme.x[-1], rtol=1e-4, atol=1e-5)
 
@@ -146,7 +148,7 @@ def test_the_earlier_sde_differs_in_v_and_the_look_ahead_alone():
         y = sl.State(jnp.asarray(START), jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 2.0, 3.0]), jnp.array(0))
         grad = problem.evaluate(y.x)[1]
         t = Instant(jnp.array(5), jnp.array(5 * LR))
-        a, b = jax.jit(lambda y: (later.drift(t, y, grad, {}), earlier.drift(t, y, grad, {})))(y)
+        a, b = jax.jit(lambda y: (later.drift(t, y, grad), earlier.drift(t, y, grad)))(y)
         np.testing.assert_allclose(a.m, b.m)
         np.testing.assert_allclose(a.v - b.v, (1 - B2) / LR * np.asarray(grad) ** 2)
         gamma1, gamma2 = 1 - B1**6, 1 - B2**6

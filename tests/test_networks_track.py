@@ -50,9 +50,9 @@ def injected(name, optimizer, steps, **fewer):
 def test_injected_noise_at_first(name, optimizer):
     """Fifty steps on 64 examples: upper limits of 0 to 0.2 % (measured), of the earlier SDE errors of 9 and 42 %."""
     errors = injected(name, optimizer, 50, subset=64)
-    assert errors.loc["sde", "upper"] < 0.02
+    assert errors.loc["sde", "error_upper"] < 0.02
     if optimizer != "signsgd":
-        assert errors.loc["malladi2022", "lower"] > 2 * errors.loc["sde", "upper"]
+        assert errors.loc["malladi2022", "error_lower"] > 2 * errors.loc["sde", "error_upper"]
 
 
 @study
@@ -60,11 +60,11 @@ def test_injected_noise_at_first(name, optimizer):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_injected_noise(name, optimizer, measured):
     errors = injected(name, optimizer, 100)
-    measured("upper limit of the error", float(errors.loc["sde", "upper"]), "< 0.02")
-    assert errors.loc["sde", "upper"] < 0.02
+    measured("upper limit of the error", float(errors.loc["sde", "error_upper"]), "< 0.02")
+    assert errors.loc["sde", "error_upper"] < 0.02
     if optimizer != "signsgd":
-        measured("malladi2022: lower limit", float(errors.loc["malladi2022", "lower"]), "> 2 times that")
-        assert errors.loc["malladi2022", "lower"] > 2 * errors.loc["sde", "upper"]
+        measured("malladi2022: lower limit", float(errors.loc["malladi2022", "error_lower"]), "> 2 times that")
+        assert errors.loc["malladi2022", "error_lower"] > 2 * errors.loc["sde", "error_upper"]
 
 
 MODELS = ["optimizer", "sde"]
@@ -77,7 +77,7 @@ def test_mini_batches_on_few_digits(optimizer):
     problem, noise = sl.network("mlp", "digits", subset=256, width=8, depth=1), sl.MinibatchNoise(32, refresh=10)
     run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=200, paths=192, record=sl.Record(every=10))
     row = run.errors(confidence=0.975).loc["sde"]
-    assert run.errors().loc["sde", "upper"] < 0.02
+    assert run.errors().loc["sde", "error_upper"] < 0.02
     low, high = (1.0, 1.45) if optimizer == "rmspropw" else (0.8, 1.25)
     assert low < row.spread_lower
     assert row.spread_upper < high
@@ -94,7 +94,7 @@ def test_mini_batches_on_all_digits(optimizer, measured):
     problem = sl.network("mlp", "digits", width=32, depth=1)
     noise = sl.MinibatchNoise(32, refresh=1 if optimizer == "signsgd" else 10)
     run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=300, paths=192, record=sl.Record(every=10))
-    row, upper = run.errors(confidence=0.975).loc["sde"], float(run.errors().loc["sde", "upper"])
+    row, upper = run.errors(confidence=0.975).loc["sde"], float(run.errors().loc["sde", "error_upper"])
     low, high = (1.0, 1.45) if optimizer == "rmspropw" else (0.8, 1.25)
     measured("upper limit of the error", upper, "< 0.01")
     measured("limits of the spread", f"{row.spread_lower:.3g} to {row.spread_upper:.3g}", f"{low} to {high}")
@@ -114,10 +114,10 @@ def test_mini_batches_on_some_digits(name, optimizer, refresh, paths, measured):
     noise = sl.MinibatchNoise(32, refresh=refresh)
     run = sl.compare(problem, noise, MINIBATCH[optimizer], MODELS, steps=300, paths=paths, record=sl.Record(every=10))
     row = run.errors().loc["sde"]
-    measured("error, lower limit", f"{row.error:.3g}, {row.lower:.3g}", "< 0.01, < 0.005")
+    measured("error, lower limit", f"{row.error:.3g}, {row.error_lower:.3g}", "< 0.01, < 0.005")
     measured("limits of the spread", f"{row.spread_lower:.3g} to {row.spread_upper:.3g}", "meet 0.8 to 1.25")
     assert row.error < 0.01
-    assert row.lower < 0.005
+    assert row.error_lower < 0.005
     assert row.spread_lower < 1.25
     assert row.spread_upper > 0.8
 
@@ -133,7 +133,7 @@ def diagonal_covariance(problem, steps, refresh):
 def test_independent_noise_misses_the_spread_on_few_digits():
     """The mean loss is 1.5 to 4.3 % off where the exact covariance is right, the spread half of it."""
     found = diagonal_covariance(sl.network("mlp", "digits", subset=256, width=8, depth=1), 200, 20)
-    assert found.lower > 0.01
+    assert found.error_lower > 0.01
     assert found.spread_upper < 0.8
 
 
@@ -141,9 +141,9 @@ def test_independent_noise_misses_the_spread_on_few_digits():
 def test_independent_noise_misses_the_spread(measured):
     """Σ's diagonal alone: the mean loss is 1.7 % off where the exact covariance is right, the spread half of it."""
     found = diagonal_covariance(sl.network("mlp", "digits", width=32, depth=1), 300, 30)
-    measured("lower limit of the error", float(found.lower), "> 0.01")
+    measured("lower limit of the error", float(found.error_lower), "> 0.01")
     measured("upper limit of the spread", float(found.spread_upper), "< 0.8")
-    assert found.lower > 0.01
+    assert found.error_lower > 0.01
     assert found.spread_upper < 0.8
 
 
@@ -154,7 +154,7 @@ def test_an_epoch_s_noise_nearly_cancels():
     noise = sl.MinibatchNoise(16, replacement=False)
     errors = sl.compare(problem, noise, sl.SGD(0.02), steps=160, paths=128, record=sl.Record(every=16)).errors()
     assert errors.loc["sde", "spread_lower"] > 2
-    assert errors.loc["sde", "upper"] < 0.02
+    assert errors.loc["sde", "error_upper"] < 0.02
 
 
 @study

@@ -382,7 +382,7 @@ def test_the_optimizer_itself_runs_under_noise_without_a_covariance():
 
 
 def test_a_second_moment_that_is_infinite_is_no_start():
-    with pytest.raises(ValueError, match="v0: is 'second-moment', but student-t noise has no finite variance"):
+    with pytest.raises(ValueError, match="v0: got 'second-moment', but student-t noise has no finite variance"):
         sl.simulate(ONE, HEAVY, sl.RMSpropW(0.01), "optimizer", steps=2, paths=8)
 
 
@@ -393,4 +393,4 @@ def test_signsgd_tracks_under_heavy_tails(df):
     problem = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0)
     noise = sl.StudentTNoise([1.0, 0.5, 1.0, 2.0], df)
     errors = sl.compare(problem, noise, sl.SignSGD(0.01), steps=600, paths=20_000, record=sl.Record(every=5)).errors()
-    assert errors.upper["sde"] <= 1e-2
+    assert errors.error_upper["sde"] <= 1e-2

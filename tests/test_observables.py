@@ -122,11 +122,11 @@ def test_distances_of_one_law_and_of_another():
     [
         ("norm", "got the text 'norm'"),
         (["accuracy"], "observables: got 'accuracy'; choose one of 'norm'"),
-        ({"norm": lambda p: 1.0}, "the name is taken"),
+        ({"norm": lambda p: 1.0}, "the name belongs to an observable"),
         ({"mine": 3}, "got int"),
         ({"mine": lambda p: p["x"]}, "fails at the start"),
         ({"mine": lambda p: 1.0 if p[0] > 0 else 0.0}, "cannot be compiled"),
-        ({3: len}, "got 3 for a name"),
+        ({3: len}, "got 3, which is not a name"),
         (len, "give a list of names"),
         ({"mine": lambda p: 1j * p[0]}, "returned complex64"),
         ({"mine": lambda p: jnp.log(p[0] - 1)}, "is -inf at the start"),
@@ -211,9 +211,9 @@ def test_gradients_in_another_precision(dtype):
 
 
 def test_float64_needs_the_switch():
-    with pytest.raises(ValueError, match="float64 is off in JAX"):
+    with pytest.raises(ValueError, match="float64, which is disabled in JAX"):
         sl.network("mlp", dtype="float64")
-    with pytest.raises(ValueError, match="float64 is off in JAX"):
+    with pytest.raises(ValueError, match="float64, which is disabled in JAX"):
         sl.Problem(lambda p: jnp.sum(p**2), np.ones(2, np.float32), gradient_dtype="float64")
     with jax.enable_x64(True):
         wide = sl.network("mlp", subset=40, width=4, depth=2, dtype="float64")

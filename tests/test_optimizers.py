@@ -71,7 +71,9 @@ def test_lion_s_weight_of_the_gradient_is_no_memory_and_adagrad_s_sum_has_no_rat
     assert sl.Signum(0.1, 0.8).at_lr(0.05).b1 == pytest.approx(0.9)
     assert sl.Momentum(0.1, 0.8, nesterov=True).at_lr(0.05).nesterov
     assert sl.Adagrad(0.1).at_lr(0.1).lr == 0.1
-    with pytest.raises(ValueError, match=r"lr: got 0.05 for an Adagrad of 0.1; its sum of squares .* Build sl.Adagrad"):
+    with pytest.raises(
+        ValueError, match=r"lr: got 0.05 for an Adagrad with lr = 0.1. Its sum of squares .* Build an sl.Adagrad"
+    ):
         sl.Adagrad(0.1).at_lr(0.05)
 
 

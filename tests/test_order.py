@@ -88,7 +88,7 @@ def test_kernels_of_signsgd_against_enumeration(sigma, start, horizon, lrs):
 
 def test_a_sign_too_steep_for_any_grid_goes_to_paths():
     problem, noise, spec = sl.Quadratic([1.0], start=[0.5]), sl.GaussianNoise(1e-5), sl.SignSGD(0.1)
-    with pytest.raises(ValueError, match=r"method: got 'kernel', but E sign\(g\) varies within"):
+    with pytest.raises(ValueError, match=r"method: got 'kernel', but E sign\(g\) changes sign within"):
         sl.weak_order(problem, noise, spec, LRS, 0.4, times=1, method="kernel")
     study = sl.weak_order(problem, noise, spec, LRS, 0.4, times=1, paths=50, substeps=4)
     assert study.info["method"] == "coupled"
@@ -120,7 +120,7 @@ CORRELATED = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(covariance=[[1.0, 0.5], 
 
 
 def test_kernels_refuse_correlated_noise():
-    with pytest.raises(ValueError, match="method: got 'kernel', but the problem is not separable"):
+    with pytest.raises(ValueError, match="method: got 'kernel', but it supports only problems that separate"):
         sl.weak_order(*CORRELATED, LRS, 0.8, method="kernel")
 
 
@@ -234,7 +234,7 @@ def test_the_report_the_table_and_the_figure(tmp_path):
     study = sl.weak_order(LINE, UNIT, sl.SignSGD(0.1), LRS, 0.8)
     text = str(study)
     assert "SignSGD on quadratic, d = 1" in text
-    assert "agreement there says nothing of the SDE" in text
+    assert "agreement there says nothing about the SDE" in text
     study.export(tmp_path / "a.csv")
     assert len(pd.read_csv(tmp_path / "a.csv")) == len(study.table)
     for ending in ("png", "pdf", "svg"):
@@ -249,13 +249,13 @@ def order(optimizer=None, lrs=(0.2, 0.1, 0.05), horizon=0.8, models=None, proble
 
 
 BAD = {
-    "few": (lambda: order(lrs=[0.2, 0.1]), "lrs: got 2 of them; a slope with an interval needs three or more"),
+    "few": (lambda: order(lrs=[0.2, 0.1]), "lrs: got 2 of them; give three or more"),
     "increasing": (lambda: order(lrs=[0.05, 0.1, 0.2]), "lrs: got [0.05, 0.1, 0.2]; give decreasing learning rates"),
     "equal": (lambda: order(lrs=[0.1, 0.1, 0.05]), "give decreasing learning rates"),
     "negative": (lambda: order(lrs=[0.2, 0.1, -0.1]), "lrs[2]: got -0.1; it must be greater than 0"),
     "beta": (
         lambda: order(sl.AdamW(0.1, 0.5, 0.9), lrs=[0.4, 0.2, 0.1]),
-        "lrs: got 0.4, at which ηρ > 1 and a β would be negative; with this optimizer's ρ the largest legal η is 0.2",
+        "lrs: got 0.4, at which ηρ > 1 and a β would be negative; with this optimizer's ρ give learning rates of at",
     ),
     "horizon": (
         lambda: order(horizon=0.1),
@@ -263,33 +263,42 @@ BAD = {
     ),
     "one lr": (lambda: order(lrs=0.1), "lrs: got 0.1; give a list of decreasing learning rates"),
     "lrs text": (lambda: order(lrs="0.2,0.1"), "lrs: got '0.2,0.1'; give a list"),
-    "one path": (lambda: order(paths=1), "paths: got 1; a standard error needs 2 or more"),
+    "one path": (lambda: order(paths=1), "paths: got 1; give 2 or more"),
     "functions list": (lambda: order(functions=[abs]), "give a mapping from names to functions of the parameters"),
     "no functions": (lambda: order(functions={}), "functions: got {}; give a mapping"),
-    "function all": (lambda: order(functions={"all": lambda p: p[0]}), "functions: the name 'all' stands for all"),
-    "times": (lambda: order(horizon=0.5), "it must be whole for every lr. Change the horizon (to"),
-    "model": (lambda: order(models=["malladi2022"]), "models: 'malladi2022' does not exist for sgd; its"),
-    "models text": (lambda: order(models="sde"), "models: got 'sde' by itself; give a list"),
+    "function all": (
+        lambda: order(functions={"all": lambda p: p[0]}),
+        "functions: got the name 'all', which stands for all",
+    ),
+    "times": (
+        lambda: order(horizon=0.5),
+        "the number of steps must be a whole number for every lr. Change the horizon (to",
+    ),
+    "model": (lambda: order(models=["malladi2022"]), "models: got 'malladi2022', which does not exist for sgd; choose"),
+    "models text": (lambda: order(models="sde"), "models: got 'sde', which is not a list; give a list"),
     "models twice": (
         lambda: order(models=["sde", "sde"]),
-        "models: got ['sde', 'sde']; name each once, or give labels",
+        "models: got ['sde', 'sde']; give each model once, or give labels",
     ),
-    "no models": (lambda: order(models=[]), "models: is empty; choose from"),
-    "the optimizer": (lambda: order(models=["optimizer", "sde"]), "models: got 'optimizer'; name SDEs alone"),
+    "no models": (lambda: order(models=[]), "models: got no models; choose from"),
+    "the optimizer": (lambda: order(models=["optimizer", "sde"]), "models: got 'optimizer'; give only SDEs"),
     "substeps of a model": (
         lambda: order(models=[sl.ClosedForm("sde", substeps=8)]),
-        "models: 'sde, 8 substeps' has 8 substeps; give substeps to weak_order itself",
+        "models: 'sde, 8 substeps' has 8 substeps; use the argument substeps of weak_order",
     ),
     "sampled coefficients": (
         lambda: order(models=[sl.Empirical(samples=16)]),
-        "models: 'empirical, 16 samples' has sampled coefficients, which no Brownian path joins to the optimizer",
+        "models: 'empirical, 16 samples' has sampled coefficients, so it has no Brownian path in common with",
     ),
     "substeps": (lambda: order(substeps=6), "substeps: got 6; give a multiple of 4"),
     "method": (lambda: order(method="exact"), "method: got 'exact'"),
-    "kernel": (lambda: order(method="kernel"), "method: got 'kernel', but sgd is not signsgd; use 'coupled'"),
+    "kernel": (
+        lambda: order(method="kernel"),
+        "method: got 'kernel', but it supports only SignSGD, not sgd; use method='coupled'",
+    ),
     "kernel start": (
         lambda: order(sl.SignSGD(0.1), method="kernel", start=lambda key: jax.random.normal(key, (1,))),
-        "but the start is random",
+        "but it does not support a random start",
     ),
     "increments": (lambda: order(models=[sl.ClosedForm(increments="poisson")]), "increments: got 'poisson'"),
     "integrator": (lambda: order(models=[sl.ClosedForm(integrator="heun")]), "integrator: got 'heun'"),
@@ -297,7 +306,7 @@ BAD = {
     "function of NumPy": (lambda: order(functions={"x": lambda p: float(p[0])}), "functions['x']: cannot be compiled"),
     "diverges": (
         lambda: order(problem=sl.Quadratic([1e6], start=1e30), lrs=[0.2, 0.1, 0.05], substeps=4, paths=4),
-        "diverge, and expectations mean nothing; begin lower",
+        "diverge, so expectations are not defined; give smaller learning rates",
     ),
     "some diverge": (
         lambda: order(problem=sl.EmbeddedSaddle(start=(1.5, 1.5)), noise=sl.GaussianNoise(4.0), paths=4000, substeps=4),

@@ -79,10 +79,10 @@ def test_values_are_joined_in_order_and_failures_told_to_all():
     assert isinstance(own, OSError)
     for error in others:
         assert isinstance(error, ProcessError)
-        assert str(error) == "process 2 of 3 failed: the disk is full. The others stop."
+        assert str(error) == "process 2 of 3 failed: the disk is full. All other processes stop."
     assert together(groups, lambda g: g.combine("b", b"x", b"".join)) == [b"xxx"] * 3  # the next run is another one
     first, *rest = together(groups, lambda g: g.wait(f"part {g.index // 2}"))
-    assert "process 2 is at 'part 1', process 0 at 'part 0'" in str(first)
+    assert "process 2 is at 'part 1', but process 0 is at 'part 0'" in str(first)
     assert all(isinstance(error, ProcessError) for error in rest)
     groups[1]._links[0].close()
     for group, error in zip(groups, together(groups, lambda g: g.wait("the end")), strict=True):
@@ -99,7 +99,7 @@ def test_a_process_that_falls_silent_is_lost(monkeypatch):
     time.sleep(1.0)
     lost = together(groups, Group.check)  # both fall silent here; the first to notice closes the connection
     assert all(isinstance(error, ProcessError) for error in lost)
-    assert any("of 2 is lost (nothing was heard of it for" in str(error) for error in lost), lost
+    assert any("of 2 is lost (it has not sent anything for" in str(error) for error in lost), lost
 
 
 def test_those_who_do_not_arrive_are_named():
@@ -111,9 +111,9 @@ def test_those_who_do_not_arrive_are_named():
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
         for future in (first, second):
-            with pytest.raises(OSError, match=r"processes: 2 of 3 did not arrive within 0.5 s"):
+            with pytest.raises(OSError, match=r"processes: 2 of 3 did not connect within 0.5 s"):
                 future.result()
-    with pytest.raises(OSError, match=f"no process 0 answers at 127.0.0.1:{port} within 0.2 s"):
+    with pytest.raises(OSError, match=f"process 0 did not answer at 127.0.0.1:{port} within 0.2 s"):
         reached("127.0.0.1", port, 2, 1, time.monotonic() + 0.2, 0.2)
 
 
@@ -122,8 +122,8 @@ def test_those_who_do_not_arrive_are_named():
     [
         (("node", 2, 0), "give host:port"),
         (("node:70000", 2, 0), "give host:port"),
-        (("node:7000", None, 0), "num_processes: is missing"),
-        (("node:7000", 2, 2), "process_id: got 2; of 2 processes it is 0 to 1"),
+        (("node:7000", None, 0), "num_processes: got None"),
+        (("node:7000", 2, 2), "process_id: got 2; with 2 processes it must be from 0 to 1"),
         (("auto", 2, None), "leave them out"),
     ],
 )
@@ -211,7 +211,9 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path):
     assert message.count("\n") == 1
 
     execution = sl.Execution(checkpoint=out / "checkpoint", resume=True)
-    with pytest.raises(ValueError, match="holds a run of several processes, and this is one"):
+    with pytest.raises(
+        ValueError, match="contains the checkpoint of a run with several processes, but this run has one"
+    ):
         sl.compare(PROBLEM, NOISE, OPTIMIZER, steps=2, execution=execution)
     slurm = dict(SLURM_JOB_ID=str(free_port(61440) - 61440), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2")
     both = [start(i, "--coordinator=auto", **slurm, SLURM_PROCID=str(i), SLURM_LOCALID="0") for i in range(2)]

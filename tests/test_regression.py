@@ -163,8 +163,8 @@ def test_the_models_of_every_optimizer_run_on_it(samples, optimizer):
     subject = problem(samples)
     result = sl.compare(subject, sl.MinibatchNoise(4), optimizer, steps=30, paths=512)
     errors = result.merge(sl.theory.predict(subject, sl.MinibatchNoise(4), optimizer, steps=30)).errors()
-    assert errors.upper["sde"] < 0.2
-    assert errors.upper["prediction"] < 0.2
+    assert errors.error_upper["sde"] < 0.2
+    assert errors.error_upper["prediction"] < 0.2
     assert "mini-batch (B = 4) noise" in result.title()
     assert ("linear regression (30 examples)" in result.title()) == (samples == 30)
 
@@ -198,10 +198,10 @@ def test_larger_batches():
     [
         (
             lambda: sl.LinearRegression([[1.0, 2.0], [2.0, 1.0]], 0.1),
-            "design_covariance: is not positive semi-definite",
+            "design_covariance: got a matrix that is not positive semi-definite",
         ),
         (lambda: sl.LinearRegression([[1.0, 2.0]], 0.1), "design_covariance: got shape"),
-        (lambda: sl.LinearRegression([-1.0, 2.0], 0.1), "lowest eigenvalue -1"),
+        (lambda: sl.LinearRegression([-1.0, 2.0], 0.1), "smallest eigenvalue -1"),
         (lambda: sl.LinearRegression([1.0], -0.1), "label_noise: got -0.1"),
         (lambda: sl.LinearRegression([1.0, 1.0], 0.1, solution=[1.0]), "solution: got shape"),
         (lambda: sl.LinearRegression([1.0, 1.0], 0.1, start=[1.0]), "start: got shape"),

@@ -158,9 +158,23 @@ def test_figure_of_one_model_and_of_an_unknown_format(tmp_path):
     alone = sl.simulate(PROBLEM, NOISE, OPTIMIZER, **SIZES)
     assert len(alone.plot().axes) == 1
     assert "sde" in str(alone)
-    with pytest.raises(ValueError, match=r"path: got .*; end it in one of"):
+    with pytest.raises(ValueError, match=r"path: got .*; its suffix must be one of"):
         alone.plot(tmp_path / "f.xyz")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_the_numbers_in_long_form_are_those_of_the_table(result):
+    """Every quantity of every model once, with limits exactly where the table has columns of them."""
+    from sdelens.results.quantities import QUANTITIES, columns
+
+    long, wide = result.statistics(), result.errors()
+    assert list(long.index) == [(model, name) for model in wide.index for name in QUANTITIES]
+    for (model, name), row in long.iterrows():
+        found = [wide.loc[model].get(column, np.nan) for column in columns(name)]
+        np.testing.assert_array_equal(row.to_numpy(), np.asarray(found, float))
+    assert wide.diverged.dtype == int
+    long.iloc[:] = 0.0  # a copy
+    assert result.errors().error["sde"] == wide.error["sde"]
 
 
 def test_labels_of_ones_own_and_their_errors():
@@ -201,7 +215,7 @@ def test_the_optimizer_is_known_under_any_label(tmp_path):
 
 def test_an_infimum_above_the_losses_is_noticed(of_an_own_loss):
     told = [str(warning.message) for warning in of_an_own_loss[1]]
-    assert any("infimum: was given as 1, but the mean loss" in text for text in told)
+    assert any("infimum: got 1, but the mean loss" in text for text in told)
 
 
 def test_a_schedule_that_holds_the_learning_rate_itself_is_noticed():
@@ -248,7 +262,7 @@ def test_late_errors_without_an_infimum_are_relative_to_the_whole_curve():
     """Two models equal in law, on a plateau: without the infimum the late loss is no yardstick of its own."""
     problem = sl.Problem(lambda p: (p**2).sum() / 2 + 3, np.ones(2))
     errors = sl.compare(problem, NOISE, sl.SGD(0.05), steps=600, paths=256, record=sl.Record(every=10)).errors()
-    assert errors.late_upper["sde"] < 0.1
+    assert errors.late_error_upper["sde"] < 0.1
 
 
 @pytest.mark.parametrize(

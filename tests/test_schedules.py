@@ -106,7 +106,7 @@ def test_h_multiplies_drift_and_diffusion_of_x_and_leaves_the_accumulators(name)
         def parts(x, m, grad, dw, sdes=(ours, plain)):
             y = sdes[0].init(x)
             y = y._replace(m=None if y.m is None else m, v=None if y.v is None else 0.5 + m**2)
-            return [(sde.drift(t, y, grad, {}), sde.apply_diffusion(t, y, grad, dw)) for sde in sdes]
+            return [(sde.drift(t, y, grad), sde.apply_diffusion(t, y, grad, dw)) for sde in sdes]
 
         for scheduled, constant in zip(*parts(x, m, grad, dw), strict=True):
             np.testing.assert_allclose(scheduled.x, 0.3 * np.asarray(constant.x), rtol=1e-5)

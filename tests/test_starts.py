@@ -129,14 +129,18 @@ def test_adam_that_starts_settled_corrects_no_bias():
 
 
 BAD = {
-    "shape": (sl.SGD(0.1), [1.0, 2.0], "start: got shape (2,); the parameter there has shape (3,)"),
-    "structure": (sl.SGD(0.1), {"w": np.ones(3)}, "start: got dict; the parameter there has shape (3,)"),
+    "shape": (sl.SGD(0.1), [1.0, 2.0], "start: got shape (2,); give an array of the parameter's shape (3,)"),
+    "structure": (sl.SGD(0.1), {"w": np.ones(3)}, "start: got dict; give an array of the parameter's shape (3,)"),
     "not finite": (sl.SGD(0.1), np.array([1.0, np.nan, 0.0]), "start: has entries that are not finite"),
-    "constant function": (sl.SGD(0.1), lambda key: jnp.ones(3), "start: returned the same parameters for two keys"),
+    "constant function": (
+        sl.SGD(0.1),
+        lambda key: jnp.ones(3),
+        "start: the function returned the same parameters for two keys",
+    ),
     "random by itself": (
         sl.SGD(0.1),
         lambda key: np.random.rand(3),
-        "start: returned other parameters for the same key",
+        "start: the function returned different parameters for the same key",
     ),
     "optax's state": (sl.AdamW(0.1), sl.AdamW(0.1).to_optax().init(jnp.ones(3)), "start: got tuple; give parameters"),
     "text": (sl.SGD(0.1), "1,2,3", "start: got str"),
@@ -160,7 +164,11 @@ BAD = {
     ),
     "adam without m": (sl.AdamW(0.1), sl.State(None, v=np.ones(3), count=3), "give m, v and count together"),
     "count": (sl.AdamW(0.1), sl.State(None, np.zeros(3), np.ones(3), -1), "start.count: got -1"),
-    "count of another": (sl.RMSpropW(0.1), sl.State(None, v=np.ones(3), count=1), "start.count: rmspropw corrects no"),
+    "count of another": (
+        sl.RMSpropW(0.1),
+        sl.State(None, v=np.ones(3), count=1),
+        "start.count: rmspropw has no bias correction",
+    ),
 }
 
 

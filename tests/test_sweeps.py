@@ -71,7 +71,7 @@ def test_optax_transformations_are_swept_over_lr_where_they_are_functions_of_it(
     found = sweep({"lr": [0.1, 0.2]}, sl.FromOptax(optax.sgd, 0.3), ["optimizer"])
     alone = sl.compare(PROBLEM, NOISE, sl.FromOptax(optax.sgd, 0.2), ["optimizer"], **SIZES)
     np.testing.assert_array_equal(found.at(lr=0.2).dataset.loss_mean, alone.dataset.loss_mean)
-    with pytest.raises(ValueError, match="give FromOptax a function from lr"):
+    with pytest.raises(ValueError, match="build FromOptax from a function of lr"):
         sweep({"lr": [0.1]}, sl.FromOptax(optax.sgd(0.1), 0.1), ["optimizer"])
 
 
@@ -103,13 +103,13 @@ def test_a_specification_is_rebuilt_as_it_was(specification):
     ("over", "says"),
     [
         ({"lrr": [0.1]}, "over: got 'lrr'; choose one of 'lr', 'b1', .*'noise.scale'.*Did you mean 'lr'"),
-        ({"lr": [0.1, -1.0]}, "the point lr=-1 is refused: lr: got -1.0; it must be greater than 0"),
-        ({"noise.scale": [1.0, 0.0]}, "the point noise.scale=0 is refused: scale: got 0.0"),
-        ({"problem.curvature": [[1.0]], "lr": [0.1]}, "the point problem.curvature=#0, lr=0.1 is refused"),
-        ({"lr": []}, r"over\['lr'\]: is empty"),
-        ({"lr": [0.1, 0.1]}, r"over\['lr'\]: has 0.1 twice"),
+        ({"lr": [0.1, -1.0]}, "the point lr=-1 cannot be run: lr: got -1.0; it must be greater than 0"),
+        ({"noise.scale": [1.0, 0.0]}, "the point noise.scale=0 cannot be run: scale: got 0.0"),
+        ({"problem.curvature": [[1.0]], "lr": [0.1]}, "the point problem.curvature=#0, lr=0.1 cannot be run"),
+        ({"lr": []}, r"over\['lr'\]: got an empty list"),
+        ({"lr": [0.1, 0.1]}, r"over\['lr'\]: got 0.1 twice"),
         ({"lr": 0.1}, r"over\['lr'\]: got 0.1; give a list"),
-        ({}, "over: got {}; give values by name"),
+        ({}, "over: got {}; give a mapping from names"),
     ],
 )
 def test_a_bad_grid_is_refused_before_anything_runs(over, says, monkeypatch):
@@ -244,7 +244,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(whole, after, tmp_path, monkey
         patch.setattr(grid, "progress_bar", bar)
         with pytest.raises(Interrupted):
             sweep(over, execution=sl.Execution(checkpoint=tmp_path / "run", checkpoint_every=3))
-        with pytest.raises(ValueError, match=r"another run: .*over.lr is \[0.1, 0.2, 0.3\], here \[0.1, 0.2\]"):
+        with pytest.raises(ValueError, match=r"a different run: .*over.lr is \[0.1, 0.2, 0.3\], here \[0.1, 0.2\]"):
             sweep({"lr": [0.1, 0.2]}, execution=sl.Execution(checkpoint=tmp_path / "run", resume=True))
         reported.clear()
         after = 0

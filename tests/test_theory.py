@@ -151,7 +151,7 @@ def test_one_step_of_signsgd_on_a_normal_cloud_is_exact(case):
 
 def exact_cloud(problem, noise, lr, mean, variance):
     """Mean and variance after one step of SignSGD's closure from a normal law with these."""
-    from sdelens.theory._moments import linear_gradient
+    from sdelens.theory._linear import linear_gradient
 
     x, xx = after_one_step(linear_gradient(problem, noise.bind(problem)), lr, np.float32(mean), np.float32(variance))
     return np.asarray(x), np.asarray(xx)
@@ -165,6 +165,66 @@ def after_one_step(model, lr, mean, variance):
     y = Moments(mean, variance if model.curvature.ndim == 1 else jnp.diag(variance))
     y = advance(model, sl.SignSGD(lr), y, 0)
     return y.x, diagonal(y.xx)
+
+
+def test_a_law_given_by_its_functions_has_the_fourth_moment_of_the_named_one():
+    """Laplace noise as functions: E X⁴ = 24; a law with a tail of index 3.5 has none."""
+    from sdelens.theory._linear import linear_gradient
+
+    def of(cdf, ppf, **numbers):
+        return linear_gradient(PROBLEM, sl.SymmetricNoise(cdf, ppf, scale=0.5, **numbers).bind(PROBLEM))
+
+    def cdf(s):
+        return jnp.where(s < 0, 0.5 * jnp.exp(-jnp.abs(s)), 1 - 0.5 * jnp.exp(-jnp.abs(s)))
+
+    def ppf(u):
+        return jnp.sign(u - 0.5) * -jnp.log(2 * jnp.minimum(u, 1 - u))
+
+    def pdf(s):
+        return 0.5 * jnp.exp(-jnp.abs(s))
+
+    x = PROBLEM.start
+    laplace = linear_gradient(PROBLEM, sl.LaplaceNoise(0.5).bind(PROBLEM))
+    own = of(cdf, ppf, variance=2.0, pdf=pdf)
+    given = of(cdf, ppf, variance=2.0, pdf=pdf, fourth_moment=24.0)
+    for model in (own, given):
+        moments = (m.square_moments(x, 2 * x, x**2, jnp.full_like(x, 0.5)) for m in (laplace, model))
+        for expected, found in zip(*moments, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    def heavy(s):  # P(|X| > s) = (1 + |s|)^{-3.5}
+        tail = 0.5 * (1 + jnp.abs(s)) ** -3.5
+        return jnp.where(s < 0, tail, 1 - tail)
+
+    def inverse(u):
+        return jnp.sign(u - 0.5) * ((2 * jnp.minimum(u, 1 - u)) ** (-1 / 3.5) - 1)
+
+    none = of(heavy, inverse, variance=8 / 15, pdf=lambda s: 1.75 * (1 + jnp.abs(s)) ** -4.5)
+    assert np.isinf(none.noise.excess_kurtosis(x)).all()
+
+
+@pytest.mark.parametrize(("dim", "batch"), [(1, 2), (5, 2), (2, 4)])
+def test_signs_of_mini_batches_of_a_sample(dim, batch):
+    """E sign and its covariance with x, against 100 000 mini-batches at normal x.
+
+    Bounds hold the approximation, 0.03 of the mean and 0.2 of the covariance, and five standard errors.
+    """
+    from sdelens.theory._linear import linear_gradient
+
+    problem = sl.LinearRegression(np.ones(dim), 0.5, samples=20)
+    features, labels = (np.asarray(a, float) for a in (problem.features, problem.labels))
+    rng, draws = np.random.default_rng(dim + batch), 100_000
+    mean, root = np.asarray(problem.minimiser, float) + 0.2, 0.3 * rng.standard_normal((dim, dim))
+    x = mean + rng.standard_normal((draws, dim)) @ root.T
+    chosen = rng.integers(0, 20, (draws, batch))
+    residuals = np.einsum("nbd,nd->nb", features[chosen], x) - labels[chosen]
+    sign = np.sign(np.einsum("nb,nbd->nd", residuals, features[chosen]))
+    model = linear_gradient(problem, sl.MinibatchNoise(batch).bind(problem))
+    found = model.signs(jnp.asarray(mean, float), jnp.asarray(root @ root.T, float))
+    assert np.abs(sign.mean(axis=0) - found.mean).max() < 0.03 + 5 / np.sqrt(draws)
+    together = sign.T @ (x - mean) / draws
+    sd = np.sqrt((root**2).sum(axis=1).max())
+    assert np.abs(found.jacobian @ (root @ root.T) - together).max() < 0.2 * sd + 5 * sd / np.sqrt(draws)
 
 
 def test_a_schedule_multiplies_the_learning_rate():
@@ -209,7 +269,7 @@ def test_a_prediction_joins_a_simulation(tmp_path, run):
     for merged in (both, turned):
         errors = merged.errors()
         assert errors.error["prediction"] < 0.1
-        assert 0 <= errors.lower["prediction"] <= errors.upper["prediction"]
+        assert 0 <= errors.error_lower["prediction"] <= errors.error_upper["prediction"]
         assert errors.diverged["prediction"] == 0
         assert merged.info["run"]["paths"] == 300
     np.testing.assert_allclose(both.errors().loc["sde"], run.errors().loc["sde"])
@@ -278,7 +338,7 @@ def test_what_cannot_be_predicted_says_why():
         with pytest.raises(ValueError, match="student-t noise has no finite variance here"):
             predict(noise=sl.StudentTNoise(1.0, 2), optimizer=optimizer)
     big = sl.Quadratic(np.ones(2001, np.float32))
-    with pytest.raises(ValueError, match="v0: is 'second-moment'"):
+    with pytest.raises(ValueError, match="v0: got 'second-moment'"):
         predict(noise=sl.StudentTNoise(1.0, 2), optimizer=sl.RMSpropW(0.1))
     with pytest.raises(ValueError, match="2001 coupled coordinates"):
         _coupled(big)
@@ -290,7 +350,7 @@ def test_what_cannot_be_predicted_says_why():
 
 def _coupled(problem):
     from sdelens.noise.gaussian import VaryingMatrix
-    from sdelens.theory._moments import linear_gradient
+    from sdelens.theory._linear import linear_gradient
 
     return linear_gradient(problem, VaryingMatrix(lambda x: jnp.eye(2001), "identity"))
 

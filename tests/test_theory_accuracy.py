@@ -69,7 +69,7 @@ def case(name, problem, noise, optimizer, bound, *marks):
 )
 def test_the_closure_follows_20_000_paths(problem, noise, optimizer, bound, measured):
     """Upper 99 % limits of the relative L2 error of the mean-loss curve, Monte-Carlo noise removed."""
-    upper = against_paths(problem, noise, optimizer, 20_000, 0.99).upper
+    upper = against_paths(problem, noise, optimizer, 20_000, 0.99).error_upper
     measured("upper limit of the relative error", float(upper), f"≤ {bound:g}")
     assert upper <= bound
 
@@ -88,7 +88,7 @@ def test_the_closure_follows_20_000_paths(problem, noise, optimizer, bound, meas
 )
 def test_the_closure_of_coupled_coordinates_follows_4000_paths(problem, noise, optimizer):
     """The same bound of 2 %, which 4000 paths resolve."""
-    assert against_paths(problem, noise, optimizer, 4000, 0.99).upper <= 2e-2
+    assert against_paths(problem, noise, optimizer, 4000, 0.99).error_upper <= 2e-2
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_the_closure_of_coupled_coordinates_follows_4000_paths(problem, noise, o
 def test_sgd_is_predicted_exactly(problem, noise, measured):
     """The error is not distinguishable from 0: a one-sided test at 99.9 % in each of four cases."""
     errors = against_paths(problem, noise, SGD, 20_000, 0.999)
-    measured("lower limit of the relative error", float(errors.lower), "0")
-    measured("upper limit of the relative error", float(errors.upper), "< 0.01")
-    assert errors.lower == 0
-    assert errors.upper < 0.01
+    measured("lower limit of the relative error", float(errors.error_lower), "0")
+    measured("upper limit of the relative error", float(errors.error_upper), "< 0.01")
+    assert errors.error_lower == 0
+    assert errors.error_upper < 0.01
 
 
 CURVATURE, SIGMA = np.array([0.5, 1.0, 2.0, 5.0]), np.array([1.0, 0.5, 1.0, 2.0])

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # From batch 256 to 1024
 #
-# Four times the batch: what become learning rate, b1, b2, eps, weight decay, steps and warm-up? One call gives all of
-# them, with the reason for each. Then both batch sizes are simulated, to see what the rule keeps and what every
-# omission costs.
+# How do learning rate, b1, b2, eps, weight decay, steps and warm-up change if the batch is four times as large? One
+# call computes all of them and gives the reason for each. Then both batch sizes are simulated, to show what the rule
+# preserves and how large the error is if a part of it is omitted.
 
 # %%
 import dataclasses
@@ -24,7 +24,7 @@ new = sl.scaling.rescale(small, 4, steps=10_000, warmup=500, clip_norm=1.0)
 print(new)
 
 # %% [markdown]
-# The same from the shell, without JAX:
+# The same from the shell, where JAX is not needed:
 #
 # ```sh
 # sdelens scale adamw --lr 2e-3 --b1 0.98 --b2 0.998 --weight-decay 0.5 --batch 256 --to 1024 --steps 10000 --warmup 500
@@ -35,9 +35,9 @@ print(new)
 # %% [markdown]
 # ## Does it hold?
 #
-# `verify` runs both batch sizes and compares them at equal numbers of samples. Noise dominates here from the start:
-# |∂f| is half the noise of the larger batch or less. Beside the full rule, what is left of it without some of its
-# parts.
+# `verify` runs both batch sizes and compares them at equal numbers of training examples. Noise dominates here from the
+# start: |∂f| is at most half the noise of the larger batch. The full rule is compared with variants in which some of
+# its parts are omitted.
 
 # %%
 full = new.optimizer
@@ -52,19 +52,19 @@ noise = sl.GaussianNoise(scale=1.0)
 found = sl.scaling.verify(problem, noise, small, 4, variants, steps=3000, paths=1024)
 print(found)
 
-# %% alt="Mean loss at equal numbers of samples: the full rule on the smaller batch's curve, each omission off it"
+# %% alt="Mean loss at equal numbers of examples: the full rule follows the smaller batch, rules without a part do not"
 found.plot()
 
 # %% [markdown]
-# ## Where it does not
+# ## Where it does not hold
 #
-# Started far away, the gradient dominates, and Adam's step no longer grows with √B. The table says so in advance: the
-# error *expected* from the signal-to-noise ratio is large.
+# Far from the minimum, the gradient dominates, and Adam's step no longer grows with √B. The table shows this in
+# advance: the error *expected* from the signal-to-noise ratio is large.
 
 # %%
 far = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=[8.0, 4.0, 2.0, 0.8])
 print(sl.scaling.verify(far, noise, small, 4, {"full rule": full}, steps=3000, paths=512))
 
 # %% [markdown]
-# So measure the regime of your own run first: [is my run noise-dominated?](noise_dominated.md) All rules by name, with
-# their sources and with what they keep, are on the page of [scaling](../scaling.md).
+# Therefore measure the regime of your own run first: [is my run noise-dominated?](noise_dominated.md) The page on
+# [scaling](../scaling.md) lists all rules with their sources and with what they preserve.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your own Flax model
 #
-# Any model whose parameters are a pytree fits: split it into structure and parameters, and let the loss put them
-# together again. This page uses `flax.nnx`, and says at the end what to write for `flax.linen` and Equinox.
+# Any model whose parameters are a pytree can be used: split it into structure and parameters, and merge them in the
+# loss. This page uses `flax.nnx`; the last section shows what to write for `flax.linen`, Equinox and Haiku.
 
 # %%
 import os
@@ -19,9 +19,9 @@ import sdelens as sl
 # %% [markdown]
 # ## The model and its data
 #
-# A small network for handwritten digits, bundled with scikit-learn; 96 of them, equally many of each class as far as
-# that goes. No dropout and no batch norm: a loss must be deterministic, and an example's loss must not depend on the
-# others. Both are refused with a message.
+# The model is a small network for the handwritten digits of scikit-learn. It uses 96 of them, as equally distributed
+# over the classes as possible. Dropout and batch normalisation cannot be used, because a loss must be deterministic,
+# and the loss of an example must not depend on the other examples. Both are refused with a message.
 
 # %%
 images, digits = sl.load_dataset("digits", subset=96)
@@ -54,12 +54,12 @@ problem = sl.Problem(loss, params, (images, digits), infimum=0.0)
 # %% [markdown]
 # ## Adam and its SDE under real mini-batches
 #
-# What else should be recorded is a function of the parameters: here the accuracy.
+# Further quantities are recorded as functions of the parameters; here it is the accuracy.
 
 
 # %%
 def accuracy(params):
-    """The share of digits that are recognised."""
+    """The share of digits that are classified correctly."""
     return jnp.mean(jnp.argmax(nnx.merge(structure, params)(images), axis=1) == digits)
 
 
@@ -73,7 +73,7 @@ result = sl.compare(
 )
 print(result)
 
-# %% alt="Mean loss of Adam on the digits, its SDE on top of it, and the earlier SDE below both"
+# %% alt="Mean loss of Adam on the digits: the curve of its SDE coincides, and that of the earlier SDE lies below"
 result.plot()
 
 # %% alt="Mean accuracy of Adam and its SDEs"
@@ -82,7 +82,7 @@ result.of("accuracy").plot()
 # %% [markdown]
 # ## Any optimizer of optax
 #
-# An SDE need not be known in closed form: of any optax transformation it is made from the update itself.
+# The SDE need not be known in closed form: for any optax transformation it is computed from the update.
 
 # %%
 import optax
@@ -97,5 +97,5 @@ print(sl.compare(problem, sl.MinibatchNoise(16), mine, steps=100, paths=32, reco
 # - Equinox: the module itself is the pytree: `sl.Problem(loss, model, data)` with `jax.vmap(model)(x)` in the loss.
 # - Haiku: `params = model.init(key, images)`, and `model.apply(params, None, x)`.
 #
-# For ready-made networks there is [`sl.network`](../networks.md); [any optimizer](../any-optimizer.md) has the method
-# and how well it tracks.
+# [`sl.network`](../networks.md) provides ready-made networks. The page on [any optimizer](../any-optimizer.md)
+# describes the method and its accuracy.

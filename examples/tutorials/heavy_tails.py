@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Heavy tails
 #
-# Gradients of large models can have tails so heavy that their noise has no variance, or not even a mean. SGD then has
-# no SDE and no finite loss; SignSGD has both. Student's t with ν degrees of freedom goes from Cauchy noise (ν = 1) to
-# the normal law (ν → ∞).
+# The noise of gradients can have such heavy tails that it has no variance, or not even a mean. SGD then has no SDE and
+# no finite mean loss; SignSGD has both. Student's t with ν degrees of freedom covers the range from Cauchy noise (ν =
+# 1) to the normal law (ν → ∞).
 
 # %%
 import os
@@ -25,7 +25,8 @@ sizes = dict(steps=2000, paths=2000, record=sl.Record(every=20))
 # %% [markdown]
 # ## SGD
 #
-# Its SDE is driven by a Brownian motion with the noise's covariance. There is none, and so it is refused:
+# The SDE of SGD is driven by a Brownian motion with the covariance of the noise. Cauchy noise has no covariance, so
+# that the SDE is refused:
 
 # %%
 try:
@@ -34,8 +35,8 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# The optimizer itself can be run. The median path looks harmless; the mean over paths goes where the single largest
-# draw takes it.
+# The optimizer itself can be run. The median of the loss over paths is small, but the mean is determined by the single
+# largest draw.
 
 # %%
 sgd = sl.simulate(problem, cauchy, sl.SGD(lr=0.01), "optimizer", **sizes)
@@ -45,7 +46,8 @@ print("median loss", float(last.loss_quantile.sel(quantile=0.5)), " mean loss", 
 # %% [markdown]
 # ## SignSGD
 #
-# It only asks for E sign(∇f + Z), which every law has. Its SDE tracks under Cauchy noise as it does under normal noise:
+# The SDE of SignSGD needs only the law of sign(∇f + Z), whose moments always exist. It tracks the optimizer under
+# Cauchy noise as well as under normal noise:
 
 # %%
 results = {}
@@ -55,9 +57,10 @@ for df in (1, 2, 5):
 results["normal"] = sl.compare(problem, sl.GaussianNoise(1.0), sl.SignSGD(lr=0.01), **sizes)
 for name, result in results.items():
     row = result.errors().loc["sde"]
-    print(f"{name:8} error {100 * row.error:.2f} %, 99 % limits {100 * row.lower:.2f} to {100 * row.upper:.2f} %")
+    limits = f"{100 * row.error_lower:.2f} to {100 * row.error_upper:.2f} %"
+    print(f"{name:8} error {100 * row.error:.2f} %, 99 % limits {limits}")
 
-# %% alt="Mean loss under normal and Student t noise: SignSGD settles for every law, its SDE on top; SGD's mean jumps"
+# %% alt="Mean loss under normal and Student t noise: SignSGD and its SDE agree for every law; the mean of SGD jumps"
 colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 with plt.style.context(STYLE):
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
@@ -73,9 +76,10 @@ with plt.style.context(STYLE):
     axes.legend()
 
 # %% [markdown]
-# ## What is left at rest
+# ## Stationary loss
 #
-# The loss at rest follows from one number of the law, its density at 0. Predicted, beside the last quarter of the runs:
+# The stationary loss depends on the law mainly through its density at 0. The predictions are compared with the mean
+# loss over the last quarter of the runs:
 
 # %%
 for name, result in results.items():
@@ -88,13 +92,13 @@ for name, result in results.items():
 # %% [markdown]
 # ## Are my gradients heavy-tailed?
 #
-# `gradient_noise` fits ν with limits, through the normal law (κ = 1/ν = 0), and says what a sign is worth: above 1, a
-# batch of signs knows the gradient better than a mean does.
+# `gradient_noise` estimates κ = 1/ν with limits, where κ = 0 is the normal law, and the efficiency of a sign. If it is
+# above 1, signs give a better estimate of the gradient than a mean does.
 
 # %%
 gradients = 0.1 + np.random.default_rng(0).standard_t(3, (400, 50))
 print(sl.gradient_noise(gradients, batch_size=1))
 
 # %% [markdown]
-# The laws and their formulas are on the page of the [method](../method.md), several workers that vote on signs on that
-# of [distributed training](../distributed.md).
+# The page on the [method](../method.md) gives the laws and their formulas, and the page on
+# [distributed training](../distributed.md) describes several workers that vote on signs.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Is my run noise-dominated?
 #
-# The square-root rule for another batch size holds where the noise of the gradient outweighs the gradient. Adam's own
-# moments say whether that is so: a checkpoint is enough, and no gradient is computed. Here a small PyTorch model is
-# trained, saved early and late, and both checkpoints are diagnosed.
+# The square-root rule for another batch size holds if the noise of the gradient is larger than the gradient. Whether
+# this is so can be computed from Adam's moments: a checkpoint is sufficient, and no gradient is computed. Here a small
+# PyTorch model is trained, checkpoints are saved early and late in training, and both are diagnosed.
 
 # %%
 import torch
@@ -14,11 +14,11 @@ from sdelens.torch import watch
 # %% [markdown]
 # ## A run
 #
-# A two-layer network on digits, batches of 32, AdamW.
+# A two-layer network is trained on the digits with AdamW and batches of 32.
 
 # %%
 torch.manual_seed(0)
-torch.set_num_threads(1)  # what so small a model is fastest with
+torch.set_num_threads(1)  # fastest for such a small model
 images, digits = sl.load_dataset("digits")
 x = torch.tensor(images.reshape(len(images), -1) / 16.0, dtype=torch.float32)
 y = torch.tensor(digits.astype("int64"))
@@ -27,7 +27,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
 
 
 def train(steps):
-    """That many steps on batches drawn at random."""
+    """Train for the given number of steps on random batches."""
     for _ in range(steps):
         batch = torch.randint(len(x), (32,))
         optimizer.zero_grad()
@@ -36,7 +36,7 @@ def train(steps):
 
 
 def save(name):
-    """A checkpoint as one writes it: model and optimizer."""
+    """Save a usual checkpoint, with model and optimizer."""
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, name)
 
 
@@ -50,35 +50,35 @@ save("late.pt")
 # %% [markdown]
 # ## Early in training
 #
-# Files are read with `weights_only=True`: nothing in them is executed.
+# Files are read with `weights_only=True`, so that no code in them is executed.
 
 # %%
 print(sl.diagnose("early.pt", batch_size=32))
 
 # %% [markdown]
-# ## Late
+# ## Late in training
 #
-# Adam's second moment remembers 1/(1 − b2) steps, here a hundred. A second checkpoint of the same run, fifty steps
-# earlier, removes what is older: `earlier=` diagnoses the steps between them alone.
+# Adam's second moment averages over about 1/(1 − b2) steps, here a hundred. With a second checkpoint of the same run,
+# fifty steps earlier, the older steps can be removed: `earlier=` diagnoses only the steps between the two checkpoints.
 
 # %%
 late = sl.diagnose("late.pt", batch_size=32, earlier="late-50.pt")
 print(late)
 
 # %% [markdown]
-# What to read off: SNR is ‖∇f‖/√tr Σ for one batch, and √δ times that at δ times the batch. It is the *larger* batch
-# that must be noise-dominated. The verdict says for each ratio whether the square-root rule keeps the course, with the
-# error it lets expect.
+# SNR is ‖∇f‖/√tr Σ for one batch, and √δ times as large at δ times the batch. The *larger* batch must be
+# noise-dominated. The verdict says for each ratio whether the square-root rule preserves the trajectory, and gives the
+# expected error.
 
 # %%
 print("the rule holds up to a batch", late.largest_ratio, "times as large")
 {ratio: (late.holds(ratio), late.expected_error(ratio)) for ratio in (2, 4, 16)}
 
 # %% [markdown]
-# ## A second opinion, from gradients
+# ## A check with gradients
 #
-# At rest a run undoes its own steps, and moments then show too little signal. Fresh gradients at one point do not
-# have that fault: `watch` gathers them from backward passes that you make anyway.
+# In the stationary phase, successive steps compensate each other, and the moments then show too little signal. Fresh
+# gradients at one point do not have this bias: `watch` collects them from backward passes.
 
 # %%
 with watch(model, batch_size=32) as noise:
@@ -88,5 +88,5 @@ with watch(model, batch_size=32) as noise:
 print(noise.result())
 
 # %% [markdown]
-# Next: [from batch 256 to 1024](batch_size.md). How far to trust a reading is on the page of
-# [diagnosis](../diagnosis.md), and what is estimated from gradients on that of [gradient noise](../gradient-noise.md).
+# Next: [from batch 256 to 1024](batch_size.md). The page on [diagnosis](../diagnosis.md) says how reliable the
+# estimates are, and the page on [gradient noise](../gradient-noise.md) says what is estimated from gradients.

@@ -16,7 +16,7 @@ from jax import Array
 
 from sdelens.cases.starts import Start, start_of
 from sdelens.core.compilation import compiler_options, quick
-from sdelens.noise import AbstractNoise
+from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import FORMAT
@@ -46,13 +46,13 @@ class Case:
     """
 
     problem: AbstractProblem
-    noise: AbstractNoise
+    noise: NoiseLaw
     optimizer: Any
     start: Start
 
     @classmethod
     def checked(
-        cls, problem: Any, noise: Any, optimizer: Any, start: Any, steps: int, bound: AbstractNoise | None = None
+        cls, problem: Any, noise: Any, optimizer: Any, start: Any, steps: int, bound: NoiseLaw | None = None
     ) -> "Case":
         """The case of a user's arguments; `bound` is the noise if it is already bound to the problem.
 
@@ -140,8 +140,8 @@ class Estimate:
     def __str__(self) -> str:
         """One readable line."""
         return (
-            f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of them compiling), "
-            f"{self.memory_bytes / 2**20:.0f} MiB in memory, {self.result_bytes / 2**20:.1f} MiB of results"
+            f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of it for compilation), "
+            f"{self.memory_bytes / 2**20:.0f} MiB of memory, {self.result_bytes / 2**20:.1f} MiB of results"
         )
 
 
@@ -153,7 +153,7 @@ def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
     """
     for name, value, kind, hint in (
         ("problem", problem, AbstractProblem, "one of sl.Quadratic, sl.Problem(loss, start), sl.network(...)"),
-        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale) or another law"),
+        ("noise", noise, AbstractNoise, "sl.GaussianNoise(scale) or another noise law"),
         (
             "optimizer",
             optimizer,
@@ -175,8 +175,8 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
     values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
     if values.size and 0 <= values.max() < _LOW_PEAK:
         warnings.warn(
-            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If it holds "
-            "the learning rate itself, divide it by its peak and give the peak as lr.",
+            f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If its "
+            "values are learning rates, divide them by their maximum and give the maximum as lr.",
             UserWarning,
             stacklevel=5,
         )
@@ -184,19 +184,19 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
     if outside.any():
         first = int(np.argmax(outside))
         raise ValueError(
-            f"schedule: is {values[first]} at step {at[first]}; it multiplies lr and must lie in [0, 1]. "
-            "Give lr the peak value, and the schedule the rest."
+            f"schedule: got the value {values[first]} at step {at[first]}; a schedule multiplies lr and must lie in "
+            "[0, 1]. Give the maximal learning rate as lr, and divide the schedule by it."
         )
 
 
-def check_start(optimizer: Optimizer, noise: AbstractNoise, problem: AbstractProblem, start: Start) -> None:
+def check_start(optimizer: Optimizer, noise: NoiseLaw, problem: AbstractProblem, start: Start) -> None:
     """Refuse an accumulator that would start at an infinite second moment."""
     if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
         return
     if not noise.has_variance(problem.start):
         raise ValueError(
-            f"v0: is 'second-moment', but {noise.describe()['name']} noise has no finite variance here, so E g² is "
-            "infinite. Use v0='zero', or start from a State with your own v."
+            f"v0: got 'second-moment', but {noise.describe()['name']} noise has no finite variance here, so E g² is "
+            "infinite. Use v0='zero', or start from an sl.State with a given v."
         )
 
 

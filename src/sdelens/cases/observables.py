@@ -12,7 +12,7 @@ from jax import Array
 from sdelens.core import check
 from sdelens.core.names import OBSERVABLES
 from sdelens.core.tree import Layout, sum_coordinates
-from sdelens.noise import AbstractNoise
+from sdelens.noise import NoiseLaw
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Observables", "observables_of"]
@@ -30,7 +30,7 @@ class Observables(eqx.Module):
     """
 
     problem: AbstractProblem
-    noise: AbstractNoise
+    noise: NoiseLaw
     names: tuple[str, ...] = eqx.field(static=True)
     functions: tuple[tuple[str, Callable[[Any], Array]], ...] = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)
@@ -57,7 +57,7 @@ class Observables(eqx.Module):
 def observables_of(
     given: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None,
     problem: AbstractProblem,
-    noise: AbstractNoise,
+    noise: NoiseLaw,
 ) -> Observables:
     """The observables that a user's ``observables=`` specifies; see `sdelens.compare`.
 
@@ -73,7 +73,8 @@ def observables_of(
     for name in given or ():
         if not isinstance(name, str):
             raise TypeError(
-                f"observables: got {name!r} for a name; give names, and functions in a mapping: {{'mine': function}}."
+                f"observables: got {name!r}, which is not a name; give names, or a mapping from names to functions "
+                "such as {'mine': function}."
             )
     named: Mapping[str, Any] = given if isinstance(given, Mapping) else dict.fromkeys(given or ())
     known = [*OBSERVABLES, *problem.metrics]
@@ -82,13 +83,16 @@ def observables_of(
         if function is None:
             check.choice("observables", name, known)
         elif name in known:
-            raise ValueError(f"observables[{name!r}]: the name is taken; give the function another, or None for it.")
+            raise ValueError(
+                f"observables[{name!r}]: the name belongs to an observable of the library; give the function another "
+                "name, or give None to record that observable."
+            )
         elif not callable(function):
             raise TypeError(f"observables[{name!r}]: got {type(function).__name__}; give a function of the parameters.")
         else:
             functions[name] = _checked(name, function, problem)
     if "noise_trace" in named and not noise.has_variance(problem.start):
-        raise ValueError("observables: 'noise_trace' is infinite under this noise; leave it out.")
+        raise ValueError("observables: got 'noise_trace', which is infinite under this noise; leave it out.")
     return Observables(problem, noise, tuple(named), tuple(functions.items()), problem.layout)
 
 
@@ -98,12 +102,12 @@ def _checked(name: str, function: Callable[[Any], Any], problem: AbstractProblem
         found = jax.eval_shape(lambda x: jnp.asarray(function(layout.unravel(x))), problem.start)
     except jax.errors.JAXTypeError as error:
         raise TypeError(
-            f"observables[{name!r}]: cannot be compiled as a function of the parameters; use jax.numpy in it. ({error})"
+            f"observables[{name!r}]: cannot be compiled as a function of the parameters; use jax.numpy in it ({error})."
         ) from error
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise TypeError(
-            f"observables[{name!r}]: fails at the start ({type(error).__name__}: {error}); it gets the parameters, a "
-            "pytree like the problem's start, and returns a number."
+            f"observables[{name!r}]: fails at the start ({type(error).__name__}: {error}); give a function of the "
+            "parameters, a pytree like the problem's start, that returns a number."
         ) from error
     real = any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
     if found.shape != () or not real:

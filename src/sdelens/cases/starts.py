@@ -80,8 +80,8 @@ def start_of(given: Any, problem: AbstractProblem, optimizer: Optimizer) -> Star
         return _saved(given, problem, optimizer)
     if isinstance(given, str) or (isinstance(given, tuple) and any(hasattr(part, "_fields") for part in given)):
         raise TypeError(
-            f"start: got {type(given).__name__}; give parameters, a function of a key, or for a saved state of optax "
-            "sl.State(x, m, v, count) with its `mu`, `nu` and `count`."
+            f"start: got {type(given).__name__}; give parameters, a function of a random key, or sl.State(x, m, v, "
+            "count), for example with the `mu`, `nu` and `count` of an optax state."
         )
     if callable(given):
         return _random(given, problem)
@@ -116,14 +116,18 @@ def _random(function: Callable[[Any], Any], problem: AbstractProblem) -> Start:
         jax.eval_shape(sampler, jax.random.key(0))
     except (jax.errors.JAXTypeError, TypeError) as error:
         raise TypeError(
-            f"start: cannot be compiled as a function of a random key; use jax.random in it. ({error})"
+            f"start: cannot be compiled as a function of a random key; use jax.random in it ({error})."
         ) from error
     if not np.array_equal(first, again):
         raise ValueError(
-            "start: returned other parameters for the same key; draw with jax.random from the key it gets."
+            "start: the function returned different parameters for the same key; draw them by jax.random from the "
+            "key that it receives."
         )
     if np.array_equal(first, _flat("start", function(jax.random.key(1)), problem)):
-        raise ValueError("start: returned the same parameters for two keys; give them as they are, or use the key.")
+        raise ValueError(
+            "start: the function returned the same parameters for two keys; draw them from the key, or give the "
+            "parameters instead of a function."
+        )
     return Start(None, sampler=sampler, label=getattr(function, "__qualname__", "function"))
 
 
@@ -143,13 +147,13 @@ def _saved(given: State, problem: AbstractProblem, optimizer: Optimizer) -> Star
     if "count" in owns:
         if bool(parts) != (given.count is not None) or len(parts) == 1:
             raise ValueError(
-                f"start: for {optimizer.name} give m, v and count together; count is the number of gradients they "
-                "have averaged (`step` in a PyTorch optimizer's state, `count` in optax's)."
+                f"start: for {optimizer.name} give m, v and count together; count is the number of gradients that "
+                "they average (`step` in a PyTorch optimizer's state, `count` in optax's)."
             )
         if given.count is not None:
             parts["count"] = jnp.asarray(min(check.at_least("start.count", given.count, 0), CONVERGED), jnp.int32)
     elif given.count is not None:
-        raise ValueError(f"start.count: {optimizer.name} corrects no bias; leave it out.")
+        raise ValueError(f"start.count: {optimizer.name} has no bias correction; leave it out.")
     return Start(x, State(None, **parts), label="saved state" if parts else "given parameters")
 
 
@@ -164,17 +168,17 @@ def _flat(name: str, value: Any, problem: AbstractProblem) -> Array:
             leaves = layout.treedef.flatten_up_to(value)
         except ValueError as error:
             raise ValueError(
-                f"{name}: does not have the structure of the problem's parameters, {problem.dim} coordinates in leaves "
-                f"{', '.join(n or 'one array' for n in layout.names)}."
+                f"{name}: got a pytree whose structure differs from that of the problem's parameters; give "
+                f"{problem.dim} coordinates in these leaves: {', '.join(n or 'one array' for n in layout.names)}."
             ) from error
         for leaf, shape, label in zip(leaves, layout.shapes, layout.names, strict=True):
             if shape is not None and np.shape(leaf) != shape:
                 found = f"shape {np.shape(leaf)}" if _is_numeric(leaf) or np.isscalar(leaf) else type(leaf).__name__
-                raise ValueError(f"{name}{label}: got {found}; the parameter there has shape {shape}.")
+                raise ValueError(f"{name}{label}: got {found}; give an array of the parameter's shape {shape}.")
         parts = [jnp.ravel(jnp.asarray(a)) for a, s in zip(leaves, layout.shapes, strict=True) if s is not None]
         flat = jnp.concatenate(parts).astype(problem.start.dtype)
     if not bool(jnp.isfinite(flat).all()):
-        raise ValueError(f"{name}: has entries that are not finite.")
+        raise ValueError(f"{name}: has entries that are not finite; give finite numbers.")
     return flat
 
 

@@ -49,7 +49,8 @@ def number(name: str, value: Any) -> Any:
         rounded = np.float32(result)
     if not np.isfinite(rounded) or (result != 0 and rounded == 0):
         raise ValueError(
-            f"{name}: got {result}, which float32 cannot hold; give a number between 1e-38 and 3e38 in size."
+            f"{name}: got {result}, which float32 cannot represent; give a number with a magnitude between 1e-38 and "
+            "3e38."
         )
     return result
 
@@ -115,7 +116,9 @@ def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:
     found = choice(name, getattr(value, "__name__", value), known)  # jnp.bfloat16 is a class
     jax = sys.modules.get("jax")
     if found == "float64" and jax is not None and not jax.config.read("jax_enable_x64"):
-        raise ValueError(f"{name}: float64 is off in JAX; jax.config.update('jax_enable_x64', True) switches it on.")
+        raise ValueError(
+            f"{name}: got float64, which is disabled in JAX; call jax.config.update('jax_enable_x64', True) first."
+        )
     return found
 
 
@@ -126,7 +129,7 @@ def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise TypeError(f"{name}: got rows of different lengths; give an array.") from error
+        raise TypeError(f"{name}: got rows of different lengths; give an array with rows of equal length.") from error
     if not _is_real(array.dtype):
         raise TypeError(f"{name}: got {value!r}; give real numbers.")
     if array.dtype != np.float32:
@@ -141,6 +144,7 @@ def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
         raise ValueError(f"{name}: entry {where} is {array[where]}; every entry must be finite.")
     if np.abs(array).max() > np.finfo(np.float32).max:
         raise ValueError(
-            f"{name}: has an entry of size {np.abs(array).max():.3g}, which float32 cannot hold; rescale it."
+            f"{name}: has an entry of size {np.abs(array).max():.3g}, which float32 cannot represent; rescale the "
+            "array."
         )
     return array

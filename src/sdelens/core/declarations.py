@@ -162,7 +162,9 @@ def declare_optimizer(declaration: OptimizerDeclaration) -> None:
         ValueError: if the name is taken, or its family is not a registered optimizer.
     """
     if declaration.name in OPTIMIZERS or declaration.name in ALIASES:
-        raise ValueError(f"name: there is an optimizer {declaration.name!r} already; choose another name.")
+        raise ValueError(
+            f"name: got {declaration.name!r}, which is already the name of an optimizer; choose another name."
+        )
     if declaration.family and declaration.family not in OPTIMIZERS:
         raise ValueError(f"family: got {declaration.family!r}; choose one of {', '.join(OPTIMIZERS)}, or leave it out.")
     OPTIMIZERS[declaration.name] = declaration
@@ -172,14 +174,14 @@ _LAWS = (
     NoiseDeclaration(
         "gaussian",
         "Gaussian",
-        "normal noise on the full gradient, independent on every coordinate or with a covariance",
+        "normal noise added to the full gradient, with independent coordinates or a given covariance",
         "sdelens.noise:GaussianNoise",
         {"scale": 1.0},
     ),
     NoiseDeclaration(
         "student-t",
         "Student t",
-        "heavy tails, with df degrees of freedom: 1 is Cauchy, infinite variance for 2 and less",
+        "heavy tails with df degrees of freedom: Cauchy for df = 1, infinite variance for df ≤ 2",
         "sdelens.noise:StudentTNoise",
         {"scale": 1.0},
     ),
@@ -209,5 +211,7 @@ def declare_noise(declaration: NoiseDeclaration) -> None:
         ValueError: if the name is taken.
     """
     if declaration.name in NOISES:
-        raise ValueError(f"name: there is a noise law {declaration.name!r} already; choose another name.")
+        raise ValueError(
+            f"name: got {declaration.name!r}, which is already the name of a noise law; choose another name."
+        )
     NOISES[declaration.name] = declaration

@@ -20,7 +20,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     if target.is_dir():
         raise IsADirectoryError(f"path: {str(target)!r} is a folder; give the name of a file.")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; make it first.")
+        raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; create it first.")
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(handle)
     try:
@@ -61,11 +61,12 @@ def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
         probe.unlink()
     except filelock.Timeout as error:
         raise BlockingIOError(
-            f"{name}: another run is writing to {str(folder)!r}; wait until it has ended, or give another folder."
+            f"{name}: another run is writing to {str(folder)!r}; wait until that run has finished, or give another "
+            "folder."
         ) from error
     except OSError as error:
         lock.release()
-        reason = f"{name}: {str(folder)!r} cannot be written ({error.strerror}); give another folder."
+        reason = f"{name}: {str(folder)!r} cannot be written to ({error.strerror}); give another folder."
         raise type(error)(reason) from error
     try:
         yield folder
@@ -84,7 +85,9 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     known = figure.canvas.get_supported_filetypes()
     suffix = Path(path).suffix.lstrip(".").lower()
     if suffix not in known:
-        raise ValueError(f"path: got {str(path)!r}; end it in one of {', '.join('.' + k for k in sorted(known))}.")
+        raise ValueError(
+            f"path: got {str(path)!r}; its suffix must be one of {', '.join('.' + k for k in sorted(known))}."
+        )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=suffix, dpi=200)
 

@@ -44,34 +44,35 @@ OPTAX: Final = "optax:"
 MODELS: Final = {
     "optimizer": "the discrete optimizer, through optax",
     "sde": "the first-order SDE: that of arXiv 2411.15958 for SGD, SignSGD, RMSprop and Adam",
+    "full-noise": "the first-order SDE with the noise of V, and of the new M in X (RMSprop and Adam only)",
     "malladi2022": "the earlier SDE of arXiv 2205.10287 (RMSprop and Adam only)",
     "empirical": "an SDE whose coefficients come from updates of the optimizer itself",
-    "second-order": "the SDE of weak order 2: of arXiv 1511.06251 (SGD; use substeps), or with the noise of V (RMSprop "
-    "and Adam); run where it is named",
+    "second-order": "the SDE of weak order 2 of SGD, RMSprop and Adam; it differs from SGD and from the SDE "
+    "'full-noise' only with substeps, and runs only if it is named",
 }
-ON_REQUEST: Final = ("second-order", "empirical")
-"""Models that run only if they are named. With the default of one substep the first is less informative than the
-first-order SDE. The second takes as many times longer as it has samples; it runs by default if an optimizer has no SDE
+ON_REQUEST: Final = ("full-noise", "second-order", "empirical")
+"""Models that run only if they are named. With the default of one substep and normal noise, the first two are the
+optimizer itself. The last takes as many times longer as it has samples; it runs by default if an optimizer has no SDE
 in closed form."""
 COEFFICIENTS: Final = {
-    "sampled": "means and scatter over sampled gradients",
-    "quadrature": "expectations over the noise of every coordinate by quadrature",
+    "sampled": "mean and covariance over sampled gradients",
+    "quadrature": "expectations over the noise, computed by quadrature for each coordinate",
 }
 ACCUMULATORS: Final = {
     "lognormal": "log-normal noise",
-    "update": "as the optimizer's update moves them at a normal gradient; with substeps log-normal",
-    "drift": "no noise in means of squares",
+    "update": "the optimizer's update, applied to a normal gradient; with substeps log-normal noise",
+    "drift": "no noise in sums and means of squares",
 }
 PROBLEMS: Final = {
     "quadratic": "½ xᵀHx",
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
     "embedded-saddle": "½ xᵀHx + ¼ λ Σx⁴ − ⅓ ξ Σx³",
     "linear-regression": "½ E(φ·x − y)², φ normal with design_covariance, labels with label_noise",
-    "mlp": "network of hidden ReLU layers, by default depth=10 of width=20, on breast-cancer",
-    "cnn": "network of two convolutions with max-pooling and a dense layer; default on digits",
-    "resnet": "network of residual convolutions and a dense layer; default on digits",
-    "vit": "vision transformer over patches; default on digits",
-    "transformer": "causal language model of characters; default on python-docs",
+    "mlp": "network of ReLU layers, by default depth=10 hidden layers of width=20, on breast-cancer",
+    "cnn": "network of two convolutions with max-pooling and a dense layer, by default on digits",
+    "resnet": "network of residual convolutions and a dense layer, by default on digits",
+    "vit": "vision transformer on image patches, by default on digits",
+    "transformer": "causal character-level language model, by default on python-docs",
 }
 NETWORKS: Final = ("mlp", "cnn", "resnet", "vit", "transformer")
 DATASETS: Final = {
@@ -80,17 +81,17 @@ DATASETS: Final = {
     "mnist": "60000 images of 28 × 28, ten classes, from data_dir or OpenML",
     "fashion-mnist": "60000 images of 28 × 28, ten classes, from data_dir or OpenML",
     "cifar-10": "50000 images of 32 × 32 × 3, ten classes, from data_dir or OpenML",
-    "python-docs": "the reference texts that Python carries; the path of a text file, in UTF-8, is that file",
+    "python-docs": "the reference texts included in Python; the path of a UTF-8 text file selects that file instead",
 }
 COMPRESSIONS: Final = {
-    "random-k": "coordinates drawn at random, a share or number keep of them, times d/k",
-    "quantisation": "rounded at random to multiples of step",
-    "majority-vote": "signs, of which the majority decides (signsgd)",
+    "random-k": "randomly drawn coordinates, times d/k; keep is their share or their number k",
+    "quantisation": "stochastic rounding to multiples of step",
+    "majority-vote": "the sign that the majority of workers sends (signsgd)",
 }
 SCHEDULES: Final = {
-    "cosine": "half a cosine over so many steps, down to end",
+    "cosine": "half a cosine over the given number of steps, from 1 down to end",
     "polynomial": "(1 + t)^-power in time t = kη",
-    "warmup": "a linear rise over so many steps, and then another: warmup(100, cosine(1000))",
+    "warmup": "a linear increase over the given number of steps, then another schedule: warmup(100, cosine(1000))",
 }
 INTEGRATORS: Final = {
     "sequential": "V, then M, then X, each with the newest values",
@@ -102,7 +103,7 @@ INCREMENTS: Final = {
 }
 FORMS: Final = {
     "algorithm": "what holds for the discrete optimizer itself",
-    "paper": "what arXiv 2411.15958 states, of its SDE",
+    "paper": "what arXiv 2411.15958 states for its SDE",
 }
 OBSERVABLES: Final = {
     "norm": "‖x‖",
@@ -115,22 +116,22 @@ BATCH_SIGNS: Final = ("edgeworth", "normal", "sampled")
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
 MOMENTA: Final = {
     "samples": "1 − β times the batch ratio δ: a mean remembers as many samples as before, to first order in 1 − β",
-    "half-life": "β to the power δ: the half-life in samples exactly, legal at every ratio (Marek et al. 2025, arXiv "
-    "2507.07101, of Adam's β₂)",
-    "time": "1 − β times the learning rate's factor: ρ = (1 − β)/η is held, the memory per unit of time t = kη",
+    "half-life": "β to the power δ: the half-life in samples is kept exactly, and every ratio is possible (Marek et "
+    "al. 2025, arXiv 2507.07101, for Adam's β₂)",
+    "time": "1 − β times the factor of the learning rate: a mean remembers the same span of time t = kη as before",
     "fixed": "β unchanged: a mean remembers as many steps as before",
 }
 """Rules by which the decays β of running means are scaled, by name."""
 SCALING_RULES: Final = {
     "sqrt": "for sign and adaptive optimizers",
     "linear": "for SGD and momentum",
-    "none": "steps alone",
+    "none": "changes only the number of steps",
     "sign-momentum": "for Signum and Lion",
     "sum-of-squares": "for Adagrad",
     "malladi2022": "sqrt with θ unchanged",
-    "sqrt-lr": "lr alone, by √δ",
-    "goyal2017": "lr alone, by δ",
-    "bergsma2025": "θ alone, by δ",
+    "sqrt-lr": "changes only lr, by √δ",
+    "goyal2017": "changes only lr, by δ",
+    "bergsma2025": "changes only θ, by δ",
 }
 CODE_FORMATS: Final = {"table": "with reasons", "json": "numbers", "torch": "code", "optax": "code"}
 DECAYS: Final = ("coupled", "independent")

@@ -76,8 +76,8 @@ class Layout:
             leaves = self.treedef.flatten_up_to(tree)
         except ValueError as error:
             raise ValueError(
-                f"{name}: got a pytree of another structure than the parameters', which have leaves "
-                f"{', '.join(self.names)}; give a scalar or a pytree of that structure."
+                f"{name}: got a pytree whose structure differs from that of the parameters, which have the leaves "
+                f"{', '.join(self.names)}; give a scalar or a pytree of the same structure."
             ) from error
         parts = []
         for leaf, shape, label in zip(leaves, self.shapes, self.names, strict=True):
@@ -87,7 +87,7 @@ class Layout:
                 parts.append(np.broadcast_to(np.asarray(leaf, dtype=np.float64), shape).ravel())
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{name}: leaf {label or 'parameters'} has shape {np.shape(leaf)}, the parameter there has "
+                    f"{name}: leaf {label or 'parameters'} has shape {np.shape(leaf)}, but the parameter has shape "
                     f"{shape}; give a scalar or an array that broadcasts to it."
                 ) from error
         return np.concatenate(parts)
@@ -119,12 +119,13 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
         where = f"{name}{label}"
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise TypeError(
-                f"{where}: is a random key; parameters must be floating arrays. Close over the key in the loss instead."
+                f"{where}: got a random key; parameters must be floating arrays. Use the key inside the loss "
+                "function instead of passing it as a parameter."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"{where}: is an array of {leaf.dtype}; parameters must be floating arrays. Cast it with "
-                ".astype('float32'), or close over it in the loss if it is not to be trained."
+                f"{where}: got an array of {leaf.dtype}; parameters must be floating arrays. Cast it with "
+                ".astype('float32'), or use it inside the loss function if it is not to be trained."
             )
         array = np.asarray(leaf)  # in NumPy: not tied to a device, and nothing to compile
         array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))

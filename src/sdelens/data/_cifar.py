@@ -33,18 +33,18 @@ def read_cifar_folder(folder: Path, split: str) -> Dataset:
         pickled = Path(names[0]).stem
         if any((place / pickled).is_file() for place in (folder, folder / "cifar-10-batches-py")):
             raise ValueError(
-                f"data_dir: {str(folder)!r} has CIFAR-10 as Python pickles, which can execute code and are not read; "
-                f"give the binary version, with {', '.join(names)}."
+                f"data_dir: {str(folder)!r} contains CIFAR-10 as Python pickles, which are not read because they can "
+                f"execute code; give the folder of the binary version, with the files {', '.join(names)}."
             )
         raise FileNotFoundError(
-            f"data_dir: {str(where)!r} has no {', '.join(missing)}; give the folder of CIFAR-10's binary version."
+            f"data_dir: {str(where)!r} has no file {', '.join(missing)}; give the folder of CIFAR-10's binary version."
         )
     parts = [_read(where / name) for name in names]
     for name, part in zip(names, parts, strict=True):
         if len(part) != len(parts[0]):
             raise ValueError(
-                f"data_dir: {str(where / name)!r} holds {len(part)} images, {names[0]} {len(parts[0])}; one of them is "
-                "cut short, fetch it again."
+                f"data_dir: {str(where / name)!r} contains {len(part)} images, but {names[0]} contains "
+                f"{len(parts[0])}; one of them is incomplete. Download it again."
             )
     records = np.concatenate(parts)
     return Dataset(channels_last(records[:, 1:]), records[:, 0].astype(np.int64))
@@ -54,10 +54,13 @@ def _read(path: Path) -> np.ndarray:
     content = np.fromfile(path, np.uint8)
     if not content.size or content.size % _RECORD:
         raise ValueError(
-            f"data_dir: {str(path)!r} has {content.size} bytes, not a multiple of {_RECORD}; it is cut short or not "
-            "CIFAR-10's binary version."
+            f"data_dir: {str(path)!r} has {content.size} bytes, which is not a multiple of {_RECORD}; it is "
+            "incomplete or not a file of CIFAR-10's binary version. Download it again."
         )
     records = content.reshape(-1, _RECORD)
     if records[:, 0].max() > 9:
-        raise ValueError(f"data_dir: {str(path)!r} holds label {records[:, 0].max()}; CIFAR-10's are 0 to 9.")
+        raise ValueError(
+            f"data_dir: {str(path)!r} contains the label {records[:, 0].max()}, but CIFAR-10's labels are 0 to 9; "
+            "give CIFAR-10's binary version."
+        )
     return records

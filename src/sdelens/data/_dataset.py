@@ -37,8 +37,8 @@ class Dataset(NamedTuple):
         found, inverse = np.unique(self.labels, return_inverse=True)
         if not len(found) <= subset <= len(self.labels):
             raise ValueError(
-                f"subset: got {subset}; there are {len(self.labels)} examples of {len(found)} classes, so give "
-                f"{len(found)} to {len(self.labels)}."
+                f"subset: got {subset}; there are {len(self.labels)} examples of {len(found)} classes, so give a "
+                f"number from {len(found)} to {len(self.labels)}."
             )
         rng = np.random.default_rng(seed)
         order, turn = rng.permutation(len(inverse)), rng.permutation(len(found))

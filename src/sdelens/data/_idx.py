@@ -33,7 +33,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
             with gzip.open(raw) as handle:
                 return _parse(handle, path, axes)  # type: ignore[arg-type]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"data_dir: {str(path)!r} is cut short or damaged ({error}); fetch it again.") from error
+        raise ValueError(f"data_dir: {str(path)!r} is incomplete or damaged ({error}); download it again.") from error
 
 
 def _parse(handle: BinaryIO, path: Path, axes: int) -> np.ndarray:
@@ -45,14 +45,14 @@ def _parse(handle: BinaryIO, path: Path, axes: int) -> np.ndarray:
         )
     header = handle.read(4 * axes)
     if len(header) < 4 * axes:
-        raise ValueError(f"data_dir: {str(path)!r} ends within its header; fetch it again.")
+        raise ValueError(f"data_dir: {str(path)!r} ends within its header; download it again.")
     shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
     count = math.prod(shape)
     content = handle.read(count + 1)
     if len(content) != count:
-        held = f"{len(content)} bytes" if len(content) < count else "more bytes"
+        held = f"{len(content)} bytes" if len(content) < count else "more bytes of data"
         raise ValueError(
-            f"data_dir: {str(path)!r} holds {held}; its header announces {count}, shape {shape}. Fetch it again."
+            f"data_dir: {str(path)!r} contains {held}, but its header says {count} (shape {shape}). Download it again."
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
@@ -69,13 +69,19 @@ def read_idx_folder(folder: Path, split: str, shape: tuple[int, ...]) -> Dataset
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels) or not len(images):
         raise ValueError(
-            f"data_dir: {str(images_path)!r} holds {len(images)} images, {str(labels_path)!r} {len(labels)} labels; "
-            "give two files that belong together."
+            f"data_dir: {str(images_path)!r} contains {len(images)} images, but {str(labels_path)!r} contains "
+            f"{len(labels)} labels; give two files that belong together."
         )
     if images.shape[1:] != shape[:2]:
-        raise ValueError(f"data_dir: {str(images_path)!r} holds images of {images.shape[1:]} pixels, not {shape[:2]}.")
+        raise ValueError(
+            f"data_dir: {str(images_path)!r} contains images of {images.shape[1:]} pixels, not of {shape[:2]}; give "
+            "the files of this data set."
+        )
     if labels.max() > 9:
-        raise ValueError(f"data_dir: {str(labels_path)!r} holds label {labels.max()}; labels are 0 to 9.")
+        raise ValueError(
+            f"data_dir: {str(labels_path)!r} contains the label {labels.max()}, but labels are 0 to 9; give the "
+            "files of this data set."
+        )
     return Dataset(images[..., None], labels.astype(np.int64))
 
 
@@ -84,4 +90,6 @@ def _find(folder: Path, stem: str, axes: int) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"data_dir: {str(folder)!r} has no file {' or '.join(names)}.")
+    raise FileNotFoundError(
+        f"data_dir: {str(folder)!r} has no file {' or '.join(names)}; give the folder that contains it."
+    )

@@ -70,13 +70,17 @@ def load_dataset(
         check.choice("dataset", name, DATASETS)
     if name not in SOURCES:
         if split == "test":
-            raise ValueError(f"split: {name} has no test set; those of {', '.join(SOURCES)} have.")
+            raise ValueError(
+                f"split: got 'test', but {name} has no test set; use split='train', or one of {', '.join(SOURCES)}."
+            )
         if data_dir is not None:
-            raise ValueError(f"data_dir: {name} does not take it; it belongs to {', '.join(SOURCES)}.")
+            raise ValueError(
+                f"data_dir: {name} is not read from a folder; leave data_dir out (it applies to {', '.join(SOURCES)})."
+            )
     if text:
         return load_text(name).windows(32 if context is None else context, subset=subset, seed=seed)
     if context is not None:
-        raise ValueError(f"context: {name} is not a text and has no windows; leave it out.")
+        raise ValueError(f"context: {name} is not a text, so it has no windows; leave context out.")
     if name not in SOURCES:
         whole = _bundled(name)
     elif data_dir is None:
@@ -98,7 +102,9 @@ def _bundled(name: str) -> Dataset:
 
 def _from_folder(name: str, folder: Path, split: str) -> Dataset:
     if not folder.is_dir():
-        raise NotADirectoryError(f"data_dir: there is no folder {str(folder)!r}; give the one with {name}'s files.")
+        raise NotADirectoryError(
+            f"data_dir: the folder {str(folder)!r} does not exist; give the folder that contains the files of {name}."
+        )
     if name == "cifar-10":
         return read_cifar_folder(folder, split)
     return read_idx_folder(folder, split, SOURCES[name].shape)

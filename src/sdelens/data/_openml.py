@@ -1,8 +1,6 @@
-"""Images from OpenML, downloaded once and cached as compressed files with their checksums."""
+"""Images from OpenML, downloaded once and cached."""
 
-import hashlib
 import http.client
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Final
 
 import numpy as np
 
-from sdelens.core.files import atomic_path
 from sdelens.data._cifar import channels_last
 from sdelens.data._dataset import Dataset
 
@@ -55,22 +52,17 @@ SOURCES: Final = {
 def load_openml(name: str, split: str) -> Dataset:
     """A split of a data set of `SOURCES`, from the cache or, if it is not there, from OpenML.
 
-    The cache is the folder of the environment variable SDELENS_DATA, or ``sdelens`` in scikit-learn's data folder. Its
-    file is read only if its SHA-256 is the one recorded next to it.
+    The cache is kept by joblib in the folder of the environment variable SDELENS_DATA, or in ``sdelens`` in
+    scikit-learn's data folder. What it cannot read is fetched again.
 
     Raises:
-        ValueError: if the cache is damaged (the message names the file to delete), or OpenML's data are not as
-            expected.
+        ValueError: if OpenML's data are not as expected.
         ConnectionError: if they cannot be downloaded; the message says how to work without OpenML.
     """
+    from joblib import Memory
+
     source = SOURCES[name]
-    path = _cache_folder() / f"{name}.npz"
-    record = path.with_name(f"{path.name}.sha256")
-    if path.is_file() and record.is_file():
-        whole = _read_cache(path, record)
-    else:
-        whole = _fetch(name, source)
-        _write_cache(whole, path, record)
+    whole = Memory(_cache_folder(), verbose=0).cache(_fetch)(name, source)
     part = slice(source.train) if split == "train" else slice(source.train, None)
     return Dataset(whole.features[part], whole.labels[part].astype(np.int64))
 
@@ -111,27 +103,3 @@ def _fetch(name: str, source: Source) -> Dataset:
 
 def _are_digits(labels: np.ndarray) -> bool:
     return bool(labels.min() >= 0 and labels.max() <= 9)
-
-
-def _write_cache(whole: Dataset, path: Path, record: Path) -> None:
-    """Write the file, then its checksum; if one of them is missing, the cache counts as absent."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, features=whole.features, labels=whole.labels)
-    content = buffer.getvalue()
-    record.unlink(missing_ok=True)
-    with atomic_path(path) as temporary:
-        Path(temporary).write_bytes(content)
-    with atomic_path(record) as temporary:
-        Path(temporary).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n", encoding="ascii")
-
-
-def _read_cache(path: Path, record: Path) -> Dataset:
-    content = path.read_bytes()
-    recorded = record.read_bytes().split()[:1]
-    if recorded != [hashlib.sha256(content).hexdigest().encode("ascii")]:
-        raise ValueError(
-            f"dataset: {str(path)!r} does not have the SHA-256 that {record.name} beside it records; delete it, and it "
-            "is fetched again."
-        )
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return Dataset(arrays["features"], arrays["labels"])

@@ -46,13 +46,17 @@ class Text:
         count = (len(self.codes) - 1) // context
         if count < 1:
             raise ValueError(
-                f"context: got {context}; the text has {len(self.codes)} characters and needs one more than a window."
+                f"context: got {context}, but the text has only {len(self.codes)} characters; give "
+                f"{len(self.codes) - 1} or less."
             )
         starts = np.arange(count) * context
         if subset is not None:
             subset, seed = check.at_least("subset", subset, 1), check.at_least("seed", seed, 0)
             if subset > count:
-                raise ValueError(f"subset: got {subset}; there are {count} windows of {context} characters.")
+                raise ValueError(
+                    f"subset: got {subset}, but there are only {count} windows of {context} characters; give {count} "
+                    "or fewer."
+                )
             starts = np.sort(np.random.default_rng(seed).choice(starts, subset, replace=False))
         places = starts[:, None] + np.arange(context)
         return Dataset(self.codes[places], self.codes[places + 1])
@@ -78,15 +82,16 @@ def load_text(path: str | os.PathLike[str] = DEFAULT_TEXT) -> Text:
         return _encode("\n".join(topics[name] for name in sorted(topics)))
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"dataset: there is no file {str(file)!r}; give a text file in UTF-8.")
+        raise FileNotFoundError(f"dataset: the file {str(file)!r} does not exist; give a UTF-8 text file.")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"dataset: {str(file)!r} is not UTF-8 (byte {error.start}: {error.reason}); convert it first."
+            f"dataset: {str(file)!r} is not encoded in UTF-8 (byte {error.start}: {error.reason}); convert it to "
+            "UTF-8 first."
         ) from error
     if len(text) < 2:
-        raise ValueError(f"dataset: {str(file)!r} has {len(text)} characters; give a text of two or more.")
+        raise ValueError(f"dataset: {str(file)!r} has {len(text)} characters; give a text of two or more characters.")
     return _encode(text)
 
 

@@ -57,14 +57,15 @@ def from_files(paths: Any, key: str | None = None) -> Iterator[Tensor]:
             if tensor.v is not None and seen.setdefault(tensor.name, tensor.steps) != tensor.steps:
                 raise ValueError(
                     f"state: {tensor.name} is at step {seen[tensor.name]:g} in one file and at {tensor.steps:g} in "
-                    f"{str(path)!r}; give files of one step, and an earlier checkpoint as earlier."
+                    f"{str(path)!r}; give files of the same step, and pass an earlier checkpoint as earlier=."
                 )
             yield tensor
             del tensor  # any remaining tensor keeps the whole file mapped
     if not found_any:
         also = f" ({', '.join(skipped)} could not be read safely)" if skipped else ""
         raise ValueError(
-            f"state: no file in {str(paths)!r} holds an optimizer state{also}; save optimizer.state_dict()."
+            f"state: no file in {str(paths)!r} contains an optimizer state{also}; save optimizer.state_dict() with "
+            "torch.save."
         )
 
 
@@ -74,21 +75,23 @@ def _files(paths: Any) -> tuple[list[Path], bool]:
     if len(given) != 1 or not given[0].is_dir():
         for path in given:
             if path.is_dir():
-                raise ValueError(f"state: {str(path)!r} is a folder; give one folder, or files.")
+                raise ValueError(f"state: {str(path)!r} is a folder; give either a single folder or a list of files.")
             if not path.exists():
-                raise FileNotFoundError(f"state: there is no file {str(path)!r}; give the path of a checkpoint.")
+                raise FileNotFoundError(f"state: the file {str(path)!r} does not exist; give the path of a checkpoint.")
         if len({path.resolve() for path in given}) < len(given):
-            raise ValueError("state: a file is named twice; name every part once.")
+            raise ValueError("state: got a file twice; give each file once.")
         return given, True
     folder = given[0]
     files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
     if not files and any(path.suffix == ".distcp" for path in folder.iterdir()):
         raise ValueError(
-            f"state: {str(folder)!r} is a distributed checkpoint; turn it into one file by "
+            f"state: {str(folder)!r} is a distributed checkpoint; convert it to one file with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save."
         )
     if not files:
-        raise ValueError(f"state: {str(folder)!r} has no files that end in {', '.join(ENDINGS)}; name the files.")
+        raise ValueError(
+            f"state: {str(folder)!r} contains no file that ends in {', '.join(ENDINGS)}; give a list of the files."
+        )
     return files, False
 
 
@@ -131,7 +134,9 @@ def _load(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ImportError("reading a checkpoint needs PyTorch: pip install 'sdelens[torch]'.") from error
+        raise ImportError(
+            "state: reading a checkpoint needs PyTorch; install it with pip install 'sdelens[torch]'."
+        ) from error
     name = repr(str(path))
     with path.open("rb") as file:
         start = file.read(4)
@@ -145,17 +150,17 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if not zipped and start[:1] != b"\x80":
             raise ValueError(
-                f"state: {name} is no checkpoint of PyTorch's; give a file that torch.save wrote."
+                f"state: {name} is not a PyTorch checkpoint; give a file written by torch.save."
             ) from error
         raise _RefusedError(
-            f"state: {name} holds more than tensors and plain data, which would have to be executed; nothing was. "
-            "Save optimizer.state_dict() alone by torch.save."
+            f"state: {name} contains more than tensors and plain data, and was not read, because reading it could "
+            "execute code. Save only optimizer.state_dict() with torch.save."
         ) from error
     except MemoryError:
         raise
     except Exception as error:  # torch.load raises errors of any kind on broken files
         raise ValueError(
-            f"state: {name} cannot be read as a checkpoint: it is broken, cut short, or another kind of file "
+            f"state: {name} cannot be read as a checkpoint: it is damaged, incomplete or not a checkpoint "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). Copy it again, "
-            "or save optimizer.state_dict() by torch.save."
+            "or save optimizer.state_dict() with torch.save."
         ) from error

@@ -88,8 +88,8 @@ def diagnose(
         tally.add(tensor, before, label(tensor))
     if isinstance(groups, Mapping) and tally.parts and not tally.parts.keys() - {OTHER}:
         raise ValueError(
-            f"groups: no expression of {dict(groups)!r} is found in a tensor's name, of which the first is "
-            f"{tally.first!r}; a checkpoint without names numbers its parameters."
+            f"groups: got {dict(groups)!r}, but no expression matches the name of a tensor; the first name is "
+            f"{tally.first!r}. In a checkpoint without names the parameters are numbered."
         )
     return tally.result(batch, wanted, limit, earlier is not None)
 
@@ -107,7 +107,8 @@ def _paired(state: Any, earlier: Any, key: str | None) -> Iterable[tuple[Tensor,
         if tensor is None or before is None or tensor.name != before.name:
             names = [None if t is None else t.name for t in (tensor, before)]
             raise ValueError(
-                f"earlier: it has other tensors ({names[1]} for {names[0]}); give a state of the same run."
+                f"earlier: its tensors differ from those of state ({names[1]} instead of {names[0]}); give a state "
+                "of the same run."
             )
         yield tensor, before
 
@@ -123,8 +124,8 @@ def _labels(groups: Any) -> Callable[[Tensor], str]:
     if callable(groups):
         return lambda tensor: str(groups(tensor.name))
     raise TypeError(
-        f"groups: got {groups!r}; give None, 'parameter groups', a mapping of names to regular expressions, or a "
-        "function from a tensor's name to its group's."
+        f"groups: got {groups!r}; give None, 'parameter groups', a mapping from names to regular expressions, or a "
+        "function from a tensor's name to the name of its group."
     )
 
 
@@ -163,24 +164,24 @@ class _Tally:
             steps = tensor.steps - before.steps
             if not (math.isfinite(steps) and steps >= 2):
                 raise ValueError(
-                    f"earlier: {tensor.name} is at step {before.steps:g} there and at {tensor.steps:g} in state; give "
-                    "a state two or more steps before, 20 to 100 for choice."
+                    f"earlier: {tensor.name} is at step {before.steps:g} there and at {tensor.steps:g} in state; "
+                    "give a state two or more steps earlier, preferably 20 to 100."
                 )
             decays = (before.m, before.v, b1**steps, b2**steps)
             rounding = _ROUNDING.get(str(getattr(tensor.v, "dtype", "")).rpartition(".")[2], 2.0**-24)
             if 1 - decays[3] < 64 * rounding:
                 self.remarks[
-                    f"Of v, {steps:g} steps change {1 - decays[3]:.1g} of its size, which is little against the "
-                    "rounding of its format: give an earlier state, or moments of more digits."
+                    f"{steps:g} steps change v by only {1 - decays[3]:.1g} of its size, which is not large compared "
+                    "with the rounding error of its format: give an earlier state, or moments of higher precision."
                 ] = None
         if b1 == 0:
             self.reasons[
-                "b1 is 0, so that the first moment is the last gradient and tells no signal from noise; measure it "
-                "from gradients instead"
+                "b1 is 0, so the first moment is the last gradient and does not separate signal from noise; measure "
+                "them from gradients instead"
             ] += 1
             return
         if steps < 2:
-            self.reasons[f"after {steps:g} steps there is nothing to tell noise by; it takes 2 or more"] += 1
+            self.reasons[f"the number of steps is {steps:g}, and noise cannot be estimated from fewer than 2"] += 1
             return
         self.steps.add(steps)
         found = split(Weights.of(b1, b2, steps), tensor.m, tensor.v, decays)
@@ -193,7 +194,7 @@ class _Tally:
         """Σ (θx)², None if it is not known."""
         carried, given = tensor.weight_decay, self.weight_decay
         if carried is not None and given is not None and not math.isclose(carried, given, rel_tol=1e-6):
-            raise ValueError(f"weight_decay: got {given:g}, but the optimizer says {carried:g}; leave it out.")
+            raise ValueError(f"weight_decay: got {given:g}, but the optimizer has {carried:g}; leave it out.")
         theta = given if carried is None else carried
         if theta == 0:
             return 0.0
@@ -204,16 +205,16 @@ class _Tally:
             if x is None:
                 listed = ", ".join(repr(known) for known in list(self.parameters)[:8])
                 raise ValueError(
-                    f"parameters: there is no {tensor.name!r} among them ({listed}); give a tree like m's."
+                    f"parameters: {tensor.name!r} is not among them ({listed}); give a tree with the structure of m."
                 )
         return None if theta is None or x is None else theta**2 * squares(x)
 
     def _beta(self, name: str, carried: float | None) -> float:
         given = self.given[name]
         if carried is None and given is None:
-            raise ValueError(f"{name}: the state does not carry it; give {name}=, that of the optimizer.")
+            raise ValueError(f"{name}: the state does not contain it; give the optimizer's value as {name}=.")
         if carried is not None and given is not None and not math.isclose(carried, given, rel_tol=1e-6):
-            raise ValueError(f"{name}: got {given:g}, but the state says {carried:g}; leave it out.")
+            raise ValueError(f"{name}: got {given:g}, but the state has {carried:g}; leave it out.")
         return check.fraction(name, given if carried is None else carried)
 
     def result(self, batch: float | None, ratios: tuple[float, ...], tolerance: float, window: bool) -> Diagnosis:
@@ -233,13 +234,16 @@ class _Tally:
             notes += self._spread(total)
             if total.below < -_CONTRADICTED:
                 notes.append(
-                    f"‖∇f‖² reads {total.signal:.3g}, {-total.below:.1f} of its standard errors below 0: gradients of "
-                    "successive steps are not a steady one with independent noise (a run at rest, whose steps undo "
-                    "each other; batches of an epoch without replacement). The limits allow for as large an error "
-                    "upwards; fresh gradients at one point tell more (sl.gradient_noise)."
+                    f"The estimate of ‖∇f‖² is {total.signal:.3g}, which is {-total.below:.1f} standard errors below "
+                    "0: gradients of successive steps are not a constant gradient plus independent noise (for "
+                    "example in a stationary run, where steps cancel each other, or with the batches of an epoch "
+                    "without replacement). The limits allow for an upward error of the same size; gradients sampled "
+                    "at one point give a better estimate (sl.gradient_noise)."
                 )
         notes += [
-            f"Left out: {count} tensors, since {why}." for why, count in self.reasons.items() if known or why != reason
+            f"{count} tensors are left out. Reason: {why}."
+            for why, count in self.reasons.items()
+            if known or why != reason
         ]
         notes += [said.format(count=counts[name]) for name, said in _EXCLUDED.items() if counts[name]]
         notes += list(self.remarks)
@@ -258,16 +262,20 @@ class _Tally:
         longest = max(1 / (1 - b2) for _, b2 in self.betas)
         steps = min(self.steps)
         if window:
-            return [f"Of the {steps:g} steps since the earlier state alone: v's longer memory is out of it."]
+            return [
+                f"Only the {steps:g} steps since the earlier state are used; earlier steps in the memory of v are "
+                "removed."
+            ]
         said = [
-            f"v remembers about {longest:.4g} steps: a gradient that has fallen within them reads as noise, one that "
-            "has grown, or noise that has, as less. With earlier=, a state 20 to 100 steps before, they alone count."
+            f"v averages over about {longest:.4g} steps: a gradient that has decreased within them is counted as "
+            "noise, and a gradient or noise that has increased is underestimated. With earlier=, a state 20 to 100 "
+            "steps before, only the steps since then are used."
         ]
         if steps < _FILLED * longest:
             filled = min(part.weights.bias2 for part in everything)
             said.append(
-                f"After {steps:g} steps v has filled {100 * filled:.0f} % of that memory: all of the run's steps are "
-                "in it, the first ones too."
+                f"After {steps:g} steps, {100 * filled:.0f} % of this memory is filled, so v includes all steps of "
+                "the run, even the first ones."
             )
         return said
 
@@ -276,13 +284,15 @@ class _Tally:
         said = []
         if total.design > 2:
             said.append(
-                f"Blocks of coordinates scatter {math.sqrt(total.design):.2g} times as much as independent ones would: "
-                "their noise is correlated, or their SNR differs. The limits allow for it."
+                f"Estimates from blocks of coordinates vary {math.sqrt(total.design):.2g} times as much as they "
+                "would with independent coordinates: their noise is correlated, or their SNR differs. The limits "
+                "allow for this."
             )
         if total.concentrated > 2 * total.snr:
             said.append(
-                f"The signal may be concentrated: a coordinate drawn in proportion to it has an SNR of up to "
-                f"{total.concentrated:.2g} (heavy tails of the noise read so too). The range allows for it."
+                "The signal may be concentrated in few coordinates: a coordinate drawn with probability "
+                f"proportional to its signal has an SNR of up to {total.concentrated:.2g} (noise with heavy tails "
+                "has the same effect). The range allows for this."
             )
         return said
 
@@ -290,11 +300,12 @@ class _Tally:
 _CONTRADICTED = 2.0
 """How many standard errors below 0 an estimate of ‖∇f‖² must be to be mentioned."""
 _EXCLUDED = dict(
-    nonfinite="{count} coordinates are NaN or infinite, and left out.",
-    untouched="{count} coordinates have m = v = 0: they have had no gradient, and are left out.",
-    lost="{count} coordinates have v = 0 but not m: their squares are too small for the format; left out.",
-    impossible="{count} coordinates have a first moment larger than any gradients with this second moment make: the "
-    "betas or the number of steps are not these, or this is not Adam's second moment (Adamax, Yogi).",
+    nonfinite="{count} coordinates are NaN or infinite and are left out.",
+    untouched="{count} coordinates have m = v = 0 and are left out, because they have had no gradient.",
+    lost="{count} coordinates have v = 0 but m ≠ 0 and are left out, because their squares are too small for the "
+    "format.",
+    impossible="{count} coordinates have a first moment that is too large for their second moment: the betas or the "
+    "number of steps are wrong, or the second moment is not Adam's (Adamax, Yogi).",
 )
 """Notes about coordinates, by the name of their count."""
 

@@ -52,9 +52,12 @@ class GradientNoise:
         sums: dict[str, Pair] | None = None,
     ) -> None:
         if moments.count < 2:
-            raise ValueError(f"gradients: got {moments.count}; two or more are needed to see any noise.")
+            raise ValueError(f"gradients: got {moments.count}; give two or more, which an estimate of the noise needs.")
         if population is not None and population < moments.count:
-            raise ValueError(f"population: got {population} for {moments.count} gradients; it counts all there are.")
+            raise ValueError(
+                f"population: got {population}, but there are {moments.count} gradients; give the number of all "
+                "examples, or None."
+            )
         self._moments, self.per, self.population, self.confidence = moments, per, population, confidence
         self._sums = sums  # used if no moments per coordinate were kept
         self.count, self.samples = moments.count, moments.weight
@@ -119,7 +122,9 @@ class GradientNoise:
         """
         of = self._curved
         if of is None:
-            raise ValueError("curved_noise_scale: needs products with the Hessian; give gradient_noise(..., hvp=...).")
+            raise ValueError(
+                "curved_noise_scale: no products with the Hessian were computed; call gradient_noise with hvp=."
+            )
         low, high = limits(of, self.confidence)
         scale = of.trace / of.square if of.square > 0 and of.trace > 0 else math.nan
         return scale, (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
@@ -143,7 +148,7 @@ class GradientNoise:
             return {}
         low, high = self._moments.weights
         if low != high:
-            why = "batches of unequal size have unequal laws"
+            why = "batches of different sizes have different distributions"
             return dict.fromkeys(self.names, no_tail(self.count, self.confidence, why))
         groups: list[int | None] = [*range(len(self.names) - 1)]
         found = {self.names[g]: tail(self._moments.columns(g), self.confidence) for g in groups if g is not None}
@@ -188,7 +193,7 @@ class GradientNoise:
         self._need_coordinates("merge")
         other._need_coordinates("merge")
         if (self.per, self.population) != (other.per, other.population):
-            raise ValueError("other: has another `per` or `population`; give both the same.")
+            raise ValueError("other: its `per` or `population` differs; compute both with the same values.")
         return GradientNoise(self._moments.merge(other._moments), self.per, self.population, self.confidence)
 
     def __getstate__(self) -> dict[str, Any]:

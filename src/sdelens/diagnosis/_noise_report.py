@@ -61,7 +61,7 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
             tails.append([str(name), *_tail_cells(noise.tails[str(name)])])
     found = [(head, rows)]
     if tails:
-        head = ["tails", "κ = 1/ν", percent, "ν", "p (normal)", "excess kurtosis ± sem", "sign's efficiency", percent]
+        head = ["tails", "κ = 1/ν", percent, "ν", "p (normal)", "excess kurtosis ± sem", "efficiency of sign", percent]
         found.append((head, tails))
     return found
 
@@ -84,7 +84,10 @@ def _tail_cells(own: "Tail") -> list[str]:
 def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     """Sentences about whether gradient or noise dominates at batch size `size`, the phases, the tails, the sign."""
     low, high = noise.noise_scale_limits()
-    said = [f"{noise.count} gradients of {noise.samples:g} samples in all; verdict at batch size {size:g}."]
+    said = [
+        f"{noise.count} gradients from {noise.samples:g} samples (training examples) in total; verdict at batch size "
+        f"{size:g}."
+    ]
     if size < low:
         said.append(
             f"Noise dominates: the noise scale is above {_number(low)} samples"
@@ -96,17 +99,18 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
         dominated = False
     else:
         said.append(
-            f"Whether noise dominates is open: the noise scale lies between {_number(low)} and {_number(high)} "
-            "samples. More gradients narrow that."
+            f"It is not resolved whether noise dominates: the noise scale lies between {_number(low)} and "
+            f"{_number(high)} samples. More gradients narrow this range."
         )
         dominated = None
     shares = noise.phases(size) if noise.has_coordinates else None
     if shares is not None and not math.isnan(shares.raw[0]):
-        one, two, three = (f"{100 * v:.0f} %" for v in shares.estimate)
+        one, two, three = (f"{100 * max(v, 0.0):.0f} %" for v in shares.estimate)
         said.append(
-            f"Phases of SignSGD: {one} of the coordinates in 1 (noise invisible), {two} in 2, {three} in 3 (linear); "
-            f"estimated one by one {100 * shares.raw[0]:.0f} % would be in 1, and pure noise alone puts "
-            f"{100 * shares.noise[0]:.0f} % there."
+            f"Phases of SignSGD: {one} of the coordinates are in phase 1 (noise negligible), {two} in phase 2 and "
+            f"{three} in phase 3 (linear). Separate estimates for each coordinate would put "
+            f"{100 * shares.raw[0]:.0f} % in phase 1; with noise alone they would put {100 * shares.noise[0]:.0f} % "
+            "there."
         )
     if noise.tails:
         said += _tail_words(noise.tails["all"], noise, dominated)
@@ -115,40 +119,55 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
 
 def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> list[str]:
     if own.reason is not None:
-        return [f"No tail index: {own.reason}."]
+        return [f"The tail index is not estimated: {own.reason}."]
     law = f"gradients of {noise.batch_size:g} samples" if noise.batch_size != 1 else "gradients of single samples"
     said = []
     if own.lower <= 0 <= own.upper:
-        said.append(f"Tails: {law} are not distinguishable from normal (κ = {own.kappa:.3f}).")
+        said.append(
+            f"Tails: the distribution of {law} is statistically indistinguishable from normal (κ = {own.kappa:.3f})."
+        )
     elif own.kappa < 0:
-        said.append(f"Tails: {law} are lighter than normal (κ = {own.kappa:.3f}).")
+        said.append(f"Tails: the distribution of {law} has lighter tails than normal (κ = {own.kappa:.3f}).")
     else:
-        said.append(f"Tails: {law} are heavier than normal, like Student's t with ν = {_number(own.df)}.")
+        said.append(
+            f"Tails: the distribution of {law} has heavier tails than normal, like Student's t with ν = "
+            f"{_number(own.df)}."
+        )
     if own.lower >= 0.5:
         said.append(
-            "Their variance is infinite (κ ≥ ½): SGD's SDE does not exist, tr Σ and noise scale are those of these "
-            "gradients alone, and only the sign has a drift and a diffusion."
+            "Its variance is infinite (κ ≥ ½): SGD's SDE does not exist, tr Σ and the noise scale describe only "
+            "these gradients, and only the sign has a drift and a diffusion coefficient."
         )
     elif own.upper >= 0.5 and not noise.is_exact:
-        said.append("An infinite variance (κ ≥ ½) is not excluded; then tr Σ and noise scale say nothing.")
+        said.append(
+            "An infinite variance (κ ≥ ½) is not excluded; in that case tr Σ and the noise scale are not defined."
+        )
     low, high = own.efficiency_limits
-    worth = f"at small signal the sign of one is worth {_number(own.efficiency)} of its value in samples"
+    worth = (
+        f"for a small signal, the sign of one gradient is as informative as the values of {_number(own.efficiency)} "
+        "gradients"
+    )
     where = {
-        True: "Noise dominates here, so that is the case at hand.",
-        False: "The gradient dominates here, where this does not decide.",
-        None: "It decides only where noise dominates.",
+        True: "Noise dominates here, so this comparison applies.",
+        False: "The gradient dominates here, so this comparison does not apply.",
+        None: "This comparison applies only where noise dominates.",
     }[dominated]
     if low > 1:
-        said.append(f"SignSGD-like methods are to be preferred: {worth} ({_number(low)} – {_number(high)}). {where}")
+        said.append(
+            f"Sign-based methods such as SignSGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}"
+        )
     elif high < 1:
-        said.append(f"Linear methods are to be preferred: {worth} ({_number(low)} – {_number(high)}). {where}")
+        said.append(f"Linear methods such as SGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}")
     else:
-        said.append(f"The tails decide for neither sign nor value: {worth} ({_number(low)} – {_number(high)}).")
+        said.append(f"The tails favour neither the sign nor the value: {worth} ({_number(low)} – {_number(high)}).")
     for why in dict.fromkeys(t.reason for t in noise.tails.values() if t.reason is not None):
-        said.append(f"No tail index for {', '.join(n for n, t in noise.tails.items() if t.reason == why)}: {why}.")
+        said.append(
+            f"The tail index is not estimated for {', '.join(n for n, t in noise.tails.items() if t.reason == why)}: "
+            f"{why}."
+        )
     differing = [n for n, t in noise.tails.items() if t.lower > own.upper or t.upper < own.lower]
     if differing:
-        said.append(f"Groups whose tails differ from the whole's: {', '.join(differing)}.")
+        said.append(f"Groups whose tails differ from those of all parameters together: {', '.join(differing)}.")
     return said
 
 

@@ -21,5 +21,7 @@ def labels_by(patterns: Mapping[str, str]) -> Callable[[str], str]:
         try:
             compiled[str(label)] = re.compile(pattern)
         except (re.error, TypeError) as error:
-            raise ValueError(f"groups: {pattern!r} is no regular expression ({error}).") from error
+            raise ValueError(
+                f"groups: got {pattern!r}, which is not a regular expression ({error}); correct it."
+            ) from error
     return lambda name: next((label for label, found in compiled.items() if found.search(name)), OTHER)

@@ -43,7 +43,11 @@ class PhaseShares:
         """The shares as a table."""
         rows = [
             [label, *(f"{100 * v:.1f} %" for v in shares)]
-            for label, shares in (("as estimated", self.raw), ("pure noise", self.noise), ("mixture", self.estimate))
+            for label, shares in (
+                ("separate estimates", self.raw),
+                ("pure noise", self.noise),
+                ("mixture", self.estimate),
+            )
         ]
         return "\n".join(text_table([f"coordinates, B = {self.batch_size:g}", "phase 1", "phase 2", "phase 3"], rows))
 

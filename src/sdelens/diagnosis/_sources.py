@@ -16,7 +16,7 @@ SPELLINGS = (("exp_avg", "exp_avg_sq", "step"), ("mu", "nu", "count"), ("m", "v"
 _DEEPEST = 8
 _OTHER_SQUARES = {
     "ScaleByBeliefState": "AdaBelief's second moment is that of g - m, not of g",
-    "ScaleByNovogradState": "NovoGrad keeps one second moment a tensor",
+    "ScaleByNovogradState": "NovoGrad keeps one second moment per tensor",
 }
 """Optax states with `mu` and `nu` in which `nu` is not a mean of squared gradients."""
 
@@ -55,8 +55,8 @@ class Tensor:
 Source = Iterator[Tensor]
 
 _NO_FIRST = (
-    "there is no mean of gradients beside that of squares (RMSprop, or Adam at b1 = 0), so signal and noise cannot be "
-    "told apart; measure them from gradients instead"
+    "it has a mean of squared gradients but no mean of gradients (RMSprop, or Adam with b1 = 0), so signal and "
+    "noise cannot be separated; measure them from gradients instead"
 )
 
 
@@ -77,8 +77,9 @@ def in_memory(state: Any, key: str | None = None) -> Source:
         found = list(_walk(state, "", {}, 0))
         if not found:
             raise ValueError(
-                "state: there are no moments in it (looked for mu and nu, m and v, exp_avg and exp_avg_sq); give the "
-                "state of an Adam: what tx.init and tx.update return, a PyTorch optimizer, or a checkpoint's path."
+                "state: it contains no moments (mu and nu, m and v, or exp_avg and exp_avg_sq); give the state of "
+                "an Adam optimizer as tx.init or tx.update returns it, a PyTorch optimizer, or the path of a "
+                "checkpoint."
             )
         return iter(found)
     raise TypeError(
@@ -161,13 +162,14 @@ def _torch_tensor(name: str, label: str, held: Any, group: Mapping[str, Any]) ->
     if "exp_avg" not in held or "exp_avg_sq" not in held:
         return Tensor(name, label, reason=_lacking(held))
     if "step" not in held and "step" not in group:
-        return Tensor(name, label, reason="its number of steps is missing, without which bias cannot be removed")
+        return Tensor(name, label, reason="its number of steps is missing, so the bias cannot be corrected")
     betas = group.get("betas") or (None, None)
     remark = None
     if group.get("amsgrad") or "max_exp_avg_sq" in held:
         remark = (
-            "AMSGrad: signal and noise are from exp_avg_sq, but the optimizer divides by the largest it ever was, "
-            "which does not come down at a larger batch: no rule holds until max_exp_avg_sq is set anew."
+            "AMSGrad: signal and noise are computed from exp_avg_sq, but the optimizer divides by its maximum so "
+            "far, which does not decrease at a larger batch size: no scaling rule holds until max_exp_avg_sq is "
+            "reset."
         )
     return Tensor(
         name,
@@ -186,7 +188,7 @@ def _lacking(held: Mapping[str, Any]) -> str:
     listed = ", ".join(str(k) for k in held)
     if "exp_avg_sq" in held or "square_avg" in held:
         return _NO_FIRST
-    return f"it has no first and second moment (it has {listed}); this needs Adam or one of its kind"
+    return f"it has no first and second moment (only {listed}); the optimizer must be Adam or a variant of it"
 
 
 def find_state_dicts(found: Any, path: str = "", depth: int = 0) -> dict[str, Mapping[str, Any]]:
@@ -219,16 +221,18 @@ def _choose(
         inside = {path: value for path, value in known.items() if path == key or path.startswith(f"{key}.")}
         if not inside:
             listed = ", ".join(repr(k) for k in known) or "none"
-            raise ValueError(f"key: got {key!r}, where {where} has no optimizer state; it has: {listed}.")
+            raise ValueError(
+                f"key: got {key!r}, but {where} has no optimizer state there; its optimizer states are at: {listed}."
+            )
         known = inside
     if len(known) > 1:
         listed = ", ".join(repr(k) for k in known)
-        raise ValueError(f"key: {where} holds {len(known)} optimizers, {listed}; name the one you mean.")
+        raise ValueError(f"key: got {key!r}, but {where} contains {len(known)} optimizers; give one of {listed}.")
     if not known:
         listed = ", ".join(str(k) for k in list(found)[:8]) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(
-            f"{where}: there is no optimizer state in it (it holds: {listed}); save optimizer.state_dict(), alone "
-            "or in a dictionary."
+            f"{where}: it contains no optimizer state (its content: {listed}); save optimizer.state_dict(), alone or "
+            "in a dictionary."
         )
     return next(iter(known.items()))
 
@@ -276,8 +280,9 @@ def _walk(node: Any, label: str, numbers: Mapping[str, Any], depth: int) -> Sour
             remark = None
             if "nu_max" in names:
                 remark = (
-                    "AMSGrad: signal and noise are from nu, but the optimizer divides by the largest it ever was, "
-                    "which does not come down at a larger batch: no rule holds until nu_max is set anew."
+                    "AMSGrad: signal and noise are computed from nu, but the optimizer divides by its maximum so "
+                    "far, which does not decrease at a larger batch size: no scaling rule holds until nu_max is "
+                    "reset."
                 )
             yield from _arrays({**held, **beta}, label, remark)
             return
@@ -306,12 +311,14 @@ def _arrays(held: Mapping[str, Any], label: str, remark: str | None = None) -> S
     named = next((n for n in ("count", "step") if held.get(n) is not None), "")
     steps = held.get(named)
     if steps is None and spelling[0] != "m":
-        raise ValueError(f"state: there is no number of steps beside {spelling[1]!r}; give it as {spelling[2]!r}.")
+        raise ValueError(f"state: it has {spelling[1]!r} but no number of steps; add it as {spelling[2]!r}.")
     count = np.inf if steps is None else _scalar(named, steps)
     b1, b2 = (None if held.get(b) is None else _scalar(b, held[b]) for b in ("b1", "b2"))
     firsts, seconds = leaves_of(held[spelling[0]]), leaves_of(held[spelling[1]])
     if [name for name, _ in firsts] != [name for name, _ in seconds]:
-        raise ValueError(f"state: {spelling[0]} and {spelling[1]} have different parts; give those of one optimizer.")
+        raise ValueError(
+            f"state: {spelling[0]} and {spelling[1]} have different structures; give the moments of one optimizer."
+        )
     known = dict(leaves_of(held["x"])) if held.get("x") is not None else {}
     for (name, m), (_, v) in zip(firsts, seconds, strict=True):
         full = f"{label}: {name}" if label and name else name or label or "state"

@@ -99,14 +99,16 @@ def tail(values: np.ndarray, confidence: float) -> Tail:
     moving = np.ptp(values, axis=0) > 0
     values = values[:, moving]
     if count < LEAST:
-        return no_tail(count, confidence, f"{count} gradients; {LEAST} or more are needed")
+        return no_tail(count, confidence, f"there are {count} gradients, and {LEAST} or more are needed")
     ordered = np.sort(values, axis=0)
     kept = _longest_run(ordered) <= max(2, _TIES * count)
     left_out = int((~kept).sum())
     values = values[:, kept]
     if not values.shape[1]:
-        why = "over a tenth of every coordinate's values agree exactly; means of larger batches may not"
-        why = why if left_out else "no coordinate moves"
+        why = (
+            "more than a tenth of the values of every coordinate are equal; gradients of larger batches may avoid this"
+        )
+        why = why if left_out else "no coordinate varies"
         return no_tail(count, confidence, why, left_out)
     found = _student.fit(values, confidence)
     moments = _shape_moments(values)

@@ -234,11 +234,13 @@ class Diagnosis:
     def verdict(self) -> str:
         """The regime and whether the rule holds, in words."""
         if not self.known:
-            return f"Cannot tell from this state: {self.reason}."
-        read = f"SNR {self.snr:.2g}" if self.total.resolved else f"SNR below {self.limit:.2g}, its limit"
+            return f"No diagnosis is possible from this state: {self.reason}."
+        read = (
+            f"SNR {self.snr:.2g}" if self.total.resolved else f"SNR below {self.limit:.2g}, not distinguishable from 0"
+        )
         if math.isinf(self.snr):
-            read = "no noise to be seen"
-        said = [f"{self.regime.capitalize()} at the present batch ({read})."]
+            read = "no noise detected"
+        said = [f"{self.regime.capitalize()} at the present batch size ({read})."]
         signal, noise, _, _ = self._mix
         elsewhere: dict[str, float] = {}
         for part, other in zip(signal, noise, strict=True):
@@ -250,18 +252,18 @@ class Diagnosis:
             if name != self.regime and part > _SPOKEN * signal.sum()
         ]
         if math.isinf(self.largest_ratio):
-            said.append("No signal is seen, so that nothing speaks against the square-root rule at any ratio.")
+            said.append("No signal is detected, so there is no evidence against the square-root rule at any ratio.")
         else:
             said.append(
                 f"The square-root rule is expected to hold within {100 * self.tolerance:g} % up to "
-                f"{_ratio(self.largest_ratio)} times the batch"
+                f"{_ratio(self.largest_ratio)} times the batch size"
                 + (f" ({self.batch_size * self.largest_ratio:.3g})." if self.batch_size is not None else ".")
             )
         if self.legal_ratio < max(self.largest_ratio, max(self.ratios, default=1.0)):
-            said.append(f"Beyond {_ratio(self.legal_ratio)} times it would need a negative β.")
+            said.append(f"Beyond {_ratio(self.legal_ratio)} times the batch size it would need a negative β.")
         unsure = [r for r in self.ratios if self._word(r).endswith("unsure")]
         if unsure:
-            said.append(f"Not sure at {', '.join(f'{r:g}' for r in unsure)}: see the range.")
+            said.append(f"The verdict is unsure at ratio {', '.join(f'{r:g}' for r in unsure)}: see the range.")
         return " ".join(said)
 
     def _word(self, ratio: float) -> str:
@@ -282,7 +284,7 @@ class Diagnosis:
             rows.append(self._row(_TOTAL, self.total))
         lines = text_table(head, rows)
         if len(self.parts) > len(names):
-            lines.append(f"({len(self.parts) - len(names)} more groups, of less signal, in .groups)")
+            lines.append(f"({len(self.parts) - len(names)} more groups with less signal are in .groups)")
         verdicts = [
             [
                 f"{ratio:g}",
@@ -317,20 +319,21 @@ def general_notes(batch: bool, alone: float, decays: bool | None) -> Sequence[st
     """Notes for every diagnosis; `decays` is whether there is weight decay, None if that is not known."""
     known = "" if batch else " With batch_size= the noise scale is given in samples."
     return (
-        f"SNR is √(‖∇f‖²/tr Σ) at the present batch; '< x': not distinguishable from 0; {FALSE_ALARM:g} of all groups "
-        f"without signal exceed x.{known}",
-        "The limits assume independent coordinates, apart from the correlation estimated from blocks of each tensor. "
-        f"Noise along one direction common to all would not be seen, and could read {alone:.2g} without any signal.",
-        "error: relative L2 distance of the loss curves at equal samples, from here to rest, groups weighted by signal "
-        "as if of equal curvature"
+        "SNR is √(‖∇f‖²/tr Σ) at the present batch size; '< x' means not distinguishable from 0, where a share of "
+        f"{FALSE_ALARM:g} of all groups without signal exceeds x.{known}",
+        "The limits assume independent coordinates, apart from the correlation estimated from blocks of each "
+        "tensor. Noise along one direction common to all coordinates would not be detected, and could appear as an "
+        f"SNR of {alone:.2g} without any signal.",
+        "error: relative L2 distance of the loss curves at equal numbers of samples (training examples), from here "
+        "to the stationary distribution, with groups weighted by their signal as if they had equal curvature"
         + (
-            "; decoupled weight decay, common to both, makes it less (weight_decay= and parameters=). "
+            "; decoupled weight decay, which is not known here, reduces it (give weight_decay= and parameters=). "
             if decays is None
-            else ", with the weight decay that is common to both. "
+            else "; weight decay is included. "
             if decays
             else ". "
         )
-        + "A floor of order lr·√δ, from the larger steps, is not in it: it needs the curvature.",
+        + "A floor of order lr·√δ from the larger steps is not included, because it depends on the curvature.",
     )
 
 

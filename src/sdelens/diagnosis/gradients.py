@@ -107,16 +107,20 @@ def gradient_noise(
             moments = Moments(layout, keep, seed, on_leaves)
         elif names != moments.layout.names:
             raise ValueError(
-                f"gradients: gradient {moments.count} has leaves {', '.join(names)}, the first "
-                f"{', '.join(moments.layout.names)}; all need the same."
+                f"gradients: gradient {moments.count} has the leaves {', '.join(names)}, but the first has "
+                f"{', '.join(moments.layout.names)}; give gradients with the same leaves."
             )
         if listed is not None and moments.count == len(listed):
-            raise ValueError(f"batch_size: got {len(listed)}, and there are more gradients; give one each.")
+            raise ValueError(
+                f"batch_size: got {len(listed)} sizes, but there are more gradients; give one size for each gradient."
+            )
         moments.add(leaves, size if listed is None else listed[moments.count])
     if moments is None:
-        raise ValueError("gradients: there are none; give two or more.")
+        raise ValueError("gradients: got none; give two or more.")
     if listed is not None and moments.count < len(listed):
-        raise ValueError(f"batch_size: got {len(listed)} for {moments.count} gradients; give one each.")
+        raise ValueError(
+            f"batch_size: got {len(listed)} sizes for {moments.count} gradients; give one size for each gradient."
+        )
     return GradientNoise(moments, per, population, confidence)
 
 
@@ -132,7 +136,8 @@ def as_groups(
     if groups is None:
         if ALL in names:
             raise ValueError(
-                f"groups: a parameter is called {ALL!r}, the name of the whole; give groups by other names."
+                f"groups: a parameter is named {ALL!r}, which is the name of all parameters together; give groups "
+                "with other names."
             )
         return Layout(names, shapes, names, tuple(range(len(names))), rebuild)
     patterns = dict(groups) if isinstance(groups, Mapping) else None
@@ -144,8 +149,10 @@ def as_groups(
     labels = [label for label in [*patterns, OTHER] if label in owner]
     missing = [label for label in patterns if label not in labels]
     if missing or ALL in labels:
-        why = f"{missing[0]!r} has no parameter" if missing else f"{ALL!r} is the name of the whole"
-        raise ValueError(f"groups: {why}; the parameters are {', '.join(names)}.")
+        why = (
+            f"no parameter belongs to {missing[0]!r}" if missing else f"{ALL!r} is the name of all parameters together"
+        )
+        raise ValueError(f"groups: {why}; choose other groups for the parameters {', '.join(names)}.")
     return Layout(names, shapes, tuple(labels), tuple(labels.index(o) for o in owner), rebuild)
 
 
@@ -155,7 +162,7 @@ def _leaves(tree: Any) -> tuple[tuple[str, ...], list[np.ndarray], Callable[[lis
     names = tuple(jax.tree_util.keystr(path, simple=True, separator=".") or "gradient" for path, _ in paths)
     arrays = [_array(name, leaf) for name, (_, leaf) in zip(names, paths, strict=True)]
     if not arrays or not sum(a.size for a in arrays):
-        raise ValueError("gradients: a gradient without a number; give pytrees of floating arrays.")
+        raise ValueError("gradients: got a gradient without any numbers; give pytrees of floating arrays.")
     return names, arrays, functools.partial(jax.tree_util.tree_unflatten, treedef)
 
 
@@ -184,10 +191,12 @@ def _source(gradients: Any, count: int | None) -> Iterable[Any]:
     """Iterate over gradients of any supported form."""
     if callable(gradients) and not hasattr(gradients, "__array__"):
         if count is None:
-            raise ValueError("count: a function of i was given; say how many gradients to ask it for.")
+            raise ValueError(
+                "count: got None, but gradients is a function of i; give the number of gradients to compute."
+            )
         return (gradients(i) for i in range(count))
     if count is not None:
-        raise ValueError("count: belongs to a function or a problem; leave it out.")
+        raise ValueError("count: applies only to a function or a problem; leave it out.")
     if isinstance(gradients, Iterator) or type(gradients) in (list, tuple):
         return gradients
     if isinstance(gradients, Mapping) and not isinstance(gradients, dict):
@@ -207,13 +216,15 @@ def _product(loss: Any, x: Any, hvp: Any) -> Callable[[Any], Any] | None:
     if callable(hvp) and loss is None:
         return hvp
     if hvp:
-        raise TypeError(f"hvp: got {hvp!r}; give a function v ↦ Hv, or `loss` and `x`; True is for problems.")
+        raise TypeError(
+            f"hvp: got {hvp!r}; give a function v ↦ Hv, or `loss` and `x`; True is possible only with a problem."
+        )
     if loss is None:
         if x is not None:
-            raise TypeError("x: belongs to a problem or a `loss`; leave it out.")
+            raise TypeError("x: applies only to a problem or together with `loss`; leave it out.")
         return None
     if x is None:
-        raise TypeError("x: give the parameters at which the loss's Hessian is taken.")
+        raise TypeError("x: got None; give the parameters at which the Hessian of `loss` is computed.")
 
     def dtyped(v: Any, like: Any) -> Any:
         return jnp.asarray(v, jnp.asarray(like).dtype)
@@ -231,11 +242,13 @@ def _of_problem(
     """Gradients of a problem, the size of their population, and the product with the Hessian."""
     if not isinstance(problem, Problem) or problem.examples is None:
         raise TypeError(
-            "gradients: the problem has no examples, so no noise of its own; give sl.Problem(loss, start, data) or a "
-            "network, or gradients with noise."
+            "gradients: got a problem without examples, whose gradient has no noise; give sl.Problem(loss, start, "
+            "data), a network, or gradients with noise."
         )
     if loss is not None or not (hvp is None or isinstance(hvp, bool)) or population is not None:
-        raise TypeError("loss, hvp, population: the problem knows them; give hvp=True for the curvature.")
+        raise TypeError(
+            "loss, hvp, population: the problem determines them; leave them out, or give hvp=True for the curvature."
+        )
     problem.check_examples()
     size = check.at_least("batch_size", batch_size, 1)
     at = problem.start if x is None else _position(problem, x)
@@ -244,12 +257,12 @@ def _of_problem(
     if size == 1:
         number = examples if count is None else count
         if number > examples:
-            raise ValueError(f"count: got {number} of {examples} examples; give as many or fewer.")
+            raise ValueError(f"count: got {number}, but there are only {examples} examples; give {examples} or fewer.")
         index = stream.permutation(jnp.arange(number), examples) if number < examples else jnp.arange(examples)[:, None]
         population = examples
     else:
         if count is None:
-            raise ValueError("count: say how many mini-batches to draw.")
+            raise ValueError("count: got None; give the number of mini-batches to draw.")
         number = count
         index = stream.integers(number * size, examples).reshape(number, size)
 
@@ -282,5 +295,5 @@ def _position(problem: Problem, x: Any) -> Any:
     if flat.shape != (problem.dim,):
         raise ValueError(f"x: got shape {np.shape(x)}; give {problem.dim} numbers, or parameters like the start.")
     if not bool(jnp.isfinite(flat).all()):
-        raise ValueError("x: has entries that are not finite.")
+        raise ValueError("x: has entries that are not finite; give finite parameters.")
     return flat.astype(problem.start.dtype)

@@ -153,14 +153,19 @@ def split(weights: Weights, m: Any, v: Any, earlier: tuple[Any, Any, float, floa
     found, (flat_m, size), (flat_v, size_v) = Split(weights), flatten(m), flatten(v)
     before = None if earlier is None else (flatten(earlier[0]), flatten(earlier[1]))
     if size_v != size or (before is not None and (before[0][1] != size or before[1][1] != size)):
-        raise ValueError(f"state: its first moment has {size} numbers, the second {size_v}; give those of one tensor.")
+        raise ValueError(
+            f"state: its first moment has {size} numbers, but the second has {size_v}; give the moments of one tensor."
+        )
     width = max(-(-size // _BLOCKS), 1)
     blocks = np.zeros((3, -(-size // width)))
     for begin, end in _spans(size):
         first, second = read(flat_m, begin, end), read(flat_v, begin, end)
         bad = ~(np.isfinite(first) & np.isfinite(second))
         if (second[~bad] < 0).any():
-            raise ValueError("state: a second moment is negative, so it is no mean of squares; give Adam's state.")
+            raise ValueError(
+                "state: a second moment is negative, so it is not a mean of squares; give the state of an Adam "
+                "optimizer."
+            )
         if before is not None and earlier is not None:
             first -= earlier[2] * read(before[0][0], begin, end)
             second -= earlier[3] * read(before[1][0], begin, end)

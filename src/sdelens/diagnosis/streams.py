@@ -153,8 +153,8 @@ class Moments:
         name = self.layout.names[i]
         if np.shape(leaf) != self.layout.shapes[i]:
             raise ValueError(
-                f"gradients: {name} of gradient {self.count} has shape {np.shape(leaf)}, of the first "
-                f"{self.layout.shapes[i]}; all gradients need the same shapes."
+                f"gradients: {name} of gradient {self.count} has shape {np.shape(leaf)}, but that of the first has "
+                f"{self.layout.shapes[i]}; give gradients of the same shapes."
             )
         finite = np.isfinite(leaf)
         if not finite.all():
@@ -174,9 +174,9 @@ class Moments:
             ValueError: if the gradients, groups or sampled coordinates differ.
         """
         if self.layout != other.layout:
-            raise ValueError("other: has other parameters or groups; merge gradients of the same model.")
+            raise ValueError("other: its parameters or groups differ; merge gradients of the same model.")
         if (self.coordinates, self.seed) != (other.coordinates, other.seed):
-            raise ValueError("other: other coordinates were sampled; use the same seed and tail_coordinates.")
+            raise ValueError("other: its sampled coordinates differ; use the same seed and tail_coordinates.")
         out = copy.copy(self)
         out.weight, out.count = self.weight + other.weight, self.count + other.count
         share = other.weight / out.weight

@@ -39,13 +39,13 @@ def from_sums(
         ValueError: if batches differ in size, nothing was accumulated, or a gradient was not finite.
     """
     if len(set(weights)) > 1:
-        raise ValueError("batch_size: changed while only sums were kept; give micro-batches of one size.")
+        raise ValueError("batch_size: got different sizes, but only sums were kept; give micro-batches of one size.")
     if not tables:
-        raise ValueError("gradients: there are none; make two or more backward passes.")
+        raise ValueError("gradients: got none; make two or more backward passes.")
     table = np.stack([tables[name] for name in layout.names])
     reached, none = ~np.isnan(table).all(axis=2), np.isnan(table[:, :, 2])
     if not np.isfinite(table[reached][:, :2]).all() or np.isinf(table).any():
-        raise ValueError("gradients: one was not finite; watch after a loss scale has settled.")
+        raise ValueError("gradients: got one that is not finite; start watching after the loss scale has stabilised.")
     zero = (~reached | (table[:, :, 2] == 0)).all(axis=0)
     table[reached & none, 2] = 0
     starts = sorted({0, *(int(i) for i in np.flatnonzero(np.array(empty) | zero))})

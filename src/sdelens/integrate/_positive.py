@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["by_update", "lognormal", "moved"]
+__all__ = ["by_update", "kept_positive", "lognormal", "moved"]
 
 
 def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
@@ -18,6 +18,12 @@ def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
     size = jnp.sqrt(jnp.log1p(variance / jnp.maximum(mean, math.sqrt(tiny)) ** 2))
     standard = noise / jnp.sqrt(jnp.maximum(variance, tiny))
     return jnp.where(variance > 0, mean * jnp.exp(size * standard - 0.5 * size**2), mean)
+
+
+def kept_positive(mean: Array, noise: Array) -> Array:
+    """Add the noise where the sum is at least half the mean; otherwise return mean²/(−4 noise), which is positive."""
+    low = noise < -0.5 * mean
+    return jnp.where(low, mean**2 / jnp.where(low, -4 * noise, 1), mean + noise)
 
 
 def by_update(law: str, accumulators: str, substeps: int) -> bool:

@@ -14,8 +14,8 @@ from sdelens.core.compilation import program
 from sdelens.core.integrals import POINTS, integrate
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout
-from sdelens.noise import AbstractNoise
-from sdelens.noise.law import Law
+from sdelens.noise import AbstractNoise, NoiseLaw
+from sdelens.noise.composite_rule import CoordinateLaw
 from sdelens.optimizers import FromOptax, Optimizer, State
 from sdelens.problems import Problem
 
@@ -102,8 +102,9 @@ def coefficients(
                 "coordinate-wise updates have coefficients by quadrature. Use model='empirical' with "
                 "coefficients='sampled'."
             )
-        law = Law(noise, dim)
-        inner = _inner(optimizer, problem, noise.bind(problem), state, at)
+        bound = noise.bind(problem)
+        law = CoordinateLaw(bound, dim)
+        inner = _inner(optimizer, problem, bound, state, at)
         laws = jax.tree.leaves(optimizer.leaf_kinds(inner, layout))
         if "key" in laws:
             raise ValueError(f"optimizer: {optimizer.name} draws random numbers of its own; quadrature has one law, Z.")
@@ -127,7 +128,7 @@ def _vector(name: str, value: Any, dim: int) -> Array:
     return jnp.asarray(np.broadcast_to(array, (dim,)))
 
 
-def _inner(optimizer: Optimizer, problem: Problem, noise: AbstractNoise, state: Any, x: Array) -> Any:
+def _inner(optimizer: Optimizer, problem: Problem, noise: NoiseLaw, state: Any, x: Array) -> Any:
     """The state of the optimizer besides x, in float64."""
     stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
     if isinstance(optimizer, FromOptax):
@@ -193,7 +194,7 @@ def _steps(
 @program(static_argnames=("layout", "parts"))
 def _integrands(
     optimizer: Optimizer,
-    law: Law,
+    law: CoordinateLaw,
     x: Array,
     inner: Any,
     gradient: Array,
@@ -211,7 +212,7 @@ def _integrands(
     return jnp.where(density > 0, values * density, 0).transpose(1, 2, 0)
 
 
-def _whole_line(function: Any, law: Law) -> np.ndarray:
+def _whole_line(function: Any, law: CoordinateLaw) -> np.ndarray:
     """∫ over all t, shape (d, Q): numerically to t = ±150, then the tail of a power of z, which may be infinite."""
     breaks = np.minimum(law.breaks(), _END)
     dim = breaks.shape[0]

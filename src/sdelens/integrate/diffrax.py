@@ -52,7 +52,7 @@ class DiffraxSDE(eqx.Module):
             ValueError: if the start is random and no key is given.
         """
         if self.start.sampler is not None and key is None:
-            raise ValueError("key: is missing, and the start is random; give y0 the key of the path.")
+            raise ValueError("key: got None, but the start is random; pass the path's random key to y0.")
         return self._begin(key)._replace(count=None)
 
     def terms(self, key: Array, horizon: float | None = None, tol: float | None = None) -> Any:
@@ -69,7 +69,9 @@ class DiffraxSDE(eqx.Module):
             ValueError, TypeError: if only one of `horizon` and `tol` is given, or one is not positive.
         """
         if (horizon is None) != (tol is None):
-            raise ValueError(f"horizon, tol: got {horizon} and {tol}; a VirtualBrownianTree needs both.")
+            raise ValueError(
+                f"horizon, tol: got {horizon} and {tol}; a VirtualBrownianTree needs both; give both or neither."
+            )
         shape = jax.ShapeDtypeStruct(self.sde.noise_shape, self.start_dtype)
         own = jax.random.fold_in(_checked_key(key), 1)
         area = _levy_area(self.solver)
@@ -107,7 +109,7 @@ class DiffraxSDE(eqx.Module):
 
     def _drift(self, t: Any, y: State, args: Any) -> State:
         moment, whole, grad = self._at(t, y)
-        drift = _like(y, self.sde.drift(moment, whole, grad, {}))
+        drift = _like(y, self.sde.drift(moment, whole, grad))
         if not self.stratonovich:
             return drift
         return jax.tree.map(lambda a, b: a - 0.5 * b, drift, self._correction(t, y))
@@ -212,8 +214,8 @@ def to_diffrax(
     known = sdes_of(optimizer)
     if not known:
         raise ValueError(
-            f"optimizer: {optimizer.name} has no SDE in closed form, which a solver needs; sl.compare runs its "
-            "empirical one."
+            f"optimizer: {optimizer.name} has no SDE in closed form, which a diffrax solver needs; use sl.compare, "
+            "which runs its empirical SDE."
         )
     model = check.choice("model", model, known)
     solver = diffrax.Euler() if solver is None else solver
@@ -232,16 +234,16 @@ def to_diffrax(
     first = begin.state(Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32)), sde.init)
     if first.v is not None and not bool((first.v > 0).all()):
         raise ValueError(
-            f"start: V starts at 0, and {optimizer.name}'s SDE divides by √V there (the library's own integrators "
-            "advance V first). Use v0='second-moment', or start from a State with v > 0."
+            f"start: V starts at 0, where the SDE of {optimizer.name} divides by √V = 0 (the integrators of this "
+            "library advance V first). Use v0='second-moment', or start from an sl.State with v > 0."
         )
     dW = jnp.zeros(sde.noise_shape + first.x.shape[1:], first.x.dtype)
     at_start = Instant(jnp.asarray(0), jnp.asarray(0.0))
     jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # raises if the noise is unsuitable
-    if jax.eval_shape(lambda: sde.spread(at_start, first, first.x)):
+    if sde.squares_increments:
         raise ValueError(
-            f"model: {model!r} of {optimizer.name} has a V with noise, which only the library's own integrators keep "
-            "positive; use sl.compare with substeps, or the model 'sde' here."
+            f"model: {model!r} of {optimizer.name} has noise in V, which the integrators of this library compute from "
+            "the squares of their increments; use sl.compare with substeps, or the model 'sde' here."
         )
     diagonal = bound.independent and sde.noise_shape == (problem.dim,)
     stratonovich = isinstance(base, diffrax.AbstractStratonovichSolver)

@@ -9,7 +9,7 @@ from sdelens.cases.starts import Start
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout
 from sdelens.integrate._base import Stepper
-from sdelens.noise import AbstractNoise
+from sdelens.noise import NoiseLaw
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 
@@ -35,7 +35,7 @@ class Discrete(Stepper):
     """
 
     problem: AbstractProblem
-    noise: AbstractNoise
+    noise: NoiseLaw
     optimizer: Optimizer
     start: Start
     layout: Layout = eqx.field(static=True)

@@ -8,8 +8,7 @@ the order of the algorithms themselves, and the noise of the new M reaches X wit
 it reaches X one step later.
 
 If `SDE.together` is true (X moves by the old M, as in Lion), both integrators advance M and X together. A component
-that is listed in the SDE's `spread` is multiplied by a log-normal factor that gives the mean and variance of the step,
-so it stays positive.
+that the SDE lists in `positive_parts` is kept positive (`kept_positive`).
 
 For SGD and SignSGD the two integrators coincide. Both have weak order 1, with Gaussian ξ and also with ξ = ±1, because
 this only requires that the first three moments of ΔW match (Kloeden and Platen 1992, section 14.1). A sign costs one
@@ -27,7 +26,7 @@ from jax import Array, lax
 from sdelens.cases.starts import Start
 from sdelens.core.random import Stream
 from sdelens.integrate._base import Integration
-from sdelens.integrate._positive import lognormal
+from sdelens.integrate._positive import kept_positive
 from sdelens.optimizers import State
 from sdelens.sdes import SDE, Instant
 
@@ -109,17 +108,16 @@ class EulerMaruyama(Integration):
     def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         dt, dtype = self.lr / self.substeps, y.x.dtype
         t = Instant(k, k * self.lr + j * dt, 1 / self.substeps)
-        advanced: dict[str, float] = {}
         sde = self.sde.with_cache(y.found)
         for stage in STAGES["euler" if sde.together else self.integrator]:
             names = [name for name in stage if getattr(y, name) is not None]
-            drift = sde.drift(t, y, grad, advanced)
+            drift = sde.drift(t, y, grad)
             noise = sde.apply_diffusion(t, y, grad, dW)
             new = {n: getattr(y, n) + getattr(drift, n) * dt for n in names}
-            spread = sde.spread(t, y, grad)
+            positive = sde.positive_parts(t)
             for n in names:
                 by = getattr(noise, n)
-                new[n] = lognormal(new[n], by, spread[n] * dt) if n in spread else new[n] + by
+                new[n] = kept_positive(new[n], by) if n in positive else new[n] + by
             y = y._replace(**{n: a.astype(dtype) for n, a in new.items()})
-            advanced |= dict.fromkeys(names, dt)
+            t = t._replace(advanced={**t.advanced, **dict.fromkeys(names, dt)})
         return y

@@ -34,7 +34,7 @@ from sdelens.core.random import Stream
 from sdelens.integrate._base import Integration
 from sdelens.integrate._positive import by_update, moved
 from sdelens.integrate.discrete import Discrete, DiscreteState
-from sdelens.noise.law import Law, Rule, rule_of
+from sdelens.noise.composite_rule import CoordinateLaw, Rule, rule_of
 from sdelens.optimizers import HELD, Update
 
 __all__ = ["Quadrature"]
@@ -82,15 +82,15 @@ class Quadrature(Integration):
         if self.update.coupling is not None:
             raise ValueError(
                 f"coefficients: an update of {optimizer.name} couples coordinates, by {self.update.coupling}; "
-                "'quadrature' takes one at a time. Use coefficients='sampled'."
+                "'quadrature' integrates over each coordinate separately. Use coefficients='sampled'."
             )
-        if not noise.independent:
+        if not (noise.independent and noise.constant):
             raise ValueError(
                 f"coefficients: {noise.describe()['name']} noise has coordinates that depend on each other or on the "
-                "parameters; 'quadrature' takes one at a time. Use coefficients='sampled'."
+                "parameters; 'quadrature' integrates over each coordinate separately. Use coefficients='sampled'."
             )
         with jax.enable_x64(True):
-            rule = rule_of(Law(noise, problem.dim), _ORDER, _TOLERANCE)
+            rule = rule_of(CoordinateLaw(noise, problem.dim), _ORDER, _TOLERANCE)
         self.rule = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), rule)
         self.discrete, self.lr = discrete, optimizer.lr
         self.substeps, self.increments, self.accumulators = substeps, increments, accumulators

@@ -1,11 +1,11 @@
 """Gradient noise: g(x) = ∇f(x) + Z, one family of laws per file."""
 
-from sdelens.noise._base import AbstractNoise
+from sdelens.noise._base import AbstractNoise, NoiseLaw
 from sdelens.noise._minibatch import MinibatchNoise
 from sdelens.noise._sum import SumNoise
 from sdelens.noise.distributed import DistributedNoise, MajorityVote, Quantisation, RandomK
 from sdelens.noise.gaussian import GaussianNoise
-from sdelens.noise.symmetric import LaplaceNoise, StudentTNoise, SymmetricNoise, UniformNoise
+from sdelens.noise.symmetric import LaplaceNoise, ScaledNoise, StudentTNoise, SymmetricNoise, UniformNoise
 
 __all__ = [
     "AbstractNoise",
@@ -14,8 +14,10 @@ __all__ = [
     "LaplaceNoise",
     "MajorityVote",
     "MinibatchNoise",
+    "NoiseLaw",
     "Quantisation",
     "RandomK",
+    "ScaledNoise",
     "StudentTNoise",
     "SumNoise",
     "SymmetricNoise",

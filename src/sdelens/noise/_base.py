@@ -1,4 +1,4 @@
-"""Interface of all laws of gradient noise, and the layout of their numbers along the coordinates."""
+"""Interfaces of noise: the specification a user writes and the law on one problem; the layout of their numbers."""
 
 import abc
 import math
@@ -16,28 +16,61 @@ from sdelens.core.random import Stream
 from sdelens.core.tree import column
 from sdelens.problems import AbstractProblem
 
-__all__ = ["AbstractNoise", "BatchNoise", "UnboundNoise", "described", "laid_out", "positive"]
+__all__ = ["AbstractNoise", "BatchLaw", "NoiseLaw", "described", "laid_out", "positive"]
 
 
 class AbstractNoise(eqx.Module):
-    """A law of the noise Z, symmetric except for mini-batches.
+    """A specification of the noise Z: what a user writes, before it meets a problem.
 
-    Methods take x and ∇f of shape (d,) or (d, P) and return shapes that broadcast to it.
+    A subclass for a new law usually derives from `ScaledNoise`, which is its own law once its numbers are laid out.
+    """
 
-    The methods implemented here are those of noise with independent coordinates.
+    @abc.abstractmethod
+    def bind(self, problem: AbstractProblem) -> "NoiseLaw":
+        """The law of Z along the problem's flat coordinates, with all numbers checked.
+
+        Raises:
+            ValueError, TypeError: if the noise does not fit the problem; the message names the argument.
+        """
+
+    @abc.abstractmethod
+    def at_batch_ratio(self, ratio: float) -> "AbstractNoise":
+        """The noise when the batch is `ratio` times as large.
+
+        Raises:
+            ValueError: if `ratio` is not positive, or the averaged law is not known.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What is needed to rebuild the noise, JSON types only; ``rerunnable`` is False if it cannot be rebuilt."""
+
+    def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
+        """The sum of two independent noises."""
+        return independent_sum(self, other)
+
+
+class NoiseLaw(eqx.Module):
+    """The law of the noise Z on the coordinates of one problem, symmetric except for mini-batches.
+
+    Methods take x and ∇f of shape (d,) or (d, P) and return shapes that broadcast to it. Every law has draws and a
+    variance; whatever else is not known for a law raises a ValueError that says what to use instead. The methods
+    implemented here are those of noise with independent coordinates.
     """
 
     normal: ClassVar[bool] = False
     """Whether Z has the same law as `apply_root` of standard normal numbers."""
     independent: ClassVar[bool] = True
-    """Whether the coordinates of Z are independent and their laws the same at every x."""
+    """Whether the coordinates of Z are independent at every x, each with a law of its own."""
+    constant: ClassVar[bool] = True
+    """Whether the law of Z is the same at every x."""
+    has_quadrature: ClassVar[bool] = True
+    """Whether `quadrature` is known."""
+    has_covariance: ClassVar[bool] = False
+    """Whether coordinates are correlated and `covariance` gives their matrix."""
 
     needs_gradient: ClassVar[bool] = True
     """Whether `gradient` uses ∇f."""
-
-    @abc.abstractmethod
-    def bind(self, problem: AbstractProblem) -> "AbstractNoise":
-        """The same law, checked, with its numbers laid out along the problem's flat coordinates."""
 
     @abc.abstractmethod
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -60,21 +93,21 @@ class AbstractNoise(eqx.Module):
         """Nodes z, shape (K, 1) or (K, d), and weights, shape (K,) or (K, d), such that E u(Zᵢ) ≈ Σₖ wₖ u(zₖᵢ)."""
 
     @abc.abstractmethod
-    def at_batch_ratio(self, ratio: float) -> "AbstractNoise":
-        """The law of the noise when the batch is `ratio` times as large.
-
-        Raises:
-            ValueError: if `ratio` is not positive, or the averaged law is not known.
-        """
-
-    @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What is needed to rebuild the noise, JSON types only; ``rerunnable`` is False if it cannot be rebuilt."""
+        """Name and numbers of the law as in `AbstractNoise.describe`."""
 
     def has_variance(self, x: Array) -> bool:
         """Whether the diagonal of Σ is finite at x; assumed to be if x is traced."""
         variance = self.variance(x)
         return check.is_traced(variance) or bool(jnp.isfinite(variance).all())
+
+    def covariance(self, x: Array) -> Array:
+        """Σ as a matrix, at one x of shape (d,)."""
+        return jnp.diag(jnp.broadcast_to(self.variance(x), x.shape))
+
+    def scales(self, x: Array) -> Array:
+        """The scale σ of every coordinate: here that of the normal law with the same density at 0."""
+        return 1 / (math.sqrt(2 * math.pi) * self.density(jnp.zeros_like(x), x))
 
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The stochastic gradient of step k, drawn from the stream of the whole run: shape (d, P)."""
@@ -96,8 +129,8 @@ class AbstractNoise(eqx.Module):
         """
         return None
 
-    def with_cache(self, found: Any) -> "AbstractNoise":
-        """The noise that uses an earlier value of `compute_cache` as its current law."""
+    def with_cache(self, found: Any) -> "NoiseLaw":
+        """The law that uses an earlier value of `compute_cache` as its current statistics."""
         return self
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
@@ -160,10 +193,32 @@ class AbstractNoise(eqx.Module):
         return slope * own + jnp.sqrt(rest) * other, own
 
     def fourth_cumulant(self, x: Array) -> Array:
-        """E Z⁴ − 3σ⁴, element-wise: 0 for normal noise, infinite where there is no fourth moment."""
-        nodes, weights = self.quadrature(x)
-        weights = weights if weights.ndim == 2 else weights[:, None]
-        return column((weights * nodes**4).sum(axis=0), x) - 3 * self.variance(x) ** 2
+        """E Z⁴ − 3σ⁴, element-wise: 0 for normal noise, infinite where there is no fourth moment or it is not known."""
+        return jnp.full_like(x, jnp.inf)
+
+    def excess_kurtosis(self, x: Array) -> Array:
+        """E Z⁴/σ⁴ − 3, element-wise; infinite where there is no fourth moment, or it is not known."""
+        variance = self.variance(x)
+        known = jnp.isfinite(variance) & (variance > 0)
+        return jnp.where(known, self.fourth_cumulant(x) / jnp.where(known, variance, 1) ** 2, jnp.inf)
+
+    def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
+        r"""Noise of g and of g² = (∇f + Z)² from the same normal increments dW of variance dt.
+
+        Z = Σ^{1/2} dW, and 2∇f∘Z + √(1 + κ/2) (Z∘Z/dt − diag Σ) √dt with the excess kurtosis κ: the increment
+        (dW² − dt)/√(2dt) of a second Brownian motion is uncorrelated with dW, so for a symmetric law both have the
+        variances and covariances of g and g², to leading order in dt; for a normal law and dt = 1 they are those of one
+        draw.
+
+        Args:
+            grad: ∇f at x.
+            x: parameters at which the law is evaluated.
+            dW: increments as in `apply_root`.
+            dt: their variance.
+        """
+        root = self.apply_root(x, dW)
+        size = jnp.sqrt(jnp.maximum(1 + self.excess_kurtosis(x) / 2, 0))
+        return root, 2 * grad * root + size * (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
 
     def square_variance(self, x: Array) -> Array:
         """Var Z² = 2σ⁴ plus the fourth cumulant, element-wise."""
@@ -173,10 +228,6 @@ class AbstractNoise(eqx.Module):
         """Cov(Z²)^{1/2} dW, for dW of the shape of x."""
         return jnp.sqrt(jnp.maximum(self.square_variance(x), jnp.finfo(x.dtype).tiny)) * dW
 
-    def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
-        """The sum of two independent noises."""
-        return independent_sum(self, other)
-
 
 @singledispatch
 def independent_sum(first: Any, second: Any) -> Any:
@@ -184,26 +235,12 @@ def independent_sum(first: Any, second: Any) -> Any:
     return NotImplemented
 
 
-class UnboundNoise(AbstractNoise):
-    """A specification whose law is known only when it is bound to a problem."""
-
-    def sample(self, x: Array, stream: Stream) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def variance(self, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def mean_sign(self, grad: Array, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-
-class BatchNoise(AbstractNoise):
-    """Base of all mini-batch noise; the methods implemented here are those of noise bound to its problem."""
+class BatchLaw(NoiseLaw):
+    """Base of the laws of mini-batch noise."""
 
     independent: ClassVar[bool] = False
-
-    def bind(self, problem: AbstractProblem) -> AbstractNoise:
-        return self
+    constant: ClassVar[bool] = False
+    has_quadrature: ClassVar[bool] = False
 
     def has_variance(self, x: Array) -> bool:
         """Always True, without evaluating the variance, which would dominate the cost of a step."""
@@ -217,16 +254,17 @@ class BatchNoise(AbstractNoise):
 
     def joint_shape(self, dim: int) -> tuple[int, ...]:
         raise ValueError(
-            "noise: how the signs of these mini-batches go with their gradients is not known here; use the model "
-            "'empirical', which draws both."
+            "noise: the joint law of the signs of these mini-batches and their gradients is not known here; use the "
+            "model 'empirical', which draws both."
         )
 
     def fourth_cumulant(self, x: Array) -> Array:
         """0: squares are treated as those of normal noise."""
         return jnp.zeros_like(x)
 
-    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
-        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
+    def excess_kurtosis(self, x: Array) -> Array:
+        """Infinite: not known."""
+        return jnp.full_like(x, jnp.inf)
 
 
 def positive(name: str, value: Any, meaning: str) -> Any:

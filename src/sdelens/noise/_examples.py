@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import BatchNoise
+from sdelens.noise._base import BatchLaw
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
 from sdelens.noise.gaussian import normal_signed_mean
 from sdelens.problems import Problem
 
-__all__ = ["BatchOptions", "ExampleNoise"]
+__all__ = ["BatchOptions", "ExampleLaw"]
 
 
 class BatchOptions(NamedTuple):
@@ -32,7 +32,7 @@ class BatchOptions(NamedTuple):
     subsample: int | None
 
 
-class ExampleNoise(BatchNoise):
+class ExampleLaw(BatchLaw):
     """Mini-batch noise bound to a problem with examples.
 
     Attributes:
@@ -90,7 +90,7 @@ class ExampleNoise(BatchNoise):
                 f"signs: {self.options.signs!r} is a law of the sign of g itself; for the sign of g and a momentum use "
                 "signs='normal', or models=['optimizer', 'empirical'], which draws real mini-batches."
             )
-        return super(BatchNoise, self).joint_shape(dim)
+        return super(BatchLaw, self).joint_shape(dim)
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
         """2σφ(∇f/σ), as for normal gradients."""
@@ -109,7 +109,7 @@ class ExampleNoise(BatchNoise):
             index = stream.permutation(jnp.arange(self.options.subsample), self.examples)
         return self._variance(x, index)
 
-    def with_cache(self, found: Any) -> "ExampleNoise":
+    def with_cache(self, found: Any) -> "ExampleLaw":
         return eqx.tree_at(lambda noise: noise.found, self, found, is_leaf=lambda leaf: leaf is None)
 
     def noise_shape(self, dim: int) -> tuple[int, ...]:
@@ -120,6 +120,27 @@ class ExampleNoise(BatchNoise):
         if self.options.covariance == "diagonal":
             return jnp.sqrt(self.variance(x)) * dW
         return self._exact_root(x, dW)
+
+    def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
+        r"""Noise of g and of g², with the third and fourth moments of the examples' gradients.
+
+        With z the deviation of one example's gradient from the mean, g − ∇f = Z is a mean of B draws of z, and
+
+            g² − E g² = 2∇f∘Z + (1/B)(mean of B draws of z² − E z²) + Σ_{a≠b} z_a z_b/B².
+
+        The first two terms are linear in the same weights dWᵢ of the examples, and the last, which is uncorrelated
+        with them, has the variance 2(1 − 1/B)(diag Σ)² and becomes √(1 − 1/B) (Z∘Z/dt − diag Σ) √dt. With
+        independent coordinates (``covariance="diagonal"``) the noise is treated as normal.
+        """
+        if self.options.covariance == "diagonal":
+            root = self.apply_root(x, dW)
+            return root, 2 * grad * root + (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
+        batch, share = self.options.batch_size, math.sqrt(self._share / self.examples)
+        weights = share * (dW - dW.mean(axis=0))
+        mean = grad - self.strength * x
+        root, square = self.problem.gradient_means(x, (lambda g: g, jnp.square), weights=weights)
+        pairs = math.sqrt(1 - 1 / batch) * (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
+        return root, 2 * grad * root + (square - 2 * mean * root) / batch + pairs
 
     def sign_shape(self, dim: int) -> tuple[int, ...]:
         if self.options.signs == "sampled":

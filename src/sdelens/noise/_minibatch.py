@@ -6,15 +6,15 @@ import equinox as eqx
 
 from sdelens.core import check
 from sdelens.core.names import BATCH_COVARIANCES, BATCH_SIGNS
-from sdelens.noise._base import AbstractNoise, BatchNoise, UnboundNoise
-from sdelens.noise._examples import BatchOptions, ExampleNoise
-from sdelens.noise.regression import ResamplingNoise, StreamingNoise
+from sdelens.noise._base import AbstractNoise, NoiseLaw
+from sdelens.noise._examples import BatchOptions, ExampleLaw
+from sdelens.noise.regression import ResamplingLaw, StreamingLaw
 from sdelens.problems import AbstractProblem, L2Problem, LinearRegression, Problem
 
 __all__ = ["MinibatchNoise"]
 
 
-class MinibatchNoise(UnboundNoise, BatchNoise):
+class MinibatchNoise(AbstractNoise):
     r"""The noise of real mini-batches: Z = g − ∇f with g the mean gradient of B examples.
 
     On a `Problem` with data, networks included, the optimizer draws real mini-batches. With the per-example gradients
@@ -96,10 +96,10 @@ class MinibatchNoise(UnboundNoise, BatchNoise):
         """B."""
         return self.options.batch_size
 
-    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+    def bind(self, problem: AbstractProblem) -> NoiseLaw:
         if isinstance(problem, LinearRegression):
             self._refuse_options()
-            kind = StreamingNoise if problem.samples is None else ResamplingNoise
+            kind = StreamingLaw if problem.samples is None else ResamplingLaw
             return kind(problem, self.batch_size)
         inner: AbstractProblem = problem
         strength = 0.0
@@ -123,7 +123,7 @@ class MinibatchNoise(UnboundNoise, BatchNoise):
             if size is not None and size > inner.examples:
                 raise ValueError(f"{name}: got {size}; the problem has {inner.examples} examples.")
         inner.check_examples()
-        return ExampleNoise(inner, strength, self.options)
+        return ExampleLaw(inner, strength, self.options)
 
     def at_batch_ratio(self, ratio: float) -> "MinibatchNoise":
         """Exact: mini-batches `ratio` times as large, which must be a whole number of examples."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import AbstractNoise, independent_sum
-from sdelens.noise.gaussian import Correlated, GaussianNoise
+from sdelens.noise._base import AbstractNoise, NoiseLaw, independent_sum
+from sdelens.noise.gaussian import Correlated, IndependentNormal
 from sdelens.problems import AbstractProblem
 
 __all__ = ["SumNoise"]
@@ -35,9 +35,8 @@ class SumNoise(AbstractNoise):
     """
 
     terms: tuple[AbstractNoise, ...]
-    broadest: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, terms: Sequence[AbstractNoise], *, _broadest: tuple[int, ...] = (0,)) -> None:
+    def __init__(self, terms: Sequence[AbstractNoise]) -> None:
         flat: list[AbstractNoise] = []
         for term in terms:
             if not isinstance(term, AbstractNoise):
@@ -46,16 +45,15 @@ class SumNoise(AbstractNoise):
         if len(flat) < 2:
             raise ValueError(f"terms: got {len(flat)}; a sum needs two or more noises.")
         self.terms = tuple(flat)
-        self.broadest = _broadest
 
-    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+    def bind(self, problem: AbstractProblem) -> NoiseLaw:
         """Join the normal terms, and find the broadest law of each coordinate, which has the least density at 0."""
         bound = [term.bind(problem) for term in self.terms]
-        normal = [term for term in bound if isinstance(term, GaussianNoise)]
-        others = [term for term in bound if not isinstance(term, GaussianNoise)]
+        normal = [term for term in bound if isinstance(term, IndependentNormal)]
+        others = [term for term in bound if not isinstance(term, IndependentNormal)]
         scale = reduce(jnp.hypot, [term.scale for term in normal], jnp.zeros(()))
         if normal:
-            others.insert(0, GaussianNoise(scale))
+            others.insert(0, IndependentNormal(scale))
         if len(others) == 1:
             return others[0]
         matrices = [term.matrix for term in others if isinstance(term, Correlated)]
@@ -64,14 +62,29 @@ class SumNoise(AbstractNoise):
             own = [np.diag(np.broadcast_to(np.asarray(scale, np.float64) ** 2, problem.dim))] if normal else []
             return Correlated(sum(own, total), problem.start.dtype)
         for term in others:
-            if term.normal and not isinstance(term, GaussianNoise):
+            if term.normal and not isinstance(term, IndependentNormal):
                 raise ValueError(
                     "terms: a covariance matrix or function cannot be summed with another noise; add the matrices, or "
                     "the variances to the diagonal, yourself."
                 )
         x = problem.start
         at_zero = np.stack([np.broadcast_to(term.density(jnp.zeros_like(x), x), x.shape) for term in others])
-        return SumNoise(others, _broadest=tuple(int(i) for i in np.unique(at_zero.argmin(axis=0))))
+        return SumLaw(tuple(others), tuple(int(i) for i in np.unique(at_zero.argmin(axis=0))))
+
+    def at_batch_ratio(self, ratio: float) -> "SumNoise":
+        """The sum of the averaged terms; an error where one term raises one."""
+        return SumNoise([term.at_batch_ratio(ratio) for term in self.terms])
+
+    def describe(self) -> dict[str, Any]:
+        return _described(self.terms)
+
+
+class SumLaw(NoiseLaw):
+    """The law of a sum; `broadest` are the terms that are the broadest of some coordinate."""
+
+    has_quadrature: ClassVar[bool] = False
+    terms: tuple[NoiseLaw, ...]
+    broadest: tuple[int, ...] = eqx.field(static=True)
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return sum((term.sample(x, stream.at(i)) for i, term in enumerate(self.terms)), jnp.zeros_like(x))
@@ -93,17 +106,12 @@ class SumNoise(AbstractNoise):
         return sum((term.fourth_cumulant(x) for term in self.terms), jnp.zeros_like(x))
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
-        raise ValueError("terms: nested sums are flattened; this one has been bound already.")
-
-    def at_batch_ratio(self, ratio: float) -> "SumNoise":
-        """The sum of the averaged terms; an error where one term raises one."""
-        return SumNoise([term.at_batch_ratio(ratio) for term in self.terms])
+        raise ValueError("terms: a sum has no quadrature rule; its terms have.")
 
     def describe(self) -> dict[str, Any]:
-        parts = [term.describe() for term in self.terms]
-        return {"name": "sum", "terms": parts, "rerunnable": all(p.get("rerunnable", True) for p in parts)}
+        return _described(self.terms)
 
-    def _expect(self, function: Callable[[AbstractNoise, Array], Array], z: Array, x: Array) -> Array:
+    def _expect(self, function: Callable[[NoiseLaw, Array], Array], z: Array, x: Array) -> Array:
         """E of a function of the broadest term at z plus the others; the broadest term may differ by coordinate."""
         values = [self._expect_given(i, function, z, x) for i in self.broadest]
         if len(values) == 1:
@@ -113,13 +121,11 @@ class SumNoise(AbstractNoise):
         least = jnp.argmin(jnp.stack(density), axis=0)
         return jnp.select([least == n for n in range(len(values))], values)
 
-    def _expect_given(
-        self, analytic: int, function: Callable[[AbstractNoise, Array], Array], z: Array, x: Array
-    ) -> Array:
+    def _expect_given(self, analytic: int, function: Callable[[NoiseLaw, Array], Array], z: Array, x: Array) -> Array:
         broadest = self.terms[analytic]
         others = [term for i, term in enumerate(self.terms) if i != analytic]
 
-        def expectation(remaining: list[AbstractNoise], z: Array) -> Array:
+        def expectation(remaining: list[NoiseLaw], z: Array) -> Array:
             if not remaining:
                 return jnp.broadcast_to(function(broadest, z), z.shape)
             nodes, weights = remaining[0].quadrature(x)
@@ -131,6 +137,11 @@ class SumNoise(AbstractNoise):
             return jax.lax.scan(add, jnp.zeros_like(z), (nodes, weights))[0]
 
         return expectation(others, z)
+
+
+def _described(terms: Sequence[AbstractNoise | NoiseLaw]) -> dict[str, Any]:
+    parts = [term.describe() for term in terms]
+    return {"name": "sum", "terms": parts, "rerunnable": all(p.get("rerunnable", True) for p in parts)}
 
 
 @independent_sum.register

@@ -14,12 +14,12 @@ from sdelens.core import check
 from sdelens.core.matrix import symmetric_root
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
-from sdelens.noise._base import AbstractNoise, described, laid_out, positive
+from sdelens.noise._base import AbstractNoise, NoiseLaw, described, laid_out, positive
 from sdelens.noise.sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise.symmetric import NODES
 from sdelens.problems import AbstractProblem
 
-__all__ = ["Correlated", "GaussianNoise", "VaryingDiagonal", "VaryingMatrix", "normal_signed_mean"]
+__all__ = ["Correlated", "GaussianNoise", "IndependentNormal", "VaryingDiagonal", "VaryingMatrix", "normal_signed_mean"]
 
 MAX_MATRIX = 2000
 """Largest dimension of a covariance matrix."""
@@ -53,7 +53,6 @@ class GaussianNoise(AbstractNoise):
         >>> varying = sl.GaussianNoise(covariance=lambda x: 0.1 + x**2)
     """
 
-    normal: ClassVar[bool] = True
     scale: Any = None
     covariance: Any = None
 
@@ -65,9 +64,9 @@ class GaussianNoise(AbstractNoise):
         self.scale = None if scale is None else positive("scale", scale, "the standard deviation")
         self.covariance = _Varying(covariance) if callable(covariance) else _checked_matrix(covariance)
 
-    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+    def bind(self, problem: AbstractProblem) -> NoiseLaw:
         if self.scale is not None:
-            return GaussianNoise(laid_out("scale", self.scale, problem))
+            return IndependentNormal(laid_out("scale", self.scale, problem))
         if isinstance(self.covariance, _Varying):
             return self.covariance.bind(problem)
         if self.covariance.shape != (problem.dim, problem.dim):
@@ -76,6 +75,52 @@ class GaussianNoise(AbstractNoise):
                 f"({problem.dim}, {problem.dim})."
             )
         return Correlated(self.covariance, problem.start.dtype)
+
+    def at_batch_ratio(self, ratio: float) -> "GaussianNoise":
+        """Exact: the covariance divided by `ratio`."""
+        ratio = check.positive("ratio", ratio)
+        if self.scale is not None:
+            return GaussianNoise(jax.tree.map(lambda a: np.asarray(a) / math.sqrt(ratio), self.scale))
+        if isinstance(self.covariance, _Varying):
+            function = self.covariance.function
+            return GaussianNoise(covariance=lambda params: jax.tree.map(lambda a: a / ratio, function(params)))
+        return GaussianNoise(covariance=self.covariance / ratio)
+
+    def describe(self) -> dict[str, Any]:
+        if self.scale is not None:
+            return {"name": "gaussian", "scale": described(self.scale)}
+        return _described_covariance(self.covariance)
+
+
+class _Normal(NoiseLaw):
+    """Base of normal laws."""
+
+    normal: ClassVar[bool] = True
+
+    def mean_sign(self, grad: Array, x: Array) -> Array:
+        return jax.lax.erf(grad / jnp.sqrt(2 * self.variance(x)))
+
+    def density(self, z: Array, x: Array) -> Array:
+        return _normal_density(z, jnp.sqrt(self.variance(x)))
+
+    def signed_mean(self, grad: Array, x: Array) -> Array:
+        return normal_signed_mean(grad, jnp.sqrt(self.variance(x)))
+
+    def fourth_cumulant(self, x: Array) -> Array:
+        return jnp.zeros_like(x)
+
+    def excess_kurtosis(self, x: Array) -> Array:
+        return jnp.zeros_like(x)
+
+    def scales(self, x: Array) -> Array:
+        """The standard deviations."""
+        return jnp.sqrt(self.variance(x))
+
+
+class IndependentNormal(_Normal):
+    """N(0, diag σ²) with constant σ, shape () or (d,)."""
+
+    scale: Array
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return column(self.scale, x) * stream.normal(x.shape[0], x.dtype)
@@ -97,56 +142,21 @@ class GaussianNoise(AbstractNoise):
         """2σφ(∇f/σ)."""
         return normal_signed_mean(grad, column(self.scale, x))
 
-    def fourth_cumulant(self, x: Array) -> Array:
-        return jnp.zeros_like(x)
-
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         return _hermite(jnp.atleast_1d(self.scale), x)
 
     def apply_root(self, x: Array, dW: Array) -> Array:
         return column(self.scale, x) * dW
 
-    def at_batch_ratio(self, ratio: float) -> "GaussianNoise":
-        """Exact: the covariance divided by `ratio`."""
-        ratio = check.positive("ratio", ratio)
-        if self.scale is not None:
-            return GaussianNoise(jax.tree.map(lambda a: np.asarray(a) / math.sqrt(ratio), self.scale))
-        if isinstance(self.covariance, _Varying):
-            function = self.covariance.function
-            return GaussianNoise(covariance=lambda params: jax.tree.map(lambda a: a / ratio, function(params)))
-        return GaussianNoise(covariance=self.covariance / ratio)
-
     def describe(self) -> dict[str, Any]:
-        if self.scale is None:
-            raise TypeError("a covariance is described once it is bound to a problem")
         return {"name": "gaussian", "scale": described(self.scale)}
 
 
-class _Normal(AbstractNoise):
-    """Base of normal noise with a covariance, constant or not."""
-
-    normal: ClassVar[bool] = True
-    independent: ClassVar[bool] = False
-
-    def mean_sign(self, grad: Array, x: Array) -> Array:
-        return jax.lax.erf(grad / jnp.sqrt(2 * self.variance(x)))
-
-    def density(self, z: Array, x: Array) -> Array:
-        return _normal_density(z, jnp.sqrt(self.variance(x)))
-
-    def signed_mean(self, grad: Array, x: Array) -> Array:
-        return normal_signed_mean(grad, jnp.sqrt(self.variance(x)))
-
-    def fourth_cumulant(self, x: Array) -> Array:
-        return jnp.zeros_like(x)
-
-    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
-        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
-
-
 class Correlated(_Normal):
-    """N(0, Σ) with a constant matrix, bound."""
+    """N(0, Σ) with a constant matrix."""
 
+    independent: ClassVar[bool] = False
+    has_covariance: ClassVar[bool] = True
     matrix: Array
     root: Array
     signs: SignCovariance
@@ -157,14 +167,14 @@ class Correlated(_Normal):
         sd = np.sqrt(np.diag(matrix))
         self.signs = SignCovariance(np.clip(matrix / np.outer(sd, sd), -1, 1), dtype)
 
-    def bind(self, problem: AbstractProblem) -> "Correlated":
-        return self
-
     def sample(self, x: Array, stream: Stream) -> Array:
         return self.apply_root(x, stream.normal(x.shape[0], x.dtype))
 
     def variance(self, x: Array) -> Array:
         return column(jnp.diag(self.matrix), x)
+
+    def covariance(self, x: Array) -> Array:
+        return self.matrix
 
     def apply_root(self, x: Array, dW: Array) -> Array:
         return jnp.matmul(self.root, dW, precision="highest")
@@ -195,19 +205,16 @@ class Correlated(_Normal):
         return math.sqrt(2) * jnp.matmul(lower_root(self.matrix**2), dW, precision="highest")
 
     def describe(self) -> dict[str, Any]:
-        if self.matrix.shape[0] <= EXACT_UP_TO:
-            return {"name": "gaussian", "covariance": np.asarray(self.matrix, np.float64).tolist()}
-        return {"name": "gaussian", "covariance": f"{self.matrix.shape} matrix", "rerunnable": False}
+        return _described_covariance(self.matrix)
 
 
 class VaryingDiagonal(_Normal):
-    """N(0, diag s(x)), bound; `function` maps flat x of shape (d,) to variances of shape (d,)."""
+    """N(0, diag s(x)); `function` maps flat x of shape (d,) to variances of shape (d,)."""
 
+    constant: ClassVar[bool] = False
+    has_quadrature: ClassVar[bool] = False
     function: Callable[[Array], Array] = eqx.field(static=True)
     label: str = eqx.field(static=True)
-
-    def bind(self, problem: AbstractProblem) -> "VaryingDiagonal":
-        return self
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return self.apply_root(x, stream.normal(x.shape[0], x.dtype))
@@ -219,14 +226,20 @@ class VaryingDiagonal(_Normal):
         raise ValueError("noise: a covariance that depends on the parameters cannot be part of a sum of other laws.")
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "gaussian", "covariance": self.label, "rerunnable": False}
+        return _described_covariance(self.label)
 
 
 class VaryingMatrix(VaryingDiagonal):
-    """N(0, Σ(x)), bound; `function` maps flat x of shape (d,) to a matrix of shape (d, d)."""
+    """N(0, Σ(x)); `function` maps flat x of shape (d,) to a matrix of shape (d, d)."""
+
+    independent: ClassVar[bool] = False
+    has_covariance: ClassVar[bool] = True
 
     def variance(self, x: Array) -> Array:
         return _per_path(lambda p: jnp.diag(self.function(p)), x)
+
+    def covariance(self, x: Array) -> Array:
+        return self.function(x)
 
     def apply_root(self, x: Array, dW: Array) -> Array:
         return _per_path(lambda p, w: lower_root(self.function(p)) @ w, x, dW)
@@ -272,6 +285,7 @@ class _Varying:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
+        self.label = getattr(function, "__qualname__", "function")
 
     def bind(self, problem: AbstractProblem) -> VaryingDiagonal:
         layout, dim, dtype = problem.layout, problem.dim, problem.start.dtype
@@ -286,7 +300,7 @@ class _Varying:
             raise TypeError(
                 f"covariance: cannot be compiled as a function of the parameters ({error}). Use jax.numpy."
             ) from error
-        label = getattr(function, "__qualname__", "function")
+        label = self.label
         shape = getattr(kind, "shape", None)
         if shape == (dim, dim) and dim > 1:
             if dim > MAX_MATRIX:
@@ -312,6 +326,16 @@ class _Varying:
             ) from error
         positive("covariance at the start", np.asarray(variances(problem.start)), "a variance")
         return VaryingDiagonal(variances, label)
+
+
+def _described_covariance(covariance: Any) -> dict[str, Any]:
+    """`describe` of a matrix, of a function, or of the name of one."""
+    if isinstance(covariance, _Varying | str):
+        label = covariance if isinstance(covariance, str) else covariance.label
+        return {"name": "gaussian", "covariance": label, "rerunnable": False}
+    if covariance.shape[0] <= EXACT_UP_TO:
+        return {"name": "gaussian", "covariance": np.asarray(covariance, np.float64).tolist()}
+    return {"name": "gaussian", "covariance": f"{covariance.shape} matrix", "rerunnable": False}
 
 
 def _per_path(function: Callable[..., Array], *arrays: Array) -> Array:

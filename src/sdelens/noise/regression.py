@@ -25,18 +25,25 @@ from jax import Array, lax
 from sdelens.core.matrix import symmetric_root, times
 from sdelens.core.random import Stream
 from sdelens.core.tree import column, sum_coordinates
-from sdelens.noise._base import BatchNoise
+from sdelens.noise._base import BatchLaw
 from sdelens.noise.symmetric import StudentTNoise
 from sdelens.problems import LinearRegression
 
-__all__ = ["RegressionNoise", "ResamplingNoise", "StreamingNoise", "sign_of_batch", "sign_of_resampled"]
+__all__ = [
+    "RegressionLaw",
+    "ResamplingLaw",
+    "StreamingLaw",
+    "cumulants_of_batch",
+    "sign_of_batch",
+    "sign_of_resampled",
+]
 
 
 _LEGENDRE = np.polynomial.legendre.leggauss(64)
 _UNIT_RULE = ((_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2)
 
 
-class RegressionNoise(BatchNoise):
+class RegressionLaw(BatchLaw):
     """Base of mini-batch noise of linear regression, bound to the problem.
 
     Attributes:
@@ -78,7 +85,7 @@ class RegressionNoise(BatchNoise):
         return dW if self.sign_root is None else jnp.matmul(self.sign_root, dW, precision="highest")
 
 
-class StreamingNoise(RegressionNoise):
+class StreamingLaw(RegressionLaw):
     """Noise of fresh examples at every step."""
 
     root: Array
@@ -128,12 +135,24 @@ class StreamingNoise(RegressionNoise):
         along = sum_coordinates(w * dW) / (1 + jnp.sqrt(1 - square))  # c|w|² = 1 − √(1 − |w|²)
         return self._rooted(dW - w * along)
 
+    def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
+        """Noise of g and of g², with the third and fourth cumulants k₃ and k₄ of g.
+
+        (2∇f + k₃/σ²) Z + √(1 + (k₄ − k₃²/σ²)/(2σ⁴)) (Z∘Z/dt − σ²) √dt, where σ² = diag Σ.
+        """
+        variance = jnp.maximum(self.variance(x), jnp.finfo(x.dtype).tiny)
+        third, fourth = cumulants_of_batch(self.batch_size, grad, variance)
+        root = self.apply_root(x, dW)
+        slope = third * grad / variance
+        size = jnp.sqrt(jnp.maximum(1 + (fourth / variance - slope**2) / (2 * variance), 0))
+        return root, (2 * grad + slope) * root + size * (root**2 / dt - variance) * jnp.sqrt(dt)
+
     def _grad_and_tau2(self, x: Array) -> tuple[Array, Array]:
         loss, grad = self.problem.evaluate(x)
         return grad, 2 * loss
 
 
-class ResamplingNoise(RegressionNoise):
+class ResamplingLaw(RegressionLaw):
     """Noise of examples drawn with replacement from the problem's sample."""
 
     def __init__(self, problem: LinearRegression, batch_size: int) -> None:
@@ -187,6 +206,15 @@ class ResamplingNoise(RegressionNoise):
         total = total - self.problem.evaluate(x)[1] * dW.sum(axis=0)
         return total / math.sqrt(dW.shape[0] * self.batch_size)
 
+    def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
+        """Noise of g and of g² as for mini-batches of any problem, see `ExampleLaw.apply_root_and_square`."""
+        assert self.problem.features is not None
+        root, batch = self.apply_root(x, dW), self.batch_size
+        weights = (dW - dW.mean(axis=0)) / math.sqrt(dW.shape[0] * batch)
+        square = jnp.matmul(self.problem.features.T**2, weights * self._residuals(x) ** 2, precision="highest")
+        pairs = math.sqrt(1 - 1 / batch) * (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
+        return root, 2 * grad * root + (square - 2 * grad * root) / batch + pairs
+
     def _residuals(self, x: Array) -> Array:
         assert self.problem.features is not None
         assert self.problem.labels is not None
@@ -198,6 +226,17 @@ class ResamplingNoise(RegressionNoise):
         assert self.problem.features is not None
         residuals = self._residuals(x)
         return jnp.matmul(self.problem.features.T**2, residuals**2, precision="highest") / residuals.shape[0]
+
+
+def cumulants_of_batch(batch_size: int, grad: Array, variance: Array) -> tuple[Array, Array]:
+    """k₃/∂f and k₄ of a mean of B products of two normal numbers, with mean ∂f and the given variance.
+
+    A product of two standard normal numbers with correlation c has the cumulants 6c + 2c³ and 6(1 + 6c² + c⁴).
+    """
+    single = jnp.maximum(variance * batch_size - grad**2, 0)
+    square = jnp.clip(grad**2 / jnp.maximum(single, jnp.finfo(grad.dtype).tiny), 0, 1)
+    third = (6 + 2 * square) * single / batch_size**2
+    return third, 6 * (1 + 6 * square + square**2) * single**2 / batch_size**3
 
 
 def sign_of_batch(batch_size: int, grad: Array, single: Array) -> Array:

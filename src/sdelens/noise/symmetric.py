@@ -16,7 +16,7 @@ from jax.scipy.special import betainc, gammaln
 from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
-from sdelens.noise._base import AbstractNoise, described, laid_out, positive
+from sdelens.noise._base import AbstractNoise, NoiseLaw, described, laid_out, positive
 from sdelens.problems import AbstractProblem
 
 __all__ = ["LaplaceNoise", "ScaledNoise", "StudentTNoise", "SymmetricNoise", "UniformNoise"]
@@ -33,11 +33,19 @@ def _half_rule() -> tuple[np.ndarray, np.ndarray]:
 
 
 _LEAST_DF = 0.2
+_DEEPEST = 60.0
+"""−log of the probability to which the tail of a law is followed: e⁻⁶⁰ = 10⁻²⁶."""
+_STEEPEST = 0.245
+"""Largest 1/α, α the tail index, at which a fourth moment is taken to exist; it does for 1/α < 1/4."""
+_FEW = np.polynomial.legendre.leggauss(6)
 _CLOSED_FORM_DF = 32
 
 
-class ScaledNoise(AbstractNoise):
-    """Z = σX with independent coordinates; subclasses define the law of X by functions of s = z/σ."""
+class ScaledNoise(AbstractNoise, NoiseLaw):
+    """Z = σX with independent coordinates; subclasses define the law of X by functions of s = z/σ.
+
+    Specification and law in one class: `bind` lays out σ along the coordinates.
+    """
 
     name: eqx.AbstractClassVar[str]
     scale: eqx.AbstractVar[Any]
@@ -62,10 +70,9 @@ class ScaledNoise(AbstractNoise):
     def standard_signed_mean(self, s: Array) -> Array:
         """2 ∫_{|s|}^∞ t p(t) dt."""
 
+    @abc.abstractmethod
     def standard_fourth_cumulant(self, x: Array) -> Any:
-        """E X⁴ − 3 (Var X)², by quadrature where there is no formula."""
-        nodes, weights = eqx.tree_at(lambda noise: noise.scale, self, jnp.ones(())).quadrature(x)
-        return (weights * nodes[:, 0] ** 4).sum() - 3 * self.standard_variance(x) ** 2
+        """E X⁴ − 3 (Var X)², infinite where there is no fourth moment."""
 
     def bind(self, problem: AbstractProblem) -> "ScaledNoise":
         return eqx.tree_at(lambda noise: noise.scale, self, laid_out("scale", self.scale, problem))
@@ -82,6 +89,9 @@ class ScaledNoise(AbstractNoise):
     def density(self, z: Array, x: Array) -> Array:
         scale = column(self.scale, x)
         return self.standard_density(z / scale) / scale
+
+    def scales(self, x: Array) -> Array:
+        return column(self.scale, x)
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
         scale = column(self.scale, x)
@@ -295,6 +305,9 @@ class SymmetricNoise(ScaledNoise):
         scale: σ > 0: as for `GaussianNoise`.
         variance: Var X, `math.inf` where there is none. It drives the SDEs of SGD, RMSprop and Adam. It cannot be
             checked for being too large, since a tail may contribute any amount.
+        fourth_moment: E X⁴, `math.inf` where there is none; it describes how much squared gradients fluctuate. By
+            default it is computed from `ppf`, and taken as infinite unless the tail of `ppf`, followed to a probability
+            of 10⁻²⁶, is clearly light enough for it to exist.
         pdf: F′, the density, which gives the derivative of E sign; by default by automatic differentiation of `cdf`.
 
     Raises:
@@ -312,6 +325,7 @@ class SymmetricNoise(ScaledNoise):
     ppf: Callable[[Array], Array] = eqx.field(static=True)
     scale: Any
     law_variance: float
+    law_fourth: float
     pdf: Callable[[Array], Array] = eqx.field(static=True)
 
     def __init__(
@@ -321,6 +335,7 @@ class SymmetricNoise(ScaledNoise):
         scale: Any = 1.0,
         *,
         variance: float,
+        fourth_moment: float | None = None,
         pdf: Callable[[Array], Array] | None = None,
     ) -> None:
         for label, function in (("cdf", cdf), ("ppf", ppf), ("pdf", pdf)):
@@ -330,6 +345,7 @@ class SymmetricNoise(ScaledNoise):
         self.scale = positive("scale", scale, "the scale")
         self.law_variance = math.inf if variance == math.inf else check.positive("variance", variance)
         self._check_law()
+        self.law_fourth = self._fourth_moment(fourth_moment)
 
     def _check_law(self) -> None:
         s = np.concatenate([np.linspace(0, 4, 41), np.geomspace(5, 1e4, 20)])
@@ -369,12 +385,40 @@ class SymmetricNoise(ScaledNoise):
                 f"{central:.4g}; give that of the law itself (scale multiplies it), or math.inf."
             )
 
+    def _fourth_moment(self, given: float | None) -> float:
+        if given is not None:
+            value = math.inf if given == math.inf else check.positive("fourth_moment", given)
+            if value < 0.999 * self.law_variance**2:
+                raise ValueError(
+                    f"fourth_moment: got {value:g}, but E X⁴ is at least the squared variance, "
+                    f"{self.law_variance**2:.4g}; give E X⁴ of the law itself (scale multiplies it), or math.inf."
+                )
+            return value
+        if not math.isfinite(self.law_variance):
+            return math.inf
+        # E X⁴ = ∫₀^∞ F⁻¹(e^{−t}/2)⁴ e^{−t} dt. From t on, a law with P(|X| > z) ∝ z^{−α} adds F⁻¹(e^{−t}/2)⁴ e^{−t}
+        # divided by 1 − 4/α.
+        edges = np.linspace(0, _DEEPEST, 121)
+        half = np.diff(edges)[:, None] / 2
+        t = np.append(((edges[:-1] + edges[1:])[:, None] / 2 + half * _FEW[0]).ravel(), [_DEEPEST - 1, _DEEPEST])
+        z = np.abs(np.asarray(self.ppf(jnp.asarray(np.exp(-t) / 2, float)), np.float64))
+        if not np.isfinite(z).all() or z[-2] == 0:
+            return math.inf
+        inverse_index = max(math.log(z[-1] / z[-2]), 0.0)
+        if inverse_index > _STEEPEST:
+            return math.inf
+        body = (half * _FEW[1]).ravel() @ (z[:-2] ** 4 * np.exp(-t[:-2]))
+        return float(body + z[-1] ** 4 * math.exp(-_DEEPEST) / (1 - 4 * inverse_index))
+
     def standard_sample(self, x: Array, stream: Stream) -> Array:
         depth, side = stream.uniforms(x.shape[0], x.dtype)
         return jnp.where(side < 0.5, 1, -1) * self.ppf(0.5 * depth)
 
     def standard_variance(self, x: Array) -> float:
         return self.law_variance
+
+    def standard_fourth_cumulant(self, x: Array) -> float:
+        return self.law_fourth - 3 * self.law_variance**2 if math.isfinite(self.law_fourth) else math.inf
 
     def standard_mean_sign(self, s: Array) -> Array:
         return _general_mean_sign(self.cdf, self.pdf, s)

@@ -10,11 +10,11 @@ import numpy as np
 __all__ = ["BOUND", "HELD", "LEAF_KINDS", "POSITIVE", "Leaf", "leaf_kinds_of", "leaves_of"]
 
 LEAF_KINDS: Final = {
-    "free": "floating numbers of any sign: drift and normal noise",
+    "free": "floating-point numbers of any sign: drift and normal noise",
     "positive": "sums and means of squares: drift and noise that keep the sign",
-    "bound": "numbers that others of the state bound: noise that keeps to it, or none",
-    "counter": "integers and truth values: as in the optimizer",
-    "key": "random keys: as in the optimizer, one for every path",
+    "bound": "numbers bounded by other parts of the state: noise that respects the bound, or none",
+    "counter": "integers and Booleans: as in the optimizer",
+    "key": "random keys: as in the optimizer, one for each path",
 }
 """The laws (kinds of leaves), and what each is for."""
 HELD: Final = ("counter", "key")
@@ -113,8 +113,8 @@ def _law(label: str, fields: tuple[tuple[str, str], ...], leaf: Any, positive: t
         return "counter"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise TypeError(
-            f"transformation: keeps {label} of type {leaf.dtype}; an SDE knows real numbers, integers, truth values "
-            "and random keys."
+            f"transformation: the state has a leaf {label} of type {leaf.dtype}; an SDE needs a state of real "
+            "numbers, integers, Booleans and random keys."
         )
     if label in positive:
         return "positive"

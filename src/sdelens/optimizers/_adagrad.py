@@ -13,7 +13,7 @@ from sdelens.optimizers._base import DecayedOptimizer, State, number
 from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
-    from sdelens.noise import AbstractNoise
+    from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
 __all__ = ["Adagrad"]
@@ -58,12 +58,13 @@ class Adagrad(DecayedOptimizer):
         if check.positive("lr", lr) == self.lr:
             return self
         raise ValueError(
-            f"lr: got {lr:g} for an Adagrad of {self.lr:g}; its sum of squares grows by g² a step at any lr, so there "
-            "is no family with one limit in time t = k lr. Build sl.Adagrad at each lr, and sl.compare it with its SDE."
+            f"lr: got {lr:g} for an Adagrad with lr = {self.lr:g}. Its sum of squares grows by g² per step at every "
+            "lr, so Adagrad has no common limit in time t = k lr as lr → 0. Build an sl.Adagrad for each lr, and "
+            "compare each with its SDE by sl.compare."
         )
 
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_rss(self.initial_accumulator, self.eps)
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         return State(x, v=jnp.full_like(x, self.initial_accumulator))

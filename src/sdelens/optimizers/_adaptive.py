@@ -14,7 +14,7 @@ from sdelens.optimizers._base import CONVERGED, DecayedOptimizer, State, floor, 
 from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
-    from sdelens.noise import AbstractNoise
+    from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
 __all__ = ["AdamW", "RMSpropW"]
@@ -62,7 +62,7 @@ class RMSpropW(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_rms(self.b2, floor(self.eps), eps_in_sqrt=False, bias_correction=False)
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         if self.v0 == "zero":
             return State(x, v=jnp.zeros_like(x))
         return State(x, v=second_moment(problem, noise, x)[1])
@@ -118,7 +118,7 @@ class AdamW(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, floor(self.eps))
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         if self.v0 == "zero":
             return State(x, jnp.zeros_like(x), jnp.zeros_like(x), jnp.asarray(0, jnp.int32))
         grad, square = second_moment(problem, noise, x)

@@ -20,7 +20,7 @@ from sdelens.optimizers._elementwise import Update, update_of
 from sdelens.optimizers.schedules import Schedule
 
 if TYPE_CHECKING:
-    from sdelens.noise import AbstractNoise
+    from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
 __all__ = ["CONVERGED", "DecayedOptimizer", "Optimizer", "State", "floor", "number", "precondition", "second_moment"]
@@ -42,7 +42,7 @@ class State(NamedTuple):
         v: second-moment accumulator, None where the optimizer has none.
         count: number of gradients that m and v have averaged at step 0, the same for all paths; Adam's bias correction
             uses it. None if the optimizer has no bias correction.
-        found: statistics of the noise's law that an integrator reuses (`AbstractNoise.compute_cache`), else None.
+        found: statistics of the noise's law that an integrator reuses (`NoiseLaw.compute_cache`), else None.
     """
 
     x: Any
@@ -75,7 +75,7 @@ class Optimizer(eqx.Module):
         """The optimizer as an optax transformation; `update` needs the parameters."""
 
     @abc.abstractmethod
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         """State at step 0 of paths at x, each component of its shape, (d,) or (d, P)."""
 
     @abc.abstractmethod
@@ -150,8 +150,8 @@ class DecayedOptimizer(Optimizer):
                     forgets = 1.0
                 if forgets > 1:
                     raise ValueError(
-                        f"lr: got {lr:g}, at which {name} = {1 - forgets:.3g} is negative; with (1 - {name})/lr = "
-                        f"{forgets / lr:g} held, lr may be at most {lr / forgets:g}."
+                        f"lr: got {lr:g}, which makes {name} = {1 - forgets:.3g} negative, because (1 - {name})/lr = "
+                        f"{forgets / lr:g} is kept fixed; give an lr of at most {lr / forgets:g}."
                     )
                 changed[name] = 1 - forgets
         if self.decay == "independent":
@@ -218,7 +218,7 @@ def number(check: Callable[[str, Any], Any], name: str) -> Callable[[Any], Any]:
     return lambda value: check(name, value)
 
 
-def second_moment(problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> tuple[Array, Array]:
+def second_moment(problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> tuple[Array, Array]:
     """∇f and E g² = (∇f)² + diag Σ at x."""
     _, grad = problem.evaluate(x)
     return grad, (grad**2 + noise.variance(x)).astype(x.dtype)

@@ -68,8 +68,8 @@ def update_of(transformation: optax.GradientTransformation, parameters: Any) -> 
             out = _walk(closed.jaxpr, [*own, *owners, *own], used)
             new, found = out[: len(own)], out[len(own) :]
             for theirs, ours in zip(new, own, strict=True):
-                _join("an exchange of parameters", [theirs, ours])
-            joined = [_join("an exchange of parts of the state", pair) for pair in zip(owners, found, strict=True)]
+                _join("an exchange of values", [theirs, ours])
+            joined = [_join("an exchange of state", pair) for pair in zip(owners, found, strict=True)]
             if joined == owners:
                 return Update(None, tuple(owners), sizes, used <= _SMOOTH)
             owners = joined
@@ -118,5 +118,5 @@ def _join(name: str, owners: Any) -> int | None:
     """The only owner among several, or None if there is none."""
     different = {i for i in owners if i is not None}
     if len(different) > 1:
-        raise _CoupledError(f"{name} of different parameters")
+        raise _CoupledError(f"{name} between different parameters")
     return different.pop() if different else None

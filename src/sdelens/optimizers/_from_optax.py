@@ -79,15 +79,18 @@ class FromOptax(Optimizer):
             try:
                 transformation = transformation(self.lr)
             except Exception as error:
-                raise TypeError(f"transformation: the function, called with lr = {lr:g}, fails: {error}") from error
+                raise TypeError(
+                    f"transformation: the function fails when it is called with lr = {lr:g} ({error}); give a "
+                    "function from lr to an optax transformation, for example optax.lion."
+                ) from error
             if not _is_transformation(transformation):
                 raise TypeError(
-                    f"transformation: is a function that returned {type(transformation).__name__} for lr = {lr:g}; "
-                    "it must return an optax transformation."
+                    f"transformation: the function returned {type(transformation).__name__} for lr = {lr:g}; it must "
+                    "return an optax transformation."
                 )
         self.transformation = transformation
         if isinstance(positive, str):
-            raise TypeError(f"positive: got the text {positive!r}; give a list, [{positive!r}].")
+            raise TypeError(f"positive: got the text {positive!r}; give a list, for example [{positive!r}].")
         self.positive = tuple(positive)
         own = getattr(self.factory, "__name__", "<lambda>")
         self.label = str(name) if name is not None else "transformation" if own == "<lambda>" else own
@@ -110,8 +113,9 @@ class FromOptax(Optimizer):
         """
         if self.factory is None:
             raise ValueError(
-                f"lr: {self.name} was given as a transformation with its learning rate inside; give FromOptax a "
-                "function from lr to one, for example lambda lr: optax.rmsprop(lr, decay=1 - 5 * lr)."
+                f"lr: {self.name} was built from a transformation with a fixed learning rate, which cannot be "
+                "changed; build FromOptax from a function of lr, for example lambda lr: optax.rmsprop(lr, decay=1 - "
+                "5 * lr)."
             )
         return FromOptax(self.factory, lr, self.positive, self.name)
 
@@ -192,15 +196,15 @@ class FromOptax(Optimizer):
             new = jax.eval_shape(self.transformation.update, parameters, state, parameters)[1]
         except Exception as error:
             raise ValueError(
-                f"transformation: an update of {self.name} with gradient, state and parameters fails: {error}. "
-                "Transformations that ask for more, such as the loss (value=), cannot be run here."
+                f"transformation: an update of {self.name} with gradient, state and parameters fails ({error}); "
+                "transformations with further inputs, such as the loss (value=), are not supported."
             ) from error
         if jax.tree.structure(new) != treedef or [(a.shape, a.dtype) for a in jax.tree.leaves(new)] != [
             (leaf.shape, leaf.dtype) for leaf in leaves
         ]:
             raise ValueError(
-                f"transformation: an update of {self.name} changes the structure, a shape or a dtype of its state, so "
-                "that it cannot be run in a loop."
+                f"transformation: an update of {self.name} changes the structure, a shape or a dtype of its state, "
+                "so it cannot be run in a loop; return a state like the initial one."
             )
         known = {name for leaf in leaves for _, name in leaf.fields} | {leaf.path for leaf in leaves}
         for name in self.positive:
@@ -212,7 +216,8 @@ class FromOptax(Optimizer):
             state = jax.eval_shape(self.transformation.init, _shapes(layout))
         except Exception as error:
             raise ValueError(
-                f"transformation: {self.name} cannot be initialised on the problem's parameters: {error}"
+                f"transformation: {self.name} cannot be initialised with the problem's parameters ({error}); give a "
+                "transformation that accepts them."
             ) from error
         return leaves_of(state, self.positive), jax.tree.structure(state)
 

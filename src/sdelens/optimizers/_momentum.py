@@ -13,7 +13,7 @@ from sdelens.optimizers._base import DecayedOptimizer, State, number
 from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
-    from sdelens.noise import AbstractNoise
+    from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
 __all__ = ["Lion", "Momentum", "Signum"]
@@ -84,7 +84,7 @@ class Momentum(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.chain(optax.scale(1 - self.b1), optax.trace(self.b1, self.nesterov))
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         return State(x, jnp.zeros_like(x))
 
 
@@ -114,7 +114,7 @@ class Signum(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.chain(optax.scale(1 - self.b1), optax.trace(self.b1), optax.scale_by_sign())
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         return State(x, jnp.zeros_like(x))
 
 
@@ -157,5 +157,5 @@ class Lion(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         return State(x, jnp.zeros_like(x))

@@ -11,7 +11,7 @@ from sdelens.optimizers._base import DecayedOptimizer, State, number
 from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
-    from sdelens.noise import AbstractNoise
+    from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
 __all__ = ["SGD"]
@@ -40,5 +40,5 @@ class SGD(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.identity()
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         return State(x)

@@ -11,7 +11,7 @@ from sdelens.optimizers._base import DecayedOptimizer, State, number
 from sdelens.optimizers.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
-    from sdelens.noise import AbstractNoise
+    from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
 __all__ = ["SignSGD"]
@@ -32,5 +32,5 @@ class SignSGD(DecayedOptimizer):
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_sign()
 
-    def initial_state(self, problem: "AbstractProblem", noise: "AbstractNoise", x: Array) -> State:
+    def initial_state(self, problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> State:
         return State(x)

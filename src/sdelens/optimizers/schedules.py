@@ -221,7 +221,7 @@ def as_schedule(value: Any) -> Schedule | None:
         jax.eval_shape(value, jax.ShapeDtypeStruct((), jnp.int32))
     except jax.errors.JAXTypeError as error:
         raise TypeError(
-            "schedule: branches on the step in Python; write it with jnp.where or optax.schedules."
+            "schedule: its Python code branches on the value of the step; use jnp.where or optax.schedules instead."
         ) from error
     try:
         jax.eval_shape(value, jax.ShapeDtypeStruct((), jnp.float32))

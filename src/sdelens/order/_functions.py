@@ -88,7 +88,7 @@ def _loss_parts(problem: AbstractProblem, z: Array) -> Array:
 def _user_function(problem: AbstractProblem, name: str, function: Callable[[Any], Any]) -> TestFunction:
     layout = problem.layout
     if name == "all":
-        raise ValueError("functions: the name 'all' stands for all of them together; choose another.")
+        raise ValueError("functions: got the name 'all', which stands for all functions together; choose another name.")
 
     def value(x: Array) -> Array:
         return jax.vmap(lambda p: jnp.asarray(function(layout.unravel(p)), x.dtype), in_axes=-1)(x)
@@ -96,7 +96,7 @@ def _user_function(problem: AbstractProblem, name: str, function: Callable[[Any]
     try:
         shape = jax.eval_shape(value, problem.start[:, None]).shape
     except (jax.errors.JAXTypeError, TypeError) as error:
-        raise TypeError(f"functions[{name!r}]: cannot be compiled ({error}); use jax.numpy.") from error
+        raise TypeError(f"functions[{name!r}]: cannot be compiled ({error}); use jax.numpy in it.") from error
     if shape != (1,):
         raise ValueError(f"functions[{name!r}]: returned shape {shape[:-1]}; return a scalar.")
     return TestFunction(name, value)

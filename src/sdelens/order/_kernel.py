@@ -21,7 +21,7 @@ from sdelens.cases.starts import Start
 from sdelens.core.compilation import quick
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.integrate.discrete import DiscreteState
-from sdelens.noise import AbstractNoise
+from sdelens.noise import NoiseLaw
 from sdelens.optimizers import SignSGD, State
 from sdelens.optimizers.schedules import Constant
 from sdelens.problems import AbstractProblem
@@ -42,9 +42,13 @@ _INCREMENTS = {
 """Quadrature nodes and weights for the law of ξ."""
 
 
-def is_separable(problem: AbstractProblem, noise: AbstractNoise) -> bool:
+def is_separable(problem: AbstractProblem, noise: NoiseLaw) -> bool:
     """Whether ∂ᵢf depends on xᵢ alone (checked at random points) and the signs are independent."""
-    if problem.dim > 16 or noise.sign_shape(problem.dim) != (problem.dim,) or not noise.independent:
+    if (
+        problem.dim > 16
+        or noise.sign_shape(problem.dim) != (problem.dim,)
+        or not (noise.independent and noise.constant)
+    ):
         return False
     x0 = np.asarray(problem.start, np.float64)
     points = x0[:, None] + np.random.default_rng(0).standard_normal((problem.dim, 8)) * (1 + np.abs(x0[:, None]))
@@ -67,7 +71,7 @@ def _column(problem: AbstractProblem, x: Array, direction: Array) -> Array:
 
 
 @quick
-def _gradient_and_sign(problem: AbstractProblem, noise: AbstractNoise, x: Array) -> tuple[Array, Array]:
+def _gradient_and_sign(problem: AbstractProblem, noise: NoiseLaw, x: Array) -> tuple[Array, Array]:
     """∇f and E sign(g)."""
     grad = problem.evaluate(x)[1]
     return grad, jnp.broadcast_to(noise.mean_sign(grad, x), x.shape)
@@ -104,7 +108,7 @@ class SignChain:
     def __init__(
         self,
         problem: AbstractProblem,
-        noise: AbstractNoise,
+        noise: NoiseLaw,
         optimizer: SignSGD,
         start: np.ndarray,
         reach: float,
@@ -146,8 +150,8 @@ class SignChain:
         steepest = np.abs(np.diff(mean, axis=1)).max(axis=1) * (_MOST - 1)  # per width of the grid
         if (needed := _PER_TRANSITION * steepest.max()) > _MOST:
             raise TooSteepError(
-                f"E sign(g) varies within {100 / steepest.max():.2g} % of the way that paths may go, which {_MOST} "
-                "nodes do not resolve"
+                f"E sign(g) changes sign within {100 / steepest.max():.2g} % of the range that the paths can reach, "
+                f"which a grid of {_MOST} nodes cannot resolve"
             )
         return int(fineness * max(needed, _FEWEST))
 

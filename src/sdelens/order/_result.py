@@ -158,28 +158,34 @@ class WeakOrder:
         """Notes on the meaning and the limitations of the numbers."""
         used = self.table[self.table.scheme == RESOLVED]
         notes = [
-            "error: root mean square over times and test functions of E u(x) - E u(X), relative to the largest |E u|; "
-            f"functions: {', '.join(self.table.function.unique())}.",
+            "error: root mean square of E u(x) - E u(X) over times and test functions u, relative to the largest |E "
+            f"u|; test functions: {', '.join(self.table.function.unique())}.",
         ]
         left = float((used.unresolved / used["size"]).max())
         if self.info["method"] == "kernel":
-            notes.append(f"Transition kernels: no Monte-Carlo error; numerical error estimated at {left:.1e} or less.")
+            notes.append(
+                "Computed by transition kernels: there is no Monte-Carlo error, and the estimated numerical error "
+                f"is at most {left:.1e}."
+            )
         else:
             notes.append(
-                f"{self.info['paths']} paths; substeps {used.substeps.min()} to {used.substeps.max()}, "
-                f"extrapolated, which leaves an estimated {left:.1e} or less of the integrator's error."
+                f"{self.info['paths']} paths; substeps {used.substeps.min()} to {used.substeps.max()}, extrapolated; "
+                f"the estimated remaining error of the integrator is at most {left:.1e}."
             )
             if self.slopes().slope.isna().any():
-                notes.append("'not resolved': below twice its standard error. Four times the paths halve that.")
+                notes.append(
+                    "'not resolved': the error is below twice its standard error. Four times as many paths halve "
+                    "the standard error."
+                )
         if self.info["optimizer"]["name"] in ("sgd", "signsgd"):
             notes.append(
-                "At Δt = η the scheme for SGD is SGD itself (under normal noise), and that for SignSGD has its first "
-                "two moments exactly: agreement there says nothing of the SDE."
+                "At Δt = η the scheme for SGD is SGD itself (under normal noise), and the scheme for SignSGD has "
+                "exactly its first two moments: agreement there says nothing about the SDE."
             )
         if self.info["optimizer"].get("v0") == "zero":
             notes.append(
-                "Accumulators start at 0, where the coefficients are not bounded: the order is then less than 1. Start "
-                "from the second moment (v0) to see the order itself."
+                "Accumulators start at 0, where the coefficients are not bounded, so the order is less than 1. "
+                "Start from the second moment (v0='second-moment') to measure the order of the SDE itself."
             )
         return notes
 

@@ -16,7 +16,7 @@ from sdelens.cases.starts import Start
 from sdelens.core.compilation import quick
 from sdelens.core.progress import progress_bar
 from sdelens.integrate import Coupled, Discrete, Integration
-from sdelens.noise import AbstractNoise
+from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import TestFunction
 from sdelens.order._kernel import FINENESS, SignChain
@@ -109,7 +109,7 @@ class Study:
         product = np.array([test.product for test in self.tests])
         return np.where(product, values.prod(axis=-1), values.sum(axis=-1))
 
-    def by_coupling(self, noise: AbstractNoise, plan: Any, substeps: int | None, progress: bool | None) -> list[Row]:
+    def by_coupling(self, noise: NoiseLaw, plan: Any, substeps: int | None, progress: bool | None) -> list[Row]:
         """Compute the rows by Monte Carlo on common Brownian paths."""
         functions = _coupled_functions([test.value for test in self.tests], len(self.models))
         rows: list[Row] = []
@@ -138,7 +138,7 @@ class Study:
 
     def _coupled_run(
         self,
-        noise: AbstractNoise,
+        noise: NoiseLaw,
         optimizer: Optimizer,
         n: int,
         plan: Any,
@@ -170,7 +170,8 @@ class Study:
         if lost or not np.isfinite(summary.seen_mean).all():
             which = f"{lost} of {plan.paths} paths of the optimizer" if lost else "paths of an SDE"
             raise ValueError(
-                f"lrs: at lr {optimizer.lr:g} {which} diverge, and expectations mean nothing; begin lower."
+                f"lrs: at lr {optimizer.lr:g} {which} diverge, so expectations are not defined; give smaller "
+                "learning rates."
             )
         shape = (len(steps), 1 + 3 * len(self.models), len(self.tests))
         mean = summary.seen_mean[1:].reshape(shape)

@@ -21,7 +21,7 @@ import numpy as np
 from sdelens.cases.case import Case, check_schedule, check_start, check_subject
 from sdelens.cases.starts import Start, start_of
 from sdelens.core import check
-from sdelens.noise import AbstractNoise
+from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
 from sdelens.order._kernel import TooSteepError, is_separable
@@ -107,9 +107,11 @@ def weak_order(
     rates = _checked_rates(optimizer, lrs, horizon, times)
     named = _checked_models(optimizer, models)
     if substeps is not None and (check.at_least("substeps", substeps, 4) % 4):
-        raise ValueError(f"substeps: got {substeps}; give a multiple of 4, since n, n/2 and n/4 are run.")
+        raise ValueError(
+            f"substeps: got {substeps}; give a multiple of 4, because the SDE is run with n, n/2 and n/4 substeps."
+        )
     if (fewest := check.at_least("paths", paths, 1)) < 2:
-        raise ValueError(f"paths: got {fewest}; a standard error needs 2 or more.")
+        raise ValueError(f"paths: got {fewest}; give 2 or more, which a standard error needs.")
     options = Options(steps=1, paths=paths, seed=seed, execution=execution)
     plan = plan_of(options, problem.dim)
     seed = checked_seed(options)
@@ -124,7 +126,7 @@ def weak_order(
     tests = test_functions(problem, functions, begin.centre())
     kernel = _kernel_exists(problem, bound, optimizer, begin, functions, named)
     if method == "kernel" and kernel is not None:
-        raise ValueError(f"method: got 'kernel', but {kernel}; use 'coupled'.")
+        raise ValueError(f"method: got 'kernel', but {kernel}; use method='coupled'.")
     study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
     for model in named.values():
         model.stepper(Case(problem, bound, optimizer, begin))
@@ -134,7 +136,7 @@ def weak_order(
             used, rows = "kernel", study.by_kernel()
         except TooSteepError as error:
             if method == "kernel":
-                raise ValueError(f"method: got 'kernel', but {error}; use 'coupled'.") from error
+                raise ValueError(f"method: got 'kernel', but {error}; use method='coupled'.") from error
     if rows is None:
         with current().run():
             rows = study.by_coupling(bound, plan, substeps, options.execution.progress)
@@ -161,7 +163,9 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
         raise TypeError(f"lrs: got {lrs!r}; give a list of decreasing learning rates, for example [0.2, 0.1, 0.05].")
     rates = [check.positive(f"lrs[{i}]", lr) for i, lr in enumerate(lrs)]
     if len(rates) < 3:
-        raise ValueError(f"lrs: got {len(rates)} of them; a slope with an interval needs three or more.")
+        raise ValueError(
+            f"lrs: got {len(rates)} of them; give three or more, which a slope with confidence limits needs."
+        )
     if any(b >= a for a, b in itertools.pairwise(rates)):
         raise ValueError(f"lrs: got {rates}; give decreasing learning rates.")
     horizon = check.positive("horizon", horizon)
@@ -175,16 +179,16 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
     limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in memories if hasattr(optimizer, b)]
     if limits and rates[0] > min(limits) * (1 + 1e-9):
         raise ValueError(
-            f"lrs: got {rates[0]:g}, at which ηρ > 1 and a β would be negative; with this optimizer's ρ the largest "
-            f"legal η is {min(limits):g}."
+            f"lrs: got {rates[0]:g}, at which ηρ > 1 and a β would be negative; with this optimizer's ρ give "
+            f"learning rates of at most {min(limits):g}."
         )
     for lr in rates:
         steps = horizon / (times * lr)
         if abs(steps - round(steps)) > 1e-6 * max(steps, 1) or round(steps) < 1:
             nearest = max(round(steps), 1) * times * lr
             raise ValueError(
-                f"horizon: {horizon:g}/{times} is {steps:g} steps of lr {lr:g}; it must be whole for every lr. "
-                f"Change the horizon (to {nearest:g} for this lr), times or lrs."
+                f"horizon: got {horizon:g}; {horizon:g}/{times} is {steps:g} steps of lr {lr:g}; the number of steps "
+                f"must be a whole number for every lr. Change the horizon (to {nearest:g} for this lr), times or lrs."
             )
     return rates
 
@@ -197,13 +201,15 @@ def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm |
     found: dict[str, ClosedForm | Empirical] = {}
     for label, model in chosen_models(optimizer, models).items():
         if not isinstance(model, ClosedForm | Empirical):
-            raise ValueError(f"models: got {label!r}; name SDEs alone, which are compared with the optimizer.")
+            raise ValueError(f"models: got {label!r}; give only SDEs, each of which is compared with the optimizer.")
         if model.substeps > 1:
-            raise ValueError(f"models: {label!r} has {model.substeps} substeps; give substeps to weak_order itself.")
+            raise ValueError(
+                f"models: {label!r} has {model.substeps} substeps; use the argument substeps of weak_order instead."
+            )
         if isinstance(model, Empirical) and model not in (Empirical(), replace(model, coefficients="quadrature")):
             raise ValueError(
-                f"models: {label!r} has sampled coefficients, which no Brownian path joins to the optimizer; give "
-                "sl.Empirical(coefficients='quadrature')."
+                f"models: {label!r} has sampled coefficients, so it has no Brownian path in common with the "
+                "optimizer; give sl.Empirical(coefficients='quadrature')."
             )
         found[label] = Empirical(coefficients="quadrature") if model == Empirical() else model
     return found
@@ -211,7 +217,7 @@ def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm |
 
 def _kernel_exists(
     problem: AbstractProblem,
-    noise: AbstractNoise,
+    noise: NoiseLaw,
     optimizer: Optimizer,
     start: Start,
     functions: Any,
@@ -219,14 +225,16 @@ def _kernel_exists(
 ) -> str | None:
     """The reason why transition kernels cannot be used, or None if they can be used."""
     if not isinstance(optimizer, SignSGD):
-        return f"{optimizer.name} is not signsgd"
+        return f"it supports only SignSGD, not {optimizer.name}"
     if not all(isinstance(model, ClosedForm) and model.sde == "sde" for model in models.values()):
-        return "models other than 'sde' need paths"
+        return "it supports only the model 'sde'"
     if start.x is None:
-        return "the start is random"
+        return "it does not support a random start"
     if functions is not None:
-        return "test functions of your own need paths"
-    return None if is_separable(problem, noise) else "the problem is not separable into independent coordinates"
+        return "it does not support user-defined test functions"
+    return (
+        None if is_separable(problem, noise) else "it supports only problems that separate into independent coordinates"
+    )
 
 
 def _with_sizes(rows: list[Row]) -> "pd.DataFrame":

@@ -89,7 +89,9 @@ class Rosenbrock(AbstractProblem):
     def __init__(self, start: Any = (-1.0, 1.5), a: float = 1.0, b: float = 100.0) -> None:
         start = check.finite_array("start", start, (1,))
         if start.shape[0] < 2:
-            raise ValueError(f"start: got {start.shape[0]} coordinate; Rosenbrock's function needs 2 or more.")
+            raise ValueError(
+                f"start: got {start.shape[0]} coordinate, but Rosenbrock's function needs at least 2; give 2 or more."
+            )
         self.start = jnp.asarray(start)
         self.a, self.b = check.number("a", a), check.nonnegative("b", b)
         # All terms vanish together at x₁ = a, x₂ = a², …; with more than two coordinates only if a² = a.
@@ -167,14 +169,20 @@ def curvature_and_start(curvature: Any, start: Any, name: str = "curvature") -> 
     start = check.finite_array("start", start, (0, 1))
     if curvature.ndim == 2:
         if curvature.shape[0] != curvature.shape[1]:
-            raise ValueError(f"{name}: got shape {curvature.shape}; a matrix must be square.")
+            raise ValueError(
+                f"{name}: got shape {curvature.shape}; give a square matrix, a vector (the diagonal) or a number."
+            )
         gap = float(np.abs(curvature - curvature.T).max())
         if gap > 1e-6 * np.abs(curvature).max():
-            raise ValueError(f"{name}: is not symmetric (largest difference {gap:.3g}); use (H + H.T) / 2.")
+            raise ValueError(
+                f"{name}: got a matrix that is not symmetric (largest difference {gap:.3g}); give (H + H.T) / 2."
+            )
     dim = start.shape[0] if curvature.ndim == 0 and start.ndim == 1 else max(curvature.size, 1)
     dim = curvature.shape[0] if curvature.ndim == 2 else dim
     if start.ndim == 1 and start.shape[0] != dim:
-        raise ValueError(f"start: got shape {start.shape}; the {name} has {dim} coordinates.")
+        raise ValueError(
+            f"start: got shape {start.shape}, but {name} has {dim} coordinates; give as many numbers, or one for all."
+        )
     dtype = np.result_type(curvature, start)
     if curvature.ndim == 0:
         curvature = np.full(dim, curvature)

@@ -78,7 +78,8 @@ class AbstractProblem(eqx.Module):
             ValueError: if the problem has no metric of that name; the message lists the available ones.
         """
         raise ValueError(
-            f"metric: got {name!r}; this problem has none. Give sl.Problem(..., metrics={{{name!r}: function}})."
+            f"metric: got {name!r}, but this problem has no such metric; give sl.Problem(..., metrics={{{name!r}: "
+            "function})."
         )
 
     def with_l2(self, strength: float) -> "AbstractProblem":
@@ -270,6 +271,7 @@ class Problem(AbstractProblem):
         statistics: tuple[Callable[..., Array], ...],
         index: Array | None = None,
         others: tuple[Array, ...] = (),
+        weights: Array | None = None,
     ) -> tuple[Array, ...]:
         """Means over examples of element-wise functions of their gradients, which are computed in chunks.
 
@@ -278,9 +280,10 @@ class Problem(AbstractProblem):
             statistics: element-wise functions u of the gradients and of `others`.
             index: indices of the examples, shape (m,), or (m, P) if they differ by path; by default all examples.
             others: further arguments of the functions, one number per coordinate, of the shape of x.
+            weights: weights wᵢ of the examples in place of 1/m, of the shape of `index`.
 
         Returns:
-            For every function (1/m) Σᵢ u(∇ℓᵢ(x), …), of the shape of x.
+            For every function (1/m) Σᵢ u(∇ℓᵢ(x), …) or Σᵢ wᵢ u(∇ℓᵢ(x), …), of the shape of x.
         """
         if index is None:
             assert self.examples is not None
@@ -292,10 +295,11 @@ class Problem(AbstractProblem):
         chunk = int(min(max(fitting, 1), count))
         padding = -count % chunk
 
-        def one(x: Array, index: Array, *others: Array) -> tuple[Array, ...]:
+        weights = jnp.full(index.shape, 1 / count, x.dtype) if weights is None else weights
+
+        def one(x: Array, index: Array, weights: Array, *others: Array) -> tuple[Array, ...]:
             beside = tuple(eqx.filter(self._layout.unravel(a), eqx.is_array) for a in others)
-            chunks = jnp.pad(index, (0, padding)).reshape(-1, chunk)
-            shares = jnp.pad(jnp.ones(count, x.dtype), (0, padding)).reshape(-1, chunk) / count
+            chunks, shares = (jnp.pad(a, (0, padding)).reshape(-1, chunk) for a in (index, weights))
             arrays, rest = eqx.partition(self._cast(self._layout.unravel(x)), eqx.is_array)
 
             def own(example: Any) -> Any:
@@ -320,7 +324,7 @@ class Problem(AbstractProblem):
 
             return lax.scan(add, (jnp.zeros_like(x),) * len(statistics), (chunks, shares))[0]
 
-        return tuple(self._per_path(one, x, index, *others))
+        return tuple(self._per_path(one, x, index, weights, *others))
 
     def check_examples(self) -> None:
         """Refuse a user's loss whose value for an example depends on other examples or on its position.
@@ -341,9 +345,9 @@ class Problem(AbstractProblem):
                 fits = False
             if not fits:
                 raise ValueError(
-                    "loss: of some of the examples it is not what it is of all, so mini-batches mean nothing. The loss "
-                    "of an example must depend on that example alone, for any number of them: give per-example arrays "
-                    "(weights, targets) as part of `data`, and average over no examples."
+                    "loss: the loss of an example changes when the function is called with fewer examples, so "
+                    "mini-batches are not defined. It must depend on that example alone: pass per-example arrays "
+                    "(weights, targets) as part of `data`, and do not average over examples."
                 )
 
     def _total(self, *arguments: Any) -> Array:
@@ -396,7 +400,7 @@ def _as_data(data: Any) -> Any:
     try:
         return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), data)
     except TypeError as error:
-        raise TypeError(f"data: {error}; give a pytree of numeric arrays.") from error
+        raise TypeError(f"data: cannot be converted to arrays ({error}); give a pytree of numeric arrays.") from error
 
 
 def _fingerprint(loss: Callable[..., Array], *arrays: Any) -> str:
@@ -426,7 +430,9 @@ def _check_loss(problem: Problem) -> None:
         first, second = (problem._loss(*arguments) for _ in range(2))
     except TypeError as error:
         call = "loss(params)" if problem.data is None else "loss(params, data)"
-        raise TypeError(f"loss: {error}. It is called as {call}.") from error
+        raise TypeError(
+            f"loss: the call {call} fails ({error}); give a function that can be called in this way."
+        ) from error
     try:
         values = jnp.asarray(first)
     except TypeError as error:
@@ -437,26 +443,33 @@ def _check_loss(problem: Problem) -> None:
         if values.shape != ():
             raise ValueError(
                 f"loss: returned shape {values.shape} at the start; return a scalar (sum or average it), or give "
-                "`data` and return one loss per example."
+                "`data` and return one loss for each example."
             )
     else:
         sizes = {int(np.shape(leaf)[0]) if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(problem.data)}
         if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(f"data: leaves have first axes {sorted(sizes)}; all need the same number of examples.")
+            raise ValueError(
+                f"data: leaves have first axes {sorted(sizes)}; the first axis of every leaf must be the number of "
+                "examples."
+            )
         if values.shape != (n := sizes.pop(),):
             raise ValueError(
-                f"loss: returned shape {values.shape} for {n} examples; return one loss per example, shape ({n},)."
+                f"loss: returned shape {values.shape} for {n} examples; return one loss for each example, with shape "
+                f"({n},)."
             )
     if not bool(jnp.isfinite(values).all()):
         raise ValueError(
-            f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; begin where it is finite."
+            f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; choose a start where it is finite."
         )
     if problem.infimum is not None and problem.infimum > float(values.mean()) * (1 + 1e-6) + 1e-30:
-        raise ValueError(f"infimum: got {problem.infimum}, above the loss {float(values.mean()):.6g} at the start.")
+        raise ValueError(
+            f"infimum: got {problem.infimum}, which is above the loss {float(values.mean()):.6g} at the start; give "
+            "a lower bound of the loss, or None."
+        )
     if not np.array_equal(np.asarray(values), np.asarray(second)):
         raise ValueError(
-            "loss: two calls at the start differ, so it is random. Switch dropout and batch-norm to evaluation "
-            "mode; noise belongs in the `noise` argument."
+            "loss: two calls at the start return different values, so it is random. Switch dropout and batch "
+            "normalisation to evaluation mode; add noise through the `noise` argument instead."
         )
     _check_gradient(problem)
 
@@ -483,11 +496,14 @@ def _check_metric(problem: Problem, name: str, function: Callable[..., Array]) -
         shape, dtype = found.shape, found.dtype
     except (TypeError, AttributeError) as error:
         call = "function(params)" if problem.data is None else "function(params, data)"
-        raise TypeError(f"{label}: {error}. It is called as {call} and returns a real JAX array.") from error
+        raise TypeError(
+            f"{label}: the call {call} fails ({error}); give a function that can be called in this way and returns a "
+            "real JAX array."
+        ) from error
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) or dtype.kind == "b"):
         raise TypeError(f"{label}: returned {dtype}; return real numbers.")
     if shape != expected.shape:
-        raise ValueError(f"{label}: returned shape {shape}; return the loss's, {expected.shape}.")
+        raise ValueError(f"{label}: returned shape {shape}; return the same shape as the loss, {expected.shape}.")
 
 
 def _check_gradient(problem: Problem) -> None:
@@ -496,9 +512,11 @@ def _check_gradient(problem: Problem) -> None:
         jax.eval_shape(problem.evaluate, problem.start)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise TypeError(
-            "loss: cannot be compiled, because it turns an array into a Python or NumPy value. Use jax.numpy in place "
-            "of NumPy, and jnp.where or lax.cond in place of `if`."
+            "loss: cannot be compiled, because it converts a traced array to a Python or NumPy value. Use jax.numpy "
+            "instead of NumPy, and jnp.where or lax.cond instead of `if`."
         ) from error
     _, grad = problem.evaluate(problem.start)
     if not bool(jnp.isfinite(grad).all()):
-        raise ValueError("loss: its gradient is not finite at the start; begin where the loss is differentiable.")
+        raise ValueError(
+            "loss: its gradient is not finite at the start; choose a start where the loss is differentiable."
+        )

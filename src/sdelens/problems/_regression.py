@@ -65,13 +65,16 @@ class LinearRegression(AbstractProblem):
         values = covariance if covariance.ndim == 1 else np.linalg.eigvalsh(covariance)
         if values.min() < -1e-6 * np.abs(values).max():
             raise ValueError(
-                f"design_covariance: is not positive semi-definite (lowest eigenvalue {values.min():.3g}); no features "
-                "have this covariance."
+                "design_covariance: got a matrix that is not positive semi-definite (smallest eigenvalue "
+                f"{values.min():.3g}); give a covariance matrix."
             )
         self.label_noise = check.nonnegative("label_noise", label_noise)
         solution = check.finite_array("solution", solution, (0, 1))
         if solution.ndim == 1 and solution.shape != start.shape:
-            raise ValueError(f"solution: got shape {solution.shape}; the design has {start.shape[0]} coordinates.")
+            raise ValueError(
+                f"solution: got shape {solution.shape}, but the design has {start.shape[0]} coordinates; give as "
+                "many numbers, or one for all."
+            )
         solution = np.broadcast_to(solution, start.shape).astype(start.dtype)
         self.start, self.design_covariance = jnp.asarray(start), jnp.asarray(covariance)
         self.solution, self._seed = jnp.asarray(solution), check.at_least("seed", seed, 0)

@@ -10,9 +10,11 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.files import atomic_path, save_figure
 from sdelens.results import tables
+from sdelens.results.quantities import long_table, wide_table
 from sdelens.results.tracking import (
     FEWEST_GROUPS,
     Curves,
+    Interval,
     late_window,
     marginal_distances,
     spread_ratio,
@@ -61,7 +63,7 @@ class Result:
         self.dataset = dataset
         # Tables, pages and users request the same values several times.
         self._distances: dict[tuple[str, int], pd.DataFrame] = {}
-        self._errors: dict[tuple[str, float], pd.DataFrame] = {}
+        self._statistics: dict[tuple[str, float], pd.DataFrame] = {}
 
     @property
     def models(self) -> list[str]:
@@ -253,17 +255,18 @@ class Result:
 
         The error is ‖a − b‖/‖b − b_min‖ of the mean-loss curves over the recorded steps, with the bias of Monte-Carlo
         noise removed; b_min is the problem's infimum, or the reference's smallest mean loss where that is not known.
-        Columns:
+        Columns; a quantity q with one-sided limits at `confidence` has ``q``, ``q_lower`` and ``q_upper``, by bootstrap
+        over groups of paths:
 
-        - ``error, lower, upper``: with one-sided limits at `confidence`, by bootstrap over groups of paths;
+        - ``error``: with limits;
         - ``floor``: the error that a perfect model would show at these numbers of paths without the correction;
-        - ``late_error, late_lower, late_upper``: the same over the last third of the run (relative to the height of the
-          whole curve where the infimum is not known);
-        - ``late_shift, late_shift_lower, late_shift_upper``: relative difference of the mean loss over the last third;
+        - ``late_error``: the error over the last third of the run (relative to the height of the whole curve where the
+          infimum is not known), with limits;
+        - ``late_shift``: relative difference of the mean loss over the last third, with limits;
         - ``discretisation``: for a model run both with substeps and at Δt = η, the error between the two; ``error`` is
           then the error of the SDE itself, and this is the error of the integrator;
-        - ``spread, spread_lower, spread_upper``: standard deviation over paths relative to the reference's, averaged
-          over the recorded steps at which paths differ, with one-sided limits;
+        - ``spread``: standard deviation over paths relative to the reference's, averaged over the recorded steps at
+          which paths differ, with limits;
         - ``diverged``: number of paths that diverged and were excluded from the averages.
 
         Args:
@@ -277,57 +280,49 @@ class Result:
             ValueError: if `reference` is not among the models, if it is not given and there is no optimizer, or
                 if `confidence` is not in (0.5, 1).
         """
-        import pandas as pd
+        return wide_table(self.statistics(reference, confidence))
 
+    def statistics(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
+        """The numbers of `errors` in long form: one row per model and quantity, with columns value, lower and upper.
+
+        Args:
+            reference: as in `errors`.
+            confidence: as in `errors`.
+
+        Raises:
+            ValueError: as `errors`.
+        """
         reference = self._reference(reference)
         confidence = check.number("confidence", confidence)
         if not 0.5 < confidence < 1:
             raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
-        if (reference, confidence) in self._errors:
-            return self._errors[reference, confidence].copy()
-        rows = {}
-        for model in self.models:
-            if model == reference:
-                continue
-            covered = self._covered(model) & self._covered(reference)
-            full = tracking_error(
-                self._curves(model, covered), self._curves(reference, covered), self._minimum(reference), confidence
-            )
-            late_records = covered & late_window(self.dataset.step.values)
-            late = tracking_error(
-                self._curves(model, late_records),
-                self._curves(reference, late_records),
-                self._minimum(reference),
-                confidence,
-                height=self._height(reference),
-            )
-            coarse = self.settings[model].get("coarse")
-            steps = np.nan
-            if coarse in self.models:
-                steps = tracking_error(self._curves(coarse), self._curves(model), self._minimum(reference)).error
-            n_paths = self.dataset.n_paths.sel(model=model).values
-            spread = spread_ratio(self._curves(model), self._curves(reference), confidence)
-            rows[model] = {
-                "error": full.error,
-                "lower": full.lower,
-                "upper": full.upper,
-                "floor": full.floor,
-                "late_error": late.error,
-                "late_lower": late.lower,
-                "late_upper": late.upper,
-                "late_shift": late.shift,
-                "late_shift_lower": late.shift_lower,
-                "late_shift_upper": late.shift_upper,
-                "discretisation": steps,
-                "spread": spread.value,
-                "spread_lower": spread.lower,
-                "spread_upper": spread.upper,
-                "diverged": int(n_paths[0] - n_paths[-1]),
-            }
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        frame.index.name = "model"
-        self._errors[reference, confidence] = frame
-        return frame.copy()
+        if (reference, confidence) not in self._statistics:
+            rows = {m: self._compared(m, reference, confidence) for m in self.models if m != reference}
+            self._statistics[reference, confidence] = long_table(rows)
+        return self._statistics[reference, confidence].copy()
+
+    def _compared(self, model: str, reference: str, confidence: float) -> dict[str, Interval]:
+        """Every quantity of `errors` of one model."""
+        covered = self._covered(model) & self._covered(reference)
+        minimum = self._minimum(reference)
+        full = tracking_error(self._curves(model, covered), self._curves(reference, covered), minimum, confidence)
+        last = covered & late_window(self.dataset.step.values)
+        sides = self._curves(model, last), self._curves(reference, last)
+        late = tracking_error(*sides, minimum, confidence, height=self._height(reference))
+        coarse = self.settings[model].get("coarse")
+        integrator = np.nan
+        if coarse in self.models:
+            integrator = tracking_error(self._curves(coarse), self._curves(model), minimum).error
+        n_paths = self.dataset.n_paths.sel(model=model).values
+        return {
+            "error": Interval(full.error, full.lower, full.upper),
+            "floor": Interval(full.floor),
+            "late_error": Interval(late.error, late.lower, late.upper),
+            "late_shift": Interval(late.shift, late.shift_lower, late.shift_upper),
+            "discretisation": Interval(integrator),
+            "spread": spread_ratio(self._curves(model), self._curves(reference), confidence),
+            "diverged": Interval(float(n_paths[0] - n_paths[-1])),
+        }
 
     def point_errors(self) -> dict[str, tuple[float, float]]:
         """``error`` and ``floor`` of every model against the optimizer, without limits, which makes it fast."""
@@ -367,7 +362,7 @@ class Result:
         if suffix == ".csv":
             text = frame.to_csv()
         elif suffix == ".tex":
-            short = frame[["error", "lower", "upper", "floor", "late_shift"]]
+            short = frame[["error", "error_lower", "error_upper", "floor", "late_shift"]]
             short.columns = ["error", "lower", "upper", "floor", "last third"]
             text = short.to_latex(float_format=lambda v: f"{v:.2e}", escape=True)
         else:

@@ -13,6 +13,7 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.files import atomic_path, save_figure, text_table
 from sdelens.results import sweep_tables, tables
+from sdelens.results.quantities import QUANTITIES, columns
 from sdelens.results.ranking import Best, best_of, mean_and_sem
 from sdelens.results.result import Result, read_dataset, write_dataset
 from sdelens.results.tracking import late_window
@@ -24,20 +25,13 @@ if TYPE_CHECKING:
 
     from sdelens.results.sweep_plots import Panel
 
-__all__ = ["QUANTITIES", "Best", "Sweep", "load"]
+__all__ = ["SHOWN", "Best", "Sweep", "load"]
 
 _OWN = ("point", "wall_time")
 """Variables of a sweep that its results do not have."""
-QUANTITIES = {
-    "late_loss": "mean loss, last third",
-    "error": "error of the mean-loss curve",
-    "late_error": "error, last third",
-    "late_shift": "shift of the mean loss, last third",
-    "spread": "standard deviation over paths, relative",
-}
-
-
-_PERCENT = ("error", "late_error", "late_shift")
+LATE_LOSS = "late_loss"
+SHOWN = (LATE_LOSS, *(name for name, quantity in QUANTITIES.items() if quantity.limits))
+"""Quantities that a figure can show."""
 
 
 class Sweep:
@@ -156,7 +150,7 @@ class Sweep:
     def plot(
         self,
         path: str | os.PathLike[str] | None = None,
-        quantity: str = "late_loss",
+        quantity: str = LATE_LOSS,
         model: str | None = None,
         at: Mapping[str, Any] | None = None,
     ) -> "Figure":
@@ -175,7 +169,7 @@ class Sweep:
         Raises:
             ValueError: if more than three keys have several values, or a name is not known.
         """
-        check.choice("quantity", quantity, QUANTITIES)
+        check.choice("quantity", quantity, SHOWN)
         from sdelens.results.sweep_plots import plot_sweep
 
         if at:
@@ -189,9 +183,9 @@ class Sweep:
                 f"value each, for example at={more}."
             )
         if model is None and len(keys) == 1:
-            shown = self.models if quantity == "late_loss" else self._others()
+            shown = self.models if quantity == LATE_LOSS else self._others()
         else:
-            shown = [self._shown(model) if quantity == "late_loss" else self._compared(model)]
+            shown = [self._shown(model) if quantity == LATE_LOSS else self._compared(model)]
         panels = {name: self._panel(quantity, name, keys) for name in shown}
         kinds = {label: settings["model"] for label, settings in self.first.settings.items()}
         figure = plot_sweep(
@@ -332,7 +326,7 @@ class Sweep:
         value, sem, lost = (array[..., at] for array in self._late)
         shape = tuple(len(self.over[key]) for key in keys)
         marked, dashed = None, []
-        if quantity == "late_loss":
+        if quantity == LATE_LOSS:
             infimum = np.array([self._infimum(index) for index in np.ndindex(self._shape)]).reshape(self._shape)
             known = np.isfinite(infimum).all()
             low, high = ((value - (infimum if known else 0)) + sign * 2.576 * sem for sign in (-1, 1))
@@ -342,11 +336,8 @@ class Sweep:
                 marked, *dashed = (tuple(p[key] for key in keys) for p in (best.point, *best.ties))
         else:
             frame = self.errors().xs(model, level="model")
-            frame = 100 * frame if quantity in _PERCENT else frame
-            value = frame[quantity].to_numpy().reshape(self._shape)
-            names = {"error": ("lower", "upper")}.get(quantity, (f"{quantity}_lower", f"{quantity}_upper"))
-            names = {"late_error": ("late_lower", "late_upper")}.get(quantity, names)
-            low, high = (frame[name].to_numpy().reshape(self._shape) for name in names)
+            frame = 100 * frame if QUANTITIES[quantity].percent else frame
+            value, low, high = (frame[name].to_numpy().reshape(self._shape) for name in columns(quantity))
             value = np.where(lost > 0, np.nan, value)
         marks = [tuple(self.over[k].index(v) for k, v in zip(keys, m, strict=True)) for m in [marked, *dashed] if m]
         value, low, high = (np.asarray(a, float).reshape(shape) for a in (value, low, high))
@@ -357,10 +348,10 @@ class Sweep:
         return float(json.loads(str(here)).get("infimum", self.dataset.attrs["infimum"]))
 
     def _label(self, quantity: str) -> str:
-        if quantity != "late_loss":
-            return QUANTITIES[quantity] + (" [%]" if quantity in _PERCENT else "")
+        if quantity != LATE_LOSS:
+            return QUANTITIES[quantity].label + (" [%]" if QUANTITIES[quantity].percent else "")
         known = all(np.isfinite(self._infimum(index)) for index in np.ndindex(self._shape))
-        return "mean loss $-$ infimum, last third" if known else QUANTITIES[quantity]
+        return "mean loss $-$ infimum, last third" if known else "mean loss, last third"
 
 
 def _equal(value: Any, wanted: Any) -> bool:

@@ -85,7 +85,7 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
         split = ["-"] if resolved else []
         if model in errors:
             row = errors[model]
-            limits = f"{percent(row['lower'])} – {percent(row['upper'])}" if np.isfinite(row["upper"]) else "-"
+            limits = "-" if np.isnan(row["error_upper"]) else _limits(row)
             shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
             error = "diverged" if row["diverged"] and np.isnan(row["error"]) else percent(row["error"])
             middle = [error, limits, percent(row["floor"]), shift, _interval(row)]
@@ -108,7 +108,7 @@ def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str
             for model in (m for m in result.models if result.has_paths(m)):
                 here = table.dataset.sel(model=model).isel(step=-1)
                 row = errors.get(model)
-                limits = "-" if row is None else f"{percent(row['lower'])} – {percent(row['upper'])}"
+                limits = "-" if row is None else _limits(row)
                 error, spread = ("-", "-") if row is None else (percent(row["error"]), _interval(row))
                 final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
                 rows.append([name, model, final, error, limits, spread])
@@ -165,6 +165,11 @@ def notes(result: TabulatedResult) -> list[str]:
             "Paths that diverge inflate mean, spread and errors until they overflow; then they leave the averages.",
         )
     return notes
+
+
+def _limits(row: dict[Any, Any]) -> str:
+    """The limits of the error."""
+    return f"{percent(row['error_lower'])} – {percent(row['error_upper'])}"
 
 
 def _interval(row: dict[Any, Any]) -> str:

@@ -35,6 +35,8 @@ __all__ = [
     "tracking_error",
 ]
 
+_PERMUTED = 64
+"""Permutations computed at a time."""
 _BLOCK = 4096
 """Resamples computed at a time, so that they fit in the caches; a limit of high confidence takes millions."""
 FEWEST_GROUPS = 8
@@ -63,8 +65,8 @@ class Interval(NamedTuple):
     """An estimate with one-sided confidence limits; NaN where they cannot be computed."""
 
     value: float
-    lower: float
-    upper: float
+    lower: float = np.nan
+    upper: float = np.nan
 
 
 class TrackingError(NamedTuple):
@@ -156,21 +158,21 @@ def spread_ratio(
     """
     sides = [curve, reference]
     if any(c.m2 is None or not (np.isfinite(c.groups).all() and np.isfinite(c.m2).all()) for c in sides):
-        return Interval(*[np.nan] * 3)
+        return Interval(np.nan)
     ones = [np.ones((1, c.counts.size)) for c in sides]
     at = [_spreads(c, w)[0] for c, w in zip(sides, ones, strict=True)]
     level = [np.abs(c.counts @ c.groups / c.counts.sum()) for c in sides]
     scattered = np.all([s > 1e-6 * size for s, size in zip(at, level, strict=True)], axis=0)
     if not scattered.any():
-        return Interval(*[np.nan] * 3)
+        return Interval(np.nan)
     value = float((at[0][scattered] / at[1][scattered]).mean())
     if min(c.counts.size for c in sides) < FEWEST_GROUPS:
-        return Interval(value, np.nan, np.nan)
+        return Interval(value)
     paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
     draws = _draws((curve.counts.size, reference.counts.size), _enough(resamples, confidence), seed, paired)
     found = _ratios(sides, draws, scattered)
     if found is None:  # too few groups differ to distinguish a spread from none
-        return Interval(value, np.nan, np.nan)
+        return Interval(value)
     resolved, ratios = found
     value = float((at[0][resolved] / at[1][resolved]).mean())
     low, high = np.quantile(ratios, [1 - confidence, confidence])
@@ -264,31 +266,40 @@ def marginal_distances(
     first, second = (a[np.isfinite(a).all(axis=1)] for a in (first, second))
     if not len(first) or not len(second):
         return [Distance(*[np.nan] * 3)] * (first.shape[1] + 1)
-    n, pooled = len(first), np.concatenate([first, second])
+    from scipy import stats
+
+    pooled = np.concatenate([first, second])
     scale = second.std(axis=0, ddof=1) if len(second) > 1 else np.zeros(second.shape[1])
     scale = np.where(scale > 1e-6 * np.abs(pooled).max(axis=0), scale, pooled.std(axis=0))
-    order = np.argsort(pooled.T, axis=1, kind="stable")
-    gaps = np.diff(np.take_along_axis(pooled.T, order, axis=1), axis=1) / np.where(scale > 0, scale, np.inf)[:, None]
-    below = np.arange(1, len(pooled)) / (len(pooled) - n)
-
-    def distances(in_first: np.ndarray) -> np.ndarray:
-        """∫ |F − G| per coordinate, and the mean; after k values, c of the first sample, F − G = c/n − (k − c)/m."""
-        counts = np.cumsum(in_first[order][:, :-1], axis=1, dtype=np.int32)
-        each = np.einsum("ij,ij->i", np.abs(counts * (1 / n + 1 / (len(pooled) - n)) - below), gaps)
-        return np.append(each, each.mean())
-
-    rng = np.random.default_rng(seed)
-    own = np.arange(len(pooled)) < n
-    found, null = distances(own), np.empty((permutations, pooled.shape[1] + 1))
-    for i in range(permutations):
-        if paired and 2 * n == len(pooled):
-            kept = rng.random(n) < 0.5
-            null[i] = distances(np.concatenate([kept, ~kept]))
-        else:
-            null[i] = distances(rng.permutation(own))
-    p_values = (1 + (null >= found * (1 - 1e-12)).sum(axis=0)) / (permutations + 1)
-    rows = zip(found, np.quantile(null, 0.99, axis=0), p_values, strict=True)
+    unit = np.where(scale > 0, scale, np.inf)[:, None]
+    tested = stats.permutation_test(
+        (first.T / unit, second.T / unit),
+        _wasserstein_of(len(first), len(second)),
+        permutation_type="samples" if paired and len(first) == len(second) else "independent",
+        vectorized=True,
+        n_resamples=permutations,
+        batch=_PERMUTED,
+        alternative="greater",
+        axis=-1,
+        rng=np.random.default_rng(seed),
+    )
+    # Rows are permuted for all coordinates together, so the mean over the coordinates has its null distribution too.
+    found, null = (np.column_stack([a, a.mean(axis=1)]) for a in (tested.statistic[None], tested.null_distribution))
+    p_value = (1 + (null[:, -1] >= found[0, -1] * (1 - 1e-12)).sum()) / (len(null) + 1)
+    rows = zip(found[0], np.quantile(null, 0.99, axis=0), [*tested.pvalue, p_value], strict=True)
     return [Distance(*(float(v) for v in row)) for row in rows]
+
+
+def _wasserstein_of(n: int, m: int) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    """∫ |F⁻¹ − G⁻¹| du of samples of n and m numbers, whose quantile functions are constant between their levels."""
+    levels = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))  # in units of 1/(nm)
+    first, second, width = levels[:-1] // m, levels[:-1] // n, np.diff(levels) / (n * m)
+
+    def distance(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        x, y = (np.sort(np.moveaxis(a, axis, -1), axis=-1) for a in (x, y))
+        return np.asarray(np.abs(x[..., first] - y[..., second]) @ width)
+
+    return distance
 
 
 def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[float, float]:

@@ -91,8 +91,8 @@ class Checkpoints:
         if differing := differences(state["identity"], identity):
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
             raise ValueError(
-                f"checkpoint: {str(self._store.folder)!r} holds another run: "
-                f"{'; '.join(differing[:_SHOWN])}{more}. Repeat that run as it was, or give another folder."
+                f"checkpoint: {str(self._store.folder)!r} contains the checkpoint of a different run: "
+                f"{'; '.join(differing[:_SHOWN])}{more}. Use the settings of that run, or give another folder."
             )
         for i, (label, seconds) in enumerate(state["finished"]):
             self.finished[label] = (unpacked(arrays, f"finished/{i}/"), seconds)
@@ -189,8 +189,8 @@ def _check_parts(folder: Path, own: Path) -> None:
         if (part == folder) != (own == folder) and Store(part).files():
             held, here = ("one process", "several") if part == folder else ("several processes", "one")
             raise ValueError(
-                f"checkpoint: {str(folder)!r} holds a run of {held}, and this is {here}; go on with as many processes "
-                "as it had, or give another folder."
+                f"checkpoint: {str(folder)!r} contains the checkpoint of a run with {held}, but this run has {here}; "
+                "continue with the same number of processes, or give another folder."
             )
 
 
@@ -224,8 +224,8 @@ def keep_checkpoints(
                 store = Store(held)
                 if not resume and store.files():
                     raise FileExistsError(
-                        f"checkpoint: {str(held)!r} holds a checkpoint of an unfinished run; go on with it by "
-                        "resume=True (--resume), or delete the folder to start from the beginning."
+                        f"checkpoint: {str(held)!r} contains the checkpoint of an unfinished run; continue that run "
+                        "with resume=True (--resume), or delete the folder to start from the beginning."
                     )
                 yield Checkpoints(store, every)
                 group.wait("the end of the checkpoints")
@@ -251,11 +251,13 @@ def open_checkpoints(checkpoint: Any, every: int | None, resume: bool) -> Iterat
             yield kept
         return
     if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
-        raise TypeError(f"checkpoint: got {type(checkpoint).__name__}; give a folder.")
+        raise TypeError(f"checkpoint: got {type(checkpoint).__name__}; give the path of a folder.")
     if every is not None or resume:
         name, value = ("resume", resume) if resume else ("checkpoint_every", every)
-        remedy = "give checkpoint= a folder." if checkpoint is None else "give it to keep_checkpoints instead."
-        raise ValueError(f"{name}: got {value}, but there is no folder for checkpoints; {remedy}")
+        remedy = (
+            "give a folder as checkpoint=." if checkpoint is None else "pass this argument to keep_checkpoints instead."
+        )
+        raise ValueError(f"{name}: got {value}, but this call opens no folder for checkpoints; {remedy}")
     yield checkpoint
 
 

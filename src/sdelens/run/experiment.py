@@ -17,7 +17,7 @@ from sdelens.cases.observables import Observables, observables_of
 from sdelens.core.compilation import compiled_ahead
 from sdelens.core.progress import progress_bar
 from sdelens.integrate import MAX_COORDINATES, Stepper
-from sdelens.noise import AbstractNoise
+from sdelens.noise import NoiseLaw
 from sdelens.optimizers import FromOptax
 from sdelens.results.result import Result
 from sdelens.run.checkpoint import Checkpoints, differences, digest
@@ -87,7 +87,7 @@ class Experiment:
 
 
 def prepare(
-    problem: Any, noise: Any, optimizer: Any, models: Any, options: Options, bound: AbstractNoise | None = None
+    problem: Any, noise: Any, optimizer: Any, models: Any, options: Options, bound: NoiseLaw | None = None
 ) -> Experiment:
     """Check a user's arguments and choose the chunk; `bound` is the noise if it is already bound to the problem.
 
@@ -116,8 +116,8 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
     called = case.optimizer.factorisations(case.problem.layout)
     if called:
         raise ValueError(
-            f"devices: {case.optimizer.name} factorises matrices ({', '.join(sorted(called))}), which on several CPU "
-            "devices can wait without end; give execution=sl.Execution(devices=1)."
+            f"devices: {case.optimizer.name} factorises matrices ({', '.join(sorted(called))}), which can deadlock "
+            "on several CPU devices; give execution=sl.Execution(devices=1)."
         )
 
 
@@ -214,9 +214,9 @@ def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
     # shows that the loss function has changed.
     if start_loss is not None and not np.isclose(mean[0], start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
         raise ValueError(
-            f"loss: is {start_loss:.6g} at the start now, but {mean[0]:.6g} in the compiled run. It must depend "
-            "on its arguments alone; a function or object changed after an earlier run is not noticed. "
-            "Define it anew."
+            f"loss: is {start_loss:.6g} at the start now, but {mean[0]:.6g} in the compiled run. It must depend only "
+            "on its arguments; changes to a function or an object after an earlier run are not detected. Define the "
+            "loss function again."
         )
 
 
@@ -229,8 +229,8 @@ def divergence_warnings(experiment: Experiment, parts: Parts) -> list[str]:
             steps = record_steps(plan.steps, plan.record_every)
             first = int(steps[np.argmax(summary.paths < plan.paths)])
             found.append(
-                f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; they have left the "
-                "averages from then on. A smaller lr may keep them."
+                f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; diverged paths are "
+                "excluded from the averages from that step on. Try a smaller lr."
             )
     return found
 
@@ -242,8 +242,8 @@ def infimum_warnings(experiment: Experiment, parts: Parts) -> list[str]:
         mean = summary.overall()[0]
         if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(mean[0] - infimum):
             found.append(
-                f"infimum: was given as {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; "
-                "errors relative to it are wrong. Give the true infimum, or None."
+                f"infimum: got {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; errors "
+                "relative to it are wrong. Give the true infimum, or None."
             )
     return found
 
@@ -293,7 +293,7 @@ def agreed_devices(
 
     text = group.combine("what runs", json.dumps((shared, count)).encode(), join).decode()
     if not text.isdecimal():
-        raise ValueError(f"processes: {text}. Give all of them the same.")
+        raise ValueError(f"processes: {text}. Start all processes with the same settings.")
     return int(text)
 
 

@@ -103,13 +103,14 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
             pair = (id(at["problem"]), id(at["noise"]))
             experiment = prepare(at["problem"], at["noise"], at[""], models, options, made.get(pair))
         except (ValueError, TypeError) as error:
-            raise type(error)(f"over: the point {name} is refused: {error}") from error
+            raise type(error)(f"over: the point {name} cannot be run: {error}") from error
         made[pair] = experiment.case.noise
         grid.experiments.append(experiment)
     dims = sorted({experiment.case.problem.dim for experiment in grid.experiments})
     if len(dims) > 1:
         raise ValueError(
-            f"over: makes problems of {' and '.join(map(str, dims))} coordinates; sweep each number of them by itself."
+            f"over: the problems have {' and '.join(map(str, dims))} coordinates; run a separate sweep for each "
+            "number of coordinates."
         )
     count = len(grid.experiments)  # all points share their programs, so more time for compiling them pays off
     return Grid(values, [replace(e, plan=e.plan._replace(runs=count)) for e in grid.experiments])
@@ -118,7 +119,9 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
 def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
     """Check `over` and return the values by key, each a list of distinct values."""
     if not isinstance(over, Mapping) or not over:
-        raise TypeError(f"over: got {over!r}; give values by name, for example {{'lr': [1e-3, 1e-2]}}.")
+        raise TypeError(
+            f"over: got {over!r}; give a mapping from names to lists of values, for example {{'lr': [1e-3, 1e-2]}}."
+        )
     found = {}
     for key, given in over.items():
         check.choice("over", key, known)
@@ -127,11 +130,11 @@ def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
             raise TypeError(f"{name}: got {given!r}; give a list of values, for example [{given!r}].")
         values = [v.item() if getattr(v, "ndim", None) == 0 else v for v in given]
         if not values:
-            raise ValueError(f"{name}: is empty; give one value or more.")
+            raise ValueError(f"{name}: got an empty list; give at least one value.")
         plain = [json.dumps(_plain(value)) for value in values]
         twice = next((i for i, value in enumerate(plain) if value in plain[:i]), None)
         if twice is not None:
-            raise ValueError(f"{name}: has {values[twice]!r} twice; give each value once.")
+            raise ValueError(f"{name}: got {values[twice]!r} twice; give each value once.")
         found[str(key)] = values
     return found
 
@@ -183,12 +186,12 @@ def _warn(grid: Grid, diverged: list[str], others: list[str]) -> None:
         more = f" and {len(diverged) - 5} more" if len(diverged) > 5 else ""
         warnings.warn(
             f"paths diverged at {len(diverged)} of {len(grid.experiments)} points ({'; '.join(diverged[:5])}{more}); "
-            "they have left the averages there, which count as missing. A smaller lr may keep them.",
+            "these points are missing (NaN) in all summaries. Try a smaller lr.",
             RuntimeWarning,
             stacklevel=4,
         )
     if others:
-        more = f" It is so at {len(others) - 1} more." if len(others) > 1 else ""
+        more = f" The same holds at {len(others) - 1} more points." if len(others) > 1 else ""
         warnings.warn(f"{others[0]}{more}", RuntimeWarning, stacklevel=4)
 
 

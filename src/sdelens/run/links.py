@@ -35,7 +35,7 @@ class Link:
         """
         text = json.dumps(head).encode()
         if not self._sending.acquire(timeout=patience):
-            raise TimeoutError("a message is still under way")
+            raise TimeoutError("another message is still being sent")
         try:
             self._socket.sendall(kind + _HEAD.pack(len(text), len(payload)) + text)
             if payload:
@@ -58,7 +58,7 @@ class Link:
             pass
         length, size = _HEAD.unpack(self._read(_HEAD.size))
         if longest is not None and max(length, size) > longest:
-            raise ValueError("not one of ours")
+            raise ValueError("the other end is not a process of sdelens")
         return kind, json.loads(self._read(length)), self._read(size)
 
     def _read(self, size: int) -> bytes:
@@ -80,7 +80,7 @@ class Link:
         self._socket.settimeout(_GREETING_SECONDS)
         self._socket.sendall(_MAGIC)
         if self._read(len(_MAGIC)) != _MAGIC:
-            raise ValueError("not one of ours")
+            raise ValueError("the other end is not a process of sdelens")
 
     def patient(self, seconds: float | None) -> None:
         """Set the timeout of reads in seconds; None waits forever."""
@@ -122,7 +122,9 @@ def listening(host: str, port: int) -> socket.socket:
         return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=128)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(f"coordinator: port {port} cannot be opened here ({reason}); give another to all.") from error
+        raise OSError(
+            f"coordinator: port {port} cannot be opened on this machine ({reason}); give another port to all processes."
+        ) from error
 
 
 def gathered(server: socket.socket, count: int, timeout: float) -> dict[int, Link]:
@@ -143,8 +145,8 @@ def gathered(server: socket.socket, count: int, timeout: float) -> dict[int, Lin
                     missing = [str(i) for i in range(1, count) if i not in links]
                     some = ", ".join(missing[:_SHOWN]) + (" and others" if len(missing) > _SHOWN else "")
                     raise TimeoutError(
-                        f"processes: {some} of {count} did not arrive within {timeout:g} s; start all of them within "
-                        "that time, or wait longer (--join-timeout)."
+                        f"processes: {some} of {count} did not connect within {timeout:g} s; start all of them "
+                        "within that time, or increase the timeout (--join-timeout)."
                     ) from None
                 _admit(connection, count, links)
         except BaseException as error:
@@ -167,15 +169,18 @@ def _admit(connection: socket.socket, count: int, links: dict[int, Link]) -> Non
         kind, head, _ = link.receive(_LONGEST_GREETING)
         index, theirs = int(head["index"]), int(head["count"])
         if kind != _HELLO:
-            raise ValueError("not one of ours")
+            raise ValueError("the other end is not a process of sdelens")
     except (OSError, ValueError, KeyError, TypeError):
         link.close()
         return
     why = None
     if theirs != count:
-        why = f"num_processes: process {index} was given {theirs}, process 0 {count}; give all the same."
+        why = (
+            f"num_processes: process {index} got {theirs}, but process 0 got {count}; give all processes the same "
+            "number."
+        )
     elif (index in links and not links[index].gone()) or not 0 < index < count:
-        why = f"process_id: there is a process {index} already; give each another."
+        why = f"process_id: got {index}, but another process has that number; give each process a different one."
     if why is None:
         links[index] = link
         return
@@ -208,12 +213,12 @@ def reached(host: str, port: int, count: int, index: int, deadline: float, timeo
             time.sleep(_RETRY_SECONDS)
             continue
         if kind == FAILED:
-            raise ConnectionRefusedError(f"process 0 says: {head['why']}")
+            raise ConnectionRefusedError(f"process 0 reports: {head['why']}")
         link.patient(None)
         return link
     raise TimeoutError(
-        f"coordinator: no process 0 answers at {host}:{port} within {timeout:g} s ({reason}); start it, and see to the "
-        "address, the port and the firewall."
+        f"coordinator: process 0 did not answer at {host}:{port} within {timeout:g} s ({reason}); start it, and "
+        "check the address, the port and the firewall."
     )
 
 

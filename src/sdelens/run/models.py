@@ -88,9 +88,9 @@ class ClosedForm(Model):
     """An SDE with drift and diffusion in closed form, and how it is integrated.
 
     Args:
-        sde: ``"sde"`` (from the paper, or of the same kind), ``"malladi2022"`` (RMSprop and Adam), ``"second-order"``
-            (SGD, RMSprop and Adam), or an SDE that you define: a subclass of `OptimizerSDE`, or a function from
-            problem, noise and optimizer to an `SDE`.
+        sde: ``"sde"`` (from the paper, or of the same kind), ``"full-noise"`` and ``"malladi2022"`` (RMSprop and
+            Adam), ``"second-order"`` (SGD, RMSprop and Adam), or an SDE that you define: a subclass of `OptimizerSDE`,
+            or a function from problem, noise and optimizer to an `SDE`.
         integrator: ``"sequential"`` (V, then M, then X, each with the newest values) or ``"euler"``; see
             `sdelens.integrate`.
         substeps: integration steps per optimizer step.
@@ -117,10 +117,10 @@ class ClosedForm(Model):
 
     def __post_init__(self) -> None:
         if not (isinstance(self.sde, str) or callable(self.sde)):
-            raise TypeError(f"sde: got {self.sde!r}; give a name, or a function that makes an sl.SDE.")
+            raise TypeError(f"sde: got {self.sde!r}; give a name, or a function that returns an sl.SDE.")
         if self.sde in ("optimizer", "empirical"):
             remedy = "name it in the list of models" if self.sde == "optimizer" else "use sl.Empirical()"
-            raise ValueError(f"sde: got {self.sde!r}, which has no SDE in closed form; {remedy}.")
+            raise ValueError(f"sde: got {self.sde!r}, which is not an SDE in closed form; {remedy}.")
         check.choice("integrator", self.integrator, INTEGRATORS)
         object.__setattr__(self, "substeps", check.at_least("substeps", self.substeps, 1))
         check.choice("increments", self.increments, INCREMENTS)
@@ -144,6 +144,11 @@ class ClosedForm(Model):
     def stepper(self, case: Case) -> Stepper:
         """The SDE's integrator."""
         sde = build_sde(self.sde, case.problem, case.noise, case.optimizer, self.bias_correction)
+        if sde.squares_increments and self.increments != "gaussian":
+            raise ValueError(
+                f"increments: got {self.increments!r}, but {self.name!r} of {case.optimizer.name} computes the noise "
+                "of V from the squares of the increments, which must be normal; use increments='gaussian'."
+            )
         options = (self.integrator, self.substeps, self.increments)
         return EulerMaruyama(sde, case.optimizer.lr, case.start, *options)
 
@@ -237,7 +242,7 @@ def chosen_models(optimizer: Optimizer, models: Any, where: str = "models") -> d
     if isinstance(models, str | Model) or callable(models):
         shown = repr(models) if isinstance(models, str) else getattr(models, "__qualname__", None)
         shown = shown or f"sl.{type(models).__name__}(...)"
-        raise TypeError(f"{where}: got {shown} by itself; give a list, for example ['optimizer', {shown}].")
+        raise TypeError(f"{where}: got {shown}, which is not a list; give a list, for example ['optimizer', {shown}].")
     if isinstance(models, Mapping):
         labelled = {str(label): _model(own, f"{where}[{label!r}]") for label, own in models.items()}
     else:
@@ -245,11 +250,11 @@ def chosen_models(optimizer: Optimizer, models: Any, where: str = "models") -> d
         labelled = {model.label: model for model in made}
         if len(labelled) < len(made):
             raise ValueError(
-                f"{where}: got {[model.label for model in made]}; name each once, or give labels: {{'mine': "
+                f"{where}: got {[model.label for model in made]}; give each model once, or give labels: {{'mine': "
                 "sl.ClosedForm('sde', substeps=8), ...}."
             )
     if not labelled:
-        raise ValueError(f"{where}: is empty; choose from {known}.")
+        raise ValueError(f"{where}: got no models; choose from {known}.")
     for model in labelled.values():
         _check_exists(model, optimizer, known, where)
     return labelled
@@ -276,12 +281,14 @@ def _model(given: Any, where: str) -> Model:
 def _check_exists(model: Model, optimizer: Optimizer, known: list[str], where: str) -> None:
     own = isinstance(model, ClosedForm) and not isinstance(model.sde, str)
     if own and model.name in MODELS:
-        raise ValueError(f"{where}: your SDE bears the name {model.name!r} of one of ours; rename it.")
+        raise ValueError(
+            f"{where}: got an SDE named {model.name!r}, which is the name of a model of the library; rename it."
+        )
     if own:
         return
     if model.name not in known and model.name in MODELS:
         raise ValueError(
-            f"{where}: {model.name!r} does not exist for {optimizer.name}; its models are {', '.join(known)}."
+            f"{where}: got {model.name!r}, which does not exist for {optimizer.name}; choose from {', '.join(known)}."
         )
     check.choice(where, model.name, known)
 

@@ -23,20 +23,20 @@ def plan_of(options: Options, dim: int) -> Plan:
     steps = check.at_least("steps", options.steps, 1)
     paths = check.at_least("paths", options.paths, 1)
     if paths >= 2**31:
-        raise ValueError(f"paths: got {paths}; at most 2³¹ - 1 paths can be told apart.")
+        raise ValueError(f"paths: got {paths}; it must be less than 2³¹.")
     if steps >= 2**31:
         raise ValueError(f"steps: got {steps}; it must be less than 2³¹.")
     group = processes.current()
     if paths < group.count:
-        raise ValueError(f"paths: got {paths}; {group.count} processes need one each, or more.")
+        raise ValueError(f"paths: got {paths}; give at least one path for each of the {group.count} processes.")
     every, keep = min(int(options.record.every), steps), min(int(options.record.keep_paths), paths)
     share = group.share(paths)
     own = share[1] - share[0]
     found, shards = _chosen_devices(options.execution.devices), int(options.execution.parameter_shards)
     if shards > 1 and (shards > dim or len(found) % shards):
         raise ValueError(
-            f"parameter_shards: got {shards}; it must divide the number of devices, {len(found)}, and be at most "
-            f"that of parameters, {dim}."
+            f"parameter_shards: got {shards}; it must divide the number of devices, {len(found)}, and be at most the "
+            f"number of parameters, {dim}."
         )
     used = found[: own * shards]
     width = len(used) // shards
@@ -63,7 +63,7 @@ def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
     if wanted is None:
         return ()
     if isinstance(wanted, str):
-        raise TypeError(f"marginals: got {wanted!r}; give a number, or a list of indices of coordinates.")
+        raise TypeError(f"marginals: got {wanted!r}; give a number of coordinates, or a list of their indices.")
     if np.ndim(wanted) == 0 and not isinstance(wanted, set):
         count = min(check.at_least("marginals", wanted, 0), dim)
         return tuple(int(i) for i in np.linspace(0, dim - 1, count).round())
@@ -71,9 +71,9 @@ def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
         check.at_least("marginals", index, 0) for index in (sorted(wanted) if isinstance(wanted, set) else wanted)
     )
     if chosen and max(chosen) >= dim:
-        raise ValueError(f"marginals: got {max(chosen)}; the problem has coordinates 0 to {dim - 1}.")
+        raise ValueError(f"marginals: got {max(chosen)}; give indices from 0 to {dim - 1}.")
     if len(set(chosen)) < len(chosen):
-        raise ValueError(f"marginals: got {chosen}; name each coordinate once.")
+        raise ValueError(f"marginals: got {chosen}; give each coordinate once.")
     return chosen
 
 
@@ -85,9 +85,12 @@ def _chosen_devices(wanted: Any) -> tuple[Any, ...]:
     if not isinstance(wanted, Sequence) or isinstance(wanted, str):
         count = check.at_least("devices", wanted, 1)
         if count > len(found):
-            raise ValueError(f"devices: got {count}; JAX finds {len(found)} ({found[0].platform}).")
+            raise ValueError(
+                f"devices: got {count}, but JAX finds only {len(found)} ({found[0].platform}); give {len(found)} or "
+                "fewer."
+            )
         return found[:count]
     given = tuple(wanted)
     if not given or not set(given) <= set(found) or len(set(given)) < len(given):
-        raise ValueError(f"devices: got {given}; give a number, or different ones of jax.local_devices().")
+        raise ValueError(f"devices: got {given}; give a number, or distinct devices from jax.local_devices().")
     return given

@@ -140,13 +140,16 @@ class Group:
             while key not in self._values:
                 self.check()
                 if key[2] in self._left:
-                    raise ProcessError(f"process {key[2]} of {self.count} has ended, though the run has not.")
+                    raise ProcessError(
+                        f"process {key[2]} of {self.count} ended before the run was complete; check its output, and "
+                        "start all processes again."
+                    )
                 self._news.wait(1.0)
             theirs, value = self._values.pop(key)
         if theirs != label:
             raise ValueError(
-                f"processes: process {key[2]} is at {theirs!r}, process {self.index} at {label!r}; give all of them "
-                "the same calls in the same order."
+                f"processes: process {key[2]} is at {theirs!r}, but process {self.index} is at {label!r}; make the "
+                "same calls in the same order in all processes."
             )
         return value
 
@@ -154,7 +157,7 @@ class Group:
         try:
             self._links[peer].send(kind, head, payload)
         except OSError as error:
-            self._lose(peer, "its connection broke off")
+            self._lose(peer, "its connection was closed")
             self.check()
             raise ProcessError(f"process {peer} of {self.count} cannot be reached: {error}") from error
 
@@ -180,7 +183,7 @@ class Group:
                     self._news.notify_all()
         except (OSError, ValueError, KeyError):
             if peer not in self._left:
-                self._lose(peer, "its connection broke off")
+                self._lose(peer, "its connection was closed")
 
     def _hear(self, head: dict[str, Any], peer: int) -> None:
         """Record the failure or loss of a process; process 0 also informs the other processes."""
@@ -188,7 +191,7 @@ class Group:
             if head["round"] is None:
                 self._lost = self._lost or head["why"]
             else:
-                text = f"process {head['process']} of {self.count} failed: {head['why']} The others stop."
+                text = f"process {head['process']} of {self.count} failed: {head['why']} All other processes stop."
                 self._failures.setdefault(head["round"], text)
             self._news.notify_all()
         if self.index == 0:
@@ -198,8 +201,8 @@ class Group:
 
     def _lose(self, peer: int, why: str) -> None:
         text = (
-            f"process {peer} of {self.count} is lost ({why}); the others stop. Start all of them again; with --resume "
-            "(resume=True) they go on from their checkpoints."
+            f"process {peer} of {self.count} is lost ({why}); all other processes stop. Start all processes again; "
+            "with --resume (resume=True) they continue from their checkpoints."
         )
         with self._news:
             if self._lost is not None:
@@ -232,7 +235,7 @@ class Group:
                 if peer in self._left:
                     continue
                 if woken - link.heard > _SILENT_SECONDS:
-                    self._lose(peer, f"nothing was heard of it for {_SILENT_SECONDS:.0f} s")
+                    self._lose(peer, f"it has not sent anything for {_SILENT_SECONDS:.0f} s")
                     link.close()
                     break
                 link.beat()
@@ -296,22 +299,26 @@ def join(
     """`join_processes` with `exit_after`, used by the shell; see `Group`."""
     global _joined  # noqa: PLW0603
     if _joined is not ALONE:
-        raise RuntimeError(f"coordinator: this process has joined {_joined.count} processes already; do so once.")
+        raise RuntimeError(
+            f"coordinator: this process has already joined a group of {_joined.count} processes; join only once."
+        )
     timeout = check.positive("join_timeout", timeout)
     if coordinator == "auto":
         if (num_processes, process_id) != (None, None):
-            raise ValueError("coordinator: is 'auto', which finds num_processes and process_id itself; leave them out.")
+            raise ValueError(
+                "coordinator: got 'auto', which determines num_processes and process_id automatically; leave them out."
+            )
         _joined = _by_jax(timeout, exit_after)
         return _joined.index
     host, port = address_of(coordinator)
     for name, value in (("num_processes", num_processes), ("process_id", process_id)):
         if value is None:
-            raise ValueError(f"{name}: is missing; coordinator, num_processes and process_id belong together.")
+            raise ValueError(f"{name}: got None; give coordinator, num_processes and process_id together.")
     count, index = check.at_least("num_processes", num_processes, 1), check.at_least("process_id", process_id, 0)
     if count > _MOST_PROCESSES:
         raise ValueError(f"num_processes: got {count}; at most {_MOST_PROCESSES} processes can join.")
     if index >= count:
-        raise ValueError(f"process_id: got {index}; of {count} processes it is 0 to {count - 1}.")
+        raise ValueError(f"process_id: got {index}; with {count} processes it must be from 0 to {count - 1}.")
     if count > 1:
         deadline = time.monotonic() + timeout
         if index == 0:
@@ -331,8 +338,8 @@ def _by_jax(timeout: float, exit_after: float | None) -> Group:
         jax.distributed.initialize(initialization_timeout=max(round(timeout), 1))
     except ValueError as error:
         raise ValueError(
-            f"coordinator: is 'auto', but JAX finds no Slurm, Open MPI or Kubernetes around this process ({error}); "
-            "give coordinator=host:port, num_processes and process_id."
+            f"coordinator: got 'auto', but JAX detects no Slurm, Open MPI or Kubernetes environment ({error}); give "
+            "coordinator=host:port, num_processes and process_id."
         ) from error
     jax.devices()  # initialise the devices while all processes are connected
     group = _through_jax(distributed.global_state, exit_after, timeout)

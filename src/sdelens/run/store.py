@@ -58,8 +58,8 @@ class Store:
             self._sound = path
             for bad in damaged:
                 warnings.warn(
-                    f"checkpoint: {str(bad)!r} is damaged, its bytes do not match the SHA-256 in its name; going on "
-                    f"from the checkpoint before it, {path.name!r}.",
+                    f"checkpoint: {str(bad)!r} is damaged: its bytes do not match the SHA-256 in its name. The run "
+                    f"continues from the previous checkpoint, {path.name!r}.",
                     RuntimeWarning,
                     stacklevel=5,
                 )
@@ -67,8 +67,8 @@ class Store:
         if damaged:
             names = " and ".join(repr(p.name) for p in damaged)
             raise OSError(
-                f"checkpoint: {names} in {str(self.folder)!r} are damaged, and there is no other; delete the folder "
-                "and start from the beginning."
+                f"checkpoint: no checkpoint in {str(self.folder)!r} can be read, because {names} are damaged; delete "
+                "the folder and start from the beginning."
             )
         return None
 
@@ -119,12 +119,12 @@ class Store:
 
     def _unwritten(self, error: OSError) -> OSError:
         full = error.errno in _FULL
-        what = "there is no room left for a checkpoint in" if full else "a checkpoint cannot be written to"
-        left = "there is none before it" if self._sound is None else "the checkpoint before it is intact"
-        remedy = "Make room" if full else "Mend that"
+        what = "there is not enough disk space for a checkpoint in" if full else "a checkpoint cannot be written to"
+        left = "there is no previous checkpoint" if self._sound is None else "the previous checkpoint is intact"
+        remedy = "Free some disk space" if full else "Fix the error"
         told = OSError(
-            f"checkpoint: {what} {str(self.folder)!r} ({error.strerror}); {left}. {remedy}, then repeat the same run "
-            "with resume=True (--resume)."
+            f"checkpoint: {what} {str(self.folder)!r} ({error.strerror}); {left}. {remedy}, then rerun with "
+            "resume=True (--resume)."
         )
         told.errno = error.errno
         return told

@@ -66,18 +66,18 @@ def check_legal(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum:
     name = min(bad, key=lambda k: bad[k])
     forgets = 1 - numbers.memories[name]
     factor = float(ratio) ** power
-    listed = ", ".join(f"{limit:g} by {key} = {numbers.memories[key]:g}" for key, limit in sorted(limits.items()))
+    listed = ", ".join(f"{limit:g} for {key} = {numbers.memories[key]:g}" for key, limit in sorted(limits.items()))
     ways = [
-        f"momentum='half-life' ({name} to the power {float(ratio):g}, {numbers.memories[name] ** float(ratio):.3g})"
+        f"momentum='half-life' ({name} to the power {float(ratio):g} is {numbers.memories[name] ** float(ratio):.3g})"
     ]
     if momentum == "samples" and rule.lr is not None and float(ratio) ** rule.lr * forgets <= 1:
-        ways.append(f"momentum='time' (1 − {name} times {float(ratio) ** rule.lr:g}, as lr)")
+        ways.append(f"momentum='time' (1 − {name} is multiplied by {float(ratio) ** rule.lr:g}, like lr)")
     ways.append("momentum='fixed'")
     raise ValueError(
-        f"batch_ratio: got {float(ratio):g}, at which 1 − {name} = {factor:g} × {forgets:.6g} = {factor * forgets:.4g} "
-        f"exceeds 1, so that {name} would be negative. Largest legal ratio: {min(limits.values()):g} ({listed})."
-        f" Ways out: {'; '.join(ways)}; or a ratio of at most {min(limits.values()):g}, at once or by a ramp "
-        "(sl.scaling.ramp)."
+        f"batch_ratio: got {float(ratio):g}, at which 1 − {name} = {factor:g} × {forgets:.6g} = "
+        f"{factor * forgets:.4g} exceeds 1, so that {name} would be negative. The largest possible ratio is "
+        f"{min(limits.values()):g} ({listed}). Alternatives: {'; '.join(ways)}; or a ratio of at most "
+        f"{min(limits.values()):g}, in one step or by a ramp (sl.scaling.ramp)."
     )
 
 
@@ -119,22 +119,26 @@ def scaled(numbers: Hyperparameters, ratio: Fraction, rule: Rule, momentum: str)
 
 def _rate_rows(old: Hyperparameters, new: Hyperparameters, rate: float, rule: Rule) -> list[Row]:
     why = {
-        "sqrt": "√δ: noise dominates, so a step moves x by η√B ∇f/σ and adds variance η²; 1/δ as many keep both",
+        "sqrt": "√δ: where noise dominates, a step moves x by η√B ∇f/σ and adds the variance η², and 1/δ as many steps "
+        "keep both",
         "malladi2022": "√δ, the square-root scaling rule of Malladi et al. 2022",
         "sqrt-lr": "√δ: the variance of one update of SGD, η²σ²/B, is kept",
-        "linear": "δ: 1/δ as many steps go as far along the gradient",
+        "linear": "δ: 1/δ as many steps go equally far along the gradient",
         "goyal2017": "δ, the linear scaling rule of Goyal et al. 2017",
-        "sign-momentum": "√δ times the change of the spread of what is under the sign, in units of σ/√B: the mean sign "
-        "per sample is kept",
-        "sum-of-squares": "1: the sum of squares is 1/δ² at the same number of samples, and 1/δ as many steps divide "
-        "by its root",
-    }.get(rule.name, "left alone by this rule")
+        "sign-momentum": "√δ times the change of the standard deviation of the argument of the sign, in units of "
+        "σ/√B: this keeps the mean sign per sample",
+        "sum-of-squares": "1: at the same number of samples the sum of squares is 1/δ² times as large, and 1/δ as "
+        "many steps are divided by its root",
+    }.get(rule.name, "not changed by this rule")
     if old.family in ("sgd", "momentum") and rule.name == "sqrt":
-        why = "√δ, as asked; SGD's drift per sample is then 1/√δ of what it was, and the variance of its noise 1/δ"
+        why = (
+            "√δ, as requested; SGD's drift per sample is then multiplied by 1/√δ, and the variance of its noise per "
+            "sample by 1/δ"
+        )
     if old.undamped is not None:
         why += (
-            f"; the buffer is a sum of gradients, not a mean, so that the rate in effect is lr/(1 − {old.undamped}), "
-            f"×{rate:.4g}, and lr takes the change of 1 − {old.undamped} too"
+            f"; the buffer is a sum of gradients, not a mean, so the effective rate is lr/(1 − {old.undamped}); it "
+            f"changes by the factor {rate:.4g}, and lr also compensates the change of 1 − {old.undamped}"
         )
     return [row("lr", old.written_lr, new.written_lr, why)]
 
@@ -144,17 +148,24 @@ def _other_rows(old: Hyperparameters, new: Hyperparameters, rule: Rule, momentum
     for name, beta in old.memories.items():
         after = new.memories[name]
         factor = float((1 - _exact(after)) / (1 - _exact(beta)))
-        why = MOMENTA[momentum].split(" (")[0] if beta > 0 else "0 is no memory, and stays none"
+        why = MOMENTA[momentum].split(" (")[0] if beta > 0 else "0 means no memory and does not change"
         rows.append(Row(name, beta, after, factor, why, f"1 − {name}"))
     if old.family == "lion" and old.blend is not None:
-        rows.append(row("b1", old.blend, old.blend, "it only weighs the newest gradient under the sign, and is held"))
+        rows.append(
+            row(
+                "b1",
+                old.blend,
+                old.blend,
+                "it only weights the newest gradient in the argument of the sign and does not change",
+            )
+        )
     squares = {
-        None: "left alone by this rule",
-        "noise": "gradients are σ/√B in size where noise dominates, and the root it stands beside is too",
-        "signal": "the gradient dominates, whose size does not depend on the batch",
+        None: "not changed by this rule",
+        "noise": "where noise dominates, squared gradients are of size σ²/B, and this number scales with them",
+        "signal": "the gradient dominates, and its size does not depend on the batch size",
     }[regime_of(rule, old.family)]
     if old.family == "adagrad" and rule.regime:
-        squares = f"as the sum of squares, over 1/δ as many steps: {squares}"
+        squares = f"like the sum of squares over 1/δ as many steps: {squares}"
     small = (
         ("eps", old.eps, new.eps),
         ("eps_root", old.eps_root, new.eps_root),
@@ -168,17 +179,19 @@ def _other_rows(old: Hyperparameters, new: Hyperparameters, rule: Rule, momentum
 
 def _decay_reason(old: Hyperparameters, rule: Rule, strength: float) -> str:
     if old.decay == L2:
-        return "L2 is part of the gradient, and stays: the objective f + θ‖x‖²/2 is the same at every batch size"
+        return (
+            "L2 is part of the gradient and does not change: the objective f + θ‖x‖²/2 is the same at every batch size"
+        )
     if rule.decay and old.decay == "coupled":
         return (
-            "δ over the factor of lr: the decay per sample, nηθ, and with it the time scale B/(ηθ) in samples (Wang "
-            "and Aitchison 2024, arXiv 2405.13698), is kept"
+            "δ divided by the factor of lr: this keeps the decay per sample, nηθ, and thus the time scale B/(ηθ) in "
+            "samples (Wang and Aitchison 2024, arXiv 2405.13698)"
         )
     if rule.decay:
-        return "δ: it is not multiplied by lr, and nθ, the decay per sample, is kept"
+        return "δ: this decay is not multiplied by lr, and δ keeps nθ, the decay per sample"
     if math.isclose(strength, 1):
-        return "left alone by this rule, which here keeps the decay per sample"
-    return f"left alone by this rule: per sample decay acts {strength:.4g} times as strongly"
+        return "not changed by this rule, which keeps the decay per sample here"
+    return f"not changed by this rule: the decay per sample is multiplied by {strength:.4g}"
 
 
 def _memory(beta: float, ratio: Fraction, rule: Rule, momentum: str) -> float:

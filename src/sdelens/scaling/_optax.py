@@ -41,7 +41,7 @@ def read_state(
     _mapped(state, collect)
     if not found:
         raise ValueError(
-            "optimizer: this optax state holds no hyperparameters; build the optimizer with "
+            "optimizer: the optax state contains no hyperparameters; build the optimizer with "
             "optax.inject_hyperparams(optax.adamw)(learning_rate=..., b1=..., b2=..., eps=..., weight_decay=...)."
         )
 
@@ -74,14 +74,14 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
     kind = next((kind for name, kind in _KINDS.items() if name in names), None)
     if kind is None:
         raise ValueError(
-            "optimizer: no accumulator in this optax state tells which optimizer it is; give a dict of its numbers, "
-            'as {"optimizer": "signsgd", "lr": 1e-3}.'
+            "optimizer: the optimizer cannot be identified from the accumulators in the optax state; give a dict of "
+            'its hyperparameters, for example {"optimizer": "signsgd", "lr": 1e-3}.'
         )
     missing = [name for name in _NEEDS.get(kind, ()) if name not in part.hyperparams]
     if missing:
         raise ValueError(
-            f"optimizer: {', '.join(missing)} of {kind} is not among the injected hyperparameters, and changes with "
-            "the batch; inject it."
+            f"optimizer: the optax state has no injected {', '.join(missing)}, which {kind} changes with the batch "
+            "size; inject it by optax.inject_hyperparams."
         )
     plain = {name: _plain(value) for name, value in part.hyperparams.items()}
     reading = read_dict({"optimizer": kind, **plain}, decay)
@@ -92,8 +92,8 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
         held = [name for name in scheduled if written.get(name) != plain.get(name)]
         if held:
             raise ValueError(
-                f"optimizer: {', '.join(held)} comes from a schedule, which sets it again at every step; inject a "
-                "number, or rescale the schedule (sl.scaling.ramp makes schedules for a ramp)."
+                f"optimizer: a schedule sets {', '.join(held)} again at every step; inject a number instead, or "
+                "rescale the schedule (sl.scaling.ramp makes schedules for a ramp)."
             )
         numbers = {
             name: jnp.asarray(written[name], value.dtype) if written.get(name) != plain[name] else value

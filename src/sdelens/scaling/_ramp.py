@@ -167,14 +167,20 @@ def ramp(
     """
     check.choice("unit", unit, _UNITS)
     if (samples is None) == (steps is None):
-        raise ValueError("samples: give either the number of samples or the number of steps of the whole run.")
+        raise ValueError(
+            "samples, steps: got both or neither; give either the number of samples or the number of steps of the "
+            "whole run."
+        )
     if isinstance(optimizer, list):
-        raise TypeError("optimizer: got a list; make one ramp for every parameter group.")
+        raise TypeError("optimizer: got a list; make one ramp for each parameter group.")
     total = None if samples is None else check.positive("samples", samples)
     count = None if steps is None else check.at_least("steps", steps, 1)
     if callable(batches):
         if unit == "steps":
-            raise ValueError("unit: a function of batches takes the samples seen; leave unit out.")
+            raise ValueError(
+                "unit: got 'steps', but a function given as batches receives the number of samples seen; leave unit "
+                "out."
+            )
         sizes = _sizes_of(batches, total, count)
     else:
         sizes = _sizes_in(batches, unit, total, count)
@@ -183,8 +189,8 @@ def ramp(
     numbers = readings[0].numbers
     if numbers.family == "adagrad":
         raise ValueError(
-            "optimizer: Adagrad's sum of squares remembers all earlier batches, so that no numbers of a later step "
-            "make up for them; rescale a whole run instead."
+            "optimizer: got Adagrad, whose sum of squares includes all earlier batches, so that hyperparameters of "
+            "later steps cannot compensate for them; rescale a whole run instead."
         )
     found, how = chosen(numbers, rule, momentum)
     records, largest = {}, int(sizes.max())
@@ -193,15 +199,17 @@ def ramp(
         try:
             records[int(size)] = scaled(numbers, Fraction(int(size), first), found, how)[0]
         except ValueError as error:
-            raise ValueError(f"batches: at batch size {size}, {first} being the first, {error}") from error
+            raise ValueError(
+                f"batches: a change of the batch size from {first} to {size} is not possible: {error}"
+            ) from error
     seen = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     table = {name: np.array([v[name] for v in map(_row, records.values())])[which] for name in _row(numbers)}
     table["lr"] = table["lr"] * _multiplier(optimizer, seen / first)
     said = assumptions(numbers, records[largest], largest / first, found, False)
     said.append(
-        "Where the batch size jumps, second moments are those of the smaller batch for about 1/(1 − b2) steps, and a "
-        "sum of gradients that PyTorch keeps as momentum is not rescaled: grow in small steps, or call "
-        "sdelens.torch.rescale at the jumps."
+        "After a jump of the batch size, second moments are still those of the previous batch size for about 1/(1 − "
+        "b2) steps, and PyTorch's momentum buffer, a sum of gradients, is not rescaled. Increase the batch size in "
+        "small steps, or call sdelens.torch.rescale at each jump."
     )
     return Ramp(sizes, seen, table, found.name, how, tuple(said), records, optimizer)
 
@@ -239,10 +247,12 @@ def _sizes_in(batches: Any, unit: str, total: float | None, count: int | None) -
     try:
         given = [(begin, size) for begin, size in batches]
     except (TypeError, ValueError) as error:
-        raise TypeError(f"batches: got {batches!r}; give a list of ({unit}, batch size), or a function.") from error
+        raise TypeError(
+            f"batches: got {batches!r}; give a list of pairs ({unit}, batch size), or a function."
+        ) from error
     pairs = [(check.nonnegative("batches", begin), check.at_least("batches", size, 1)) for begin, size in given]
     if not pairs or pairs[0][0] != 0 or any(b[0] <= a[0] for a, b in pairwise(pairs)):
-        raise ValueError(f"batches: got {batches!r}; the {unit} must begin at 0 and ascend.")
+        raise ValueError(f"batches: got {batches!r}; the numbers of {unit} must start at 0 and increase.")
     sizes, seen, made = [], 0, 0
     for i, (_, size) in enumerate(pairs):
         limits: list[float] = []

@@ -109,18 +109,23 @@ def read(
         return [read_dict(optimizer, decay)], lambda parts: parts[0]
     if isinstance(optimizer, list):
         if not optimizer or not all(isinstance(group, Mapping) for group in optimizer):
-            raise TypeError("optimizer: got a list that is empty or holds no dicts; give parameter groups.")
+            raise TypeError(
+                "optimizer: got a list that is empty or does not consist of dicts; give a list of parameter groups."
+            )
         return [_in_group(i, group, decay) for i, group in enumerate(optimizer)], list
     if type(optimizer).__module__.startswith("torch."):
         raise TypeError(
-            f"optimizer: got a live {type(optimizer).__name__} of PyTorch; sdelens.torch.rescale changes it in place."
+            f"optimizer: got a {type(optimizer).__name__} of PyTorch; use sdelens.torch.rescale, which changes it in "
+            "place."
         )
     if isinstance(optimizer, tuple) or hasattr(optimizer, "hyperparams"):
         from sdelens.scaling._optax import read_state
 
         return read_state(optimizer, decay, ratio, accumulators)
     if decay is not None:
-        raise ValueError(f"decay: got {decay!r}, but a specification says itself how its decay acts; leave it out.")
+        raise ValueError(
+            f"decay: got {decay!r}, but the optimizer itself specifies how its weight decay acts; leave it out."
+        )
     from sdelens.scaling._specifications import read_specification
 
     return [read_specification(optimizer)], lambda parts: parts[0]
@@ -142,14 +147,14 @@ def chosen(numbers: Hyperparameters, rule: str | None, momentum: str | None) -> 
     found = RULES[default_rule(numbers.family) if rule is None else check.choice("rule", rule, RULES)]
     if found.families and numbers.family not in found.families:
         raise ValueError(
-            f"rule: {found.name} is made for {' and '.join(found.families)}, not for {numbers.family}; the rule that "
-            f"keeps its SDE is {default_rule(numbers.family)!r}."
+            f"rule: got {found.name!r}, which applies to {' and '.join(found.families)}, not to {numbers.family}; "
+            f"give {default_rule(numbers.family)!r}, which keeps its SDE."
         )
     how = found.momentum if momentum is None else check.choice("momentum", momentum, MOMENTA)
     if found.lr is None and how == "time":
         raise ValueError(
-            f"momentum: 'time' holds (1 − β)/lr, and under {found.name} lr follows from β; choose 'samples', "
-            "'half-life' or 'fixed', or another rule."
+            f"momentum: got 'time', which keeps (1 − β)/lr, but with rule {found.name!r} lr follows from β; choose "
+            "'samples', 'half-life' or 'fixed', or another rule."
         )
     return found, how
 
@@ -179,7 +184,7 @@ def rescale_readings(
             raise ValueError(str(error) if group is None else f"group {i}: {error}") from error
         records.append(new)
         factor = new.written_lr / reading.numbers.written_lr
-        own += [row(name, value, value * factor, "as lr") for name, value in reading.extra.items()]
+        own += [row(name, value, value * factor, "like lr") for name, value in reading.extra.items()]
         optimizer, more = _with_schedule(reading.write(new), delta, new.lr / reading.numbers.lr)
         written.append(optimizer)
         rows += [dataclasses.replace(r, group=group) for r in [*own, *more]]
@@ -238,8 +243,13 @@ def _clip(value: Any, delta: float, rule: Rule, family: str) -> Row:
     before = check.positive("clip_norm", value)
     regime = regime_of(rule, family)
     if regime == "noise":
-        return row("clip_norm", before, before / math.sqrt(delta), "÷ √δ: as ‖g‖ does where noise dominates it")
-    why = "the gradient dominates, and ‖g‖ is the same" if regime == "signal" else "left alone by this rule"
+        return row(
+            "clip_norm",
+            before,
+            before / math.sqrt(delta),
+            "÷ √δ: where noise dominates, ‖g‖ changes by the same factor",
+        )
+    why = "the gradient dominates, so ‖g‖ does not change" if regime == "signal" else "not changed by this rule"
     return row("clip_norm", before, before, why)
 
 
@@ -248,6 +258,6 @@ def _undone(old: Hyperparameters, rule: Rule) -> tuple[str, ...]:
     if old.family != "adamw" or old.decay != L2 or old.weight_decay == 0:
         return ()
     return (
-        "Weight decay is taken as L2 in the gradient (torch.optim.Adam), not as AdamW's decoupled decay "
-        "(decay='coupled'): of the two only the latter is multiplied.",
+        "Weight decay is treated as L2 in the gradient (torch.optim.Adam), which is not rescaled. Give "
+        "decay='coupled' for AdamW's decoupled decay, which is rescaled.",
     )

@@ -56,9 +56,9 @@ _RULES: Final = (
         "samples",
         True,
         (),
-        "drift and noise per sample of SGD, with momentum too; of sign and adaptive optimizers the path where the "
-        "gradient dominates the noise, not their noise",
-        "Goyal et al. 2017 (arXiv 1706.02677) for SGD; for the others derived here",
+        "drift and noise per sample of SGD, also with momentum; for sign and adaptive optimizers the path where the "
+        "gradient dominates the noise, but not their noise",
+        "Goyal et al. 2017 (arXiv 1706.02677) for SGD; derived in sdelens for the other optimizers",
     ),
     Rule(
         "none",
@@ -67,7 +67,7 @@ _RULES: Final = (
         "fixed",
         False,
         (),
-        "nothing but the number of samples: only steps and warm-up change",
+        "only the number of samples: steps and warm-up change, the hyperparameters do not",
         "the baseline",
     ),
     Rule(
@@ -77,9 +77,9 @@ _RULES: Final = (
         "samples",
         True,
         ("signum", "lion"),
-        "the mean sign per sample where noise dominates the gradient, and nearly its long-run noise: between √δ, at no "
-        "memory, and δ, at a long one",
-        "derived here",
+        "the mean sign per sample where noise dominates the gradient, and approximately its long-run noise: the "
+        "factor of lr lies between √δ (no memory) and δ (long memory)",
+        "derived in sdelens",
     ),
     Rule(
         "sum-of-squares",
@@ -89,7 +89,7 @@ _RULES: Final = (
         True,
         ("adagrad",),
         "drift and noise per sample of Adagrad where noise dominates the gradient: its sum of squares falls like 1/δ²",
-        "derived here",
+        "derived in sdelens",
     ),
     Rule(
         "malladi2022",
@@ -98,8 +98,8 @@ _RULES: Final = (
         "samples",
         False,
         ADAPTIVE,
-        "drift and noise per sample of RMSprop and Adam where noise dominates; it says nothing of decoupled decay, "
-        "which is left alone and so acts √δ times too weakly per sample",
+        "drift and noise per sample of RMSprop and Adam where noise dominates; the rule does not cover decoupled "
+        "decay, which does not change and is thus √δ times too weak per sample",
         "Malladi, Lyu, Panigrahi, Arora 2022 (arXiv 2205.10287)",
     ),
     Rule(
@@ -109,8 +109,8 @@ _RULES: Final = (
         "fixed",
         False,
         (),
-        "the variance of one update of SGD, and of sign and adaptive optimizers where noise dominates drift and noise "
-        "beyond their memories, but not decay; the learning rate alone moves",
+        "the variance of one update of SGD; for sign and adaptive optimizers where noise dominates, drift and noise "
+        "over times longer than their memories, but not decay; only the learning rate changes",
         "the argument of Krizhevsky 2014 (arXiv 1404.5997) and Hoffer et al. 2017 (arXiv 1705.08741); for LAMB You et "
         "al. 2020 (arXiv 1904.00962)",
     ),
@@ -121,7 +121,7 @@ _RULES: Final = (
         "fixed",
         False,
         (),
-        "SGD's drift and noise per sample; the learning rate alone moves, under a gradual warm-up",
+        "SGD's drift and noise per sample; only the learning rate changes, with a gradual warm-up",
         "Goyal et al. 2017 (arXiv 1706.02677)",
     ),
     Rule(
@@ -131,7 +131,8 @@ _RULES: Final = (
         "fixed",
         True,
         ("adamw",),
-        "AdamW's time scale of decay B/(ηθD) alone, by θ in proportion to the batch at an unchanged learning rate",
+        "only AdamW's time scale of decay, B/(ηθD), by scaling θ in proportion to the batch size at an unchanged "
+        "learning rate",
         "Bergsma et al. 2025 (arXiv 2505.13738), after Wang and Aitchison 2024 (arXiv 2405.13698)",
     ),
 )

@@ -18,10 +18,14 @@ def read_specification(given: Any) -> Reading:
         TypeError: if it is not a specification, or one whose numbers rules cannot access.
     """
     if not isinstance(given, DecayedOptimizer) or given.name not in OPTIMIZERS:
-        kind = "an optax transformation hides its numbers" if isinstance(given, Optimizer) else "it is none of these"
+        kind = (
+            "an optax transformation, whose hyperparameters cannot be read"
+            if isinstance(given, Optimizer)
+            else "which is not supported"
+        )
         raise TypeError(
-            f"optimizer: got {type(given).__name__}, and {kind}; give one of the specifications sl.SGD, sl.AdamW, …, a "
-            "dict of its hyperparameters, a list of dicts, or the state of optax.inject_hyperparams."
+            f"optimizer: got {type(given).__name__}, {kind}; give one of sl.SGD, sl.AdamW, …, a dict of its "
+            "hyperparameters, a list of dicts, or the state of optax.inject_hyperparams."
         )
     family = OPTIMIZERS[str(given.name)].of_family
     memories = {name: float(getattr(given, name)) for name in given.memories if hasattr(given, name)}
@@ -90,7 +94,10 @@ def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None
     names = {"alpha": "b2", "momentum": "b1"}
     memories = {names.get(name, name): beta for name, beta in numbers.memories.items()}
     if (numbers.family == "rmspropw" and "b1" in memories) or numbers.eps_root:
-        raise ValueError("optimizer: there is no specification of RMSprop with momentum, or of a second ε in the root.")
+        raise ValueError(
+            "optimizer: got RMSprop with momentum or with a second ε inside the root, for which no schedules can be "
+            "built; set the numbers of Ramp.at(step) at each step instead."
+        )
     own: dict[str, Any] = {"nesterov": bool(nesterov)} if numbers.family == "momentum" else {}
     own |= {"b1": numbers.blend} if numbers.family == "lion" else {}
     own |= {"eps": numbers.eps} if numbers.eps is not None else {}

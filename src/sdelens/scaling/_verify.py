@@ -23,6 +23,7 @@ from sdelens.integrate import MAX_COORDINATES
 from sdelens.noise import AbstractNoise, DistributedNoise
 from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW, second_moment
 from sdelens.problems import AbstractProblem
+from sdelens.results.quantities import columns
 from sdelens.results.result import Result
 from sdelens.run.api import compare
 from sdelens.run.models import Model
@@ -71,10 +72,11 @@ class Verification:
 
         Columns:
 
-        - ``path_error, path_lower, path_upper``: relative L2 distance of the mean-loss curves, as in
+        - ``path_error, path_error_lower, path_error_upper``: relative L2 distance of the mean-loss curves, as in
           `Result.errors`, with one-sided limits;
-        - ``asymptotic_ratio, asymptotic_lower, asymptotic_upper``: ratio of mean loss − infimum over the last third; if
-          the infimum is unknown, 1 + the difference relative to the height of the whole curve;
+        - ``asymptotic_ratio, asymptotic_ratio_lower, asymptotic_ratio_upper``: ratio of mean loss −
+          infimum over the last third; if the infimum is unknown, 1 + the difference relative to the height of the
+          whole curve;
         - ``spread, spread_lower, spread_upper``: standard deviation over paths, relative, averaged over time.
 
         Args:
@@ -84,10 +86,10 @@ class Verification:
             ValueError: if `confidence` is not in (0.5, 1).
         """
         errors = self.result.errors(SOURCE, confidence)
-        frame = errors[["error", "lower", "upper"]].add_prefix("path_")
-        for ours, theirs in (("ratio", "late_shift"), ("lower", "late_shift_lower"), ("upper", "late_shift_upper")):
-            frame[f"asymptotic_{ours}"] = 1 + errors[theirs]
-        return frame.join(errors[["spread", "spread_lower", "spread_upper", "diverged"]])
+        frame = errors[[*columns("error")]].add_prefix("path_")
+        for ours, theirs in zip(columns("asymptotic_ratio"), columns("late_shift"), strict=True):
+            frame[ours] = 1 + errors[theirs]
+        return frame.join(errors[[*columns("spread"), "diverged"]])
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
         """Mean losses against samples, and their relative difference below; saved if `path` is given.
@@ -118,22 +120,27 @@ class Verification:
             if row is None:
                 rows.append([*cells, "-", "-", "-"])
                 continue
-            path = _range(row, "path", lambda v: f"{100 * v:.2g} %", "error")
-            late = _range(row, "asymptotic", lambda v: f"{v:.3f}", "ratio")
+            path = _range(row, "path_error", lambda v: f"{100 * v:.2g} %")
+            late = _range(row, "asymptotic_ratio", lambda v: f"{v:.3f}")
             rows.append([*cells, path, late, _short(row["spread"])])
         head = ["run", "optimizer", "stiffness", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
-        floor = "" if np.isfinite(float(self.result.dataset.attrs["infimum"])) else " (height of the curve: no infimum)"
-        note = (
-            "At equal numbers of samples. path-wise error: relative L2 distance of the mean losses, Monte-Carlo noise "
-            f"removed; asymptotic ratio: of the mean losses over the last third{floor}; both with 99 % limits on each "
-            "side; spread: standard deviation over paths, relative; stiffness: largest curvature at the start over "
-            "what the steps are stable up to."
+        floor = (
+            ""
+            if np.isfinite(float(self.result.dataset.attrs["infimum"]))
+            else " (relative to the height of the curve, because the infimum is unknown)"
         )
-        said = [f"SNR at the start and the larger batch: {self.snr:.2g}."] if np.isfinite(self.snr) else []
+        note = (
+            "Runs are compared at equal numbers of samples (training examples). path-wise error: relative L2 "
+            "distance of the mean losses, with Monte-Carlo noise removed; asymptotic ratio: ratio of the mean "
+            f"losses over the last third{floor}; both with one-sided 99 % limits; spread: standard deviation over "
+            "paths, relative to the first run; stiffness: largest curvature at the start, divided by the curvature "
+            "up to which steps are stable."
+        )
+        said = [f"SNR at the start and the larger batch size: {self.snr:.2g}."] if np.isfinite(self.snr) else []
         if self.expected is not None:
             said.append(
-                f"From there to rest the square-root rule errs by about {100 * self.expected:.2g} % along the path, "
-                "beside a floor from larger steps."
+                "From there to the stationary distribution, the expected path-wise error of the square-root rule is "
+                f"about {100 * self.expected:.2g} %, without the error from larger steps."
             )
         return "\n".join([title, "", *text_table(head, rows), "", note, " ".join(said)]).rstrip()
 
@@ -197,8 +204,8 @@ def verify(
     rounds = math.ceil(steps / every)
     if rounds < 2:
         raise ValueError(
-            f"steps: got {steps}; at a batch ratio of {ratio} both runs are recorded every {every} of them, so that at "
-            f"least {2 * every} are needed."
+            f"steps: got {steps}; at a batch ratio of {ratio} both runs are recorded every {every} steps; give at "
+            f"least {2 * every}."
         )
 
     def run(law: AbstractNoise, taken: Optimizer, label: str, step: int, own: int) -> Result:
@@ -234,8 +241,8 @@ def _ratio(batch_ratio: Any) -> Fraction:
     ratio = Fraction(given).limit_denominator(_LARGEST)
     if ratio == 0 or abs(float(ratio) / given - 1) > 1e-9:
         raise ValueError(
-            f"batch_ratio: got {given:g}; to compare runs at equal samples give a ratio of whole numbers with a "
-            f"denominator of at most {_LARGEST}, for example {max(ratio, Fraction(1, _LARGEST))}."
+            f"batch_ratio: got {given:g}; to compare runs at equal numbers of samples, give a ratio of whole numbers "
+            f"with a denominator of at most {_LARGEST}, for example {max(ratio, Fraction(1, _LARGEST))}."
         )
     return ratio
 
@@ -243,20 +250,23 @@ def _ratio(batch_ratio: Any) -> Fraction:
 def _targets(
     optimizer: Optimizer, batch_ratio: float, rescaled: Any, rule: str | None, momentum: str | None
 ) -> dict[str, Optimizer]:
-    default = f"batch × {float(batch_ratio):g}" if batch_ratio != 1 else "once more"
+    default = f"batch × {float(batch_ratio):g}" if batch_ratio != 1 else "repeated"
     if rescaled is None:
         return {default: rescale(optimizer, batch_ratio, rule, momentum=momentum).optimizer}
     if rule is not None or momentum is not None:
-        raise ValueError("rule, momentum: are for the default of `rescaled`; leave them out beside it.")
+        raise ValueError(
+            "rule, momentum: got values together with rescaled, which replaces them; leave them out, or leave "
+            "rescaled out."
+        )
     named = dict(rescaled) if isinstance(rescaled, Mapping) else {default: rescaled}
     if not named:
-        raise ValueError("rescaled: is empty; give an optimizer, or some by a label each.")
+        raise ValueError("rescaled: got no optimizers; give an optimizer, or a mapping from labels to optimizers.")
     for label, given in named.items():
         if not isinstance(label, str) or not label or label == SOURCE:
-            raise ValueError(f"rescaled: got the label {label!r}; give words other than {SOURCE!r}.")
+            raise ValueError(f"rescaled: got the label {label!r}; give a non-empty text other than {SOURCE!r}.")
         if not isinstance(given, Optimizer):
             raise TypeError(
-                f"rescaled[{label!r}]: got {type(given).__name__}; give a specification, as sl.AdamW(0.01)."
+                f"rescaled[{label!r}]: got {type(given).__name__}; give an optimizer, for example sl.AdamW(0.01)."
             )
     return named
 
@@ -264,7 +274,7 @@ def _targets(
 def _at_ratio(noise: Any, ratio: Fraction) -> AbstractNoise:
     """The noise at δ times the batch size, from its law or as the mean of δ draws."""
     if not isinstance(noise, AbstractNoise):
-        raise TypeError(f"noise: got {type(noise).__name__}; give a law of the noise, as sl.GaussianNoise(1.0).")
+        raise TypeError(f"noise: got {type(noise).__name__}; give a noise law, for example sl.GaussianNoise(1.0).")
     try:
         return noise.at_batch_ratio(float(ratio))
     except ValueError:
@@ -339,8 +349,8 @@ def _short(value: float) -> str:
     return f"{value:.2g}" if value < 0.995 else f"{value:.3g}" if np.isfinite(value) else "-"
 
 
-def _range(row: dict[Any, Any], name: str, written: Any, value: str) -> str:
-    found, low, high = row[f"{name}_{value}"], row[f"{name}_lower"], row[f"{name}_upper"]
+def _range(row: dict[Any, Any], name: str, written: Any) -> str:
+    found, low, high = (row[column] for column in columns(name))
     if not np.isfinite(found):
         return "diverged" if row["diverged"] else "-"
     return f"{written(found)} ({written(low)} – {written(high)})" if np.isfinite(high) else written(found)

@@ -67,9 +67,10 @@ def _torch_call(numbers: Hyperparameters, nesterov: bool) -> tuple[str, dict[str
         kind = "SGD"
     else:
         raise ValueError(
-            "format: torch.optim.Adagrad has ε outside the root, where it scales otherwise; use 'optax' or 'json'."
+            "format: got 'torch', but torch.optim.Adagrad adds ε outside the root, where it scales differently; use "
+            "'optax' or 'json'."
             if family == "adagrad"
-            else f"format: torch.optim has no {family}"
+            else f"format: got 'torch', but torch.optim has no {family}"
             + (" with decoupled decay" if family in ("rmspropw", "momentum") else "")
             + "; use 'optax' or 'json'."
         )

@@ -109,15 +109,17 @@ def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
     for key, default in declared.common.items():
         if key not in values:
             values[key], keys[key] = default, (key, None)
-            assumed.append(f"{key} was not given: {default:g} was taken, PyTorch's and optax's default.")
+            assumed.append(f"{key} was not given; {default:g} is used, the default of PyTorch and optax.")
     if family == "adamw" and "weight_decay" not in values:
-        assumed.append("No weight_decay was given; PyTorch's AdamW takes 0.01 then, and optax's 1e-4.")
+        assumed.append(
+            "weight_decay was not given; 0 is used (the defaults are 0.01 in PyTorch's AdamW and 1e-4 in optax's)."
+        )
     rates = [key for key in _RATES if key in given]
     if len(rates) > 1:
-        raise ValueError(f"lr: given twice, as {' and '.join(rates)}; give it once.")
+        raise ValueError(f"lr: got two values, as {' and '.join(rates)}; give only one.")
     rate = rates[0] if rates else None
     if rate is None:
-        raise ValueError("lr: missing; give the learning rate under the key 'lr'.")
+        raise ValueError("lr: the dict has no learning rate; add it under the key 'lr'.")
     numbers = _record(name, family, check.positive("lr", given[rate]), values, _decay(given, name, decay))
     extra = {key: check.nonnegative(key, given[key]) for key in _FOLLOWERS if given.get(key) is not None}
 
@@ -161,7 +163,7 @@ def _named(given: Mapping[str, Any]) -> str:
     if "dampening" in given:
         return "sgd"
     listed = ", ".join(repr(n) for n in (*OPTIMIZERS, *ALIASES))
-    raise ValueError(f"optimizer: the dict does not name one; add the key 'optimizer', one of {listed}.")
+    raise ValueError(f"optimizer: the dict does not name an optimizer; add the key 'optimizer' with one of {listed}.")
 
 
 def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[str, int | None]], dict[str, float]]:
@@ -175,7 +177,7 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
     for ours in takes:
         found = [key for key in _ALIASES[ours] if key in given]
         if len(found) > 1:
-            raise ValueError(f"{ours}: given twice, as {' and '.join(found)}; give it once.")
+            raise ValueError(f"{ours}: got two values, as {' and '.join(found)}; give only one.")
         if found:
             keys[ours] = (found[0], None)
     if family == "rmspropw" and isinstance(given.get("decay"), Real):  # optax's name for its b2
@@ -183,7 +185,7 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
     if "betas" in given and "b2" in takes:
         twice = [key for ours in ("b1", "b2") if ours in takes for key in _ALIASES[ours] if key in given]
         if twice:
-            raise ValueError(f"betas: given twice, as betas and {' and '.join(twice)}; give them once.")
+            raise ValueError(f"betas: got two values, as betas and {' and '.join(twice)}; give only one.")
         if isinstance(given["betas"], str) or len(given["betas"]) != 2:
             raise ValueError(f"betas: got {given['betas']!r}; give two numbers.")
         keys |= {"b1": ("betas", 0), "b2": ("betas", 1)} if "b1" in takes else {"b2": ("betas", 1)}
@@ -192,8 +194,9 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
     cycled = [key for key in _CYCLED if key in given]
     if cycled:
         raise ValueError(
-            f"{cycled[0]}: belongs to a scheduler that moves the momentum (OneCycleLR, CyclicLR) and would undo the "
-            "change; make the scheduler anew for the new batch, with the rescaled numbers."
+            f"{cycled[0]}: belongs to a scheduler that changes the momentum (OneCycleLR, CyclicLR) and would undo "
+            "the rescaling; remove this key, and create a new scheduler for the new batch size with the rescaled "
+            "numbers."
         )
     unknown = [
         key
@@ -203,7 +206,7 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
     if unknown:
         raise ValueError(
             f"optimizer: no scaling rule is known for {', '.join(f'{k} = {given[k]!r}' for k in unknown)} of "
-            f"{family}; take the key out, and set it for the new batch by hand. Rules are known for "
+            f"{family}; remove the key, and choose its value for the new batch size yourself. Rules are known for "
             f"{', '.join(('lr', *takes))}."
         )
     checks = dict.fromkeys(("eps", "eps_root", "initial_accumulator", "weight_decay", "dampening"), check.nonnegative)
@@ -231,15 +234,16 @@ def _record(name: str, family: str, lr: float, values: dict[str, float], decay: 
     """
     memories: dict[str, float] = {key: values[key] for key in ("b1", "b2", "momentum", "alpha") if key in values}
     if family in ("momentum", "signum") and not memories:
-        raise ValueError(f"b1: missing; {name} needs it.")
+        raise ValueError(f"b1: the dict has no b1, which {name} needs; add it.")
     if family == "rmspropw" and not {"b2", "alpha"} & memories.keys():
         raise ValueError(
-            "b2: missing; PyTorch's RMSprop has 0.99 by default (alpha) and optax's 0.9 (decay), so give it."
+            "b2: the dict has no b2, whose default is 0.99 in PyTorch's RMSprop (alpha) and 0.9 in optax's (decay); "
+            "add it."
         )
     if family == "adagrad" and not {"eps", "initial_accumulator"} <= values.keys():
         raise ValueError(
-            "initial_accumulator: give it, and eps, which here is inside the root as in optax; they change with the "
-            "batch too."
+            "initial_accumulator: the dict needs initial_accumulator and eps (inside the root, as in optax), which "
+            "change with the batch size; add both."
         )
     blend = values.get("b1") if family in ("signum", "lion") else None
     if family == "lion":
@@ -251,7 +255,10 @@ def _record(name: str, family: str, lr: float, values: dict[str, float], decay: 
         family = "momentum" if family == "sgd" else family
         dampening = values.get("dampening", 0.0)
         if dampening >= 1:
-            raise ValueError(f"dampening: got {dampening:g}; it must be less than 1, or no gradient enters.")
+            raise ValueError(
+                f"dampening: got {dampening:g}; it must be less than 1, because the gradient is multiplied by 1 - "
+                "dampening."
+            )
         if dampening != momentum:  # if equal, the buffer is a mean, and they are kept equal
             undamped, damping = "momentum", 1 - dampening
             lr = lr * damping / (1 - momentum)

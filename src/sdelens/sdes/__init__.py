@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sdelens.noise import AbstractNoise
+from sdelens.noise import NoiseLaw
 from sdelens.optimizers import SGD, Adagrad, AdamW, Lion, Momentum, Optimizer, RMSpropW, SignSGD, Signum, State
 from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import SDE, Instant, OptimizerSDE
 from sdelens.sdes.adagrad import AdagradSDE
 from sdelens.sdes.adamw import AdamWSDE
+from sdelens.sdes.full_noise_adamw import FullNoiseAdamWSDE
+from sdelens.sdes.full_noise_rmspropw import FullNoiseRMSpropWSDE
 from sdelens.sdes.malladi2022 import Malladi2022SDE
 from sdelens.sdes.momentum import MomentumSDE
 from sdelens.sdes.rmspropw import RMSpropWSDE
@@ -28,6 +30,8 @@ __all__ = [
     "AdagradSDE",
     "AdamWSDE",
     "Builder",
+    "FullNoiseAdamWSDE",
+    "FullNoiseRMSpropWSDE",
     "Instant",
     "Malladi2022SDE",
     "MomentumSDE",
@@ -43,7 +47,7 @@ __all__ = [
     "sdes_of",
 ]
 
-Builder = Callable[[AbstractProblem, AbstractNoise, Any], SDE]
+Builder = Callable[[AbstractProblem, NoiseLaw, Any], SDE]
 """A function, or a subclass of `OptimizerSDE`, that makes an SDE from problem, noise and optimizer."""
 
 
@@ -59,10 +63,16 @@ _SDES: dict[type[Optimizer], dict[str, Callable[..., SDE]]] = {
     SignSGD: {"sde": SignSGDSDE},
     RMSpropW: {
         "sde": RMSpropWSDE,
+        "full-noise": FullNoiseRMSpropWSDE,
         "malladi2022": _malladi2022(RMSpropWSDE),
         "second-order": SecondOrderRMSpropWSDE,
     },
-    AdamW: {"sde": AdamWSDE, "malladi2022": _malladi2022(AdamWSDE), "second-order": SecondOrderAdamWSDE},
+    AdamW: {
+        "sde": AdamWSDE,
+        "full-noise": FullNoiseAdamWSDE,
+        "malladi2022": _malladi2022(AdamWSDE),
+        "second-order": SecondOrderAdamWSDE,
+    },
     Momentum: {"sde": MomentumSDE},
     Signum: {"sde": SignumSDE},
     Lion: {"sde": SignumSDE},
@@ -83,11 +93,13 @@ def register_sdes(optimizer: type[Optimizer], sdes: Mapping[str, Callable[..., S
         ValueError: if it already has an SDE of that name.
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
-        raise TypeError(f"optimizer: got {optimizer!r}; give the class of a specification, for example sl.SGD.")
+        raise TypeError(f"optimizer: got {optimizer!r}; give the class of an optimizer, for example sl.SGD.")
     held = _SDES.setdefault(optimizer, {})
     twice = sorted(held.keys() & sdes.keys())
     if twice:
-        raise ValueError(f"sdes: {optimizer.__name__} has an SDE {twice[0]!r} already; choose another name.")
+        raise ValueError(
+            f"sdes: got {twice[0]!r}, which is already the name of an SDE of {optimizer.__name__}; choose another name."
+        )
     held.update(sdes)
 
 
@@ -99,7 +111,7 @@ def sdes_of(optimizer: Optimizer) -> list[str]:
 def build_sde(
     model: "str | Builder",
     problem: AbstractProblem,
-    noise: AbstractNoise,
+    noise: NoiseLaw,
     optimizer: Optimizer,
     bias_correction: str | None = None,
 ) -> SDE:
@@ -119,7 +131,8 @@ def build_sde(
     if bias_correction is not None and not (isinstance(model, str) and isinstance(optimizer, AdamW)):
         whose = optimizer.name if isinstance(model, str) else getattr(model, "__qualname__", model)
         raise ValueError(
-            f"bias_correction: got {bias_correction!r}, but {whose} corrects no bias; it belongs to the SDEs of adamw."
+            f"bias_correction: got {bias_correction!r}, but {whose} has no bias correction; leave it out (it applies "
+            "to the SDEs of adamw)."
         )
     if isinstance(model, str):
         options = {} if bias_correction is None else {"bias_correction": bias_correction}
@@ -147,7 +160,7 @@ def _check_parts(sde: SDE, start: Array) -> None:
     if not isinstance(state, State):
         raise TypeError(f"models: {name}.init returns {type(state).__name__}; it must return sl.State(x, m, v).")
     parts = {
-        "drift": jax.eval_shape(lambda y, g: sde.drift(t, y, g, {}), state, x),
+        "drift": jax.eval_shape(lambda y, g: sde.drift(t, y, g), state, x),
         "apply_diffusion": jax.eval_shape(lambda y, g, dW: sde.apply_diffusion(t, y, g, dW), state, x, dW),
     }
     for method, found in parts.items():
@@ -160,9 +173,11 @@ def _check_parts(sde: SDE, start: Array) -> None:
             if own is None:
                 continue
             if moved is None:
-                raise ValueError(f"models: {name}.{method} returns no {part}, which the state has; give 0.0 for none.")
+                raise ValueError(
+                    f"models: {name}.{method} returns no {part}, but the state has one; return 0.0 where it vanishes."
+                )
             if jnp.shape(moved) not in ((), jnp.shape(own)):
                 raise ValueError(
-                    f"models: {name}.{method} returns {part} of shape {jnp.shape(moved)} for a state of "
-                    f"{jnp.shape(own)} (the last axis is that of the paths)."
+                    f"models: {name}.{method} returns {part} of shape {jnp.shape(moved)} for a state of shape "
+                    f"{jnp.shape(own)}; return that shape (its last axis counts the paths) or a number."
                 )

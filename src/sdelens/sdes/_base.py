@@ -1,14 +1,16 @@
 """The interface of an SDE; integrators use SDEs only through it."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import equinox as eqx
+import jax
 from jax import Array
 
 from sdelens.core.random import Stream
-from sdelens.noise import AbstractNoise
+from sdelens.noise import NoiseLaw
 from sdelens.optimizers import State
 from sdelens.problems import AbstractProblem
 
@@ -25,11 +27,15 @@ class Instant(NamedTuple):
         share: Δt/η for an integrator that keeps drift and diffusion constant during Δt; 0 for solvers of the equation
             itself. SDEs with correction terms for finite steps reduce them by this share, because such an integrator
             already contributes it.
+        advanced: names of the components that the integrator has already advanced within this step, and by how much
+            time. A drift or diffusion that deliberately looks ahead of t must subtract that time, so that it is not
+            counted twice.
     """
 
     step: Array
     time: Array
     share: float = 0.0
+    advanced: Mapping[str, Any] = MappingProxyType({})
 
 
 class SDE(eqx.Module):
@@ -43,6 +49,9 @@ class SDE(eqx.Module):
     """Whether X moves by the old M; if so, integrators advance X and M together."""
     root_first: ClassVar[bool] = False
     """Whether dW is flat and begins with the Brownian motion of the gradient noise, followed by others."""
+
+    squares_increments: ClassVar[bool] = False
+    """Whether the diffusion uses the squares of the increments dW, which must then be normal and of length Δt."""
 
     @abc.abstractmethod
     def init(self, x: Array) -> State:
@@ -76,25 +85,16 @@ class SDE(eqx.Module):
         return self
 
     @abc.abstractmethod
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:
-        """Drift of every component.
-
-        Args:
-            t: the moment.
-            y: the state.
-            grad: ∇f(y.x).
-            advanced: names of the components that the integrator has already advanced within this step, and by how much
-                time. A drift that deliberately looks ahead of t must subtract that time, so that it is not counted
-                twice.
-        """
+    def drift(self, t: Instant, y: State, grad: Array) -> State:
+        """Drift of every component at the moment t and the state y, with `grad` = ∇f(y.x)."""
 
     @abc.abstractmethod
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
         """Diffusion times dW for every component; 0 for components without noise."""
 
-    def spread(self, t: Instant, y: State, grad: Array) -> Mapping[str, Array]:
-        """Variance per unit of time, by name, of the components that an integrator must keep positive."""
-        return {}
+    def positive_parts(self, t: Instant) -> tuple[str, ...]:
+        """Names of the components that an integrator must keep positive."""
+        return ()
 
 
 class OptimizerSDE(SDE):
@@ -110,9 +110,9 @@ class OptimizerSDE(SDE):
     """
 
     uses: ClassVar[str] = "variance"
-    """What the SDE needs from the noise besides its root, as a value for `AbstractNoise.compute_cache`."""
+    """What the SDE needs from the noise besides its root, as a value for `NoiseLaw.compute_cache`."""
     problem: AbstractProblem
-    noise: AbstractNoise
+    noise: NoiseLaw
     optimizer: Any
 
     def init(self, x: Array) -> State:
@@ -140,12 +140,21 @@ class OptimizerSDE(SDE):
     def with_cache(self, found: Any) -> Self:
         return self if found is None else eqx.tree_at(lambda sde: sde.noise, self, self.noise.with_cache(found))
 
+    def _shortened(self, leading: Callable[[State], State], y: State, noise: State, back: Any) -> State:
+        """(I − back ∂b) dN for the noise dN of a step and the leading drift b, which `leading` computes.
+
+        With back = (η − Δt)/2 this gives the noise of several steps of Δt the covariance of one step of the optimizer,
+        to second order in η: noise that enters within the step decays until its end. It costs a Hessian-vector product.
+        """
+        along = jax.jvp(leading, (y,), (noise,))[1]
+        return jax.tree.map(lambda a, b: a - back * b, noise, along)
+
     def _require_variance(self) -> None:
         """Refuse noise of infinite variance, which no Brownian motion can represent."""
         if not self.noise.has_variance(self.problem.start):
             raise ValueError(
-                f"noise: {self.noise.describe()['name']} noise has no finite variance here, and the SDE of "
-                f"{self.optimizer.name} is driven by Brownian motion with the noise's covariance, so it does not exist "
-                "(sums of such noise tend to jump processes). Run models=['optimizer'] alone, or use SignSGD, whose "
-                "SDE needs no variance."
+                f"noise: {self.noise.describe()['name']} noise has no finite variance here, but the SDE of "
+                f"{self.optimizer.name} is driven by Brownian motion with the noise's covariance, so it does not "
+                "exist (sums of such noise tend to jump processes). Run only models=['optimizer'], or use SignSGD, "
+                "whose SDE does not need a finite variance."
             )

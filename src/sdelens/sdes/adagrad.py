@@ -1,8 +1,5 @@
 """The SDE of Adagrad."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 
@@ -30,7 +27,7 @@ class AdagradSDE(OptimizerSDE):
     def __check_init__(self) -> None:
         self._require_variance()
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
         dx = -opt.multiplier(t.step) * (self._inverse_root(y) * grad + opt.decay_rate * y.x)
         return State(dx, v=(grad**2 + self.noise.variance(y.x)) / opt.lr)

@@ -1,6 +1,5 @@
 """The SDE of Adam and AdamW."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -47,13 +46,13 @@ class AdamWSDE(OptimizerSDE):
         """γ after step + 1 averaged gradients, in (0, 1]."""
         return bias(beta, step, self.bias_correction)
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
         count = t.step + y.count
         gamma1 = self.gamma(opt.b1, count).astype(y.x.dtype)
         gamma2 = self.gamma(opt.b2, count).astype(y.x.dtype)
         toward = opt.rho1 * (grad - y.m)
-        look_ahead = y.m + (opt.lr - advanced.get("m", 0.0)) * toward
+        look_ahead = y.m + (opt.lr - t.advanced.get("m", 0.0)) * toward
         # √γ₂ P⁻¹ = 1/(√(V/γ₂) + ε)
         direction = precondition(look_ahead / gamma1, y.v / gamma2, opt.eps)
         dx = -opt.multiplier(t.step) * (direction + opt.decay_rate * y.x)

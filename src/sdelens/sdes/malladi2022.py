@@ -1,6 +1,5 @@
 """The earlier SDEs of RMSprop and Adam, which serve as a baseline."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from jax import Array
@@ -58,10 +57,10 @@ class Malladi2022SDE(SDE):
     def with_cache(self, found: Any) -> "Malladi2022SDE":  # noqa: D102
         return Malladi2022SDE(self.later.with_cache(found))
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         optimizer = self.later.optimizer
         # With M marked as advanced by a whole step, the later drift adds no look-ahead.
-        drift = self.later.drift(t, y, grad, {**advanced, "m": optimizer.lr})
+        drift = self.later.drift(t._replace(advanced={**t.advanced, "m": optimizer.lr}), y, grad)
         return drift._replace(v=optimizer.rho2 * (self.later.noise.variance(y.x) - y.v))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102

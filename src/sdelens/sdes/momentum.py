@@ -1,7 +1,6 @@
 """The SDE of SGD with momentum."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -35,10 +34,10 @@ class MomentumSDE(OptimizerSDE):
     def __check_init__(self) -> None:
         self._require_variance()
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
         toward = opt.rho1 * (grad - y.m)
-        direction = y.m + (opt.lr - advanced.get("m", 0.0)) * toward
+        direction = y.m + (opt.lr - t.advanced.get("m", 0.0)) * toward
         if opt.nesterov:
             direction = opt.b1 * direction + (1 - opt.b1) * grad
         return State(-opt.multiplier(t.step) * (direction + opt.decay_rate * y.x), m=toward)

@@ -1,8 +1,5 @@
 """The SDE of RMSprop and RMSpropW."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 
@@ -29,7 +26,7 @@ class RMSpropWSDE(OptimizerSDE):
     def __check_init__(self) -> None:
         self._require_variance()
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
         dx = -opt.multiplier(t.step) * (precondition(grad, y.v, opt.eps) + opt.decay_rate * y.x)
         return State(dx, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))

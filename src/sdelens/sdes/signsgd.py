@@ -1,7 +1,6 @@
 """The SDE of SignSGD."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -36,7 +35,7 @@ class SignSGDSDE(OptimizerSDE):
         """Shape of the Brownian motion of the signs, not of the gradient noise."""
         return self.noise.sign_shape(self.problem.dim)
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         mean = self.noise.mean_sign(grad, y.x)
         return State(-self.optimizer.multiplier(t.step) * (mean + self.optimizer.decay_rate * y.x))
 

@@ -1,6 +1,5 @@
 """The SDE of Signum and Lion."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ class SignumSDE(OptimizerSDE):
         """ρ, the rate at which M forgets past gradients, per unit of time."""
         return (1 - self.optimizer.memory) / self.optimizer.lr
 
-    def drift(self, t: Instant, y: State, grad: Array, advanced: Mapping[str, Any]) -> State:  # noqa: D102
+    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
         mean = self.noise.mean_sign(self._inner(y, grad), y.x)
         return State(-opt.multiplier(t.step) * (mean + opt.decay_rate * y.x), m=self.rho * (grad - y.m))

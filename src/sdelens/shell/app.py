@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from contextlib import nullcontext
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,21 +12,23 @@ import typer
 
 from sdelens.core import names
 from sdelens.core.declarations import NOISES, OPTIMIZERS
-from sdelens.shell.case_options import Subject, build_subject, numbers, read_curve, takes_subject
+from sdelens.shell.case_options import Subject, SubjectOptions, numbers, read_curve
+from sdelens.shell.command import Command, Group, takes_options
 from sdelens.shell.diagnose import diagnose
-from sdelens.shell.members import Members, takes_members
-from sdelens.shell.panels import OUTPUT, PLACE, SIZE
+from sdelens.shell.members import Members
+from sdelens.shell.output import Output, RunOutput
+from sdelens.shell.panels import OUTPUT, SIZE, Devices, DryRun
 from sdelens.shell.reproduce import reproduce
-from sdelens.shell.run_options import RunOptions, models_from, saved_to, takes_run
+from sdelens.shell.run_options import RunOptions, models_from, saved_to
 from sdelens.shell.scale import scale
-from sdelens.shell.session import claimed, command_line, refusals, shell
+from sdelens.shell.session import command_line, refusals, shell
 from sdelens.shell.sweep import sweep
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="sdelens",
-    help="Stochastic optimizers and their stochastic differential equations, side by side.",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,60 +36,45 @@ app = typer.Typer(
 )
 
 
-def _examples(*lines: str) -> str:
-    """Example commands, shown below the options."""
-    return "\n\n".join(["Examples:", *lines])
+def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator that adds a function to the program as a command, with examples below its help."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        return app.command(cls=Command, epilog="\n\n".join(["Examples:", *examples]))(takes_options(function))
+
+    return add
 
 
-@app.command(
-    epilog=_examples(
-        "sdelens compare --optimizer 'adamw(lr=0.01, b2=0.99)' --steps 600 --paths 8000 --out adamw",
-        "sdelens compare --problem 'cnn(subset=128)' --noise 'minibatch(32)' --optimizer signsgd --lr 0.001 --paths 32",
-    )
+@_command(
+    "sdelens compare --optimizer 'adamw(lr=0.01, b2=0.99)' --steps 600 --paths 8000 --out adamw",
+    "sdelens compare --problem 'cnn(subset=128)' --noise 'minibatch(32)' --optimizer signsgd --lr 0.001 --paths 32",
 )
-@takes_subject
-@takes_members
-@takes_run
 def compare(
-    subject: dict[str, Any],
+    subject: SubjectOptions,
     run: RunOptions,
     members: Members,
+    output: RunOutput,
     theory: Annotated[
         bool,
-        OUTPUT("--theory", help="Add the prediction of the loss and its bound (quadratic, linear-regression)."),
+        OUTPUT("--theory", help="Add the predicted loss and its bound (quadratic, linear-regression)."),
     ] = False,
     curve: Annotated[
         Path | None,
-        OUTPUT(help="CSV file of a logged loss curve to lay over, with columns step and loss."),
+        OUTPUT(help="CSV file of a logged loss curve to add, with columns step and loss."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        OUTPUT(help="Folder for NetCDF, figure (PNG, PDF), table (CSV, LaTeX) and index.html."),
-    ] = None,
-    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
-    checkpoint_every: Annotated[
-        int | None,
-        OUTPUT(help="Save where the run stands every so many steps, in the folder checkpoint in --out."),
-    ] = None,
-    resume: Annotated[
-        bool,
-        OUTPUT(
-            "--resume",
-            help="Go on from the checkpoint in --out, from the beginning if there is none. Saves every 30 s, unless "
-            "--checkpoint-every is given.",
-        ),
-    ] = False,
-    dry_run: Annotated[bool, OUTPUT("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
-    """Run an optimizer and its SDEs side by side and print how well each tracks it."""
+    """Run an optimizer and its SDEs side by side, and print how well each SDE tracks the optimizer.
+
+    With --out, it writes NetCDF, a figure (PNG, PDF), a table (CSV, LaTeX) and index.html.
+    """
     with shell(run.devices, members) as first:
-        setting = build_subject(subject)
+        setting = subject.build()
         logged = None if curve is None else read_curve(curve)
         options = run.arguments()
-        if dry_run:
+        if output.dry_run:
             _estimate(setting, options, first)
             return
-        with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
+        with output.claimed(first) as (folder, checkpoints):
             _compare(setting, saved_to(options, checkpoints), theory, logged, folder, first)
 
 
@@ -138,86 +125,82 @@ def _write(folder: Path | None, setting: Subject, result: Any, command: str, tex
     typer.echo(f"\nWritten to {page}")
 
 
-@app.command(
-    epilog=_examples(
-        "sdelens predict --optimizer signsgd --lr 0.01 --steps 500 --out prediction",
-        "sdelens predict --problem 'linear-regression(samples=200)' --noise 'minibatch(8)' --optimizer sgd --lr 0.1",
-    )
+@_command(
+    "sdelens predict --optimizer signsgd --lr 0.01 --steps 500 --out prediction",
+    "sdelens predict --problem 'linear-regression(samples=200)' --noise 'minibatch(8)' --optimizer sgd --lr 0.1",
 )
-@takes_subject
 def predict(
-    subject: dict[str, Any],
-    steps: Annotated[int, SIZE(help="Optimizer steps.")] = 1000,
+    subject: SubjectOptions,
+    output: Output,
+    steps: Annotated[int, SIZE(help="Number of optimizer steps.")] = 1000,
     record_every: Annotated[int, SIZE(help="Steps between records.")] = 1,
-    out: Annotated[Path | None, OUTPUT(help="Folder for NetCDF, figure (PNG, PDF) and index.html.")] = None,
-    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
-    dry_run: Annotated[bool, OUTPUT("--dry-run", help="Only say what it would cost.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Predict the loss curve, the law at rest, the bound and the phases without a simulation."""
+    """Predict the loss curve, the stationary distribution, the bound and the phases without a simulation.
+
+    With --out, it writes NetCDF, a figure (PNG, PDF) and index.html.
+    """
     with shell(1):
         import sdelens as sl
-        from sdelens.results.report import claim_folder
 
-        setting = build_subject(subject)
+        setting = subject.build()
         case = (setting.problem, setting.noise, setting.optimizer)
         if dry_run:
             typer.echo(f"This would take {sl.theory.estimate(*case, steps=steps, record_every=record_every)}.")
             return
-        with nullcontext() if out is None else claim_folder(out, overwrite) as folder:
+        with output.folder() as folder:
             found = sl.theory.overview(*case, steps=steps, record_every=record_every)
             typer.echo(str(found))
             _write(folder, setting, found.prediction, "predict", str(found))
 
 
-@app.command(
-    epilog=_examples(
-        "sdelens order --optimizer signsgd --lrs 0.1,0.05,0.025,0.0125 --out order",
-        "sdelens order --optimizer 'adamw(b1=0.5, b2=0.8, v0=second-moment)' --lr 0.1 --models 'sde(integrator=euler)'",
-    )
+@_command(
+    "sdelens order --optimizer signsgd --lrs 0.1,0.05,0.025,0.0125 --out order",
+    "sdelens order --optimizer 'adamw(b1=0.5, b2=0.8, v0=second-moment)' --lr 0.1 --models 'sde(integrator=euler)'",
 )
-@takes_subject
 def order(
-    subject: dict[str, Any],
+    subject: SubjectOptions,
+    output: Output,
     lrs: Annotated[
-        str, typer.Option(help="Learning rates, decreasing, comma-separated. ρ and θ are those of --lr and are held.")
+        str,
+        typer.Option(
+            help="Learning rates, decreasing, comma-separated. At all of them ρ and θ have the values that they have "
+            "at --lr."
+        ),
     ] = "0.1,0.05,0.025,0.0125",
     horizon: Annotated[float, typer.Option(help="Time up to which expectations are compared.")] = 1.6,
-    times: Annotated[int, typer.Option(help="Equally spaced times up to the horizon.")] = 4,
+    times: Annotated[int, typer.Option(help="Number of equally spaced times up to the horizon.")] = 4,
     models: Annotated[
         str | None,
-        typer.Option(help="SDEs, comma-separated, as of compare: sde(integrator=euler); default: all there are."),
+        typer.Option(help="SDEs, comma-separated, written as for compare: sde(integrator=euler). Default: all."),
     ] = None,
-    paths: Annotated[int, typer.Option(help="Coupled paths per learning rate.")] = 20_000,
+    paths: Annotated[int, typer.Option(help="Number of coupled paths per learning rate.")] = 20_000,
     substeps: Annotated[
-        int | None, typer.Option(help="Of the resolved SDE, a multiple of 4; default: as many as it needs.")
+        int | None,
+        typer.Option(help="Substeps of the resolved SDE, a multiple of 4. Default: as many as it needs."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="'coupled' paths, transition 'kernel's (signsgd, separable problems), or 'auto'.")
+        str,
+        typer.Option(help="'coupled' (paths), 'kernel' (transition kernels; signsgd, separable problems) or 'auto'."),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    devices: Annotated[
-        int | None,
-        PLACE(help="Devices to use; on a CPU default: one per core."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        OUTPUT(help="Folder for the table (CSV) and the figure (PNG, PDF)."),
-    ] = None,
-    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    devices: Devices = None,
 ) -> None:
-    """Measure the weak order of an optimizer's SDEs: how their error shrinks with the learning rate."""
+    """Measure the weak order of an optimizer's SDEs: how their error shrinks with the learning rate.
+
+    With --out, it writes a table (CSV) and a figure (PNG, PDF).
+    """
     with shell(devices):
         import sdelens as sl
-        from sdelens.results.report import claim_folder
 
-        setting = build_subject(subject)
+        setting = subject.build()
         name = f"order-{setting.optimizer.name}-{setting.problem.describe()['name']}"
-        with nullcontext() if out is None else claim_folder(out, overwrite, f"{name}.csv") as folder:
+        with output.folder(f"{name}.csv") as folder:
             study = sl.weak_order(
                 setting.problem,
                 setting.noise,
                 setting.optimizer,
-                rates if isinstance(rates := numbers("lrs", lrs), list) else [rates],
+                numbers("lrs", lrs),
                 horizon,
                 models_from(models),
                 times=times,
@@ -234,12 +217,11 @@ def order(
                 typer.echo(f"\nWritten to {folder}")
 
 
-@app.command(epilog=_examples("sdelens info", "sdelens info --json"))
+@_command("sdelens info", "sdelens info --json")
 def info(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    devices: Annotated[int | None, PLACE(help="CPU devices to ask for; default: one per core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False, devices: Devices = None
 ) -> None:
-    """Show versions and devices, and what can be named."""
+    """Show versions, devices, and the names that options accept."""
     with shell(devices):
         _info(as_json)
 
@@ -276,24 +258,18 @@ def _info(as_json: bool) -> None:
         typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
-app.command(
-    epilog=_examples(
-        "sdelens sweep --optimizer adamw --over lr=1e-3,3e-3,1e-2 --over weight_decay=0,0.1,1 --out sweep",
-        "sdelens sweep --optimizer sgd --over noise.scale=1,2 --models optimizer,sde --quantity error --out tracking",
-    )
+_command(
+    "sdelens sweep --optimizer adamw --over lr=1e-3,3e-3,1e-2 --over weight_decay=0,0.1,1 --out sweep",
+    "sdelens sweep --optimizer sgd --over noise.scale=1,2 --models optimizer,sde --quantity error --out tracking",
 )(sweep)
-app.command(epilog=_examples("sdelens reproduce --list", "sdelens reproduce --preset quick --out report"))(reproduce)
-app.command(
-    epilog=_examples(
-        "sdelens scale adamw --lr 1e-3 --b2 0.95 --batch 256 --to 2048",
-        "sdelens scale sgd --lr 0.1 --mu 0.9 --batch 128 --to 512 --format torch",
-    )
+_command("sdelens reproduce --list", "sdelens reproduce --preset quick --out report")(reproduce)
+_command(
+    "sdelens scale adamw --lr 1e-3 --b2 0.95 --batch 256 --to 2048",
+    "sdelens scale sgd --lr 0.1 --mu 0.9 --batch 128 --to 512 --format torch",
 )(refusals()(scale))
-app.command(
-    epilog=_examples(
-        "sdelens diagnose optimizer.pt --b1 0.9 --b2 0.999",
-        "sdelens diagnose checkpoint --batch-size 256 --format json",
-    )
+_command(
+    "sdelens diagnose optimizer.pt --b1 0.9 --b2 0.999",
+    "sdelens diagnose checkpoint --batch-size 256 --format json",
 )(refusals()(diagnose))
 
 

@@ -4,6 +4,7 @@ import csv
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Subject",
-    "build_subject",
+    "SubjectOptions",
     "listing",
     "made_value",
     "numbers",
     "optax_optimizers",
     "read_curve",
-    "takes_subject",
 ]
 
-_HOLD_PARTS = ("noise", "compression", "schedule", "then")
-"""Arguments whose values are constructors, so a word there is a constructor without arguments."""
 _RATE = 0.01
 """The learning rate if none is given."""
 
@@ -50,77 +48,57 @@ def listing(names: dict[str, str]) -> str:
     return "; ".join(f"{name}: {meaning}" for name, meaning in names.items())
 
 
-def numbers(name: str, text: str) -> float | list[float]:
-    """One number, or a list of comma-separated ones."""
+def numbers(name: str, text: str) -> list[float]:
+    """Comma-separated numbers."""
     try:
-        values = [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"{name}: got {text!r}; give numbers separated by commas, for example 1,2.5,4.") from error
-    return values[0] if len(values) == 1 else values
 
 
-def _options(
+@dataclass(frozen=True)
+class SubjectOptions:
+    """The options of a command that name its problem, noise and optimizer."""
+
     problem: Annotated[
         str,
         WHAT(
-            help="What is minimised, as quadratic(curvature=[0.5, 2], start=1) or mlp(dataset=digits, width=16). "
-            f"{listing(names.PROBLEMS)}. Data sets: {listing(names.DATASETS)}."
+            help="Loss to minimise, for example quadratic(curvature=[0.5, 2], start=1) or mlp(dataset=digits, "
+            f"width=16). {listing(names.PROBLEMS)}. Data sets: {listing(names.DATASETS)}."
         ),
-    ] = "quadratic",
+    ] = "quadratic"
     noise: Annotated[
         str,
         WHAT(
-            help="Law of the gradient noise, as gaussian(scale=[1, 2]), student-t(df=1) or minibatch(batch_size=32); "
-            f"sums by +. {listing(names.meanings(NOISES))}. Compressions: {listing(names.COMPRESSIONS)}. @FILE is the "
-            "matrix in a file (.npy, or text with a row a line), as gaussian(covariance=@sigma.npy)."
+            help="Distribution of the gradient noise, for example gaussian(scale=[1, 2]), student-t(df=1) or "
+            "minibatch(batch_size=32); + adds independent noises, as gaussian + laplace(2). "
+            f"{listing(names.meanings(NOISES))}. Compressions: {listing(names.COMPRESSIONS)}. @FILE is the matrix in a "
+            "file (.npy, or text with one row per line), as gaussian(covariance=@sigma.npy)."
         ),
-    ] = "gaussian",
+    ] = "gaussian"
     optimizer: Annotated[
         str,
         WHAT(
-            help="As adamw(lr=0.01, b2=0.99, weight_decay=0.1) or sgd(schedule=warmup(100, cosine(1000))). "
+            help="For example adamw(lr=0.01, b2=0.99, weight_decay=0.1) or sgd(schedule=warmup(100, cosine(1000))). "
             f"{listing(names.meanings(OPTIMIZERS))}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}; "
-            f"{names.OPTAX}NAME: any of optax's, as {names.OPTAX}lion(b2=0.95). "
+            f"{names.OPTAX}NAME: any optimizer of optax, as {names.OPTAX}lion(b2=0.95). "
             f"Schedules: {listing(names.SCHEDULES)}."
         ),
-    ] = "adamw",
+    ] = "adamw"
     lr: Annotated[
         float | None,
-        WHAT(help=f"Learning rate η, where the optimizer does not name it; default {_RATE}."),
-    ] = None,
-) -> None:
-    """Template of the options; never called."""
+        WHAT(help=f"Learning rate η, if --optimizer does not contain it; default {_RATE}."),
+    ] = None
 
+    def build(self) -> Subject:
+        """Build the objects that the options name.
 
-_PARAMETERS = inspect.signature(_options).parameters
-
-
-def takes_subject(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options above before its other optional ones; it gets them as its first argument."""
-    own = list(inspect.signature(command).parameters.values())[1:]
-
-    @functools.wraps(command)
-    def wrapped(**given: Any) -> None:
-        command({name: given.pop(name) for name in _PARAMETERS}, **given)
-
-    required = [p for p in own if p.default is inspect.Parameter.empty]
-    merged = [*required, *_PARAMETERS.values(), *(p for p in own if p not in required)]
-    wrapped.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in merged}
-    return wrapped
-
-
-def build_subject(given: dict[str, Any]) -> Subject:
-    """Build the objects that the options name.
-
-    Args:
-        given: the texts of ``problem``, ``noise`` and ``optimizer``, and ``lr``.
-
-    Raises:
-        ValueError, TypeError: if something is misspelt or missing, naming it and the option; or from the constructors.
-    """
-    problem = _made("problem", _one("problem", given["problem"]), _problems())
-    return Subject(problem, _noise(given["noise"]), _optimizer(given["optimizer"], given.get("lr")))
+        Raises:
+            ValueError, TypeError: if something is misspelt or missing, naming it and the option; or from the
+                constructors.
+        """
+        problem = _made("problem", _one("problem", self.problem), _problems())
+        return Subject(problem, _part("noise", self.noise), _optimizer(self.optimizer, self.lr))
 
 
 def _one(argument: str, text: str) -> Call:
@@ -139,28 +117,79 @@ def _made(argument: str, call: Call, known: dict[str, Callable[..., Any]]) -> An
     """
     make = known[check.choice(argument, call.name, known)]
     signature = inspect.signature(make)
+    label = f"{argument}: {call.name}"
     for key in call.named:
-        check.choice(f"{argument}: {call.name}", key, signature.parameters)
+        check.choice(label, key, signature.parameters)
     try:
         bound = signature.bind(*call.positional, **call.named)
     except TypeError as error:
-        raise ValueError(f"{argument}: {call.name}: {error}; it takes {', '.join(signature.parameters)}.") from error
+        raise ValueError(f"{label} {_wrong(signature, call)}") from error
     for key, value in bound.arguments.items():
         bound.arguments[key] = made_value(key, value)
+        _check_kind(f"{label}: {key}", signature.parameters[key], bound.arguments[key])
     return make(*bound.args, **bound.kwargs)
 
 
+def _wrong(signature: inspect.Signature, call: Call) -> str:
+    """What is wrong with arguments that do not fit a signature, and the remedy."""
+    parameters = signature.parameters.values()
+    places = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    given = {*places[: len(call.positional)], *call.named}
+    if len(call.positional) > len(places):
+        taken = f"at most {len(places)}" if places else "none"
+        return (
+            f"has {len(call.positional)} values without a name and takes {taken}; name them, as key=value. "
+            f"Its arguments are {', '.join(signature.parameters)}."
+        )
+    twice = [name for name in places[: len(call.positional)] if name in call.named]
+    if twice:
+        return f"has {twice[0]} twice, by its place and by its name; give it once."
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in given]
+    return f"needs {' and '.join(missing)}; write {call.name}({', '.join(f'{name}=...' for name in missing)})."
+
+
+def _check_kind(label: str, parameter: inspect.Parameter, value: Any) -> None:
+    """Refuse what is certainly not a number, or not true or false, where the parameter must be one."""
+    kind = parameter.annotation if parameter.default is parameter.empty else type(parameter.default)
+    if kind in (int, float):
+        _refuse_words(label, value)
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{label}: got {value!r}; give true or false.")
+
+
+def _refuse_words(label: str, value: Any) -> None:
+    """Refuse a word, true, false and none in place of a number."""
+    if value is None or isinstance(value, str | bool):
+        shown = value if isinstance(value, str) else str(value).lower()
+        raise ValueError(f"{label}: got {shown!r}; give a number.")
+
+
 def made_value(name: str, value: Any) -> Any:
-    """The value of an argument: constructors in it are called, and @FILE is read."""
-    if isinstance(value, str) and name in _HOLD_PARTS:
-        value = Call(value, (), {})
+    """The value of an argument: constructors in it are called, and @FILE is read.
+
+    Raises:
+        ValueError: if a constructor is not of the kind that the argument takes; the message names the argument.
+    """
+    if name in _KINDS and (value is not None or name == "noise"):
+        return _part(name, value)
     if isinstance(value, Call):
-        return _made(name, value, _parts())
+        raise ValueError(f"{name}: got {value.name}(...); give a number, a list of numbers or a word.")
     if isinstance(value, list):
         return [made_value(name, part) for part in value]
     if isinstance(value, str) and value.startswith("@"):
         return _matrix(name, Path(value[1:]))
     return value
+
+
+def _part(name: str, value: Any) -> Any:
+    """The noise law, compression or schedule that is the value of an argument of that name; noise laws can be added."""
+    kind, example, known = _KINDS[name]
+    if not isinstance(value, str | Call):
+        raise ValueError(f"{name}: got {value!r}; give a {kind}, for example {example}.")
+    found = [value] if isinstance(value, Call) else [_one(name, term) for term in terms(name, value) or [value]]
+    if len(found) > 1 and name != "noise":
+        raise ValueError(f"{name}: got {value!r}; give one {kind}. Only noise laws can be added.")
+    return functools.reduce(operator.add, [_made(name, call, known()) for call in found])
 
 
 def _problems() -> dict[str, Callable[..., Any]]:
@@ -233,19 +262,25 @@ def _law(declared: NoiseDeclaration) -> Callable[..., Any]:
     return law
 
 
-def _parts() -> dict[str, Callable[..., Any]]:
-    """Constructors that may be arguments of another: noise laws, compressions and schedules."""
+def _compressions() -> dict[str, Callable[..., Any]]:
     import sdelens as sl
 
-    compressions = dict(zip(names.COMPRESSIONS, (sl.RandomK, sl.Quantisation, sl.MajorityVote), strict=True))
-    schedules = dict(zip(names.SCHEDULES, (sl.Cosine, sl.Polynomial, sl.Warmup), strict=True))
-    return _noises() | compressions | schedules
+    return dict(zip(names.COMPRESSIONS, (sl.RandomK, sl.Quantisation, sl.MajorityVote), strict=True))
 
 
-def _noise(text: str) -> "AbstractNoise":
-    found = [_made("noise", _one("noise", term), _noises()) for term in terms("noise", text)]
-    total: AbstractNoise = functools.reduce(lambda a, b: a + b, found)
-    return total
+def _schedules() -> dict[str, Callable[..., Any]]:
+    import sdelens as sl
+
+    return dict(zip(names.SCHEDULES, (sl.Cosine, sl.Polynomial, sl.Warmup), strict=True))
+
+
+_KINDS: dict[str, tuple[str, str, Callable[[], dict[str, Callable[..., Any]]]]] = {
+    "noise": ("noise law", "gaussian(scale=1)", _noises),
+    "compression": ("compression", "random-k(0.25)", _compressions),
+    "schedule": ("schedule", "cosine(1000)", _schedules),
+    "then": ("schedule", "cosine(1000)", _schedules),
+}
+"""Arguments whose values are constructors: of which kind, an example, and the constructors by name."""
 
 
 def _optimizer(text: str, lr: float | None) -> "Optimizer":
@@ -256,6 +291,7 @@ def _optimizer(text: str, lr: float | None) -> "Optimizer":
     if len(given) > 1:
         raise ValueError(f"lr: got {' and '.join(map(str, given))}; give one learning rate.")
     rate = given[0] if given else _RATE
+    _refuse_words("lr", rate)
     named = {key: value for key, value in call.named.items() if key not in ("lr", "learning_rate")}
     if theirs:
         return _from_optax(call.name.removeprefix(names.OPTAX), rate, named, call.positional[1:])
@@ -272,19 +308,31 @@ def _from_optax(name: str, rate: Any, arguments: dict[str, Any], positional: tup
 
     known = optax_optimizers()
     function = known[check.choice("optimizer", name, sorted(known))]
+    parameters = inspect.signature(function).parameters
     if positional:
         raise ValueError(f"optimizer: {name} has {positional[0]!r} without a name; write key=value.")
     for argument in arguments:
-        check.choice(f"optimizer: {name}", argument, inspect.signature(function).parameters)
+        check.choice(f"optimizer: {name}", argument, parameters)
     for argument, value in {"lr": rate, **arguments}.items():
         if isinstance(value, Call):
             raise ValueError(f"optimizer: {name} takes numbers and words; for {argument}={value.name}(...) use Python.")
-    try:
-        return sl.FromOptax(lambda lr: function(learning_rate=lr, **arguments), rate, name=name)
-    except (TypeError, ValueError) as error:
+        if argument in parameters:
+            _check_kind(f"optimizer: {name}: {argument}", parameters[argument], value)
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    missing = [argument for argument in required if argument not in ("learning_rate", *arguments)]
+    if missing:
         raise ValueError(
-            f"optimizer: optax.{name} does not take {arguments or 'these arguments'} ({error})."
+            f"optimizer: {names.OPTAX}{name} needs {' and '.join(missing)}; give key=value or, if the value is not a "
+            "number or a word, use sl.FromOptax in Python."
+        )
+    try:
+        function(learning_rate=rate, **arguments)
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ValueError(
+            f"optimizer: optax cannot build {names.OPTAX}{name}({shown}): {error}. Correct its arguments."
         ) from error
+    return sl.FromOptax(lambda lr: function(learning_rate=lr, **arguments), rate, name=name)
 
 
 def optax_optimizers() -> dict[str, Callable[..., Any]]:
@@ -340,7 +388,8 @@ def read_curve(path: Path) -> tuple[list[float], list[float]]:
         columns_named, first = [cell.strip().lower() for cell in rows[0]], 1
         if "step" not in columns_named or "loss" not in columns_named:
             raise ValueError(
-                f"curve: {str(path)!r} has columns {columns_named}; separate them by commas and name two step and loss."
+                f"curve: {str(path)!r} has the columns {', '.join(columns_named)}; separate them by commas, "
+                "and name two step and loss."
             )
         columns = columns_named.index("step"), columns_named.index("loss")
     steps, losses = [], []
@@ -351,7 +400,9 @@ def read_curve(path: Path) -> tuple[list[float], list[float]]:
             if not (math.isfinite(steps[-1]) and math.isfinite(losses[-1])):
                 raise ValueError("not finite")
         except (ValueError, IndexError) as error:
-            raise ValueError(f"curve: row {line} of {str(path)!r} is {row}; give a step and a loss.") from error
+            raise ValueError(
+                f"curve: row {line} of {str(path)!r} is {','.join(row)!r}; give a step and a loss."
+            ) from error
     if len(steps) < 2:
         raise ValueError(f"curve: {str(path)!r} has {len(steps)} rows of numbers; give two or more.")
     return steps, losses

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 __all__ = ["Call", "calls", "terms", "value_of", "values_of"]
 
 _NAME = re.compile(r"[A-Za-z][\w.:-]*")
+_WORDS = {"true": True, "false": False, "none": None}
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -56,7 +57,7 @@ def values_of(argument: str, text: str) -> list[Any]:
 
 
 def value_of(argument: str, text: str) -> Any:
-    """Parse a Python literal or a constructor (as a `Call`); any other text is kept as a word.
+    """Parse a literal or a constructor (as a `Call`); any other text, such as a sum of constructors, is kept as it is.
 
     Raises:
         ValueError: if a constructor in the text cannot be read.
@@ -66,9 +67,11 @@ def value_of(argument: str, text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         pass
-    if text.lower() in ("true", "false", "yes", "no", "none"):
-        raise ValueError(f"{argument}: got the word {text!r}; write True, False or None.")
-    if _NAME.match(text) and text.endswith(")"):
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if text.lower() in ("yes", "no"):
+        raise ValueError(f"{argument}: got {text!r}; write true or false.")
+    if _NAME.match(text) and text.endswith(")") and len(terms(argument, text)) == 1:
         return _call(argument, text)
     if text.startswith("[") and text.endswith("]"):
         return [value_of(argument, part) for part in _split(argument, text[1:-1])]
@@ -86,7 +89,7 @@ def _call(argument: str, text: str) -> Call:
         key, equals, value = part.partition("=")
         if not (equals and key.strip().replace("-", "_").isidentifier()):
             if named:
-                raise ValueError(f"{argument}: {name} has {part!r} after a named argument; name it too.")
+                raise ValueError(f"{argument}: {name} has {part!r} after an argument with a name; write key=value.")
             positional.append(value_of(argument, part))
             continue
         key = key.strip().replace("-", "_")
@@ -115,8 +118,10 @@ def _split(argument: str, text: str, separator: str = ",") -> list[str]:
             break
     if depth or quote:
         what = "quotes" if quote else "brackets"
-        raise ValueError(f"{argument}: the {what} in {text!r} do not match; quote the whole for your shell.")
+        raise ValueError(
+            f"{argument}: the {what} in {text!r} do not match; add the missing one, and put the whole text in quotes."
+        )
     parts.append(text[begin:].strip())
     if not all(parts) and len(parts) > 1:
-        raise ValueError(f"{argument}: has an empty part in {text!r}; write something on each side of {separator!r}.")
+        raise ValueError(f"{argument}: got {text!r}; write something on each side of every {separator!r}.")
     return [part for part in parts if part]

@@ -13,26 +13,31 @@ __all__ = ["diagnose"]
 
 def diagnose(
     checkpoints: Annotated[list[Path], typer.Argument(help="Files or a folder of a PyTorch optimizer's checkpoint.")],
-    b1: Annotated[float | None, typer.Option(help="β₁, where the checkpoint does not carry it.")] = None,
-    b2: Annotated[float | None, typer.Option(help="β₂, likewise.")] = None,
-    batch_size: Annotated[float | None, typer.Option(help="Of the run; the noise scale is in its units.")] = None,
-    ratios: Annotated[str, typer.Option(help="Batch ratios to judge, comma-separated.")] = "2,4,8,16,32,64",
+    b1: Annotated[float | None, typer.Option(help="β₁, if the checkpoint does not contain it.")] = None,
+    b2: Annotated[float | None, typer.Option(help="β₂, if the checkpoint does not contain it.")] = None,
+    batch_size: Annotated[
+        float | None, typer.Option(help="Batch size of the run, the unit of the noise scale.")
+    ] = None,
+    ratios: Annotated[
+        str, typer.Option(help="Batch ratios for which to check the rule, comma-separated.")
+    ] = "2,4,8,16,32,64",
     tolerance: Annotated[
         float, typer.Option(help="Relative error of the loss curve up to which the square-root rule holds.")
     ] = 0.05,
     groups: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=REGEX, repeated: tensors counted together; or 'parameter groups'. Default: each alone."
+            help="NAME=REGEX: tensors, by a regular expression, that are counted together under this name; may be "
+            "repeated. Or 'parameter groups': those of the optimizer. Default: each tensor by itself."
         ),
     ] = None,
-    earlier: Annotated[Path | None, typer.Option(help="Checkpoint of the same run 20 to 100 steps before.")] = None,
+    earlier: Annotated[Path | None, typer.Option(help="Checkpoint of the same run, 20 to 100 steps earlier.")] = None,
     key: Annotated[
-        str | None, typer.Option(help="Which of several optimizers in the file, dots between levels.")
+        str | None, typer.Option(help="Name of the optimizer, if the file has several; levels are separated by dots.")
     ] = None,
     output: Annotated[str, typer.Option("--format", help="'text' or 'json'.")] = "text",
 ) -> None:
-    """Read from an Adam checkpoint how noisy its run is, and whether the square-root rule holds for it."""
+    """Estimate the gradient noise of a run from an Adam checkpoint, and whether the square-root rule holds for it."""
     from sdelens.core import check
     from sdelens.diagnosis import diagnose as of
 
@@ -43,7 +48,7 @@ def diagnose(
         b2=b2,
         groups=_groups(groups),
         batch_size=batch_size,
-        ratios=rates if isinstance(rates := numbers("ratios", ratios), list) else [rates],
+        ratios=numbers("ratios", ratios),
         tolerance=tolerance,
         earlier=earlier,
         key=key,
@@ -61,5 +66,5 @@ def _groups(given: list[str] | None) -> str | dict[str, str] | None:
     names = [text.partition("=")[0] for text in given]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"groups: {twice!r} is given twice; join its expressions by '|'.")
+        raise ValueError(f"groups: {twice!r} is given twice; join its regular expressions by '|'.")
     return {name: pattern for name, _, pattern in (text.partition("=") for text in given)}

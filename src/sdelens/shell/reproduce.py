@@ -5,31 +5,36 @@ from typing import Annotated
 
 import typer
 
+from sdelens.shell.panels import Devices
 from sdelens.shell.session import shell
 
 __all__ = ["reproduce"]
 
 
 def reproduce(
-    claims: Annotated[list[str] | None, typer.Argument(help="Claims by name; default: all. --list names them.")] = None,
+    claims: Annotated[
+        list[str] | None, typer.Argument(help="Names of claims, as --list shows them; default: all.")
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="'quick' (15 minutes on two cores), 'full' (some hours) or 'paper' (for a GPU).")
     ] = "quick",
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the report and every claim's files.")] = Path("reproduction"),
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report and the files of each claim.")] = Path(
+        "reproduction"
+    ),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what is finished in that folder and go on with the rest.")
+        bool, typer.Option("--resume", help="Keep finished claims in that folder, and run the others.")
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace what claims have in the folder; with --resume, what cannot be kept."),
+        typer.Option("--overwrite", help="Replace results in the folder; with --resume, those that cannot be kept."),
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="A line per claim, and nothing is run.")] = False,
-    devices: Annotated[int | None, typer.Option(help="Devices to use; on a CPU default: one per core.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the claims, one per line; nothing is run.")] = False,
+    devices: Devices = None,
 ) -> None:
     """Run every claim of the paper and of this library, and write a report with a verdict on each.
 
-    The exit status is 0 even if claims fail: those are findings. It is 1 if a claim could not be run.
+    The exit status is 0 even if claims fail, because that is a result. It is 1 if a claim could not be run.
     """
     with shell(devices):
         import sdelens as sl

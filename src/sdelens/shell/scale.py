@@ -14,35 +14,37 @@ __all__ = ["scale"]
 def scale(
     optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join((*OPTIMIZERS, *ALIASES))}.")],
     lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
-    batch: Annotated[float, typer.Option(help="The old batch size, for which the numbers are.")],
+    batch: Annotated[float, typer.Option(help="The old batch size, at which these numbers were used.")],
     to: Annotated[float, typer.Option(help="The new batch size.")],
     b1: Annotated[float | None, typer.Option(help="Decay of the first moment; default 0.9.")] = None,
-    b2: Annotated[float | None, typer.Option(help="Decay of the second moment (adamw: default 0.999).")] = None,
+    b2: Annotated[float | None, typer.Option(help="Decay of the second moment; default 0.999 for adamw.")] = None,
     momentum_decay: Annotated[
-        float | None, typer.Option("--mu", help="Undamped momentum of sgd and rmsprop, as PyTorch's.")
+        float | None, typer.Option("--mu", help="Undamped momentum of sgd and rmsprop, as in PyTorch.")
     ] = None,
-    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's form of momentum.")] = False,
-    eps: Annotated[float | None, typer.Option(help="ε; default 1e-8 (adagrad: 1e-7, inside the root).")] = None,
-    initial_accumulator: Annotated[float | None, typer.Option(help="Sum at the start (adagrad; 0.1).")] = None,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Use Nesterov momentum.")] = False,
+    eps: Annotated[float | None, typer.Option(help="ε; default 1e-8, for adagrad 1e-7 inside the root.")] = None,
+    initial_accumulator: Annotated[
+        float | None, typer.Option(help="Initial value of the sum of squares of adagrad; default 0.1.")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay θ; default 0.")] = None,
     decay: Annotated[
         str | None,
         typer.Option(
-            help="'coupled': lr multiplies θ (adamw and our own); 'independent': it does not; 'l2': in the gradient "
-            "(adam, rmsprop, sgd)."
+            help="'coupled': lr multiplies θ (adamw and the other optimizers of this library); 'independent': it does "
+            "not; 'l2': weight decay is part of the gradient (adam, rmsprop, sgd)."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Its warm-up steps.")] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Norm at which gradients are clipped.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Warm-up steps of the old run.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Norm to which gradients are clipped.")] = None,
     rule: Annotated[
         str | None,
         typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(names.SCALING_RULES)}"),
     ] = None,
-    momentum: Annotated[str | None, typer.Option(help=f"What becomes of decays β. {listing(names.MOMENTA)}")] = None,
+    momentum: Annotated[str | None, typer.Option(help=f"How the decays β are scaled. {listing(names.MOMENTA)}")] = None,
     form: Annotated[str, typer.Option("--format", help=listing(names.CODE_FORMATS))] = "table",
 ) -> None:
-    """Carry an optimizer's hyperparameters from one batch size to another, and say what was assumed."""
+    """Rescale an optimizer's hyperparameters from one batch size to another, and state the assumptions."""
     given: dict[str, Any] = {
         "lr": lr,
         "b1": b1,

@@ -1,4 +1,4 @@
-"""What all commands of the shell share: starting JAX, one-line errors, the folder for results."""
+"""What all commands of the shell share: starting JAX and one-line errors."""
 
 import os
 import shlex
@@ -6,15 +6,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
 from sdelens.core.machine import cores
 from sdelens.shell.members import Members
 
-__all__ = ["claimed", "command_line", "refusals", "shell"]
+__all__ = ["command_line", "refusals", "shell"]
 
 _CACHE_BYTES = 2**30
 """Size limit of the cache of compiled programs; the least recently used are removed first."""
@@ -69,7 +68,7 @@ def _start_jax() -> None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
-        raise ValueError(f"JAX finds no device ({asked}); unset it, or set it to cpu. {error}".strip()) from error
+        raise ValueError(f"JAX finds no device with {asked}; unset it, or set it to cpu. {error}".strip()) from error
     warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
 
 
@@ -92,29 +91,3 @@ def refusals() -> Iterator[None]:
         raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         _fail(error)
-
-
-@contextmanager
-def claimed(
-    out: Path | None, overwrite: bool, every: int | None, resume: bool, first: bool
-) -> Iterator[tuple[Path | None, Any]]:
-    """The folder for results and the checkpoints in it, which are removed only after the results are written.
-
-    Of several processes, only the `first` holds the folder, and each has checkpoints.
-    """
-    from sdelens.results.report import claim_folder
-    from sdelens.run.checkpoint import has_checkpoint, keep_checkpoints
-
-    if out is None:
-        if every is not None or resume:
-            name, value = ("resume", resume) if resume else ("checkpoint_every", every)
-            raise ValueError(f"{name}: got {value}, but checkpoints lie in the folder of --out; give one.")
-        yield None, None
-        return
-    unfinished = has_checkpoint(out / "checkpoint")
-    with claim_folder(out, overwrite or (resume and unfinished)) if first else nullcontext() as folder:
-        if every is None and not resume and not unfinished:
-            yield folder, None
-            return
-        with keep_checkpoints(out / "checkpoint", every, resume) as checkpoints:
-            yield folder, checkpoints

@@ -1,71 +1,63 @@
 """The shell's `sweep`: turns values by name into a grid, runs it and writes the results."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sdelens.shell.case_options import build_subject, made_value, takes_subject
+from sdelens.shell.case_options import SubjectOptions, made_value
 from sdelens.shell.constructors import values_of
-from sdelens.shell.members import Members, takes_members
+from sdelens.shell.members import Members
+from sdelens.shell.output import RunOutput
 from sdelens.shell.panels import OUTPUT
-from sdelens.shell.run_options import RunOptions, saved_to, takes_run
-from sdelens.shell.session import claimed, command_line, shell
+from sdelens.shell.run_options import RunOptions, saved_to
+from sdelens.shell.session import command_line, shell
 
 __all__ = ["sweep"]
 
 
-@takes_subject
-@takes_members
-@takes_run
 def sweep(
-    subject: dict[str, Any],
-    run: RunOptions,
-    members: Members,
     over: Annotated[
         list[str],
         typer.Option(
-            help="KEY=VALUE,VALUE, repeated for a grid: lr=1e-3,1e-2; noise.scale=1,2 and problem.start=0,1 for "
-            "those of noise and problem."
+            help="KEY=VALUE,VALUE; may be repeated, for a grid of all combinations: lr=1e-3,1e-2 of the optimizer, "
+            "noise.scale=1,2 of the noise, problem.start=0,1 of the problem."
         ),
     ],
+    subject: SubjectOptions,
+    run: RunOptions,
+    members: Members,
+    output: RunOutput,
     quantity: Annotated[
         list[str] | None,
-        OUTPUT(help="What figures show, repeated: late_loss, error, late_error, late_shift, spread."),
+        OUTPUT(help="Quantity of a figure: late_loss, error, late_error, late_shift or spread; may be repeated."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        OUTPUT(help="Folder for NetCDF, figures (PNG, PDF), table (CSV) and index.html."),
-    ] = None,
-    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results in the folder.")] = False,
-    checkpoint_every: Annotated[
-        int | None,
-        OUTPUT(help="Save where the sweep stands every so many steps, in the folder checkpoint in --out."),
-    ] = None,
-    resume: Annotated[
-        bool,
-        OUTPUT("--resume", help="Go on from the checkpoint in --out, from the beginning if there is none."),
-    ] = False,
-    dry_run: Annotated[bool, OUTPUT("--dry-run", help="Only say what it would cost.")] = False,
 ) -> None:
-    """Run an optimizer and its SDEs at every point of a grid of numbers, compiled once."""
+    """Run an optimizer and its SDEs at every point of a grid of values, compiled once.
+
+    With --out, it writes NetCDF, figures (PNG, PDF), a table (CSV) and index.html.
+    """
     with shell(run.devices, members) as first:
         import sdelens as sl
+        from sdelens.core import check
+        from sdelens.results.sweep import SHOWN
 
-        setting = build_subject(subject)
+        output.require_folder(
+            "a sweep writes them only to the NetCDF file in that folder",
+            marginals=run.marginals,
+            observables=run.observables,
+            keep_paths=run.keep_paths or None,
+        )
+        for name in quantity or []:
+            check.choice("quantity", name, SHOWN)
+        setting = subject.build()
         case, grid = (setting.problem, setting.noise, setting.optimizer), _values(over)
         options = run.arguments()
-        if dry_run:
+        if output.dry_run:
             cost = sl.estimate(*case, over=grid, **options)
             if first:
                 typer.echo(f"This would take {cost}.")
             return
-        from sdelens.core import check
-        from sdelens.results.sweep import QUANTITIES
-
-        for name in quantity or []:
-            check.choice("quantity", name, QUANTITIES)
-        with claimed(out, overwrite, checkpoint_every, resume, first) as (folder, checkpoints):
+        with output.claimed(first) as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
             if first:
                 typer.echo(str(found))
@@ -86,6 +78,6 @@ def _values(given: list[str]) -> dict[str, list[Any]]:
         if not equals or not key or not values.strip():
             raise ValueError(f"over: got {text!r}; give KEY=VALUE,VALUE, for example lr=1e-3,1e-2.")
         if key in found:
-            raise ValueError(f"over: {key} is given twice; join its values by commas.")
+            raise ValueError(f"over: {key} is given twice; write all its values in one list, separated by commas.")
         found[key] = [made_value(key.rpartition(".")[2], value) for value in values_of("over", values)]
     return found

@@ -32,7 +32,7 @@ def animate_cloud(
     from matplotlib.animation import FuncAnimation, PillowWriter
 
     if problem.dim != 2:
-        raise ValueError(f"problem: has {problem.dim} coordinates; a landscape takes 2.")
+        raise ValueError(f"problem: has {problem.dim} coordinates; give a problem with 2, which a landscape needs.")
     data = result.dataset.isel(model=0)
     points = data.path_x.transpose("step", "path", "parameter").values
     low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))

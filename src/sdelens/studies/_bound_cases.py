@@ -113,13 +113,13 @@ def run_bounds(plan: Plan, names: list[str], form: str, expected: Mapping[str, f
         Picture(
             "curves",
             draw,
-            "Mean loss and bound on the problem on which they come closest, or are crossed most.",
+            "Mean loss and bound for the problem with the largest ratio of mean loss to bound.",
             "A panel per bound with the mean loss and the bound over time.",
         ),
         Picture(
             "ratios",
             lambda: draw_items(items, "largest mean loss / bound"),
-            f"Largest ratio of mean loss and bound. {KEY}",
+            f"Largest ratio of mean loss to bound. {KEY}",
             ROWS,
         ),
     ]

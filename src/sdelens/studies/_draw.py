@@ -37,11 +37,11 @@ MARKS: list[dict[str, Any]] = [
 """Styles of lines that are not models: in other colours, and also distinguishable in black and white."""
 
 KEY = (
-    "Grey: where the criterion wants the number. Lines: its limits, of the confidence said at the table. Dots hold, "
-    "crosses fail, diamonds are not resolved."
+    "Grey: the range that the criterion allows. Lines: limits of the number, at the confidence given with the "
+    "table. Dots: the number holds; crosses: it fails; diamonds: it is not resolved."
 )
 """Key in the caption of every figure of numbers."""
-ROWS = "A row for every number with its limits and the range it must lie in; the table below has the same numbers."
+ROWS = "A row for each number with its limits and the range it must lie in; the table below has the same numbers."
 
 
 def panels(count: int, columns: int, width: float = 3.0, height: float = 2.4) -> tuple["Figure", list["Axes"]]:
@@ -84,7 +84,7 @@ def track_pictures(
         normal: compute the band from the standard deviation; if the loss hardly differs between paths, the resolution
             of the quantiles, 1.6 % of the loss, would be visible.
     """
-    band = "1.645 standard deviations of the optimizer's paths to either side"
+    band = "the mean ± 1.645 standard deviations over the optimizer's paths"
     band = band if normal else "the middle 90 % of the optimizer's paths"
     return [
         Picture("losses", lambda: _draw_losses(results, columns, normal), f"{losses} The grey band is {band}.", alt),

@@ -40,12 +40,12 @@ def write_page(folder: Path, names: list[str], records: dict[str, Record], prese
     )
     summary = (
         f"{len(records)} of {len(names)} claims: {said}. Preset {preset} ({PRESETS[preset]}), seed {seed}. A claim "
-        "that fails is a finding: what is known of its cause is said below it."
+        "that fails is a result like any other; its cause, where it is known, is given below the claim."
     )
     rates = (
-        f"Criteria are fixed before the run. If limits are right, the chance that any verdict of all {len(STUDIES)} "
-        f"claims of one run is wrong is at most {100 * FAMILY_RATE:.0f} %, shared equally among claims and in each "
-        "among its numbers (Bonferroni)."
+        "Criteria are fixed before the run. If the limits are valid, the probability that any verdict of all "
+        f"{len(STUDIES)} claims of one run is wrong is at most {100 * FAMILY_RATE:.0f} %. It is divided equally "
+        "among the claims, and within a claim among its numbers (Bonferroni)."
     )
     chosen = [] if set(names) == set(STUDIES) else names
     return write_rendered(
@@ -77,7 +77,7 @@ def _entry(folder: Path, record: Record, preset: str, seed: int) -> dict[str, An
         "statement": study.statement,
         "source": study.source,
         "criterion": study.criterion,
-        "error_rate": f"Rate of wrong verdicts: at most {100 * rate:.2g} %, over at most {study.items} numbers.",
+        "error_rate": f"Chance of a wrong verdict: at most {100 * rate:.2g} %, over at most {study.items} numbers.",
         "settings": record.settings,
         "command": _command([record.name], preset, seed),
         "verdict": verdict,
@@ -123,7 +123,7 @@ def _decided(record: Record) -> str:
         return "could not be run" if record.error else "no number"
     shown = min(same, key=_margin) if verdict != FAILS else max(same, key=_margin)
     label, value, limits, bounds, *_ = _row(shown)
-    others = f"{len(same)} of {count} so; " if count > 1 else ""
+    others = f"{len(same)} of {count} numbers; " if count > 1 else ""
     return f"{others}{label}: {value} ({limits}), must be {bounds}"
 
 
@@ -137,7 +137,7 @@ def _margin(item: Item) -> float:
 def _reasons(record: Record) -> list[str]:
     """The known reasons why items of a claim fail."""
     known, failed = STUDIES[record.name].reasons, [item.label for item in record.items if item.verdict == FAILS]
-    return [f"{label} fails. {known.get(label, 'Why is not known.')}" for label in failed]
+    return [f"{label} fails. {known.get(label, 'The cause is not known.')}" for label in failed]
 
 
 def _wanting(record: Record) -> list[str]:
@@ -147,13 +147,17 @@ def _wanting(record: Record) -> list[str]:
         if item.verdict != OPEN:
             continue
         if not math.isfinite(item.value):
-            said.append(f"{item.label}: there is no number.")
+            said.append(f"{item.label} could not be computed.")
         elif math.isfinite(item.effort):
             inside = item.low <= item.value <= item.high
             said.append(
-                f"{item.label} is not resolved: were it truly as found, about {max(item.effort, 1.5):.2g} times the "
-                f"paths would, and it would {'hold' if inside else 'fail'}."
+                f"{item.label} is not resolved. If its true value equals the measured one, about "
+                f"{max(item.effort, 1.5):.2g} times as many paths would resolve it, and it would "
+                f"{'hold' if inside else 'fail'}."
             )
         else:
-            said.append(f"{item.label} is not resolved: it lies at the edge, where no number of paths would tell.")
+            said.append(
+                f"{item.label} is not resolved: its value lies on the bound of the criterion, so that no number of "
+                "paths would resolve it."
+            )
     return said

@@ -108,12 +108,12 @@ def begin(folder: Path, wanted: dict[str, Any], resume: bool, overwrite: bool) -
         if not (resume and found == wanted):
             if not overwrite:
                 other = [key for key, value in wanted.items() if found.get(key) != value]
-                said = f"of another {', '.join(other)}" if other else "already"
+                said = f"with another {', '.join(other)}" if other else "with the same settings"
                 remedy = "give another folder, or --overwrite" + ("" if other else ", or --resume")
-                raise FileExistsError(f"out: {str(folder)!r} holds runs {said}; {remedy}.")
+                raise FileExistsError(f"out: {str(folder)!r} contains runs {said}; {remedy}.")
             shutil.rmtree(folder)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"out: {str(folder)!r} is no study's; give another folder.")
+        raise FileExistsError(f"out: {str(folder)!r} contains no study; give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(path, wanted)
 
@@ -121,7 +121,7 @@ def begin(folder: Path, wanted: dict[str, Any], resume: bool, overwrite: bool) -
 def broken(study: Study, error: Exception, seconds: float, wanted: dict[str, Any]) -> Record:
     """The record of a claim that could not be run; it is not saved, so the next run tries again."""
     said = f"{type(error).__name__}: {error}"
-    return Record(study.name, [], [], [f"It could not be run. {said}"], [], [], seconds, wanted, said)
+    return Record(study.name, [], [], [f"The claim could not be run. {said}"], [], [], seconds, wanted, said)
 
 
 def write(folder: Path, study: Study, outcome: Outcome, seconds: float, wanted: dict[str, Any]) -> Record:

@@ -55,7 +55,10 @@ def run_study(
     plan = Plan(study.sizes[preset], seed, confidence_of(study), folder, progress)
     outcome = study.run(plan)
     if len(outcome.items) > study.items:
-        raise RuntimeError(f"{study.name}: has {len(outcome.items)} items, more than the {study.items} it declares.")
+        raise RuntimeError(
+            f"items: {study.name} returned {len(outcome.items)}, but declares at most {study.items}; correct the "
+            "declaration."
+        )
     return outcome
 
 

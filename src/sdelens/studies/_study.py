@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from sdelens.results.quantities import QUANTITIES, columns
 from sdelens.results.result import Result
 from sdelens.results.sweep import Sweep, load
 from sdelens.run import api
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["PRESETS", "Animation", "Outcome", "Picture", "Plan", "Study"]
 
 PRESETS = {
-    "quick": "everything in 15 minutes on two cores",
-    "full": "some hours on a few cores",
+    "quick": "all claims in 15 minutes on two cores",
+    "full": "a few hours on a few cores",
     "paper": "the paper's sizes, for a GPU",
 }
 
@@ -158,17 +159,14 @@ class Plan:
         return Estimate(float(values.mean()), float(values.mean() - error), float(values.mean() + error))
 
     def error(self, result: Result, model: str = "sde", column: str = "error") -> Estimate:
-        """A column of `Result.errors` with its limits, widened by the ratio of Student's quantile to the normal one."""
+        """A quantity of `Result.errors` with its limits, widened by Student's quantile over the normal one."""
         row = self.errors(result).loc[model]
-        lower, upper = {"error": ("lower", "upper"), "late_error": ("late_lower", "late_upper")}.get(
-            column, (f"{column}_lower", f"{column}_upper")
-        )
         counts = result.dataset.n_paths.isel(step=0).values
         groups = int(min(GROUPS, counts[counts > 0].min()))  # a prediction has no paths
         wider = float(stats.t.ppf(self.confidence, groups - 1) / stats.norm.ppf(self.confidence))
         value = float(row[column])
-        low, high = (value + wider * (float(row[end]) - value) for end in (lower, upper))
-        return Estimate(value, max(low, 0.0) if column in ("error", "late_error") else low, high)
+        low, high = (value + wider * (float(row[end]) - value) for end in columns(column)[1:])
+        return Estimate(value, low if QUANTITIES[column].signed else max(low, 0.0), high)
 
     def error_of_fall(self, result: Result, model: str = "sde") -> Estimate:
         """The error of the mean loss relative to the fall of the optimizer's loss, not to the loss itself."""

@@ -54,8 +54,9 @@ def run(plan: Plan) -> Outcome:
     pictures = track_pictures(
         results,
         items,
-        losses="Mean loss of optimizers of optax and of the SDEs made from their own updates.",
-        alt="Six panels of loss curves, one per optimizer, each with the optimizer and the SDE made from its updates.",
+        losses="Mean loss of optax optimizers and of the SDEs computed from their updates.",
+        alt="Six panels of loss curves, one per optimizer, each with the optimizer and the SDE computed from its "
+        "updates.",
         errors="Relative L2 error of every SDE, over the whole run and over its last third (late).",
         axis="relative error of the mean loss (%)",
     )
@@ -64,11 +65,11 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="any-optimizer",
-    statement="An SDE whose coefficients come from sampled updates of the optimizer itself tracks optimizers for "
-    "which nobody wrote one down: momentum, clipping, Lion, Adam, Adagrad, Yogi.",
+    statement="An SDE whose coefficients are estimated from sampled updates of the optimizer tracks momentum, "
+    "clipping, Lion, Adam, Adagrad and Yogi, without a formula derived for any of them.",
     source="This library (docs/any-optimizer.md).",
-    criterion="Relative L2 error of the mean loss above its infimum, Monte-Carlo noise removed: "
-    "at most 1 % over the whole run and 5 % over its last third.",
+    criterion="Relative L2 error of the mean loss above its infimum, with Monte-Carlo noise removed: at most 1 % "
+    "over the whole run and 5 % over its last third.",
     items=12,
     sizes={
         "quick": {"paths": 24_576, "samples": 8},

@@ -52,10 +52,10 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     name="closure",
     statement="Mean and covariance of the optimizer's state, propagated under a normal law (a Gaussian closure), "
-    "predict the whole mean-loss curve on a quadratic without a simulation, all phases and heavy tails included.",
+    "predict the whole mean-loss curve on a quadratic without a simulation, including all phases and heavy tails.",
     source="This library (docs/theory.md).",
     criterion="Relative L2 error of the predicted mean-loss curve against simulated paths of the optimizer itself, "
-    "Monte-Carlo noise removed: at most 1 % over the whole run and at most 5 % over its last third.",
+    "with Monte-Carlo noise removed: at most 1 % over the whole run and at most 5 % over its last third.",
     items=12,
     sizes={"quick": {"paths": 12_288}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
     run=run,

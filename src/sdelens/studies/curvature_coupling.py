@@ -49,7 +49,7 @@ def run(plan: Plan) -> Outcome:
             axis.plot(CURVATURE, [t for _, t in found], **line)
             axis.plot(CURVATURE, [n.value for n, _ in found], look["marker"], color=look["color"], markersize=5)
             axis.plot([], [], markersize=5, label=name, **look)
-        log_axes(axis, CURVATURE.tolist(), "curvature $\\lambda$", "variance at rest")
+        log_axes(axis, CURVATURE.tolist(), "curvature $\\lambda$", "stationary variance")
         axis.legend()
         return figure
 
@@ -61,14 +61,14 @@ def run(plan: Plan) -> Outcome:
         Picture(
             "variances",
             draw,
-            "Variance at rest against the curvature: simulated (marks) and predicted (lines).",
-            "Log-log plot of the variance at rest against curvature: marks and a line for each scale of the noise, "
+            "Stationary variance against the curvature: simulated (marks) and predicted (lines).",
+            "Log-log plot of the stationary variance against the curvature: marks and a line for each noise scale, "
             "and for L2.",
         ),
         Picture(
             "ratios",
-            lambda: draw_items(items, "variance over predicted variance"),
-            f"Variance over that predicted. {KEY}",
+            lambda: draw_items(items, "measured variance / predicted variance"),
+            f"Ratio of the measured variance to the predicted one. {KEY}",
             ROWS,
         ),
     ]
@@ -77,11 +77,12 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="curvature-coupling",
-    statement="Decoupled decay couples to the noise, not to the curvature: at rest a coordinate of curvature λ has "
-    "the variance (η/2)/(λ/σ + θ), which forgets λ as σ grows; with L2 it is (η/2)σ/(λ + θ), which does not.",
+    statement="Decoupled decay couples to the noise, not to the curvature: the stationary variance of a coordinate "
+    "of curvature λ is (η/2)/(λ/σ + θ), which becomes independent of λ as σ grows; with L2 it is (η/2)σ/(λ + θ), "
+    "which does not.",
     source="arXiv 2411.15958, the stationary distribution of AdamW; that of Adam with L2 follows from it.",
-    criterion="Variance over that formula, for four curvatures and three scales of the noise, and with L2 at one: "
-    "within 10 % of 1 (momentum alone makes 3 % at this learning rate).",
+    criterion="Ratio of the measured variance to that formula, for four curvatures and three noise scales, and with "
+    "L2 for one noise scale: within 10 % of 1 (momentum alone contributes 3 % at this learning rate).",
     items=16,
     sizes={"quick": {"paths": 12_288}, "full": {"paths": 30_000}, "paper": {"paths": 100_000}},
     run=run,

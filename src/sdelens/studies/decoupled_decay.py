@@ -69,7 +69,7 @@ def run(plan: Plan) -> Outcome:
     reached = [100 * value / limit for value, _ in found["AdamW, θ = 1"]]
     for scale, (value, error) in zip(SCALES, found["AdamW, θ = 1"], strict=True):
         relative = plan.normal(value / limit, error / limit)
-        label = f"AdamW, θ = 1, σ = {scale:g}: loss over its bound as σ → ∞"
+        label = f"AdamW, θ = 1, σ = {scale:g}: ratio of the loss to its bound for σ → ∞"
         items.append(plan.at_most(label, relative, 1.02, REACHED[scale]))
 
     def draw() -> "Figure":
@@ -78,36 +78,37 @@ def run(plan: Plan) -> Outcome:
         axis.axhline(
             limit, color="0.4", linewidth=0.9, linestyle=(0, (1, 1)), label="bound of AdamW as $\\sigma\\to\\infty$"
         )
-        log_axes(axis, SCALES, "noise scale $\\sigma$", "mean loss at rest")
+        log_axes(axis, SCALES, "noise scale $\\sigma$", "stationary mean loss")
         axis.legend()
         return figure
 
     settings = [
         f"quadratic of curvature 1, 2, 5 from 0, Gaussian noise of scale 4, 8, 16, η = {LR}, β₁ = 0.9, β₂ = 0.999, "
-        f"{STEPS} steps, {paths} paths; the loss is that without the L2 term, over the last third"
+        f"{STEPS} steps, {paths} paths; the loss excludes the L2 term and is averaged over the last third"
     ]
     picture = Picture(
         "growth",
         draw,
-        "Loss at rest against the scale of the noise, with 99 % intervals.",
-        "Log-log plot of the loss at rest against the scale of the noise, a line for each way to decay, and AdamW's "
-        "bound.",
+        "Stationary loss against the noise scale, with 99 % intervals.",
+        "Log-log plot of the stationary loss against the noise scale, with a line for each kind of decay and for "
+        "AdamW's bound.",
     )
     remarks = [
-        f"The bound is that of the paper as σ → ∞ and is not tight: it is reached to {min(reached):.0f} to "
-        f"{max(reached):.0f} % here, and its items would see nothing of a loss too large by less than the rest. "
-        "The exponents are what tells the three apart."
+        f"The bound is that of the paper for σ → ∞ and is not tight: the loss reaches {min(reached):.0f} to "
+        f"{max(reached):.0f} % of it here, so these items would not detect a loss that is too large by less than the "
+        "remaining percentage. The exponents distinguish the three methods."
     ]
     return Outcome(items, settings, [picture], remarks=remarks)
 
 
 STUDY = Study(
     name="decoupled-decay",
-    statement="Decoupled weight decay keeps AdamW's loss bounded however large the noise; the same decay in the loss "
-    "(L2), which √v divides too, does not: the loss then grows in proportion to σ, as it does without decay.",
+    statement="Decoupled weight decay keeps AdamW's loss bounded for every noise scale. The same decay as a part of "
+    "the loss (L2), whose gradient is divided by √v too, does not: the loss then grows in proportion to σ, as it "
+    "does without decay.",
     source="arXiv 2411.15958, the asymptotic loss of AdamW.",
-    criterion="Exponent of σ of the loss at rest between σ = 8 and 16: at most 0.35 for AdamW (theory: 0.23), 0.8 to "
-    "1.2 for Adam with L2 and without decay; AdamW's loss at most 1.02 times (ηL_τ/2)·L/(θ(L + μ)).",
+    criterion="Exponent of σ in the stationary loss between σ = 8 and 16: at most 0.35 for AdamW (theory: 0.23), "
+    "0.8 to 1.2 for Adam with L2 and without decay; AdamW's loss at most 1.02 times (ηL_τ/2)·L/(θ(L + μ)).",
     items=6,
     sizes={"quick": {"paths": 4096}, "full": {"paths": 50_000}, "paper": {"paths": 200_000}},
     run=run,

@@ -27,8 +27,8 @@ STUDY = Study(
     statement="The mean loss of SGD, SignSGD (in every phase and from any start, Cauchy noise included), RMSpropW "
     "and AdamW stays below this library's bounds.",
     source="This library (docs/theory.md, form “algorithm”).",
-    criterion="Largest ratio of mean loss and bound over all problems and records, with limits for all of them at "
-    "once: at most 1.02. (Where a bound is reached exactly the ratio is 1.)",
+    criterion="Largest ratio of mean loss to bound over all problems and records, with limits that hold for all of "
+    "them simultaneously: at most 1.02. (Where a bound is attained exactly, the ratio is 1.)",
     items=8,
     sizes={
         "quick": {"problems": 4, "paths": 131_072},

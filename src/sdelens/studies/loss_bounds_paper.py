@@ -16,9 +16,9 @@ def run(plan: Plan) -> Outcome:
 STUDY = Study(
     name="loss-bounds-paper",
     statement="The mean loss of SGD, SignSGD (phase by phase), RMSpropW and AdamW stays below the paper's bounds.",
-    source="arXiv 2411.15958, its bounds of the expected loss.",
-    criterion="Largest ratio of mean loss and bound over all problems and records, with limits for all of them at "
-    "once: at most 1.02, which leaves room for the steps' finite size.",
+    source="arXiv 2411.15958, its bounds on the expected loss.",
+    criterion="Largest ratio of mean loss to bound over all problems and records, with limits that hold for all of "
+    "them simultaneously: at most 1.02, which allows for the finite step size.",
     items=6,
     sizes={
         "quick": {"problems": 4, "paths": 131_072},
@@ -27,11 +27,11 @@ STUDY = Study(
     },
     run=run,
     reasons={
-        "SignSGD, phase 3": "The paper's bound is that of a linearised SDE, in which erf(y) is replaced by its tangent "
-        "2y/√π. The tangent lies above erf: SignSGD's true drift is weaker by up to erf(1)√π/2 = 0.75, and on "
-        "isotropic problems, where nothing is lost between the smallest curvature, the largest noise and the rest, "
-        "the loss exceeds the bound. With Δ = erf(1)/(√2 σ) in place of √(2/π)/σ + (η/π)μ/σ² it holds: see "
-        "loss-bounds.",
-        "RMSpropW": "It is a bound of the SDE, which the optimizer may exceed by O(η), the steps' finite size.",
+        "SignSGD, phase 3": "The paper's bound is that of a linearised SDE, in which erf(y) is replaced by its "
+        "tangent 2y/√π. The tangent lies above erf, so SignSGD's true drift is smaller, down to "
+        "erf(1)√π/2 = 0.75 times the linearised one. On isotropic problems, where the bound loses nothing by using the "
+        "smallest curvature and the largest noise, the loss exceeds it. With Δ = erf(1)/(√2 σ) in place of √(2/π)/σ + "
+        "(η/π)μ/σ² the bound holds: see loss-bounds.",
+        "RMSpropW": "This is a bound for the SDE, which the optimizer may exceed by O(η) because its steps are finite.",
     },
 )

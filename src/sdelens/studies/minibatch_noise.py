@@ -31,12 +31,12 @@ def run(plan: Plan) -> Outcome:
         results[name] = result
         items.append(plan.at_most(f"{name}: error of the mean loss", plan.error(result), 0.02, 3e-3, percent=True))
     spread = plan.error(results["SGD"], column="spread")
-    items.append(plan.within("SGD: spread, SDE over optimizer", spread, (0.75, 1.33), 1.0))
+    items.append(plan.within("SGD: spread, ratio of SDE to optimizer", spread, (0.75, 1.33), 1.0))
     diagonal = sl.MinibatchNoise(BATCH, covariance="diagonal", refresh=10)
     other = plan.compare("sgd-diagonal", problem, diagonal, _optimizers()["SGD"], ["optimizer", "sde"], **options)
     results["SGD, independent noise"] = other
     number = plan.error(other, column="spread")
-    items.append(plan.at_most("SGD, independent noise: spread, SDE over optimizer", number, 0.8, 0.5))
+    items.append(plan.at_most("SGD, independent noise: spread, ratio of SDE to optimizer", number, 0.8, 0.5))
     given = ", ".join(f"{key} {value}" for key, value in size["network"].items())
     settings = [
         f"MLP on digits ({given}; d = {problem.dim}), batches of {BATCH} with replacement, {size['steps']} steps, "
@@ -55,13 +55,13 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="minibatch-noise",
-    statement="Under real mini-batches, not only under injected noise, the SDEs of SGD, SignSGD, RMSprop and Adam "
-    "track the mean loss; the exact covariance gets the spread over paths right too, where independent noise of the "
-    "same variances halves it.",
+    statement="With real mini-batches, not only with injected noise, the SDEs of SGD, SignSGD, RMSprop and Adam "
+    "track the mean loss. With the exact covariance they also reproduce the spread over paths, which is about half "
+    "as large with independent noise of the same variances.",
     source="This library (docs/minibatch.md).",
-    criterion="Relative L2 error of the mean loss at most 2 % for every SDE; ratio of the standard deviations over "
-    "paths, SDE by optimizer, for SGD: between 0.75 and 1.33 with the exact covariance, below 0.8 with independent "
-    "noise.",
+    criterion="Relative L2 error of the mean loss at most 2 % for every SDE; ratio of the SDE's standard deviation "
+    "over paths to the optimizer's, for SGD: between 0.75 and 1.33 with the exact covariance, below 0.8 with "
+    "independent noise.",
     items=6,
     sizes={
         "quick": {"network": {"width": 32, "depth": 1}, "steps": 200, "paths": 192},

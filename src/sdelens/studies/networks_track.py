@@ -71,8 +71,8 @@ def run(plan: Plan) -> Outcome:
         losses="Mean loss over time of each optimizer, its SDE and the earlier SDE.",
         alt="A panel of loss curves per network and optimizer, with a curve for the optimizer and for each of its "
         "SDEs.",
-        errors="L2 error of every SDE, relative to the fall of the optimizer's loss.",
-        axis="error of the mean loss (% of its fall)",
+        errors="L2 error of every SDE, relative to the decrease of the optimizer's loss.",
+        axis="error of the mean loss (% of its decrease)",
         columns=len(size["optimizers"]),
         logarithmic=True,
         normal=True,
@@ -85,8 +85,9 @@ STUDY = Study(
     statement="The SDEs of SignSGD, RMSpropW and AdamW track the mean loss of their optimizers on an MLP, a CNN, a "
     "ResNet and a Transformer; the earlier SDEs do not.",
     source="arXiv 2411.15958, its experiments; widths, data and noise are this library's.",
-    criterion="L2 error of the mean loss over the whole run, Monte-Carlo noise removed, relative to the L2 norm of "
-    "the fall of the optimizer's loss from its start: at most 5 % for every SDE, at least 5 % for every earlier SDE.",
+    criterion="L2 error of the mean loss over the whole run, with Monte-Carlo noise removed, relative to the L2 "
+    "norm of the decrease of the optimizer's loss from its start: at most 5 % for every SDE, at least 5 % for every "
+    "earlier SDE.",
     items=25,
     sizes={
         "quick": {"networks": _SMALL, "optimizers": ["SignSGD", "RMSpropW", "AdamW"], "steps": 200, "paths": 32},

@@ -52,13 +52,15 @@ def run(plan: Plan) -> Outcome:
         losses[name], rates[name] = [late_loss(r) for r in runs], [_rate(r) for r in runs]
         for i, (low, high) in enumerate(((SCALES[0], SCALES[1]), (SCALES[1], SCALES[2]))):
             growth = exponent(plan, losses[name][i + 1], losses[name][i], high / low)
-            items.append(plan.within(f"{name}: loss at rest, σ {low:g} to {high:g}", growth, grown[name]))
+            items.append(plan.within(f"{name}: stationary loss, σ {low:g} to {high:g}", growth, grown[name]))
         slowing = exponent(plan, rates[name][2], rates[name][1], SCALES[2] / SCALES[1])
         items.append(plan.within(f"{name}: speed, σ {SCALES[1]:g} to {SCALES[2]:g}", slowing, slowed[name]))
 
     def draw() -> "Figure":
         figure, axes = panels(2, 2, height=2.8)
-        for axis, table, label in zip(axes, (losses, rates), ("mean loss at rest", "decay rate of E x"), strict=True):
+        for axis, table, label in zip(
+            axes, (losses, rates), ("stationary mean loss", "decay rate of E x"), strict=True
+        ):
             mark_series(axis, SCALES, table)
             log_axes(axis, SCALES, "noise scale $\\sigma$", label)
         axes[0].legend()
@@ -66,26 +68,26 @@ def run(plan: Plan) -> Outcome:
 
     settings = [
         f"quadratic of curvature 1, 2, 5 from x₀ = 2, Gaussian noise, η = {LR}, {STEPS} steps, {plan.size['paths']} "
-        f"paths; rest: the last third; speed: of the first coordinate over {EARLY} steps"
+        f"paths; stationary loss: over the last third; speed: of the first coordinate over {EARLY} steps"
     ]
     picture = Picture(
         "noise",
         draw,
-        "Loss at rest (left) and decay rate of the mean position (right) against the scale of the noise, with 99 % "
+        "Stationary loss (left) and decay rate of the mean position (right) against the noise scale, with 99 % "
         "intervals.",
-        "Two log-log panels with a line per optimizer: loss at rest, and decay rate, against the scale of the noise.",
+        "Two log-log panels with a line per optimizer: stationary loss and decay rate against the noise scale.",
     )
     return Outcome(items, settings, [picture])
 
 
 STUDY = Study(
     name="noise-cost",
-    statement="Noise of scale σ costs SGD a factor σ² in loss at rest and nothing in speed; SignSGD only a factor σ "
-    "in loss, but it is slowed by 1/σ.",
+    statement="Noise of scale σ multiplies SGD's stationary loss by σ² and does not change its speed; it multiplies "
+    "SignSGD's stationary loss only by σ, but also its speed by 1/σ.",
     source="arXiv 2411.15958, SignSGD against SGD as the noise grows.",
-    criterion="Exponents of σ between doublings: of the loss at rest between 1.9 and 2.1 (SGD) and 0.9 and 1.1 "
-    "(SignSGD); of the decay rate of E x where noise dominates between −0.1 and 0.1 (SGD) and −1.1 and −0.9 "
-    "(SignSGD).",
+    criterion="Exponents of σ over each doubling: for the stationary loss between 1.9 and 2.1 (SGD) and between 0.9 "
+    "and 1.1 (SignSGD); for the decay rate of E x where noise dominates, between −0.1 and 0.1 (SGD) and between "
+    "−1.1 and −0.9 (SignSGD).",
     items=6,
     sizes={"quick": {"paths": 16_384}, "full": {"paths": 200_000}, "paper": {"paths": 1_000_000}},
     run=run,

@@ -48,8 +48,9 @@ def run(plan: Plan) -> Outcome:
             Picture(
                 f"order-{name.lower()}",
                 study.plot,
-                f"{name}: relative weak error against the learning rate, with the SDE resolved (left) and at one step "
-                "of η (right). Bars are 99 % intervals, faint lines single test functions, grey lines slopes 1 and 2.",
+                f"{name}: relative weak error against the learning rate, with the SDE resolved (left) and at one "
+                "step of η (right). Bars: 99 % intervals; faint lines: single test functions; grey lines: slopes 1 "
+                "and 2.",
                 f"Log-log plot of the weak errors of {name}'s SDEs against the learning rate, with lines of slope 1 "
                 "and 2.",
             )
@@ -58,12 +59,13 @@ def run(plan: Plan) -> Outcome:
     settings = [
         "quadratic of curvature 1, 2, 5 from (2, 1, −1), Gaussian noise, σ = 1, θ = 0.1, ρ₁ = 5, ρ₂ = 2, V from E "
         f"g², up to t = {HORIZON}; η = {lrs}; {plan.size['paths']} coupled paths (SignSGD: transition kernels)",
-        "test functions: the loss, every coordinate, its square, and a bump; the mean square over them and four times",
+        "test functions: the loss, every coordinate, its square, and a bump; error: root mean square over them and "
+        "over four times",
     ]
     remarks = [
-        "The earlier SDEs leave (∇f)² out of V, and where the gradient is as large as the noise that is no small "
-        "thing at any learning rate. Limits include what the integration may have left, which more substeps, not "
-        "paths, make smaller."
+        "The earlier SDEs leave (∇f)² out of V, and where the gradient is as large as the noise, this term is not "
+        "small at any learning rate. The limits include the remaining error of the integrator, which more substeps "
+        "reduce, but more paths do not."
     ]
     return Outcome([*items, *earlier], settings, pictures, remarks=remarks)
 
@@ -72,9 +74,10 @@ STUDY = Study(
     name="weak-order",
     statement="The SDEs of SGD, SignSGD, RMSpropW and AdamW are weak approximations of order 1: their error falls in "
     "proportion to the learning rate. That of the earlier SDEs does not fall.",
-    source="arXiv 2411.15958, its theorems on weak approximation; docs/weak-order.md for how it is measured.",
-    criterion="Slope of log error against log η between the largest and the smallest η, the SDE resolved: between "
-    "0.75 and 1.25 (a finite η bends the line, by up to 0.1 as measured elsewhere); for the earlier SDEs at most 0.5.",
+    source="arXiv 2411.15958, its theorems on weak approximation; docs/weak-order.md describes the measurement.",
+    criterion="Slope of log error against log η between the largest and the smallest η, with the SDE resolved: "
+    "between 0.75 and 1.25 (a finite η changes the slope, by up to 0.1 in other measurements); for the earlier SDEs "
+    "at most 0.5.",
     items=6,
     sizes={
         "quick": {"lrs": [0.08, 0.04, 0.02], "paths": 12_000, "substeps": 8},

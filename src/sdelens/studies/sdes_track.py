@@ -58,9 +58,9 @@ def run(plan: Plan) -> Outcome:
                 earlier.append(plan.at_least(f"earlier SDE, {label}", number, TOLERANCE, EARLIER[label], percent=True))
     worst, where = max(spreads)
     remark = (
-        "The claim is about the mean loss. The spread of the loss over paths is another matter: the largest ratio of "
-        f"the SDE's standard deviation to the optimizer's is {worst:.2g} ({where}). These SDEs leave the noise of V "
-        "out, which damps the optimizer's spread where gradients dominate."
+        "The claim is about the mean loss, not about the spread of the loss over paths: the largest ratio of the "
+        f"SDE's standard deviation to the optimizer's is {worst:.2g} ({where}). These SDEs leave out the noise of V, "
+        "which damps the optimizer's spread where gradients dominate."
     )
     pictures = track_pictures(
         results,
@@ -82,9 +82,9 @@ STUDY = Study(
     "not.",
     source="arXiv 2411.15958, the SDEs of SignSGD, RMSpropW and AdamW; the earlier SDEs are those of arXiv "
     "2205.10287, with the same decoupled decay.",
-    criterion="Relative L2 error of the mean loss above its infimum, Monte-Carlo noise removed: of every SDE at most "
-    "1 % over the whole run and at most 5 % over its last third; of every earlier SDE at least 1 % over the whole "
-    "run.",
+    criterion="Relative L2 error of the mean loss above its infimum, with Monte-Carlo noise removed: for every SDE "
+    "at most 1 % over the whole run and at most 5 % over its last third; for every earlier SDE at least 1 % over "
+    "the whole run.",
     items=24,
     sizes={"quick": {"paths": 8192}, "full": {"paths": 100_000}, "paper": {"paths": 1_000_000}},
     run=run,

@@ -48,12 +48,12 @@ def run(plan: Plan) -> Outcome:
             result.plot,
             "Above: mean loss of AdamW and of its SDE by two integrators and two bias corrections; the band is the "
             "middle 90 % of AdamW's paths. Below: difference from AdamW's mean loss, with 99 % intervals.",
-            "Four curves, AdamW's and three of its SDE's, and below their differences from AdamW's.",
+            "Four curves, one of AdamW and three of its SDE, and below them their differences from AdamW.",
         ),
         Picture(
             "shifts",
             lambda: draw_items(items[1:3], "shift of the mean loss over the last third (%)"),
-            f"Shift of the late loss from AdamW's. {KEY}",
+            f"Difference of the late loss from AdamW's. {KEY}",
             ROWS,
         ),
     ]
@@ -62,9 +62,9 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="sequential-integrator",
-    statement="At steps of η AdamW's SDE has the right late loss if M is advanced first and X moves with the new M "
-    "(“sequential”), and a late loss more than a tenth too low by Euler-Maruyama; γ = 1 − βᵏ⁺¹ errs less than the "
-    "paper's 1 − e^(−ρt).",
+    statement="With steps of size η, AdamW's SDE has the correct late loss if M is advanced first and X moves with "
+    "the new M (“sequential”), and Euler-Maruyama makes the late loss more than a tenth too low. The bias "
+    "correction γ = 1 − βᵏ⁺¹ has a smaller error than the paper's 1 − e^(−ρt).",
     source="This library (docs/method.md), against the scheme of arXiv 2411.15958.",
     criterion="Sequential: error of the whole mean-loss curve at most 0.2 %, late loss within 3 %; Euler-Maruyama: "
     "late loss at least 10 % too low; the paper's bias correction: error of the whole curve at least 0.4 %.",

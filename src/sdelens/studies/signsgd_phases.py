@@ -99,7 +99,7 @@ def run(plan: Plan) -> Outcome:
                 items.append(plan.within(label, number, limits[name], expected))
             else:
                 relative = number.times(1 / expected)
-                ends.append(plan.within(f"{label}, over predicted", relative, (0.98, 1.02)))
+                ends.append(plan.within(f"{label}, ratio to predicted", relative, (0.98, 1.02)))
     settings = [
         f"quadratic of curvature 1, 2, 4, Gaussian noise, σ = 1, from |Y| = {START:g} in every coordinate, η = {LR}, "
         f"{steps} steps, {plan.size['paths']} paths"
@@ -108,13 +108,13 @@ def run(plan: Plan) -> Outcome:
         Picture(
             "signal",
             lambda: _picture(time, x),
-            "Signal-to-noise ratio at the mean position: straight down while the noise is not seen (thin lines: sign "
-            "descent without noise), exponential at the end.",
+            "Signal-to-noise ratio at the mean position: a straight line while the noise is negligible (thin lines: "
+            "sign descent without noise), and exponential decay at the end.",
             "A curve of the signal-to-noise ratio over time for each of three coordinates, on a logarithmic axis.",
         ),
         Picture(
             "ends",
-            lambda: draw_items(ends, "time over predicted time"),
+            lambda: draw_items(ends, "measured time / predicted time"),
             f"When phases end, relative to the prediction of the Gaussian closure. {KEY}",
             ROWS,
         ),
@@ -124,13 +124,13 @@ def run(plan: Plan) -> Outcome:
 
 STUDY = Study(
     name="signsgd-phases",
-    statement="SignSGD goes through three phases: above a signal-to-noise ratio |Y| of 3/2 as sign descent without "
-    "noise, then through a short transition, and below 1 with an exponential decay at a rate of 0.6 to 0.8 λ/σ; they "
-    "end when theory says.",
+    statement="SignSGD goes through three phases: above a signal-to-noise ratio |Y| of 3/2 it moves like sign "
+    "descent without noise, then follows a short transition, and below 1 an exponential decay at a rate of 0.6 to "
+    "0.8 λ/σ. The phases end when theory predicts.",
     source="arXiv 2411.15958, the phases of SignSGD; the times come from this library's Gaussian closure.",
-    criterion="Of E x, for every coordinate: speed between erf(3/2) and 1 in phase 1, between erf(1) and erf(3/2) in "
-    "phase 2; decay rate over λ/σ between erf(1)/√2 and √(2/π) in phase 3 (each ± 0.005 for the spread of x); the "
-    "ends of phases 1 and 2 within 2 % of those predicted.",
+    criterion="For E x, in every coordinate: speed between erf(3/2) and 1 in phase 1 and between erf(1) and "
+    "erf(3/2) in phase 2; decay rate over λ/σ between erf(1)/√2 and √(2/π) in phase 3 (each ± 0.005 for the spread "
+    "of x); the ends of phases 1 and 2 within 2 % of the predicted times.",
     items=15,
     sizes={"quick": {"paths": 4096}, "full": {"paths": 65_536}, "paper": {"paths": 1_000_000}},
     run=run,

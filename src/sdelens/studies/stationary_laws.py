@@ -96,34 +96,36 @@ def run(plan: Plan) -> Outcome:
         Picture(
             "clouds",
             draw,
-            "Paths at the end (dots, 1500 of them) and the ellipse that holds 90 % of the predicted normal law: of "
-            "the algorithm itself (solid) and the paper's (dashed).",
+            "Paths at the end (dots, 1500 of them) and the ellipses that contain 90 % of the predicted normal law, "
+            "of the algorithm itself (solid) and of the paper (dashed).",
             "Four clouds of points, one per optimizer, each with two ellipses: predicted for the algorithm, and by "
             "the paper.",
         ),
         Picture(
             "variances",
-            lambda: draw_items([*ours, *papers], "variance over predicted variance"),
-            f"Variance along the axes of the predicted ellipse, over that predicted. {KEY}",
+            lambda: draw_items([*ours, *papers], "measured variance / predicted variance"),
+            f"Ratio of the measured to the predicted variance along the axes of the predicted ellipse. {KEY}",
             ROWS,
         ),
     ]
     animation = Animation(
         "signsgd",
         film,
-        "SignSGD: 300 paths from one point to rest on the loss (contours); the ellipse holds 90 % of the predicted "
-        "law at rest.",
-        "A cloud of points slides down a valley and fills an ellipse.",
+        "SignSGD: 300 paths from one point to the stationary distribution, with contours of the loss; the ellipse "
+        "contains 90 % of the predicted stationary distribution.",
+        "A cloud of points moves down a valley and fills an ellipse.",
     )
     return Outcome([*ours, *papers], settings, pictures, [animation])
 
 
 STUDY = Study(
     name="stationary-laws",
-    statement="At rest on a quadratic, SGD, SignSGD, RMSpropW and AdamW have the covariances that theory predicts.",
-    source="arXiv 2411.15958, its stationary distributions (paper); docs/theory.md (ours, of the algorithm itself).",
-    criterion="Variance along either axis of the predicted ellipse over that predicted: within 5 % of 1 in the "
-    "algorithm's form, within 10 % in the paper's, which is linearised and without the steps' finite size.",
+    statement="On a quadratic, the stationary distributions of SGD, SignSGD, RMSpropW and AdamW have the covariances "
+    "that theory predicts.",
+    source="arXiv 2411.15958, its stationary distributions (paper); docs/theory.md (ours, for the algorithm itself).",
+    criterion="Ratio of the measured to the predicted variance along either axis of the predicted ellipse: within 5 "
+    "% of 1 for the algorithm's form, within 10 % for the paper's form, which is linearised and neglects the finite "
+    "step size.",
     items=16,
     sizes={"quick": {"paths": 16_384}, "full": {"paths": 65_536}, "paper": {"paths": 200_000}},
     run=run,

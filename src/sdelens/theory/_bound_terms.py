@@ -12,12 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdelens.cases.case import Case
-from sdelens.noise import AbstractNoise
-from sdelens.noise.gaussian import Correlated
-from sdelens.noise.symmetric import ScaledNoise
+from sdelens.noise import NoiseLaw
 from sdelens.problems import AbstractProblem
 from sdelens.theory._closure import fluctuation
-from sdelens.theory._moments import excess_kurtosis
 from sdelens.theory._phases import BOUNDARIES, boundary_slope, signal
 from sdelens.theory._stationary import pair_at_rest
 from sdelens.theory.constants import Constants
@@ -77,8 +74,8 @@ def _assume_plain(draft: Draft, case: Case) -> None:
     draft.assume("no weight decay", theta == 0, f"theta = {theta:g}")
 
 
-def _assume_constant(draft: Draft, noise: AbstractNoise) -> bool:
-    constant = noise.independent or isinstance(noise, Correlated)
+def _assume_constant(draft: Draft, noise: NoiseLaw) -> bool:
+    constant = noise.constant
     draft.assume("noise of one law everywhere", constant, "it does not depend on x" if constant else "it depends on x")
     return constant
 
@@ -185,7 +182,7 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
     draft.assume("finite variance", finite, f"largest {variance.max():.4g}")
     if not finite or known.convexity <= 0:
         return
-    equal = bool(np.ptp(variance) <= 1e-6 * variance.max()) and not isinstance(case.noise, Correlated)
+    equal = bool(np.ptp(variance) <= 1e-6 * variance.max()) and not case.noise.has_covariance
     if form == "paper":
         draft.assume("Sigma = sigma^2 I", equal, f"variances from {variance.min():.4g} to {variance.max():.4g}")
     scale = math.sqrt(float(variance.max()))
@@ -196,7 +193,7 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
     mu, smooth = known.convexity, known.smoothness
     rate = 2 * mu / scale + theta * (1 + mu / smooth)
     draft.rate, draft.drive = rate, known.trace
-    if not known.separable and isinstance(case.noise, Correlated):
+    if not known.separable and case.noise.has_covariance:
         draft.drive = known.box
     if form == "algorithm":
         excess = _step_excess(optimizer, mu, smooth, scale)
@@ -223,7 +220,7 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
     optimizer: Any = case.optimizer
     b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
     start = case.problem.start
-    kurtosis = np.broadcast_to(np.asarray(excess_kurtosis(case.noise, start), np.float64), start.shape)
+    kurtosis = np.broadcast_to(np.asarray(case.noise.excess_kurtosis(start), np.float64), start.shape)
     known = bool(np.isfinite(kurtosis).all())
     gentle = known and 1 - b2 <= _GENTLE
     draft.assume(
@@ -253,20 +250,14 @@ def _start_signal(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scales(case: Case) -> np.ndarray:
-    """The scale σ of every coordinate's noise; for a sum, the σ of the normal law with the same density at 0."""
-    noise, start = case.noise, case.problem.start
-    if noise.normal:
-        scale: Any = jnp.sqrt(noise.variance(start))
-    elif isinstance(noise, ScaledNoise):
-        scale = noise.scale
-    else:
-        scale = 1 / (math.sqrt(2 * math.pi) * noise.density(jnp.zeros_like(start), start))
-    return np.broadcast_to(np.asarray(scale, np.float64), start.shape)
+    """The scale σ of every coordinate's noise."""
+    start = case.problem.start
+    return np.broadcast_to(np.asarray(case.noise.scales(start), np.float64), start.shape)
 
 
 def _largest_variance(case: Case) -> float:
-    if isinstance(case.noise, Correlated):
-        return float(np.linalg.eigvalsh(np.asarray(case.noise.matrix, np.float64))[-1])
+    if case.noise.has_covariance:
+        return float(np.linalg.eigvalsh(np.asarray(case.noise.covariance(case.problem.start), np.float64))[-1])
     return float(np.max(np.asarray(case.noise.variance(case.problem.start), np.float64)))
 
 

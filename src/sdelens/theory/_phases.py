@@ -13,7 +13,7 @@ from scipy.special import erfinv
 from sdelens.core import check
 from sdelens.core.files import text_table
 from sdelens.core.tree import Layout, flatten_parameters
-from sdelens.noise import AbstractNoise
+from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 
@@ -128,7 +128,7 @@ def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any =
     return Phases(value, phase, within.mean(axis=-2), weighted, time)
 
 
-def signal(noise: AbstractNoise, gradient: Any, x: Any) -> np.ndarray:
+def signal(noise: NoiseLaw, gradient: Any, x: Any) -> np.ndarray:
     """Y for noise bound to a problem, at gradients and positions of shape (d,) or (d, T)."""
     dtype = jnp.result_type(float)
     gradient, x = jnp.asarray(gradient, dtype), jnp.asarray(x, dtype)

@@ -15,12 +15,13 @@ from sdelens.cases.case import Case, Estimate
 from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.noise import AbstractNoise
-from sdelens.noise.distributed import RandomKNoise, WorkersNoise
+from sdelens.noise.distributed import RandomKLaw, WorkersLaw
 from sdelens.optimizers import SGD, Optimizer, SignSGD, State
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 from sdelens.theory._closure import Record, propagate, start_moments
-from sdelens.theory._moments import LinearGradient, linear_gradient
+from sdelens.theory._linear import linear_gradient
+from sdelens.theory._moments import LinearGradient
 from sdelens.theory._supported import check_known
 
 __all__ = ["estimate", "predict", "require_variance"]
@@ -156,8 +157,8 @@ def require_variance(case: Case, what: str) -> None:
     Raises:
         ValueError: naming the law.
     """
-    compressed = isinstance(case.noise, WorkersNoise) and case.noise.compression is not None
-    if compressed and not (isinstance(case.noise, RandomKNoise) and isinstance(case.optimizer, SGD)):
+    compressed = isinstance(case.noise, WorkersLaw) and case.noise.compression is not None
+    if compressed and not (isinstance(case.noise, RandomKLaw) and isinstance(case.optimizer, SGD)):
         raise ValueError(
             "noise: of compressed gradients the theory knows sl.RandomK under sl.SGD; simulate others with sl.compare."
         )

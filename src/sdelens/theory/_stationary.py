@@ -20,15 +20,8 @@ from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Optimizer, RMSpropW, SignSGD
 from sdelens.problems import AbstractProblem
 from sdelens.theory._closure import Moments, advance, fluctuation, share_of_root
-from sdelens.theory._moments import (
-    MAX_DENSE,
-    LinearGradient,
-    SignMoments,
-    congruent,
-    diagonal,
-    linear_gradient,
-    rows,
-)
+from sdelens.theory._linear import MAX_DENSE, linear_gradient
+from sdelens.theory._moments import LinearGradient, SignMoments, congruent, diagonal, rows
 from sdelens.theory._predict import require_variance
 from sdelens.theory._supported import check_known
 

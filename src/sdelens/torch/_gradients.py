@@ -92,7 +92,9 @@ class GradientWatch:
             name: p for name, p in model.named_parameters() if p.requires_grad
         }  # shared parameters once
         if not self._parameters:
-            raise ValueError("model: has no parameter that requires a gradient.")
+            raise ValueError(
+                "model: has no parameter that requires a gradient; call requires_grad_() on the parameters to watch."
+            )
         names = tuple(self._parameters)
         shapes = tuple(tuple(p.shape) for p in self._parameters.values())
         self._layout = as_groups(names, shapes, functools.partial(_named, names), groups)
@@ -116,7 +118,7 @@ class GradientWatch:
     def _hook(self, name: str, gradient: Tensor) -> None:
         if gradient.layout is not torch.strided:
             raise TypeError(
-                f"{name}: its gradient is sparse; use sparse=False, or requires_grad_(False) while watching."
+                f"{name}: got a sparse gradient; use sparse=False, or requires_grad_(False) while watching."
             )
         task = _backward_pass()
         if name in self._seen or task != self._task:
@@ -188,8 +190,8 @@ class GradientWatch:
             moments.square[i] = own.square.double().cpu().numpy()
             if not np.isfinite(moments.square[i]).all():
                 raise ValueError(
-                    f"{name}: a gradient was not finite, as where a loss scale is too large; watch after the scale has "
-                    "settled."
+                    f"{name}: got a gradient that is not finite, for example because the loss scale is too large; "
+                    "start watching after the loss scale has stabilised."
                 )
             if own.spread[1:]:
                 spread[self._layout.group[i]] += torch.stack(own.spread[1:]).double().cpu().numpy()

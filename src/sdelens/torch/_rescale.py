@@ -72,8 +72,8 @@ def rescale(
     kind = next((k for k in _KINDS if isinstance(optimizer, getattr(torch.optim, k))), None)
     if kind is None:
         raise TypeError(
-            f"optimizer: got {type(optimizer).__name__}; the rules are known for torch.optim's "
-            f"{', '.join(_KINDS)} and their subclasses. sdelens.scaling.rescale takes a dict of numbers."
+            f"optimizer: got {type(optimizer).__name__}; give torch.optim's {', '.join(_KINDS)} or a subclass of one "
+            "of them, or give a dict of hyperparameters to sdelens.scaling.rescale."
         )
     check.choice("accumulators", accumulators, ACCUMULATORS)
     ratio = ratio_of(batch_ratio)
@@ -87,8 +87,9 @@ def rescale(
             _set(group, reading.write(new))
     if any("initial_lr" in group for group in optimizer.param_groups):
         warnings.warn(
-            "a learning-rate scheduler holds base_lrs and step numbers of its own: multiply scheduler.base_lrs by the "
-            f"factors of lr in the account, and divide its steps by {float(ratio):g}; or make a new one.",
+            "optimizer: its learning-rate scheduler stores base_lrs and numbers of steps, which are not rescaled. "
+            "Multiply scheduler.base_lrs by the factors of lr in the account, and divide its numbers of steps by "
+            f"{float(ratio):g}, or create a new scheduler.",
             stacklevel=2,
         )
     return rescaled

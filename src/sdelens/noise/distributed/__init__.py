@@ -2,9 +2,9 @@
 
 from sdelens.noise.distributed._distributed import DistributedNoise
 from sdelens.noise.distributed._quantisation import Quantisation
-from sdelens.noise.distributed._random_k import RandomK, RandomKNoise
+from sdelens.noise.distributed._random_k import RandomK, RandomKLaw
 from sdelens.noise.distributed._vote import MajorityVote
-from sdelens.noise.distributed._workers import Compression, WorkersNoise
+from sdelens.noise.distributed._workers import Compression, WorkersLaw
 
 __all__ = [
     "Compression",
@@ -12,6 +12,6 @@ __all__ = [
     "MajorityVote",
     "Quantisation",
     "RandomK",
-    "RandomKNoise",
-    "WorkersNoise",
+    "RandomKLaw",
+    "WorkersLaw",
 ]

@@ -8,15 +8,15 @@ from jax import Array
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.noise._base import AbstractNoise, UnboundNoise
+from sdelens.noise._base import AbstractNoise, NoiseLaw
 from sdelens.noise._minibatch import MinibatchNoise
-from sdelens.noise.distributed._workers import Compression, WorkersNoise
+from sdelens.noise.distributed._workers import Compression, WorkersLaw
 from sdelens.problems import AbstractProblem
 
 __all__ = ["DistributedNoise"]
 
 
-class DistributedNoise(UnboundNoise):
+class DistributedNoise(AbstractNoise):
     r"""The noise of N workers that each draw a stochastic gradient and send it, compressed or not.
 
     g = (1/N) Σᵢ C(∇f + Zᵢ) with Z₁, …, Z_N independent draws of `noise`: the stochastic gradient that the optimizer
@@ -49,7 +49,7 @@ class DistributedNoise(UnboundNoise):
         if not isinstance(noise, AbstractNoise):
             kind = noise.__name__ if isinstance(noise, type) else type(noise).__name__
             raise TypeError(f"noise: got {kind}; give one worker's noise, for example sl.GaussianNoise(1.0).")
-        if isinstance(noise, DistributedNoise | WorkersNoise):
+        if isinstance(noise, DistributedNoise):
             raise TypeError("noise: is that of several workers already; multiply their numbers instead.")
         if compression is not None and not isinstance(compression, Compression):
             kind = f"the class {compression.__name__}" if isinstance(compression, type) else repr(compression)
@@ -60,23 +60,17 @@ class DistributedNoise(UnboundNoise):
         self.workers = check.at_least("workers", workers, 1)
         self.compression = compression
 
-    def bind(self, problem: AbstractProblem) -> AbstractNoise:
+    def bind(self, problem: AbstractProblem) -> NoiseLaw:
         own = self.noise.bind(problem)
         if self.compression is not None:
             return self.compression.bind(problem, own, self.workers)
         if self.workers == 1:
             return own
-        return MeanNoise(problem, own, self.workers, None, _averaged(self.noise, own, self.workers, problem))
+        return MeanLaw(problem, own, self.workers, None, _averaged(self.noise, own, self.workers, problem))
 
     def at_batch_ratio(self, ratio: float) -> "DistributedNoise":
         """The noise with every worker's batch `ratio` times as large; an error where the worker's law raises one."""
         return DistributedNoise(self.noise.at_batch_ratio(ratio), self.workers, self.compression)
-
-    def density(self, z: Array, x: Array) -> Array:
-        raise TypeError("noise: is not bound to a problem.")
-
-    def quadrature(self, x: Array) -> tuple[Array, Array]:
-        raise TypeError("noise: is not bound to a problem.")
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"name": "distributed", "workers": self.workers, "noise": self.noise.describe()}
@@ -87,10 +81,10 @@ class DistributedNoise(UnboundNoise):
         raise TypeError("noise: sum the noises of one worker, then distribute: DistributedNoise(a + b, workers).")
 
 
-class MeanNoise(WorkersNoise):
+class MeanLaw(WorkersLaw):
     """The mean of N draws: it is sampled as that mean, and everything else uses the law of the mean."""
 
-    law: AbstractNoise
+    law: NoiseLaw
 
     @property
     def normal(self) -> bool:  # type: ignore[override]
@@ -101,9 +95,22 @@ class MeanNoise(WorkersNoise):
         return self.law.independent
 
     @property
-    def matrix(self) -> Array | None:
-        """Σ of correlated normal noise."""
-        return getattr(self.law, "matrix", None)
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.law.constant
+
+    @property
+    def has_quadrature(self) -> bool:  # type: ignore[override]
+        return self.law.has_quadrature
+
+    @property
+    def has_covariance(self) -> bool:  # type: ignore[override]
+        return self.law.has_covariance
+
+    def covariance(self, x: Array) -> Array:
+        return self.law.covariance(x)
+
+    def scales(self, x: Array) -> Array:
+        return self.law.scales(x)
 
     def variance(self, x: Array) -> Array:
         return self.law.variance(x)
@@ -144,6 +151,9 @@ class MeanNoise(WorkersNoise):
     def fourth_cumulant(self, x: Array) -> Array:
         return self.law.fourth_cumulant(x)
 
+    def excess_kurtosis(self, x: Array) -> Array:
+        return self.law.excess_kurtosis(x)
+
     def apply_square_root(self, x: Array, dW: Array) -> Array:
         return self.law.apply_square_root(x, dW)
 
@@ -154,16 +164,20 @@ class MeanNoise(WorkersNoise):
     def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
         return self.law.compute_cache(use, x, grad, stream)
 
-    def with_cache(self, found: Any) -> "MeanNoise":
+    def with_cache(self, found: Any) -> "MeanLaw":
         return eqx.tree_at(lambda noise: noise.law, self, self.law.with_cache(found))
 
 
-class _Reduced(WorkersNoise):
+class _Reduced(WorkersLaw):
     """The mean of N draws of a law whose averages follow another law, of which only the covariance is known."""
 
     @property
     def independent(self) -> bool:  # type: ignore[override]
         return self.noise.independent
+
+    @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return self.noise.constant
 
     def variance(self, x: Array) -> Array:
         return self.noise.variance(x) / self.workers
@@ -195,7 +209,7 @@ class _Reduced(WorkersNoise):
         return self.noise.compute_cache(use, x, grad, stream)
 
 
-def _averaged(noise: AbstractNoise, own: AbstractNoise, workers: int, problem: AbstractProblem) -> AbstractNoise:
+def _averaged(noise: AbstractNoise, own: NoiseLaw, workers: int, problem: AbstractProblem) -> NoiseLaw:
     """The law of the mean of `workers` draws, bound; `own` is that of one."""
     # Epochs of N workers differ from those of one worker with batches N times as large.
     epochs = isinstance(noise, MinibatchNoise) and not noise.options.replacement

@@ -18,9 +18,8 @@ from jax.scipy.special import ndtr
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.noise._base import AbstractNoise
-from sdelens.noise.distributed._workers import Compression, WorkersNoise, sign_gain_unknown
-from sdelens.noise.symmetric import ScaledNoise
+from sdelens.noise._base import NoiseLaw
+from sdelens.noise.distributed._workers import Compression, WorkersLaw, sign_gain_unknown
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Quantisation", "normal_rounding"]
@@ -55,14 +54,14 @@ class Quantisation(Compression):
     def message(self, gradient: Array, stream: Stream) -> Array:
         return self.step * jnp.floor(gradient / self.step + stream.uniform(gradient.shape[0], gradient.dtype))
 
-    def bind(self, problem: AbstractProblem, noise: AbstractNoise, workers: int) -> "QuantisedNoise":
-        return QuantisedNoise(problem, noise, workers, self)
+    def bind(self, problem: AbstractProblem, noise: NoiseLaw, workers: int) -> "QuantisedLaw":
+        return QuantisedLaw(problem, noise, workers, self)
 
     def describe(self) -> dict[str, Any]:
         return {"name": "quantisation", "step": float(self.step)}
 
 
-class QuantisedNoise(WorkersNoise):
+class QuantisedLaw(WorkersLaw):
     """The mean of N workers' rounded gradients, bound."""
 
     compression: Quantisation
@@ -73,7 +72,7 @@ class QuantisedNoise(WorkersNoise):
         if self.noise.normal:
             sd = jnp.broadcast_to(jnp.sqrt(self.noise.variance(x)), grad.shape)
             return step**2 * normal_rounding(grad / step, sd / step)
-        if not isinstance(self.noise, ScaledNoise):
+        if not self.noise.has_quadrature:
             raise ValueError(
                 f"compression: the variance that rounding adds is not known for {self.noise.describe()['name']} noise. "
                 "Use normal noise or another single law, sl.RandomK(keep), or the models 'optimizer' and 'empirical'."

@@ -23,12 +23,12 @@ from jax import Array, lax
 from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.core.tree import sum_coordinates
-from sdelens.noise._base import AbstractNoise
-from sdelens.noise.distributed._workers import Compression, WorkersNoise, is_uncorrelated
+from sdelens.noise._base import NoiseLaw
+from sdelens.noise.distributed._workers import Compression, WorkersLaw
 from sdelens.noise.symmetric import StudentTNoise
 from sdelens.problems import AbstractProblem
 
-__all__ = ["RandomK", "RandomKNoise"]
+__all__ = ["RandomK", "RandomKLaw"]
 
 _LEAST = 1e-10
 """Probability below which a number of senders is ignored."""
@@ -86,15 +86,15 @@ class RandomK(Compression):
         chosen = stream.permutation(jnp.arange(dim), dim) < k
         return jnp.where(chosen, gradient * (dim / k), 0)
 
-    def bind(self, problem: AbstractProblem, noise: AbstractNoise, workers: int) -> "RandomKNoise":
+    def bind(self, problem: AbstractProblem, noise: NoiseLaw, workers: int) -> "RandomKLaw":
         self.kept(problem.dim)
-        return RandomKNoise(problem, noise, workers, self)
+        return RandomKLaw(problem, noise, workers, self)
 
     def describe(self) -> dict[str, Any]:
         return {"name": "random-k", "keep": self.keep}
 
 
-class RandomKNoise(WorkersNoise):
+class RandomKLaw(WorkersLaw):
     """The mean of the parts of their gradients that N workers keep, bound to a problem."""
 
     compression: RandomK
@@ -161,8 +161,8 @@ class RandomKNoise(WorkersNoise):
         return (1 - self._share) ** self.workers
 
     def _require_signs(self) -> None:
-        if not is_uncorrelated(self.noise) or not (self.workers == 1 or self.noise.normal or _is_cauchy(self.noise)):
-            what = "correlated" if not is_uncorrelated(self.noise) else self.noise.describe()["name"]
+        if not self.noise.independent or not (self.workers == 1 or self.noise.normal or _is_cauchy(self.noise)):
+            what = "correlated" if not self.noise.independent else self.noise.describe()["name"]
             raise ValueError(
                 f"compression: the law of the sign of the mean of what {self.workers} workers keep is not known for "
                 f"{what} noise, and SignSGD's SDE needs it; it is for sl.GaussianNoise(scale) and for Cauchy "
@@ -193,7 +193,7 @@ class RandomKNoise(WorkersNoise):
         return lax.scan(add, (zero, zero), jnp.asarray(columns, grad.dtype))[0]
 
 
-def _is_cauchy(noise: AbstractNoise) -> bool:
+def _is_cauchy(noise: NoiseLaw) -> bool:
     return isinstance(noise, StudentTNoise) and noise.is_cauchy
 
 

@@ -18,8 +18,8 @@ from jax import Array
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.noise._base import AbstractNoise
-from sdelens.noise.distributed._workers import Compression, WorkersNoise, is_uncorrelated
+from sdelens.noise._base import NoiseLaw
+from sdelens.noise.distributed._workers import Compression, WorkersLaw
 from sdelens.noise.symmetric import StudentTNoise
 from sdelens.problems import AbstractProblem
 
@@ -53,14 +53,14 @@ class MajorityVote(Compression):
     def message(self, gradient: Array, stream: Stream) -> Array:
         return jnp.sign(gradient)
 
-    def bind(self, problem: AbstractProblem, noise: AbstractNoise, workers: int) -> "VoteNoise":
-        return VoteNoise(problem, noise, workers, self)
+    def bind(self, problem: AbstractProblem, noise: NoiseLaw, workers: int) -> "VoteLaw":
+        return VoteLaw(problem, noise, workers, self)
 
     def describe(self) -> dict[str, Any]:
         return {"name": "majority-vote"}
 
 
-class VoteNoise(WorkersNoise):
+class VoteLaw(WorkersLaw):
     """The mean of N workers' signs, bound to a problem."""
 
     compression: MajorityVote
@@ -88,7 +88,7 @@ class VoteNoise(WorkersNoise):
         return jnp.sqrt(jnp.maximum(spread, jnp.finfo(mean.dtype).tiny)) * dW
 
     def _require_signs(self) -> None:
-        if not is_uncorrelated(self.noise):
+        if not self.noise.independent:
             raise ValueError(
                 f"compression: the covariance of votes is known for noise with independent coordinates; got "
                 f"{self.noise.describe()['name']} noise without. Use for example sl.GaussianNoise(scale), or "

@@ -9,11 +9,10 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import AbstractNoise
-from sdelens.noise.gaussian import VaryingDiagonal
+from sdelens.noise._base import NoiseLaw
 from sdelens.problems import AbstractProblem
 
-__all__ = ["Compression", "WorkersNoise", "is_uncorrelated", "sign_gain_unknown"]
+__all__ = ["Compression", "WorkersLaw", "sign_gain_unknown"]
 
 _WORKER, _MESSAGE = np.uint32(2**31 + 2), np.uint32(2**31 + 3)
 """Substeps that number the random streams of a worker and of its compression."""
@@ -27,7 +26,7 @@ class Compression(eqx.Module):
         """The message of one worker for gradients of shape (d, P)."""
 
     @abc.abstractmethod
-    def bind(self, problem: AbstractProblem, noise: AbstractNoise, workers: int) -> "WorkersNoise":
+    def bind(self, problem: AbstractProblem, noise: NoiseLaw, workers: int) -> "WorkersLaw":
         """The law of the mean of the messages; `noise` is one worker's, bound to the problem."""
 
     @abc.abstractmethod
@@ -35,14 +34,14 @@ class Compression(eqx.Module):
         """Name and numbers, JSON types only."""
 
 
-class WorkersNoise(AbstractNoise):
+class WorkersLaw(NoiseLaw):
     """The noise Z of g = ∇f + Z, the mean of what N workers send, bound to a problem.
 
     Every worker draws from a separate stream. A loop runs over the workers, so that memory is that of one worker.
     """
 
     problem: AbstractProblem
-    noise: AbstractNoise
+    noise: NoiseLaw
     workers: int = eqx.field(static=True)
     compression: Any
 
@@ -55,11 +54,16 @@ class WorkersNoise(AbstractNoise):
         return False
 
     @property
+    def constant(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def has_quadrature(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
     def needs_gradient(self) -> bool:  # type: ignore[override]
         return self.noise.needs_gradient
-
-    def bind(self, problem: AbstractProblem) -> AbstractNoise:
-        return self
 
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The mean of the workers' messages at step k."""
@@ -96,8 +100,9 @@ class WorkersNoise(AbstractNoise):
             "'empirical'."
         )
 
-    def at_batch_ratio(self, ratio: float) -> AbstractNoise:
-        raise TypeError("ratio: take it of the noise before it is bound to a problem.")
+    def excess_kurtosis(self, x: Array) -> Array:
+        """Infinite: not known."""
+        return jnp.full_like(x, jnp.inf)
 
     def describe(self) -> dict[str, Any]:
         own = self.noise.describe()
@@ -114,13 +119,8 @@ class WorkersNoise(AbstractNoise):
         """The cache of one worker's noise; a root also needs its variance here."""
         return self.noise.compute_cache("variance" if use == "root" else use, x, grad, stream)
 
-    def with_cache(self, found: Any) -> "WorkersNoise":
+    def with_cache(self, found: Any) -> "WorkersLaw":
         return eqx.tree_at(lambda noise: noise.noise, self, self.noise.with_cache(found))
-
-
-def is_uncorrelated(noise: AbstractNoise) -> bool:
-    """Whether the coordinates of a worker's bound noise are independent, at a given x, and its law continuous."""
-    return noise.independent or type(noise) is VaryingDiagonal
 
 
 def sign_gain_unknown(compression: str) -> ValueError:

@@ -65,5 +65,5 @@ def blocks(rng: np.random.Generator, depth: int, width: int, heads: int, mlp: in
         ValueError: if `heads` does not divide `width`.
     """
     if width % heads:
-        raise ValueError(f"heads: got {heads}, which does not divide the width {width}; give a divisor.")
+        raise ValueError(f"heads: got {heads}, which does not divide the width {width}; give a divisor of the width.")
     return tuple(Block.initialise(rng, width, heads, mlp, 2 * depth, causal) for _ in range(depth))

@@ -147,7 +147,7 @@ def _check_kind(name: str, dataset: str) -> None:
     if kind not in takes:
         known = {"images": "digits", "a text": "python-docs or the path of a text file"}
         raise ValueError(
-            f"dataset: {name} takes {' or '.join(takes)}, not {kind} such as {dataset}; try {known[takes[-1]]}."
+            f"dataset: got {dataset!r} ({kind}), but {name} takes {' or '.join(takes)}; give {known[takes[-1]]}."
         )
 
 

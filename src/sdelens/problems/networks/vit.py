@@ -53,7 +53,10 @@ class ViT(eqx.Module):
             ValueError: if `patch` does not divide the image's sides, or `heads` does not divide the width.
         """
         if shape[0] % patch or shape[1] % patch:
-            raise ValueError(f"patch: got {patch}, which does not divide images of {shape[0]} × {shape[1]} pixels.")
+            raise ValueError(
+                f"patch: got {patch}, which does not divide the sides of images of {shape[0]} × {shape[1]} pixels; "
+                "give a common divisor."
+            )
         rng = np.random.default_rng(seed)
         tokens = (shape[0] // patch) * (shape[1] // patch)
         return cls(

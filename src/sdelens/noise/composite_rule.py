@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens.noise._base import AbstractNoise
-from sdelens.noise._sum import SumNoise
-from sdelens.noise.gaussian import GaussianNoise
+from sdelens.noise._base import NoiseLaw
+from sdelens.noise._sum import SumLaw
+from sdelens.noise.gaussian import IndependentNormal
 from sdelens.noise.symmetric import ScaledNoise
-from sdelens.problems import Quadratic
 
-__all__ = ["Law", "Rule", "rule_of"]
+__all__ = ["CoordinateLaw", "Rule", "rule_of"]
 
 _FARTHEST = 150.0
 """Largest t, at which z⁴ is still within the range of float64."""
@@ -23,43 +22,43 @@ _BLOCK, _LEVELS, _NEGLIGIBLE, _MOST_KINKS = 512, 6, 1e-7, 4
 _FIRST = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0)
 
 
-class Law(eqx.Module):
+class CoordinateLaw(eqx.Module):
     """Densities of the coordinates of a noise, each symmetric, in the variable t with z = s sinh t.
 
     It is created and used where float64 is enabled. Power-law tails in z decay exponentially in t.
 
     Attributes:
-        terms: the noise, or the two noises of which it is the sum, bound to d coordinates.
+        terms: the law of the noise, or the two laws of which it is the sum.
         scale: s = 1/(2p(0)), shape (d, 1).
         reach: for each term the t beyond which P(|Z| > z) is below rounding, or 0, shape (d, 1).
     """
 
-    terms: tuple[AbstractNoise, ...]
+    terms: tuple[NoiseLaw, ...]
     scale: Array
     reach: tuple[Array, ...]
 
-    def __init__(self, noise: AbstractNoise, dim: int) -> None:
-        bound = noise.bind(Quadratic(np.ones(dim), np.zeros(dim)))
-        if not bound.independent:
+    def __init__(self, law: NoiseLaw, dim: int) -> None:
+        bound = jax.tree.map(lambda a: jnp.asarray(a, float) if eqx.is_inexact_array(a) else a, law)
+        if not (bound.independent and bound.constant):
             raise ValueError(
                 f"noise: {bound.describe()['name']} noise has coordinates that depend on each other or on the "
                 "parameters; quadrature takes one coordinate at a time."
             )
-        self.terms = bound.terms if isinstance(bound, SumNoise) else (bound,)
+        self.terms = bound.terms if isinstance(bound, SumLaw) else (bound,)
         if len(self.terms) > 2:
             raise ValueError(
                 f"noise: is a sum of {len(self.terms)} laws; quadrature takes sums of up to two (normal ones are "
                 "joined, and count once)."
             )
-        alike = len(self.terms) == 1 and isinstance(self.terms[0], GaussianNoise | ScaledNoise)
+        alike = len(self.terms) == 1 and isinstance(self.terms[0], IndependentNormal | ScaledNoise)
         self.reach = (_reach(_standard(self.terms[0]), 1),) if alike else tuple(_reach(t, dim) for t in self.terms)
         self.scale = 0.5 / _density(self.terms, self.reach, jnp.zeros((dim, 1)))
         if not bool(jnp.isfinite(self.scale).all()):
             raise ValueError(f"noise: {bound.describe()['name']} noise has no density at 0 that quadrature could use.")
 
-    def first(self) -> "Law":
+    def first(self) -> "CoordinateLaw":
         """The law of t of the first coordinate alone if all coordinates have the same law, else this law."""
-        if len(self.terms) > 1 or not isinstance(self.terms[0], GaussianNoise | ScaledNoise):
+        if len(self.terms) > 1 or not isinstance(self.terms[0], IndependentNormal | ScaledNoise):
             return self
         standard = _standard(self.terms[0])
         return eqx.tree_at(lambda law: (law.terms, law.scale), self, ((standard,), _scale(standard, 1)))
@@ -76,21 +75,21 @@ class Law(eqx.Module):
         return np.asarray(jnp.arcsinh(jnp.concatenate(ends, axis=1)))
 
 
-def _standard(noise: AbstractNoise) -> AbstractNoise:
+def _standard(noise: NoiseLaw) -> NoiseLaw:
     return eqx.tree_at(lambda n: n.scale, noise, jnp.ones(()))
 
 
 @jax.jit
-def _mean_sign(noise: AbstractNoise, z: Array) -> Array:
+def _mean_sign(noise: NoiseLaw, z: Array) -> Array:
     return noise.mean_sign(z, jnp.zeros_like(z))
 
 
-def _scale(noise: AbstractNoise, dim: int) -> Array:
+def _scale(noise: NoiseLaw, dim: int) -> Array:
     zero = jnp.zeros((dim, 1))
     return 0.5 / jnp.broadcast_to(noise.density(zero, zero), zero.shape)
 
 
-def _reach(noise: AbstractNoise, dim: int) -> Array:
+def _reach(noise: NoiseLaw, dim: int) -> Array:
     scale, low, high = _scale(noise, dim), jnp.zeros((dim, 1)), jnp.full((dim, 1), _FARTHEST)
     for _ in range(60):
         middle = (low + high) / 2
@@ -100,7 +99,7 @@ def _reach(noise: AbstractNoise, dim: int) -> Array:
 
 
 @jax.jit
-def _density(terms: tuple[AbstractNoise, ...], reach: tuple[Array, ...], z: Array) -> Array:
+def _density(terms: tuple[NoiseLaw, ...], reach: tuple[Array, ...], z: Array) -> Array:
     """Density at z of shape (d, M); for a sum by Gauss-Legendre quadrature on panels that suit both laws."""
     if len(terms) == 1:
         return jnp.broadcast_to(terms[0].density(z, jnp.zeros_like(z)), z.shape)
@@ -143,7 +142,7 @@ class Rule(NamedTuple):
     density: Array
 
 
-def rule_of(law: Law, order: int, tolerance: float) -> Rule:
+def rule_of(law: CoordinateLaw, order: int, tolerance: float) -> Rule:
     """A rule with panels halved until those of 1, E|Z|, …, E Z⁴ that exist agree to `tolerance` when halved again."""
     own = law.first()
     dim = own.scale.shape[0]
@@ -197,5 +196,5 @@ def rule_of(law: Law, order: int, tolerance: float) -> Rule:
 
 
 @jax.jit
-def _law_density(law: Law, t: Array) -> Array:
+def _law_density(law: CoordinateLaw, t: Array) -> Array:
     return law.density(t)

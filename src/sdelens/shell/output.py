@@ -1,0 +1,80 @@
+"""The shell's options for results, shared by its commands, and the folder that they name."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from sdelens.shell.panels import OUTPUT, DryRun
+
+__all__ = ["Output", "RunOutput"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The options of a command about the folder for its results."""
+
+    out: Annotated[
+        Path | None, OUTPUT(help="Folder for the results; it is created if it does not exist. Default: only print.")
+    ] = None
+    overwrite: Annotated[bool, OUTPUT("--overwrite", help="Replace results that are in the folder already.")] = False
+
+    def folder(self, marker: str = "index.html", overwrite: bool = False) -> AbstractContextManager[Path | None]:
+        """The folder, created and locked; None without one. Results in it are recognised by the file `marker`."""
+        from sdelens.results.report import claim_folder
+
+        return nullcontext() if self.out is None else claim_folder(self.out, self.overwrite or overwrite, marker)
+
+    def require_folder(self, why: str, **given: Any) -> None:
+        """Refuse options of these names and values, which need the folder, if there is none.
+
+        Raises:
+            ValueError: if one of the options is given without ``--out``; the message names it.
+        """
+        for name, value in given.items() if self.out is None else ():
+            if value is not None and value is not False:
+                option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+                raise ValueError(f"{name}: got {option} without --out; {why}. Add --out FOLDER.")
+
+
+@dataclass(frozen=True)
+class RunOutput(Output):
+    """The options of a command that runs an ensemble, which may take long."""
+
+    checkpoint_every: Annotated[
+        int | None,
+        OUTPUT(help="Save the state of the run every so many steps, in the folder checkpoint inside --out."),
+    ] = None
+    resume: Annotated[
+        bool,
+        OUTPUT(
+            "--resume",
+            help="Continue from the checkpoint inside --out, or start from the beginning if there is none. Without "
+            "--checkpoint-every, the state is saved about every 30 s.",
+        ),
+    ] = False
+    dry_run: DryRun = False
+
+    @contextmanager
+    def claimed(self, first: bool) -> Iterator[tuple[Path | None, Any]]:
+        """The folder for results and the checkpoints in it, which are removed only after the results are written.
+
+        Of several processes, only the `first` holds the folder, and each has checkpoints.
+        """
+        from sdelens.run.checkpoint import has_checkpoint, keep_checkpoints
+
+        self.require_folder(
+            "checkpoints are kept in that folder", resume=self.resume, checkpoint_every=self.checkpoint_every
+        )
+        if self.out is None:
+            yield None, None
+            return
+        kept = self.out / "checkpoint"
+        unfinished = has_checkpoint(kept)
+        with self.folder(overwrite=self.resume and unfinished) if first else nullcontext() as folder:
+            if self.checkpoint_every is None and not self.resume and not unfinished:
+                yield folder, None
+                return
+            with keep_checkpoints(kept, self.checkpoint_every, self.resume) as checkpoints:
+                yield folder, checkpoints
