@@ -372,11 +372,10 @@ def test_the_optimizer_s_path_is_that_of_its_mini_batches():
     np.testing.assert_allclose(run.dataset.path_x.sel(path=1).isel(step=-1, model=0), x, rtol=1e-4, atol=1e-6)
 
 
-def coupled(mixed):
+def coupled(mixed, start=1.0):
     """A loss whose values are not those of its examples alone."""
-    return sl.Problem(
-        lambda p, rows: mixed(rows @ p) ** 2, np.ones(2, np.float32), np.arange(12, dtype=np.float32).reshape(6, 2)
-    )
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    return sl.Problem(lambda p, rows: mixed(rows @ p) ** 2, np.full(2, start, np.float32), rows)
 
 
 @pytest.mark.parametrize(
@@ -404,6 +403,7 @@ def coupled(mixed):
         ),
         (lambda: sl.MinibatchNoise(4).bind(sl.LinearRegression([1.0], 0.1, samples=9).with_l2(0.1)), "with an L2 term"),
         (lambda: sl.MinibatchNoise(4).bind(coupled(lambda r: r - r.mean())), "depend on that example alone"),
+        (lambda: sl.MinibatchNoise(4).bind(coupled(lambda r: r - r.mean(), 0.0)), "depend on that example alone"),
         (lambda: sl.MinibatchNoise(4).bind(coupled(lambda r: r * jnp.arange(1.0, 7.0))), "as part of `data`"),
         (lambda: sl.to_diffrax(small_net(), sl.MinibatchNoise(4), sl.SignSGD(0.1)), "signs: 'sampled' signs are drawn"),
         (

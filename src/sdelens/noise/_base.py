@@ -202,6 +202,11 @@ class NoiseLaw(eqx.Module):
         known = jnp.isfinite(variance) & (variance > 0)
         return jnp.where(known, self.fourth_cumulant(x) / jnp.where(known, variance, 1) ** 2, jnp.inf)
 
+    def lacks_fourth_moment(self, x: Array) -> bool:
+        """Whether E Z⁴ is known to be infinite; False if x is traced."""
+        cumulant = self.fourth_cumulant(x)
+        return not check.is_traced(cumulant) and not bool(jnp.isfinite(cumulant).all())
+
     def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
         r"""Noise of g and of g² = (∇f + Z)² from the same normal increments dW of variance dt.
 

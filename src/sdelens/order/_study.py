@@ -21,6 +21,7 @@ import numpy as np
 from sdelens.cases.case import Case, check_schedule, check_start, check_subject
 from sdelens.cases.starts import Start, start_of
 from sdelens.core import check
+from sdelens.core.names import ON_REQUEST
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
@@ -73,11 +74,12 @@ def weak_order(
         lrs: learning rates, decreasing, at least three.
         horizon: the time T = kη; expectations are compared at this time and at fractions of it.
         models: SDEs by name or as objects, as in `compare`, each with one substep, since the study chooses the number
-            of substeps. The default is all that exist in closed form for the optimizer, except ``"second-order"`` for
-            RMSprop and Adam: its noise of V is not coupled to the optimizer by the Brownian path, so it needs more
-            paths. ``"empirical"`` has coefficients computed from the optimizer's update by quadrature, and is the
-            default if there is no other SDE. Coupled Rademacher increments are the signs of the Gaussian ones, follow
-            the optimizer less closely and need more paths (a million for errors of 1e-3).
+            of substeps. The default is all that exist in closed form for the optimizer, except ``"full-noise"`` and
+            ``"second-order"`` for RMSprop and Adam: their noise of V is only partly coupled to the optimizer by the
+            Brownian path, so they need more paths. ``"empirical"`` has coefficients computed from the optimizer's
+            update by quadrature, and is the default if there is no other SDE. Coupled Rademacher increments are the
+            signs of the Gaussian ones, follow the optimizer less closely and need more paths (a million for errors of
+            1e-3).
         times: number of equally spaced times up to the horizon; each must be a whole number of steps at every lr.
         functions: test functions u of the parameters, by name; by default the loss, for d ≤ 4 every coordinate and its
             square (otherwise their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), where s² is the
@@ -197,7 +199,7 @@ def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm |
     """Check `models` and return the SDEs by label; the empirical SDE uses quadrature."""
     if models is None:
         closed = sdes_of(optimizer)
-        models = [name for name in closed if name != "second-order" or isinstance(optimizer, SGD)] or ["empirical"]
+        models = [n for n in closed if n not in ON_REQUEST or isinstance(optimizer, SGD)] or ["empirical"]
     found: dict[str, ClosedForm | Empirical] = {}
     for label, model in chosen_models(optimizer, models).items():
         if not isinstance(model, ClosedForm | Empirical):

@@ -335,12 +335,17 @@ class Problem(AbstractProblem):
         count = self.examples
         if count is None or self._description[0] != ("name", "custom"):
             return
-        params = self._layout.unravel(self.start)
-        whole = np.asarray(self._loss(params, self.data))
-        for part in (slice(0, 1), slice(count - 1, count), slice(0, count, 2)):
+        # Dependence on the other examples may vanish at a special start, such as 0.
+        step = np.random.default_rng(0).standard_normal(self.dim)
+        moved = self.start + jnp.asarray(0.1 * (1 + np.abs(np.asarray(self.start))) * step, self.start.dtype)
+        parts = (slice(0, 1), slice(count - 1, count), slice(0, count, 2))
+        points = [self._layout.unravel(x) for x in (self.start, moved)]
+        wholes = [np.asarray(self._loss(params, self.data)) for params in points]
+        for params, whole, part in ((p, w, part) for p, w in zip(points, wholes, strict=True) for part in parts):
             try:
                 own = np.asarray(self._loss(params, jax.tree.map(lambda a, part=part: a[part], self.data)))
-                fits = own.shape == whole[part].shape and np.allclose(own, whole[part], rtol=1e-3, atol=1e-5)
+                close = own.shape == whole[part].shape
+                fits = close and np.allclose(own, whole[part], rtol=1e-3, atol=1e-5, equal_nan=True)
             except (TypeError, ValueError, IndexError):
                 fits = False
             if not fits:

@@ -43,7 +43,7 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "sde": {"color": "#0072B2", "linestyle": (0, (5, 2))},
     "malladi2022": {"color": "#D55E00", "linestyle": (0, (1, 1.2))},
     "full-noise": {"color": "#009E73", "linestyle": (0, (4, 1.2))},
-    "second-order": {"color": "#F0E442", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "second-order": {"color": "#117733", "linestyle": (0, (6, 1.5, 1, 1.5))},
     "empirical": {"color": "#56B4E9", "linestyle": (0, (2, 2))},
     "prediction": {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
     "logged": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},

@@ -34,6 +34,11 @@ QUANTITIES = {
     "late_shift": Quantity("shift of the mean loss, last third", signed=True),
     "discretisation": Quantity("error of the integrator", limits=False),
     "spread": Quantity("standard deviation over paths, relative", percent=False),
+    "spread_early": Quantity("standard deviation over paths, relative, first third", percent=False),
+    "spread_middle": Quantity("standard deviation over paths, relative, second third", percent=False),
+    "spread_late": Quantity("standard deviation over paths, relative, last third", percent=False),
+    "quantile_5": Quantity("error of the 5 % quantile of the loss over paths", limits=False),
+    "quantile_95": Quantity("error of the 95 % quantile of the loss over paths", limits=False),
     "diverged": Quantity("number of diverged paths", limits=False, percent=False),
 }
 """By the name of the column of `Result.errors`, in its order."""

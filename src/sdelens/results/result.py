@@ -18,6 +18,7 @@ from sdelens.results.tracking import (
     late_window,
     marginal_distances,
     spread_ratio,
+    thirds,
     tracking_error,
 )
 
@@ -266,7 +267,10 @@ class Result:
         - ``discretisation``: for a model run both with substeps and at Δt = η, the error between the two; ``error`` is
           then the error of the SDE itself, and this is the error of the integrator;
         - ``spread``: standard deviation over paths relative to the reference's, averaged over the recorded steps at
-          which paths differ, with limits;
+          which paths differ, with limits; ``spread_early, spread_middle, spread_late``: the same over the thirds of
+          the run, since errors of both signs cancel in the average;
+        - ``quantile_5, quantile_95``: relative L2 error of the 5 % and 95 % quantiles of the loss over paths; the
+          Monte-Carlo noise and the resolution of the recorded quantiles (1.6 %) are not removed;
         - ``diverged``: number of paths that diverged and were excluded from the averages.
 
         Args:
@@ -321,8 +325,22 @@ class Result:
             "late_shift": Interval(late.shift, late.shift_lower, late.shift_upper),
             "discretisation": Interval(integrator),
             "spread": spread_ratio(self._curves(model), self._curves(reference), confidence),
+            **{
+                f"spread_{name}": spread_ratio(self._curves(model, part), self._curves(reference, part), confidence)
+                for name, part in thirds(self.dataset.step.values).items()
+            },
+            "quantile_5": Interval(self._quantile_error(model, reference, 0.05)),
+            "quantile_95": Interval(self._quantile_error(model, reference, 0.95)),
             "diverged": Interval(float(n_paths[0] - n_paths[-1])),
         }
+
+    def _quantile_error(self, model: str, reference: str, level: float) -> float:
+        """‖a − b‖/‖b − b_min‖ of the curves of a quantile; NaN where it was not recorded."""
+        if "loss_quantile" not in self.dataset:
+            return np.nan
+        a, b = (self.dataset.loss_quantile.sel(model=m, quantile=level).values for m in (model, reference))
+        height = np.sqrt(np.sum((b - self._minimum(reference)) ** 2))
+        return float(np.sqrt(np.sum((a - b) ** 2)) / height) if height > 0 else np.nan
 
     def point_errors(self) -> dict[str, tuple[float, float]]:
         """``error`` and ``floor`` of every model against the optimizer, without limits, which makes it fast."""

@@ -71,7 +71,17 @@ def title(result: TabulatedResult, without: Container[str] = (), without_noise: 
 def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the printed table, as text."""
     final = result.dataset.isel(step=-1)
-    head = ["model", "final loss ± sem", "error", "99 % limits", "floor", "last third", "spread", "diverged"]
+    head = [
+        "model",
+        "final loss ± sem",
+        "error",
+        "99 % limits",
+        "floor",
+        "last third",
+        "spread by thirds",
+        "5, 95 %",
+        "diverged",
+    ]
     compared = result.compares
     errors: dict[Any, dict[Any, Any]] = result.errors().to_dict("index") if compared else {}
     resolved = any(np.isfinite(row["discretisation"]) for row in errors.values())
@@ -81,14 +91,14 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
         n_paths = result.dataset.n_paths.sel(model=model).values
         final_loss = f"{float(here.loss_mean):.5g}" if np.isfinite(float(here.loss_mean)) else "-"
         start = [model, f"{final_loss} ± {float(here.loss_sem):.1g}" if result.has_paths(model) else final_loss]
-        middle = ["-"] * 5
+        middle = ["-"] * 6
         split = ["-"] if resolved else []
         if model in errors:
             row = errors[model]
             limits = "-" if np.isnan(row["error_upper"]) else _limits(row)
             shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
             error = "diverged" if row["diverged"] and np.isnan(row["error"]) else percent(row["error"])
-            middle = [error, limits, percent(row["floor"]), shift, _interval(row)]
+            middle = [error, limits, percent(row["floor"]), shift, _thirds(row), _quantiles(row)]
             if np.isfinite(row["discretisation"]):
                 split = [percent(row["discretisation"])]
         rows.append([*start, *middle, str(int(n_paths[0] - n_paths[-1])), *split])
@@ -150,7 +160,8 @@ def notes(result: TabulatedResult) -> list[str]:
             0,
             f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
             "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean; "
-            "spread: standard deviation over paths relative to the optimizer's, averaged over time.",
+            "spread: standard deviation over paths relative to the optimizer's, averaged over each third of the run; "
+            "5, 95 %: errors of these quantiles of the loss over paths.",
         )
     elif len(result.models) > 1:
         notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
@@ -170,6 +181,18 @@ def notes(result: TabulatedResult) -> list[str]:
 def _limits(row: dict[Any, Any]) -> str:
     """The limits of the error."""
     return f"{percent(row['error_lower'])} – {percent(row['error_upper'])}"
+
+
+def _thirds(row: dict[Any, Any]) -> str:
+    """The ratios of standard deviations in the first, second and last third of the run."""
+    values = [row[f"spread_{part}"] for part in ("early", "middle", "late")]
+    return ", ".join("-" if np.isnan(v) else f"{v:.2f}" for v in values) if np.isfinite(values).any() else "-"
+
+
+def _quantiles(row: dict[Any, Any]) -> str:
+    """The errors of the 5 % and 95 % quantiles."""
+    values = row["quantile_5"], row["quantile_95"]
+    return "-" if np.isnan(values).all() else ", ".join(percent(v) for v in values)
 
 
 def _interval(row: dict[Any, Any]) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "late_window",
     "marginal_distances",
     "spread_ratio",
+    "thirds",
     "tracking_error",
 ]
 
@@ -244,6 +245,12 @@ class Distance(NamedTuple):
 def late_window(steps: np.ndarray) -> np.ndarray:
     """Whether each record is in the last third of the run, shape (R,)."""
     return np.asarray(steps >= steps[-1] * 2 / 3)
+
+
+def thirds(steps: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether each record is in the first, second or last third of the run: arrays of shape (R,), by name."""
+    late, early = late_window(steps), np.asarray(steps < steps[-1] / 3)
+    return {"early": early, "middle": ~(early | late), "late": late}
 
 
 def marginal_distances(

@@ -22,6 +22,7 @@ from sdelens.optimizers import FromOptax
 from sdelens.results.result import Result
 from sdelens.run.checkpoint import Checkpoints, differences, digest
 from sdelens.run.ensemble import Plan, chunk_size, compilations, fingerprint, path_steps, record_steps, run_ensemble
+from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, chosen_models, coarse_of
 from sdelens.run.options import Options
 from sdelens.run.plan import checked_seed, plan_of
@@ -124,6 +125,8 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
 def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
     """Run all models, continuing from checkpoints if there are any."""
     devices = agreed_devices(experiment, partial(identity, experiment), checkpoints)
+    for complaint in law_warnings(experiment.case, experiment.models.values()) if experiment.group.index == 0 else []:
+        warnings.warn(complaint, RuntimeWarning, stacklevel=3)
     if checkpoints is not None:
         checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
         checkpoints.agree(experiment.group)

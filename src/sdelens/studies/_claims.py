@@ -3,6 +3,8 @@
 from typing import Final
 
 from sdelens.studies import (
+    adaptive_mean_only,
+    adaptive_spread,
     any_optimizer,
     closure,
     curvature_coupling,
@@ -29,6 +31,8 @@ STUDIES: Final[dict[str, Study]] = {
     module.STUDY.name: module.STUDY
     for module in (
         sdes_track,
+        adaptive_mean_only,
+        adaptive_spread,
         networks_track,
         orders,
         signsgd_phases,

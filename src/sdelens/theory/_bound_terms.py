@@ -20,6 +20,7 @@ from sdelens.theory._stationary import pair_at_rest
 from sdelens.theory.constants import Constants
 
 _GENTLE = 0.1
+"""Largest (1 − β₂)(1 + κ/2), with the excess kurtosis κ of the noise, at which v fluctuates little."""
 
 __all__ = ["Assumption", "Draft", "assume_convex", "of_adaptive", "of_sgd", "of_signsgd"]
 
@@ -222,7 +223,7 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
     start = case.problem.start
     kurtosis = np.broadcast_to(np.asarray(case.noise.excess_kurtosis(start), np.float64), start.shape)
     known = bool(np.isfinite(kurtosis).all())
-    gentle = known and 1 - b2 <= _GENTLE
+    gentle = known and (1 - b2) * (1 + float(kurtosis.max()) / 2) <= _GENTLE
     draft.assume(
         "v fluctuates little",
         True if gentle else None,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from sdelens.core.compilation import program
@@ -25,6 +26,8 @@ from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, t
 
 __all__ = ["Moments", "Record", "advance", "fluctuation", "propagate", "share_of_root", "start_moments"]
 
+_ROOM = 4096
+"""Most records for which their room is rounded up to a power of 2; beyond it, to a multiple of this."""
 _LEAST = 0.05
 """Lower limit of the factor of the mean of m/√v, because the expansion fails at first steps with very heavy tails."""
 
@@ -209,31 +212,45 @@ def _advance_pair(
 def propagate(
     model: LinearGradient, optimizer: DecayedOptimizer, start: Moments, steps: int, record_every: int, kept: int
 ) -> Record:
-    """Propagate moments; record every `record_every`-th step and the last, with the first `kept` coordinates."""
-    full = steps // record_every
-    return _propagate(model, optimizer, start, full, record_every, steps - full * record_every, kept)
+    """Propagate moments; record every `record_every`-th step and the last, with the first `kept` coordinates.
+
+    Steps and records are arguments of the compiled program; only the room for records, rounded up, is part of it.
+    """
+    full, rest = divmod(steps, record_every)
+    rows = full + 1 + (rest > 0)
+    room = 2 ** max(rows - 1, 63).bit_length() if rows <= _ROOM else -(-rows // _ROOM) * _ROOM
+    records = _propagate(model, optimizer, start, full, record_every, rest, room, kept)
+    return jax.tree.map(lambda a: np.asarray(a)[:rows], records)
 
 
-@program(static_argnums=(3, 4, 5, 6))
+@program(static_argnums=(6, 7))
 def _propagate(
-    model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, full: int, every: int, rest: int, kept: int
+    model: LinearGradient,
+    optimizer: DecayedOptimizer,
+    y: Moments,
+    full: Array,
+    every: Array,
+    rest: Array,
+    room: int,
+    kept: int,
 ) -> Record:
     def observe(y: Moments) -> Record:
         return Record(*model.loss(y.x, y.xx), y.x[:kept], diagonal(y.xx)[:kept])
 
-    def several(k: Array, y: Moments, count: int) -> Moments:
-        if count == 1:
-            return advance(model, optimizer, y, k)
+    def several(k: Array, y: Moments, count: Array) -> Moments:
         return lax.fori_loop(k, k + count, lambda k, y: advance(model, optimizer, y, k), y)
 
-    def body(y: Moments, i: Array) -> tuple[Moments, Record]:
-        return several(i * every, y, every), observe(y)
+    def keep(records: Record, i: Array, y: Moments) -> Record:
+        return jax.tree.map(lambda a, b: a.at[i].set(b), records, observe(y))
 
-    y, records = lax.scan(body, y, jnp.arange(full))
-    last = [observe(y)]
-    if rest:
-        last.append(observe(several(jnp.asarray(full * every), y, rest)))
-    return jax.tree.map(lambda a, *b: jnp.concatenate([a, jnp.stack(b)]), records, *last)
+    def body(i: Array, carry: tuple[Moments, Record]) -> tuple[Moments, Record]:
+        y, records = carry
+        return several(i * every, y, every), keep(records, i, y)
+
+    records = jax.tree.map(lambda a: jnp.zeros((room, *a.shape), a.dtype), jax.eval_shape(observe, y))
+    y, records = lax.fori_loop(0, full, body, (y, records))
+    records = keep(records, full, y)
+    return keep(records, full + jnp.minimum(rest, 1), several(full * every, y, rest))
 
 
 def _even(covariance: Array) -> Array:

@@ -100,7 +100,6 @@ def predict(
         every,
         problem.dim if problem.dim <= _SHOWN else 0,
     )
-    record = jax.tree.map(np.asarray, record)
     if not np.isfinite(record.loss).all():
         first = int(np.argmax(~np.isfinite(record.loss))) * every
         warnings.warn(

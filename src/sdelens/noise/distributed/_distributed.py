@@ -154,6 +154,9 @@ class MeanLaw(WorkersLaw):
     def excess_kurtosis(self, x: Array) -> Array:
         return self.law.excess_kurtosis(x)
 
+    def lacks_fourth_moment(self, x: Array) -> bool:
+        return self.law.lacks_fourth_moment(x)
+
     def apply_square_root(self, x: Array, dW: Array) -> Array:
         return self.law.apply_square_root(x, dW)
 

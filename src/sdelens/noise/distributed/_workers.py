@@ -104,6 +104,10 @@ class WorkersLaw(NoiseLaw):
         """Infinite: not known."""
         return jnp.full_like(x, jnp.inf)
 
+    def lacks_fourth_moment(self, x: Array) -> bool:
+        """False: not known."""
+        return False
+
     def describe(self) -> dict[str, Any]:
         own = self.noise.describe()
         described: dict[str, Any] = {"name": "distributed", "workers": self.workers, "noise": own}
