@@ -76,7 +76,7 @@ CASES = {
     "scale vector": (lambda: compare(two_leaves(), sl.GaussianNoise([1.0, 2.0])), "the problem has 8 coordinates"),
     "scale and covariance": (
         lambda: sl.GaussianNoise(1.0, covariance=np.eye(2)),
-        "scale: was given beside the covariance",
+        "scale: got a scale and a covariance",
     ),
     "no scale": (sl.GaussianNoise, "scale: is missing; give the standard deviation, or covariance=..."),
     "t scale none": (lambda: sl.StudentTNoise(None, 3), "scale: got None; give real numbers"),

@@ -93,10 +93,14 @@ ARGUMENT = np.array([0.4, -1.0, 0.1])
 
 @functools.cache
 def roots():
-    """Of every law of JOINT the roots of (sign, Z), of the sign alone and of Z², a Brownian motion a row."""
+    """Of every law of JOINT the roots of (sign, Z) and of the sign, and Z² − σ² at normal nodes times √weights."""
     with jax.enable_x64(True):
         problem = sl.Quadratic(np.ones(3))
         laws = {name: given.bind(problem) for name, (given, _) in JOINT.items()}
+
+        nodes, weights = np.polynomial.hermite_e.hermegauss(4)
+        grid = np.stack(np.meshgrid(nodes, nodes, nodes), axis=-1).reshape(-1, 3)
+        share = np.sqrt(np.prod(np.meshgrid(*[weights / weights.sum()] * 3), axis=0).ravel())[:, None]
 
         @jax.jit
         def look(a, x):
@@ -104,11 +108,12 @@ def roots():
                 units = jnp.eye(math.prod(noise.joint_shape(3)))
                 sign, own = jax.vmap(lambda w: noise.apply_joint_root(a, x, w))(units)
                 alone = jax.vmap(lambda w: noise.apply_sign_root(a, x, w))(jnp.eye(3))
-                return sign, own, alone, jax.vmap(lambda w: noise.apply_square_root(x, w))(jnp.eye(3))
+                return sign, own, alone, jax.vmap(lambda w: noise.apply_root_and_square(0 * a, x, w, 1.0)[1])(grid)
 
             return {name: of(noise) for name, noise in laws.items()}
 
-        return jax.tree.map(np.asarray, look(ARGUMENT, problem.start))
+        found = jax.tree.map(np.asarray, look(ARGUMENT, problem.start))
+        return {name: (*roots, share * squares) for name, (*roots, squares) in found.items()}
 
 
 @pytest.mark.parametrize("name", JOINT)

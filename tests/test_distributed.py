@@ -333,7 +333,7 @@ def test_the_mean_of_normal_gradients_has_its_theory():
             r"compression: got 'random-k'; give sl.Ran",
         ),
         (lambda: sl.DistributedNoise(sl.GaussianNoise(1.0), 2, sl.RandomK), r"compression: got the class RandomK"),
-        (lambda: sl.DistributedNoise(sl.DistributedNoise(sl.GaussianNoise(1.0), 2), 2), r"noise: is that of several"),
+        (lambda: sl.DistributedNoise(sl.DistributedNoise(sl.GaussianNoise(1.0), 2), 2), r"noise: got a DistributedNoise"),
         (
             lambda: sl.DistributedNoise(sl.GaussianNoise(1.0), 2) + sl.GaussianNoise(1.0),
             r"noise: sum the noises of one",
@@ -366,7 +366,7 @@ def test_bad_arguments_are_named(build, message):
             sl.GaussianNoise(1.0),
             sl.MajorityVote(),
             sl.AdamW(0.1),
-            r"compression: sl.MajorityVote\(\) hands on the mean",
+            r"compression: sl.MajorityVote\(\) sends the mean",
         ),
         (
             sl.GaussianNoise(covariance=MATRIX),
@@ -517,7 +517,7 @@ def test_signs_of_a_momentum_under_several_workers():
     paths = stepped(sdes, 3, range(64))
     np.testing.assert_allclose(paths[0].x, paths[1].x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(paths[0].m, paths[1].m, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"compression: how the sign of a momentum goes .*'empirical'"):
+    with pytest.raises(ValueError, match=r"compression: the joint law of the sign of a momentum .*'empirical'"):
         sl.compare(problem, sl.DistributedNoise(one, 3, sl.RandomK(1)), sl.Lion(0.1), steps=2, paths=4)
     with pytest.raises(ValueError, match=r"workers: got 0"):
         sl.MajorityVote().tie(0)

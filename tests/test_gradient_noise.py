@@ -303,6 +303,21 @@ def test_lighter_tails_than_normal_and_bounds():
     assert own.normal_p < 1e-3 or np.isnan(own.normal_p)
 
 
+def test_no_sign_method_is_recommended_for_skewed_noise_without_a_look_at_its_sign():
+    """Exponential noise: where E g > 0, E sign(g) < 0; and where E g = 0, nothing is known. z of both within 5 sd."""
+    rng = np.random.default_rng(0)
+    said = {}
+    for signal in (0.05, 0.0):
+        values = (rng.exponential(size=(200, 500)) - 1 + signal).astype(np.float32)
+        said[signal] = sl.gradient_noise([{"w": row} for row in values], batch_size=1)
+    own = said[0.05].tails["all"]
+    assert own.sign_descent + 2.58 * own.sign_descent_sem < 0
+    assert "Sign-based methods such as SignSGD are not suitable" in str(said[0.05])
+    own = said[0.0].tails["all"]
+    assert own.asymmetry == pytest.approx(0.2619**2, abs=5 * own.asymmetry_sem)
+    assert "SignSGD are preferable" not in str(said[0.0])
+
+
 def test_normality_and_moments_of_shape():
     # Exponential draws: excess kurtosis 6, squared skewness 4. Normal: 0 and 0. Within 4.5 standard errors.
     rng = np.random.default_rng(10)

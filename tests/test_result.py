@@ -235,7 +235,7 @@ def test_merge_joins_models_of_one_experiment(result):
     both = result.dataset.sel(model=["optimizer", "sde"])
     np.testing.assert_array_equal(merged.dataset.loss_mean, both.loss_mean)
     pd.testing.assert_frame_equal(merged.errors(), result.errors().loc[["sde"]])
-    with pytest.raises(ValueError, match="same name"):
+    with pytest.raises(ValueError, match="both results have models"):
         a.merge(a)
     chunked = sl.simulate(PROBLEM, NOISE, OPTIMIZER, "sde", execution=sl.Execution(chunk=90), **SIZES)
     np.testing.assert_allclose(a.merge(chunked).dataset.loss_mean, both.loss_mean, rtol=1e-5)

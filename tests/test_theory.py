@@ -313,9 +313,9 @@ def test_a_logged_curve_and_a_bound_join_a_simulation(tmp_path, run):
     ("call", "message"),
     [
         (lambda r: r.with_curve("a", [1.0, 2.0], [0]), "losses: got 2 for 1 steps"),
-        (lambda r: r.with_curve("a", [1.0, 2.0], [3, 3]), "steps: do not increase"),
+        (lambda r: r.with_curve("a", [1.0, 2.0], [3, 3]), "steps: must be 0 or greater"),
         (lambda r: r.with_curve("a", [1.0, 2.0], [50, 60]), "fewer than two recorded steps"),
-        (lambda r: r.with_curve("prediction", [1.0, 2.0], [0, 5]), "of the same name"),
+        (lambda r: r.with_curve("prediction", [1.0, 2.0], [0, 5]), "both results have models named"),
         (lambda r: r.with_curve("a", [1.0, np.nan], [0, 5]), "losses: entry"),
         (lambda r: r.with_bound("a", [1.0, 2.0]), "one number per recorded step"),
         (lambda r: r.with_bound("a", np.ones(6)).with_bound("a", np.ones(6)), "there is a bound 'a' already"),
@@ -466,7 +466,7 @@ def test_sample_and_density():
     for coordinates, points in ((4, 0.0), ((0, 0), np.zeros((3, 2))), ((0, 1, 2), np.zeros((3, 3))), ((0, 1), 0.0)):
         with pytest.raises(ValueError, match=r"coordinates|points"):
             law.density(points, coordinates)
-    assert "SGD at rest (algorithm), d = 4" in str(law)
+    assert "SGD in the stationary state (algorithm), d = 4" in str(law)
     one = sl.theory.stationary(PROBLEM, NOISE, sl.SGD(0.05))
     assert one.sample(10).shape == (10, 4)
     assert one.spread.ndim == 1
@@ -482,7 +482,7 @@ def test_where_nothing_is_stationary_it_says_so():
     with pytest.raises(ValueError, match="curvature -1 along"):
         law(sl.Quadratic([-1.0, 1.0]), sl.GaussianNoise(1.0), sl.SGD(0.1, 2.0))
     for problem in (PROBLEM, sl.Quadratic(np.diag(CURVATURE))):
-        with pytest.raises(ValueError, match=r"lr = 0\.5 sgd does not come to rest"):
+        with pytest.raises(ValueError, match=r"lr = 0\.5 sgd has no stationary distribution"):
             law(problem, optimizer=sl.SGD(0.5))
     with pytest.raises(ValueError, match="has a schedule"):
         law(optimizer=sl.SGD(0.1, schedule=sl.Cosine(10)))
@@ -623,7 +623,7 @@ def test_bounds_have_their_formulas():
     adam = bound(near, sl.GaussianNoise(2.0), sl.AdamW(eta, weight_decay=theta), form="paper")
     assert adam.asymptote == pytest.approx(eta * trace / 2 * 2 * smooth / (2 * mu * smooth + 2 * theta * (smooth + mu)))
     assert np.isinf(adam.loss).all()
-    assert "t → ∞ alone" in adam.reason
+    assert "only in the limit t → ∞" in adam.reason
 
 
 def test_a_bound_whose_assumption_fails_is_infinite_and_says_why():
@@ -753,7 +753,7 @@ def test_the_overview_says_what_its_parts_say():
     assert found.prediction.dataset.loss_bound.shape == (1, 11)
     np.testing.assert_allclose(found.bound.loss, found.prediction.dataset.loss_bound[0])
     text = str(found)
-    assert "At rest: expected loss" in text
+    assert "Stationary state: expected loss" in text
     assert "Phase 1 is left" in text
     wild = sl.theory.overview(PROBLEM, NOISE, sl.SGD(0.5), steps=10)
     assert wild.stationary is None

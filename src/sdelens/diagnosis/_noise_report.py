@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["tables", "verdict"]
 
+_SURE = 2.58
+"""Standard errors from which a sign is taken as resolved: two-sided 99 %."""
+
 
 class MeasuredNoise(Protocol):
     """The part of the interface of `GradientNoise` that the report uses."""
@@ -142,6 +145,20 @@ def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> li
         said.append(
             "An infinite variance (κ ≥ ½) is not excluded; in that case tr Σ and the noise scale are not defined."
         )
+    said.append(_sign_words(own, dominated))
+    for why in dict.fromkeys(t.reason for t in noise.tails.values() if t.reason is not None):
+        said.append(
+            f"The tail index is not estimated for {', '.join(n for n, t in noise.tails.items() if t.reason == why)}: "
+            f"{why}."
+        )
+    differing = [n for n, t in noise.tails.items() if t.lower > own.upper or t.upper < own.lower]
+    if differing:
+        said.append(f"Groups whose tails differ from those of all parameters together: {', '.join(differing)}.")
+    return said
+
+
+def _sign_words(own: "Tail", dominated: bool | None) -> str:
+    """Whether the tails favour the sign or the value of a gradient, and whether its sign points downhill."""
     low, high = own.efficiency_limits
     worth = (
         f"for a small signal, the sign of one gradient is as informative as the values of {_number(own.efficiency)} "
@@ -152,23 +169,23 @@ def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> li
         False: "The gradient dominates here, so this comparison does not apply.",
         None: "This comparison applies only where noise dominates.",
     }[dominated]
+    descent = f"mean of E g E sign(g)/σ: {own.sign_descent:.2g} ± {own.sign_descent_sem:.1g}"
+    if low > 1 and own.sign_descent < -_SURE * own.sign_descent_sem:
+        return (
+            "Sign-based methods such as SignSGD are not suitable, although the tails are heavy: the noise is skewed, "
+            f"and steps of −sign(g) increase the loss on average ({descent})."
+        )
+    skewed = own.asymmetry > _SURE * own.asymmetry_sem
+    if low > 1 and skewed and own.sign_descent < _SURE * own.sign_descent_sem:
+        return (
+            "No verdict on sign-based methods is possible: the tails favour them, but the noise is skewed, and these "
+            f"gradients do not show whether steps of −sign(g) reduce the loss ({descent})."
+        )
     if low > 1:
-        said.append(
-            f"Sign-based methods such as SignSGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}"
-        )
-    elif high < 1:
-        said.append(f"Linear methods such as SGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}")
-    else:
-        said.append(f"The tails favour neither the sign nor the value: {worth} ({_number(low)} – {_number(high)}).")
-    for why in dict.fromkeys(t.reason for t in noise.tails.values() if t.reason is not None):
-        said.append(
-            f"The tail index is not estimated for {', '.join(n for n, t in noise.tails.items() if t.reason == why)}: "
-            f"{why}."
-        )
-    differing = [n for n, t in noise.tails.items() if t.lower > own.upper or t.upper < own.lower]
-    if differing:
-        said.append(f"Groups whose tails differ from those of all parameters together: {', '.join(differing)}.")
-    return said
+        return f"Sign-based methods such as SignSGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}"
+    if high < 1:
+        return f"Linear methods such as SGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}"
+    return f"The tails favour neither the sign nor the value: {worth} ({_number(low)} – {_number(high)})."
 
 
 def _number(value: float) -> str:

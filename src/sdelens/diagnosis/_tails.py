@@ -32,6 +32,12 @@ class Tail:
         kurtosis, kurtosis_sem: mean excess kurtosis over the coordinates, by a jackknife over 20 blocks of gradients.
             They are not meaningful for κ near ¼ and above, where there is no fourth moment.
         skewness, skewness_sem: mean *squared* skewness, likewise.
+        asymmetry, asymmetry_sem: mean over the coordinates of the squared quartile skewness (Q₃ + Q₁ − 2Q₂)/(Q₃ − Q₁),
+            which exists for every law, from products of two halves of the gradients; the standard error takes
+            coordinates as independent.
+        sign_descent, sign_descent_sem: mean over the coordinates of E g E sign(g)/σ, the rate at which steps of
+            −sign(g) reduce the loss, with a standard error by the same jackknife (too large if E g = 0). It is positive
+            for symmetric noise; for skewed noise it may be negative, and such steps then increase the loss.
         coordinates, gradients: numbers of both in the fit.
         left_out: number of sampled coordinates left out because over a tenth of their values are equal.
         confidence: confidence of the limits.
@@ -46,6 +52,10 @@ class Tail:
     kurtosis_sem: float
     skewness: float
     skewness_sem: float
+    asymmetry: float
+    asymmetry_sem: float
+    sign_descent: float
+    sign_descent_sem: float
     coordinates: int
     gradients: int
     left_out: int
@@ -113,13 +123,15 @@ def tail(values: np.ndarray, confidence: float) -> Tail:
     found = _student.fit(values, confidence)
     moments = _shape_moments(values)
     fitted = (found.kappa, found.lower, found.upper, found.sem)
-    return Tail(*fitted, *moments, values.shape[1], count, left_out, confidence)
+    return Tail(
+        *fitted, *moments, *_asymmetry(values), *_sign_descent(values), values.shape[1], count, left_out, confidence
+    )
 
 
 def no_tail(gradients: int, confidence: float, reason: str, left_out: int = 0) -> Tail:
     """A `Tail` without a fit, and the reason."""
     nan = math.nan
-    return Tail(nan, nan, nan, nan, nan, nan, nan, nan, 0, gradients, left_out, confidence, reason)
+    return Tail(nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, 0, gradients, left_out, confidence, reason)
 
 
 def _longest_run(ordered: np.ndarray) -> np.ndarray:
@@ -147,6 +159,35 @@ def _shape_moments(x: np.ndarray) -> tuple[float, float, float, float]:
     value = number * whole - (number - 1) * without.mean(axis=0)
     sem = np.sqrt((number - 1) * without.var(axis=0))
     return float(value[0]), float(sem[0]), float(value[1]), float(sem[1])
+
+
+def _asymmetry(x: np.ndarray) -> tuple[float, float]:
+    """Mean squared quartile skewness with its standard error, from the products of two halves of the gradients."""
+    halves = []
+    for half in (x[::2], x[1::2]):
+        first, second, third = np.quantile(half, [0.25, 0.5, 0.75], axis=0)
+        width = third - first
+        halves.append(np.where(width > 0, (third + first - 2 * second) / np.where(width > 0, width, 1), 0))
+    product = halves[0] * halves[1]
+    sem = product.std(ddof=1) / math.sqrt(product.size) if product.size > 1 else math.inf
+    return float(product.mean()), float(sem)
+
+
+def _sign_descent(x: np.ndarray) -> tuple[float, float]:
+    """Mean over coordinates of E g E sign(g)/σ with its standard error, from products of different gradients."""
+    x = x / x.std(axis=0)
+    sign = np.sign(x)
+    blocks = np.arange(len(x)) % min(_BLOCKS, len(x))
+    number = int(blocks.max()) + 1
+    parts = [np.stack([a[blocks == b].sum(axis=0) for b in range(number)]) for a in (x, sign, x * sign)]
+    sizes = np.bincount(blocks)
+
+    def estimate(sums: list[np.ndarray], count: Any) -> np.ndarray:
+        return np.asarray((sums[0] * sums[1] - sums[2]).mean(axis=-1) / (count * (count - 1)))
+
+    totals = [a.sum(axis=0) for a in parts]
+    without = estimate([total - a for total, a in zip(totals, parts, strict=True)], len(x) - sizes)
+    return float(estimate(totals, len(x))), math.sqrt((number - 1) * float(without.var()))
 
 
 def _averages(sums: np.ndarray) -> np.ndarray:

@@ -225,14 +225,6 @@ class NoiseLaw(eqx.Module):
         size = jnp.sqrt(jnp.maximum(1 + self.excess_kurtosis(x) / 2, 0))
         return root, 2 * grad * root + size * (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
 
-    def square_variance(self, x: Array) -> Array:
-        """Var Z² = 2σ⁴ plus the fourth cumulant, element-wise."""
-        return jnp.maximum(2 * self.variance(x) ** 2 + self.fourth_cumulant(x), 0)
-
-    def apply_square_root(self, x: Array, dW: Array) -> Array:
-        """Cov(Z²)^{1/2} dW, for dW of the shape of x."""
-        return jnp.sqrt(jnp.maximum(self.square_variance(x), jnp.finfo(x.dtype).tiny)) * dW
-
 
 @singledispatch
 def independent_sum(first: Any, second: Any) -> Any:
@@ -263,13 +255,9 @@ class BatchLaw(NoiseLaw):
             "model 'empirical', which draws both."
         )
 
-    def fourth_cumulant(self, x: Array) -> Array:
-        """0: squares are treated as those of normal noise."""
-        return jnp.zeros_like(x)
-
-    def excess_kurtosis(self, x: Array) -> Array:
-        """Infinite: not known."""
-        return jnp.full_like(x, jnp.inf)
+    def lacks_fourth_moment(self, x: Array) -> bool:
+        """False: the gradients of a finite data set have all moments, and so have those of a normal design."""
+        return False
 
 
 def positive(name: str, value: Any, meaning: str) -> Any:

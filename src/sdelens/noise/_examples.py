@@ -147,8 +147,9 @@ class ExampleLaw(BatchLaw):
             samples, refresh = self.options.samples, self.options.refresh
             if refresh > samples:
                 raise ValueError(
-                    f"refresh: got {refresh} with {samples} samples of signs, whose mean is then kept so long that its "
-                    "error adds more noise than there is. Take as many samples as steps, or more."
+                    f"refresh: got {refresh} with {samples} samples of signs: their mean would be reused for so many "
+                    "steps "
+                    "that its error exceeds the noise of a step. Give at least as many samples as refresh."
                 )
             return (dim,) if self.options.covariance == "diagonal" else (samples,)
         return (dim,) if self.options.covariance == "diagonal" else (self.examples + dim,)

@@ -60,7 +60,7 @@ class GaussianNoise(AbstractNoise):
         if scale is None and covariance is None:
             raise TypeError("scale: is missing; give the standard deviation, or covariance=...")
         if scale is not None and covariance is not None:
-            raise TypeError("scale: was given beside the covariance; give one of them.")
+            raise TypeError("scale: got a scale and a covariance; give one of them.")
         self.scale = None if scale is None else positive("scale", scale, "the standard deviation")
         self.covariance = _Varying(covariance) if callable(covariance) else _checked_matrix(covariance)
 
@@ -198,12 +198,6 @@ class Correlated(_Normal):
         rest = self.signs.apply_rest_root(grad / sd, dW[dim:].reshape(*self.signs.shape, *dW.shape[1:]))
         return self.signed_mean(grad, x) / sd**2 * own + rest, own
 
-    def apply_square_root(self, x: Array, dW: Array) -> Array:
-        """Cov(Z²) = 2Σ∘Σ for d ≤ 64; for larger d, the squares are treated as independent."""
-        if self.matrix.shape[0] > EXACT_UP_TO:
-            return super().apply_square_root(x, dW)
-        return math.sqrt(2) * jnp.matmul(lower_root(self.matrix**2), dW, precision="highest")
-
     def describe(self) -> dict[str, Any]:
         return _described_covariance(self.matrix)
 
@@ -247,7 +241,7 @@ class VaryingMatrix(VaryingDiagonal):
     def sign_shape(self, dim: int) -> tuple[int, ...]:
         if dim > EXACT_UP_TO:
             raise ValueError(
-                f"noise: the signs' covariance under a covariance that depends on the parameters is found for up to "
+                f"noise: the signs' covariance under a covariance that depends on the parameters is computed for up to "
                 f"{EXACT_UP_TO} coordinates; the problem has {dim}. Use a constant matrix, or return variances."
             )
         return (dim,)
@@ -275,9 +269,6 @@ class VaryingMatrix(VaryingDiagonal):
 
         sign, own = _per_path(one, grad, x, dW)
         return sign, own
-
-    def apply_square_root(self, x: Array, dW: Array) -> Array:
-        return _per_path(lambda p, w: math.sqrt(2) * lower_root(self.function(p) ** 2) @ w, x, dW)
 
 
 class _Varying:

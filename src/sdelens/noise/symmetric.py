@@ -100,6 +100,10 @@ class ScaledNoise(AbstractNoise, NoiseLaw):
     def fourth_cumulant(self, x: Array) -> Array:
         return column(self.scale, x) ** 4 * self.standard_fourth_cumulant(x)
 
+    def excess_kurtosis(self, x: Array) -> Array:
+        kurtosis = self.standard_fourth_cumulant(x) / jnp.asarray(self.standard_variance(x), x.dtype) ** 2
+        return jnp.where(jnp.isfinite(kurtosis), kurtosis, jnp.inf)
+
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "scale": described(self.scale)}
 

@@ -45,7 +45,7 @@ class Best(NamedTuple):
             return found
         found += f"; next {point_label(self.runner_up)}, {self.difference:.2g} above it"
         if self.resolved:
-            return f"{found} (resolved from all others at {self.confidence:.0%})"
+            return f"{found} (distinguishable from all others at {self.confidence:.0%})"
         others = f"{len(self.ties)} point{'s' * (len(self.ties) > 1)}"
         return f"{found} (not distinguishable from {others} at {self.confidence:.0%})"
 

@@ -102,7 +102,10 @@ class Result:
             raise TypeError(f"other: got {type(other).__name__}; give a Result.")
         shared = set(self.models) & set(other.models)
         if shared:
-            raise ValueError(f"other: has models {sorted(shared)} of the same name; rename one.")
+            raise ValueError(
+                f"other: both results have models named {sorted(shared)}; run one of them with another label, "
+                f"models={{label: model}}."
+            )
         for key in ("problem", "noise", "optimizer", "infimum", "quantity"):
             mine, theirs = self.dataset.attrs.get(key, "loss"), other.dataset.attrs.get(key, "loss")
             if mine != theirs and not (mine != mine and theirs != theirs):  # noqa: PLR0124 (NaN: no infimum known)
@@ -138,9 +141,9 @@ class Result:
         label = _checked_label(label)
         losses, steps = (check.finite_array(n, v, (1,)) for n, v in (("losses", losses), ("steps", steps)))
         if losses.shape != steps.shape or losses.size < 2:
-            raise ValueError(f"losses: got {losses.size} for {steps.size} steps; give as many, two or more.")
+            raise ValueError(f"losses: got {losses.size} for {steps.size} steps; give equally many, at least two.")
         if (np.diff(steps) <= 0).any() or steps[0] < 0:
-            raise ValueError("steps: do not increase from 0 or more; sort them, and give each once.")
+            raise ValueError("steps: must be 0 or greater and strictly increasing; sort them and remove duplicates.")
         own = self.dataset.step.values
         curve = np.interp(own, steps, losses, left=np.nan, right=np.nan)
         if np.isfinite(curve).sum() < 2:

@@ -151,8 +151,9 @@ def notes(result: TabulatedResult) -> list[str]:
     notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
     if device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in result.info["run"]:
         notes.append(
-            f"{device['cores']} cores are there: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
-            "before the first use of JAX makes each a device."
+            f"This machine has {device['cores']} cores: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
+            "before the "
+            "first use of JAX makes each of them a device."
         )
     if result.compares:
         scale = "" if np.isfinite(float(result.dataset.attrs["infimum"])) else " less its smallest value"

@@ -204,12 +204,12 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
         pull, spread = _of_fluctuation(draft, case)
         draft.rate, draft.drive = rate * min(pull, 1.0), draft.drive * max(spread / max(pull, 1.0), min(pull, 1.0))
     if optimizer.name == "adamw":
-        draft.late_only = "AdamW's bound is one of the limit t → ∞ alone, see asymptote"
+        draft.late_only = "the bound of AdamW holds only in the limit t → ∞, see asymptote"
     elif optimizer.v0 == "zero":
-        draft.late_only = "v starts at 0 and its first steps are long; the bound is one of the limit t → ∞ alone"
+        draft.late_only = "v starts at 0 and the first steps are long, so the bound holds only in the limit t → ∞"
     elif ratio >= 0.1:
         draft.late_only = (
-            "noise does not dominate at the start; the bound is one of the limit t → ∞ alone, see asymptote"
+            "noise does not dominate at the start, so the bound holds only in the limit t → ∞, see asymptote"
         )
 
 

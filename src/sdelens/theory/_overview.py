@@ -60,7 +60,7 @@ class Overview:
         ]
         if self.stationary is not None:
             rest = self.stationary
-            lines.append(f"At rest: expected loss {rest.loss:.5g}, {rest.excess:.5g} above the infimum.")
+            lines.append(f"Stationary state: expected loss {rest.loss:.5g}, {rest.excess:.5g} above the infimum.")
         lines += [] if self.bound is None else [str(self.bound)]
         if self.phases is not None:
             lines += ["", str(self.phases)]
@@ -100,7 +100,7 @@ def overview(
         bound = loss_bound(problem, noise, optimizer, prediction.dataset.time.values)
         prediction = _with_bound(prediction, bound)
     else:
-        remarks.append("No bound: it is known from the problem's own start; give the problem that start.")
+        remarks.append("No bound: a bound assumes the start of the problem; create the problem with this start.")
     known = None
     if isinstance(optimizer, SignSGD):
         known = phases(problem, noise, along=prediction if "x_mean" in prediction.dataset else None)

@@ -104,7 +104,7 @@ def predict(
         first = int(np.argmax(~np.isfinite(record.loss))) * every
         warnings.warn(
             f"the predicted loss is not finite from step {first} on: the optimizer diverges, or the closure fails; a "
-            "smaller lr may keep it.",
+            "smaller lr may help.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -159,7 +159,8 @@ def require_variance(case: Case, what: str) -> None:
     compressed = isinstance(case.noise, WorkersLaw) and case.noise.compression is not None
     if compressed and not (isinstance(case.noise, RandomKLaw) and isinstance(case.optimizer, SGD)):
         raise ValueError(
-            "noise: of compressed gradients the theory knows sl.RandomK under sl.SGD; simulate others with sl.compare."
+            "noise: the theory covers compressed gradients only for sl.RandomK with sl.SGD; simulate others with "
+            "sl.compare."
         )
     if isinstance(case.optimizer, SignSGD):
         return

@@ -163,7 +163,7 @@ def stationary(
     _require_restoring(model, optimizer)
     mean, spread = (_of_paper if form == "paper" else _of_algorithm)(model, optimizer)
     loss = float(model.loss(jnp.asarray(mean), jnp.asarray(spread))[0])
-    described = f"{type(optimizer).__name__} at rest ({form}), d = {problem.dim}"
+    described = f"{type(optimizer).__name__} in the stationary state ({form}), d = {problem.dim}"
     return Stationary(mean, spread, loss, loss - float(model.infimum), form, described)
 
 
@@ -174,8 +174,9 @@ def _require_restoring(model: LinearGradient, optimizer: DecayedOptimizer) -> No
     scale = float(np.abs(values).max())
     if lowest < -1e-6 * scale or lowest + decay <= 1e-7 * scale:
         raise ValueError(
-            f"problem: has curvature {lowest:.3g} along some direction, where nothing holds {optimizer.name} (weight "
-            f"decay {decay:g}), so there is no stationary law; give positive curvature, or 0 and weight decay."
+            f"problem: has curvature {lowest:.3g} along some direction, in which no force pulls {optimizer.name} back "
+            f"(weight decay {decay:g}), so there is no stationary distribution; give positive curvature, or 0 and "
+            "weight decay."
         )
 
 
@@ -385,7 +386,8 @@ class _UnstableError(ValueError):
 
 def _unstable(optimizer: DecayedOptimizer) -> _UnstableError:
     return _UnstableError(
-        f"optimizer: at lr = {optimizer.lr:g} {optimizer.name} does not come to rest about the minimum; "
+        f"optimizer: at lr = {optimizer.lr:g} {optimizer.name} has no stationary distribution, because its steps are "
+        "unstable; "
         "give a smaller lr."
     )
 

@@ -20,7 +20,7 @@ def check_known(problem: Any, noise: Any, optimizer: Any) -> DecayedOptimizer:
     if type(optimizer) not in _KNOWN:
         names = ", ".join(f"sl.{kind.__name__}" for kind in _KNOWN)
         raise TypeError(
-            f"optimizer: got {optimizer.name}, of which the theory knows nothing; it is there for {names}. sl.compare "
-            "simulates any other."
+            f"optimizer: got {optimizer.name}, which the theory does not cover; it covers {names}. sl.compare "
+            "simulates every optimizer."
         )
     return optimizer

@@ -50,7 +50,7 @@ class DistributedNoise(AbstractNoise):
             kind = noise.__name__ if isinstance(noise, type) else type(noise).__name__
             raise TypeError(f"noise: got {kind}; give one worker's noise, for example sl.GaussianNoise(1.0).")
         if isinstance(noise, DistributedNoise):
-            raise TypeError("noise: is that of several workers already; multiply their numbers instead.")
+            raise TypeError("noise: got a DistributedNoise; multiply the numbers of workers instead.")
         if compression is not None and not isinstance(compression, Compression):
             kind = f"the class {compression.__name__}" if isinstance(compression, type) else repr(compression)
             raise TypeError(
@@ -151,14 +151,14 @@ class MeanLaw(WorkersLaw):
     def fourth_cumulant(self, x: Array) -> Array:
         return self.law.fourth_cumulant(x)
 
+    def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
+        return self.law.apply_root_and_square(grad, x, dW, dt)
+
     def excess_kurtosis(self, x: Array) -> Array:
         return self.law.excess_kurtosis(x)
 
     def lacks_fourth_moment(self, x: Array) -> bool:
         return self.law.lacks_fourth_moment(x)
-
-    def apply_square_root(self, x: Array, dW: Array) -> Array:
-        return self.law.apply_square_root(x, dW)
 
     @property
     def cache_steps(self) -> int:

@@ -165,8 +165,9 @@ class RandomKLaw(WorkersLaw):
             what = "correlated" if not self.noise.independent else self.noise.describe()["name"]
             raise ValueError(
                 f"compression: the law of the sign of the mean of what {self.workers} workers keep is not known for "
-                f"{what} noise, and SignSGD's SDE needs it; it is for sl.GaussianNoise(scale) and for Cauchy "
-                "noise, sl.StudentTNoise(scale, df=1). Use one of these, or the models 'optimizer' and 'empirical'."
+                f"{what} noise, and SignSGD's SDE needs it; it is known for sl.GaussianNoise(scale) and for "
+                "Cauchy noise, sl.StudentTNoise(scale, df=1). Use one of these, or the models 'optimizer' and "
+                "'empirical'."
             )
 
     def _signs(self, grad: Array, x: Array) -> tuple[Array, Array]:

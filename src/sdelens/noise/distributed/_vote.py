@@ -67,9 +67,10 @@ class VoteLaw(WorkersLaw):
 
     def variance(self, x: Array) -> Array:
         raise ValueError(
-            "compression: sl.MajorityVote() hands on the mean of the workers' signs, which is no unbiased gradient and "
-            "has no Σ for an SDE or an accumulator's start. Use it with sl.SignSGD, take sl.RandomK(keep) for other "
-            "optimizers, or the models 'optimizer' and 'empirical'."
+            "compression: sl.MajorityVote() sends the mean of the workers' signs, which is not an unbiased gradient "
+            "and "
+            "has no Σ for an SDE or for the start of an accumulator. Use it with sl.SignSGD, use sl.RandomK(keep) for "
+            "other optimizers, or the models 'optimizer' and 'empirical'."
         )
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
@@ -90,8 +91,9 @@ class VoteLaw(WorkersLaw):
     def _require_signs(self) -> None:
         if not self.noise.independent:
             raise ValueError(
-                f"compression: the covariance of votes is known for noise with independent coordinates; got "
-                f"{self.noise.describe()['name']} noise without. Use for example sl.GaussianNoise(scale), or "
+                f"compression: the covariance of votes is known for noise with independent coordinates; the "
+                f"coordinates of {self.noise.describe()['name']} noise here depend on each other. Use for example "
+                "sl.GaussianNoise(scale), or "
                 "the models 'optimizer' and 'empirical'."
             )
 

@@ -90,7 +90,8 @@ class WorkersLaw(NoiseLaw):
 
     def joint_shape(self, dim: int) -> tuple[int, ...]:
         raise ValueError(
-            "compression: how the sign of a momentum goes with the mean of these messages is not known; use the models "
+            "compression: the joint law of the sign of a momentum and the mean of these messages is not known; use "
+            "the models "
             "'optimizer' and 'empirical', which draw both."
         )
 
