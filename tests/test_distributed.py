@@ -333,7 +333,10 @@ def test_the_mean_of_normal_gradients_has_its_theory():
             r"compression: got 'random-k'; give sl.Ran",
         ),
         (lambda: sl.DistributedNoise(sl.GaussianNoise(1.0), 2, sl.RandomK), r"compression: got the class RandomK"),
-        (lambda: sl.DistributedNoise(sl.DistributedNoise(sl.GaussianNoise(1.0), 2), 2), r"noise: got a DistributedNoise"),
+        (
+            lambda: sl.DistributedNoise(sl.DistributedNoise(sl.GaussianNoise(1.0), 2), 2),
+            r"noise: got a DistributedNoise",
+        ),
         (
             lambda: sl.DistributedNoise(sl.GaussianNoise(1.0), 2) + sl.GaussianNoise(1.0),
             r"noise: sum the noises of one",
