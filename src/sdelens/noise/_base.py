@@ -223,7 +223,7 @@ class NoiseLaw(eqx.Module):
         """
         root = self.apply_root(x, dW)
         size = jnp.sqrt(jnp.maximum(1 + self.excess_kurtosis(x) / 2, 0))
-        return root, 2 * grad * root + size * (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
+        return root, 2 * grad * root + size * (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
 
 
 @singledispatch

@@ -134,12 +134,12 @@ class ExampleLaw(BatchLaw):
         """
         if self.options.covariance == "diagonal":
             root = self.apply_root(x, dW)
-            return root, 2 * grad * root + (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
+            return root, 2 * grad * root + (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
         batch, share = self.options.batch_size, math.sqrt(self._share / self.examples)
         weights = share * (dW - dW.mean(axis=0))
         mean = grad - self.strength * x
         root, square = self.problem.gradient_means(x, (lambda g: g, jnp.square), weights=weights)
-        pairs = math.sqrt(1 - 1 / batch) * (root**2 / dt - self.variance(x)) * jnp.sqrt(dt)
+        pairs = math.sqrt(1 - 1 / batch) * (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
         return root, 2 * grad * root + (square - 2 * mean * root) / batch + pairs
 
     def sign_shape(self, dim: int) -> tuple[int, ...]:

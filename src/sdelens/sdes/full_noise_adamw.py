@@ -48,14 +48,21 @@ class FullNoiseAdamWSDE(FullNoiseSDE):
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
         toward = opt.rho1 * (grad - y.m)
-        dx = self._direction(t, y, y.m + self._ahead(t) * toward) + opt.decay_rate * y.x
+        look_ahead = y.m if self._is_advanced(t) else y.m + self._ahead(t) * toward
+        dx = self._direction(t, y, look_ahead) + opt.decay_rate * y.x
         return State(-opt.multiplier(t.step) * dx, m=toward, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         opt = self.optimizer
         root, square = self._noises(t, y, grad, dW)
-        dx = -opt.multiplier(t.step) * self._direction(t, y, self._ahead(t) * opt.rho1 * root)
-        return State(dx, m=opt.rho1 * root, v=opt.rho2 * square)
+        dm, dv = opt.rho1 * root, opt.rho2 * square
+        if self._is_advanced(t):
+            return State(0.0, m=dm, v=dv)
+        return State(-opt.multiplier(t.step) * self._direction(t, y, self._ahead(t) * dm), m=dm, v=dv)
+
+    def _is_advanced(self, t: Instant) -> bool:
+        """Whether M has been advanced by the whole optimizer step, so that nothing is left to look ahead."""
+        return t.share == 1 and "m" in t.advanced
 
     def _ahead(self, t: Instant) -> Any:
         """η minus the time by which M has been advanced."""
