@@ -293,6 +293,16 @@ def test_v_stays_positive_under_strong_noise():
         assert (state.v[1:] > 0).all()
 
 
+def test_rounding_does_not_make_v_negative_in_the_first_step():
+    """From V = 0, V = (1 − β₂)g² is a difference of nearly equal numbers where g is near 0: 40 000 first steps."""
+    problem, spec = sl.Quadratic(np.ones(4), start=0.5), sl.AdamW(0.01)
+    noise = sl.GaussianNoise(1.0).bind(problem)
+    sde = EulerMaruyama(build_sde("full-noise", problem, noise, spec), spec.lr, start_of(None, problem, spec))
+    (state,) = stepped([sde], 1, range(10_000))
+    assert (state.v[1] > 0).all()
+    assert np.abs(state.x[1] - 0.5).max() < 0.02  # Adam's first step is at most lr
+
+
 @pytest.mark.slow
 def test_the_spread_of_rmsprop_needs_the_noise_of_v():
     """Standard deviations, resolved, at fixed ρ₂ and s = |∂f|/σ = 1: relative errors O(η) with it, constant without.

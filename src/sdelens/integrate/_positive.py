@@ -20,8 +20,14 @@ def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
     return jnp.where(variance > 0, mean * jnp.exp(size * standard - 0.5 * size**2), mean)
 
 
-def kept_positive(mean: Array, noise: Array) -> Array:
-    """Add the noise where the sum is at least half the mean; otherwise return mean²/(−4 noise), which is positive."""
+def kept_positive(mean: Array, noise: Array, exact: bool) -> Array:
+    """Add the noise where the sum is at least half the mean; otherwise return mean²/(−4 noise), which is positive.
+
+    If the sum is positive except for rounding (`exact`), it is returned, but at least four rounding errors of the
+    mean.
+    """
+    if exact:
+        return jnp.maximum(mean + noise, 4 * jnp.finfo(mean.dtype).eps * mean)
     low = noise < -0.5 * mean
     return jnp.where(low, mean**2 / jnp.where(low, -4 * noise, 1), mean + noise)
 

@@ -117,7 +117,7 @@ class EulerMaruyama(Integration):
             positive = sde.positive_parts(t)
             for n in names:
                 by = getattr(noise, n)
-                new[n] = kept_positive(new[n], by) if n in positive else new[n] + by
+                new[n] = kept_positive(new[n], by, positive[n]) if n in positive else new[n] + by
             y = y._replace(**{n: a.astype(dtype) for n, a in new.items()})
             t = t._replace(advanced={**t.advanced, **dict.fromkeys(names, dt)})
         return y

@@ -40,7 +40,7 @@ def _of_squares(case: Case, name: str) -> list[str]:
     if case.noise.lacks_fourth_moment(x):
         return [
             f"noise: {name} noise has no fourth moment, so V of {optimizer}, an average of squared gradients, has no "
-            "variance, and rare large gradients dominate it. SDEs with its mean are wrong by a tenth or more of the "
+            "variance, and rare large gradients dominate it. SDEs with its mean can be wrong by a tenth or more of the "
             "late loss (measured for Adam: +13 % for Student t with ν = 3, +111 % for ν = 2.2); rely on the model "
             "'optimizer'."
         ]

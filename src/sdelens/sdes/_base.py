@@ -92,9 +92,9 @@ class SDE(eqx.Module):
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
         """Diffusion times dW for every component; 0 for components without noise."""
 
-    def positive_parts(self, t: Instant) -> tuple[str, ...]:
-        """Names of the components that an integrator must keep positive."""
-        return ()
+    def positive_parts(self, t: Instant) -> Mapping[str, bool]:
+        """Components that an integrator must keep positive, and whether their noise does so except for rounding."""
+        return {}
 
 
 class OptimizerSDE(SDE):

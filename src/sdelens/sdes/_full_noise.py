@@ -1,5 +1,6 @@
 """Base class of SDEs in which the second-moment accumulator has the noise of the same gradients as the parameters."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -31,9 +32,9 @@ class FullNoiseSDE(OptimizerSDE):
     squares_increments: ClassVar[bool] = True
     optimizer: RMSpropW | AdamW
 
-    def positive_parts(self, t: Instant) -> tuple[str, ...]:
-        """V, where it is not moved by g² itself."""
-        return () if self._is_exact(t) else ("v",)
+    def positive_parts(self, t: Instant) -> Mapping[str, bool]:
+        """V; where it is moved by g² itself, only rounding can make it negative."""
+        return {"v": self._is_exact(t)}
 
     def _is_exact(self, t: Instant) -> bool:
         """Whether V is moved by g² itself."""
