@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 5800
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 6200
 
 test-all: test test-slow
 

@@ -397,8 +397,9 @@ def test_the_noise_of_squares_has_the_moments_of_mini_batches(law):
         problem = sl.Problem(lambda p, d: 0.5 * (d[0] @ p - d[1]) ** 2, np.zeros(2, np.float32), rows)
     noise = sl.MinibatchNoise(batch).bind(problem)
     dW = np.sqrt(dt) * np.random.default_rng(1).normal(size=(*noise.noise_shape(2), paths))
-    many = [jnp.broadcast_to(jnp.asarray(a, jnp.float32)[:, None], (2, paths)) for a in (u, x)]
-    root, square = (np.asarray(a, float) for a in noise.apply_root_and_square(*many, jnp.asarray(dW, jnp.float32), dt))
+    many = [np.repeat(np.asarray(a, np.float32)[:, None], paths, axis=1) for a in (u, x)]
+    draw = eqx.filter_jit(noise.apply_root_and_square)
+    root, square = (np.asarray(a, float) for a in draw(*many, jnp.asarray(dW, jnp.float32), dt))
     for first, second, exact in (
         (root, root, k2),
         (root, square, k3 + 2 * u * k2),

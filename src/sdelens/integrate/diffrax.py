@@ -239,12 +239,12 @@ def to_diffrax(
         )
     dW = jnp.zeros(sde.noise_shape + first.x.shape[1:], first.x.dtype)
     at_start = Instant(jnp.asarray(0), jnp.asarray(0.0))
-    jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # raises if the noise is unsuitable
     if sde.squares_increments:
         raise ValueError(
             f"model: {model!r} of {optimizer.name} has noise in V, which the integrators of this library compute from "
             "the squares of their increments; use sl.compare with substeps, or the model 'sde' here."
         )
+    jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # raises if the noise is unsuitable
     diagonal = bound.independent and sde.noise_shape == (problem.dim,)
     stratonovich = isinstance(base, diffrax.AbstractStratonovichSolver)
     bridge = DiffraxSDE(solver, sde, begin, float(optimizer.lr), stratonovich, diagonal)

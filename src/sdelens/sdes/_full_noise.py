@@ -42,8 +42,8 @@ class FullNoiseSDE(OptimizerSDE):
 
     def _noises(self, t: Instant, y: State, grad: Array, dW: Array) -> tuple[Array, Array]:
         """√η Z and √η (g² − E g²)."""
-        size = jnp.sqrt(self.optimizer.lr)
-        root, square = self.noise.apply_root_and_square(grad, y.x, dW, t.share * self.optimizer.lr)
+        size, dt = jnp.sqrt(self.optimizer.lr), jnp.asarray(t.share * self.optimizer.lr, y.x.dtype)
+        root, square = self.noise.apply_root_and_square(grad, y.x, dW, dt)
         if not self._is_exact(t):
             expected = grad**2 + self.noise.variance(y.x)
             delta = _DELTA * self.optimizer.rho2 * self.optimizer.lr
