@@ -507,7 +507,7 @@ def test_the_theory_of_sgd_under_random_k(noise):
     ] == pytest.approx(at_rest, rel=1e-3)
     for other, compression in ((sl.AdamW(0.1), sl.RandomK(2)), (sl.SignSGD(0.1), sl.MajorityVote())):
         with pytest.raises(
-            ValueError, match=r"noise: of compressed gradients the theory knows sl.RandomK under sl.SGD"
+            ValueError, match=r"noise: the theory covers compressed gradients only for sl.RandomK with sl.SGD"
         ):
             sl.theory.stationary(problem, sl.DistributedNoise(sl.GaussianNoise(1.0), 2, compression), other)
 
