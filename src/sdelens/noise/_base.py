@@ -16,7 +16,7 @@ from sdelens.core.random import Stream
 from sdelens.core.tree import column
 from sdelens.problems import AbstractProblem
 
-__all__ = ["AbstractNoise", "BatchLaw", "NoiseLaw", "described", "laid_out", "positive"]
+__all__ = ["AbstractNoise", "BatchLaw", "NoiseLaw", "centred_square", "described", "laid_out", "positive"]
 
 
 class AbstractNoise(eqx.Module):
@@ -223,7 +223,7 @@ class NoiseLaw(eqx.Module):
         """
         root = self.apply_root(x, dW)
         size = jnp.sqrt(jnp.maximum(1 + self.excess_kurtosis(x) / 2, 0))
-        return root, 2 * grad * root + size * (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
+        return root, 2 * grad * root + size * centred_square(root, self.variance(x), dt)
 
 
 @singledispatch
@@ -258,6 +258,11 @@ class BatchLaw(NoiseLaw):
     def lacks_fourth_moment(self, x: Array) -> bool:
         """False: the gradients of a finite data set have all moments, and so have those of a normal design."""
         return False
+
+
+def centred_square(root: Array, variance: Array, dt: Any) -> Array:
+    """(Z∘Z/dt − diag Σ) √dt for Z = Σ^{1/2} dW, whose variance is 2(diag Σ)² dt for normal dW of variance dt."""
+    return (root**2 * (1 / dt) - variance) * jnp.sqrt(dt)
 
 
 def positive(name: str, value: Any, meaning: str) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import BatchLaw
+from sdelens.noise._base import BatchLaw, centred_square
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
 from sdelens.noise.gaussian import normal_signed_mean
 from sdelens.problems import Problem
@@ -134,12 +134,12 @@ class ExampleLaw(BatchLaw):
         """
         if self.options.covariance == "diagonal":
             root = self.apply_root(x, dW)
-            return root, 2 * grad * root + (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
+            return root, 2 * grad * root + centred_square(root, self.variance(x), dt)
         batch, share = self.options.batch_size, math.sqrt(self._share / self.examples)
         weights = share * (dW - dW.mean(axis=0))
         mean = grad - self.strength * x
         root, square = self.problem.gradient_means(x, (lambda g: g, jnp.square), weights=weights)
-        pairs = math.sqrt(1 - 1 / batch) * (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
+        pairs = math.sqrt(1 - 1 / batch) * centred_square(root, self.variance(x), dt)
         return root, 2 * grad * root + (square - 2 * mean * root) / batch + pairs
 
     def sign_shape(self, dim: int) -> tuple[int, ...]:
@@ -148,8 +148,7 @@ class ExampleLaw(BatchLaw):
             if refresh > samples:
                 raise ValueError(
                     f"refresh: got {refresh} with {samples} samples of signs: their mean would be reused for so many "
-                    "steps "
-                    "that its error exceeds the noise of a step. Give at least as many samples as refresh."
+                    "steps that its error exceeds the noise of a step. Give at least as many samples as refresh."
                 )
             return (dim,) if self.options.covariance == "diagonal" else (samples,)
         return (dim,) if self.options.covariance == "diagonal" else (self.examples + dim,)

@@ -25,7 +25,7 @@ from jax import Array, lax
 from sdelens.core.matrix import symmetric_root, times
 from sdelens.core.random import Stream
 from sdelens.core.tree import column, sum_coordinates
-from sdelens.noise._base import BatchLaw
+from sdelens.noise._base import BatchLaw, centred_square
 from sdelens.noise.symmetric import StudentTNoise
 from sdelens.problems import LinearRegression
 
@@ -145,7 +145,7 @@ class StreamingLaw(RegressionLaw):
         root = self.apply_root(x, dW)
         slope = third * grad / variance
         size = jnp.sqrt(jnp.maximum(1 + (fourth / variance - slope**2) / (2 * variance), 0))
-        return root, (2 * grad + slope) * root + size * (root**2 * (1 / dt) - variance) * jnp.sqrt(dt)
+        return root, (2 * grad + slope) * root + size * centred_square(root, variance, dt)
 
     def _grad_and_tau2(self, x: Array) -> tuple[Array, Array]:
         loss, grad = self.problem.evaluate(x)
@@ -212,7 +212,7 @@ class ResamplingLaw(RegressionLaw):
         root, batch = self.apply_root(x, dW), self.batch_size
         weights = (dW - dW.mean(axis=0)) / math.sqrt(dW.shape[0] * batch)
         square = jnp.matmul(self.problem.features.T**2, weights * self._residuals(x) ** 2, precision="highest")
-        pairs = math.sqrt(1 - 1 / batch) * (root**2 * (1 / dt) - self.variance(x)) * jnp.sqrt(dt)
+        pairs = math.sqrt(1 - 1 / batch) * centred_square(root, self.variance(x), dt)
         return root, 2 * grad * root + (square - 2 * grad * root) / batch + pairs
 
     def _residuals(self, x: Array) -> Array:
