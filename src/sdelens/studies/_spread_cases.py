@@ -1,14 +1,17 @@
 """Optimizers with a second-moment accumulator where the spread over paths shows whether its noise is in the SDE."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import sdelens as sl
-from sdelens.studies._study import Plan
+from sdelens.studies._draw import KEY, ROWS, draw_items, track_pictures
+from sdelens.studies._study import Picture, Plan
+from sdelens.studies._verdicts import Item
 
-__all__ = ["SpreadCase", "run_case", "spread_cases", "spread_without_noise"]
+__all__ = ["SpreadCase", "run_case", "spread_cases", "spread_pictures", "spread_without_noise"]
 
 LR, STEPS = 0.01, 600
 RATIOS = (0.5, 1.0, 2.0)
@@ -65,6 +68,28 @@ def run_case(plan: Plan, label: str, case: SpreadCase, models: Any) -> sl.Result
         paths=plan.size["paths"],
         record=sl.Record(every=6),
     )
+
+
+def spread_pictures(
+    results: Mapping[str, sl.Result], means: Sequence[Item], spreads: Sequence[Item], errors: str, axis: str
+) -> list[Picture]:
+    """Figures of mean losses, of the items about them (with the given caption and axis), and of the spreads."""
+    return [
+        *track_pictures(
+            results,
+            means,
+            losses="Mean loss over time of each optimizer and of its SDE.",
+            alt="Two panels of loss curves, one per optimizer, with a curve for the optimizer and one for its SDE.",
+            errors=errors,
+            axis=axis,
+        ),
+        Picture(
+            "spreads",
+            lambda: draw_items(spreads, "ratio of standard deviations"),
+            f"Standard deviation of the loss over paths, relative to the optimizer's. {KEY}",
+            ROWS,
+        ),
+    ]
 
 
 def spread_without_noise(ratio: float, memories: float = math.inf) -> float:

@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from sdelens.results.tracking import late_window
-from sdelens.studies._draw import KEY, ROWS, draw_items, track_pictures
-from sdelens.studies._spread_cases import run_case, spread_cases, spread_without_noise
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._spread_cases import run_case, spread_cases, spread_pictures, spread_without_noise
+from sdelens.studies._study import Outcome, Plan, Study
 from sdelens.studies._verdicts import Item
 
 __all__ = ["STUDY"]
@@ -35,22 +34,14 @@ def run(plan: Plan) -> Outcome:
             late = plan.error(result, column="spread_late")
             bounds = (0.95 * expected, 1.05 * expected)
             spreads.append(plan.within(f"spread, last third, {label}", late, bounds))
-    pictures = [
-        *track_pictures(
-            {label: results[label] for label in MEASURED},
-            means[:2],
-            losses="Mean loss over time of each optimizer and of its SDE.",
-            alt="Two panels of loss curves, one per optimizer, with a curve for the optimizer and one for its SDE.",
-            errors="Relative L2 error of the SDE's mean loss over the whole run.",
-            axis="relative error of the mean loss (%)",
-        ),
-        Picture(
-            "spreads",
-            lambda: draw_items(spreads, "ratio of standard deviations"),
-            f"Standard deviation of the loss over paths, relative to the optimizer's. {KEY}",
-            ROWS,
-        ),
-    ]
+    shown = {label: results[label] for label in MEASURED}
+    pictures = spread_pictures(
+        shown,
+        means[:2],
+        spreads,
+        "Relative L2 error of the SDE's mean loss over the whole run.",
+        "relative error of the mean loss (%)",
+    )
     return Outcome([*means, *spreads], settings, pictures)
 
 

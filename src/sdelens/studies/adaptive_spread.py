@@ -3,9 +3,8 @@
 import dataclasses
 
 import sdelens as sl
-from sdelens.studies._draw import KEY, ROWS, draw_items, track_pictures
-from sdelens.studies._spread_cases import run_case, spread_cases
-from sdelens.studies._study import Outcome, Picture, Plan, Study
+from sdelens.studies._spread_cases import run_case, spread_cases, spread_pictures
+from sdelens.studies._study import Outcome, Plan, Study
 from sdelens.studies._verdicts import Item
 
 __all__ = ["STUDY"]
@@ -36,22 +35,14 @@ def run(plan: Plan) -> Outcome:
         for part in THIRDS:
             number = plan.error(result, "resolved", f"spread_{part}")
             spreads.append(plan.within(f"spread, {part}, {label}, resolved", number, (0.95, 1.05)))
-    pictures = [
-        *track_pictures(
-            {label: results[label] for label in RESOLVED},
-            means[:2],
-            losses="Mean loss over time of each optimizer and of its SDE.",
-            alt="Two panels of loss curves, one per optimizer, with a curve for the optimizer and one for its SDE.",
-            errors="Shift of the SDE's mean loss over the last third.",
-            axis="shift of the late mean loss (%)",
-        ),
-        Picture(
-            "spreads",
-            lambda: draw_items(spreads, "ratio of standard deviations"),
-            f"Standard deviation of the loss over paths, relative to the optimizer's. {KEY}",
-            ROWS,
-        ),
-    ]
+    shown = {label: results[label] for label in RESOLVED}
+    pictures = spread_pictures(
+        shown,
+        means[:2],
+        spreads,
+        "Shift of the SDE's mean loss over the last third.",
+        "shift of the late mean loss (%)",
+    )
     return Outcome([*means, *spreads], settings, pictures)
 
 
