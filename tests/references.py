@@ -271,29 +271,80 @@ def _fluctuation(v, vv, lean, own, total):
 
 
 def closure_adamw(curvature, sigma, start, lr, theta, b1, b2, eps, steps, *, corrected=True, v0=0.0):
-    """Mean and covariance of AdamW's pair (x, m) per coordinate under normal noise, with the fluctuation of v.
+    """Mean and variance of AdamW's x per coordinate under normal noise: (x, m, v) linearised at its mean.
 
     With b1 = 0, `corrected` False and v0 the second moment it is RMSpropW.
     """
     means, spreads = [], []
     for lam, sd, x0, at_start in zip(curvature, sigma, start, np.broadcast_to(v0, len(start)), strict=True):
-        mean, cov, v = np.array([x0, 0.0]), np.zeros((2, 2)), at_start
-        vv = lean = own = 0.0
+        mean, cov, v = np.array([x0, 0.0]), np.zeros((3, 3)), at_start
+        lean = own = 0.0
         for k in range(steps):
-            u2, total = (lam * mean[0]) ** 2, lam**2 * cov[0, 0] + sd**2
-            fourth = 2 * total**2 + 4 * u2 * total
-            v, vv = b2 * v + (1 - b2) * (u2 + total), b2**2 * vv + (1 - b2) ** 2 * fourth
+            u, variance = lam * mean[0], lam**2 * cov[0, 0]
+            total = variance + sd**2
+            v_row = np.array([(1 - b2) * 2 * u * lam, 0.0, b2])
+            # Noise of g² = 2uZ + q: q has variance 2 total² + 4u² sd² − (2u sd)² beyond what is linear in Z.
+            fresh_v, rest_v = (1 - b2) * 2 * u * sd, (1 - b2) * math.sqrt(2) * total
+            v, vv = b2 * v + (1 - b2) * (u**2 + total), v_row @ cov @ v_row + fresh_v**2 + rest_v**2
             lean = b1 * b2 * lean + (1 - b1) * (1 - b2) * total
-            own = b1 * b2 * own + (1 - b1) * (1 - b2) * fourth
+            own = b1 * b2 * own + (1 - b1) * (1 - b2) * 2 * total**2
             first, second = (1 - b1 ** (k + 1), 1 - b2 ** (k + 1)) if corrected else (1, 1)
             pull, spread = _fluctuation(v, vv, lean / first, own / first, total)
             p = lr / (first * (math.sqrt(v / second) + eps)) * pull
-            move = np.array([[1 - lr * theta - p * (1 - b1) * lam, -p * b1], [(1 - b1) * lam, b1]])
-            fresh = np.array([-p * (1 - b1), 1 - b1]) * sd * math.sqrt(spread) / pull
-            mean, cov = move @ mean, move @ cov @ move.T + np.outer(fresh, fresh)
+            follows = p * (b1 * mean[1] + (1 - b1) * u) / (2 * v)
+            m_row = np.array([(1 - b1) * lam, b1, 0.0])
+            x_row = np.array([1 - lr * theta, 0.0, 0.0]) - p * m_row + follows * v_row
+            root = sd * math.sqrt(spread) / pull
+            along = np.array([-p * (1 - b1) * root + follows * fresh_v, (1 - b1) * root, fresh_v])
+            across = np.array([follows, 0.0, 1.0]) * rest_v
+            move = np.stack([x_row, m_row, v_row])
+            mean = np.array([(1 - lr * theta) * mean[0] - p * (m_row[:2] @ mean), m_row[:2] @ mean])
+            cov = move @ cov @ move.T + np.outer(along, along) + np.outer(across, across)
         means.append(mean[0])
         spreads.append(cov[0, 0])
     return np.array(means), np.array(spreads)
+
+
+def closure_momentum(curvature, sigma, start, lr, theta, b1, nesterov, steps):
+    """Mean and variance of x under damped momentum, independent coordinates."""
+    means, variances = [], []
+    for lam, sd, x0 in zip(curvature, sigma, start, strict=True):
+        mean, cov = np.array([x0, 0.0]), np.zeros((2, 2))
+        buffer = np.array([(1 - b1) * lam, b1])  # the new m from (x, m), without noise
+        moved = b1 * buffer + (1 - b1) * np.array([lam, 0.0]) if nesterov else buffer
+        fresh = (1 - b1) * np.array([-lr * (b1 + 1 if nesterov else 1), 1.0]) * sd
+        move = np.array([[1 - lr * theta, 0.0] - lr * moved, buffer])
+        for _ in range(steps):
+            mean, cov = move @ mean, move @ cov @ move.T + np.outer(fresh, fresh)
+        means.append(mean[0])
+        variances.append(cov[0, 0])
+    return np.array(means), np.array(variances)
+
+
+def closure_signed_momentum(curvature, sigma, start, lr, theta, old, new, forget, steps):
+    """Mean and variance of x ← (1 − ηθ)x − η sign(old m + new g), m ← forget m + (1 − forget)g under normal noise.
+
+    The sign of a normal number is replaced by its regression on that number, plus what is uncorrelated with it.
+    """
+    means, variances = [], []
+    for lam, sd, x0 in zip(curvature, sigma, start, strict=True):
+        mean, cov = np.array([x0, 0.0, 0.0]), np.diag([0.0, 0.0, sd**2])  # x, m, and the noise of this step
+        argument = np.array([new * lam, old, new])
+        for _ in range(steps):
+            total = argument @ cov @ argument
+            standard = argument @ mean / math.sqrt(total)
+            sign = math.erf(standard / math.sqrt(2))
+            slope = math.sqrt(2 / math.pi / total) * math.exp(-(standard**2) / 2)
+            buffer = np.array([(1 - forget) * lam, forget, 1 - forget])
+            move = np.array([np.array([1 - lr * theta, 0, 0]) - lr * slope * argument, buffer])
+            mean = np.array([(1 - lr * theta) * mean[0] - lr * sign, buffer @ mean, 0.0])
+            rest = move @ cov @ move.T
+            rest[0, 0] += lr**2 * (1 - sign**2 - slope**2 * total)
+            cov = np.diag([0.0, 0.0, sd**2])
+            cov[:2, :2] = rest
+        means.append(mean[0])
+        variances.append(cov[0, 0])
+    return np.array(means), np.array(variances)
 
 
 def regression_batch(rng, covariance, label_noise, solution, x, batch_size, count):

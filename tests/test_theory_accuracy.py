@@ -49,6 +49,10 @@ def case(name, problem, noise, optimizer, bound, *marks):
     ("problem", "noise", "optimizer", "bound"),
     [
         case("signsgd", QUADRATIC, UNIT, SIGN, 3e-4, slow),
+        case("lion", QUADRATIC, UNIT, sl.Lion(LR, weight_decay=THETA), 1e-3, study),
+        case("signum", QUADRATIC, UNIT, sl.Signum(LR, weight_decay=THETA), 1e-3, study),
+        case("t3-rmspropw", QUADRATIC, sl.StudentTNoise(1.0, 3), RMS, 1e-3, study),
+        case("t3-adamw", QUADRATIC, sl.StudentTNoise(1.0, 3), ADAM, 2e-3, slow),
         case("rmspropw", QUADRATIC, UNIT, RMS, 1e-3, slow),
         case("adamw", QUADRATIC, UNIT, ADAM, 2e-3, slow),
         case("t2-signsgd", QUADRATIC, sl.StudentTNoise(1.0, 2), SIGN, 5e-3, slow),

@@ -14,9 +14,8 @@ import numpy as np
 from sdelens.cases.case import Case
 from sdelens.noise import NoiseLaw
 from sdelens.problems import AbstractProblem
-from sdelens.theory._closure import fluctuation
+from sdelens.theory._fluctuation import at_rest, law_is_needed
 from sdelens.theory._phases import BOUNDARIES, boundary_slope, signal
-from sdelens.theory._stationary import pair_at_rest
 from sdelens.theory.constants import Constants
 
 _GENTLE = 0.1
@@ -214,10 +213,7 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
 
 
 def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
-    """Effect of the fluctuation of v on m/√v if noise dominates: smallest factor F of the mean, largest N of the noise.
-
-    See `fluctuation`.
-    """
+    """Effect of the fluctuation of v on m/√v if noise dominates: smallest F of the mean, largest N of the noise."""
     optimizer: Any = case.optimizer
     b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
     start = case.problem.start
@@ -227,11 +223,12 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
     draft.assume(
         "v fluctuates little",
         True if gentle else None,
-        f"b2 = {b2:g}, excess kurtosis of the noise {kurtosis.max():.3g}; taken to first order in 1 - b2",
+        f"b2 = {b2:g}, excess kurtosis of the noise {kurtosis.max():.3g}; taken "
+        + ("from the law of the noise" if law_is_needed(case.noise, b2, start) else "to first order in 1 - b2"),
     )
-    weight, fourth = (1 - b1) * (1 - b2) / (1 - b1 * b2), jnp.asarray(kurtosis + 2)
-    ones = jnp.ones_like(fourth)
-    pull, spread = fluctuation(ones, (1 - b2) / (1 + b2) * fourth, weight * ones, weight * fourth, ones)
+    none, total = jnp.zeros_like(start), jnp.broadcast_to(case.noise.variance(start), start.shape)
+    squares = (total, (jnp.asarray(kurtosis, total.dtype) + 2) * total**2)
+    pull, spread = at_rest(case.noise, start, b1, b2, (none, none), squares, total)
     return float(jnp.min(pull)), float(jnp.max(spread))
 
 
@@ -239,8 +236,23 @@ def _step_excess(optimizer: Any, mu: float, smooth: float, scale: float) -> floa
     """Largest ratio, for curvatures from μ to L, of the frozen recursion's stationary variance to the SDE's (η/2)/k."""
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
     pull = np.linspace(mu, smooth, 65) / scale
-    own = pair_at_rest(pull, lr, theta, float(getattr(optimizer, "b1", 0.0)))
+    own = _pair_at_rest(pull, lr, theta, float(getattr(optimizer, "b1", 0.0)))
     return float(max(1.0, (own / (0.5 * lr / (pull + theta))).max()))
+
+
+def _pair_at_rest(pull: np.ndarray, lr: float, theta: float, b1: float) -> np.ndarray:
+    """Stationary Var x of x ← (1 − ηθ)x − ηn, n ← β₁n + (1 − β₁)(Px + z) with Var z = 1; infinite if unstable.
+
+    It solves the 3 equations of the stationary covariance, with P = `pull` and k = P + θ:
+
+    η(1 − β₁)(1 + β₁ − β₁ηθ)/{k(1 − β₁ + β₁ηθ)[2(1 + β₁) − ηP(1 − β₁) − ηθ(1 + β₁)]}, which is η/(k(2 − ηk)) at β₁ = 0.
+    """
+    c = 1 - b1
+    top, bottom = 1 + b1 - b1 * lr * theta, 2 * (1 + b1) - lr * pull * c - lr * theta * (1 + b1)
+    stable = (bottom > 0) & (top > 0)
+    return np.where(
+        stable, lr * c * top / ((pull + theta) * (c + b1 * lr * theta) * np.where(stable, bottom, 1)), np.inf
+    )
 
 
 def _start_signal(case: Case) -> tuple[np.ndarray, np.ndarray]:

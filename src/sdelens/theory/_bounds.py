@@ -16,7 +16,7 @@ from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
 from sdelens.theory._bound_terms import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
-from sdelens.theory._supported import check_known
+from sdelens.theory._supported import OF_THE_PAPER, check_known
 from sdelens.theory.constants import constants
 
 __all__ = ["Assumption", "LossBound", "loss_bound"]
@@ -129,7 +129,7 @@ def loss_bound(
         >>> bound.loss.round(4)
         array([1.    , 0.0526])
     """
-    optimizer = check_known(problem, noise, optimizer)
+    optimizer = check_known(problem, noise, optimizer, OF_THE_PAPER)
     check.choice("form", form, FORMS)
     times = np.asarray(check.finite_array("times", np.asarray(times), (1,)), np.float64)
     if (times < 0).any():

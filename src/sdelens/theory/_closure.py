@@ -2,16 +2,20 @@ r"""The Gaussian closure: mean and covariance of an optimizer's state from step 
 
 With α = 1 − ηhθ, u = E ∇f, v₊ the new second moment and A = α − pH the matrix that multiplies x,
 
-- SGD (p = ηh) and RMSpropW (p = ηhF/(√E v₊ + ε)):  μ ← αμ − pu;  S ← ASAᵀ + p E Σ p;
-- SignSGD: μ ← αμ − ηh E sign(g);  S ← α²S − αηh(JS + SJᵀ) + η²h² Cov sign(g), with J of `SignMoments`;
-- AdamW: the pair (x, m) is linear given p = ηhF/((1 − β₁ᵏ⁺¹)(√v̂ + ε)): m ← β₁m + (1 − β₁)g, x ← αx − pm; mean and
-  covariance of the pair are propagated.
+- SGD (p = ηh):  μ ← αμ − pu;  S ← ASAᵀ + p E Σ p;
+- Momentum: the pair (x, m) is linear, m ← β₁m + (1 − β₁)g, x ← αx − p(am + bg) with the old m and (a, b) of `mixture`;
+  mean and covariance of the pair are propagated;
+- RMSpropW (p = ηhF/(√E v₊ + ε)) and AdamW (p = ηhF/((1 − β₁ᵏ⁺¹)(√v̂ + ε))): likewise, together with v, in which the
+  state is linearised at its mean (`Linearised`);
+- SignSGD, Signum, Lion: x ← αx − ηh sign(am + bg), where am + b∇f is taken as normal, including the noise of earlier
+  gradients in m; mean and covariance of x, or of the pair, follow from moments of the sign (`LinearGradient.signs`).
 
-E v₊ = β₂E v + (1 − β₂)(u² + diag HSH + diag E Σ). F, and a factor N/F² of the noise, describe the effect of the
-fluctuation of v (`fluctuation`). The closure is exact for SGD, and for SignSGD if x is normal; for the others it is
-also an expansion to first order in 1 − β₂.
+E v₊ = β₂E v + (1 − β₂)(u² + diag HSH + diag E Σ). F, and a factor N/F² of the noise, describe what the fluctuation of v
+does beyond first order (`theory/_fluctuation.py`). The closure is exact for SGD and Momentum, and for the optimizers
+that move by signs if the state is normal.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +25,37 @@ from jax import Array, lax
 
 from sdelens.core.compilation import program
 from sdelens.core.matrix import times
-from sdelens.optimizers import AdamW, DecayedOptimizer, RMSpropW, SignSGD, State, precondition
-from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, transpose
+from sdelens.optimizers import (
+    SGD,
+    AdamW,
+    DecayedOptimizer,
+    Lion,
+    Momentum,
+    RMSpropW,
+    SignSGD,
+    Signum,
+    State,
+    precondition,
+)
+from sdelens.theory._fluctuation import LawOfSquares, by_expansion, by_law, law_is_needed, share_of_root
+from sdelens.theory._moments import LinearGradient, diagonal, rows, transpose, with_diagonal
 
-__all__ = ["Moments", "Record", "advance", "fluctuation", "propagate", "share_of_root", "start_moments"]
+__all__ = [
+    "Linearised",
+    "Moments",
+    "Record",
+    "Squares",
+    "advance",
+    "mixture",
+    "propagate",
+    "squares_of",
+    "start_moments",
+]
 
+_EVERY_STEP, _EVERY = 32, 8
+"""F and N, which vary slowly, are computed by the law at each of so many first steps, and then at every eighth."""
 _ROOM = 4096
 """Most records for which their room is rounded up to a power of 2; beyond it, to a multiple of this."""
-_LEAST = 0.05
-"""Lower limit of the factor of the mean of m/√v, because the expansion fails at first steps with very heavy tails."""
 
 
 class Moments(NamedTuple):
@@ -42,10 +68,13 @@ class Moments(NamedTuple):
         xm: Cov(x, m).
         mm: Cov m.
         v: E v.
-        vv: Var v.
+        xv: Cov(x, v).
+        mv: Cov(m, v).
+        vv: Cov v.
         lean: Σ uⱼwⱼ Cov(gⱼ, gⱼ²)/(2 E gⱼ), where u and w are the weights of gⱼ in m and of gⱼ² in v.
-        own: Σ uⱼwⱼ Var gⱼ².
+        own: Σ uⱼwⱼ (Var gⱼ² − 4(E gⱼ)² Var gⱼ).
         count: number of gradients already averaged at step 0.
+        factors: F and N of the last step at which they were computed `by_law`.
     """
 
     x: Any
@@ -54,10 +83,13 @@ class Moments(NamedTuple):
     xm: Any = None
     mm: Any = None
     v: Any = None
+    xv: Any = None
+    mv: Any = None
     vv: Any = None
     lean: Any = None
     own: Any = None
     count: Any = None
+    factors: Any = None
 
 
 class Record(NamedTuple):
@@ -71,142 +103,232 @@ class Record(NamedTuple):
 
 def start_moments(model: LinearGradient, state: State, spread: Array, optimizer: DecayedOptimizer) -> Moments:
     """Moments of the optimizer's state at step 0, where Cov x is `spread`."""
-    x = state.x
-    if not isinstance(optimizer, RMSpropW | AdamW):
+    x, none = state.x, jnp.zeros_like(spread)
+    if isinstance(optimizer, SGD | SignSGD):
         return Moments(x, spread)
-    known = dict.fromkeys(("vv", "lean", "own"), jnp.zeros_like(x))
+    if not isinstance(optimizer, RMSpropW | AdamW):
+        return Moments(x, spread, state.m, none, none)
+    zero, one = jnp.zeros_like(x), jnp.ones_like(x)
+    second = Moments(x, spread, v=state.v, xv=none, vv=none, lean=zero, own=zero, factors=(one, one))
     if isinstance(optimizer, RMSpropW):
-        return Moments(x, spread, v=state.v, **known)
-    xm = mm = jnp.zeros_like(spread)
+        return second
+    xm = mm = none
     if optimizer.v0 == "second-moment":  # m = ∇f(x)
         product = times(model.curvature, spread)
         xm, mm = transpose(product), times(model.curvature, transpose(product))
-    return Moments(x, spread, state.m, xm, mm, state.v, count=state.count, **known)
+    return second._replace(m=state.m, xm=xm, mm=mm, mv=none, count=state.count)
 
 
-def advance(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: Array) -> Moments:
-    """Moments after step k."""
+def mixture(optimizer: DecayedOptimizer) -> tuple[Any, Any]:
+    """The weights (a, b) of the old m and of g in what x moves by, or in its sign."""
+    if isinstance(optimizer, Momentum) and optimizer.nesterov:
+        return optimizer.b1**2, (1 + optimizer.b1) * (1 - optimizer.b1)
+    b1 = getattr(optimizer, "b1", 0.0)
+    return b1, 1 - b1
+
+
+def advance(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: Array, use_law: bool = False) -> Moments:
+    """Moments after step k; with `use_law`, the effect of the fluctuation of v is computed `by_law`."""
     rate = optimizer.lr * optimizer.multiplier(k)
     keep = 1 - rate * optimizer.decay_rate
     grad, product = model.gradient(y.x), times(model.curvature, y.xx)
-    if isinstance(optimizer, SignSGD):
-        signs = model.signs(y.x, y.xx)
-        pull = times(signs.jacobian, y.xx)
-        # Enforce that |Cov(sign, x)|² is at most the product of the variances, also if E sign is an approximation.
-        most = jnp.sqrt(jnp.maximum(diagonal(y.xx) * diagonal(signs.covariance), 0))
-        pull = rows(most / jnp.maximum(jnp.abs(diagonal(pull)), jnp.maximum(most, jnp.finfo(most.dtype).tiny)), pull)
-        xx = keep**2 * y.xx - keep * rate * (pull + transpose(pull)) + rate**2 * signs.covariance
-        return _like(y, y._replace(x=keep * y.x - rate * signs.mean, xx=xx))
+    if isinstance(optimizer, SignSGD | Signum | Lion):
+        return _like(y, _advance_by_signs(model, optimizer, y, (keep, rate), grad, product))
     noise = model.noise_covariance(y.x, y.xx, product)
-    rates = rate * jnp.ones_like(y.x)
-    if not isinstance(optimizer, RMSpropW | AdamW):
-        return _like(y, _advance_alone(model, y, keep, rates, (grad, product, noise)))
-    y = _advance_squares(model, optimizer, y, (grad, product, noise))
-    b1: Any = 0.0
-    first: Any = 1.0
-    second: Any = 1.0
-    if isinstance(optimizer, AdamW):
-        steps = (k + y.count).astype(y.x.dtype) + 1
-        b1 = optimizer.b1
-        first, second = (-jnp.expm1(steps * jnp.log(b)) for b in (b1, optimizer.b2))
-    total = diagonal(noise) + model.gradient_variance(product)
-    share = share_of_root(y.v / second, optimizer.eps)
-    pull, spread = fluctuation(y.v, y.vv, y.lean / first, y.own / first, total, share)
-    p = precondition(rates / first, y.v / second, optimizer.eps) * pull
-    noise = congruent(jnp.sqrt(spread) / pull, noise)
-    if isinstance(optimizer, RMSpropW):
-        return _like(y, _advance_alone(model, y, keep, p, (grad, product, noise)))
-    return _like(y, _advance_pair(model, b1, y, keep, p, (grad, product, noise)))
+    p, root, squares = rate * jnp.ones_like(y.x), jnp.ones_like(y.x), None
+    old, new = mixture(optimizer)
+    if isinstance(optimizer, RMSpropW | AdamW):
+        variance = model.gradient_variance(product)
+        y, squares, vv = _advance_squares(model, optimizer, y, (grad, variance, noise))
+        first: Any = 1.0
+        second: Any = 1.0
+        if isinstance(optimizer, AdamW):
+            steps = (k + y.count).astype(y.x.dtype) + 1
+            first, second = (-jnp.expm1(steps * jnp.log(b)) for b in (optimizer.b1, optimizer.b2))
+        share = share_of_root(y.v / second, optimizer.eps)
+        if use_law:
+            nodes, weights = model.noise.quadrature(y.x)
+            b1, b2 = getattr(optimizer, "b1", 0.0), optimizer.b2
+            count = (k + 1).astype(y.x.dtype)
+            law = LawOfSquares(grad, variance, diagonal(noise), nodes, weights, b1, b2, count, first)
+            due = (k < _EVERY_STEP) | (k % _EVERY == 0)
+            y = y._replace(factors=lax.cond(due, lambda: by_law(y.v, law, share), lambda: y.factors))
+            pull, spread = y.factors
+        else:
+            total = diagonal(noise) + variance
+            pull, spread = by_expansion(y.v, vv, y.lean / first, y.own / first, total, share)
+        p = precondition(rate / first * jnp.ones_like(y.x), y.v / second, optimizer.eps) * pull
+        root = jnp.sqrt(spread) / pull
+    direction = new * grad if y.m is None else old * y.m + new * grad
+    bend = 0 * p if y.v is None else 0.5 * share / jnp.maximum(y.v, jnp.finfo(y.v.dtype).tiny)
+    linear = Linearised(model.curvature, optimizer, keep, p, bend * p * direction, grad, noise, root, squares)
+    blocks = {i + j: getattr(y, i + j) for i, j in itertools.combinations_with_replacement(linear.parts, 2)}
+    if y.m is not None:
+        y = y._replace(m=optimizer.b1 * y.m + (1 - optimizer.b1) * grad)  # type: ignore[attr-defined]
+    return _like(y, y._replace(x=keep * y.x - p * direction, **linear.after(blocks)))
 
 
-def share_of_root(v: Array, eps: Any) -> Array:
-    """√v/(√v + ε): the fraction of the divisor that fluctuates."""
-    root = jnp.sqrt(v)
-    return root / (root + jnp.maximum(eps, jnp.finfo(root.dtype).tiny))
+class Squares(NamedTuple):
+    """The noise of one gradient's square, g² − E(g² | x) = 2u∘Z + Z² − σ² for x at its mean: 0 without a fourth moment.
 
-
-def fluctuation(
-    v: Array, vv: Array, lean: Array, own: Array, total: Array, share: Array | float = 1.0
-) -> tuple[Array, Array]:
-    r"""The effect of the fluctuation of v on m/√v: factor F of its mean, and N of the variance of its noise.
-
-    With r = Var v/(E v)², to first order in the weights of single gradients
-
-    F = 1 + ⅜r − lean/E v,   N = 1 + r − own/(E v · Var g):
-
-    the first correction comes from Jensen's inequality, the second from the fact that a large g also makes its divisor
-    large. F is continued to large r as (1 + r)^⅜ − (lean/E v)(1 + r)^{−0.3}; for n equal weights and normal noise this
-    agrees within 1 % with the exact value √(2/n) Γ((n + 1)/2)/Γ(n/2). Without a fourth moment both factors are 1.
-
-    Args:
-        v: E v.
-        vv: Var v.
-        lean: as in `Moments`, with u the weights in m̂, which add up to 1.
-        own: as in `Moments`, with the same u.
-        total: Var g.
-        share: factor by which F − 1 and N − 1 are reduced because the divisor is √v + ε; see `share_of_root`.
+    Attributes:
+        with_noise: its covariance with Z, rows for Z.
+        covariance: its covariance.
     """
-    tiny = jnp.finfo(v.dtype).tiny
-    ratio, safe = vv / jnp.maximum(v**2, tiny), jnp.maximum(v, tiny)
-    pull = (1 + ratio) ** 0.375 - lean / safe * (1 + ratio) ** -0.3
-    spread = 1 + ratio - own / jnp.maximum(safe * total, tiny)
-    known = jnp.isfinite(ratio) & jnp.isfinite(own) & (v > 0)
-    pull, spread = (jnp.where(known, jnp.maximum(a, least), 1) for a, least in ((pull, _LEAST), (spread, 0)))
-    return 1 + share * (pull - 1), 1 + share * (spread - 1)
+
+    with_noise: Array
+    covariance: Array
+
+
+def squares_of(grad: Array, variance: Array, noise: Array, moments: tuple[Array, Array]) -> Squares:
+    """Moments of the noise of g² from u, the variance of ∇f, Cov Z, and `LinearGradient.square_moments`."""
+    lean, fourth = moments
+    known, skew = jnp.isfinite(fourth), 2 * grad * (lean - variance)
+    skew, rest = (jnp.where(known, a, 0) for a in (skew, jnp.maximum(fourth - 4 * grad**2 * variance, 0)))
+    if noise.ndim == 1:
+        return Squares(skew, rest)
+    coupled = jnp.where(jnp.outer(known, known), 4 * jnp.outer(grad, grad) * noise + 2 * noise**2, 0)
+    twice = jnp.where(known, 2 * grad, 0)
+    return Squares(with_diagonal(noise * twice, skew), with_diagonal(coupled, rest))
 
 
 def _advance_squares(
     model: LinearGradient, optimizer: Any, y: Moments, gradient: tuple[Array, Array, Array]
-) -> Moments:
-    """The second moment and its fluctuation after one more gradient."""
-    grad, product, noise = gradient
-    b1, b2 = getattr(optimizer, "b1", 0.0), optimizer.b2
-    variance, own = model.gradient_variance(product), diagonal(noise)
+) -> tuple[Moments, Squares, Array]:
+    """E v and its fluctuation after one more gradient, from its mean u, the variance of ∇f, and Cov Z; last, Var v."""
+    grad, variance, noise = gradient
+    b1, b2, own = getattr(optimizer, "b1", 0.0), optimizer.b2, diagonal(noise)
     lean, fourth = model.square_moments(y.x, grad, variance, own)
+    squares = squares_of(grad, variance, noise, (lean, fourth))
     fresh = (1 - b1) * (1 - b2)
-    return y._replace(
+    y = y._replace(
         v=b2 * y.v + (1 - b2) * (grad**2 + variance + own),
-        vv=b2**2 * y.vv + (1 - b2) ** 2 * fourth,
         lean=b1 * b2 * y.lean + fresh * lean,
-        own=b1 * b2 * y.own + fresh * fourth,
+        own=b1 * b2 * y.own + fresh * (fourth - 4 * grad**2 * (variance + own)),
     )
+    together = model.curvature * y.xv if y.xv.ndim == 1 else jnp.sum(model.curvature * y.xv.T, axis=1)  # Cov(∇f, v)
+    single = 4 * grad**2 * variance + diagonal(squares.covariance)
+    return y, squares, b2**2 * diagonal(y.vv) + 4 * b2 * (1 - b2) * grad * together + (1 - b2) ** 2 * single
 
 
-def _advance_alone(
-    model: LinearGradient, y: Moments, keep: Array, p: Array, gradient: tuple[Array, Array, Array]
+class Linearised(NamedTuple):
+    """One step of the deviation of x, m and v from their means, of which an optimizer has the first, two, or all.
+
+    m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)(2u∘H x + q), x ← αx − p(am + bg) + c∘v with the old m and the new v, where
+    g = Hx + Z, and q is the noise of g².
+
+    Attributes:
+        curvature: H.
+        optimizer: specification.
+        keep: α.
+        p: p.
+        follows: c = p E(am + bg)/(2 E v) times the fraction of the divisor that fluctuates.
+        grad: u.
+        noise: Cov Z.
+        root: factor √N/F of Z in x and m.
+        squares: moments of q; None if the optimizer has no v.
+    """
+
+    curvature: Array
+    optimizer: DecayedOptimizer
+    keep: Any
+    p: Array
+    follows: Array
+    grad: Array
+    noise: Array
+    root: Array
+    squares: Squares | None
+
+    @property
+    def parts(self) -> str:
+        """The names of the parts of the state, some of "xmv"."""
+        has_m = isinstance(self.optimizer, AdamW | Momentum)
+        return "x" + "m" * has_m + "v" * (self.squares is not None)
+
+    def moved(self, column: dict[str, Array]) -> dict[str, Array]:
+        """The linear map without noise, applied to a column of blocks."""
+        (old, new), through = mixture(self.optimizer), times(self.curvature, column["x"])
+        b1, b2 = getattr(self.optimizer, "b1", 0.0), getattr(self.optimizer, "b2", 0.0)
+        found = {"x": self.keep * column["x"] - rows(self.p, new * through)}
+        if "m" in column:
+            found["x"] = found["x"] - rows(self.p, old * column["m"])
+            found["m"] = b1 * column["m"] + (1 - b1) * through
+        if "v" in column:
+            found["v"] = b2 * column["v"] + (1 - b2) * rows(2 * self.grad, through)
+            found["x"] = found["x"] + rows(self.follows, found["v"])
+        return found
+
+    def drive(self, i: str, j: str) -> Array:
+        """Covariance of the noise of two parts, each of the form aZ + bq."""
+        b1, b2, one = getattr(self.optimizer, "b1", 0.0), getattr(self.optimizer, "b2", 0.0), jnp.ones_like(self.p)
+        of_noise = {"x": -mixture(self.optimizer)[1] * self.p * self.root, "m": (1 - b1) * self.root, "v": 0 * one}
+        total = _between(of_noise[i], self.noise, of_noise[j])
+        if self.squares is None:
+            return total
+        of_squares = {"x": (1 - b2) * self.follows, "m": 0 * one, "v": (1 - b2) * one}
+        total = total + _between(of_squares[i], self.squares.covariance, of_squares[j])
+        total = total + _between(of_noise[i], self.squares.with_noise, of_squares[j])
+        return total + _between(of_squares[i], transpose(self.squares.with_noise), of_noise[j])
+
+    def after(self, blocks: dict[str, Array]) -> dict[str, Array]:
+        """The covariance after one step, in blocks "xx", "xm", and so on."""
+        whole = {name[::-1]: transpose(block) for name, block in blocks.items()} | blocks
+        once = {j: self.moved({i: whole[i + j] for i in self.parts}) for j in self.parts}
+        twice = {i: self.moved({j: transpose(once[j][i]) for j in self.parts}) for i in self.parts}
+        found = {name: twice[name[1]][name[0]] + self.drive(*name) for name in blocks}
+        return {name: _even(block) if name[0] == name[1] else block for name, block in found.items()}
+
+
+def _between(left: Array, matrix: Array, right: Array) -> Array:
+    """diag(p) S diag(q)."""
+    return rows(left, transpose(rows(right, transpose(matrix))))
+
+
+def _advance_by_signs(
+    model: LinearGradient,
+    optimizer: DecayedOptimizer,
+    y: Moments,
+    rates: tuple[Array, Array],
+    grad: Array,
+    product: Array,
 ) -> Moments:
-    """One step of x ← αx − pg."""
-    grad, product, noise = gradient
-    moved = keep * y.xx - rows(p, product)  # A S
-    moved = keep * transpose(moved) - rows(p, times(model.curvature, transpose(moved)))  # A S Aᵀ
-    return y._replace(x=keep * y.x - p * grad, xx=_even(moved) + congruent(p, noise))
-
-
-def _advance_pair(
-    model: LinearGradient, b1: Any, y: Moments, keep: Array, p: Array, gradient: tuple[Array, Array, Array]
-) -> Moments:
-    """One step of m ← β₁m + (1 − β₁)g, x ← αx − pm."""
-    grad, product, noise = gradient
-
-    def factor(x: Array, m: Array, product: Array | None = None) -> tuple[Array, Array]:
-        """The linear map of the pair without noise, applied to columns x and m."""
-        product = times(model.curvature, x) if product is None else product
-        m = b1 * m + (1 - b1) * product
-        return keep * x - rows(p, m), m
-
-    m = b1 * y.m + (1 - b1) * grad
-    # Apply the map twice from the left, transposing the block matrix in between.
-    (xx, mx), (xm, mm) = factor(y.xx, transpose(y.xm), product), factor(y.xm, y.mm)
-    new_xx, _ = factor(transpose(xx), transpose(xm))
-    new_xm, new_mm = factor(transpose(mx), transpose(mm))
-    fresh = (1 - b1) ** 2 * noise
+    """One step of x ← αx − ηh sign(am + bg), and of m ← βm + (1 − β)g with the optimizer's β if it has an m."""
+    keep, rate = rates
+    if y.m is None:
+        signs = model.signs(y.x, y.xx)
+        pull = _bounded(times(signs.jacobian, y.xx), y.xx, signs.covariance)
+        xx = keep**2 * y.xx - keep * rate * (pull + transpose(pull)) + rate**2 * signs.covariance
+        return y._replace(x=keep * y.x - rate * signs.mean, xx=_even(xx))
+    forget, (old, new) = optimizer.memory, mixture(optimizer)  # type: ignore[attr-defined]
+    noise = model.noise_covariance(y.x, y.xx, product)
+    through = times(model.curvature, y.xm)  # Cov(∇f, m)
+    within = model.gradient_covariance(product)
+    both = old * new * (through + transpose(through))
+    argument = old**2 * y.mm + both + new**2 * within
+    mixed, fresh = model.mixed_signs(y.x, old * y.m + new * grad, argument, new, noise)
+    # Covariances of the sign with x, m and g.
+    with_x = rows(mixed.slope, old * transpose(y.xm) + new * product)
+    with_m = rows(mixed.slope, old * y.mm + new * through)
+    with_g = rows(mixed.slope, old * transpose(through) + new * within) + fresh
+    with_x, with_m = _bounded(with_x, y.xx, mixed.covariance), _bounded(with_m, y.mm, mixed.covariance)
+    xx = keep**2 * y.xx - keep * rate * (with_x + transpose(with_x)) + rate**2 * mixed.covariance
+    xm = keep * (forget * y.xm + (1 - forget) * transpose(product)) - rate * (forget * with_m + (1 - forget) * with_g)
+    mm = (
+        forget**2 * y.mm + forget * (1 - forget) * (through + transpose(through)) + (1 - forget) ** 2 * (within + noise)
+    )
     return y._replace(
-        x=keep * y.x - p * m,
-        xx=_even(new_xx) + congruent(p, fresh),
-        m=m,
-        xm=new_xm - rows(p, fresh),
-        mm=_even(new_mm) + fresh,
+        x=keep * y.x - rate * mixed.mean,
+        xx=_even(xx),
+        m=forget * y.m + (1 - forget) * grad,
+        xm=xm,
+        mm=_even(mm),
     )
+
+
+def _bounded(pull: Array, spread: Array, signs: Array) -> Array:
+    """Cov(sign, y) with |Cov(signᵢ, yᵢ)|² at most the product of variances, also if E sign is an approximation."""
+    most = jnp.sqrt(jnp.maximum(diagonal(spread) * diagonal(signs), 0))
+    return rows(most / jnp.maximum(jnp.abs(diagonal(pull)), jnp.maximum(most, jnp.finfo(most.dtype).tiny)), pull)
 
 
 def propagate(
@@ -219,11 +341,12 @@ def propagate(
     full, rest = divmod(steps, record_every)
     rows = full + 1 + (rest > 0)
     room = 2 ** max(rows - 1, 63).bit_length() if rows <= _ROOM else -(-rows // _ROOM) * _ROOM
-    records = _propagate(model, optimizer, start, full, record_every, rest, room, kept)
+    use_law = isinstance(optimizer, RMSpropW | AdamW) and law_is_needed(model.noise, optimizer.b2, start.x)
+    records = _propagate(model, optimizer, start, full, record_every, rest, room, kept, use_law)
     return jax.tree.map(lambda a: np.asarray(a)[:rows], records)
 
 
-@program(static_argnums=(6, 7))
+@program(static_argnums=(6, 7, 8))
 def _propagate(
     model: LinearGradient,
     optimizer: DecayedOptimizer,
@@ -233,12 +356,13 @@ def _propagate(
     rest: Array,
     room: int,
     kept: int,
+    use_law: bool,
 ) -> Record:
     def observe(y: Moments) -> Record:
         return Record(*model.loss(y.x, y.xx), y.x[:kept], diagonal(y.xx)[:kept])
 
     def several(k: Array, y: Moments, count: Array) -> Moments:
-        return lax.fori_loop(k, k + count, lambda k, y: advance(model, optimizer, y, k), y)
+        return lax.fori_loop(k, k + count, lambda k, y: advance(model, optimizer, y, k, use_law), y)
 
     def keep(records: Record, i: Array, y: Moments) -> Record:
         return jax.tree.map(lambda a, b: a.at[i].set(b), records, observe(y))

@@ -6,13 +6,10 @@ from sdelens.noise import NoiseLaw
 from sdelens.noise.distributed import RandomKLaw
 from sdelens.noise.regression import ResamplingLaw, StreamingLaw
 from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
-from sdelens.theory._moments import LinearGradient, RandomKGradient
+from sdelens.theory._moments import MAX_DENSE, LinearGradient, RandomKGradient
 from sdelens.theory._regression_moments import ResamplingGradient, StreamingGradient
 
-__all__ = ["MAX_DENSE", "linear_gradient"]
-
-MAX_DENSE = 2000
-"""Largest dimension for which coordinates may be coupled."""
+__all__ = ["linear_gradient"]
 
 _KINDS: dict[type[NoiseLaw], type[LinearGradient]] = {
     RandomKLaw: RandomKGradient,

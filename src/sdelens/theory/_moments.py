@@ -16,18 +16,24 @@ from jax import Array, lax
 from sdelens.core.matrix import times
 from sdelens.noise import NoiseLaw
 from sdelens.noise.distributed import RandomKLaw
-from sdelens.noise.sign import sign_covariance
+from sdelens.noise.sign import lower_root, sign_covariance
 
 __all__ = [
+    "MAX_DENSE",
     "LinearGradient",
+    "MixedSigns",
     "RandomKGradient",
     "SignMoments",
     "congruent",
     "diagonal",
+    "normal_signs",
     "rows",
     "transpose",
     "with_diagonal",
 ]
+
+MAX_DENSE = 2000
+"""Largest dimension for which coordinates may be coupled."""
 
 _HERMITE = np.polynomial.hermite_e.hermegauss(48)
 _MANY = 4096
@@ -67,6 +73,20 @@ class SignMoments(NamedTuple):
     covariance: Array
 
 
+class MixedSigns(NamedTuple):
+    """Moments of s = sign(A + cZ) for a normal vector A and noise Z.
+
+    Attributes:
+        mean: E s, shape (d,).
+        slope: E ∂E(s | A)/∂A, shape (d,); Cov(s, y) = diag(slope) Cov(A, y) for y jointly normal with A (Stein).
+        covariance: Cov s; its diagonal or a matrix.
+    """
+
+    mean: Array
+    slope: Array
+    covariance: Array
+
+
 class LinearGradient(eqx.Module):
     """The gradient ∇f = H(x − x*) with its noise.
 
@@ -102,10 +122,27 @@ class LinearGradient(eqx.Module):
         return expected, 0.5 * jnp.sum(product * transpose(product)) + jnp.sum(spread)
 
     def noise_covariance(self, mean: Array, covariance: Array, product: Array) -> Array:
-        """E Σ(x); for noise whose covariance is given as a function of x, Σ(μ) instead."""
+        """E Σ(x) ≈ Σ(μ) + ½ Σⱼ [Σ(μ + lⱼ) − 2Σ(μ) + Σ(μ − lⱼ)], where lⱼ are the columns of a root of S.
+
+        It is exact if Σ is quadratic in x. For d > 2000 it is Σ(μ).
+        """
+        at = self._noise_at(mean, covariance)
+        if self.noise.constant or mean.shape[0] > MAX_DENSE:
+            return at
+
+        def add(total: Array, column: Array) -> tuple[Array, None]:
+            both = self._noise_at(mean + column, covariance) + self._noise_at(mean - column, covariance)
+            return total + (0.5 * both - at), None
+
+        root = jnp.diag(jnp.sqrt(jnp.maximum(covariance, 0))) if covariance.ndim == 1 else lower_root(covariance)
+        total = lax.scan(add, at, root.T)[0]
+        return jnp.maximum(total, 0) if total.ndim == 1 else with_diagonal(total, jnp.maximum(diagonal(total), 0))
+
+    def _noise_at(self, x: Array, covariance: Array) -> Array:
+        """Σ(x) in the form of `covariance`."""
         if self.noise.has_covariance:
-            return self.noise.covariance(mean)
-        variance = jnp.broadcast_to(self.noise.variance(mean), mean.shape).astype(mean.dtype)
+            return self.noise.covariance(x)
+        variance = jnp.broadcast_to(self.noise.variance(x), x.shape).astype(x.dtype)
         return variance if covariance.ndim == 1 else jnp.diag(variance)
 
     def square_moments(self, mean: Array, grad: Array, variance: Array, noise: Array) -> tuple[Array, Array]:
@@ -124,45 +161,60 @@ class LinearGradient(eqx.Module):
 
     def signs(self, mean: Array, covariance: Array) -> SignMoments:
         """Moments of sign(g)."""
-        grad, product = self.gradient(mean), times(self.curvature, covariance)
-        if self.noise.normal:
-            return self._normal_signs(grad, self.noise_covariance(mean, covariance, product), product)
-        return self._symmetric_signs(grad, mean, product)
+        product = times(self.curvature, covariance)
+        argument, noise = self.gradient_covariance(product), self.noise_covariance(mean, covariance, product)
+        found = self._signs_of(mean, self.gradient(mean), argument, 1.0, noise)
+        return SignMoments(found.mean, rows(found.slope, self.curvature), found.covariance)
 
-    def _normal_signs(self, grad: Array, noise: Array, product: Array) -> SignMoments:
-        """Moments of sign(g) for normal noise: g itself is normal, and everything is exact."""
-        total = noise + self.gradient_covariance(product)
-        sd = jnp.sqrt(diagonal(total))
-        standard = grad / sd
-        mean = lax.erf(standard / math.sqrt(2))
-        slope = math.sqrt(2 / math.pi) * jnp.exp(-0.5 * standard**2) / sd
-        if product.ndim == 1:
-            covariance = (1 - mean) * (1 + mean)
-        else:
-            correlation = jnp.clip(total / jnp.outer(sd, sd), -1, 1)
-            covariance = sign_covariance(correlation, standard)
-        return SignMoments(mean, self._jacobian(slope), covariance)
+    def mixed_signs(
+        self, x: Array, centre: Array, argument: Array, share: Any, noise: Array
+    ) -> tuple[MixedSigns, Array]:
+        """Moments of sign(A + cZ) for A ~ N(a, C), and Cov(sign, Z).
 
-    def _symmetric_signs(self, grad: Array, mean: Array, product: Array) -> SignMoments:
-        """Moments for other independent noise: Gauss-Hermite quadrature over ∇f or, if ∇f is wider, over the noise."""
-        spread = self.gradient_variance(product)
-        sign, slope = self.over_gradient(
-            lambda g, x: (self.noise.mean_sign(g, x), 2 * self.noise.density(g, x)), grad, spread, mean
-        )
-        if self.noise.has_quadrature:
-            sd = jnp.sqrt(jnp.maximum(spread, 0))
-            wide = sd > self.noise.scales(mean)
-            other = lax.cond(
-                wide.any(),
-                lambda: self._over_noise(grad, jnp.where(wide, sd, 1), mean),
-                lambda: (jnp.zeros_like(grad), jnp.zeros_like(grad)),
-            )
-            sign, slope = (jnp.where(wide, b, a) for a, b in zip((sign, slope), other, strict=True))
+        Args:
+            x: E x, at which the law of the noise is taken.
+            centre: a, shape (d,).
+            argument: C.
+            share: c > 0.
+            noise: E Σ.
+        """
+        found = self._signs_of(x, centre, argument, share, noise)
+        if self.noise.normal or not self.noise.has_quadrature:
+            return found, share * rows(found.slope, noise)
+        sd = jnp.sqrt(jnp.maximum(diagonal(argument), 0))
+        nodes, weights = self.noise.quadrature(x)
+        tiny = jnp.finfo(sd.dtype).tiny
+        sign = lax.erf((centre + share * nodes) / (math.sqrt(2) * jnp.maximum(sd, tiny)))
+        fresh = weights @ (nodes * sign)
+        return found, fresh if noise.ndim == 1 else jnp.diag(fresh)
+
+    def _signs_of(self, x: Array, centre: Array, argument: Array, share: Any, noise: Array) -> MixedSigns:
+        """Exact for normal noise; other noise is independent, and the sign is averaged over A and Z by quadrature."""
+        if self.noise.normal or not self.noise.independent:
+            return normal_signs(centre, argument + share**2 * noise)
+        scaled = diagonal(argument) / share**2
+        sign, slope = self._symmetric_signs(centre / share, scaled, x)
         own = (1 - sign) * (1 + sign)
-        if product.ndim == 1:
-            return SignMoments(sign, self._jacobian(slope), own)
-        coupled = congruent(slope, self.gradient_covariance(product))
-        return SignMoments(sign, self._jacobian(slope), with_diagonal(coupled, own))
+        slope = slope / share
+        if argument.ndim == 1:
+            return MixedSigns(sign, slope, own)
+        return MixedSigns(sign, slope, with_diagonal(congruent(slope, argument), own))
+
+    def _symmetric_signs(self, grad: Array, spread: Array, x: Array) -> tuple[Array, Array]:
+        """E sign(A + Z) and its slope, by Gauss-Hermite quadrature over A or, if A is wider, over the noise."""
+        sign, slope = self.over_gradient(
+            lambda g, x: (self.noise.mean_sign(g, x), 2 * self.noise.density(g, x)), grad, spread, x
+        )
+        if not self.noise.has_quadrature:
+            return sign, slope
+        sd = jnp.sqrt(jnp.maximum(spread, 0))
+        wide = sd > self.noise.scales(x)
+        other = lax.cond(
+            wide.any(),
+            lambda: self._over_noise(grad, jnp.where(wide, sd, 1), x),
+            lambda: (jnp.zeros_like(grad), jnp.zeros_like(grad)),
+        )
+        return jnp.where(wide, other[0], sign), jnp.where(wide, other[1], slope)
 
     def _over_noise(self, grad: Array, sd: Array, x: Array) -> tuple[Array, Array]:
         """E sign and its slope by quadrature over the noise: given Z, E sign(∇f + Z) is an error function."""
@@ -176,9 +228,6 @@ class LinearGradient(eqx.Module):
 
         zero = jnp.zeros_like(grad)
         return lax.scan(add, (zero, zero), (nodes, weights))[0]
-
-    def _jacobian(self, slope: Array) -> Array:
-        return rows(slope, self.curvature)
 
     def over_gradient(self, function: Any, grad: Array, variance: Array, x: Array) -> tuple[Array, Array]:
         """Expectations of two functions of ∇f, each of shape (d,), where every coordinate of ∇f is normal."""
@@ -213,6 +262,18 @@ class RandomKGradient(LinearGradient):
         less = law.shrinkage
         total = (1 - less) * own - less * second
         return with_diagonal(total, (1 + law.omega) * diagonal(own) + law.omega * diagonal(second)) / law.workers
+
+
+def normal_signs(mean: Array, covariance: Array) -> MixedSigns:
+    """Moments of the signs of a normal vector."""
+    sd = jnp.sqrt(diagonal(covariance))
+    standard = mean / sd
+    sign = lax.erf(standard / math.sqrt(2))
+    slope = math.sqrt(2 / math.pi) * jnp.exp(-0.5 * standard**2) / sd
+    if covariance.ndim == 1:
+        return MixedSigns(sign, slope, (1 - sign) * (1 + sign))
+    correlation = jnp.clip(covariance / jnp.outer(sd, sd), -1, 1)
+    return MixedSigns(sign, slope, sign_covariance(correlation, standard))
 
 
 def with_diagonal(matrix: Array, values: Array) -> Array:

@@ -1,7 +1,9 @@
 r"""Moments of the gradients of mini-batches of linear regression for a normal x ~ N(μ, S)."""
 
 import abc
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,11 @@ from sdelens.noise.regression import (
 from sdelens.noise.sign import sign_covariance
 from sdelens.theory._moments import (
     LinearGradient,
+    MixedSigns,
     SignMoments,
     congruent,
     diagonal,
+    normal_signs,
     rows,
     with_diagonal,
 )
@@ -29,6 +33,7 @@ from sdelens.theory._moments import (
 __all__ = ["ResamplingGradient", "StreamingGradient"]
 
 _HERMITE = np.polynomial.hermite_e.hermegauss(10)
+_LARGE_BATCH = 128
 
 
 class _RegressionGradient(LinearGradient):
@@ -55,6 +60,29 @@ class _RegressionGradient(LinearGradient):
         if product.ndim == 1:
             return SignMoments(sign, jacobian, own)
         return SignMoments(sign, jacobian, with_diagonal(self._coupled_signs(sign, total), own))
+
+    def mixed_signs(
+        self, x: Array, centre: Array, argument: Array, share: Any, noise: Array
+    ) -> tuple[MixedSigns, Array]:
+        """As in `LinearGradient`, for noise √G N(0, Σ) with BG ~ χ²(B).
+
+        This is the law at ∇f = 0 of examples with normal features: given the residuals r, the mean of φr is normal with
+        covariance K Σr²/B².
+        """
+
+        def squared(sign: Array) -> Array:
+            return sign**2 if argument.ndim == 1 else jnp.outer(sign, sign)
+
+        def add(total: list[Array], node: list[Array]) -> tuple[list[Array], None]:
+            scale, weight = node
+            one = normal_signs(centre, argument + share**2 * scale * noise)
+            parts = [one.mean, one.slope, one.covariance + squared(one.mean), share * scale * rows(one.slope, noise)]
+            return [a + weight * b for a, b in zip(total, parts, strict=True)], None
+
+        none = [jnp.zeros_like(a) for a in (centre, centre, argument, argument)]
+        rule = [jnp.asarray(a, centre.dtype) for a in _chi_square(self.noise.batch_size)]
+        (sign, slope, second, fresh), _ = lax.scan(add, none, rule)
+        return MixedSigns(sign, slope, second - squared(sign)), fresh
 
     def _coupled_signs(self, sign: Array, total: Array) -> Array:
         """Cov sign(g) off the diagonal by a normal copula, which is exact at ∇f = 0 and for large batches."""
@@ -154,6 +182,17 @@ class ResamplingGradient(_RegressionGradient):
         assert labels is not None
         product = jnp.matmul(features, covariance, precision="highest")
         return jnp.matmul(features, mean, precision="highest") - labels, jnp.sum(product * features, axis=1)
+
+
+@functools.cache
+def _chi_square(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a quadrature over G with BG ~ χ²(B), by Gauss-Laguerre's rule or, for large B, Hermite's."""
+    if batch > _LARGE_BATCH:
+        return 1 + np.sqrt(2 / batch) * _HERMITE[0], _HERMITE[1] / _HERMITE[1].sum()
+    from scipy.special import roots_genlaguerre
+
+    nodes, weights = roots_genlaguerre(len(_HERMITE[0]), batch / 2 - 1)
+    return 2 * nodes / batch, weights / weights.sum()
 
 
 def _inverse_root(variance: Array) -> Array:

@@ -17,13 +17,24 @@ from sdelens.core.files import text_table
 from sdelens.core.matrix import times
 from sdelens.core.names import FORMS
 from sdelens.noise import AbstractNoise
-from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Optimizer, RMSpropW, SignSGD
+from sdelens.optimizers import (
+    SGD,
+    AdamW,
+    DecayedOptimizer,
+    Lion,
+    Momentum,
+    Optimizer,
+    RMSpropW,
+    SignSGD,
+    Signum,
+)
 from sdelens.problems import AbstractProblem
-from sdelens.theory._closure import Moments, advance, fluctuation, share_of_root
-from sdelens.theory._linear import MAX_DENSE, linear_gradient
-from sdelens.theory._moments import LinearGradient, SignMoments, congruent, diagonal, rows
+from sdelens.theory._closure import Linearised, Moments, advance, mixture, squares_of
+from sdelens.theory._fluctuation import at_rest, share_of_root
+from sdelens.theory._linear import linear_gradient
+from sdelens.theory._moments import MAX_DENSE, LinearGradient, SignMoments, congruent, diagonal, rows, transpose
 from sdelens.theory._predict import require_variance
-from sdelens.theory._supported import check_known
+from sdelens.theory._supported import OF_THE_PAPER, check_known
 
 __all__ = ["Stationary", "stationary"]
 
@@ -153,8 +164,8 @@ def stationary(
         >>> sl.theory.stationary(sl.Quadratic([2.0]), sl.GaussianNoise(1.0), sl.SGD(0.1)).variance.round(6)
         array([0.027778])
     """
-    optimizer = check_known(problem, noise, optimizer)
     check.choice("form", form, FORMS)
+    optimizer = check_known(problem, noise, optimizer, *([OF_THE_PAPER] if form == "paper" else []))
     if optimizer.schedule is not None:
         raise ValueError("optimizer: has a schedule, under which nothing is stationary; give one without.")
     case = Case.checked(problem, noise, optimizer, None, 1)
@@ -205,11 +216,14 @@ def _of_paper(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.nd
 
 def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.ndarray, np.ndarray]:
     """Stationary mean and covariance of the closure, by fixed-point iteration of mean, covariance and second moment."""
+    if isinstance(optimizer, Signum | Lion):
+        return _of_mixed_signs(model, optimizer)
     step: Any = _sign_rest if isinstance(optimizer, SignSGD) else _linear_rest
     dim, shape = len(model.minimiser), model.curvature.shape
     # Steps of adaptive optimizers have size η. The restoring force and 1/√E g² decrease as the spread grows, so with a
     # spread that is too small the recursion may look unstable.
-    size = 0.0 if isinstance(optimizer, SGD) else float(optimizer.lr) ** 2
+    linear = isinstance(optimizer, SGD | Momentum)
+    size = 0.0 if linear else float(optimizer.lr) ** 2
     mean = np.asarray(model.minimiser, np.float64)
     spread = size * (np.ones(dim) if len(shape) == 1 else np.eye(dim))
     wider = 0
@@ -217,7 +231,7 @@ def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[n
         try:
             new_mean, new_spread = step(model, optimizer, mean, spread)
         except _UnstableError:
-            if isinstance(optimizer, SGD) or wider == _WIDER:
+            if linear or wider == _WIDER:
                 break
             wider, spread = wider + 1, 4 * spread
             continue
@@ -237,19 +251,64 @@ def _of_algorithm(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[n
     raise _unstable(optimizer)
 
 
+def _of_mixed_signs(model: LinearGradient, optimizer: Signum | Lion) -> tuple[np.ndarray, np.ndarray]:
+    """As `_of_algorithm`, by fixed-point iteration of the covariance of the pair (x, m)."""
+    lr, theta, forget = float(optimizer.lr), float(optimizer.decay_rate), float(optimizer.memory)
+    keep, fresh, (old, new) = 1 - lr * theta, 1 - forget, mixture(optimizer)
+    curvature, dtype = np.asarray(model.curvature, np.float64), model.minimiser.dtype
+    one = np.ones_like(curvature) if curvature.ndim == 1 else np.eye(len(curvature))
+    mean = np.asarray(model.minimiser, np.float64)
+    none = jnp.zeros_like(model.curvature)
+    at_start = fresh / (1 + forget) * np.asarray(model.noise_covariance(model.minimiser, none, none), np.float64)
+    blocks = [[lr**2 * one, 0 * one], [0 * one, at_start]]
+    for rounds in range(_ROUNDS):
+        parts = [jnp.asarray(a, dtype) for a in (mean, blocks[0][0], blocks[0][1], blocks[1][1])]
+        sign, slope, residual, cross, noise = (np.asarray(a, np.float64) for a in _mixed(model, (old, new), *parts))
+        pull = rows(slope, curvature)
+        mean = mean - _solve(pull, theta, sign + theta * mean)
+        factor = [[keep * one - lr * new * pull, -lr * old * rows(slope, one)], [fresh * curvature, forget * one]]
+        drive = [[lr**2 * residual, -lr * fresh * cross], [-lr * fresh * cross.T, fresh**2 * noise]]
+        try:
+            found = _discrete_blocks(factor, drive, optimizer)
+        except (_UnstableError, np.linalg.LinAlgError):
+            break
+        change = float(np.abs(found[0][0] - blocks[0][0]).max())
+        share = 1.0 if rounds < _PLAIN else 0.2
+        blocks = [[a + share * (b - a) for a, b in zip(*pair, strict=True)] for pair in zip(blocks, found, strict=True)]
+        if change <= _TOLERANCE * np.abs(found[0][0]).max():
+            return mean, found[0][0]
+    return _by_running(model, optimizer)
+
+
+@program()
+def _mixed(
+    model: LinearGradient, weights: tuple[Any, Any], mean: Any, xx: Any, xm: Any, mm: Any
+) -> tuple[Any, Any, Any, Any, Any]:
+    """E s, its slope, Cov s minus what A explains, Cov(s, Z) and E Σ, for s = sign(A + bZ) with A = am + b∇f."""
+    old, new = weights
+    product = times(model.curvature, xx)
+    noise = model.noise_covariance(mean, xx, product)
+    through = times(model.curvature, xm)
+    argument = old**2 * mm + old * new * (through + transpose(through)) + new**2 * model.gradient_covariance(product)
+    signs, fresh = model.mixed_signs(mean, model.gradient(mean), argument, new, noise)
+    return signs.mean, signs.slope, signs.covariance - congruent(signs.slope, argument), fresh, noise
+
+
 @program()
 def _signs(model: LinearGradient, mean: Any, spread: Any) -> SignMoments:
     return model.signs(mean, spread)
 
 
 @program(static_argnums=3)
-def _run(model: LinearGradient, optimizer: SignSGD, y: Moments, steps: int) -> Moments:
+def _run(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, steps: int) -> Moments:
     return jax.lax.fori_loop(0, steps, lambda k, y: advance(model, optimizer, y, k), y)
 
 
-def _by_running(model: LinearGradient, optimizer: SignSGD) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed point of the closure if the iteration oscillates about it: run the closure until it stops changing."""
-    y = Moments(model.minimiser, jnp.zeros_like(model.curvature))
+def _by_running(model: LinearGradient, optimizer: DecayedOptimizer) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed point of the closure of an optimizer that moves by signs: run the closure until it stops changing."""
+    none = jnp.zeros_like(model.curvature)
+    has_m = not isinstance(optimizer, SignSGD)
+    y = Moments(model.minimiser, none, *((jnp.zeros_like(model.minimiser), none, none) if has_m else ()))
     for _ in range(_BLOCKS):
         new = _run(model, optimizer, y, _BLOCK)
         spread, before = (np.asarray(a.xx, np.float64) for a in (new, y))
@@ -264,74 +323,35 @@ def _by_running(model: LinearGradient, optimizer: SignSGD) -> tuple[np.ndarray, 
 def _linear_rest(
     model: LinearGradient, optimizer: Any, mean: np.ndarray, spread: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stationary mean and covariance of SGD, RMSpropW or AdamW, with E Σ and E v taken at a mean and covariance."""
+    """Stationary mean and covariance of all other optimizers, with E Σ and E v taken at a mean and covariance."""
     dtype = model.minimiser.dtype
     mu, s = jnp.asarray(mean, dtype), jnp.asarray(spread, dtype)
     product = times(model.curvature, s)
     noise = model.noise_covariance(mu, s, product)
     curvature, at = np.asarray(model.curvature, np.float64), np.asarray(model.minimiser, np.float64)
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
-    scale, share = np.ones(len(at)), np.ones(len(at))
+    grad, squares = model.gradient(mu), None
+    p, root, follows = jnp.full_like(mu, lr), jnp.ones_like(mu), jnp.zeros_like(mu)
     if isinstance(optimizer, RMSpropW | AdamW):
-        square, factor, share = _second_moment(model, optimizer, mu, s)
-        scale = (np.sqrt(square) + float(optimizer.eps)) / factor
-    pull = rows(1 / scale, curvature)
-    drive = congruent(share / scale, np.asarray(noise, np.float64))
-    centre = _solve(pull, theta, pull @ at if pull.ndim == 2 else pull * at)
-    b1 = float(getattr(optimizer, "b1", 0.0))
-    return centre, _discrete_pair(pull, lr, theta, b1, drive, optimizer)
-
-
-def _second_moment(
-    model: LinearGradient, optimizer: Any, mean: Any, covariance: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stationary E v, the factor F of the mean of m/√v, and √N/F for its noise; see `fluctuation`."""
-    b1, b2 = float(getattr(optimizer, "b1", 0.0)), float(optimizer.b2)
-    product, grad = times(model.curvature, covariance), model.gradient(mean)
-    own = diagonal(model.noise_covariance(mean, covariance, product))
-    variance = model.gradient_variance(product)
-    lean, fourth = model.square_moments(mean, grad, variance, own)
-    weight, v = (1 - b1) * (1 - b2) / (1 - b1 * b2), grad**2 + variance + own
-    fluctuating = (v, (1 - b2) / (1 + b2) * fourth, weight * lean, weight * fourth, variance + own)
-    factor, noise = fluctuation(*fluctuating, share_of_root(v, optimizer.eps))
-    found = [np.asarray(a, np.float64) for a in (v, factor, noise)]
-    return found[0], found[1], np.sqrt(found[2]) / found[1]
-
-
-def _discrete_pair(
-    pull: np.ndarray, lr: float, theta: float, b1: float, drive: np.ndarray, optimizer: DecayedOptimizer
-) -> np.ndarray:
-    """Stationary Cov x of x ← (1 − ηθ)x − ηn, n ← β₁n + (1 − β₁)(Px + z), where Cov z is `drive` and n is P⁻¹m."""
-    c, keep = 1 - b1, 1 - lr * theta
-    if pull.ndim == 1:
-        variance = drive * pair_at_rest(pull, lr, theta, b1)
-        if not np.isfinite(variance).all():
-            raise _unstable(optimizer)
-        return variance
-    dim = len(pull)
-    one = np.eye(dim)
-    if b1 == 0:
-        factor, noise = keep * one - lr * pull, lr**2 * drive
-    else:
-        factor = np.block([[keep * one - lr * c * pull, -lr * b1 * one], [c * pull, b1 * one]])
-        share = np.concatenate([-lr * c * one, c * one])
-        noise = share @ drive @ share.T
-    return _discrete(factor, noise, optimizer)[:dim, :dim]
-
-
-def pair_at_rest(pull: np.ndarray, lr: float, theta: float, b1: float) -> np.ndarray:
-    """Stationary Var x of the pair (x, n) of `_discrete_pair` for one coordinate with Var z = 1; infinite if unstable.
-
-    It solves the 3 equations of the stationary covariance, with P = `pull` and k = P + θ:
-
-    η(1 − β₁)(1 + β₁ − β₁ηθ)/{k(1 − β₁ + β₁ηθ)[2(1 + β₁) − ηP(1 − β₁) − ηθ(1 + β₁)]}, which is η/(k(2 − ηk)) at β₁ = 0.
-    """
-    c = 1 - b1
-    top, bottom = 1 + b1 - b1 * lr * theta, 2 * (1 + b1) - lr * pull * c - lr * theta * (1 + b1)
-    stable = (bottom > 0) & (top > 0)
-    return np.where(
-        stable, lr * c * top / ((pull + theta) * (c + b1 * lr * theta) * np.where(stable, bottom, 1)), np.inf
-    )
+        variance = model.gradient_variance(product)
+        moments = model.square_moments(mu, grad, variance, diagonal(noise))
+        total = variance + diagonal(noise)
+        square = grad**2 + total
+        share, b1 = share_of_root(square, optimizer.eps), float(getattr(optimizer, "b1", 0.0))
+        mean_factor, noise_factor = at_rest(
+            model.noise, mu, b1, float(optimizer.b2), (grad, variance), moments, total, share
+        )
+        p, root = lr * mean_factor / (jnp.sqrt(square) + optimizer.eps), jnp.sqrt(noise_factor) / mean_factor
+        if float(jnp.abs(grad / jnp.sqrt(square)).max()) > _TOLERANCE:  # otherwise x does not follow v
+            squares, follows = squares_of(grad, variance, noise, moments), 0.5 * p * share * grad / square
+    forces = rows(np.asarray(p, np.float64) / lr, curvature)
+    centre = _solve(forces, theta, forces @ at if forces.ndim == 2 else forces * at)
+    linear = Linearised(model.curvature, optimizer, 1 - lr * theta, p, follows, grad, noise, root, squares)
+    unit = jnp.ones_like(mu) if curvature.ndim == 1 else jnp.eye(len(at), dtype=dtype)
+    columns = [linear.moved({i: unit if i == j else 0 * unit for i in linear.parts}) for j in linear.parts]
+    factor = [[np.asarray(column[i], np.float64) for column in columns] for i in linear.parts]
+    drive = [[np.asarray(linear.drive(i, j), np.float64) for j in linear.parts] for i in linear.parts]
+    return centre, _discrete_blocks(factor, drive, optimizer)[0][0]
 
 
 def _sign_rest(
@@ -373,8 +393,25 @@ def _continuous(pull: np.ndarray, theta: float, drive: np.ndarray) -> np.ndarray
     return _even(solve_continuous_lyapunov(total, drive))
 
 
+def _discrete_blocks(
+    factor: list[list[np.ndarray]], drive: list[list[np.ndarray]], optimizer: DecayedOptimizer
+) -> list[list[np.ndarray]]:
+    """S with S = A S Aᵀ + Q in blocks, each the diagonal of a matrix, shape (d,), or a matrix (d, d)."""
+    count = len(factor)
+    if factor[0][0].ndim == 2:
+        dim, found = len(factor[0][0]), _discrete(np.block(factor), np.block(drive), optimizer)
+        return [[found[i * dim : (i + 1) * dim, j * dim : (j + 1) * dim] for j in range(count)] for i in range(count)]
+    # One small system for each coordinate: vec S = (1 − A ⊗ A)⁻¹ vec Q.
+    a, q = (np.moveaxis(np.array(v), -1, 0) for v in (factor, drive))
+    if np.abs(np.linalg.eigvals(a)).max() >= 1:
+        raise _unstable(optimizer)
+    twice = np.einsum("dij,dkl->dikjl", a, a).reshape(len(a), count**2, count**2)
+    solved = np.linalg.solve(np.eye(count**2) - twice, q.reshape(len(a), count**2, 1)).reshape(len(a), count, count)
+    return [[solved[:, i, j] for j in range(count)] for i in range(count)]
+
+
 def _discrete(factor: np.ndarray, drive: np.ndarray, optimizer: DecayedOptimizer) -> np.ndarray:
-    """S with S = A S Aᵀ + drive."""
+    """S with S = A S Aᵀ + Q."""
     if np.abs(np.linalg.eigvals(factor)).max() >= 1:
         raise _unstable(optimizer)
     return _even(solve_discrete_lyapunov(factor, drive))
@@ -400,4 +437,4 @@ def _solve(pull: np.ndarray, theta: float, right: np.ndarray) -> np.ndarray:
 
 
 def _even(matrix: np.ndarray) -> np.ndarray:
-    return 0.5 * (matrix + matrix.T)
+    return matrix if matrix.ndim == 1 else 0.5 * (matrix + matrix.T)
