@@ -319,12 +319,15 @@ def test_the_spread_of_rmsprop_needs_the_noise_of_v():
         assert without / own > 1.4
 
 
+QUADRATIC_OF_TWO = sl.Quadratic([1.0, 2.0])
+
+
 def test_warnings_where_the_law_of_the_noise_makes_an_sde_doubtful():
     """No fourth moment under Adam, a V that fluctuates, an empirical SDE without a variance; none of them elsewhere."""
     from sdelens.run.law_warnings import law_warnings
 
-    def told(optimizer, noise, models):
-        experiment = prepare(sl.Quadratic([1.0, 2.0]), noise, optimizer, models, Options(steps=2))
+    def told(optimizer, noise, models, problem=QUADRATIC_OF_TWO):
+        experiment = prepare(problem, noise, optimizer, models, Options(steps=2))
         return law_warnings(experiment.case, experiment.models.values())
 
     both = ["optimizer", "sde"]
@@ -334,7 +337,17 @@ def test_warnings_where_the_law_of_the_noise_makes_an_sde_doubtful():
     assert "V of rmspropw fluctuates by 75 % of its mean at b2 = 0.8 and an excess kurtosis of the noise of 3" in text
     (text,) = told(sl.SGD(0.1), sl.StudentTNoise(1.0, 1), ["optimizer", "empirical"])
     assert "no diffusion limit" in text
+    # One of twelve numbers per example: a batch of 4 leaves out one of them with probability (11/12)^4 = 71 %.
+    rows = sl.Problem(
+        lambda p, data: 0.5 * (p[data[0]] - data[1]) ** 2, np.ones(12), data=(np.arange(12), np.linspace(-1, 0, 12))
+    )
+    (text,) = told(sl.AdamW(0.1), sl.MinibatchNoise(4), both, rows)
+    assert "12 of the 12 coordinates with a gradient (they have 100 % of its size" in text
+    assert "on average in 71 % of them" in text
     for quiet in (
+        (sl.AdamW(0.1), sl.MinibatchNoise(16), both, rows),
+        (sl.AdamW(0.1), sl.MinibatchNoise(4), both, rows.with_l2(0.1)),
+        (sl.SGD(0.1), sl.MinibatchNoise(4), both, rows),
         (sl.AdamW(0.1), sl.StudentTNoise(1.0, 3), ["optimizer"]),
         (sl.AdamW(0.1), sl.StudentTNoise(1.0, 8), both),
         (sl.SignSGD(0.1), sl.StudentTNoise(1.0, 1), ["optimizer", "empirical"]),

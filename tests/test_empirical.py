@@ -347,7 +347,7 @@ def test_what_such_an_optimizer_cannot_do_is_said():
         match=r"models: got 'sde', which does not exist for transformation; choose from optimizer, empirical",
     ):
         sl.compare(problem, noise, optimizer, ["optimizer", "sde"], steps=3, paths=4)
-    with pytest.raises(TypeError, match=r"optimizer: got transformation, which the theory does not cover"):
+    with pytest.raises(TypeError, match=r"optimizer: got transformation, which this part of the theory does not cover"):
         sl.theory.predict(problem, noise, optimizer, steps=3)
     with pytest.raises(ValueError, match=r"build FromOptax from a function of lr"):
         optimizer.at_lr(0.05)

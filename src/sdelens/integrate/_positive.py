@@ -7,6 +7,9 @@ from jax import Array
 
 __all__ = ["by_update", "kept_positive", "lognormal", "moved"]
 
+_WIDE = 0.5
+"""Standard deviation of a step, relative to the mean, from which a log-normal law would put most of its mass near 0."""
+
 
 def lognormal(mean: Array, noise: Array, variance: Array) -> Array:
     r"""A positive number with the given mean and variance, in place of mean + noise; a mean of 0 is returned unchanged.
@@ -33,16 +36,22 @@ def kept_positive(mean: Array, noise: Array, exact: bool) -> Array:
 
 
 def by_update(law: str, accumulators: str, substeps: int) -> bool:
-    """Whether leaves of this law are moved by the optimizer's update at a normally distributed gradient."""
-    named = "update" if law == "bound" and accumulators == "lognormal" else accumulators
-    return law in ("bound", "positive") and named == "update" and substeps == 1
+    """Whether `moved` can use the value that the optimizer's update gives a leaf of this law at a normal gradient."""
+    return law in ("bound", "positive") and accumulators != "drift" and substeps == 1
 
 
-def moved(law: str, accumulators: str, mean: Array, noise: Array, variance: Array | None) -> Array:
-    """A leaf after a step with the given mean and noise, and with the given variance if its law is positive."""
+def moved(
+    law: str, accumulators: str, mean: Array, noise: Array, variance: Array | None, updated: Array | None
+) -> Array:
+    """A leaf after a step with the given mean, noise, variance (if its law is positive), and value `by_update`."""
     if law == "free":
         return mean + noise
-    if law == "bound" or accumulators == "drift":
+    if accumulators == "drift":
+        return mean
+    if updated is not None and (law == "bound" or accumulators == "update"):
+        return updated
+    if law == "bound":
         return mean
     assert variance is not None
-    return lognormal(mean, noise, variance)
+    positive = lognormal(mean, noise, variance)
+    return positive if updated is None else jnp.where(variance > _WIDE**2 * mean**2, updated, positive)

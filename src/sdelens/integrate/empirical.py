@@ -18,15 +18,17 @@ If a part is a sum or mean of squares, normal noise could make it negative and t
     v ← μ exp(s ζ − s²/2),  μ = v + D̄,  s² = log(1 + q/μ²),
 
 where its noise is a multiple of the standard normal number ζ and has the variance q: mean, variance and, to first
-order, all correlations equal those of the normal step, and v stays positive (``accumulators="lognormal"``). With
-``"update"`` it is moved by the update itself, at a normal gradient with the mean and covariance of the samples,
+order, all correlations equal those of the normal step, and v stays positive (``accumulators="lognormal"``). Where the
+standard deviation of the step exceeds half of μ (rare gradients, the first steps from v = 0), a log-normal v would
+mostly be far too small. There, and everywhere with ``"update"``, it is moved by the update itself, at a normal gradient
+with the mean and covariance of the samples,
 
     v ← v + D_v(y, G),  G = ḡ + (1/√K) Σ_j ξ_j (g_j − ḡ),
 
 which preserves every bound that the optimizer preserves, and the mean of squares, E G² = E g², but loses the covariance
 of squares with a skewed g, such as that of mini-batches. Parts that bound each other (a centred second moment, ν ≥ μ²)
-always move in this way. With substeps these parts have no noise, and squares have log-normal noise. ``"drift"`` omits
-the noise of both.
+always move in this way. With substeps these parts have no noise, and squares have log-normal noise only. ``"drift"``
+omits the noise of both.
 """
 
 import math
@@ -89,8 +91,7 @@ class Empirical(Discrete):
         inner, tree = jax.tree.flatten(state.inner)
         old, laws = [state.x, *inner], ["free", *laws]
         moving = [i for i, law in enumerate(laws) if law not in HELD]
-        squared = [i for i in moving if laws[i] != "free"]
-        updated = [i for i in squared if by_update(laws[i], self.accumulators, self.substeps)]
+        updated = [i for i in moving if by_update(laws[i], self.accumulators, self.substeps)]
 
         def update(gradient: Array, sample: Array | int) -> list[Array]:
             own = self.optimizer.rekeyed(state.inner, jnp.asarray(j) * self.samples + sample, self.layout)
@@ -105,7 +106,7 @@ class Empirical(Discrete):
             sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
             return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in HELD]
 
-        zeros = [_Sums.zeros(old[m], m in squared and m not in updated) for m in moving]
+        zeros = [_Sums.zeros(old[m], laws[m] == "positive") for m in moving]
         zeros += [_Sums.zeros(state.x, False)] if updated else []
         sums, held = lax.scan(add, zeros, jnp.arange(self.samples))
         total = xi.sum(axis=0)
@@ -113,7 +114,8 @@ class Empirical(Discrete):
             mean, noise, _ = self._parts(sums[-1], total)
             normal = update((mean + noise).astype(state.x.dtype), 0)
         for m, own in zip(moving, sums, strict=False):
-            old[m] = (normal[m] if m in updated else self._moved(old[m], laws[m], own, total)).astype(old[m].dtype)
+            after = normal[m] if m in updated else None
+            old[m] = self._moved(old[m], laws[m], own, total, after).astype(old[m].dtype)
         return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
 
     def _parts(self, sums: "_Sums", weights: Array) -> tuple[Array, Array, Array | None]:
@@ -124,10 +126,10 @@ class Empirical(Discrete):
         variance = None if sums.squares is None else share**2 * (sums.squares - samples * mean**2)
         return mean, share * (sums.weighted - weights * mean), variance
 
-    def _moved(self, old: Array, law: str, sums: "_Sums", weights: Array) -> Array:
+    def _moved(self, old: Array, law: str, sums: "_Sums", weights: Array, updated: Array | None) -> Array:
         """One part of the state after a substep."""
         mean, noise, variance = self._parts(sums, weights)
-        return moved(law, self.accumulators, old + mean / self.substeps, noise, variance)
+        return moved(law, self.accumulators, old + mean / self.substeps, noise, variance, updated)
 
 
 class _Sums(NamedTuple):

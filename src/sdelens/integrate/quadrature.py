@@ -149,11 +149,10 @@ class Quadrature(Integration):
                 new.append(jnp.where(last, after, before))
             elif self.update.owners[i] is None:
                 new.append(before + (after - before) / n)
-            elif updated[i]:
-                new.append(after)
             else:
                 step, own, variance = (part[1 + i].reshape(before.shape) for part in advanced)
-                new.append(moved(law, self.accumulators, before + step, own, variance).astype(before.dtype))
+                by = after if updated[i] else None
+                new.append(moved(law, self.accumulators, before + step, own, variance, by).astype(before.dtype))
         x = (y.x + advanced[0][0] + advanced[1][0]).astype(y.x.dtype)
         return DiscreteState(x, jax.tree.unflatten(tree, new))
 

@@ -3,7 +3,7 @@
 import abc
 import math
 from functools import singledispatch
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -48,6 +48,22 @@ class AbstractNoise(eqx.Module):
     def __add__(self, other: "AbstractNoise") -> "AbstractNoise":
         """The sum of two independent noises."""
         return independent_sum(self, other)
+
+
+class RareGradients(NamedTuple):
+    """Coordinates of which more than half of the mini-batches have a gradient of exactly 0, but not all.
+
+    Attributes:
+        rare: number of these coordinates.
+        active: number of coordinates with a gradient that is not always 0.
+        share: part of these coordinates in the sum over coordinates of √(E g²), where g is one example's gradient.
+        zero: mean over these coordinates of the probability of a gradient of 0.
+    """
+
+    rare: int
+    active: int
+    share: float
+    zero: float
 
 
 class NoiseLaw(eqx.Module):
@@ -206,6 +222,10 @@ class NoiseLaw(eqx.Module):
         """Whether E Z⁴ is known to be infinite; False if x is traced."""
         cumulant = self.fourth_cumulant(x)
         return not check.is_traced(cumulant) and not bool(jnp.isfinite(cumulant).all())
+
+    def rare_gradients(self, x: Array) -> RareGradients | None:
+        """Coordinates whose gradient is exactly 0 in most steps; None where gradients have a density."""
+        return None
 
     def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
         r"""Noise of g and of g² = (∇f + Z)² from the same normal increments dW of variance dt.

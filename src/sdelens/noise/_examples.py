@@ -8,16 +8,23 @@ import math
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from sdelens.core.compilation import quick
 from sdelens.core.random import Stream
-from sdelens.noise._base import BatchLaw, centred_square
+from sdelens.noise._base import BatchLaw, RareGradients, centred_square
 from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
 from sdelens.noise.gaussian import normal_signed_mean
-from sdelens.problems import Problem
+from sdelens.problems import EXAMPLE_BYTES, Problem
 
 __all__ = ["BatchOptions", "ExampleLaw"]
+
+
+_COUNTED = 64
+"""Examples whose gradients are searched for zeros."""
 
 
 class BatchOptions(NamedTuple):
@@ -76,6 +83,22 @@ class ExampleLaw(BatchLaw):
         if self.options.signs == "sampled" and self.found is not None:
             return self.found.mean(axis=0)
         return self._sign_law(grad, x).mean_at(grad)
+
+    def rare_gradients(self, x: Array) -> RareGradients | None:
+        """From the gradients of up to 64 examples at x; that of a mini-batch is 0 where all of its examples' are."""
+        if self.strength:
+            return None
+        count = min(self.examples, _COUNTED, max(1, EXAMPLE_BYTES // (4 * self.problem.dim)))
+        index = np.random.default_rng(0).choice(self.examples, count, replace=False)[:, None]
+        zeros, squares = (np.asarray(a) for a in _zeros_and_squares(self.problem, x, index))
+        size, active = np.sqrt(squares), zeros < count
+        zero = (zeros / count) ** self.options.batch_size
+        rare = active & (zero > 0.5)
+        if not rare.any():
+            return None
+        return RareGradients(
+            int(rare.sum()), int(active.sum()), float(size[rare].sum() / size.sum()), zero[rare].mean()
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"name": "minibatch", **self.options._asdict()}
@@ -221,3 +244,10 @@ class ExampleLaw(BatchLaw):
     def _exact_root(self, x: Array, dW: Array) -> Array:
         weights = (dW - dW.mean(axis=0)) * math.sqrt(self._share / self.examples)
         return self.problem.weighted_gradient(x, weights)
+
+
+@quick
+def _zeros_and_squares(problem: Problem, x: Array, index: Array) -> tuple[Array, Array]:
+    """Of the gradients of single examples at x: how many are exactly 0 in each coordinate, and the sum of squares."""
+    gradients = jax.vmap(lambda one: problem.batch_gradient(x, one))(index)
+    return (gradients == 0).sum(axis=0), jnp.square(gradients).sum(axis=0)

@@ -11,6 +11,8 @@ from sdelens.run.models import DiscreteOptimizer, Empirical, Model
 
 __all__ = ["law_warnings"]
 
+_MANY = 0.25
+"""Share of the gradient's size in coordinates with mostly zero gradients from which there is a warning."""
 _LARGE = 0.5
 """Relative standard deviation of V from which its mean says little about it."""
 
@@ -24,6 +26,7 @@ def law_warnings(case: Case, models: Iterable[Model]) -> list[str]:
     name, law = case.noise.describe()["name"], case.noise
     if isinstance(case.optimizer, AdamW | RMSpropW) and law.has_variance(x):
         found += _of_squares(case, name)
+        found += _of_zeros(case)
     unbounded = not isinstance(case.optimizer, SignSGD) and not law.has_variance(x)
     if unbounded and any(isinstance(model, Empirical) for model in sdes):
         found.append(
@@ -32,6 +35,20 @@ def law_warnings(case: Case, models: Iterable[Model]) -> list[str]:
             "number of samples; rely on the model 'optimizer'."
         )
     return found
+
+
+def _of_zeros(case: Case) -> list[str]:
+    """Doubts about an average of squares of which most are 0, such as that of the rows of an embedding."""
+    rare = case.noise.rare_gradients(case.problem.start)
+    if rare is None or rare.share <= _MANY:
+        return []
+    return [
+        f"noise: {rare.rare} of the {rare.active} coordinates with a gradient (they have {100 * rare.share:.0f} % of "
+        "its size, as the sum of root mean squares) have a gradient of exactly 0 in more than half of the steps, on "
+        f"average in {100 * rare.zero:.0f} % of them, as the rows of an embedding do. V of {case.optimizer.name} then "
+        "averages few nonzero squares, and no SDE is accurate. Include the model 'empirical', which is the closest, "
+        "rely on 'optimizer', or use larger mini-batches."
+    ]
 
 
 def _of_squares(case: Case, name: str) -> list[str]:

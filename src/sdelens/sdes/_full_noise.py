@@ -32,6 +32,9 @@ class FullNoiseSDE(OptimizerSDE):
     squares_increments: ClassVar[bool] = True
     optimizer: RMSpropW | AdamW
 
+    def __check_init__(self) -> None:
+        self._require_fourth_moment()
+
     def positive_parts(self, t: Instant) -> Mapping[str, bool]:
         """V; where it is moved by g² itself, only rounding can make it negative."""
         return {"v": self._is_exact(t)}

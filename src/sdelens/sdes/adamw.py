@@ -11,7 +11,7 @@ from sdelens.core.names import BIAS_CORRECTIONS
 from sdelens.optimizers import AdamW, State, precondition
 from sdelens.sdes._base import Instant, OptimizerSDE
 
-__all__ = ["AdamWSDE", "bias"]
+__all__ = ["AdamWSDE"]
 
 
 class AdamWSDE(OptimizerSDE):
@@ -44,27 +44,34 @@ class AdamWSDE(OptimizerSDE):
 
     def gamma(self, beta: Any, step: Array) -> Array:
         """γ after step + 1 averaged gradients, in (0, 1]."""
-        return bias(beta, step, self.bias_correction)
+        steps = step.astype(jnp.result_type(float)) + 1
+        rate = jnp.log(beta) if self.bias_correction == "discrete" else beta - 1
+        return -jnp.expm1(steps * rate)
 
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt = self.optimizer
-        count = t.step + y.count
-        gamma1 = self.gamma(opt.b1, count).astype(y.x.dtype)
-        gamma2 = self.gamma(opt.b2, count).astype(y.x.dtype)
         toward = opt.rho1 * (grad - y.m)
-        look_ahead = y.m + (opt.lr - t.advanced.get("m", 0.0)) * toward
-        # √γ₂ P⁻¹ = 1/(√(V/γ₂) + ε)
-        direction = precondition(look_ahead / gamma1, y.v / gamma2, opt.eps)
-        dx = -opt.multiplier(t.step) * (direction + opt.decay_rate * y.x)
-        return State(dx, m=toward, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
+        look_ahead = y.m if self._is_advanced(t) else y.m + self._ahead(t) * toward
+        dx = self._direction(t, y.count, look_ahead, y.v) + opt.decay_rate * y.x
+        return State(-opt.multiplier(t.step) * dx, m=toward, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         size = jnp.sqrt(self.optimizer.lr) * self.optimizer.rho1
         return State(0.0, m=size * self.noise.apply_root(y.x, dW), v=0.0)
 
+    def _ahead(self, t: Instant) -> Any:
+        """η minus the time by which M has been advanced."""
+        return self.optimizer.lr - t.advanced.get("m", 0.0)
 
-def bias(beta: Any, step: Array, correction: str) -> Array:
-    """γ after step + 1 averaged gradients, in (0, 1]."""
-    steps = step.astype(jnp.result_type(float)) + 1
-    rate = jnp.log(beta) if correction == "discrete" else beta - 1
-    return -jnp.expm1(steps * rate)
+    def _is_advanced(self, t: Instant) -> bool:
+        """Whether M has been advanced by the whole optimizer step, so that nothing is left to look ahead."""
+        return t.share == 1 and "m" in t.advanced
+
+    def _direction(self, t: Instant, count: Any, m: Array, v: Array) -> Array:
+        """√γ₂ P⁻¹ m/γ₁ = (m/γ₁)/(√(v/γ₂) + ε)."""
+        opt, count = self.optimizer, t.step + count
+        gamma1, gamma2 = (self.gamma(b, count).astype(m.dtype) for b in (opt.b1, opt.b2))
+        return self._divided(m / gamma1, v / gamma2)
+
+    def _divided(self, numerator: Array, v: Array) -> Array:
+        return precondition(numerator, v, self.optimizer.eps)

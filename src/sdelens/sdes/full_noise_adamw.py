@@ -1,21 +1,16 @@
 """The SDE of AdamW with the noise of both accumulators in its parameters."""
 
-from typing import Any
-
-import equinox as eqx
 from jax import Array
 
-from sdelens.core import check
-from sdelens.core.names import BIAS_CORRECTIONS
-from sdelens.optimizers import AdamW, State, precondition
+from sdelens.optimizers import AdamW, State
 from sdelens.sdes._base import Instant
 from sdelens.sdes._full_noise import FullNoiseSDE
-from sdelens.sdes.adamw import bias
+from sdelens.sdes.adamw import AdamWSDE
 
 __all__ = ["FullNoiseAdamWSDE"]
 
 
-class FullNoiseAdamWSDE(FullNoiseSDE):
+class FullNoiseAdamWSDE(AdamWSDE, FullNoiseSDE):
     r"""SDE of Adam with decoupled weight decay in which V has its noise, and X the noise of the new M.
 
     dX = −h q(M + ηρ₁(∇f − M), V) dt − h η^{3/2} ρ₁ q(Σ^{1/2} dW, V) − hθX dt
@@ -39,18 +34,6 @@ class FullNoiseAdamWSDE(FullNoiseSDE):
     """
 
     optimizer: AdamW
-    bias_correction: str = eqx.field(default="discrete", static=True)
-
-    def __check_init__(self) -> None:
-        check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        self._require_fourth_moment()
-
-    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
-        opt = self.optimizer
-        toward = opt.rho1 * (grad - y.m)
-        look_ahead = y.m if self._is_advanced(t) else y.m + self._ahead(t) * toward
-        dx = self._direction(t, y, look_ahead) + opt.decay_rate * y.x
-        return State(-opt.multiplier(t.step) * dx, m=toward, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         opt = self.optimizer
@@ -58,18 +41,4 @@ class FullNoiseAdamWSDE(FullNoiseSDE):
         dm, dv = opt.rho1 * root, opt.rho2 * square
         if self._is_advanced(t):
             return State(0.0, m=dm, v=dv)
-        return State(-opt.multiplier(t.step) * self._direction(t, y, self._ahead(t) * dm), m=dm, v=dv)
-
-    def _is_advanced(self, t: Instant) -> bool:
-        """Whether M has been advanced by the whole optimizer step, so that nothing is left to look ahead."""
-        return t.share == 1 and "m" in t.advanced
-
-    def _ahead(self, t: Instant) -> Any:
-        """η minus the time by which M has been advanced."""
-        return self.optimizer.lr - t.advanced.get("m", 0.0)
-
-    def _direction(self, t: Instant, y: State, m: Array) -> Array:
-        """q(m, V)."""
-        opt, count = self.optimizer, t.step + y.count
-        gamma1, gamma2 = (bias(b, count, self.bias_correction).astype(y.x.dtype) for b in (opt.b1, opt.b2))
-        return precondition(m / gamma1, y.v / gamma2, opt.eps)
+        return State(-opt.multiplier(t.step) * self._direction(t, y.count, self._ahead(t) * dm, y.v), m=dm, v=dv)

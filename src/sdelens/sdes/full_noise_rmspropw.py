@@ -5,11 +5,12 @@ from jax import Array
 from sdelens.optimizers import RMSpropW, State, precondition
 from sdelens.sdes._base import Instant
 from sdelens.sdes._full_noise import FullNoiseSDE
+from sdelens.sdes.rmspropw import RMSpropWSDE
 
 __all__ = ["FullNoiseRMSpropWSDE"]
 
 
-class FullNoiseRMSpropWSDE(FullNoiseSDE):
+class FullNoiseRMSpropWSDE(RMSpropWSDE, FullNoiseSDE):
     r"""SDE of RMSprop with decoupled weight decay in which V has the noise of the squared gradients.
 
     dX = −h P⁻¹(∇f dt + √η Σ^{1/2} dW) − hθX dt
@@ -30,14 +31,6 @@ class FullNoiseRMSpropWSDE(FullNoiseSDE):
     """
 
     optimizer: RMSpropW
-
-    def __check_init__(self) -> None:
-        self._require_fourth_moment()
-
-    def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
-        opt = self.optimizer
-        dx = -opt.multiplier(t.step) * (precondition(grad, y.v, opt.eps) + opt.decay_rate * y.x)
-        return State(dx, v=opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v))
 
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         opt = self.optimizer

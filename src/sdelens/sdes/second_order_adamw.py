@@ -3,21 +3,18 @@
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 from jax import Array
 
-from sdelens.core import check
-from sdelens.core.names import BIAS_CORRECTIONS
 from sdelens.optimizers import AdamW, State
 from sdelens.sdes._base import Instant
 from sdelens.sdes._full_noise import FullNoiseSDE
-from sdelens.sdes.adamw import bias
+from sdelens.sdes.adamw import AdamWSDE
 
 __all__ = ["SecondOrderAdamWSDE"]
 
 
-class SecondOrderAdamWSDE(FullNoiseSDE):
+class SecondOrderAdamWSDE(FullNoiseSDE, AdamWSDE):
     r"""Second-order SDE of Adam with decoupled weight decay.
 
     dX = −h[q(M₊, V₊) + θX₋] dt + dN_x − (η/2)(∂b dN)_x
@@ -40,23 +37,18 @@ class SecondOrderAdamWSDE(FullNoiseSDE):
     """
 
     optimizer: AdamW
-    bias_correction: str = eqx.field(default="discrete", static=True)
-
-    def __check_init__(self) -> None:
-        check.choice("bias_correction", self.bias_correction, BIAS_CORRECTIONS)
-        self._require_fourth_moment()
 
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt, h = self.optimizer, self.optimizer.multiplier(t.step)
         back = 0.5 * (1 - t.share) * opt.lr
-        dx = -h * (self._direction(t, y, y.m, y.v) + opt.decay_rate * y.x)
+        dx = -h * (self._direction(t, y.count, y.m, y.v) + opt.decay_rate * y.x)
         dm = opt.rho1 * (grad - y.m)
         dv = opt.rho2 * (grad**2 + self.noise.variance(y.x) - y.v)
         before, square = self._behind(t, y.x, dx, back, grad)
-        ahead_m, ahead_v = self._ahead(t)
+        ahead_m, ahead_v = self._ahead(t), self._ahead_of_v(t)
         m, v = y.m + (ahead_m - back) * dm, y.v + (ahead_v - back) * dv
         return State(
-            -h * (self._direction(t, y, m, v) + opt.decay_rate * (y.x - back * dx)),
+            -h * (self._direction(t, y.count, m, v) + opt.decay_rate * (y.x - back * dx)),
             m=opt.rho1 * (before - y.m + back * dm),
             v=opt.rho2 * (square - y.v + back * dv),
         )
@@ -65,28 +57,21 @@ class SecondOrderAdamWSDE(FullNoiseSDE):
         opt = self.optimizer
         root, square = self._noises(t, y, grad, dW)
         dm, dv = opt.rho1 * root, opt.rho2 * square
-        ahead_m, ahead_v = self._ahead(t)
-        along = jax.jvp(partial(self._direction, t, y), (y.m, y.v), (ahead_m * dm, ahead_v * dv))[1]
+        ahead_m, ahead_v = self._ahead(t), self._ahead_of_v(t)
+        along = jax.jvp(partial(self._direction, t, y.count), (y.m, y.v), (ahead_m * dm, ahead_v * dv))[1]
         noise = State(-opt.multiplier(t.step) * along, m=dm, v=dv)
         if t.share == 1:
             return noise
         state = State(y.x, y.m, y.v)
         return self._shortened(partial(self._leading, t, y.count), state, noise, 0.5 * (1 - t.share) * opt.lr)
 
-    def _ahead(self, t: Instant) -> tuple[Any, Any]:
-        """η minus the times by which M and V have been advanced."""
-        lr = self.optimizer.lr
-        return lr - t.advanced.get("m", 0.0), lr - t.advanced.get("v", 0.0)
+    def _ahead_of_v(self, t: Instant) -> Any:
+        """η minus the time by which V has been advanced."""
+        return self.optimizer.lr - t.advanced.get("v", 0.0)
 
     def _leading(self, t: Instant, count: Any, y: State) -> State:
         """The leading drift b."""
         opt, grad = self.optimizer, self.problem.evaluate(y.x)[1]
-        dx = self._direction(t, State(y.x, count=count), y.m, y.v) + opt.decay_rate * y.x
+        dx = self._direction(t, count, y.m, y.v) + opt.decay_rate * y.x
         square = grad**2 + self.noise.variance(y.x)
         return State(-opt.multiplier(t.step) * dx, m=opt.rho1 * (grad - y.m), v=opt.rho2 * (square - y.v))
-
-    def _direction(self, t: Instant, y: State, m: Array, v: Array) -> Array:
-        """q(m, v)."""
-        opt, count = self.optimizer, t.step + y.count
-        gamma1, gamma2 = (bias(b, count, self.bias_correction).astype(y.x.dtype) for b in (opt.b1, opt.b2))
-        return self._divided(m / gamma1, v / gamma2)

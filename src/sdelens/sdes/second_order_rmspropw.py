@@ -46,9 +46,6 @@ class SecondOrderRMSpropWSDE(FullNoiseSDE):
 
     optimizer: RMSpropW
 
-    def __check_init__(self) -> None:
-        self._require_fourth_moment()
-
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt, h = self.optimizer, self.optimizer.multiplier(t.step)
         variance = self.noise.variance(y.x)

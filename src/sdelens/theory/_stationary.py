@@ -137,7 +137,8 @@ def stationary(
       (η/2)/(b + θ + ηb²/2); RMSpropW and AdamW (η/2)/k.
     - ``"algorithm"``: that of the optimizer itself, at the fixed point of the closure of `predict`. SGD
       ησ²/(κ(2 − ηκ)), κ = λ + θ, which is exact; SignSGD η²/(1 − α² + 2αηJ(s)), where s is the variance itself;
-      RMSpropW and AdamW with P² = E g² (noise and gradient), the full momentum and the effect of the fluctuation of v.
+      RMSpropW and AdamW with P² = E g² (noise and gradient), the full momentum and the effect of the fluctuation of v;
+      Momentum, exact, Signum and Lion.
 
     Covariance matrices satisfy the Lyapunov equation, in continuous time for the paper's form and in discrete time for
     the algorithm's. Compared with simulation (λ = ½…5, σ = ½…2, η = .01, β₂ = .999), the algorithm's variances are
