@@ -1,12 +1,24 @@
 """Tracking errors: unbiased, with limits that cover, and a floor that is one."""
 
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 
-from sdelens.results.tracking import Curves, _Bootstrap, marginal_distances, spread_ratio, tracking_error
+import sdelens as sl
+from sdelens.results.tracking import (
+    Curves,
+    _Bootstrap,
+    _LeftOut,
+    _shift_limits,
+    late_window,
+    marginal_distances,
+    spread_ratio,
+    tracking_error,
+)
 
 RECORDS, GROUPS = 40, 64
 TIME = np.linspace(0, 4, RECORDS)
@@ -43,16 +55,13 @@ def missed(rng, curve, reference, runs, confidence, resamples):
 def test_one_sided_limits_miss_the_truth_as_rarely_as_they_say():
     """300 runs of 95 % limits, a third each without a difference, with one of half a floor, and of two to three floors.
 
-    The difference lies along the loudest noise, where limits are as narrow as they may be: on 1200 runs each the lower
-    limit missed in 3.8 to 6.3 %, the upper in 0 to 3.3, those of the shift, a plain bootstrap's, in 5 to 7. Allowed are
-    5 % of an error's and 8 % of a shift's, and what chance adds with probability 1e-4; limits half as wide miss in 23,
-    12 and 18 to 24 %.
+    The difference lies along the loudest noise, where limits are as narrow as they may be. Allowed are 5 %, and what
+    chance adds with probability 1e-4; limits half as wide miss in 12 to 24 %.
     """
     rng, runs = np.random.default_rng(7), 100
     level = np.full(len(SHORT), np.sqrt(np.mean(SHORT**2)))
     misses = sum(missed(rng, SHORT + delta * level, SHORT, runs, 0.95, 200)[0] for delta in (0.0, 0.02, 0.1))
-    assert (misses[:2] <= stats.binom.isf(1e-4, 3 * runs, 0.05)).all()
-    assert (misses[2:] <= stats.binom.isf(1e-4, 3 * runs, 0.08)).all()
+    assert (misses <= stats.binom.isf(1e-4, 3 * runs, 0.05)).all()
 
 
 @pytest.mark.study
@@ -171,21 +180,18 @@ def test_resampled_statistics_are_those_of_the_curves(equal, paired):
         assert found.noise2[k] == pytest.approx(noise)
         assert found.norm2[k] == pytest.approx(moved @ moved)
         assert found.scale2[k] == pytest.approx((other - minimum) @ (other - minimum) - noise_b)
-        assert found.shift[k] == pytest.approx(moved.mean() / (other - minimum).mean())
         off = moved - (na @ a / na.sum() - base)
         assert found.noise_norm2[k] == pytest.approx(off @ off)
         assert found.along[k] ** 2 <= off @ off * (1 + 1e-9)
 
 
 def test_limits_of_high_confidence_take_little_memory():
-    """50 000 resamples of 64 groups take 15 and 11 MB; all of their weights at once would take 76 and 49 (measured)."""
+    """50 000 resamples of 64 groups take 15 MB; all of their weights at once would take 76 (measured)."""
     rng = np.random.default_rng(5)
     a, b = sample(rng, 1.01 * SHORT, 0.05), sample(rng, SHORT, 0.05, stream="b")
-    a, b = (c._replace(m2=np.ones_like(c.groups)) for c in (a, b))
     tracemalloc.start()
     try:
         tracking_error(a, b, 0.0, 0.9998)
-        spread_ratio(a, b, 0.9998)
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()
@@ -221,6 +227,230 @@ def test_a_height_that_is_noise_has_no_limits():
     assert np.isnan(result.upper)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_limits_of_a_shift_without_a_logarithm_are_those_of_welch(paired):
+    """The jackknife of a mean is Student's t: of two samples with unequal variances, or of pairs."""
+    rng = np.random.default_rng(3)
+    a, b = sample(rng, SHORT, 0.05), sample(rng, 1.1 * SHORT, 0.02, 64 if paired else 40, "a" if paired else "b")
+    found = tracking_error(a, b, 0.0, 0.98, resamples=1, height=2.0)
+    means = [c.groups.mean(axis=1) / 2 for c in (a, b)]
+    expected = stats.ttest_rel(*means) if paired else stats.ttest_ind(*means, equal_var=False)
+    assert (found.shift_lower, found.shift_upper) == pytest.approx(tuple(expected.confidence_interval(0.96)), rel=1e-6)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_limits_of_ratios_are_those_of_a_jackknife_over_paths(paired):
+    """Against leaving out the paths of every group of two in turn, written out, with Welch's degrees of freedom."""
+    rng, groups = np.random.default_rng(6), 12
+    paths = [
+        1 + np.cumsum(rng.gamma(2, size=(2 * groups, 5)), axis=1) * np.array([0, 1, 1, 1, 1]) / size for size in (4, 5)
+    ]
+    sides = []
+    for x, stream in zip(paths, "aa" if paired else "ab", strict=True):
+        pairs = x.reshape(2, groups, 5)
+        sides.append(Curves(pairs.mean(axis=0), np.full(groups, 2.0), stream, 2 * pairs.var(axis=0)))
+
+    def heights(a, b):
+        return np.log((a.mean() - 0.5) / (b.mean() - 0.5))
+
+    def spreads(a, b):
+        return np.log((a.std(axis=0, ddof=1)[1:] / b.std(axis=0, ddof=1)[1:]).mean())
+
+    def limits(statistic):
+        keep = [np.arange(2 * groups) % groups != g for g in range(groups)]
+        a, b = paths
+        if paired:
+            parts = [[statistic(a[k], b[k]) for k in keep]]
+        else:
+            parts = [[statistic(a[k], b) for k in keep], [statistic(a, b[k]) for k in keep]]
+        value, variances = statistic(a, b), [(groups - 1) ** 2 / groups * np.var(part, ddof=1) for part in parts]
+        centre = value - sum((groups - 1) * (np.mean(part) - value) for part in parts)
+        freedom = sum(variances) ** 2 / sum(v**2 / (groups - 1) for v in variances)
+        margin = stats.t.ppf(0.95, freedom) * np.sqrt(sum(variances))
+        return np.exp(centre - margin), np.exp(centre + margin)
+
+    spread = spread_ratio(*sides, 0.95)
+    assert (spread.lower, spread.upper) == pytest.approx(limits(spreads), rel=1e-9)
+    assert spread.value == pytest.approx(np.exp(spreads(*paths)), rel=1e-9)
+    shift = tracking_error(*sides, 0.5, 0.95, resamples=1)
+    assert (1 + shift.shift_lower, 1 + shift.shift_upper) == pytest.approx(limits(heights), rel=1e-9)
+
+
+def shift_limits(curve, reference, confidence, height=None):
+    """The limits of the shift alone, as `tracking_error` has them, without its bootstrap."""
+    first, second = _LeftOut.mean(curve), _LeftOut.mean(reference)
+    return _shift_limits(first, second, 0.0, height, curve.stream == reference.stream, confidence)
+
+
+def test_limits_of_groups_of_unequal_size_are_those_of_student():
+    """With 2 to 41 paths in a group, the mean of t² over 2000 runs is 39/37, to 4.5 standard errors and 2 %."""
+    rng, counts, squares = np.random.default_rng(8), np.arange(2.0, 42.0), []
+    still = Curves(np.ones((8, 1)), np.ones(8), "still")
+    for _ in range(2000):
+        groups = 1 + rng.normal(size=(40, 1)) / np.sqrt(counts)[:, None]
+        low, high = shift_limits(Curves(groups, counts, "a"), still, 0.9, height=1.0)
+        squares.append(((high + low) / (high - low) * stats.t.ppf(0.9, 39)) ** 2)
+    assert abs(np.mean(squares) - 39 / 37) < 4.5 * np.std(squares) / np.sqrt(2000) + 0.02
+
+
+STEPS = np.arange(0, 101, 4)
+LATE = late_window(STEPS)
+
+
+def simulated(rng, optimizer, curvatures, df, paths, runs, lr=0.05):
+    """Losses ½ Σ λ x² of SGD or SignSGD with noise of scale 1, normal or Student t: means and scatter of 64 groups."""
+    curvatures = np.asarray(curvatures, np.float32)[:, None, None]
+    x, means, scatter = np.ones((len(curvatures), runs, paths), np.float32), [], []
+    for k in range(STEPS[-1] + 1):
+        if k in STEPS:
+            loss = (0.5 * (curvatures * x**2).sum(axis=0, dtype=np.float64)).reshape(runs, -1, 64)
+            means.append(loss.mean(axis=1))
+            scatter.append(((loss - means[-1][:, None]) ** 2).sum(axis=1))
+        noise = rng.standard_normal(x.shape, np.float32)
+        if df is not None:
+            noise /= np.sqrt(rng.standard_gamma(df / 2, x.shape, np.float32) * np.float32(2 / df))
+        gradient = curvatures * x + noise
+        x -= np.float32(lr) * (np.sign(gradient) if optimizer == "signsgd" else gradient)
+    return np.stack(means, axis=2), np.stack(scatter, axis=2)
+
+
+def coverage(rng, optimizer, curvatures, df, paths, runs, confidence=0.99, ratio=1.3, resamples=0):
+    """How often limits miss below and above, for two models of one law, one of which has `ratio` times the loss.
+
+    They are those of the late shift, the spread, and its last third; then those of the late shift from a curve without
+    noise; with resamples, those of the late error, with the ratio and without.
+    """
+    counts, misses = np.full(64, paths / 64), np.zeros((6 if resamples else 4, 2), int)
+    batch = max(1, 200_000 // (paths * len(curvatures)))
+    sizes = [min(batch, runs - start) for start in range(0, runs, batch)]
+    made = [simulated(rng, optimizer, curvatures, df, paths, 2 * size) for size in sizes]
+    means, squares = (np.concatenate([part[i] for part in made]) for i in range(2))
+    still = Curves(np.broadcast_to(means[..., LATE].mean(axis=(0, 1)), (8, LATE.sum())), np.ones(8), "still")
+    for run in range(runs):
+        a, b = (Curves(means[i], counts, name, squares[i]) for i, name in ((2 * run, "a"), (2 * run + 1, "b")))
+        near, late = (c._replace(groups=c.groups[:, LATE], m2=c.m2[:, LATE]) for c in (a, b))
+        far = near._replace(groups=ratio * near.groups)
+        found = [(*shift_limits(far, late, confidence), ratio - 1)]
+        found += [(*spread_ratio(*sides, confidence)[1:], 1) for sides in ((a, b), (near, late))]
+        found.append((*shift_limits(still, late, confidence), 0))
+        if resamples:
+            errors = [tracking_error(c, late, 0.0, confidence, resamples) for c in (far, near)]
+            found += [(e.lower, e.upper, truth) for e, truth in zip(errors, (ratio - 1, 0), strict=True)]
+        misses += [(low > truth, high < truth) for low, high, truth in found]
+    return misses
+
+
+MOST = np.array([0.015, 0.02, 0.02, 0.025, 0.02, 0.02])[:, None]
+"""Shares of misses that are allowed of the 99 % limits of `coverage`. That of the shift is what is wanted. The others
+are above it, and were chosen after measuring the least favourable case, 64 paths of one coordinate, in 20 000 runs
+(standard error 0.1 %): at most 1.6 % for the spread, 1.7 % for its last third, 2.0 % for the shift from a curve. Those
+of the error were measured in the 2000 runs of the study: at most 2.0 %."""
+
+
+def test_limits_of_shift_and_spread_miss_as_rarely_as_they_say():
+    """99 % limits from 64 paths of one skew coordinate, in 400 runs; a basic bootstrap misses the shift in 9 %.
+
+    If the shares of misses are those of `MOST`, each of the eight counts fails by chance with probability 1e-4.
+    """
+    runs = 400
+    misses = coverage(np.random.default_rng(1), "signsgd", [1.0], None, 64, runs)
+    assert (misses <= stats.binom.isf(1e-4, runs, MOST[:4])).all()
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("paths", [64, 256])
+@pytest.mark.parametrize("dim", [1, 10])
+@pytest.mark.parametrize(
+    ("optimizer", "df"), [("sgd", None), ("signsgd", None), ("signsgd", 2.5)], ids=["sgd", "signsgd", "signsgd-t"]
+)
+def test_limits_miss_about_as_rarely_as_they_say(optimizer, df, dim, paths, measured):
+    """One-sided 99 % limits in 2000 runs of two models of one law.
+
+    Those of the late shift miss in at least 0.5 and at most 1.5 %, the others in at most `MOST`. If the shares are
+    those, each number fails by chance with probability 1e-4.
+    """
+    runs, rng = 2000, np.random.default_rng([7, dim, paths, optimizer == "sgd", df is None])
+    curvatures = np.logspace(-1, 0, dim) if dim > 1 else [1.0]
+    misses = coverage(rng, optimizer, curvatures, df, paths, runs, resamples=1000)
+    names = ["late shift", "spread", "late spread", "late shift from a curve", "late error of 0.3", "late error of 0"]
+    least, most = stats.binom.ppf(1e-4, runs, 0.005), stats.binom.isf(1e-4, runs, MOST)
+    for name, pair, bound in zip(names, misses, most[:, 0], strict=True):
+        measured(f"misses of the {name}", f"{pair[0]} and {pair[1]}", f"≤ {bound:.0f} of {runs}")
+    assert (misses <= most).all()
+    assert (misses[0] >= least).all()
+
+
+def result_of(noise, optimizer, model):
+    """A result of 64 paths of an optimizer and a model, made up from normal numbers."""
+    rng, steps = np.random.default_rng(0), np.arange(0, 20, 2)
+    groups = 1 + np.cumsum(rng.normal(size=(2, 64, 10)) ** 2, axis=2) * (steps > 0)
+    by_step = ("model", "step")
+    variables = {
+        **{f"loss_{part}": (by_step, getattr(groups, part)(axis=1)) for part in ("mean", "std")},
+        "loss_sem": (by_step, groups.std(axis=1) / 8),
+        "loss_group_mean": (("model", "group", "step"), groups),
+        "loss_group_m2": (("model", "group", "step"), 0 * groups),
+        "group_paths": (("model", "group", "step"), np.ones(groups.shape, int)),
+        "n_paths": (by_step, np.full((2, 10), 64)),
+    }
+    settings = {"optimizer": {"model": "optimizer", "stream": "o"}, "other": {"stream": "s", **model}}
+    described = {"noise": noise.describe(), "optimizer": optimizer.describe(), "models": {}}
+    described["models"] = {label: {"wall_time": 0.0, **own} for label, own in settings.items()}
+    described |= {"problem": sl.Quadratic([1.0]).describe(), "run": {"steps": 18, "paths": 64, "seed": 0, "dim": 1}}
+    described["device"] = {"platform": "cpu", "kind": "cpu", "count": 1, "cores": 1}
+    attrs = {key: json.dumps(value) for key, value in described.items()} | {"infimum": 0.0}
+    coordinates = {"model": list(settings), "step": steps, "time": ("step", 0.1 * steps)}
+    return sl.Result(xr.Dataset(variables, coordinates, attrs))
+
+
+SDE, SAMPLED, QUADRATURE = (
+    {"model": "sde"},
+    {"model": "empirical", "coefficients": "sampled"},
+    {"model": "empirical", "coefficients": "quadrature"},
+)
+
+
+@pytest.mark.parametrize(
+    ("noise", "optimizer", "order"),
+    [
+        (sl.GaussianNoise(1.0), sl.SGD(0.1), np.inf),
+        (sl.StudentTNoise(1.0, 2.5), sl.SGD(0.1), 1.25),
+        (sl.StudentTNoise(1.0, 4), sl.SGD(0.1), 2),
+        (sl.StudentTNoise(1.0, 6), sl.SGD(0.1), 3),
+        (sl.StudentTNoise(1.0, 8), sl.SGD(0.1), 4),
+        (sl.StudentTNoise(1.0, 9), sl.SGD(0.1), 4.5),
+        (sl.StudentTNoise(1.0, 3), sl.Momentum(0.1), 1.5),
+        (sl.StudentTNoise(1.0, 1), sl.SignSGD(0.1), np.inf),
+        (sl.StudentTNoise(1.0, 2.5), sl.AdamW(0.1), np.inf),
+        (sl.GaussianNoise(1.0) + sl.StudentTNoise(1.0, 3), sl.SGD(0.1), 1.5),
+        (sl.DistributedNoise(sl.StudentTNoise(1.0, 3), 4, sl.RandomK(0.5)), sl.SGD(0.1), 1.5),
+        (sl.DistributedNoise(sl.StudentTNoise(1.0, 3), 4, sl.MajorityVote()), sl.SGD(0.1), np.inf),
+    ],
+    ids=str,
+)
+def test_limits_are_given_only_where_the_moments_that_they_need_exist(noise, optimizer, order):
+    """Limits of means need a variance of the loss; those of a standard deviation, its fourth moment."""
+    result = result_of(noise, optimizer, SDE)
+    assert result.moments("optimizer") == order
+    row, text = result.errors().loc["other"], str(result)
+    means = [f"{q}_{end}" for q in ("error", "late_error", "late_shift") for end in ("lower", "upper")]
+    spreads = [f"{q}_{end}" for q in ("spread", "spread_early", "spread_late") for end in ("lower", "upper")]
+    assert np.isfinite(row[means].to_numpy(float)).all() == (order > 2)
+    assert np.isnan(row[means].to_numpy(float)).all() == (order <= 2)
+    assert np.isfinite(row[spreads].to_numpy(float)).all() == (order > 4)
+    assert np.isnan(row[spreads].to_numpy(float)).all() == (order <= 4)
+    assert np.isfinite(row[["error", "floor", "late_shift", "spread"]].to_numpy(float)).all()
+    assert ("No limits of errors, shift and spread" in text) == (order <= 2)
+    assert ("No limits of the spread" in text) == (2 < order <= 4)
+
+
+def test_only_models_that_draw_the_noise_have_its_tail():
+    heavy = sl.StudentTNoise(1.0, 3), sl.SGD(0.1)
+    assert [result_of(*heavy, model).moments("other") for model in (SDE, SAMPLED, QUADRATURE)] == [np.inf, 1.5, np.inf]
+    between = result_of(*heavy, SDE).errors(reference="other")
+    assert np.isnan(between.loc["optimizer", "late_shift_upper"])
+
+
 def ensemble(rng, sd, paths, stream, reference=REFERENCE):
     """Group means and scatter of `paths` paths, correlated in time, that all start at one point."""
     steps = rng.normal(size=(paths, len(reference)))
@@ -230,12 +460,12 @@ def ensemble(rng, sd, paths, stream, reference=REFERENCE):
     return Curves(mean, np.full(16, paths / 16), stream, ((losses - mean) ** 2).sum(axis=0))
 
 
-def spreads(rng, ratio, runs, resamples, reference):
+def spreads(rng, ratio, runs, reference):
     """How often limits of the spread, from 128 paths in 16 groups, miss below and above; and all estimates."""
     misses, values = np.zeros(2, int), []
     for _ in range(runs):
         sides = [ensemble(rng, sd, 128, name, reference) for sd, name in ((ratio, "a"), (1.0, "b"))]
-        found = spread_ratio(*sides, 0.95, resamples=resamples)
+        found = spread_ratio(*sides, 0.95)
         misses += [found.lower > ratio, found.upper < ratio]
         values.append(found.value)
     return misses, np.array(values)
@@ -247,16 +477,13 @@ def unbiased(values, ratio):
 
 
 def test_limits_of_the_spread_miss_as_rarely_as_they_say():
-    """One-sided 95 % limits; a bootstrap over 16 groups is allowed to miss in 10 % of runs, and chance adds with 1e-4.
-
-    Of 1800 runs 6.5 and 6.8 % missed; of limits half as wide 21 and 22 %.
-    """
+    """One-sided 95 % limits of 16 groups; chance adds with probability 1e-4; limits half as wide miss in a fifth."""
     rng, runs, misses = np.random.default_rng(5), 60, np.zeros(2, int)
     for ratio in (0.7, 1.0, 1.3):
-        missed, values = spreads(rng, ratio, runs, 200, SHORT)
+        missed, values = spreads(rng, ratio, runs, SHORT)
         misses += missed
         assert unbiased(values, ratio)
-    assert (misses <= stats.binom.isf(1e-4, 3 * runs, 0.1)).all()
+    assert (misses <= stats.binom.isf(1e-4, 3 * runs, 0.05)).all()
 
 
 @pytest.mark.study
@@ -264,8 +491,8 @@ def test_limits_of_the_spread_miss_as_rarely_as_they_say():
 def test_limits_of_the_spread_cover_the_truth(ratio, measured):
     """The same at forty records."""
     runs = 2000
-    misses, values = spreads(np.random.default_rng([5, round(10 * ratio)]), ratio, runs, 400, REFERENCE)
-    allowed = stats.binom.isf(1e-4, runs, 0.1)
+    misses, values = spreads(np.random.default_rng([5, round(10 * ratio)]), ratio, runs, REFERENCE)
+    allowed = stats.binom.isf(1e-4, runs, 0.05)
     measured("misses of the lower limit", int(misses[0]), f"≤ {int(allowed)} of {runs}")
     measured("misses of the upper limit", int(misses[1]), f"≤ {int(allowed)} of {runs}")
     assert (misses <= allowed).all()
@@ -275,7 +502,7 @@ def test_limits_of_the_spread_cover_the_truth(ratio, measured):
 def test_spread_of_one_ensemble_against_itself_and_against_none():
     rng = np.random.default_rng(0)
     one = ensemble(rng, 1.0, 64, "a")
-    same = spread_ratio(one, one, 0.95, 200)
+    same = spread_ratio(one, one, 0.95)
     assert same.value == same.lower == same.upper == 1
     still = one._replace(groups=np.broadcast_to(REFERENCE, (16, RECORDS)), m2=np.zeros((16, RECORDS)))
     assert np.isnan(spread_ratio(still, one).value)
@@ -287,7 +514,7 @@ def test_spread_counts_the_paths_that_are_left():
     full = ensemble(rng, 1.0, 256, "a")
     few = ensemble(rng, 1.0, 64, "b")
     lost = few._replace(counts=few.counts * 4, living=np.ones_like(few.groups) * few.counts[:, None])
-    assert spread_ratio(lost, full, 0.95, 200) == spread_ratio(few, full, 0.95, 200)
+    assert spread_ratio(lost, full, 0.95) == spread_ratio(few, full, 0.95)
 
 
 def test_distance_from_a_law_without_spread():

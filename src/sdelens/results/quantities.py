@@ -19,24 +19,29 @@ class Quantity(NamedTuple):
         limits: whether it has confidence limits.
         percent: whether it is a share that is shown in percent.
         signed: whether it may be negative.
+        bootstrap: whether its limits are from a bootstrap, not from a jackknife with Student's t.
+        moment: order of the moment of the loss over paths that its limits need: 2 for those of a mean, 4 for those of
+            a standard deviation.
     """
 
     label: str
     limits: bool = True
     percent: bool = True
     signed: bool = False
+    bootstrap: bool = False
+    moment: int = 2
 
 
 QUANTITIES = {
-    "error": Quantity("error of the mean-loss curve"),
+    "error": Quantity("error of the mean-loss curve", bootstrap=True),
     "floor": Quantity("error that a perfect model would show", limits=False),
-    "late_error": Quantity("error, last third"),
+    "late_error": Quantity("error, last third", bootstrap=True),
     "late_shift": Quantity("shift of the mean loss, last third", signed=True),
     "discretisation": Quantity("error of the integrator", limits=False),
-    "spread": Quantity("standard deviation over paths, relative", percent=False),
-    "spread_early": Quantity("standard deviation over paths, relative, first third", percent=False),
-    "spread_middle": Quantity("standard deviation over paths, relative, second third", percent=False),
-    "spread_late": Quantity("standard deviation over paths, relative, last third", percent=False),
+    "spread": Quantity("standard deviation over paths, relative", percent=False, moment=4),
+    "spread_early": Quantity("standard deviation over paths, relative, first third", percent=False, moment=4),
+    "spread_middle": Quantity("standard deviation over paths, relative, second third", percent=False, moment=4),
+    "spread_late": Quantity("standard deviation over paths, relative, last third", percent=False, moment=4),
     "quantile_5": Quantity("error of the 5 % quantile of the loss over paths", limits=False),
     "quantile_95": Quantity("error of the 95 % quantile of the loss over paths", limits=False),
     "diverged": Quantity("number of diverged paths", limits=False, percent=False),

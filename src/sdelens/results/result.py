@@ -10,7 +10,7 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.files import atomic_path, save_figure
 from sdelens.results import tables
-from sdelens.results.quantities import long_table, wide_table
+from sdelens.results.quantities import QUANTITIES, long_table, wide_table
 from sdelens.results.tracking import (
     FEWEST_GROUPS,
     Curves,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["PATHLESS", "Result", "read_dataset", "write_dataset"]
 
 FORMAT = 1
+_LINEAR = ("sgd", "momentum")
+"""Optimizers whose updates are linear in the stochastic gradients."""
 PATHLESS = ("prediction", "logged")
 """Kinds of models that are a single curve, not an ensemble."""
 
@@ -259,8 +261,9 @@ class Result:
 
         The error is ‖a − b‖/‖b − b_min‖ of the mean-loss curves over the recorded steps, with the bias of Monte-Carlo
         noise removed; b_min is the problem's infimum, or the reference's smallest mean loss where that is not known.
-        Columns; a quantity q with one-sided limits at `confidence` has ``q``, ``q_lower`` and ``q_upper``, by bootstrap
-        over groups of paths:
+        Columns; a quantity q with one-sided limits at `confidence` has ``q``, ``q_lower`` and ``q_upper``. The limits
+        of errors are from a bootstrap, the others from a jackknife, over groups of paths. They are NaN where the loss
+        has no moment of the order that they need (`moments`): 2, and 4 for the spread.
 
         - ``error``: with limits;
         - ``floor``: the error that a perfect model would show at these numbers of paths without the correction;
@@ -321,7 +324,7 @@ class Result:
         if coarse in self.models:
             integrator = tracking_error(self._curves(coarse), self._curves(model), minimum).error
         n_paths = self.dataset.n_paths.sel(model=model).values
-        return {
+        found = {
             "error": Interval(full.error, full.lower, full.upper),
             "floor": Interval(full.floor),
             "late_error": Interval(late.error, late.lower, late.upper),
@@ -336,6 +339,23 @@ class Result:
             "quantile_95": Interval(self._quantile_error(model, reference, 0.95)),
             "diverged": Interval(float(n_paths[0] - n_paths[-1])),
         }
+        order = min(self.moments(model), self.moments(reference))
+        return {k: v if order > QUANTITIES[k].moment else Interval(v.value) for k, v in found.items()}
+
+    def moments(self, model: str) -> float:
+        """Order below which the loss of a model has moments over paths; infinite where all exist or none is known.
+
+        Student t noise of ν degrees of freedom has moments of order below ν. So has x, if updates are linear in the
+        gradient (SGD and momentum), and a loss that grows like ‖x‖² then has those below ν/2. All moments exist for
+        bounded updates, as those of SignSGD and Adam, and for SDEs in closed form, whose increments are normal.
+        """
+        settings = self.settings[model]
+        drawn = settings["model"] == "optimizer" or (
+            settings["model"] == "empirical" and settings.get("coefficients") != "quadrature"
+        )
+        linear = self.info["optimizer"].get("name") in _LINEAR
+        loss = self.dataset.attrs.get("quantity", "loss") == "loss"
+        return _degrees(self.info["noise"]) / 2 if drawn and linear and loss else np.inf
 
     def _quantile_error(self, model: str, reference: str, level: float) -> float:
         """‖a − b‖/‖b − b_min‖ of the curves of a quantile; NaN where it was not recorded."""
@@ -476,6 +496,16 @@ class Result:
         m2 = here.loss_group_m2.transpose("group", "step").values[:, part] if "loss_group_m2" in here else None
         living = here.group_paths.transpose("group", "step").values[:, part].astype(float)
         return Curves(groups, counts, self.settings[model]["stream"], m2, living)
+
+
+def _degrees(noise: Any) -> float:
+    """Order below which described noise has moments: the fewest degrees of freedom in it; infinite where not known."""
+    if isinstance(noise, list):
+        return min(map(_degrees, noise), default=np.inf)
+    if not isinstance(noise, dict) or noise.get("compression", {}).get("name") == "majority-vote":
+        return np.inf
+    own = float(noise.get("df", 2 if noise.get("variance") == "inf" else np.inf))
+    return min([own, *(_degrees(part) for part in noise.values())])
 
 
 def _checked_label(label: Any) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sdelens.core.files import text_table
 from sdelens.core.names import noise_label, optimizer_label, problem_label, schedule_label
+from sdelens.results.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ class TabulatedResult(Protocol):
     @property
     def compares(self) -> bool: ...
     def has_paths(self, model: str) -> bool: ...
+    def moments(self, model: str) -> float: ...
     def of(self, observable: str) -> "TabulatedResult": ...
     def errors(self) -> "pd.DataFrame": ...
     def distances(self) -> "pd.DataFrame": ...
@@ -164,6 +166,14 @@ def notes(result: TabulatedResult) -> list[str]:
             "spread: standard deviation over paths relative to the optimizer's, averaged over each third of the run; "
             "5, 95 %: errors of these quantiles of the loss over paths.",
         )
+        order = min(result.moments(model) for model in result.models)
+        if order <= QUANTITIES["spread"].moment:
+            lacking = "errors, shift and spread" if order <= QUANTITIES["error"].moment else "the spread"
+            notes.insert(
+                1,
+                f"No limits of {lacking}: under this noise the loss of {optimizer_label(result.info['optimizer'])} has "
+                f"moments of order below {order:g} only, and limits of a mean need order 2, those of a spread order 4.",
+            )
     elif len(result.models) > 1:
         notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
     lost = result.dataset.n_paths.isel(step=0) - result.dataset.n_paths.isel(step=-1)

@@ -15,6 +15,16 @@ is used. The upper limit is the largest θ at which a ‖D‖ as small as the ob
 1 − confidence; the lower limit is the smallest θ at which one as large has that probability. The noise n, and with it
 the scale ‖b̂ − b_min‖, is drawn by bootstrap over groups. Curves enter only through their inner products, so the cost
 of a resample hardly depends on the number of steps.
+
+Limits of the shift and of the spread are those of Student's t. With T the logarithm of a ratio (of two mean heights, or
+the mean over steps of the ratio of two standard deviations) and T₋g the same without group g, for equal groups,
+
+    T_J = T − Σ_sides (G − 1)(T̄₋ − T),    s² = Σ_sides (G − 1)/G Σ_g (T₋g − T̄₋)²,    limits exp(T_J ± t s),
+
+where T̄₋ is the mean of T₋g and t the quantile for Welch's degrees of freedom s⁴/Σ_sides s_side⁴/(G − 1): the delete-one
+jackknife (Tukey 1958), for unequal groups that of Busing, Meijer and van der Leeden (1999). The logarithm makes two
+losses of one law, up to a factor, symmetric, so that their skewness cancels; otherwise the limits miss more often than
+stated on one side (measured in docs/method.md).
 """
 
 import functools
@@ -78,7 +88,8 @@ class TrackingError(NamedTuple):
         lower: lower confidence limit, one-sided.
         upper: upper confidence limit, one-sided.
         floor: relative L2 error that a perfect model would show, on average, without the correction.
-        shift: (mean of the curve − mean of the reference) / (mean of the reference − b_min), signed.
+        shift: (mean of the curve − mean of the reference) / (mean of the reference − b_min), signed; relative to
+            the given height where there is one.
         shift_lower: one-sided lower limit of the shift.
         shift_upper: one-sided upper limit of the shift.
     """
@@ -115,7 +126,8 @@ def tracking_error(
 
     Returns:
         The error and its limits; NaN throughout where a group has no finite path at some step or the height is not
-        positive, and NaN limits and floor where there are fewer than eight groups or the height is not resolved.
+        positive, and NaN limits and floor where there are fewer than eight groups or the height is not resolved. The
+        limits of the shift are also NaN where one of the means, without some group, is not above `minimum`.
     """
     a, b = curve.groups, reference.groups
     if not (a.shape[1] and np.isfinite(a).all() and np.isfinite(b).all()):
@@ -126,7 +138,11 @@ def tracking_error(
     norm2, noise2, scale2 = float(point.norm2[0]), float(point.noise2[0]), float(point.scale2[0])
     if scale2 <= 0:
         return TrackingError(*[np.nan] * 7)
-    error, shift = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2)), float(point.shift[0])
+    error = float(np.sqrt(max(norm2 - noise2, 0.0) / scale2))
+    first, second = _LeftOut.mean(curve), _LeftOut.mean(reference)
+    with np.errstate(divide="ignore", invalid="ignore"):  # there is no relative shift for a height of 0
+        above = np.float64(height) if height is not None else second.values[0] - minimum
+        shift = float((first.values[0] - second.values[0]) / above)
     if min(a.shape[0], b.shape[0]) < FEWEST_GROUPS:
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     floor = float(np.sqrt(max(noise2, 0.0) / scale2))
@@ -137,47 +153,125 @@ def tracking_error(
     if star.scale2.min() <= 0:  # the height is indistinguishable from noise, so nothing relative to it has limits
         return TrackingError(error, np.nan, np.nan, np.nan, shift, np.nan, np.nan)
     lower, upper = _invert(norm2 / scale2, star, confidence)
-    shifts = shift - np.quantile(star.shift - shift, [confidence, 1 - confidence])
-    return TrackingError(error, lower, upper, floor, shift, float(shifts[0]), float(shifts[1]))
+    limits = _shift_limits(first, second, minimum, height, paired, confidence)
+    return TrackingError(error, lower, upper, floor, shift, *limits)
 
 
-def spread_ratio(
-    curve: Curves, reference: Curves, confidence: float = 0.99, resamples: int = 1000, seed: int = 0
-) -> Interval:
+def spread_ratio(curve: Curves, reference: Curves, confidence: float = 0.99) -> Interval:
     """Standard deviation over paths relative to the reference's, averaged over the recorded steps.
 
-    Steps at which all paths, or all paths of some resample, agree up to rounding (the start) are left out. Limits are a
-    basic bootstrap of the logarithm over groups of paths; a group contributes the scatter of its paths about its mean
-    and the deviation of that mean.
+    Steps at which all paths, or all paths outside one group, agree up to rounding (the start) are left out. The limits
+    are those of the average's logarithm, by the jackknife over groups of paths.
 
     Args:
         curve: the model's group means and scatter.
         reference: the reference's group means and scatter.
         confidence: one-sided confidence of each limit.
-        resamples: least number of bootstrap resamples; a high confidence takes more.
-        seed: seed of the resamples.
+
+    Returns:
+        The ratio with its limits; NaN throughout without scatter, and NaN limits where there are fewer than eight
+        groups, or the paths of only one of them differ.
     """
     sides = [curve, reference]
     if any(c.m2 is None or not (np.isfinite(c.groups).all() and np.isfinite(c.m2).all()) for c in sides):
         return Interval(np.nan)
-    ones = [np.ones((1, c.counts.size)) for c in sides]
-    at = [_spreads(c, w)[0] for c, w in zip(sides, ones, strict=True)]
-    level = [np.abs(c.counts @ c.groups / c.counts.sum()) for c in sides]
-    scattered = np.all([s > 1e-6 * size for s, size in zip(at, level, strict=True)], axis=0)
-    if not scattered.any():
+    first, second = (_LeftOut.spread(side) for side in sides)
+    tiny = [1e-6 * np.abs(c.counts @ c.groups / c.counts.sum()) for c in sides]
+    differ = [side.values > least for side, least in zip((first, second), tiny, strict=True)]
+    whole, always = (np.logical_and(*(d[rows].all(axis=0) for d in differ)) for rows in (slice(1), slice(None)))
+    limited = bool(always.any()) and min(c.counts.size for c in sides) >= FEWEST_GROUPS
+    steps = always if limited else whole
+    if not steps.any():
         return Interval(np.nan)
-    value = float((at[0][scattered] / at[1][scattered]).mean())
-    if min(c.counts.size for c in sides) < FEWEST_GROUPS:
+    first, second = (side._replace(values=side.values[:, steps]) for side in (first, second))
+    value = float((first.values[0] / second.values[0]).mean())
+    if not limited:
         return Interval(value)
     paired = curve.stream == reference.stream and curve.counts.size == reference.counts.size
-    draws = _draws((curve.counts.size, reference.counts.size), _enough(resamples, confidence), seed, paired)
-    found = _ratios(sides, draws, scattered)
-    if found is None:  # too few groups differ to distinguish a spread from none
-        return Interval(value)
-    resolved, ratios = found
-    value = float((at[0][resolved] / at[1][resolved]).mean())
-    low, high = np.quantile(ratios, [1 - confidence, confidence])
-    return Interval(value, value**2 / float(high), value**2 / float(low))
+    low, high = _jackknife(lambda a, b: np.log((a / b).mean(axis=1)), first, second, paired, confidence)
+    return Interval(value, float(np.exp(low)), float(np.exp(high)))
+
+
+class _LeftOut(NamedTuple):
+    """A statistic of one side: in row 0 that of all groups, in row g that of all but group g.
+
+    Attributes:
+        values: shape (1 + G,), or (1 + G, R) of every recorded step.
+        counts: paths per group, shape (G,).
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def mean(cls, curve: Curves) -> "_LeftOut":
+        """The mean over paths and recorded steps."""
+        counts, groups = curve.counts, curve.groups.mean(axis=1)
+        mean = counts @ groups / counts.sum()
+        rest = np.maximum(counts.sum() - counts, 1)
+        return cls(mean - np.append(0.0, counts * (groups - mean) / rest), counts)
+
+    @classmethod
+    def spread(cls, curve: Curves) -> "_LeftOut":
+        """The standard deviation over the living paths at every recorded step."""
+        assert curve.m2 is not None
+        living = np.broadcast_to(curve.counts[:, None], curve.groups.shape) if curve.living is None else curve.living
+        total = living.sum(axis=0)
+        off = curve.groups - (living * curve.groups).sum(axis=0) / np.maximum(total, 1)
+        squares = (curve.m2 + living * off**2).sum(axis=0)
+        rest = np.maximum(total - living, 1)
+        without = squares - curve.m2 - living * total / rest * off**2
+        variances = np.vstack([squares / np.maximum(total - 1, 1), without / np.maximum(rest - 1, 1)])
+        return cls(np.sqrt(np.maximum(variances, 0)), curve.counts)
+
+
+def _jackknife(
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    first: _LeftOut,
+    second: _LeftOut,
+    paired: bool,
+    confidence: float,
+) -> tuple[float, float]:
+    """One-sided limits of a statistic of both sides, row by row, by the delete-one jackknife and Student's t.
+
+    If `paired`, a group is left out of both sides at once.
+    """
+    from scipy.special import stdtrit
+
+    (all_first, but_first), (all_second, but_second) = ((s.values[:1], s.values[1:]) for s in (first, second))
+    if paired:
+        parts = [(statistic(but_first, but_second), first.counts)]
+    else:
+        parts = [
+            (statistic(but_first, all_second), first.counts),
+            (statistic(all_first, but_second), second.counts),
+        ]
+    value = centre = float(statistic(all_first, all_second)[0])
+    variances, freedoms = np.zeros(len(parts)), np.zeros(len(parts))
+    for i, (without, counts) in enumerate(parts):
+        size = counts.sum() / counts
+        off = without - value
+        bias = ((1 - 1 / size) * off).sum()
+        centre -= bias
+        variances[i] = ((bias - (size - 1) * off) ** 2 / (size - 1)).mean()
+        freedoms[i] = len(counts) - 1
+    if not variances.any():
+        return centre, centre
+    freedom = variances.sum() ** 2 / (variances**2 / freedoms).sum()
+    margin = float(stdtrit(freedom, confidence)) * float(np.sqrt(variances.sum()))
+    return centre - margin, centre + margin
+
+
+def _shift_limits(
+    first: _LeftOut, second: _LeftOut, minimum: float, height: float | None, paired: bool, confidence: float
+) -> tuple[float, float]:
+    """Limits of the relative shift of two means: of the ratio of their heights above `minimum`, if none is given."""
+    if height is not None:
+        return _jackknife(lambda a, b: (a - b) / height, first, second, paired, confidence)
+    if min(first.values.min(), second.values.min()) <= minimum:
+        return np.nan, np.nan
+    ratio = _jackknife(lambda a, b: np.log((a - minimum) / (b - minimum)), first, second, paired, confidence)
+    return float(np.expm1(ratio[0])), float(np.expm1(ratio[1]))
 
 
 def _enough(resamples: int, confidence: float) -> int:
@@ -201,37 +295,6 @@ def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> 
 
     first = often(groups[0])
     return first, first if paired else often(groups[1])
-
-
-def _ratios(
-    sides: list[Curves], draws: tuple[np.ndarray, np.ndarray], steps: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Those of `steps` at which all resamples have a spread, and the mean ratio of every resample over them."""
-    ratios = np.empty(len(draws[0]))
-    while steps.any():
-        for at in range(0, len(ratios), _BLOCK):
-            first, second = (_spreads(c, d[at : at + _BLOCK]) for c, d in zip(sides, draws, strict=True))
-            none = steps & ~((first > 0) & (second > 0)).all(axis=0)
-            if none.any():
-                steps = steps & ~none
-                break
-            ratios[at : at + _BLOCK] = (first[:, steps] / second[:, steps]).mean(axis=1)
-        else:
-            return steps, ratios
-    return None
-
-
-def _spreads(curve: Curves, draws: np.ndarray) -> np.ndarray:
-    """Standard deviations over the paths of the drawn groups, shape (resamples, R)."""
-    assert curve.m2 is not None
-    counts = curve.counts[:, None] if curve.living is None else curve.living
-    if (counts == counts[:, :1]).all():
-        counts = counts[:, :1]
-    groups = curve.groups - (counts * curve.groups).sum(axis=0) / counts.sum(axis=0)
-    times = draws.astype(float)
-    total = np.maximum(times @ counts, 1)
-    square = times @ (curve.m2 + counts * groups**2) - (times @ (counts * groups)) ** 2 / total
-    return np.sqrt(np.maximum(square, 0) / np.maximum(total - 1, 1))
 
 
 class Distance(NamedTuple):
@@ -342,14 +405,13 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
 class _Statistics(NamedTuple):
     """Statistics of every resample, each of shape (resamples,).
 
-    They are ‖D‖², its noise tr Ĉ, ‖b̂ − b_min‖² minus its noise, and the relative shift; then the squared length of the
-    noise n = D* − D and its component along the direction in which the noise is largest.
+    They are ‖D‖², its noise tr Ĉ and ‖b̂ − b_min‖² minus its noise; then the squared length of the noise n = D* − D and
+    its component along the direction in which the noise is largest.
     """
 
     norm2: np.ndarray
     noise2: np.ndarray
     scale2: np.ndarray
-    shift: np.ndarray
     noise_norm2: np.ndarray
     along: np.ndarray
 
@@ -380,9 +442,9 @@ class _Bootstrap:
         columns = _few_columns(columns) if limits else columns
         few_a, few_b = columns[: len(a)], columns[len(a) :]
         loudest = _loudest(few_a, few_b, na, nb, paired) if limits else np.zeros(columns.shape[1])
-        self.records, self.height, self.above2, self.mean_above = len(above), height, above @ above, above.mean()
-        self.a = _Groups(few_a, na, np.stack([off_a @ self.difference, off_a.mean(axis=1), few_a @ loudest], axis=1))
-        linear_b = [off_b @ self.difference, off_b.mean(axis=1), few_b @ loudest, off_b @ above]
+        self.records, self.height, self.above2 = len(above), height, above @ above
+        self.a = _Groups(few_a, na, np.stack([off_a @ self.difference, few_a @ loudest], axis=1))
+        linear_b = [off_b @ self.difference, few_b @ loudest, off_b @ above]
         self.b = _Groups(few_b, nb, np.stack(linear_b, axis=1))
         self.pairs = None
         if paired:
@@ -401,18 +463,13 @@ class _Bootstrap:
         a, linear_a, scatter_a = self.a.resampled(draws_a)
         b, linear_b, scatter_b = self.b.resampled(draws_b)
         noise = scatter_a + scatter_b if self.pairs is None else self.pairs.resampled(draws_a)[2]
-        across, shift, along = (linear_a - linear_b[:, :3]).T
+        across, along = (linear_a - linear_b[:, :2]).T
         if self.height is not None:
-            scale2, above = np.full(len(a), self.height**2 * self.records), np.full(len(a), self.height)
+            scale2 = np.full(len(a), self.height**2 * self.records)
         else:
-            scale2 = self.above2 + 2 * linear_b[:, 3] + _squares(b) - scatter_b
-            above = self.mean_above + linear_b[:, 1]
-        with np.errstate(divide="ignore", invalid="ignore"):  # there is no relative shift for a height of 0
-            shift = (self.difference.mean() + shift) / above
+            scale2 = self.above2 + 2 * linear_b[:, 2] + _squares(b) - scatter_b
         length2 = _squares(a - b)
-        return _Statistics(
-            self.difference @ self.difference + 2 * across + length2, noise, scale2, shift, length2, along
-        )
+        return _Statistics(self.difference @ self.difference + 2 * across + length2, noise, scale2, length2, along)
 
 
 class _Groups(NamedTuple):

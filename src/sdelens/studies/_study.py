@@ -159,11 +159,13 @@ class Plan:
         return Estimate(float(values.mean()), float(values.mean() - error), float(values.mean() + error))
 
     def error(self, result: Result, model: str = "sde", column: str = "error") -> Estimate:
-        """A quantity of `Result.errors` with its limits, widened by Student's quantile over the normal one."""
+        """A quantity of `Result.errors` with its limits; those of a bootstrap are widened as Student's t is."""
         row = self.errors(result).loc[model]
         counts = result.dataset.n_paths.isel(step=0).values
         groups = int(min(GROUPS, counts[counts > 0].min()))  # a prediction has no paths
-        wider = float(stats.t.ppf(self.confidence, groups - 1) / stats.norm.ppf(self.confidence))
+        wider = 1.0
+        if QUANTITIES[column].bootstrap:
+            wider = float(stats.t.ppf(self.confidence, groups - 1) / stats.norm.ppf(self.confidence))
         value = float(row[column])
         low, high = (value + wider * (float(row[end]) - value) for end in columns(column)[1:])
         return Estimate(value, low if QUANTITIES[column].signed else max(low, 0.0), high)
