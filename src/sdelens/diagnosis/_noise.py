@@ -9,9 +9,9 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.core.files import text_table
-from sdelens.diagnosis._ratio import Pair, limits, pair
+from sdelens.diagnosis._ratio import FEW, Pair, limits, pair, residuals
 from sdelens.diagnosis._shares import PhaseShares, phase_shares
-from sdelens.diagnosis._tails import Tail, no_tail, tail
+from sdelens.diagnosis._tails import HEAVY, Tail, no_tail, tail
 from sdelens.diagnosis.streams import Moments
 
 if TYPE_CHECKING:
@@ -96,9 +96,20 @@ class GradientNoise:
         return of.trace / of.square if of.square > 0 else (math.inf if of.trace > 0 else math.nan)
 
     def noise_scale_limits(self, group: str = ALL) -> tuple[float, float]:
-        """Limits of `noise_scale`, by Fieller's method; the upper is infinite if ‖∇f‖² may be 0."""
-        low, high = limits(self._pair(group), self.confidence)
-        return (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
+        """Limits of `noise_scale`, by Fieller's method; the upper is infinite if ‖∇f‖² may be 0.
+
+        The upper limit is NaN if these gradients do not allow one; `noise_scale_reason` says why.
+        """
+        return self._inverted(self._pair(group), self.noise_scale_reason(group))
+
+    def noise_scale_reason(self, group: str = ALL) -> str | None:
+        """Why `noise_scale_limits` has no upper limit, or None if it has one.
+
+        The upper limit needs one of tr Σ, which is not given if tails were fitted and κ is above 1/3, or if only few
+        gradients differ from most of the others. It is given all the same if it is infinite, or if less than a tenth of
+        the variance that determines it comes from tr Σ̂.
+        """
+        return self._reason(self._pair(group), group)
 
     def snr(self, batch_size: float | None = None, group: str = ALL) -> float:
         """√(B ‖∇f‖²/tr Σ) at batch size B, by default that of the gradients; 0 if the estimate of ‖∇f‖² is negative.
@@ -113,7 +124,8 @@ class GradientNoise:
         r"""B_noise = tr(HΣ)/(gᵀHg) in samples over all parameters, with its limits.
 
         tr(HΣ) is a mean of rᵀHr over some gradients; gᵀHg is ḡᵀHḡ minus the contribution of noise. If either is
-        negative, because of its error or because H is indefinite, B_noise is NaN.
+        negative, because of its error or because H is indefinite, B_noise is NaN. The upper limit is NaN under the
+        conditions of `noise_scale_reason`.
 
         Raises:
             ValueError: if no products with the Hessian were computed.
@@ -125,9 +137,8 @@ class GradientNoise:
             raise ValueError(
                 "curved_noise_scale: no products with the Hessian were computed; call gradient_noise with hvp=."
             )
-        low, high = limits(of, self.confidence)
         scale = of.trace / of.square if of.square > 0 and of.trace > 0 else math.nan
-        return scale, (1 / high if high > 0 else math.inf), (1 / low if low > 0 else math.inf)
+        return scale, *self._inverted(of, self._reason(of, ALL))
 
     def phases(self, batch_size: float | None = None, group: str = ALL) -> PhaseShares:
         """Shares of the coordinates in the phases of SignSGD at batch size B, by default that of the gradients.
@@ -217,7 +228,9 @@ class GradientNoise:
             for name, row in self.groups.to_dict("index").items()
         }
         head = {k: getattr(self, k) for k in ("count", "samples", "batch_size", "per", "confidence", "population")}
-        return head | {"groups": rows, "tails": {k: v.to_dict() for k, v in self.tails.items()}}
+        reasons = {name: why for name in self.names if (why := self.noise_scale_reason(name)) is not None}
+        tails = {k: v.to_dict() for k, v in self.tails.items()}
+        return head | {"groups": rows, "noise_scale_reasons": reasons, "tails": tails}
 
     def __str__(self) -> str:
         """Tables and verdict."""
@@ -267,7 +280,7 @@ class GradientNoise:
         if self._sums is not None:
             return self._sums
         spread, cross, at = (np.asarray(v) for v in (self._moments.spread, self._moments.cross, self._moments.at))
-        inverse = (1 / self.samples, 1 / self.samples**2)
+        cross, design = residuals(spread, cross, at)
         found = {}
         for number, name in enumerate(self.names):
             leaves = self._leaves(name)
@@ -276,21 +289,49 @@ class GradientNoise:
             own = slice(number, number + 1) if name != ALL else slice(None)
             scalars = (spread[:, own].sum(axis=1), cross[:, own].sum(axis=1))
             square -= self._share * trace / self.samples
-            found[name] = pair(square, trace, *scalars, at, inverse, self._share)
+            size = sum(self._moments.mean[i].size for i in leaves)
+            found[name] = pair(square, trace, *scalars, design, self._inverse, self._share, size)
         return found
+
+    @property
+    def _inverse(self) -> tuple[float, float]:
+        return 1 / self.samples, self.count / ((self.count - 1) * self.samples**2)
 
     @cached_property
     def _curved(self) -> Pair | None:
         moments = self._moments
         if moments.product is None or not moments.probes:
             return None
-        spread, cross, at = np.asarray(moments.probes).T
+        probes = np.asarray(moments.probes)
+        spread = probes[:, 0]
         trace = float(spread.mean())
         curved = moments.curved(moments.mean)
         square = float(sum(a @ b for a, b in zip(moments.mean, curved, strict=True)))
         square -= self._share * trace / self.samples
         # The probes are a sample even if the gradients are the whole population.
-        return pair(square, trace, spread, cross, at, (1 / self.samples, 1 / self.samples**2))
+        return pair(square, trace, spread, *residuals(spread, probes[:, 1], probes[:, 2:]), self._inverse)
+
+    def _inverted(self, of: Pair, reason: str | None) -> tuple[float, float]:
+        """Limits of the noise scale from those of its inverse."""
+        low, high = limits(of, self.confidence)
+        upper = math.inf if low == 0 else 1 / low if reason is None else math.nan
+        return (1 / high if high > 0 else math.inf), upper
+
+    def _reason(self, of: Pair, group: str) -> str | None:
+        if not of.depends_on_trace or limits(of, self.confidence)[0] == 0:
+            return None
+        if of.effective < min(FEW, self.count / 4):
+            return (
+                f"few of the {self.count} gradients decide tr Σ (effectively {of.effective:.1f} of them), and its "
+                "error cannot be estimated; give more gradients, or gradients of larger batches"
+            )
+        own = self.tails.get(group)
+        if own is not None and own.kappa > HEAVY:
+            return (
+                f"the tails are so heavy (κ = {own.kappa:.2g}, above 1/3) that few values decide tr Σ, and its error "
+                "cannot be estimated; give gradients of larger batches"
+            )
+        return None
 
     def _pair(self, group: str) -> Pair:
         return self._pairs[check.choice("group", group, self.names)]

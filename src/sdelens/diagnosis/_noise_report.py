@@ -20,6 +20,7 @@ class MeasuredNoise(Protocol):
 
     per: str
     confidence: float
+    names: tuple[str, ...]
 
     @property
     def groups(self) -> "pd.DataFrame": ...
@@ -36,6 +37,7 @@ class MeasuredNoise(Protocol):
     @property
     def is_exact(self) -> bool: ...
     def noise_scale_limits(self) -> tuple[float, float]: ...
+    def noise_scale_reason(self, group: str) -> str | None: ...
     def phases(self, batch_size: float) -> "PhaseShares": ...
 
 
@@ -101,11 +103,17 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
         said.append(f"The gradient dominates: the noise scale is below {_number(high)} samples.")
         dominated = False
     else:
+        where = f"is above {_number(low)}" if math.isnan(high) else f"lies between {_number(low)} and {_number(high)}"
         said.append(
-            f"It is not resolved whether noise dominates: the noise scale lies between {_number(low)} and "
-            f"{_number(high)} samples. More gradients narrow this range."
+            f"It is not resolved whether noise dominates: the noise scale {where} samples. More gradients narrow this "
+            "range."
         )
         dominated = None
+    reasons = {name: noise.noise_scale_reason(name) for name in noise.names}
+    for why in dict.fromkeys(w for w in reasons.values() if w is not None):
+        said.append(
+            f"No upper limit of the noise scale of {', '.join(n for n in reasons if reasons[n] == why)}: {why}."
+        )
     shares = noise.phases(size) if noise.has_coordinates else None
     if shares is not None and not math.isnan(shares.raw[0]):
         one, two, three = (f"{100 * max(v, 0.0):.0f} %" for v in shares.estimate)
@@ -135,6 +143,11 @@ def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> li
         said.append(
             f"Tails: the distribution of {law} has heavier tails than normal, like Student's t with ν = "
             f"{_number(own.df)}."
+        )
+    if own.zeros:
+        said.append(
+            f"{100 * own.zeros:.2g} % of the values are exactly 0; the tail index is that of the distribution of the "
+            "other values."
         )
     if own.lower >= 0.5:
         said.append(

@@ -75,7 +75,8 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
     other limit is the κ whose score ℓ′ is t standard errors from 0; these come from the scatter of the draws' scores.
 
     Args:
-        x: shape (K, J), finite, without coordinates in which many values are equal.
+        x: shape (K, J), finite, without coordinates in which many values other than 0 are equal. Values of exactly 0
+            are left out: where they occur, they have a probability of their own.
         confidence: confidence of the limits.
 
     Returns:
@@ -84,10 +85,11 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
     Source: the adjustment is that of Cox and Reid (1987), *Parameter orthogonality and approximate conditional
     inference*; that it is Laplace's method for the invariant's likelihood of a location and scale is derived here.
     """
-    centre = np.median(x, axis=0)
-    x = x - centre
-    x = x / np.median(np.abs(x), axis=0)
-    state, (low, high) = _Profile(x), BOUNDS
+    taken = x != 0
+    x = np.where(taken, x, np.nan)
+    x = x - np.nanmedian(x, axis=0)
+    x = np.where(taken, x / np.nanmedian(np.abs(x), axis=0), 0)
+    state, (low, high) = _Profile(x, taken), BOUNDS
     whole = state.maximum(low, high)
     if min(whole - low, high - whole) < 1e-3:
         end, side = (low, 1) if whole < 1 else (high, -1)
@@ -109,7 +111,7 @@ def fit(x: np.ndarray, confidence: float) -> Fit:
     top = _peak(values)
     parts = []
     for b in range(number):
-        left = _Profile(x[block != b])
+        left = _Profile(x[block != b], taken[block != b])
         values = []
         for kappa, start in zip(nodes, starts, strict=True):
             left.a, left.b = start
@@ -159,8 +161,8 @@ class _Profile:
     maximum (Kent and Tyler 1991).
     """
 
-    def __init__(self, x: np.ndarray) -> None:
-        self.x = x
+    def __init__(self, x: np.ndarray, taken: np.ndarray) -> None:
+        self.x, self.taken, self.count = x, taken, taken.sum(axis=0)
         self.a, self.b = np.full(x.shape[1], 0.7), np.zeros(x.shape[1])
 
     def maximum(self, low: float, high: float) -> float:
@@ -178,7 +180,7 @@ class _Profile:
         likelihood, determinant = self._maximise(kappa)
         with np.errstate(invalid="ignore", divide="ignore"):
             adjusted = likelihood - 0.5 * np.log(determinant) - 2 * np.log(self.a)
-        total = float(adjusted.sum()) + self.x.size * log_constant(kappa)
+        total = float(adjusted.sum()) + int(self.count.sum()) * log_constant(kappa)
         return total if math.isfinite(total) else -1e300
 
     def score(self, kappa: float) -> tuple[float, float]:
@@ -190,17 +192,17 @@ class _Profile:
 
     def scores(self, kappa: float) -> np.ndarray:
         """Σⱼ ψᵢⱼ up to a constant, shape (K,): the derivative in κ with locations and scales re-maximised."""
-        a, b, x = self.a, self.b, self.x
+        a, b, x, taken = self.a, self.b, self.x, self.taken
         haa, hab, hbb, u, _ = self._second(kappa, a, b)
         v = u * u
         below = 1 + kappa * v
-        mixed = u * (1 - v) / below**2  # ∂ψ/∂κ
+        mixed = taken * u * (1 - v) / below**2  # ∂ψ/∂κ
         ca, cb = -(x * mixed).sum(axis=0), mixed.sum(axis=0)
         determinant = haa * hbb - hab**2
         da, db = (hbb * ca - hab * cb) / determinant, (haa * cb - hab * ca) / determinant
         psi = (1 + kappa) * u / below
         own = -0.5 * (_l(kappa, v) + (1 + kappa) * _dl(kappa, v))
-        out: np.ndarray = (own + da * (1 / a - x * psi) + db * psi).sum(axis=1)
+        out: np.ndarray = (taken * (own + da * (1 / a - x * psi) + db * psi)).sum(axis=1)
         return out
 
     def _likelihood(self, kappa: float, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -210,7 +212,7 @@ class _Profile:
         v = np.where(inside, v, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             out: np.ndarray = np.where(
-                inside, len(self.x) * np.log(a) - 0.5 * (1 + kappa) * _l(kappa, v).sum(axis=0), -np.inf
+                inside, self.count * np.log(a) - 0.5 * (1 + kappa) * (self.taken * _l(kappa, v)).sum(axis=0), -np.inf
             )
         return out
 
@@ -219,9 +221,9 @@ class _Profile:
         x, u = self.x, a * self.x - b
         v = u * u
         below = 1 + kappa * v
-        slope = (1 + kappa) * (1 - kappa * v) / below**2
-        haa = len(x) / a**2 + (x * x * slope).sum(axis=0)
-        return haa, -(x * slope).sum(axis=0), slope.sum(axis=0), u, (1 + kappa) * u / below
+        slope = (1 + kappa) * self.taken * (1 - kappa * v) / below**2
+        haa = self.count / a**2 + (x * x * slope).sum(axis=0)
+        return haa, -(x * slope).sum(axis=0), slope.sum(axis=0), u, (1 + kappa) * self.taken * u / below
 
     def _maximise(self, kappa: float) -> tuple[np.ndarray, np.ndarray]:
         """Maximise over (a, b); returns likelihoods and determinants of the information at the maximum.
@@ -236,7 +238,7 @@ class _Profile:
         value = self._likelihood(kappa, a, b)
         for _ in range(_NEWTON):
             haa, hab, hbb, u, psi = self._second(kappa, a, b)
-            ga, gb = len(self.x) / a - (self.x * psi).sum(axis=0), psi.sum(axis=0)
+            ga, gb = self.count / a - (self.x * psi).sum(axis=0), psi.sum(axis=0)
             determinant = haa * hbb - hab**2
             newton = (determinant > 0) & (hbb > 0)
             safe = np.where(newton, determinant, 1)
@@ -263,9 +265,9 @@ class _Profile:
 
     def _expectation(self, kappa: float, a: np.ndarray, b: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The step of the EM algorithm in (a, b), for κ > 0."""
-        weight = (1 + kappa) / (1 + kappa * u * u)
+        weight = (1 + kappa) * self.taken / (1 + kappa * u * u)
         mu = (weight * self.x).sum(axis=0) / weight.sum(axis=0)
-        scale = np.sqrt((weight * (self.x - mu) ** 2).sum(axis=0) / len(self.x))
+        scale = np.sqrt((weight * (self.x - mu) ** 2).sum(axis=0) / self.count)
         return 1 / scale - a, mu / scale - b
 
 

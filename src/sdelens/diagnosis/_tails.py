@@ -9,10 +9,12 @@ from scipy import stats
 
 from sdelens.diagnosis import _student
 
-__all__ = ["Tail", "no_tail", "tail"]
+__all__ = ["HEAVY", "Tail", "no_tail", "tail"]
 
 LEAST: Final = 20
 """Least number of gradients for a fit; with fewer, the coverage of the intervals is not verified."""
+HEAVY: Final = 1 / 3
+"""κ above which few values decide a mean of squares: with ν < 3 its error falls slower than K^(−1/3)."""
 _TIES: Final = 0.1
 _BLOCKS: Final = 20
 
@@ -39,7 +41,10 @@ class Tail:
             −sign(g) reduce the loss, with a standard error by the same jackknife (too large if E g = 0). It is positive
             for symmetric noise; for skewed noise it may be negative, and such steps then increase the loss.
         coordinates, gradients: numbers of both in the fit.
-        left_out: number of sampled coordinates left out because over a tenth of their values are equal.
+        zeros: share of the values of these coordinates that are exactly 0. The fit (κ, its limits and the efficiency)
+            is that of the other values; everything else is computed from all values.
+        left_out: number of sampled coordinates left out because fewer than 20 of their values differ from 0, or over a
+            tenth of those are equal.
         confidence: confidence of the limits.
         reason: why there is no fit, or None.
     """
@@ -61,6 +66,7 @@ class Tail:
     left_out: int
     confidence: float
     reason: str | None = None
+    zeros: float = 0.0
 
     @property
     def df(self) -> float:
@@ -83,7 +89,8 @@ class Tail:
 
         sign(g) has signal 2p(0)∂f and noise 1, g has signal ∂f and noise σ, so the quotient of their signal-to-noise
         ratios is 2p(0)σ. The efficiency is 2/π for normal noise, 0.96 for ν = 5, 1.62 for ν = 3, and infinite without a
-        variance.
+        variance. Zeros that occur independently of the other values reduce the squared signals and the variances by
+        the same factor, and leave it unchanged.
         """
         return math.nan if math.isnan(self.kappa) else _student.efficiency(self.kappa)
 
@@ -110,22 +117,23 @@ def tail(values: np.ndarray, confidence: float) -> Tail:
     values = values[:, moving]
     if count < LEAST:
         return no_tail(count, confidence, f"there are {count} gradients, and {LEAST} or more are needed")
-    ordered = np.sort(values, axis=0)
-    kept = _longest_run(ordered) <= max(2, _TIES * count)
+    other = (values != 0).sum(axis=0)
+    kept = (other >= LEAST) & (_longest_run(np.sort(values, axis=0)) <= np.maximum(2, _TIES * other))
     left_out = int((~kept).sum())
     values = values[:, kept]
     if not values.shape[1]:
         why = (
-            "more than a tenth of the values of every coordinate are equal; gradients of larger batches may avoid this"
+            f"in every coordinate, fewer than {LEAST} values differ from 0 or more than a tenth of them are equal; "
+            "give more gradients, or gradients of larger batches"
         )
         why = why if left_out else "no coordinate varies"
         return no_tail(count, confidence, why, left_out)
     found = _student.fit(values, confidence)
     moments = _shape_moments(values)
     fitted = (found.kappa, found.lower, found.upper, found.sem)
-    return Tail(
-        *fitted, *moments, *_asymmetry(values), *_sign_descent(values), values.shape[1], count, left_out, confidence
-    )
+    shapes = (*moments, *_asymmetry(values), *_sign_descent(values))
+    zeros = float((values == 0).mean())
+    return Tail(*fitted, *shapes, values.shape[1], count, left_out, confidence, zeros=zeros)
 
 
 def no_tail(gradients: int, confidence: float, reason: str, left_out: int = 0) -> Tail:
@@ -135,8 +143,8 @@ def no_tail(gradients: int, confidence: float, reason: str, left_out: int = 0) -
 
 
 def _longest_run(ordered: np.ndarray) -> np.ndarray:
-    """Largest number of equal values in every sorted column."""
-    same = np.diff(ordered, axis=0) == 0
+    """Largest number of equal values other than 0 in every sorted column."""
+    same = (np.diff(ordered, axis=0) == 0) & (ordered[1:] != 0)
     longest, run = (np.zeros(ordered.shape[1], int) for _ in range(2))
     for row in same:
         run = (run + 1) * row

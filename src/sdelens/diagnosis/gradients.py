@@ -60,7 +60,7 @@ def gradient_noise(
         loss: loss(params), whose Hessian at `x` weights `GradientNoise.curved_noise_scale`, by `jax.jvp` of its
             gradient.
         hvp: instead of `loss`, v ↦ Hv on pytrees; True for a problem. At most about 64 log K products are computed.
-        tails: whether to fit tails.
+        tails: whether to fit tails; without them, heavy tails do not stop limits of the noise scale from being given.
         tail_coordinates: coordinates per group, drawn with `seed`, to which the tails are fitted, from at most 4096
             gradients; the tails of the whole are fitted to at most 256 of them.
         confidence: confidence of all limits.

@@ -71,11 +71,12 @@ class Moments:
         layout: layout of the gradients.
         mean, square: ḡ and M₂ per leaf, flat.
         weight, count: W and K.
-        spread, cross, at: rᵢᵀrᵢ and rᵢᵀḡᵢ per group, and Wᵢ (see `_ratio`); each a list over gradients.
+        spread, cross, at: per group wᵢ‖gᵢ − ḡᵢ₋₁‖² Wᵢ₋₁/Wᵢ and √wᵢ(gᵢ − ḡᵢ₋₁)ᵀḡᵢ₋₁, and (wᵢ, Wᵢ₋₁, i − 1), as
+            `_ratio.residuals` takes them; each a list over all gradients but the first.
         index: indices of the sampled coordinates of every leaf.
         sample: their values, one array of shape (q,) per kept gradient.
-        product: the product of the Hessian with shaped leaves, or None; ``probes`` are rᵢᵀHrᵢ, rᵢᵀHḡᵢ and Wᵢ of some
-            gradients.
+        product: the product of the Hessian with shaped leaves, or None; ``probes`` are the same five numbers of some
+            gradients, with H between the factors.
         weights: smallest and largest weight.
     """
 
@@ -87,11 +88,11 @@ class Moments:
         self.weight, self.count = 0.0, 0
         self.spread: list[np.ndarray] = []
         self.cross: list[np.ndarray] = []
-        self.at: list[float] = []
+        self.at: list[tuple[float, float, int]] = []
         self.index = layout.sampled(coordinates, seed)
         self.sample: list[np.ndarray] = []
         self.stride = 1
-        self.probes: list[tuple[float, float, float]] = []
+        self.probes: list[tuple[float, ...]] = []
         self.probe_stride = 1
         self.weights = (np.inf, 0.0)
 
@@ -114,21 +115,23 @@ class Moments:
             if self.coordinates and self.count % self.stride == 0:
                 sample.append(delta[self.index[i]])
             delta -= mean
-            mean += (weight / after) * delta
-            cross[group] += delta @ mean
-            spread[group] += delta @ delta
+            cross[group] += delta @ mean + (mean @ mean if self.count == 1 else 0)
             if probed:
-                probe.append(np.sqrt(factor) * delta)
+                probe.append((mean.copy(), delta.copy()))
+            mean += (weight / after) * delta
+            spread[group] += delta @ delta
             np.multiply(delta, delta, out=delta)
             delta *= factor
             self.square[i] += delta
         if before > 0:
             self.spread.append(factor * spread)
-            self.cross.append(np.sqrt(factor) * cross)
-            self.at.append(after)
+            self.cross.append(np.sqrt(weight) * cross)
+            self.at.append((weight, before, self.count))
         if probed:
-            curved = self.curved(probe)
-            self.probes.append((_dot(probe, curved), _dot(self.mean, curved), after))
+            old, change = ([p[i] for p in probe] for i in (0, 1))
+            curved = self.curved(change)
+            crossed = _dot(old, curved) + (_dot(old, self.curved(old)) if self.count == 1 else 0)
+            self.probes.append((factor * _dot(change, curved), np.sqrt(weight) * crossed, *self.at[-1]))
             if len(self.probes) > PROBES:
                 self.probes, self.probe_stride = self.probes[::2], 2 * self.probe_stride
         if sample:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sdelens.diagnosis._noise import ALL, GradientNoise
-from sdelens.diagnosis._ratio import Pair, pair
+from sdelens.diagnosis._ratio import Pair, pair, residuals
 from sdelens.diagnosis.streams import Layout, Moments
 
 __all__ = ["from_sums"]
@@ -61,8 +61,9 @@ def from_sums(
             "zero_grad, or watch with keep='moments'."
         )
     size = weights[0]
-    pairs = {name: _pair(grouped[i], windows, size) for i, name in enumerate(layout.groups)}
-    pairs[ALL] = _pair(grouped.sum(axis=0), windows, size)
+    sizes = layout.sizes
+    pairs = {name: _pair(grouped[i], windows, size, int(sizes[i])) for i, name in enumerate(layout.groups)}
+    pairs[ALL] = _pair(grouped.sum(axis=0), windows, size, int(sizes.sum()))
     moments = Moments(layout, 0, 0)
     moments.count = sum(b - a for a, b in windows)
     moments.weight = size * moments.count
@@ -79,7 +80,7 @@ def _fill(window: np.ndarray, reached: np.ndarray) -> None:
         held = row.sum(axis=1) + row[:, 1]
 
 
-def _pair(table: np.ndarray, windows: list[tuple[int, int]], size: float) -> Pair:
+def _pair(table: np.ndarray, windows: list[tuple[int, int]], size: float, coordinates: int) -> Pair:
     squares, traces, spread, cross, at = [], [], [], [], []
     for first, last in windows:
         own, product, held = table[first:last].T
@@ -87,15 +88,13 @@ def _pair(table: np.ndarray, windows: list[tuple[int, int]], size: float) -> Pai
         squares.append(2 * product.sum() / (n * (n - 1)))
         traces.append(size * (own.sum() - (own.sum() + 2 * product.sum()) / n) / (n - 1))
         before = np.arange(1.0, n)
-        own, product, held = own[1:], product[1:], held[1:]
-        delta = own - 2 * product / before + held / before**2
-        factor = size * before / (before + 1)
-        spread.append(factor * delta)
-        cross.append(np.sqrt(factor) * (product / before - held / before**2 + delta / (before + 1)))
-        at.append(size * (before + 1))
+        own, product, held = own[1:], product[1:] / before, held[1:] / before**2
+        spread.append(size * before / (before + 1) * (own - 2 * product + held))
+        cross.append(np.sqrt(size) * (product - held * (before > 1)))
+        at.append(np.stack([np.full(n - 1, size), size * before, before], axis=1))
     counts = np.array([b - a for a, b in windows], float)
     share = (counts - 1) / (counts - 1).sum()
-    first_inverse, second_inverse = (float((share**2 / (size * counts) ** p).sum()) for p in (1, 2))
-    joined = [np.concatenate(v) for v in (spread, cross, at)]
-    inverse = (first_inverse, second_inverse)
-    return pair(float(share @ squares), float(share @ traces), joined[0], joined[1], joined[2], inverse)
+    inverse = (float((share**2 / counts).sum()) / size, float((share**2 / counts / (counts - 1)).sum()) / size**2)
+    joined = np.concatenate(spread)
+    scalars = residuals(joined, np.concatenate(cross), np.concatenate(at))
+    return pair(float(share @ squares), float(share @ traces), joined, *scalars, inverse, size=coordinates)

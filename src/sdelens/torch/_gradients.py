@@ -40,8 +40,8 @@ class _Moments:
         if keep:
             self.sample.append(flat[self.index].clone())
         delta = flat - self.mean
+        self.cross.append(weight**0.5 * torch.dot(flat if len(self.cross) == 1 else delta, self.mean))
         self.mean.add_(delta, alpha=weight / after)
-        self.cross.append(factor**0.5 * torch.dot(delta, self.mean))
         self.spread.append(factor * torch.dot(delta, delta))
         self.square.addcmul_(delta, delta, value=factor)
 
@@ -180,7 +180,8 @@ class GradientWatch:
             return from_sums(self._layout, tables, self._empty, self._weights, per, confidence)
         moments = Moments(self._layout, self._coordinates, self._seed)
         moments.weight, moments.count = self._weight, len(self._weights)
-        moments.at = [float(w) for w in np.cumsum(self._weights)[1:]]
+        before = np.cumsum(self._weights)
+        moments.at = [(w, float(before[i]), i + 1) for i, w in enumerate(self._weights[1:])]
         moments.weights = (min(self._weights, default=0), max(self._weights, default=0))
         moments.stride = self._stride
         spread, cross = (np.zeros((len(self._layout.groups), max(moments.count - 1, 0))) for _ in range(2))
