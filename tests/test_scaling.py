@@ -434,6 +434,68 @@ def test_a_live_rmsprop_and_a_scheduler():
     torch.testing.assert_close(next(iter(optimizer.state.values()))["square_avg"], v / 2)
 
 
+def test_a_live_centred_rmsprop_keeps_its_variance_positive():
+    """Gradients 1 + N(0, 1): of v, only what it has above the square of the mean belongs to the noise."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    x = torch.nn.Parameter(torch.zeros(100))
+    optimizer = torch.optim.RMSprop([x], lr=1e-3, alpha=0.99, centered=True)
+    for _ in range(500):
+        x.grad = 1 + torch.randn(100)
+        optimizer.step()
+    state = optimizer.state[x]
+    v, mean = state["square_avg"].clone(), state["grad_avg"].clone()
+    sl.torch.rescale(optimizer, 4)
+    torch.testing.assert_close(state["square_avg"], mean**2 + (v - mean**2) / 4)
+    optimizer.step()
+    assert bool(torch.isfinite(x).all())
+
+
+def test_a_live_adam_of_complex_numbers_is_rescaled_by_both_of_their_parts():
+    """Gradients N + i(5 + N): v of the real part is noise, that of the imaginary part is not."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    x = torch.nn.Parameter(torch.zeros(500, dtype=torch.complex64))
+    optimizer = torch.optim.Adam([x], lr=1e-4, betas=(0.9, 0.99))
+    for _ in range(300):
+        noise = torch.randn(500, 2)
+        x.grad = torch.complex(noise[:, 0], 5 + noise[:, 1])
+        optimizer.step()
+    v = torch.view_as_real(optimizer.state[x]["exp_avg_sq"]).clone()
+    sl.torch.rescale(optimizer, 4)
+    factor = torch.view_as_real(optimizer.state[x]["exp_avg_sq"]) / v
+    # Mean squares over both parts: 25/2 of the gradient and 1 of noise.
+    np.testing.assert_allclose(factor.numpy(), (12.5 + 0.25) / 13.5, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("exp_avg", None, "group 1, parameter 0: exp_avg is missing, but the state has"),
+        ("step", 30, "group 1, parameter 0: step is not a tensor"),
+        ("exp_avg_sq", -1.0, "exp_avg_sq has values that are negative or not finite"),
+        ("exp_avg_sq", np.inf, "exp_avg_sq has values that are negative or not finite"),
+        ("exp_avg_sq", "meta", "exp_avg_sq is on the meta device"),
+    ],
+)
+def test_a_broken_live_state_is_refused_and_nothing_is_changed(name, value, message):
+    pytest.importorskip("torch")
+    optimizer = trained("AdamW", lr=1e-3, betas=(0.9, 0.99))
+    state = optimizer.state[optimizer.param_groups[1]["params"][0]]
+    if value is None:
+        del state[name]
+    elif value == "meta":
+        state[name] = state[name].to("meta")
+    elif name == "step":
+        state[name] = value
+    else:
+        state[name][0] = value
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        sl.torch.rescale(optimizer, 4)
+    assert repr(optimizer.state_dict()) == before
+
+
 def test_other_live_optimizers_are_refused_and_a_refusal_changes_nothing():
     torch = pytest.importorskip("torch")
     parameters = [torch.nn.Parameter(torch.ones(2))]
@@ -482,6 +544,18 @@ def test_an_optax_state_is_rescaled_as_the_live_optimizer_is():
     assert float(new.hyperparams["learning_rate"]) == pytest.approx(0.4)
     old, inner = (jax.tree.leaves(s.inner_state)[0] for s in (momentum[1], new))
     np.testing.assert_allclose(inner, old / 2, rtol=1e-6)
+
+
+def test_an_optax_state_of_centred_rmsprop_keeps_its_variance_positive():
+    tx = optax.inject_hyperparams(optax.rmsprop)(learning_rate=1e-3, decay=0.9, centered=True)
+    params = {"w": jnp.zeros(50)}
+    state = tx.init(params)
+    for k in range(30):
+        _, state = tx.update({"w": 1 + jax.random.normal(jax.random.key(k), (50,))}, state, params)
+    old, new = (s.inner_state[0] for s in (state, rescale(state, 4).optimizer))
+    mean = old.mu["w"] ** 2
+    np.testing.assert_allclose(new.nu["w"], mean + (old.nu["w"] - mean) / 4, rtol=1e-5)
+    assert bool((new.nu["w"] >= new.mu["w"] ** 2).all())
 
 
 def test_optax_states_without_numbers_or_with_schedules_are_refused():

@@ -16,6 +16,7 @@ _KINDS: Final = {
     "ScaleByAdamState": "adamw",
     "ScaleByLionState": "lion",
     "ScaleByRmsState": "rmsprop",
+    "ScaleByRStdDevState": "rmsprop",
     "ScaleByRssState": "adagrad",
     "TraceState": "sgd",
 }
@@ -127,6 +128,12 @@ def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: fl
         return node._replace(count=count, nu=jax.tree.map(squares, node.nu, node.mu))
     if name == "ScaleByRmsState" and accumulators == "scale":
         return node._replace(nu=jax.tree.map(lambda v: (v / ratio).astype(v.dtype), node.nu))
+    if name == "ScaleByRStdDevState" and accumulators == "scale":
+
+        def about(v: Any, mean: Any) -> Any:
+            return (mean**2 + jnp.maximum(v - mean**2, 0) / ratio).astype(v.dtype)
+
+        return node._replace(nu=jax.tree.map(about, node.nu, node.mu))
     if name == "TraceState":
         gain = buffer_gain(old, new)
         if old.family == "rmspropw" and accumulators == "scale":  # a sum of gradients over √v, which has changed

@@ -1,8 +1,9 @@
 """Rescale a live PyTorch optimizer to another batch size, in place."""
 
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sdelens.core import check
 from sdelens.scaling import Rescaled, ratio_of, rescale_readings
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["rescale"]
 
+Conversion = Callable[[], Any]
+"""Changes one accumulator in place."""
 _KINDS: Final = {"AdamW": "adamw", "Adam": "adam", "RMSprop": "rmsprop", "SGD": "sgd"}
 
 
@@ -38,7 +41,8 @@ def rescale(
       preserves the mean of gradients that it represents;
     - second moments become those of the new batch, v ← ĝ² + σ̂²/δ, at once rather than within 1/(1 − b2) steps. The
       split is one number per tensor, from the averages over it of m̂² and v̂: σ̂² = (v̂ − m̂²)/(1 − c), with
-      c = (1 − b1)(1 + b1ᵏ)/((1 + b1)(1 − b1ᵏ)). RMSprop has no m, and all of v is treated as noise;
+      c = (1 − b1)(1 + b1ᵏ)/((1 + b1)(1 − b1ᵏ)). RMSprop has no m, and all of v is treated as noise, or, if it is
+      centred, all but the square of the mean of gradients that it keeps;
     - Adam's step count k becomes k ln b2/ln b2′, for the same number of samples; this keeps its bias correction.
 
     ``accumulators="keep"`` leaves out the last two. On a quadratic at rest, the error of the mean loss over the 1600/δ
@@ -60,7 +64,9 @@ def rescale(
         The account, whose ``optimizer`` is the given optimizer.
 
     Raises:
-        ValueError: as in `sdelens.scaling.rescale`; the optimizer is then unchanged.
+        ValueError: as in `sdelens.scaling.rescale`, or if the state of a parameter is not what its optimizer makes
+            (a part is missing, on the meta device, or a second moment is negative or not finite); the optimizer is
+            then unchanged.
         TypeError: if it is an unsupported optimizer; the message names it.
 
     Warns:
@@ -80,11 +86,19 @@ def rescale(
     readings = [_read(group, _KINDS[kind], i, decay) for i, group in enumerate(optimizer.param_groups)]
     options: dict[str, Any] = {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
     rescaled, records = rescale_readings(readings, lambda _: optimizer, ratio, rule, momentum, **options)
-    for group, reading, new in zip(optimizer.param_groups, readings, records, strict=True):
-        with torch.no_grad():
-            for parameter in group["params"]:
-                _remember(optimizer.state.get(parameter, {}), reading.numbers, new, float(ratio), accumulators)
-            _set(group, reading.write(new))
+    # Everything is computed and checked before anything is written.
+    conversions: list[Conversion] = []
+    written = []
+    for number, (group, reading, new) in enumerate(zip(optimizer.param_groups, readings, records, strict=True)):
+        written.append(reading.write(new))
+        for index, parameter in enumerate(group["params"]):
+            state = _State(optimizer.state.get(parameter, {}), f"group {number}, parameter {index}")
+            conversions += _conversions(state, reading.numbers, new, float(ratio), accumulators)
+    with torch.no_grad():
+        for convert in conversions:
+            convert()
+        for group, numbers in zip(optimizer.param_groups, written, strict=True):
+            _set(group, numbers)
     if any("initial_lr" in group for group in optimizer.param_groups):
         warnings.warn(
             "optimizer: its learning-rate scheduler stores base_lrs and numbers of steps, which are not rescaled. "
@@ -132,20 +146,76 @@ def _set(group: dict[str, Any], written: Mapping[str, Any]) -> None:
             group[key] = value
 
 
-def _remember(
-    state: dict[str, Any], old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str
-) -> None:
-    """Convert the accumulators of one tensor to the new hyperparameters."""
+class _State(NamedTuple):
+    """The state of one parameter, and its name in messages."""
+
+    parts: dict[str, Any]
+    label: str
+
+    def part(self, name: str) -> "torch.Tensor":
+        """A tensor of the state.
+
+        Raises:
+            ValueError: if it is missing, not a tensor, or has no data.
+        """
+        value = self.parts.get(name)
+        is_tensor = hasattr(value, "mul_")
+        if value is None or not is_tensor or value.is_meta:
+            found = "is missing" if value is None else "is on the meta device" if is_tensor else "is not a tensor"
+            raise ValueError(
+                f"optimizer: {self.label}: {name} {found}, but the state has {', '.join(self.parts)}; load a complete "
+                "state, or give accumulators='keep'."
+            )
+        return value
+
+    def squares(self, name: str) -> "torch.Tensor":
+        """A second moment, with real and imaginary parts of complex parameters apart.
+
+        Raises:
+            ValueError: also if it has negative values or values that are not finite.
+        """
+        value = _real(self.part(name))
+        if not bool((value >= 0).all() & value.isfinite().all()):
+            raise ValueError(
+                f"optimizer: {self.label}: {name} has values that are negative or not finite, which no second moment "
+                "has; load a state from before the run failed, or give accumulators='keep'."
+            )
+        return value
+
+
+def _real(tensor: "torch.Tensor") -> "torch.Tensor":
+    """A view of real numbers."""
+    import torch
+
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _conversions(
+    state: _State, old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str
+) -> list[Conversion]:
+    """What converts the accumulators of one tensor to the new hyperparameters."""
     gain = buffer_gain(old, new)
-    if accumulators == "scale" and "exp_avg_sq" in state:
-        v, m = float(state["exp_avg_sq"].double().mean()), float(state["exp_avg"].double().square().mean())
-        factor = square_factor(old, ratio, float(state["step"]), v, m)
-        for key in ("exp_avg_sq", "max_exp_avg_sq"):
-            if key in state:
-                state[key].mul_(factor)
-        state["step"].div_(clock(old, new))
-    elif accumulators == "scale" and "square_avg" in state:
-        state["square_avg"].div_(ratio)
+    found: list[Conversion] = []
+    if accumulators == "scale" and "exp_avg_sq" in state.parts:
+        squares, step = state.squares("exp_avg_sq"), state.part("step")
+        v, m = float(squares.double().mean()), float(_real(state.part("exp_avg")).double().square().mean())
+        factor = square_factor(old, ratio, float(step), v, m)
+        names = [name for name in ("exp_avg_sq", "max_exp_avg_sq") if name in state.parts]
+        found += [partial(state.squares(name).mul_, factor) for name in names]
+        found.append(partial(step.div_, clock(old, new)))
+    elif accumulators == "scale" and "square_avg" in state.parts:
+        squares = state.squares("square_avg")
+        if "grad_avg" in state.parts:
+            found.append(partial(_scale_about, squares, _real(state.part("grad_avg")), 1 / ratio))
+        else:
+            found.append(partial(squares.div_, ratio))
         gain *= ratio**0.5  # the buffer is a sum of gradients over √v
-    if gain != 1 and state.get("momentum_buffer") is not None:
-        state["momentum_buffer"].mul_(gain)
+    if gain != 1 and state.parts.get("momentum_buffer") is not None:
+        found.append(partial(state.part("momentum_buffer").mul_, gain))
+    return found
+
+
+def _scale_about(squares: "torch.Tensor", mean: "torch.Tensor", factor: float) -> None:
+    """Multiply what v has above the square of a mean, at least 0, by a factor: v ← mean² + (v − mean²) factor."""
+    centre = mean.square()
+    squares.sub_(centre).clamp_(min=0).mul_(factor).add_(centre)
