@@ -552,7 +552,10 @@ def test_an_optax_state_of_centred_rmsprop_keeps_its_variance_positive():
     state = tx.init(params)
     for k in range(30):
         _, state = tx.update({"w": 1 + jax.random.normal(jax.random.key(k), (50,))}, state, params)
-    old, new = (s.inner_state[0] for s in (state, rescale(state, 4).optimizer))
+    account = rescale(state, 4)
+    assert float(account.optimizer.hyperparams["eps"]) == pytest.approx(1e-8 / 4)  # optax's is inside the root
+    assert any("inside the root" in text for text in account.assumed)
+    old, new = (s.inner_state[0] for s in (state, account.optimizer))
     mean = old.mu["w"] ** 2
     np.testing.assert_allclose(new.nu["w"], mean + (old.nu["w"] - mean) / 4, rtol=1e-5)
     assert bool((new.nu["w"] >= new.mu["w"] ** 2).all())

@@ -85,7 +85,11 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
             "size; inject it by optax.inject_hyperparams."
         )
     plain = {name: _plain(value) for name, value in part.hyperparams.items()}
-    reading = read_dict({"optimizer": kind, **plain}, decay)
+    inside = {"eps_in_sqrt": True} if kind == "rmsprop" else {}
+    reading = read_dict({"optimizer": kind, **inside, **plain}, decay)
+    assumed = reading.assumed
+    if inside:
+        assumed += ("eps is taken as inside the root, the default of optax.rmsprop (eps_in_sqrt=True).",)
 
     def write(new: Hyperparameters) -> Any:
         written = {k: v for k, v in reading.write(new).items() if k in part.hyperparams}
@@ -103,7 +107,7 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
         inner = _remembered(part.inner_state, reading.numbers, new, ratio, accumulators)
         return part._replace(hyperparams=numbers, inner_state=inner)
 
-    return Reading(reading.numbers, write, reading.assumed, reading.extra)
+    return Reading(reading.numbers, write, assumed, reading.extra)
 
 
 def _visited(node: Any, visit: Callable[[Any], Any]) -> None:

@@ -121,6 +121,8 @@ def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
     if rate is None:
         raise ValueError("lr: the dict has no learning rate; add it under the key 'lr'.")
     numbers = _record(name, family, check.positive("lr", given[rate]), values, _decay(given, name, decay))
+    if given.get("eps_in_sqrt"):  # the name of optax
+        numbers = dataclasses.replace(numbers, inside=True)
     extra = {key: check.nonnegative(key, given[key]) for key in _FOLLOWERS if given.get(key) is not None}
 
     def write(new: Hyperparameters) -> dict[str, Any]:
