@@ -868,6 +868,9 @@ def test_the_overview_says_what_its_parts_say():
     assert wild.stationary is None
     assert "No stationary law: optimizer: at lr = 0.5" in str(wild)
     assert sl.theory.overview(PROBLEM, NOISE, sl.SGD(0.1), steps=10).phases is None
+    unbounded = sl.theory.overview(PROBLEM, NOISE, ALL[-1], steps=150, record_every=40)
+    assert unbounded.bound is None
+    assert "No bound: bounds are known for SGD, SignSGD, RMSpropW, AdamW." in str(unbounded)
 
 
 @RUNS

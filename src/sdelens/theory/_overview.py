@@ -15,6 +15,7 @@ from sdelens.theory._bounds import LossBound, loss_bound
 from sdelens.theory._phases import Phases, phases
 from sdelens.theory._predict import predict
 from sdelens.theory._stationary import Stationary, stationary
+from sdelens.theory._supported import OF_THE_PAPER
 
 __all__ = ["Overview", "add_theory", "overview"]
 
@@ -28,7 +29,7 @@ class Overview:
     Attributes:
         prediction: the loss curve, with the bound if there is one.
         stationary: the stationary law, None if there is none.
-        bound: bound of the mean loss, None if the start is not the problem's start.
+        bound: bound of the mean loss, None if none is known for the optimizer or the start is not the problem's start.
         phases: phases of SignSGD, along the predicted mean if d ≤ 64 and at the start otherwise; None for other
             optimizers.
         remarks: which results are not available, and why.
@@ -97,8 +98,8 @@ def overview(
     rest = _or_remark(lambda: stationary(problem, noise, optimizer), "stationary law", remarks)
     bound = None
     if start is None:
-        bound = loss_bound(problem, noise, optimizer, prediction.dataset.time.values)
-        prediction = _with_bound(prediction, bound)
+        bound = _bound_or_remark(prediction, problem, noise, optimizer, remarks)
+        prediction = prediction if bound is None else _with_bound(prediction, bound)
     else:
         remarks.append("No bound: a bound assumes the start of the problem; create the problem with this start.")
     known = None
@@ -132,7 +133,9 @@ def add_theory(
     prediction = _or_remark(predicted, "prediction", remarks)
     if prediction is not None:
         result = result.merge(prediction)
-    bound = loss_bound(problem, noise, optimizer, result.dataset.time.values)
+    bound = _bound_or_remark(result, problem, noise, optimizer, remarks)
+    if bound is None:
+        return result, remarks
     if bound.reason:
         remarks.append(
             f"Bound, not at every time: {bound.reason}."
@@ -140,6 +143,17 @@ def add_theory(
             else f"No bound: {bound.reason}."
         )
     return _with_bound(result, bound), remarks
+
+
+def _bound_or_remark(
+    result: Result, problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer, remarks: list[str]
+) -> LossBound | None:
+    """The bound at the times of a result, or a remark if none is known for the optimizer."""
+    if not isinstance(optimizer, OF_THE_PAPER):
+        names = ", ".join(kind.__name__ for kind in OF_THE_PAPER)
+        remarks.append(f"No bound: bounds are known for {names}.")
+        return None
+    return loss_bound(problem, noise, optimizer, result.dataset.time.values)
 
 
 def _with_bound(result: Result, bound: LossBound) -> Result:
