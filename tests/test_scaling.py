@@ -561,6 +561,13 @@ def test_an_optax_state_of_centred_rmsprop_keeps_its_variance_positive():
     assert bool((new.nu["w"] >= new.mu["w"] ** 2).all())
 
 
+@pytest.mark.parametrize("name", ["adamax", "adamaxw", "yogi", "radam", "lamb"])
+def test_optimizers_with_adams_accumulators_are_not_taken_for_adam(name):
+    state = optax.inject_hyperparams(getattr(optax, name))(learning_rate=1e-3).init({"w": jnp.zeros(2)})
+    with pytest.raises(ValueError, match=r"are not those of optax\.adam or optax\.adamw"):
+        rescale(state, 4)
+
+
 def test_optax_states_without_numbers_or_with_schedules_are_refused():
     with pytest.raises(ValueError, match="contains no hyperparameters"):
         rescale(optax.adam(1e-3).init({"w": jnp.zeros(2)}), 2)

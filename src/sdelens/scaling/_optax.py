@@ -21,6 +21,8 @@ _KINDS: Final = {
     "TraceState": "sgd",
 }
 """Optimizers by the state that identifies them; of several states, the first in this order decides."""
+_ADAM: Final = frozenset({"learning_rate", "b1", "b2", "eps", "eps_root", "weight_decay"})
+"""The numbers of optax.adam and optax.adamw."""
 _NEEDS: Final = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "rmsprop": ("decay",), "sgd": ("momentum",)}
 
 
@@ -78,6 +80,8 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
             "optimizer: the optimizer cannot be identified from the accumulators in the optax state; give a dict of "
             'its hyperparameters, for example {"optimizer": "signsgd", "lr": 1e-3}.'
         )
+    if kind == "adamw":
+        _require_adam(part)
     missing = [name for name in _NEEDS.get(kind, ()) if name not in part.hyperparams]
     if missing:
         raise ValueError(
@@ -108,6 +112,23 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
         return part._replace(hyperparams=numbers, inner_state=inner)
 
     return Reading(reading.numbers, write, assumed, reading.extra)
+
+
+def _require_adam(part: Any) -> None:
+    """Refuse optimizers with Adam's accumulators that are not Adam, from their injected hyperparameters.
+
+    Raises:
+        ValueError: for those of adamax, yogi and radam, and for LAMB, which has one more transformation than AdamW.
+    """
+    fields, kinds = set(part.hyperparams), list[str]()
+    _visited(part.inner_state, lambda node: kinds.append(type(node).__name__))
+    complete = {"b1", "b2", "eps"} <= fields
+    if complete and (not {"eps_root"} <= fields <= _ADAM or kinds.count("EmptyState") > 2):
+        raise ValueError(
+            f"optimizer: the optax state has the accumulators of Adam, but its hyperparameters {', '.join(sorted(fields))} and "
+            "transformations are not those of optax.adam or optax.adamw (adamax, yogi, radam and lamb have the same "
+            'accumulators). If it is Adam, give a dict, {"optimizer": "adamw", "lr": 1e-3, "b1": 0.9, "b2": 0.999}.'
+        )
 
 
 def _visited(node: Any, visit: Callable[[Any], Any]) -> None:
