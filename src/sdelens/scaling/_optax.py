@@ -126,8 +126,9 @@ def _require_adam(part: Any) -> None:
     if complete and (not {"eps_root"} <= fields <= _ADAM or kinds.count("EmptyState") > 2):
         raise ValueError(
             "optimizer: the optax state has the accumulators of Adam, but its hyperparameters "
-            f"{', '.join(sorted(fields))} and transformations are not those of optax.adam or optax.adamw (adamax, yogi, radam and lamb have the same "
-            'accumulators). If it is Adam, give a dict, {"optimizer": "adamw", "lr": 1e-3, "b1": 0.9, "b2": 0.999}.'
+            f"{', '.join(sorted(fields))} and transformations are not those of optax.adam or optax.adamw (adamax, "
+            "yogi, radam and lamb have the same accumulators). If it is Adam, give a dict, "
+            '{"optimizer": "adamw", "lr": 1e-3, "b1": 0.9, "b2": 0.999}.'
         )
 
 
