@@ -29,7 +29,7 @@ test: $(READY)
 test-all: test test-slow
 
 test-slow: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 3200
+	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 3400
 
 studies: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/test-studies.md

@@ -472,13 +472,13 @@ def test_what_the_fluctuation_of_v_does_is_exact_for_equal_weights():
 
 def factors_by_law(noise, grad, b1, b2, count=math.inf):
     """F and N at a constant mean gradient after that many gradients, with v = 0 before the first."""
-    from sdelens.theory._fluctuation import LawOfSquares, _by_law
+    from sdelens.theory._fluctuation import LawOfSquares, by_law
 
     noise, x = noise.bind(sl.Quadratic([1.0])), jnp.zeros(1)
     u, variance = jnp.full(1, grad, jnp.float32), noise.variance(x) * jnp.ones(1)
     mean = (1 - b2**count) * (u**2 + variance)
     law = LawOfSquares(u, 0 * u, variance, *noise.quadrature(x), b1, b2, float(count), 1 - b1**count)
-    return [float(a[0]) for a in _by_law(mean, law, 1.0)]
+    return [float(a[0]) for a in jax.jit(by_law)(mean, law)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdelens.cases.case import Case
+from sdelens.core.compilation import program
 from sdelens.noise import NoiseLaw
 from sdelens.problems import AbstractProblem
 from sdelens.theory._fluctuation import at_rest, law_is_needed
@@ -212,6 +213,9 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
         )
 
 
+_at_rest = program()(at_rest)
+
+
 def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
     """Effect of the fluctuation of v on m/√v if noise dominates: smallest F of the mean, largest N of the noise."""
     optimizer: Any = case.optimizer
@@ -228,7 +232,8 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[float, float]:
     )
     none, total = jnp.zeros_like(start), jnp.broadcast_to(case.noise.variance(start), start.shape)
     squares = (total, (jnp.asarray(kurtosis, total.dtype) + 2) * total**2)
-    pull, spread = at_rest(case.noise, start, b1, b2, (none, none), squares, total)
+    rule = case.noise.quadrature(start) if law_is_needed(case.noise, b2, start) else None
+    pull, spread = _at_rest(rule, b1, b2, (none, none), squares, total)
     return float(jnp.min(pull)), float(jnp.max(spread))
 
 

@@ -214,6 +214,8 @@ def _advance_squares(
 class Linearised(NamedTuple):
     """One step of the deviation of x, m and v from their means, of which an optimizer has the first, two, or all.
 
+    Its arrays are those of JAX or of NumPy.
+
     m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)(2u∘H x + q), x ← αx − p(am + bg) + c∘v with the old m and the new v, where
     g = Hx + Z, and q is the noise of g².
 
@@ -229,14 +231,14 @@ class Linearised(NamedTuple):
         squares: moments of q; None if the optimizer has no v.
     """
 
-    curvature: Array
+    curvature: Any
     optimizer: DecayedOptimizer
     keep: Any
-    p: Array
-    follows: Array
-    grad: Array
-    noise: Array
-    root: Array
+    p: Any
+    follows: Any
+    grad: Any
+    noise: Any
+    root: Any
     squares: Squares | None
 
     @property
@@ -245,9 +247,9 @@ class Linearised(NamedTuple):
         has_m = isinstance(self.optimizer, AdamW | Momentum)
         return "x" + "m" * has_m + "v" * (self.squares is not None)
 
-    def moved(self, column: dict[str, Array]) -> dict[str, Array]:
+    def moved(self, column: dict[str, Any]) -> dict[str, Any]:
         """The linear map without noise, applied to a column of blocks."""
-        (old, new), through = mixture(self.optimizer), times(self.curvature, column["x"])
+        (old, new), through = mixture(self.optimizer), self._times(column["x"])
         b1, b2 = getattr(self.optimizer, "b1", 0.0), getattr(self.optimizer, "b2", 0.0)
         found = {"x": self.keep * column["x"] - rows(self.p, new * through)}
         if "m" in column:
@@ -258,9 +260,9 @@ class Linearised(NamedTuple):
             found["x"] = found["x"] + rows(self.follows, found["v"])
         return found
 
-    def drive(self, i: str, j: str) -> Array:
+    def drive(self, i: str, j: str) -> Any:
         """Covariance of the noise of two parts, each of the form aZ + bq."""
-        b1, b2, one = getattr(self.optimizer, "b1", 0.0), getattr(self.optimizer, "b2", 0.0), jnp.ones_like(self.p)
+        b1, b2, one = getattr(self.optimizer, "b1", 0.0), getattr(self.optimizer, "b2", 0.0), 0 * self.p + 1
         of_noise = {"x": -mixture(self.optimizer)[1] * self.p * self.root, "m": (1 - b1) * self.root, "v": 0 * one}
         total = _between(of_noise[i], self.noise, of_noise[j])
         if self.squares is None:
@@ -270,7 +272,13 @@ class Linearised(NamedTuple):
         total = total + _between(of_noise[i], self.squares.with_noise, of_squares[j])
         return total + _between(of_squares[i], transpose(self.squares.with_noise), of_noise[j])
 
-    def after(self, blocks: dict[str, Array]) -> dict[str, Array]:
+    def _times(self, column: Any) -> Any:
+        """H times a column."""
+        if isinstance(column, np.ndarray):  # in double precision
+            return self.curvature * column if column.ndim == 1 else self.curvature @ column
+        return times(self.curvature, column)
+
+    def after(self, blocks: dict[str, Any]) -> dict[str, Any]:
         """The covariance after one step, in blocks "xx", "xm", and so on."""
         whole = {name[::-1]: transpose(block) for name, block in blocks.items()} | blocks
         once = {j: self.moved({i: whole[i + j] for i in self.parts}) for j in self.parts}

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens.core.compilation import program
 from sdelens.noise import NoiseLaw
 
 __all__ = ["LawOfSquares", "at_rest", "by_expansion", "by_law", "law_is_needed", "share_of_root"]
@@ -164,20 +163,18 @@ def by_law(v: Array, law: LawOfSquares, share: Array | float = 1.0) -> tuple[Arr
 
 
 def at_rest(
-    noise: NoiseLaw,
-    x: Array,
-    b1: float,
-    b2: float,
+    rule: tuple[Array, Array] | None,
+    b1: Any,
+    b2: Any,
     gradient: tuple[Array, Array],
     squares: tuple[Array, Array],
     total: Array,
     share: Array | float = 1.0,
 ) -> tuple[Array, Array]:
-    """F and N in the stationary state.
+    """F and N in the stationary state, by the law of the noise if a quadrature over it is given.
 
     Args:
-        noise: law of the noise.
-        x: E x.
+        rule: nodes and weights of the noise, or None.
         b1: β₁, 0 without a first moment.
         b2: β₂.
         gradient: u = E ∇f and Var ∇f.
@@ -186,12 +183,8 @@ def at_rest(
         share: as for `by_expansion`.
     """
     (grad, variance), (lean, fourth), v = gradient, squares, gradient[0] ** 2 + total
-    if law_is_needed(noise, b2, x):
-        nodes, weights = noise.quadrature(x)
-        return _by_law(v, LawOfSquares(grad, variance, total - variance, nodes, weights, b1, b2, jnp.inf, 1.0), share)
+    if rule is not None:
+        return by_law(v, LawOfSquares(grad, variance, total - variance, *rule, b1, b2, jnp.inf, 1.0), share)
     weight = (1 - b1) * (1 - b2) / (1 - b1 * b2)
     own = weight * (fourth - 4 * grad**2 * total)
     return by_expansion(v, (1 - b2) / (1 + b2) * fourth, weight * lean, own, total, share)
-
-
-_by_law = program()(by_law)

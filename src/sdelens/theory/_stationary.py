@@ -30,7 +30,7 @@ from sdelens.optimizers import (
 )
 from sdelens.problems import AbstractProblem
 from sdelens.theory._closure import Linearised, Moments, advance, mixture, squares_of
-from sdelens.theory._fluctuation import at_rest, share_of_root
+from sdelens.theory._fluctuation import at_rest, law_is_needed, share_of_root
 from sdelens.theory._linear import linear_gradient
 from sdelens.theory._moments import MAX_DENSE, LinearGradient, SignMoments, congruent, diagonal, rows, transpose
 from sdelens.theory._predict import require_variance
@@ -327,32 +327,39 @@ def _linear_rest(
     """Stationary mean and covariance of all other optimizers, with E Σ and E v taken at a mean and covariance."""
     dtype = model.minimiser.dtype
     mu, s = jnp.asarray(mean, dtype), jnp.asarray(spread, dtype)
-    product = times(model.curvature, s)
-    noise = model.noise_covariance(mu, s, product)
+    use_law = isinstance(optimizer, RMSpropW | AdamW) and law_is_needed(model.noise, optimizer.b2, mu)
+    found = jax.tree.map(lambda a: np.asarray(a, np.float64), _linear(model, optimizer, mu, s, use_law))
     curvature, at = np.asarray(model.curvature, np.float64), np.asarray(model.minimiser, np.float64)
     lr, theta = float(optimizer.lr), float(optimizer.decay_rate)
-    grad, squares = model.gradient(mu), None
-    p, root, follows = jnp.full_like(mu, lr), jnp.ones_like(mu), jnp.zeros_like(mu)
-    if isinstance(optimizer, RMSpropW | AdamW):
-        variance = model.gradient_variance(product)
-        moments = model.square_moments(mu, grad, variance, diagonal(noise))
-        total = variance + diagonal(noise)
-        square = grad**2 + total
-        share, b1 = share_of_root(square, optimizer.eps), float(getattr(optimizer, "b1", 0.0))
-        mean_factor, noise_factor = at_rest(
-            model.noise, mu, b1, float(optimizer.b2), (grad, variance), moments, total, share
-        )
-        p, root = lr * mean_factor / (jnp.sqrt(square) + optimizer.eps), jnp.sqrt(noise_factor) / mean_factor
-        if float(jnp.abs(grad / jnp.sqrt(square)).max()) > _TOLERANCE:  # otherwise x does not follow v
-            squares, follows = squares_of(grad, variance, noise, moments), 0.5 * p * share * grad / square
-    forces = rows(np.asarray(p, np.float64) / lr, curvature)
+    rate, bend, grad, noise, root, squares = found
+    forces, p = rows(rate, curvature), lr * rate
     centre = _solve(forces, theta, forces @ at if forces.ndim == 2 else forces * at)
-    linear = Linearised(model.curvature, optimizer, 1 - lr * theta, p, follows, grad, noise, root, squares)
-    unit = jnp.ones_like(mu) if curvature.ndim == 1 else jnp.eye(len(at), dtype=dtype)
+    if np.abs(bend * np.sqrt(diagonal(noise))).max() <= _TOLERANCE:  # x does not follow v
+        squares = None
+    linear = Linearised(curvature, optimizer, 1 - lr * theta, p, p * bend, grad, noise, root, squares)
+    unit = np.ones(len(at)) if curvature.ndim == 1 else np.eye(len(at))
     columns = [linear.moved({i: unit if i == j else 0 * unit for i in linear.parts}) for j in linear.parts]
-    factor = [[np.asarray(column[i], np.float64) for column in columns] for i in linear.parts]
-    drive = [[np.asarray(linear.drive(i, j), np.float64) for j in linear.parts] for i in linear.parts]
+    factor = [[column[i] for column in columns] for i in linear.parts]
+    drive = [[linear.drive(i, j) for j in linear.parts] for i in linear.parts]
     return centre, _discrete_blocks(factor, drive, optimizer)[0][0]
+
+
+@program(static_argnums=4)
+def _linear(model: LinearGradient, optimizer: Any, mean: Any, covariance: Any, use_law: bool) -> tuple[Any, ...]:
+    """What `Linearised` needs: p/η, c/p, u, Cov Z, the factor of Z and the moments of the noise of g²."""
+    product, grad = times(model.curvature, covariance), model.gradient(mean)
+    noise, one = model.noise_covariance(mean, covariance, product), jnp.ones_like(mean)
+    if not isinstance(optimizer, RMSpropW | AdamW):
+        return one, 0 * one, grad, noise, one, None
+    variance = model.gradient_variance(product)
+    moments = model.square_moments(mean, grad, variance, diagonal(noise))
+    total = variance + diagonal(noise)
+    square = grad**2 + total
+    share, b1 = share_of_root(square, optimizer.eps), getattr(optimizer, "b1", 0.0)
+    law = model.noise.quadrature(mean) if use_law else None
+    mean_factor, noise_factor = at_rest(law, b1, optimizer.b2, (grad, variance), moments, total, share)
+    rate, root = mean_factor / (jnp.sqrt(square) + optimizer.eps), jnp.sqrt(noise_factor) / mean_factor
+    return rate, 0.5 * share * grad / square, grad, noise, root, squares_of(grad, variance, noise, moments)
 
 
 def _sign_rest(
