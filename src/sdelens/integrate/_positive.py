@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["by_update", "kept_positive", "lognormal", "moved"]
+__all__ = ["by_update", "kept_positive", "lognormal", "moved", "needs_variance"]
 
 _WIDE = 0.5
 """Standard deviation of a step, relative to the mean, from which a log-normal law would put most of its mass near 0."""
@@ -38,6 +38,12 @@ def kept_positive(mean: Array, noise: Array, exact: bool) -> Array:
 def by_update(law: str, accumulators: str, substeps: int) -> bool:
     """Whether `moved` can use the value that the optimizer's update gives a leaf of this law at a normal gradient."""
     return law in ("bound", "positive") and accumulators != "drift" and substeps == 1
+
+
+def needs_variance(law: str, accumulators: str, substeps: int) -> bool:
+    """Whether `moved` uses the variance of the step of a leaf of this law."""
+    by_lognormal = accumulators == "lognormal" or (accumulators == "update" and substeps > 1)
+    return law == "positive" and by_lognormal
 
 
 def moved(

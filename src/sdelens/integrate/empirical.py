@@ -41,7 +41,7 @@ import numpy as np
 from jax import Array, lax
 
 from sdelens.core.random import Stream
-from sdelens.integrate._positive import by_update, moved
+from sdelens.integrate._positive import by_update, moved, needs_variance
 from sdelens.integrate.discrete import Discrete, DiscreteState
 from sdelens.optimizers import HELD
 
@@ -106,7 +106,7 @@ class Empirical(Discrete):
             sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
             return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in HELD]
 
-        zeros = [_Sums.zeros(old[m], laws[m] == "positive") for m in moving]
+        zeros = [_Sums.zeros(old[m], needs_variance(laws[m], self.accumulators, self.substeps)) for m in moving]
         zeros += [_Sums.zeros(state.x, False)] if updated else []
         sums, held = lax.scan(add, zeros, jnp.arange(self.samples))
         total = xi.sum(axis=0)

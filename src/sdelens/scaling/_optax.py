@@ -72,22 +72,22 @@ def _inside(node: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Reading:
-    names: set[str] = set()
-    _visited(part.inner_state, lambda node: names.add(type(node).__name__))
-    kind = next((kind for name, kind in _KINDS.items() if name in names), None)
+    parts: list[str] = []
+    _visited(part.inner_state, lambda node: parts.append(type(node).__name__))
+    kind = next((kind for name, kind in _KINDS.items() if name in parts), None)
     if kind is None:
         raise ValueError(
             "optimizer: the optimizer cannot be identified from the accumulators in the optax state; give a dict of "
             'its hyperparameters, for example {"optimizer": "signsgd", "lr": 1e-3}.'
         )
-    if kind == "adamw":
-        _require_adam(part)
     missing = [name for name in _NEEDS.get(kind, ()) if name not in part.hyperparams]
     if missing:
         raise ValueError(
             f"optimizer: the optax state has no injected {', '.join(missing)}, which {kind} changes with the batch "
             "size; inject it by optax.inject_hyperparams."
         )
+    if kind == "adamw":
+        _require_adam(set(part.hyperparams), parts.count("EmptyState"))
     plain = {name: _plain(value) for name, value in part.hyperparams.items()}
     inside = {"eps_in_sqrt": True} if kind == "rmsprop" else {}
     reading = read_dict({"optimizer": kind, **inside, **plain}, decay)
@@ -114,16 +114,17 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
     return Reading(reading.numbers, write, assumed, reading.extra)
 
 
-def _require_adam(part: Any) -> None:
+def _require_adam(fields: set[str], empty: int) -> None:
     """Refuse optimizers with Adam's accumulators that are not Adam, from their injected hyperparameters.
+
+    Args:
+        fields: names of the hyperparameters.
+        empty: number of transformations without a state.
 
     Raises:
         ValueError: for those of adamax, yogi and radam, and for LAMB, which has one more transformation than AdamW.
     """
-    fields, kinds = set(part.hyperparams), list[str]()
-    _visited(part.inner_state, lambda node: kinds.append(type(node).__name__))
-    complete = {"b1", "b2", "eps"} <= fields
-    if complete and (not {"eps_root"} <= fields <= _ADAM or kinds.count("EmptyState") > 2):
+    if not {"eps_root"} <= fields <= _ADAM or empty > 2:
         raise ValueError(
             "optimizer: the optax state has the accumulators of Adam, but its hyperparameters "
             f"{', '.join(sorted(fields))} and transformations are not those of optax.adam or optax.adamw (adamax, "

@@ -154,7 +154,8 @@ def stationary(
         A `Stationary`.
 
     Raises:
-        TypeError: if the gradient is not linear.
+        TypeError: if the gradient is not linear, or the form does not cover the optimizer; the paper's covers its own
+            four.
         ValueError: if there is no stationary law: no curvature and no decay along some direction, a learning rate for
             which the optimizer is not stable, noise without a variance, or a schedule.
 

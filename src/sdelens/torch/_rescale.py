@@ -200,8 +200,9 @@ def _conversions(
         squares, step = state.squares("exp_avg_sq"), state.part("step")
         v, m = float(squares.double().mean()), float(_real(state.part("exp_avg")).double().square().mean())
         factor = square_factor(old, ratio, float(step), v, m)
-        names = [name for name in ("exp_avg_sq", "max_exp_avg_sq") if name in state.parts]
-        found += [partial(state.squares(name).mul_, factor) for name in names]
+        found.append(partial(squares.mul_, factor))
+        if "max_exp_avg_sq" in state.parts:
+            found.append(partial(state.squares("max_exp_avg_sq").mul_, factor))
         found.append(partial(step.div_, clock(old, new)))
     elif accumulators == "scale" and "square_avg" in state.parts:
         squares = state.squares("square_avg")
