@@ -38,7 +38,7 @@ from sdelens.optimizers import (
     precondition,
 )
 from sdelens.theory._fluctuation import LawOfSquares, by_expansion, by_law, law_is_needed, share_of_root
-from sdelens.theory._moments import LinearGradient, diagonal, rows, transpose, with_diagonal
+from sdelens.theory._moments import LinearGradient, between, diagonal, rows, transpose, with_diagonal
 
 __all__ = [
     "Linearised",
@@ -264,13 +264,13 @@ class Linearised(NamedTuple):
         """Covariance of the noise of two parts, each of the form aZ + bq."""
         b1, b2, one = getattr(self.optimizer, "b1", 0.0), getattr(self.optimizer, "b2", 0.0), 0 * self.p + 1
         of_noise = {"x": -mixture(self.optimizer)[1] * self.p * self.root, "m": (1 - b1) * self.root, "v": 0 * one}
-        total = _between(of_noise[i], self.noise, of_noise[j])
+        total = between(of_noise[i], self.noise, of_noise[j])
         if self.squares is None:
             return total
         of_squares = {"x": (1 - b2) * self.follows, "m": 0 * one, "v": (1 - b2) * one}
-        total = total + _between(of_squares[i], self.squares.covariance, of_squares[j])
-        total = total + _between(of_noise[i], self.squares.with_noise, of_squares[j])
-        return total + _between(of_squares[i], transpose(self.squares.with_noise), of_noise[j])
+        total = total + between(of_squares[i], self.squares.covariance, of_squares[j])
+        total = total + between(of_noise[i], self.squares.with_noise, of_squares[j])
+        return total + between(of_squares[i], transpose(self.squares.with_noise), of_noise[j])
 
     def _times(self, column: Any) -> Any:
         """H times a column."""
@@ -285,11 +285,6 @@ class Linearised(NamedTuple):
         twice = {i: self.moved({j: transpose(once[j][i]) for j in self.parts}) for i in self.parts}
         found = {name: twice[name[1]][name[0]] + self.drive(*name) for name in blocks}
         return {name: _even(block) if name[0] == name[1] else block for name, block in found.items()}
-
-
-def _between(left: Array, matrix: Array, right: Array) -> Array:
-    """diag(p) S diag(q)."""
-    return rows(left, transpose(rows(right, transpose(matrix))))
 
 
 def _advance_by_signs(

@@ -89,8 +89,7 @@ def by_expansion(
     pull = (1 + ratio) ** 0.375 - lean / safe * (1 + ratio) ** -0.3
     spread = 1 + ratio - own / jnp.maximum(safe * total, tiny)
     known = jnp.isfinite(ratio) & jnp.isfinite(own) & (v > 0)
-    pull, spread = (jnp.where(known, jnp.maximum(a, least), 1) for a, least in ((pull, _LEAST), (spread, 0)))
-    return 1 + share * (pull - 1), 1 + share * (spread - 1)
+    return _limited(pull, spread, known, share)
 
 
 def by_law(v: Array, law: LawOfSquares, share: Array | float = 1.0) -> tuple[Array, Array]:
@@ -158,6 +157,11 @@ def by_law(v: Array, law: LawOfSquares, share: Array | float = 1.0) -> tuple[Arr
     # In the first steps E[Z²/(V′ + wg²)] is dominated by small g, where it does not describe the noise of an update.
     spread = jnp.minimum(step * spread * safe / jnp.maximum(law.noise, tiny), jnp.maximum(pull, 1) ** 2)
     known = (v > 0) & (law.noise > 0)
+    return _limited(pull, spread, known, share)
+
+
+def _limited(pull: Array, spread: Array, known: Array, share: Array | float) -> tuple[Array, Array]:
+    """F and N within their limits, 1 where they are not known, and reduced by `share`."""
     pull, spread = (jnp.where(known, jnp.maximum(a, least), 1) for a, least in ((pull, _LEAST), (spread, 0)))
     return 1 + share * (pull - 1), 1 + share * (spread - 1)
 

@@ -24,6 +24,7 @@ __all__ = [
     "MixedSigns",
     "RandomKGradient",
     "SignMoments",
+    "between",
     "congruent",
     "diagonal",
     "normal_signs",
@@ -56,7 +57,12 @@ def diagonal(covariance: Any) -> Any:
 
 def congruent(factor: Any, covariance: Any) -> Any:
     """diag(p) S diag(p)."""
-    return rows(factor, transpose(rows(factor, covariance)))
+    return between(factor, covariance, factor)
+
+
+def between(left: Any, matrix: Any, right: Any) -> Any:
+    """diag(p) S diag(q)."""
+    return rows(left, transpose(rows(right, transpose(matrix))))
 
 
 class SignMoments(NamedTuple):
