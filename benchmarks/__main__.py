@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import checkpoint, costs, ensembles, minibatch, networks, noise, startup, theory
+from benchmarks import checkpoint, costs, ensembles, minibatch, networks, noise, startup, theory, watching
 from benchmarks.report import as_markdown, as_text, described, fill, read, write
 
 QUESTIONS = {
@@ -21,6 +21,7 @@ QUESTIONS = {
     "noise": noise,
     "minibatch": minibatch,
     "theory": theory,
+    "watching": watching,
     "checkpoint": checkpoint,
 }
 DOCS = Path(__file__).parents[1] / "docs"

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import integrate, stats
 
@@ -55,12 +56,13 @@ def test_estimates_are_unbiased_and_their_errors_right():
     found = [
         sl.gradient_noise(true + SCALE * z, batch_size=4, tails=False) for z in draws(1, 250 * 12).reshape(250, 12, 30)
     ]
-    for values, target, errors in (
-        ([f.gradient_square for f in found], true @ true, [f.groups.gradient_square_sem["all"] for f in found]),
-        ([f.trace for f in found], 4 * (SCALE**2).sum(), [f.groups.trace_sem["all"] for f in found]),
+    pairs = [f._estimates.pair("all") for f in found]
+    for values, target, variances in (
+        ([f.gradient_square for f in found], true @ true, [of.square_variance for of in pairs]),
+        ([f.trace for f in found], 4 * (SCALE**2).sum(), [of.trace_variance for of in pairs]),
     ):
         assert abs(np.mean(values) - target) < 4.5 * np.std(values) / np.sqrt(250)
-        assert 1 / 1.4 < np.mean(np.square(errors)) / np.var(values) < 1.4
+        assert 1 / 1.4 < np.mean(variances) / np.var(values) < 1.4
 
 
 @pytest.mark.parametrize("common", [0.0, 0.5], ids=["independent", "correlated"])
@@ -229,7 +231,7 @@ def test_no_upper_limit_where_few_values_decide():
     assert told["groups"]["all"]["noise_scale_upper"] is None
     assert told["noise_scale_reasons"]["all"] == found.noise_scale_reason()
     text = str(found)
-    assert f"{low:.3g} – -" in text
+    assert f"> {low:.3g}" in text
     assert "No upper limit of the noise scale of gradient, all: the tails" in text
     assert sl.gradient_noise(g, tails=False).noise_scale_reason() is None
     one = 5 + np.random.default_rng(36).standard_normal((30, 4))
@@ -238,6 +240,17 @@ def test_no_upper_limit_where_few_values_decide():
     assert "few of the 30 gradients decide" in found.noise_scale_reason()
     assert np.isnan(found.noise_scale_limits()[1])
     assert sl.gradient_noise(draws(37, 60), tails=False).noise_scale_reason() is None
+
+
+def test_limits_of_the_snr_are_those_of_the_noise_scale():
+    found = sl.gradient_noise(0.3 + draws(42, 60), batch_size=4, tails=False)
+    low, high = found.noise_scale_limits()
+    np.testing.assert_allclose(found.snr_limits(100), (np.sqrt(100 / high), np.sqrt(100 / low)))
+    assert found.snr_limits() == found.snr_limits(4)
+    assert found.snr_limits()[0] < found.snr() < found.snr_limits()[1]
+    nothing = sl.gradient_noise(draws(43, 60), tails=False)
+    assert nothing.snr_limits()[0] == 0
+    assert np.isnan([nothing.snr(), nothing.noise_scale()]).all()
 
 
 def test_normalisation_is_explicit():
@@ -587,9 +600,33 @@ def test_every_form_of_input_is_the_same():
         sl.gradient_noise(lambda i: values[i], count=25, tails=False),
     ]
     for found in forms:
-        assert found.noise_scale() == pytest.approx(want.noise_scale(), rel=1e-4)
+        assert found.noise_scale_limits() == pytest.approx(want.noise_scale_limits(), rel=1e-4)
+        assert found.trace == pytest.approx(want.trace, rel=1e-4)
     drawn = sl.gradient_noise(lambda i: jax.random.normal(jax.random.fold_in(key, i), (3,)), count=5, tails=False)
     assert drawn.count == 5
+
+
+def test_rows_of_a_data_frame_are_gradients():
+    values = 0.5 + draws(44, 25, 4)
+    found = sl.gradient_noise(pd.DataFrame(values, columns=list("abcd")), tails=False)
+    assert (found.count, found.names) == (25, ("gradient", "all"))
+    assert found.noise_scale() == sl.gradient_noise(values, tails=False).noise_scale()
+    with pytest.raises(TypeError, match="columns that are not numbers"):
+        sl.gradient_noise(pd.DataFrame({"name": ["a", "b"], "w": [1.0, 2.0]}))
+
+
+def test_complex_gradients_are_pairs():
+    parts = np.array([0.0, 5.0]) + np.random.default_rng(45).standard_normal((400, 3, 2))
+    found = sl.gradient_noise({"w": parts[..., 0] + 1j * parts[..., 1]}, tails=False)
+    assert found.noise_scale() == sl.gradient_noise({"w": parts}, tails=False).noise_scale()
+    assert found.mean["w"].shape == (3, 2)
+
+
+@OWN
+def test_mini_batches_are_drawn_where_nan_is_an_error():
+    with jax.debug_nans(True):
+        found = sl.gradient_noise(problem(), batch_size=8, count=5, tails=False)
+    assert found.count == 5
 
 
 def test_arrays_of_a_file(tmp_path):

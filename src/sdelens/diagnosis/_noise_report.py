@@ -33,11 +33,12 @@ class MeasuredNoise(Protocol):
     @property
     def samples(self) -> float: ...
     @property
-    def has_coordinates(self) -> bool: ...
+    def is_at_one_point(self) -> bool: ...
     @property
     def is_exact(self) -> bool: ...
-    def noise_scale_limits(self) -> tuple[float, float]: ...
-    def noise_scale_reason(self, group: str) -> str | None: ...
+    def noise_scale(self, *, norm: str) -> float: ...
+    def noise_scale_limits(self, *, norm: str) -> tuple[float, float]: ...
+    def noise_scale_reason(self, group: str, norm: str = ...) -> str | None: ...
     def phases(self, batch_size: float) -> "PhaseShares": ...
 
 
@@ -45,25 +46,23 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
     """Header and rows of each table: sizes and noise scales; tails, if there are any."""
     percent = f"{100 * noise.confidence:g} % limits"
     head = ["group", "size", "|grad|^2 ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
-    rows, tails = [], []
+    if noise.is_at_one_point:
+        head += ["noise scale of ℓ1", percent]
+    rows, tails, fitted = [], [], noise.tails
     for name, row in noise.groups.iterrows():
-        scale = f"{_number(row.noise_scale)}"
-        limits = f"{_number(row.noise_scale_lower)} – {_number(row.noise_scale_upper)}"
-        if math.isinf(row.noise_scale_upper):
-            scale, limits = "not resolved", f"> {_number(row.noise_scale_lower)}"
-        rows.append(
-            [
-                str(name),
-                str(int(row["size"])),
-                f"{row.gradient_square:.3g} ± {row.gradient_square_sem:.1g}",
-                f"{row.trace:.3g} ± {row.trace_sem:.1g}",
-                f"{row.snr:.2g}",
-                scale,
-                limits,
-            ]
-        )
-        if noise.tails:
-            tails.append([str(name), *_tail_cells(noise.tails[str(name)])])
+        cells = [
+            str(name),
+            str(int(row["size"])),
+            f"{row.gradient_square:.3g} ± {row.gradient_square_sem:.1g}",
+            f"{row.trace:.3g} ± {row.trace_sem:.1g}",
+            "–" if math.isnan(row.snr) else f"{row.snr:.2g}",
+            *_scale_cells(row.noise_scale, row.noise_scale_lower, row.noise_scale_upper),
+        ]
+        if noise.is_at_one_point:
+            cells += _scale_cells(row.noise_scale_l1, row.noise_scale_l1_lower, row.noise_scale_l1_upper)
+        rows.append(cells)
+        if fitted:
+            tails.append([str(name), *_tail_cells(fitted[str(name)])])
     found = [(head, rows)]
     if tails:
         head = ["tails", "κ = 1/ν", percent, "ν", "p (normal)", "excess kurtosis ± sem", "efficiency of sign", percent]
@@ -71,15 +70,21 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
     return found
 
 
+def _scale_cells(scale: float, low: float, high: float) -> list[str]:
+    """A noise scale and its limits; only a limit if it is not resolved."""
+    limits = f"{_number(low)} – {_number(high)}" if math.isfinite(high) else f"> {_number(low)}"
+    return [_number(scale), "–" if math.isnan(low) else limits]
+
+
 def _tail_cells(own: "Tail") -> list[str]:
     if own.reason is not None:
-        return ["-"] * 7
+        return ["–"] * 7
     low, high = own.efficiency_limits
     return [
         f"{own.kappa:.3f}",
         f"{_limit(own.lower)} – {_limit(own.upper)}",
         _number(own.df),
-        "-" if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
+        "–" if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
         f"{own.kurtosis:.2g} ± {own.kurtosis_sem:.1g}",
         _number(own.efficiency),
         f"{_number(low)} – {_number(high)}",
@@ -88,7 +93,7 @@ def _tail_cells(own: "Tail") -> list[str]:
 
 def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     """Sentences about whether gradient or noise dominates at batch size `size`, the phases, the tails, the sign."""
-    low, high = noise.noise_scale_limits()
+    low, high = noise.noise_scale_limits(norm="l2")
     said = [
         f"{noise.count} gradients from {noise.samples:g} samples (training examples) in total; verdict at batch size "
         f"{size:g}."
@@ -114,7 +119,9 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
         said.append(
             f"No upper limit of the noise scale of {', '.join(n for n in reasons if reasons[n] == why)}: {why}."
         )
-    shares = noise.phases(size) if noise.has_coordinates else None
+    if noise.is_at_one_point:
+        said.append(_sign_scale_words(noise, size))
+    shares = noise.phases(size) if noise.is_at_one_point else None
     if shares is not None and not math.isnan(shares.raw[0]):
         one, two, three = (f"{100 * max(v, 0.0):.0f} %" for v in shares.estimate)
         said.append(
@@ -126,6 +133,20 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     if noise.tails:
         said += _tail_words(noise.tails["all"], noise, dominated)
     return said
+
+
+def _sign_scale_words(noise: MeasuredNoise, size: float) -> str:
+    """The noise scale of methods that follow the sign, and what it says at this batch size."""
+    low, high = noise.noise_scale_limits(norm="l1")
+    scale, reason = noise.noise_scale(norm="l1"), noise.noise_scale_reason("all", "l1")
+    methods = "For methods that follow the sign of the gradient (SignSGD, Lion, Adam), the noise scale "
+    if math.isnan(low):
+        return f"{methods}of the ℓ1 norm is not known: {reason}."
+    if reason is not None:
+        return f"{methods}of the ℓ1 norm is above {_number(low)} samples; more is not known: {reason}."
+    side = "noise dominates" if size < low else "the gradient dominates" if size > high else None
+    told = "it is not resolved which of them dominates" if side is None else f"{side} for them"
+    return f"{methods}of the ℓ1 norm is {_number(scale)} samples ({_number(low)} – {_number(high)}): {told}."
 
 
 def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> list[str]:
@@ -202,7 +223,7 @@ def _sign_words(own: "Tail", dominated: bool | None) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else ("∞" if math.isinf(value) else f"{value:.3g}")
+    return "–" if math.isnan(value) else ("∞" if math.isinf(value) else f"{value:.3g}")
 
 
 def _limit(kappa: float) -> str:

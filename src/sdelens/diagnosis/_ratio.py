@@ -108,6 +108,7 @@ def pair(
     inverse: tuple[float, float],
     share: float = 1,
     size: float = math.inf,
+    gradients: int | None = None,
 ) -> Pair:
     """The estimates with their errors.
 
@@ -120,6 +121,7 @@ def pair(
         inverse: 1/W and K/((K − 1)W²); for a mean of several such estimates, the values that replace them.
         share: share of the population that was not drawn: 1 for an infinite one, 0 if all of it was drawn.
         size: number of coordinates d, for which tr Σ² ≥ (tr Σ)²/d.
+        gradients: number of gradients in a mean of several estimates, by default one more than `spread` has values.
     """
     count = len(spread) + 1
     if share == 0:
@@ -140,7 +142,7 @@ def pair(
         share * trace_variance,
         share * rest.floor,
         share * rest.slope,
-        2 * math.sqrt(inverse[0] * len(spread)) * lean,
+        2 * math.sqrt(inverse[0] * len(spread) * (len(spread) / (gradients or len(spread)))) * lean,
         whole.freedom,
         rest.degrees,
         skew,

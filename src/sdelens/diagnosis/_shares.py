@@ -14,7 +14,7 @@ from scipy import special
 from sdelens.core.files import text_table
 from sdelens.theory import BOUNDARIES
 
-__all__ = ["PhaseShares", "phase_shares"]
+__all__ = ["PhaseShares", "mixture", "phase_shares"]
 
 _ROUNDS: Final = 1000
 _FINE: Final = 6.0
@@ -74,12 +74,23 @@ def phase_shares(
 
 
 def _mixture(z: np.ndarray, df: int, ends: np.ndarray) -> np.ndarray:
-    """Shares of the noncentralities in the phases, by the EM algorithm on a grid, with binned z."""
-    top = max(2 * _FINE, float(np.max(z[np.isfinite(z)], initial=0)) * 1.1, 2 * ends[1])
+    """Shares of the noncentralities in the phases; a node on either side of every boundary keeps phases apart."""
+    grid, shares = mixture(z, np.ones_like(z), df, np.concatenate([0.98 * ends, 1.02 * ends]), 2 * ends[1])
+    first, third = shares[grid > ends[1]].sum(), shares[grid < ends[0]].sum()
+    return np.array([first, 1 - first - third, third])
+
+
+def mixture(
+    z: np.ndarray, weights: np.ndarray, df: int, nodes: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noncentralities |θ| and their shares under which z, with `weights`, are most likely, by the EM algorithm.
+
+    The noncentralities lie on a grid that reaches `least` and contains `nodes`; z is binned.
+    """
+    top = max(2 * _FINE, float(np.max(z[np.isfinite(z)], initial=0)) * 1.1, least)
     edges = np.concatenate([np.linspace(0, _FINE, 61), np.geomspace(_FINE, top, 60)[1:]])
-    counts, _ = np.histogram(np.minimum(z, top), edges)
-    # There is a node on either side of every boundary, so that no node lies in two phases.
-    grid = np.concatenate([np.linspace(0, _FINE, 25), np.geomspace(_FINE, top, 40)[1:], 0.98 * ends, 1.02 * ends])
+    counts, _ = np.histogram(np.minimum(z, top), edges, weights=weights)
+    grid = np.concatenate([np.linspace(0, _FINE, 25), np.geomspace(_FINE, top, 40)[1:], nodes])
     grid.sort()
     # P(|T| ≤ t) for noncentral T: Abramowitz and Stegun 26.7.10.
     at = edges[:, None]
@@ -93,5 +104,4 @@ def _mixture(z: np.ndarray, df: int, ends: np.ndarray) -> np.ndarray:
     shares = np.full(grid.size, 1 / grid.size)
     for _ in range(_ROUNDS):
         shares = shares * (likelihood.T @ (counts / (likelihood @ shares)))
-    first, third = shares[grid > ends[1]].sum(), shares[grid < ends[0]].sum()
-    return np.array([first, 1 - first - third, third])
+    return grid, shares

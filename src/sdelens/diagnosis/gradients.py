@@ -44,8 +44,9 @@ def gradient_noise(
 
     Args:
         gradients: K independent gradients at one point. An iterator or a list of pytrees of arrays (JAX, NumPy or
-            PyTorch; a single array is one too); an array whose first axis is K, or a dict or other pytree of
-            such arrays, as from `np.load`; a function of i = 0, …, `count` − 1; or a `Problem` with data: its
+            PyTorch; a single array is one too), of which complex ones are taken as pairs of real numbers, on a last
+            axis of 2; an array whose first axis is K, or a dict or other pytree of such arrays, as from `np.load`; a
+            data frame whose rows are gradients; a function of i = 0, …, `count` − 1; or a `Problem` with data: its
             per-example gradients at `x`, or, with `batch_size` above 1, those of `count` mini-batches drawn with
             replacement.
         batch_size: samples of which each gradient is the mean; one number per gradient if they differ.
@@ -172,12 +173,14 @@ def _array(name: str, leaf: Any) -> np.ndarray:
             raise TypeError(
                 f"gradients: {name} is a sparse tensor; give dense gradients (sparse=False), or leave it out."
             )
-        leaf = leaf.detach().cpu()
-        leaf = leaf.float() if leaf.element_size() < 4 else leaf
+        leaf = leaf.detach().cpu().resolve_conj()
+        leaf = leaf.float() if leaf.is_floating_point() and leaf.element_size() < 4 else leaf
         leaf = leaf.numpy()
     array = np.asarray(leaf)
+    if np.issubdtype(array.dtype, np.complexfloating):
+        return np.stack([array.real, array.imag], axis=-1)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"gradients: {name} is of type {array.dtype}; give floating arrays.")
+        raise TypeError(f"gradients: {name} is of type {array.dtype}; give floating or complex arrays.")
     return array
 
 
@@ -201,6 +204,8 @@ def _source(gradients: Any, count: int | None) -> Iterable[Any]:
         return gradients
     if isinstance(gradients, Mapping) and not isinstance(gradients, dict):
         gradients = dict(gradients)  # for an .npz file, np.load returns a mapping
+    if hasattr(gradients, "to_numpy"):
+        gradients = _rows(gradients)
     leaves, treedef = jax.tree_util.tree_flatten(gradients)
     sizes = {int(np.shape(v)[0]) if np.ndim(v) else 0 for v in leaves}
     if len(sizes) != 1 or 0 in sizes:
@@ -209,6 +214,16 @@ def _source(gradients: Any, count: int | None) -> Iterable[Any]:
             "whose first axis counts the gradients, or a list of gradients."
         )
     return (jax.tree_util.tree_unflatten(treedef, [v[i] for v in leaves]) for i in range(sizes.pop()))
+
+
+def _rows(frame: Any) -> np.ndarray:
+    """The numbers of a data frame, whose rows are gradients and whose columns are coordinates."""
+    rows = np.asarray(frame.to_numpy())
+    if not np.issubdtype(rows.dtype, np.number):
+        raise TypeError(
+            f"gradients: got a {type(frame).__name__} with columns that are not numbers; leave these columns out."
+        )
+    return rows
 
 
 def _product(loss: Any, x: Any, hvp: Any) -> Callable[[Any], Any] | None:
@@ -258,13 +273,16 @@ def _of_problem(
         number = examples if count is None else count
         if number > examples:
             raise ValueError(f"count: got {number}, but there are only {examples} examples; give {examples} or fewer.")
-        index = stream.permutation(jnp.arange(number), examples) if number < examples else jnp.arange(examples)[:, None]
+        index = np.arange(examples)[:, None]
+        if number < examples:
+            index = jax.jit(lambda: stream.permutation(jnp.arange(number), examples))()
         population = examples
     else:
         if count is None:
             raise ValueError("count: got None; give the number of mini-batches to draw.")
         number = count
-        index = stream.integers(number * size, examples).reshape(number, size)
+        # One program: words that lie in floating-point numbers inside it may look like NaN (JAX_DEBUG_NANS).
+        index = jax.jit(lambda: stream.integers(number * size, examples).reshape(number, size))()
 
     chunk = min(number, max(1, EXAMPLE_BYTES // (at.dtype.itemsize * problem.dim)))
     many = jax.jit(jax.vmap(lambda index: problem.batch_gradient(at, index)))

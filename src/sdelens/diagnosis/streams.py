@@ -71,8 +71,12 @@ class Moments:
         layout: layout of the gradients.
         mean, square: ḡ and M₂ per leaf, flat.
         weight, count: W and K.
+        points: number of points at which there are gradients. If there are several, mean and squares of deviations are
+            those of each point, pooled: ḡ = Σ Wₚḡₚ/Σ Wₚ, E M₂ = (K − points) diag Σ, and i begins at 1 again.
         spread, cross, at: per group wᵢ‖gᵢ − ḡᵢ₋₁‖² Wᵢ₋₁/Wᵢ and √wᵢ(gᵢ − ḡᵢ₋₁)ᵀḡᵢ₋₁, and (wᵢ, Wᵢ₋₁, i − 1), as
-            `_ratio.residuals` takes them; each a list over all gradients but the first.
+            `_ratio.residuals` takes them; each a list over all gradients but the first of each point.
+        signed, sized: gᵢᵀ sign(ḡᵢ₋₁) and ‖gᵢ − ḡᵢ₋₁‖₁ per group, likewise.
+        roots: K′ and Σ √M₂ per group after K′ gradients, K′ = 2, 4, 8, …, at the first point.
         index: indices of the sampled coordinates of every leaf.
         sample: their values, one array of shape (q,) per kept gradient.
         product: the product of the Hessian with shaped leaves, or None; ``probes`` are the same five numbers of some
@@ -85,9 +89,12 @@ class Moments:
         sizes = [int(np.prod(s)) for s in layout.shapes]
         self.mean = [np.zeros(n) for n in sizes]
         self.square = [np.zeros(n) for n in sizes]
-        self.weight, self.count = 0.0, 0
+        self.weight, self.count, self.points = 0.0, 0, 1
         self.spread: list[np.ndarray] = []
         self.cross: list[np.ndarray] = []
+        self.signed: list[np.ndarray] = []
+        self.sized: list[np.ndarray] = []
+        self.roots: list[tuple[int, np.ndarray]] = []
         self.at: list[tuple[float, float, int]] = []
         self.index = layout.sampled(coordinates, seed)
         self.sample: list[np.ndarray] = []
@@ -106,7 +113,7 @@ class Moments:
             self._check(i, leaf)  # check all leaves first, so that a gradient is never added in part
         before, after = self.weight, self.weight + weight
         factor = weight * before / after
-        spread, cross = (np.zeros(len(self.layout.groups)) for _ in range(2))
+        spread, cross, signed, sized = (np.zeros(len(self.layout.groups)) for _ in range(4))
         probed = self.product is not None and before > 0 and (self.count - 1) % self.probe_stride == 0
         probe, sample = [], []
         for i, leaf in enumerate(leaves):
@@ -114,7 +121,10 @@ class Moments:
             delta = np.array(leaf, np.float64).ravel()
             if self.coordinates and self.count % self.stride == 0:
                 sample.append(delta[self.index[i]])
+            if before > 0:
+                signed[group] += np.sign(mean) @ delta
             delta -= mean
+            sized[group] += np.abs(delta).sum()
             cross[group] += delta @ mean + (mean @ mean if self.count == 1 else 0)
             if probed:
                 probe.append((mean.copy(), delta.copy()))
@@ -126,6 +136,8 @@ class Moments:
         if before > 0:
             self.spread.append(factor * spread)
             self.cross.append(np.sqrt(weight) * cross)
+            self.signed.append(signed)
+            self.sized.append(sized)
             self.at.append((weight, before, self.count))
         if probed:
             old, change = ([p[i] for p in probe] for i in (0, 1))
@@ -138,7 +150,15 @@ class Moments:
             self.sample.append(np.concatenate(sample))
         self._thin()
         self.weight, self.count = after, self.count + 1
+        if self.count > 1 and self.count & (self.count - 1) == 0:
+            self.roots.append((self.count, self.rooted()))
         self.weights = (min(self.weights[0], weight), max(self.weights[1], weight))
+
+    def rooted(self) -> np.ndarray:
+        """Σ √M₂ per group."""
+        roots = np.zeros(len(self.layout.groups))
+        np.add.at(roots, list(self.layout.group), [np.sqrt(v).sum() for v in self.square])
+        return roots
 
     def curved(self, leaves: list[np.ndarray]) -> list[np.ndarray]:
         """The Hessian times a vector given as flat leaves, as flat leaves."""
@@ -180,6 +200,11 @@ class Moments:
             raise ValueError("other: its parameters or groups differ; merge gradients of the same model.")
         if (self.coordinates, self.seed) != (other.coordinates, other.seed):
             raise ValueError("other: its sampled coordinates differ; use the same seed and tail_coordinates.")
+        if max(self.points, other.points) > 1:
+            raise ValueError(
+                "other: the parameters changed between these gradients, so that their means cannot be joined; watch "
+                "with keep='sums', or at one point."
+            )
         out = copy.copy(self)
         out.weight, out.count = self.weight + other.weight, self.count + other.count
         share = other.weight / out.weight
@@ -189,7 +214,9 @@ class Moments:
         squares = zip(self.square, other.square, shift, strict=True)
         out.square = [a + b + factor * d * d for a, b, d in squares]
         out.spread, out.cross = self.spread + other.spread, self.cross + other.cross
-        out.at = self.at + other.at
+        out.at, out.signed, out.sized = self.at + other.at, self.signed + other.signed, self.sized + other.sized
+        known = [*self.roots, *other.roots, (self.count, self.rooted()), (other.count, other.rooted())]
+        out.roots = sorted(known, key=lambda found: found[0])
         out.stride = max(self.stride, other.stride)
         out.sample = self.sample[:: out.stride // self.stride] + other.sample[:: out.stride // other.stride]
         out._thin()

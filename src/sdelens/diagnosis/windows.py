@@ -1,100 +1,134 @@
 """Gradient noise from sums over coordinates alone, which gradient accumulation provides without extra memory."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from sdelens.diagnosis._noise import ALL, GradientNoise
 from sdelens.diagnosis._ratio import Pair, pair, residuals
-from sdelens.diagnosis.streams import Layout, Moments
+from sdelens.diagnosis.streams import Layout
 
-__all__ = ["from_sums"]
+__all__ = ["Windows", "inverses"]
 
 
-def from_sums(
-    layout: Layout,
-    tables: dict[str, np.ndarray],
-    empty: list[bool],
-    weights: list[float],
-    per: str,
-    confidence: float,
-) -> GradientNoise:
-    r"""Noise from ‖g‖², gᵀs and ‖s‖² of every gradient g and the sum s of those accumulated before it.
+class Windows:
+    r"""Sums over coordinates of gradients that were accumulated in windows, each of which lies at one point.
 
-    In a window of n gradients of b samples each, with S their sum,
+    In a window of n gradients g of b samples each, with s the sum of those before g and S that of all,
 
-        ‖∇f‖² ≈ 2 Σ gᵀs/(n(n − 1)),   tr Σ ≈ b (Σ ‖g‖² − ‖S‖²/n)/(n − 1),   ‖S‖² = Σ ‖g‖² + 2 Σ gᵀs,
+        ‖∇f‖² ≈ (‖S‖² − Σ‖g‖²)/(n(n − 1)),   tr Σ ≈ b (Σ‖g‖² − ‖S‖²/n)/(n − 1),   ‖S‖² = Σ‖g‖² + 2Σ gᵀs,
 
-    where both estimates are unbiased; the scalars of `_ratio` follow from the same sums. Windows are averaged with
-    weights n − 1.
+    where both estimates are unbiased. Windows are averaged with weights n − 1. Of a window of one process, ‖g‖² and
+    gᵀs of every gradient are kept, and their scalars for `_ratio` follow. Of a window of several processes, only Σ‖g‖²
+    and ‖S‖² over all of them are known (the norms before and after the all-reduce); there the two estimates of a
+    window take the place of these scalars,
 
-    Args:
+        D = √(nb)/2 (U − ‖∇f‖²),   E D² = v₁ + v₂/(2(n − 1)b),   −Cov(D, q)/v₂ = 1/((n − 1)√(nb))  for ∇f = 0,
+
+    with U the window's estimate of ‖∇f‖² and q that of tr Σ.
+
+    Attributes:
         layout: layout of the parameters.
-        tables: the three numbers of every parameter and gradient, shape (K, 3): all NaN if the parameter had no
-            gradient, only the third NaN if nothing was accumulated for it.
-        empty: whether nothing was accumulated for any parameter; a window begins there, and where all sums are 0.
-        weights: number of samples of every gradient.
-        per: as in `GradientNoise`.
-        confidence: as in `GradientNoise`.
-
-    Raises:
-        ValueError: if batches differ in size, nothing was accumulated, or a gradient was not finite.
+        size: b.
+        single: of every window of one process ‖g‖² and gᵀs per gradient and group, shape (n, groups, 2).
+        joint: of every window of several processes n, and Σ‖g‖² and ‖S‖² per group, shape (groups, 2).
     """
-    if len(set(weights)) > 1:
-        raise ValueError("batch_size: got different sizes, but only sums were kept; give micro-batches of one size.")
-    if not tables:
-        raise ValueError("gradients: got none; make two or more backward passes.")
-    table = np.stack([tables[name] for name in layout.names])
-    reached, none = ~np.isnan(table).all(axis=2), np.isnan(table[:, :, 2])
-    if not np.isfinite(table[reached][:, :2]).all() or np.isinf(table).any():
-        raise ValueError("gradients: got one that is not finite; start watching after the loss scale has stabilised.")
-    zero = (~reached | (table[:, :, 2] == 0)).all(axis=0)
-    table[reached & none, 2] = 0
-    starts = sorted({0, *(int(i) for i in np.flatnonzero(np.array(empty) | zero))})
-    ends = [*starts[1:], table.shape[1]]
-    grouped = np.zeros((len(layout.groups), *table.shape[1:]))
-    for first, last in zip(starts, ends, strict=True):
-        _fill(table[:, first:last], reached[:, first:last])
-    np.add.at(grouped, list(layout.group), table)
-    windows = [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 1]
-    if not windows:
-        raise ValueError(
-            "gradients: p.grad was empty at every backward pass; accumulate two or more micro-batches before "
-            "zero_grad, or watch with keep='moments'."
-        )
-    size = weights[0]
-    sizes = layout.sizes
-    pairs = {name: _pair(grouped[i], windows, size, int(sizes[i])) for i, name in enumerate(layout.groups)}
-    pairs[ALL] = _pair(grouped.sum(axis=0), windows, size, int(sizes.sum()))
-    moments = Moments(layout, 0, 0)
-    moments.count = sum(b - a for a, b in windows)
-    moments.weight = size * moments.count
-    return GradientNoise(moments, per, None, confidence, pairs)
+
+    points = 1
+
+    def __init__(
+        self,
+        layout: Layout,
+        size: float,
+        single: Sequence[np.ndarray] = (),
+        joint: Sequence[tuple[int, np.ndarray]] = (),
+    ) -> None:
+        self.layout, self.size = layout, size
+        self.single = [rows for rows in single if len(rows) > 1]
+        self.joint = [(n, sums) for n, sums in joint if n > 1]
+
+    @property
+    def count(self) -> int:
+        """Number of gradients in windows of two or more."""
+        return sum(map(len, self.single)) + sum(n for n, _ in self.joint)
+
+    @property
+    def weight(self) -> float:
+        """Number of samples in these windows."""
+        return self.size * self.count
+
+    @property
+    def step_size(self) -> float:
+        """Mean number of samples of a window."""
+        return self.weight / max(len(self.single) + len(self.joint), 1)
+
+    def merge(self, other: "Windows") -> "Windows":
+        """Join windows of different steps or data.
+
+        Raises:
+            ValueError: if the parameters, groups or batch sizes differ, or one has windows of several processes.
+        """
+        if self.layout != other.layout:
+            raise ValueError("other: its parameters or groups differ; merge gradients of the same model.")
+        if self.size != other.size:
+            raise ValueError(
+                f"other: its micro-batches have {other.size:g} samples, not {self.size:g}; merge sums of micro-batches "
+                "of one size, or watch with keep='moments'."
+            )
+        if bool(self.joint) != bool(other.joint):
+            raise ValueError(
+                "other: one of the results contains norms after an all-reduce and the other does not; watch both in "
+                "the same way, and join the processes of one run with `GradientWatch.gather`."
+            )
+        return Windows(self.layout, self.size, [*self.single, *other.single], [*self.joint, *other.joint])
+
+    def pair(self, number: int | None, coordinates: int) -> Pair:
+        """The estimates with their errors of one group, or of all for None."""
+        return self._of_processes(number, coordinates) if self.joint else self._of_one(number, coordinates)
+
+    def _of_one(self, number: int | None, coordinates: int) -> Pair:
+        squares, traces, counts, spread, cross, at = ([] for _ in range(6))
+        for n in sorted({len(rows) for rows in self.single}):
+            table = _column(np.stack([rows for rows in self.single if len(rows) == n]), number)
+            own, product = table[..., 0], table[..., 1]
+            held = np.cumsum(own + 2 * product, axis=1)
+            squares.append(2 * product.sum(axis=1) / (n * (n - 1)))
+            traces.append(self.size * (own.sum(axis=1) - held[:, -1] / n) / (n - 1))
+            counts.append(np.full(len(table), float(n)))
+            before = np.arange(1.0, n)
+            own, product, held = own[:, 1:], product[:, 1:] / before, held[:, :-1] / before**2
+            spread.append((self.size * before / (before + 1) * (own - 2 * product + held)).ravel())
+            cross.append((np.sqrt(self.size) * (product - held * (before > 1))).ravel())
+            rows = np.stack([np.full(n - 1, self.size), self.size * before, before], axis=1)
+            at.append(np.tile(rows, (len(table), 1)))
+        share, inverse = self._weights(np.concatenate(counts))
+        joined = np.concatenate(spread)
+        scalars = residuals(joined, np.concatenate(cross), np.concatenate(at))
+        square, trace = (float(share @ np.concatenate(v)) for v in (squares, traces))
+        return pair(square, trace, joined, *scalars, inverse, size=coordinates, gradients=self.count)
+
+    def _of_processes(self, number: int | None, coordinates: int) -> Pair:
+        counts = np.array([n for n, _ in self.joint], float)
+        small, large = _column(np.stack([sums for _, sums in self.joint]), number).T
+        squares = (large - small) / (counts * (counts - 1))
+        traces = self.size * (small - large / counts) / (counts - 1)
+        share, inverse = self._weights(counts)
+        width = np.sqrt(counts * self.size)
+        second = 1 / (2 * (counts - 1) * self.size)
+        design = np.stack([np.ones_like(counts), second, 1 / ((counts - 1) * width), width / 2], axis=1)
+        estimates = float(share @ squares), float(share @ traces)
+        return pair(*estimates, traces, width / 2 * squares, design, inverse, size=coordinates, gradients=len(counts))
+
+    def _weights(self, counts: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+        share = (counts - 1) / (counts - 1).sum()
+        return share, inverses(share, counts, self.size)
 
 
-def _fill(window: np.ndarray, reached: np.ndarray) -> None:
-    """Fill rows of parameters that a micro-batch did not reach: g = 0, and s keeps its last value."""
-    held = np.zeros(len(window))
-    for k in range(window.shape[1]):
-        row, missing = window[:, k], ~reached[:, k]
-        row[missing] = 0
-        row[missing, 2] = held[missing]
-        held = row.sum(axis=1) + row[:, 1]
+def inverses(share: np.ndarray, counts: np.ndarray, size: float) -> tuple[float, float]:
+    """1/W and K/((K − 1)W²) for a mean with weights `share` over windows of `counts` gradients of `size` samples."""
+    second = float((share**2 / counts / (counts - 1)).sum()) / size**2
+    return float((share**2 / counts).sum()) / size, second
 
 
-def _pair(table: np.ndarray, windows: list[tuple[int, int]], size: float, coordinates: int) -> Pair:
-    squares, traces, spread, cross, at = [], [], [], [], []
-    for first, last in windows:
-        own, product, held = table[first:last].T
-        n = last - first
-        squares.append(2 * product.sum() / (n * (n - 1)))
-        traces.append(size * (own.sum() - (own.sum() + 2 * product.sum()) / n) / (n - 1))
-        before = np.arange(1.0, n)
-        own, product, held = own[1:], product[1:] / before, held[1:] / before**2
-        spread.append(size * before / (before + 1) * (own - 2 * product + held))
-        cross.append(np.sqrt(size) * (product - held * (before > 1)))
-        at.append(np.stack([np.full(n - 1, size), size * before, before], axis=1))
-    counts = np.array([b - a for a, b in windows], float)
-    share = (counts - 1) / (counts - 1).sum()
-    inverse = (float((share**2 / counts).sum()) / size, float((share**2 / counts / (counts - 1)).sum()) / size**2)
-    joined = np.concatenate(spread)
-    scalars = residuals(joined, np.concatenate(cross), np.concatenate(at))
-    return pair(float(share @ squares), float(share @ traces), joined, *scalars, inverse, size=coordinates)
+def _column(table: np.ndarray, number: int | None) -> np.ndarray:
+    """The sums of one group, or over all groups: the last axis but one."""
+    return table.sum(axis=-2) if number is None else table[..., number, :]

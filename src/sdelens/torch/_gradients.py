@@ -2,69 +2,33 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sdelens.core import check
 from sdelens.diagnosis import GradientNoise
 from sdelens.diagnosis.gradients import Groups, as_groups
-from sdelens.diagnosis.streams import KEPT, Moments
-from sdelens.diagnosis.windows import from_sums
+from sdelens.diagnosis.logged import logged
+from sdelens.torch._watch_moments import MomentStore
+from sdelens.torch._watch_sums import Found, SumStore
+from sdelens.torch._watched import (
+    after_backward,
+    backward_pass,
+    on_step,
+    processes_of,
+    shape_of,
+    unwrapped,
+    watched,
+)
 
 __all__ = ["GradientWatch", "watch"]
 
 _MOMENTS: Final = "moments"
 _KEEP: Final = (_MOMENTS, "sums")
-
-
-class _Moments:
-    """Moments of one parameter's gradients; these and scalars stay on its device, so nothing waits for it."""
-
-    def __init__(self, parameter: Tensor, index: np.ndarray) -> None:
-        self.mean = torch.zeros(parameter.numel(), dtype=_wide(parameter), device=parameter.device)
-        self.square = torch.zeros_like(self.mean)
-        self.index = torch.as_tensor(index, device=parameter.device)
-        self.spread: list[Any] = []
-        self.cross: list[Any] = []
-        self.sample: list[Tensor] = []
-
-    def take(self, flat: Tensor | None, before: float, weight: float, keep: bool) -> None:
-        """Add one gradient, where None means 0; the recursion is that of `diagnosis.streams.Moments`."""
-        flat = torch.zeros_like(self.mean) if flat is None else flat
-        after = before + weight
-        factor = weight * before / after
-        if keep:
-            self.sample.append(flat[self.index].clone())
-        delta = flat - self.mean
-        self.cross.append(weight**0.5 * torch.dot(flat if len(self.cross) == 1 else delta, self.mean))
-        self.mean.add_(delta, alpha=weight / after)
-        self.spread.append(factor * torch.dot(delta, delta))
-        self.square.addcmul_(delta, delta, value=factor)
-
-
-class _Sums:
-    """‖g‖², gᵀs and ‖s‖² of every gradient g and s = p.grad before it; None if there was no g, NaN if no s."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor | None] = []
-
-    def take(self, flat: Tensor, held: Tensor | None, scale: float) -> None:
-        """Add one gradient, given p.grad before this gradient is added to it."""
-        if held is None:
-            self.rows.append(torch.stack([torch.dot(flat, flat), flat.new_zeros(()), flat.new_full((), torch.nan)]))
-            return
-        held = held.detach().reshape(-1).to(flat.dtype) / scale
-        self.rows.append(torch.stack([torch.dot(flat, flat), torch.dot(flat, held), torch.dot(held, held)]))
-
-    def table(self) -> np.ndarray:
-        """Shape (K, 3), NaN where there was no gradient."""
-        none = torch.full((3,), torch.nan, dtype=torch.float64)
-        found: np.ndarray = torch.stack([none if r is None else r.double().cpu() for r in self.rows]).numpy()
-        return found
+_NOTHING: Final = nullcontext()
 
 
 class GradientWatch:
@@ -75,6 +39,8 @@ class GradientWatch:
             backward pass.
         scale: factor of the loss before its backward pass (loss scaling, 1/n for n accumulated micro-batches): a
             number, or a function that returns it.
+        step_batch_size: number of samples of one optimizer step, the batch size of the SNR; None to take it from the
+            watched steps.
     """
 
     def __init__(
@@ -86,79 +52,105 @@ class GradientWatch:
         tail_coordinates: int,
         seed: int,
         keep: str,
+        last: int | None,
+        step_batch_size: float | None,
     ) -> None:
-        self.batch_size, self.scale, self._keep = batch_size, scale, keep
-        self._parameters = {
-            name: p for name, p in model.named_parameters() if p.requires_grad
-        }  # shared parameters once
-        if not self._parameters:
-            raise ValueError(
-                "model: has no parameter that requires a gradient; call requires_grad_() on the parameters to watch."
-            )
-        names = tuple(self._parameters)
-        shapes = tuple(tuple(p.shape) for p in self._parameters.values())
+        self.batch_size, self.scale, self.step_batch_size, self._keep = batch_size, scale, step_batch_size, keep
+        module, self._reducer = unwrapped(model)
+        self._parameters = watched(module)
+        self._all, names = list(self._parameters.values()), tuple(self._parameters)
+        shapes = tuple(shape_of(p) for p in self._all)
         self._layout = as_groups(names, shapes, functools.partial(_named, names), groups)
-        self._coordinates, self._seed = tail_coordinates, seed
-        index = self._layout.sampled(tail_coordinates, seed)
-        each = zip(self._parameters.items(), index, strict=True)
-        self._own = {name: _Moments(p, i) for (name, p), i in each if keep == _MOMENTS}
-        self._sums = {name: _Sums() for name in names if keep != _MOMENTS}
-        self._seen: set[str] = set()
+        self._options = tail_coordinates, seed, last
+        self.reset()
+        hooks = (functools.partial(self._hook, number) for number in range(len(names)))
+        self._handles: list[Any] = [p.register_hook(hook) for p, hook in zip(self._all, hooks, strict=True)]
+        self._handles.append(on_step(self._all, self._on_step))
+
+    def reset(self) -> None:
+        """Forget all micro-batches so far; call it between an optimizer step and the next backward pass."""
+        coordinates, seed, last = self._options
+        self._moments: MomentStore | None = None
+        self._sums: SumStore | None = None
+        if self._keep == _MOMENTS:
+            self._moments = MomentStore(self._layout, self._all, coordinates, seed, callable(self.scale))
+        else:
+            self._sums = SumStore(self._layout, self._all[0].device, last, processes_of(self._reducer))
+        self._seen: set[int] = set()
         self._task: int | None = None
-        self._weight, self._size, self._stride = 0.0, 0.0, 1
-        self._weights: list[float] = []
-        self._empty: list[bool] = []
-        self._handles = [p.register_hook(functools.partial(self._hook, name)) for name, p in self._parameters.items()]
+        self._count, self._stepped, self._version, self._now = 0, False, self._versions(), 1.0
 
     @property
     def count(self) -> int:
-        """Number of micro-batches seen."""
-        return len(self._weights) + bool(self._seen)
-
-    def _hook(self, name: str, gradient: Tensor) -> None:
-        if gradient.layout is not torch.strided:
-            raise TypeError(
-                f"{name}: got a sparse gradient; use sparse=False, or requires_grad_(False) while watching."
-            )
-        task = _backward_pass()
-        if name in self._seen or task != self._task:
-            self._close()
-            self._task = task
-        if not self._seen:
-            self._empty.append(all(p.grad is None for p in self._parameters.values()))
-            self._size = float(check.at_least("batch_size", self.batch_size, 1))
-        self._seen.add(name)
-        scale = check.positive("scale", self.scale() if callable(self.scale) else self.scale)
-        with torch.no_grad():
-            flat = gradient.detach().reshape(-1)
-            flat = flat.to(_wide(flat)) / scale
-            if self._keep == _MOMENTS:
-                self._own[name].take(flat, self._weight, self._size, self._kept)
-            else:
-                self._sums[name].take(flat, self._parameters[name].grad, scale)
+        """Number of micro-batches seen since the start or the last `reset`."""
+        return self._count
 
     @property
-    def _kept(self) -> bool:
-        return bool(self._coordinates) and len(self._weights) % self._stride == 0
+    def skipped(self) -> int:
+        """Number of micro-batches that were left out, with their window.
+
+        A gradient was not finite, or p.grad was not empty when the window began.
+        """
+        self._close()
+        if self._moments is not None:
+            return self._moments.skipped
+        found = self._store.found()
+        return found.skipped + found.torn
+
+    @property
+    def _store(self) -> SumStore:
+        assert self._sums is not None
+        return self._sums
+
+    def _versions(self) -> int:
+        """A number that grows if a parameter is changed in place."""
+        return sum(p._version for p in self._all)
+
+    def _on_step(self) -> None:
+        self._stepped = True
+
+    def _hook(self, number: int, gradient: Tensor) -> None:
+        if gradient.layout is not torch.strided:
+            raise TypeError(
+                f"{self._layout.names[number]}: got a sparse gradient; use sparse=False, or requires_grad_(False) "
+                "while watching."
+            )
+        task = backward_pass()
+        if number in self._seen or task != self._task:
+            self._close()
+            self._task = task
+        with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:  # enabled only under create_graph
+            if not self._seen:
+                self._begin()
+            self._seen.add(number)
+            if self._moments is not None:
+                self._moments.take(number, gradient, self._now)
+            else:
+                self._store.take(number, gradient, self._all[number].grad)
+
+    def _begin(self) -> None:
+        size = float(check.at_least("batch_size", self.batch_size, 1))
+        self._now = float(check.positive("scale", self.scale() if callable(self.scale) else self.scale))
+        version = self._versions()
+        moved, self._stepped, self._version = self._stepped or version != self._version, False, version
+        if self._moments is not None:
+            self._moments.begin(moved, size)
+        else:
+            self._store.begin(moved or all(p.grad is None for p in self._all), size)
+            if self._reducer is not None and self._reducer.require_backward_grad_sync:
+                after_backward(self._reduced)
+        self._count += 1
+
+    def _reduced(self) -> None:
+        with torch.no_grad():
+            self._store.reduced([p.grad for p in self._all], self._now)
 
     def _close(self) -> None:
-        """End the micro-batch; parameters that it did not reach had a gradient of 0."""
-        if not self._seen:
-            return
-        with torch.no_grad():
-            for name, own in self._own.items():
-                if name not in self._seen:
-                    own.take(None, self._weight, self._size, self._kept)
-        for name, sums in self._sums.items():
-            if name not in self._seen:
-                sums.rows.append(None)
-        self._seen.clear()
-        self._weight += self._size
-        self._weights.append(self._size)
-        if self._coordinates and len(next(iter(self._own.values())).sample) > KEPT:
-            self._stride *= 2
-            for own in self._own.values():
-                own.sample = own.sample[::2]
+        """End the micro-batch."""
+        if self._seen:
+            self._seen.clear()
+            with torch.no_grad():
+                (self._moments or self._store).end(self._now)
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -170,39 +162,63 @@ class GradientWatch:
     def result(self, *, per: str = "sample", confidence: float = 0.95) -> GradientNoise:
         """The noise of the micro-batches so far; call it only after the current backward pass has ended.
 
+        Under data parallelism, this is what this process knows; `gather` joins all of them.
+
         Raises:
-            ValueError: if there were fewer than two micro-batches, or a gradient was not finite.
+            ValueError: if there were fewer than two micro-batches at every point, or a gradient was not finite.
         """
         check.choice("per", per, ("sample", "batch"))
         self._close()
-        if self._keep != _MOMENTS:
-            tables = {name: sums.table() for name, sums in self._sums.items() if sums.rows}
-            return from_sums(self._layout, tables, self._empty, self._weights, per, confidence)
-        moments = Moments(self._layout, self._coordinates, self._seed)
-        moments.weight, moments.count = self._weight, len(self._weights)
-        before = np.cumsum(self._weights)
-        moments.at = [(w, float(before[i]), i + 1) for i, w in enumerate(self._weights[1:])]
-        moments.weights = (min(self._weights, default=0), max(self._weights, default=0))
-        moments.stride = self._stride
-        spread, cross = (np.zeros((len(self._layout.groups), max(moments.count - 1, 0))) for _ in range(2))
-        sample = []
-        for i, (name, own) in enumerate(self._own.items()):
-            moments.mean[i] = own.mean.double().cpu().numpy()
-            moments.square[i] = own.square.double().cpu().numpy()
-            if not np.isfinite(moments.square[i]).all():
-                raise ValueError(
-                    f"{name}: got a gradient that is not finite, for example because the loss scale is too large; "
-                    "start watching after the loss scale has stabilised."
-                )
-            if own.spread[1:]:
-                spread[self._layout.group[i]] += torch.stack(own.spread[1:]).double().cpu().numpy()
-                cross[self._layout.group[i]] += torch.stack(own.cross[1:]).double().cpu().numpy()
-            if own.sample:
-                sample.append(torch.stack(own.sample).double().cpu().numpy())
-        moments.spread, moments.cross = list(spread.T), list(cross.T)
-        if sample:
-            moments.sample = list(np.concatenate(sample, axis=1))
-        return GradientNoise(moments, per, None, confidence)
+        return self._result(None, per, confidence)
+
+    def gather(self, *, per: str = "sample", confidence: float = 0.95) -> GradientNoise:
+        """The noise of the micro-batches of all processes; every process must call it, and gets the same result.
+
+        Raises:
+            RuntimeError: if the default process group of torch.distributed has not been initialised.
+            ValueError: as `result`, in all processes.
+        """
+        check.choice("per", per, ("sample", "batch"))
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise RuntimeError("gather: torch.distributed is not initialised; call init_process_group, or use result.")
+        self._close()
+        own: Any
+        try:
+            own = self._store.found() if self._moments is None else self._result(None, per, confidence)
+        except ValueError as error:
+            own = error
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, own)
+        failed = [f"process {i}: {part}" for i, part in enumerate(parts) if isinstance(part, ValueError)]
+        if failed:
+            raise ValueError(failed[0])
+        return self._result(parts, per, confidence) if self._moments is None else functools.reduce(_merged, parts)
+
+    def log(self, prefix: str = "") -> dict[str, float]:
+        """The numbers of `result` as a flat dict, for a logger; what is not known is NaN.
+
+        The keys are ``noise_scale``, ``noise_scale_l1`` and ``snr``, each also with ``_lower`` and ``_upper``,
+        ``gradient_norm`` (‖∇f‖), ``noise_trace`` (tr Σ of one sample) and ``micro_batches``. The SNR is that of one
+        optimizer step.
+
+        Args:
+            prefix: what is written before every key, for example ``"noise/"``.
+        """
+        try:
+            return logged(self.result(), prefix)
+        except ValueError:
+            return logged(None, prefix)
+
+    def _result(self, parts: list[Found] | None, per: str, confidence: float) -> GradientNoise:
+        step = None if self.step_batch_size is None else float(check.positive("step_batch_size", self.step_batch_size))
+        if self._moments is not None:
+            moments = self._moments.moments()
+            step = moments.weight / moments.points if step is None and moments.points > 1 else step
+            return GradientNoise(moments, per, None, confidence, step)
+        windows = self._store.windows(parts)
+        if not windows.count:
+            raise ValueError(self._store.missing(self._count))
+        return GradientNoise(windows, per, None, confidence, step)
 
 
 @contextmanager
@@ -216,6 +232,8 @@ def watch(
     tail_coordinates: int = 32,
     seed: int = 0,
     keep: str = _MOMENTS,
+    last: int | None = None,
+    step_batch_size: float | None = None,
 ) -> Iterator[GradientWatch]:
     r"""Watch a model's micro-batch gradients, without changing them.
 
@@ -223,35 +241,47 @@ def watch(
     may be accumulated or not. Two losses that are each backpropagated count as two micro-batches, and so do
     the segments of a checkpointed model with ``use_reentrant=True``: use False.
 
-    With ``keep="moments"`` the parameters must not change, because the noise is that at one point: if the optimizer
-    steps inside, the movement of the parameters is counted as noise. Memory is twice the parameters in float32 (float64
-    for float64 parameters), temporarily one more parameter, and the values of the sampled coordinates.
+    With ``keep="moments"`` the result has moments per coordinate, tails, and the noise scale of the ℓ1 norm. If the
+    parameters change inside, noise is measured between the micro-batches at each point, of which there must be two or
+    more, and only the covariance and the noise scale are given. Memory is twice the parameters in float32 (float64 for
+    float64 parameters), temporarily one more parameter (a gradient of all of them if `scale` is a function), and the
+    values of the sampled coordinates.
 
-    With ``keep="sums"`` only three numbers per parameter and micro-batch are kept, because p.grad already contains the
-    sum of the earlier micro-batches. The optimizer may step, and ``zero_grad`` starts a new window, which needs two or
-    more micro-batches. The result is the mean over windows of their unbiased estimates, and has neither coordinates nor
-    tails. Do not change p.grad between the micro-batches of a window.
+    With ``keep="sums"`` only two numbers per group and micro-batch are kept, because p.grad already contains the
+    sum of the earlier micro-batches. A window begins where p.grad is empty, or the parameters have changed; it needs
+    two or more micro-batches. The result is the mean over windows of their unbiased estimates, and has neither
+    coordinates nor tails. Do not change p.grad between the micro-batches of a window.
 
-    Nothing waits for the device until `GradientWatch.result`. Under data parallelism every process sees its own
-    gradients, before they are averaged; join their results with `GradientNoise.merge`.
+    Under `torch.nn.parallel.DistributedDataParallel`, give the wrapped model. With ``keep="sums"`` the norm of the
+    gradient after the all-reduce is read too, so that one micro-batch per process and step is enough;
+    `GradientWatch.gather` joins what the processes know. Limits then need at least five steps.
+
+    A micro-batch with a gradient that is not finite is left out together with its window, as after an overflow of
+    scaled losses (with ``keep="moments"`` only if `scale` is a function). Complex parameters are taken as pairs of real
+    numbers. With a number as `scale`, nothing waits for the device until a result is asked for.
 
     Args:
-        model: its parameters with ``requires_grad`` are watched, shared ones once, named as ``named_parameters`` does.
+        model: its parameters with ``requires_grad`` are watched, shared ones once, named as ``named_parameters`` of the
+            unwrapped module does.
         batch_size: number of samples over which a micro-batch's loss is averaged; if they differ, set it on the result.
         scale: factor of the loss before its backward pass: 1/n for n accumulated micro-batches,
-            ``scaler.get_scale`` with mixed precision; a number, or a function that is called at every gradient.
+            ``scaler.get_scale`` with mixed precision; a number, or a function that is called once per backward pass.
         groups: as in `gradient_noise`.
         tails: whether to keep coordinates for the tails.
         tail_coordinates: number of these coordinates per group.
         seed: seed of their draw.
         keep: ``"moments"`` for every coordinate, or ``"sums"`` over each parameter.
+        last: with ``keep="sums"``, the number of windows (optimizer steps) over which the moving average is taken; None
+            for all since the last `GradientWatch.reset`, for which memory grows with the number of steps.
+        step_batch_size: number of samples of one optimizer step over all processes, at which the SNR is given; by
+            default that of the watched windows.
 
     Returns:
         A context manager that yields a `GradientWatch`; its ``result()`` is a `GradientNoise`, also after the context
         has ended.
 
     Raises:
-        TypeError: if a gradient is sparse; the message names the parameter.
+        TypeError: if a gradient is sparse (the message names the parameter), or parameters are sharded, as under FSDP.
         ValueError: if no parameter requires a gradient.
 
     Source: ``"sums"`` is the two-batch-size estimate of arXiv 1812.06162, appendix A.1, of one micro-batch and the
@@ -263,22 +293,21 @@ def watch(
     if not callable(scale):
         check.positive("scale", scale)
     check.choice("keep", keep, _KEEP)
+    if last is not None and keep == _MOMENTS:
+        raise ValueError("last: applies only to keep='sums'; call reset() to start anew, or watch with keep='sums'.")
+    number = None if last is None else check.at_least("last", last, 1)
+    step = None if step_batch_size is None else float(check.positive("step_batch_size", step_batch_size))
     sampled = check.at_least("tail_coordinates", tail_coordinates, 1) if tails and keep == _MOMENTS else 0
-    found = GradientWatch(model, batch_size, scale, groups, sampled, check.at_least("seed", seed, 0), keep)
+    seed = check.at_least("seed", seed, 0)
+    found = GradientWatch(model, batch_size, scale, groups, sampled, seed, keep, number, step)
     try:
         yield found
     finally:
         found.close()
 
 
-def _backward_pass() -> int | None:
-    """Number of the current backward pass; if None, a parameter that is seen again marks a new pass."""
-    number = getattr(torch._C, "_current_graph_task_id", None)
-    return None if number is None else int(number())
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _merged(one: GradientNoise, other: GradientNoise) -> GradientNoise:
+    return one.merge(other)
 
 
 def _named(names: tuple[str, ...], leaves: list[Any]) -> dict[str, Any]:
