@@ -18,7 +18,8 @@ import pytest
 
 import sdelens as sl
 from sdelens.diagnosis.expected import largest_ratio, path_error
-from sdelens.diagnosis.moments import Weights
+from sdelens.diagnosis.moments import Weights, combine, split
+from tests import synthetic
 from tests.checks import shell
 
 try:
@@ -47,6 +48,11 @@ def scales(size, seed, spread=1.0):
     return np.exp(spread * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
 
 
+def reading(group):
+    """What moments read of the SNR, where the gradient is steady."""
+    return np.sqrt(np.maximum(group.signal, 0) / np.maximum(group.noise, 1e-300))
+
+
 # The split
 
 
@@ -63,6 +69,12 @@ def test_sums_of_weights(b1, b2, steps):
         np.testing.assert_allclose(found.most, np.sum(w**2 / u), rtol=1e-10)
     c = (1 - b1) * (1 + b1**steps) / ((1 + b1) * (1 - b1**steps))  # the form of the documentation
     np.testing.assert_allclose(found.first, c, rtol=1e-10)
+    assert found.correlated == found.first
+    for correlation in (0.3, 0.9):
+        allowed = Weights.of(b1, b2, steps, correlation).correlated
+        np.testing.assert_allclose(allowed, w @ correlation ** np.abs(j[:, None] - j) @ w, rtol=1e-9)
+    age = max(float(u @ j - w @ j), 0)
+    np.testing.assert_allclose(found.growth, 2 ** (age / 250), rtol=1e-9)
 
 
 @pytest.mark.parametrize("b1", [0.9, 0.95])
@@ -74,12 +86,15 @@ def test_without_a_signal_no_group_of_a_thousand_reads_above_a_tenth(b1):
     state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
     found = sl.diagnose(state, b1=b1, b2=b2)
     single = found.groups.drop(index="all")
-    assert single.snr.max() < 0.1
-    # A reading is above its limit once in a thousand: three or more of 50 once in 50 000 seeds.
-    assert single.resolved.sum() <= 2
-    assert (single.limit < 0.11).all()
-    assert found.snr < 0.1 / 3
-    assert found.holds(4)
+    assert reading(single).max() < 0.1
+    assert reading(found.total) < 0.1 / 3
+    assert not single.resolved.any()
+    # Moments have no upper limit: that nothing shows is no reason to say that noise dominates.
+    assert found.limits == (0, np.inf)
+    assert np.isnan([found.snr, found.noise_scale, found.largest_ratio, found.expected_error(4)]).all()
+    assert found.regime == "unknown"
+    assert found.holds(4) is None
+    assert found.largest_ratio_limits == (1, pytest.approx(10 if b1 == 0.9 else 20))
 
 
 def test_snr_of_every_group_within_15_percent_in_the_median():
@@ -93,31 +108,70 @@ def test_snr_of_every_group_within_15_percent_in_the_median():
         m, v = moments(gradient, sigma, b1, b2, steps, seed)
         state = {"m": {str(t): a for t, a in zip(truth, m, strict=True)}, "step": steps}
         found = sl.diagnose(state | {"v": {str(t): a for t, a in zip(truth, v, strict=True)}}, b1=b1, b2=b2)
-        error = found.groups.snr.drop("all").to_numpy() / truth - 1
-        assert np.median(np.abs(error)) < 0.15
-        # The limits hold the truth in 95 % of groups: four or more of six missed once in 10 000 seeds.
         rows = found.groups.drop(index="all")
-        assert ((rows.lower <= truth) & (truth <= rows.upper)).sum() >= 3
+        assert np.median(np.abs(reading(rows).to_numpy() / truth - 1)) < 0.15
+        # Steady gradients leave all of the allowance for correlated noise and growth unused.
+        assert (rows.lower <= truth).all()
+        assert (rows.lower > 0.3 * truth)[truth >= 1].all()
 
 
-def test_limits_cover_the_truth():
-    # 100 groups of each SNR: 95 % ± 1.5 %; 0.90 is 3 sd below. The upper bound would fail for limits twice too wide.
-    groups, size, b1, b2, covered = 100, 1000, 0.9, 0.99, []
+def test_readings_are_unbiased_and_lower_limits_below_the_truth():
+    groups, size, b1, b2 = 100, 1000, 0.9, 0.99
     for snr in (0.3, 1.0):
         m, v = moments(np.float32(snr), np.ones((groups, size), np.float32), b1, b2, 300, seed=2)
         keys = [f"g{i}" for i in range(groups)]
         state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
         rows = sl.diagnose(state, b1=b1, b2=b2).groups.drop(index="all")
-        covered += [(rows.lower <= snr) & (snr <= rows.upper)]
-        assert abs(rows.snr.mean() / snr - 1) < 0.01  # its standard error is 0.003
-    assert 0.90 <= np.mean(covered) <= 0.995
+        assert abs(reading(rows).mean() / snr - 1) < 0.01  # its standard error is 0.003
+        assert (rows.lower < snr).all()
+        independent = sl.diagnose(state, b1=b1, b2=b2, noise_correlation=0).groups.drop(index="all")
+        assert (independent.lower >= rows.lower).all()
+        assert (independent.lower < snr).all()
+        if snr == 1.0:
+            assert (rows.lower > 0.45).all()
+            assert (independent.lower > 0.65).all()
+
+
+@pytest.mark.parametrize("correlation", [-0.5, 0.5])
+def test_correlated_noise_is_no_signal(correlation):
+    """AR(1) noise with φ = ½ reads as an SNR of .3 without any signal; the lower limit allows for it."""
+
+    def ar(rng, shape, held={}):  # noqa: B006 - the noise of the step before
+        fresh = rng.standard_normal(shape, np.float32)
+        held[0] = correlation * held.get(0, fresh) + (1 - correlation**2) ** 0.5 * fresh
+        return held[0].astype(np.float32)
+
+    m, v = moments(0.0, np.ones(20_000, np.float32), 0.9, 0.99, 300, seed=23, draw=ar)
+    found = sl.diagnose({"m": m, "v": v, "step": 300}, b1=0.9, b2=0.99)
+    assert (reading(found.total) > 0.25) == (correlation > 0)
+    assert found.limits[0] == 0
+    assert found.holds(16) is None
+    assert sl.diagnose({"m": m, "v": v, "step": 300}, b1=0.9, b2=0.99, noise_correlation=0).total.resolved == (
+        correlation > 0
+    )
+
+
+@pytest.mark.parametrize("period", [2, 5, 12])
+def test_gradients_that_turn_over_are_no_noise(period):
+    """A gradient twice as large as its noise oscillates: moments read noise, and must not say that it dominates."""
+    phase = np.random.default_rng(24).uniform(0, 2 * np.pi, 10_000).astype(np.float32)
+
+    def gradient(k):
+        return np.float32(2 * 2**0.5) * np.cos(np.float32(2 * np.pi * k / period) + phase)
+
+    m, v = moments(gradient, np.ones(10_000, np.float32), 0.9, 0.99, 300, seed=25)
+    found = sl.diagnose({"m": m, "v": v, "step": 300}, b1=0.9, b2=0.99)
+    assert reading(found.total) < 0.5
+    assert found.regime == "unknown"
+    assert "does not show" in found.verdict()
+    assert "sdelens.torch.watch" in found.verdict()
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 50])
 def test_early_steps_are_unbiased(steps):
     m, v = moments(np.float32(1.0), np.ones(200_000, np.float32), 0.9, 0.999, steps, seed=3)
     found = sl.diagnose({"m": m, "v": v, "step": steps}, b1=0.9, b2=0.999)
-    assert found.snr == pytest.approx(1.0, abs=0.03)  # at two steps the standard error is 0.006
+    assert reading(found.total) == pytest.approx(1.0, abs=0.03)  # at two steps the standard error is 0.006
     assert any("filled" in note for note in found.notes)
 
 
@@ -131,8 +185,13 @@ def test_correlated_noise_widens_the_limits():
     state = {"m": dict(zip(keys, m, strict=True)), "v": dict(zip(keys, v, strict=True)), "step": 300}
     rows = sl.diagnose(state, b1=0.9, b2=0.99).groups.drop(index="all")
     assert 20 < rows.design.median() < 45  # 32
-    assert rows.resolved.mean() <= 0.05  # were D known exactly, 0.001
-    assert (rows.snr > rows.limit / 32**0.25).mean() > 0.1  # what limits of independent coordinates would have let pass
+    assert not rows.resolved.any()
+    # Limits for independent coordinates would take many of these tensors for a signal.
+    plain = [split(Weights.of(0.9, 0.99, 300), a, b) for a, b in zip(m, v, strict=True)]
+    for part in plain:
+        part.blocks = np.zeros((3, 0))
+    passed = [g.signal > 3 * g.signal / g.below for g in (combine([part]) for part in plain) if g.below > 0]
+    assert np.sum(passed) > 6
 
 
 def test_scale_and_chunks_do_not_matter(monkeypatch):
@@ -140,9 +199,10 @@ def test_scale_and_chunks_do_not_matter(monkeypatch):
     whole = sl.diagnose({"m": m, "v": v, "step": 100}, b1=0.9, b2=0.99)
     monkeypatch.setattr("sdelens.diagnosis.moments.CHUNK", 777)
     parts = sl.diagnose({"m": m.reshape(50, 100), "v": v.reshape(50, 100), "step": 100}, b1=0.9, b2=0.99)
-    np.testing.assert_allclose(parts.total[1:], whole.total[1:], rtol=1e-9)
+    np.testing.assert_allclose(parts.total, whole.total, rtol=1e-9)
     small = sl.diagnose({"m": 1e-6 * m, "v": 1e-12 * v, "step": 100}, b1=0.9, b2=0.99)
-    assert small.snr == pytest.approx(whole.snr, rel=1e-5)
+    np.testing.assert_allclose(small.limits, whole.limits, rtol=1e-5)
+    assert reading(small.total) == pytest.approx(reading(whole.total), rel=1e-5)
 
 
 def test_an_earlier_state_takes_out_the_memory_of_v():
@@ -161,8 +221,10 @@ def test_an_earlier_state_takes_out_the_memory_of_v():
     state = {"m": m, "v": v, "step": steps}
     before = {"m": kept[1450][0], "v": kept[1450][1], "step": 1450}
     long, short = (sl.diagnose(state, b1=b1, b2=b2, earlier=e) for e in (None, before))
-    assert long.snr < 0.6
-    assert short.snr == pytest.approx(1.12, rel=0.1)
+    assert reading(long.total) < 0.6
+    assert reading(short.total) == pytest.approx(1.12, rel=0.1)
+    assert long.limits[0] == 0
+    assert 0.5 < short.limits[0] < 1.12
     assert any("averages over" in note for note in long.notes)
     assert not any("rounding" in note for note in short.notes)
     coarse = [{"m": s["m"], "v": jnp.asarray(s["v"], jnp.bfloat16), "step": s["step"]} for s in (state, before)]
@@ -180,7 +242,9 @@ def test_what_is_not_counted():
     extra_v = np.concatenate([v, [1, np.inf, 0, 0, 0]]).astype(np.float32)
     found = sl.diagnose({"m": extra_m, "v": extra_v, "step": 100}, b1=0.9, b2=0.99)
     assert found.total.size == 2000
-    assert found.snr == pytest.approx(plain.snr, rel=1e-12)
+    assert found.total.signal == pytest.approx(plain.total.signal, rel=1e-12)
+    assert found.info["numbers"] == 2005
+    assert "This covers 2,000 of 2,003 numbers." in found.verdict()
     assert [found.info[n] for n in ("nonfinite", "untouched", "lost")] == [2, 2, 1]
     assert sum("coordinates" in n for n in found.notes) > sum("coordinates" in n for n in plain.notes)
     with pytest.raises(ValueError, match="negative"):
@@ -291,13 +355,34 @@ def test_error_where_the_gradient_dominates_is_said_before(start, ratio):
         curves.append(curve[:: ratio // r])
     happened = np.linalg.norm(curves[1] - curves[0]) / np.linalg.norm(curves[0])
     state = sl.State(start * ones, start * curvature, (start * curvature) ** 2 + 1)  # as they settle there
-    found = sl.diagnose(state, b1=0.98, b2=0.998, weight_decay=0.5)
+    draws = start * curvature + np.random.default_rng(26).standard_normal((400, 4))  # a standard error of 2 % in SNR
+    options = dict(noise=sl.gradient_noise(draws, tails=False), batch_size=1, b1=0.98, b2=0.998)
+    found = sl.diagnose(state, **options, weight_decay=0.5)
     assert found.regime == "signal-dominated"
-    assert not found.holds(ratio)
+    assert found.holds(ratio) is False
     assert happened > 0.2
     assert 0.5 < found.expected_error(ratio) / happened < 2
-    without = sl.diagnose(state, b1=0.98, b2=0.998).expected_error(ratio)
+    low, high = found.error_range(ratio)
+    assert low < happened < high
+    without = sl.diagnose(state, **options).expected_error(ratio)
     assert without > 1.5 * found.expected_error(ratio)
+    # The moments alone do not know the SNR; the squares may have grown within 500 steps.
+    alone = sl.diagnose(state, b1=0.98, b2=0.998, weight_decay=0.5)
+    assert alone.holds(ratio) is not True
+    assert alone.error_range(ratio)[0] < happened
+    assert np.isnan(alone.expected_error(ratio))
+
+
+def test_progress_shortens_the_comparison():
+    """Over the first p of the way the error is that of the speeds, (1 − √(1 + u²)/√(1 + δu²)) p/√3 for small p."""
+    u, ratio, one = 0.5, 4, np.ones(1)
+    speed = np.sqrt((1 + u * u) / (1 + ratio * u * u))
+    for p in (0.02, 0.05):
+        found = path_error(u * u * one, one, one, ratio, progress=p)
+        assert found == pytest.approx((1 - speed) * p / 3**0.5, rel=0.08)
+    assert path_error(u * u * one, one, one, ratio, progress=0.999999) == pytest.approx(
+        path_error(u * u * one, one, one, ratio), rel=1e-3
+    )
 
 
 def test_weight_decay_comes_with_the_parameters():
@@ -306,7 +391,7 @@ def test_weight_decay_comes_with_the_parameters():
     options = dict(b1=0.9, b2=0.99)
     given = sl.diagnose(state, **options, weight_decay=0.1, parameters={"a": np.full(500, 2.0), "b": np.ones(300)})
     assert [part.pull for part in given.parts.values()] == pytest.approx([500 * 0.04, 300 * 0.01])
-    assert given.expected_error(8) < sl.diagnose(state, **options).expected_error(8)
+    assert given.error_range(8)[0] <= sl.diagnose(state, **options).error_range(8)[0]
     assert any("weight decay is included" in note for note in given.notes)
     assert any("reduces it" in note for note in sl.diagnose(state, **options).notes)
     assert not any("decay" in note for note in sl.diagnose(state, **options, weight_decay=0).notes)
@@ -327,7 +412,8 @@ def test_weight_decay_of_live_optimizers():
 
 def test_verdicts_on_random_cases():
     # The true SNR at the larger batch is 2 to 4 times above or below where the expected error meets the tolerance.
-    rng, right = np.random.default_rng(11), 0
+    # Moments never say that the rule holds; of 100 cases in which it fails, they say so in most.
+    rng, failing = np.random.default_rng(11), 0
     for case in range(200):
         b1, b2 = rng.choice([0.8, 0.9, 0.95]), rng.choice([0.95, 0.98])
         ratio, tolerance = 2 ** rng.uniform(1, 5), rng.choice([0.03, 0.05, 0.1])
@@ -342,10 +428,11 @@ def test_verdicts_on_random_cases():
         made = [moments(np.float32(snr) * s, s, b1, b2, steps, seed=2 * case + i) for i, s in enumerate(sigma)]
         state = {n: {str(i): pair[at] for i, pair in enumerate(made)} for at, n in enumerate("mv")}
         found = sl.diagnose(state | {"step": steps}, b1=b1, b2=b2, tolerance=tolerance, ratios=[ratio])
-        right += found.holds(ratio) is not above
-        if case % 20 == 0:
-            assert found.holds(ratio) == (ratio <= found.largest_ratio)
-    assert right >= 190
+        assert found.holds(ratio) in ((None, False) if above else (None,))
+        failing += found.holds(ratio) is False
+        if case % 20 == 0 and ratio < found.legal_ratio:
+            assert (found.holds(ratio) is False) == (ratio > found.largest_ratio_limits[1])
+    assert failing > 30
 
 
 def test_mixed_groups_and_the_range():
@@ -353,31 +440,108 @@ def test_mixed_groups_and_the_range():
     loud = moments(np.float32(2.0), np.ones(200, np.float32), 0.9, 0.99, 300, seed=13)
     state = {"m": {"quiet": quiet[0], "loud": loud[0]}, "v": {"quiet": quiet[1], "loud": loud[1]}, "step": 300}
     found = sl.diagnose(state, b1=0.9, b2=0.99, batch_size=64)
-    assert found.regime == "noise-dominated"  # as a whole
-    assert found.groups.regime.loc["loud"] == "signal-dominated"
-    assert not found.holds(2)  # but the signal is in the loud part
-    low, high = found.error_range(4)
-    assert low <= found.expected_error(4) <= high
+    assert found.regime == "unknown"
     rows = found.groups
-    np.testing.assert_allclose(rows.noise_scale, 64 / rows.snr**2, rtol=1e-12)
+    assert 0.8 < rows.lower["loud"] < 2
+    assert rows.regime["loud"] == "mixed or signal-dominated"
+    np.testing.assert_allclose(rows.noise_scale_upper, 64 / rows.lower**2, rtol=1e-12)
+    assert (rows.noise_scale_lower == 0).all()
+    assert rows.noise_scale.isna().all()
+    low, high = found.error_range(4)
+    assert low == 0  # the quiet part may have all the signal
+    assert high == np.inf
     both = sl.diagnose(state, b1=0.9, b2=0.99, groups={"any": "quiet|loud"})
     assert list(both.groups.index) == ["any", "all"]
     assert both.total.signal == pytest.approx(found.total.signal)
     text = str(found)
-    assert "% of the signal is in signal-dominated groups" in text
+    assert "cannot tell" in text
     assert "β < 0" in text  # b1 = .9 has no rule at 16
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["legal_ratio"] == pytest.approx(10)
+
+
+@pytest.mark.parametrize("kind", synthetic.KINDS)
+def test_no_false_verdict(kind):
+    """Of moments; `make studies` runs 300 of them, with measured gradients."""
+    run = synthetic.Run(kind, seed=1)
+    for found in run.diagnosed():
+        assert run.false_verdicts(found) == []
+
+
+@pytest.mark.study
+def test_no_false_verdict_in_300_runs(measured):
+    """No verdict from moments is false; of measured gradients with limits of 99.9 %, 2 or more of 300 in 3 % of seeds.
+
+    The criterion: the limits contain the true SNR of the last step, the regimes named at 1, 2, 4 and 16 times the batch
+    include the true one, and holds(δ), where it is not None, is what the expected error at the true SNRs says.
+    """
+    wrong, decided = {"moments": 0, "earlier": 0, "gradients": 0}, {"moments": 0, "earlier": 0, "gradients": 0}
+    for seed in range(300):
+        run = synthetic.Run(synthetic.KINDS[seed % len(synthetic.KINDS)], seed)
+        for label, found in zip(wrong, [*run.diagnosed(), run.measured()], strict=True):
+            wrong[label] += bool(run.false_verdicts(found))
+            decided[label] += sum(found.holds(ratio) is not None for ratio in (2, 4, 16))
+    for name, count in wrong.items():
+        measured(f"runs with a false verdict, {name}", count, "≤ 2" if name == "gradients" else "0")
+        measured(f"share of batch ratios with a verdict, {name}", decided[name] / 900, "not 0")
+    assert min(decided.values()) > 0
+    assert wrong["moments"] == wrong["earlier"] == 0
+    assert wrong["gradients"] <= 2
+
+
+@needs_torch
+def test_measured_gradients_of_a_live_optimizer():
+    """The weight decay and the betas are the optimizer's, the SNR that of the gradients; parameters match by name."""
+    model, optimizer = network_and_optimizer(
+        lambda model: torch.optim.AdamW(model.named_parameters(), weight_decay=0.1)
+    )
+    rng = np.random.default_rng(27)
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    draws = [{n: 0.05 + rng.standard_normal(s) for n, s in zip(names, shapes, strict=True)} for _ in range(40)]
+    noise = sl.gradient_noise(draws, batch_size=8, tails=False)
+    with pytest.raises(ValueError, match=r"batch_size: got None, .* give the number of samples of one optimizer step"):
+        sl.diagnose(optimizer, noise=noise)
+    found = sl.diagnose(optimizer, noise=noise, batch_size=32)
+    assert list(found.parts) == [*noise.names[:-1]]
+    assert found.snr == pytest.approx(0.1, rel=0.2)  # √(32/8) × 0.05; the standard error is 6 %
+    low, high = found.limits
+    assert 0.05 < low < 0.1 < high < 0.2
+    assert found.noise_scale == pytest.approx(noise.noise_scale(), rel=1e-9)
+    assert found.noise_scale_limits == pytest.approx(noise.noise_scale_limits(), rel=1e-9)
+    assert found.legal_ratio == pytest.approx(10)
+    square = sum(float((p.detach() ** 2).sum()) for p in model.parameters())
+    assert found.total.pull == pytest.approx(0.01 * square, rel=1e-5)
+    assert found.regime_at(4) == "noise-dominated"
+    assert found.holds(2)
+    assert "Noise-dominated at the present batch size (SNR" in found.verdict()
+    sure, fails = found.largest_ratio_limits
+    assert 1 < sure <= found.largest_ratio <= fails <= 10
+    alone = sl.diagnose(noise=noise, batch_size=32)
+    assert alone.total.signal == found.total.signal
+    assert alone.legal_ratio == np.inf
+    for wrong in ({"groups": {"a": "0"}}, {"earlier": optimizer}):
+        with pytest.raises(ValueError, match="together with noise"):
+            sl.diagnose(optimizer, noise=noise, batch_size=32, **wrong)
+    with pytest.raises(TypeError, match="give a GradientNoise"):
+        sl.diagnose(optimizer, noise=0.5)
+    with pytest.raises(ValueError, match="got neither"):
+        sl.diagnose()
 
 
 def test_without_noise():
     v = np.full(100, 4 * (1 - 0.99**50))
     found = sl.diagnose({"m": np.full(100, 2 * (1 - 0.9**50)), "v": v, "step": 50}, b1=0.9, b2=0.99)
-    assert found.snr > 1e5  # rounding is all the noise there is
+    assert reading(found.total) > 1e5  # rounding is all the noise there is
+    assert 2 < found.limits[0] < 10  # but squares may have grown
     assert found.regime == "signal-dominated"
-    assert found.largest_ratio < 1.5
-    assert found.expected_error(4) > 0.4
-    assert "signal-dominated" in str(found).lower()
+    assert found.largest_ratio_limits[1] < 1.5
+    assert found.error_range(4)[0] > 0.2
+    assert "at any larger batch" in found.verdict() or "from 1." in found.verdict()
     json.dumps(found.to_dict(), allow_nan=False)
+    exact = sl.diagnose(noise=sl.gradient_noise(np.ones((9, 5)), tails=False), batch_size=1)
+    assert exact.regime == "signal-dominated"
+    assert exact.holds(4) is False
+    json.dumps(exact.to_dict(), allow_nan=False)
 
 
 def test_arrays_need_neither_jax_nor_pytorch():
@@ -410,7 +574,7 @@ def stepped(tx, count=40, scale=1.0):
 def test_optax_states_of_every_shape():
     plain = sl.diagnose(stepped(optax.adam(1e-3, 0.9, 0.99)), b1=0.9, b2=0.99)
     assert list(plain.parts) == ["dense.bias", "dense.kernel", "head"]
-    assert plain.snr == pytest.approx(1.0, abs=0.1)
+    assert reading(plain.total) == pytest.approx(1.0, abs=0.1)
     labels = {"dense": {"kernel": "body", "bias": "body"}, "head": "head"}
     parts = {"body": optax.adamw(1e-3, 0.9, 0.99), "head": optax.adam(1e-2, 0.9, 0.99)}
     several = stepped(optax.multi_transform(parts, labels))
@@ -420,7 +584,7 @@ def test_optax_states_of_every_shape():
         found = sl.diagnose(state, b1=0.9, b2=0.99)
         assert found.total.signal == pytest.approx(plain.total.signal, rel=1e-5)
         assert found.total.size == 1290
-    assert sl.diagnose(injected).snr == pytest.approx(plain.snr, rel=1e-4)
+    assert reading(sl.diagnose(injected).total) == pytest.approx(reading(plain.total), rel=1e-4)
     assert any("AMSGrad" in note for note in sl.diagnose(train_state, b1=0.9, b2=0.99).notes)
     wrapped = optax.chain(optax.masked(optax.clip(1e9), True), optax.MultiSteps(optax.nadam(1e-3, 0.9, 0.99), 1))
     found = sl.diagnose(stepped(wrapped, 3), b1=0.9, b2=0.99)
@@ -429,7 +593,7 @@ def test_optax_states_of_every_shape():
     labelled = sl.diagnose(several, b1=0.9, b2=0.99, groups="parameter groups").groups
     assert [name.rpartition(".")[2] for name in labelled.index] == ["body", "head", "all"]
     half = sl.diagnose(stepped(optax.adam(1e-3, 0.9, 0.99, mu_dtype=jnp.bfloat16)), b1=0.9, b2=0.99)
-    assert half.snr == pytest.approx(plain.snr, rel=0.05)
+    assert reading(half.total) == pytest.approx(reading(plain.total), rel=0.05)
     with pytest.raises(ValueError, match="b2: the state does not contain it"):
         sl.diagnose(stepped(optax.adam(1e-3)), b1=0.9)
     with pytest.raises(ValueError, match="leave it out"):
@@ -457,7 +621,7 @@ def test_states_that_cannot_tell(tx, said):
 def test_too_few_steps_and_foreign_states():
     m, v = moments(np.float32(1), np.ones(100, np.float32), 0.9, 0.99, 1, seed=15)
     assert "fewer than 2" in sl.diagnose({"m": m, "v": v, "step": 1}, b1=0.9, b2=0.99).verdict()
-    for wrong, error in ((3, TypeError), ({"a": 1}, ValueError), (stepped(optax.sgd(0.1)), ValueError)):
+    for wrong, error in ((3, TypeError), ({"a": 1}, ValueError)):
         with pytest.raises(error, match="state"):
             sl.diagnose(wrong)
     with pytest.raises(ValueError, match="number of steps"):
@@ -473,10 +637,10 @@ def test_too_few_steps_and_foreign_states():
 def test_our_own_state():
     m, v = moments(np.float32(0.5), np.ones((500, 20), np.float32), 0.9, 0.99, 300, seed=16)
     found = sl.diagnose(sl.State(np.zeros((500, 20)), m, v, 300), b1=0.9, b2=0.99)
-    assert found.snr == pytest.approx(0.5, abs=0.03)
+    assert reading(found.total) == pytest.approx(0.5, abs=0.03)
     # Without a count there is no bias to correct; after 300 steps only 5 % of v's is left.
     settled = sl.diagnose(sl.State(np.zeros((500, 20)), m, v), b1=0.9, b2=0.99)
-    assert settled.snr == pytest.approx(found.snr, rel=0.15)
+    assert reading(settled.total) == pytest.approx(reading(found.total), rel=0.15)
 
 
 # PyTorch
@@ -503,7 +667,7 @@ def test_live_optimizers():
     for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam):
         _, optimizer = network_and_optimizer(lambda model, kind=kind: kind(model.parameters(), betas=(0.9, 0.98)))
         found = sl.diagnose(optimizer)
-        assert found.snr == pytest.approx(0.5, abs=0.05)  # its standard error is 0.01
+        assert reading(found.total) == pytest.approx(0.5, abs=0.05)  # its standard error is 0.01
         assert found.info["steps"] == [60]
     _, optimizer = network_and_optimizer(lambda model: torch.optim.Adam(model.named_parameters(), amsgrad=True))
     found = sl.diagnose(optimizer)
@@ -529,13 +693,13 @@ def test_checkpoints(tmp_path):
     for name in ("optimizer.pt", "whole.pth", "old.bin"):
         found = sl.diagnose(tmp_path / name)
         parts = [part if name == "whole.pth" else part._replace(pull=0.0) for part in live.parts.values()]
-        assert list(found.parts.values()) == parts  # weight decay needs the parameters
+        np.testing.assert_equal(list(map(tuple, found.parts.values())), list(map(tuple, parts)))  # decay needs x
     assert list(sl.diagnose(str(tmp_path / "whole.pth")).parts)[:2] == ["0.weight", "0.bias"]
     assert list(sl.diagnose(tmp_path / "optimizer.pt").parts)[:2] == ["parameter 0", "parameter 1"]
     torch.save({"g": optimizer.state_dict(), "d": {"x": optimizer.state_dict()}}, tmp_path / "gan.pt")
     with pytest.raises(ValueError, match=r"2 optimizers; give one of 'g', 'd.x'"):
         sl.diagnose(tmp_path / "gan.pt")
-    assert sl.diagnose(tmp_path / "gan.pt", key="d").snr == live.snr
+    assert sl.diagnose(tmp_path / "gan.pt", key="d").total.signal == live.total.signal
     with pytest.raises(ValueError, match="key: got 'e'"):
         sl.diagnose(tmp_path / "gan.pt", key="e")
 
@@ -553,7 +717,7 @@ def test_sharded_checkpoints(tmp_path):
     torch.save({"epoch": 3}, folder / "trainer.pt")
     for given in (folder, sorted(folder.glob("[0-9].pt"))):
         found = sl.diagnose(given)
-        assert found.snr == pytest.approx(live.snr, rel=1e-12)
+        assert found.total.signal == pytest.approx(live.total.signal, rel=1e-12)
         assert set(found.parts) == set(live.parts)
     # One tensor in two parts, as optimizers sharded over processes leave it.
     halves = [
@@ -587,7 +751,7 @@ def test_half_precision(tmp_path):
             k: {n: a if a.ndim == 0 else a.to(dtype) for n, a in held.items()} for k, held in state["state"].items()
         }
         torch.save(state, tmp_path / "half.pt")
-        assert sl.diagnose(tmp_path / "half.pt").snr == pytest.approx(live.snr, rel=0.01)
+        assert reading(sl.diagnose(tmp_path / "half.pt").total) == pytest.approx(reading(live.total), rel=0.01)
 
 
 class Writes:
@@ -653,7 +817,8 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path, monkeypatch):
     # 256 MiB there, and every 8 here, in the same proportion.
     size = 2**21
     value = torch.randn(size).to(torch.bfloat16)
-    groups = [{"betas": (0.9, 0.99), "params": list(range(16))}]
+    groups = [{**torch.optim.AdamW([torch.ones(1)], betas=(0.9, 0.99)).state_dict()["param_groups"][0]}]
+    groups[0]["params"] = list(range(16))
     for shard in range(2):
         state = {
             i: {"step": torch.tensor(100.0), "exp_avg": value.clone(), "exp_avg_sq": value.abs() + 5}
@@ -688,8 +853,15 @@ def test_shell(tmp_path):
     done = shell("diagnose", str(path), *options)
     expected = sl.diagnose(path, batch_size=32, ratios=(2, 4), groups={"first": "^parameter [01]$"})
     assert done.stdout == str(expected) + "\n"
-    done = shell("diagnose", str(path), "--format", "json")
-    assert json.loads(done.stdout)["snr"] == pytest.approx(sl.diagnose(path).snr)
+    assert expected.holds(4) is False
+    # Below the tolerance that it misses, nothing can be told: exit code 3.
+    done = shell("diagnose", str(path), "--format", "json", "--tolerance", "0.9", expect=3)
+    told = json.loads(done.stdout)
+    assert told["snr"] is None
+    assert told["limits"][1] == "infinity"
+    assert told["groups"][0]["signal"] == pytest.approx(sl.diagnose(path).groups.signal.iloc[0])
+    done = shell("diagnose", str(path), "--tolerance", "5", expect=2)
+    assert "tolerance: got 5.0; give a relative error below 1, for example 0.05 for 5 %" in done.stderr
     done = shell("diagnose", str(tmp_path / "none.pt"), expect=2)
     assert done.stderr.startswith("sdelens: state: the file")
 
@@ -705,17 +877,15 @@ def test_gradients_that_undo_each_other_are_told():
     found = sl.diagnose({"m": m, "v": v, "step": 200}, b1=0.9, b2=0.99)
     assert found.total.signal < 0
     assert found.total.below < -5
-    assert found.interval[0] == 0
-    assert found.interval[1] > 0.15
-    assert found.error_range(16)[1] > 0.01
+    assert found.limits == (0, np.inf)
     assert any("standard errors below 0" in note for note in found.notes)
 
 
 def test_a_regime_that_is_not_told_is_unknown():
     found = sl.diagnose({"m": [0.1, -0.2], "v": [1.0, 2.0], "step": 1000}, b1=0.9, b2=0.95)
-    assert found.limit > 0.5
     assert found.regime == "unknown"
-    assert "unsure" in str(found)
+    assert "cannot tell" in str(found)
+    assert found.verdict().startswith("Cannot tell")
 
 
 @pytest.mark.parametrize("step", [float("nan"), "x"])

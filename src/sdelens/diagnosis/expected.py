@@ -45,6 +45,7 @@ def path_error(
     curvature: Sequence[float] | np.ndarray | None = None,
     pull: np.ndarray | None = None,
     settled: bool = True,
+    progress: float = 1.0,
 ) -> float:
     r"""Expected relative L2 error of the loss curve under the square-root rule, from the present state to rest.
 
@@ -58,6 +59,8 @@ def path_error(
         curvature: λ of every group, up to a factor; None: equal in all groups.
         pull: Σ(θx)² of every group, θ the decoupled weight decay that the learning rate multiplies; None: no decay.
         settled: whether v follows the gradient; False: it keeps its initial value.
+        progress: share of the loss, above its value at rest, that the run at the present batch removes until the curves
+            are no longer compared; 1: they are compared to rest.
     """
     if ratio == 1:
         return 0.0
@@ -77,6 +80,8 @@ def path_error(
     times = np.geomspace(first.min(), last.max(), math.ceil(_POINTS * math.log10(last.max() / first.min())))
     curves = [weight / weight.sum() @ group.decline(times, a, settled) for a in (1.0, ratio)]
     steps = times * np.gradient(np.log(times))  # dt = t d(log t)
+    if progress < 1:
+        steps = np.where(curves[0] >= min(1 - progress, float(curves[0][1])), steps, 0.0)
     return math.sqrt(float(np.sum((curves[1] - curves[0]) ** 2 * steps) / np.sum(curves[0] ** 2 * steps)))
 
 

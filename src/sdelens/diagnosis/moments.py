@@ -1,4 +1,4 @@
-r"""Adam's moments split into signal and noise.
+r"""Adam's moments split into signal and noise, and what they say of the SNR at least.
 
 m̂ = Σ wⱼgⱼ and v̂ = Σ uⱼgⱼ² are weighted means of the last k gradients and of their squares. Let g = ∇f + Z with
 constant ∇f and independent Z. Then E m̂² = (∇f)² + cσ² and E v̂ = (∇f)² + σ² with c = Σ wⱼ², and over a group of
@@ -7,16 +7,23 @@ coordinates
     G = Σ (m̂² − c v̂)/(1 − c),    S = Σ (v̂ − m̂²)/(1 − c)
 
 have the means Σ(∇f)² and Σσ². Nothing is clipped before the sum: a single coordinate is only noise below SNR ≈ √c.
+
+In a run ∇f is not constant. A gradient that turns over within the memory of m is counted as noise, so that moments give
+no upper limit of the SNR. For a lower limit, two departures are allowed for: noise of successive steps with a
+correlation φ, by which c becomes c_φ = Σ wᵢwⱼφ^|i−j|, and squared gradients that double within `DOUBLING` steps, by
+which v̂ is too small by at most κ = 2^(a/`DOUBLING`), where a is how much older the gradients in v̂ are than those in m̂:
+
+    SNR² ≥ Σ (m̂² − c_φ κv̂) / Σ (κv̂ − m̂²).
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["CHUNK", "FALSE_ALARM", "Group", "Split", "Weights", "combine", "flatten", "split"]
+__all__ = ["CHUNK", "DOUBLING", "FALSE_ALARM", "Group", "Split", "Weights", "combine", "flatten", "split"]
 
 CHUNK = 2**15
 """Elements converted to float64 at a time: they fit in a cache, and PyTorch converts them on one thread."""
@@ -25,6 +32,8 @@ FALSE_ALARM = 1e-3
 _BLOCKS, _LEAST_BLOCK = 64, 16
 """Number of contiguous blocks of a tensor used to detect correlation of coordinates, and their least size."""
 _INTERVAL = 1.959964
+DOUBLING: Final = 250.0
+"""Steps within which squared gradients are allowed to double."""
 
 
 class Weights(NamedTuple):
@@ -39,6 +48,8 @@ class Weights(NamedTuple):
         mixed: Σ wⱼ²uⱼ.
         cross: Σ wⱼuⱼ.
         most: largest possible m̂²/v̂, Σ wⱼ²/uⱼ.
+        correlated: c_φ = Σ wᵢwⱼφ^|i−j|, `first` if φ = 0.
+        growth: κ, 1 or more.
     """
 
     steps: float
@@ -49,10 +60,12 @@ class Weights(NamedTuple):
     mixed: float
     cross: float
     most: float
+    correlated: float
+    growth: float
 
     @classmethod
-    def of(cls, b1: float, b2: float, steps: float) -> "Weights":
-        """The weights after `steps` gradients from m = v = 0."""
+    def of(cls, b1: float, b2: float, steps: float, correlation: float = 0.0) -> "Weights":
+        """The weights after `steps` gradients from m = v = 0, with noise of the given `correlation` φ ≥ 0."""
         a, b = (1 - b1) / _rise(b1, steps), (1 - b2) / _rise(b2, steps)
 
         def total(ratio: float) -> float:
@@ -63,16 +76,37 @@ class Weights(NamedTuple):
             most = math.inf
         else:
             most = a * a / b * (steps if ratio == 1 else (1 - ratio**steps) / (1 - ratio))
+        first = a * a * total(b1 * b1)
         return cls(
             steps,
             _rise(b1, steps),
             _rise(b2, steps),
-            a * a * total(b1 * b1),
+            first,
             b * b * total(b2 * b2),
             a * a * b * total(b1 * b1 * b2),
             a * b * total(b1 * b2),
             most,
+            first + 2 * a * a * _at_distances(b1, steps, correlation),
+            2 ** (max(_age(b2, steps) - _age(b1, steps), 0.0) / DOUBLING),
         )
+
+
+def _at_distances(beta: float, steps: float, correlation: float) -> float:
+    """Σ φᵈβⁱβⁱ⁺ᵈ over d ≥ 1 and i < k − d."""
+    if beta == 0 or correlation == 0:
+        return 0.0
+    most = min(steps - 1, math.ceil(math.log(1e-16) / math.log(correlation * beta)))
+    apart = np.arange(1.0, most + 1)
+    left = 1 - beta ** (2 * (steps - apart)) if math.isfinite(steps) else 1.0
+    return float(np.sum((correlation * beta) ** apart * left)) / (1 - beta * beta)
+
+
+def _age(beta: float, steps: float) -> float:
+    """Mean number of steps since the gradients in a mean with decay β of the last k of them."""
+    if beta == 0:
+        return 0.0
+    last = steps * beta**steps / _rise(beta, steps) if math.isfinite(steps) else 0.0
+    return beta / (1 - beta) - last
 
 
 def _rise(beta: float, steps: float) -> float:
@@ -123,19 +157,28 @@ class Split:
         """Estimate of Σσ², which may be negative."""
         return (self.v - self.a) / (1 - self.weights.first)
 
-    def variance(self, ratio: float) -> float:
+    @property
+    def least(self) -> tuple[float, float]:
+        """Signal that is left and noise that is possible with correlated noise and growing squares; see the module."""
+        c, v = self.weights.correlated, self.weights.growth * self.v
+        return (self.a - c * v) / (1 - c), (v - self.a) / (1 - c)
+
+    def variance(self, ratio: float, c: float | None = None, growth: float = 1.0) -> float:
         r"""Variance of `signal` − ratio·`noise` for normal noise of independent coordinates with SNR² = `ratio`.
+
+        With `c` = c_φ and `growth` = κ it is that of `least`, where the mean of noise in m̂ has the variance c_φσ².
 
         (1 − c) times it is Σ αm̂² − γv̂ with α = 1 + ratio, γ = c + ratio. With g = √p, σ² = 1 − p in units of v̂,
         p = ratio/(1 + ratio), Var m̂² = 2c²σ⁴ + 4cg²σ², Var v̂ = (2σ⁴ + 4g²σ²)Σu², and their covariance is
         2σ⁴Σw²u + 4g²σ²Σwu.
         """
         w, p = self.weights, ratio / (1 + ratio)
-        alpha, gamma, still = 1 + ratio, w.first + ratio, 1 - p
-        pure = 2 * (alpha * w.first) ** 2 + 2 * gamma**2 * w.second - 4 * alpha * gamma * w.mixed
-        crossed = 4 * (alpha**2 * w.first + gamma**2 * w.second - 2 * alpha * gamma * w.cross)
+        c = w.first if c is None else c
+        alpha, gamma, still = 1 + ratio, growth * (c + ratio), 1 - p
+        pure = 2 * (alpha * c) ** 2 + 2 * gamma**2 * w.second - 4 * alpha * gamma * w.mixed
+        crossed = 4 * (alpha**2 * c + gamma**2 * w.second - 2 * alpha * gamma * w.cross)
         squares = self.vv / (1 + w.second * (2 * still**2 + 4 * p * still))
-        return max(still**2 * pure + p * still * crossed, 0.0) * squares / (1 - w.first) ** 2
+        return max(still**2 * pure + p * still * crossed, 0.0) * squares / (1 - c) ** 2
 
 
 def split(weights: Weights, m: Any, v: Any, earlier: tuple[Any, Any, float, float] | None = None) -> Split:
@@ -226,16 +269,16 @@ def _spans(size: int) -> Iterator[tuple[int, int]]:
 
 
 class Group(NamedTuple):
-    """Results of a group of tensors.
+    """Results of a group of tensors, from moments or from gradients.
 
     Attributes:
         size: coordinates counted.
-        signal: estimate of ‖∇f‖², may be negative.
-        noise: estimate of tr Σ at the current batch.
-        snr: √(signal/noise), 0 if the signal is negative, infinite if there is no noise.
-        lower: lower 95 % limit of the SNR; NaN if there is no noise.
-        upper: upper 95 % limit of the SNR; infinite if there is no noise.
-        limit: SNR below which it is indistinguishable from 0; NaN if there is no noise.
+        signal: estimate of ‖∇f‖², may be negative; from moments, of what is left of it over the memory of m.
+        noise: estimate of tr Σ at the present batch; from moments, with what turns over of the gradient.
+        snr: estimate of √(‖∇f‖²/tr Σ); NaN if it is not resolved, and always from moments, which only bound it.
+        lower: lower 95 % limit of the SNR, 0 if the signal is not resolved.
+        upper: upper 95 % limit of the SNR; infinite from moments.
+        limit: SNR that has to be exceeded for the signal to count as resolved; NaN if there is no such number.
         design: factor of the variance due to correlation between coordinates.
         concentrated: upper bound of the SNR of a coordinate drawn in proportion to its signal; NaN if not known.
         pull: Σ (θx)² of decoupled weight decay; 0 if it is not known.
@@ -248,58 +291,71 @@ class Group(NamedTuple):
     snr: float
     lower: float
     upper: float
-    limit: float
-    design: float
-    concentrated: float
+    limit: float = math.nan
+    design: float = 1.0
+    concentrated: float = math.nan
     pull: float = 0.0
     below: float = 0.0
 
     @property
     def resolved(self) -> bool:
         """Whether the signal is distinguishable from 0."""
-        return self.snr > self.limit or math.isinf(self.snr)
+        return self.lower > 0
 
 
 def combine(parts: Sequence[Split]) -> Group:
-    r"""Signal, noise and their ratio over some tensors.
+    r"""Signal, noise and the lower limit of their ratio over some tensors.
 
-    The interval of SNR² is G/S ± 1.96 √(D Var(G − (G/S)S))/S, with its upper end from |G|/S if G is negative. The
-    limit is that of a group without signal: G is then treated as C(χ²_ν/ν − 1), C = Σ cS/(1 − c), with ν such that the
-    variance agrees, and is exceeded with probability `FALSE_ALARM`. D ≥ 1 is the ratio of the scatter of contiguous
-    blocks of a tensor to that of independent coordinates.
+    With G and S the sums of `Split.least`, the lower limit of SNR² is G/S − 1.96 √(D Var(G − (G/S)S))/S, or 0 if G/S is
+    not above the limit of a group without signal. For that limit G is treated as C(χ²_ν/ν − 1), C = Σ c_φS/(1 − c_φ),
+    with ν such that the variance agrees; it is exceeded with probability `FALSE_ALARM`. D ≥ 1 is the ratio of the
+    scatter of contiguous blocks of a tensor to that of independent coordinates.
     """
-    from scipy import special
-
     size, pull = sum(part.size for part in parts), sum(part.pull for part in parts)
     signal, noise = (float(sum(getattr(part, name) for part in parts)) for name in ("signal", "noise"))
     if size == 0:
-        return Group(0, 0.0, 0.0, math.nan, math.nan, math.nan, math.nan, 1.0, math.nan)
-    if noise <= 0:
-        return Group(size, signal, noise, math.inf, math.nan, math.inf, math.nan, 1.0, math.nan, pull)
-    ratio = max(signal, 0.0) / noise
-    design = _design(parts, ratio)
-    error = math.sqrt(design * sum(part.variance(ratio) for part in parts)) / noise
-    lower = math.sqrt(max(signal / noise - _INTERVAL * error, 0.0))
-    upper = math.sqrt(abs(signal) / noise + _INTERVAL * error)  # a negative estimate indicates an error of its size
-    quiet = noise / (noise + max(signal, 0.0))  # share of v̂ that is noise
-    spread = design * quiet**2 * sum(part.variance(0.0) for part in parts)
-    scale = quiet * sum(part.weights.first * part.v / (1 - part.weights.first) for part in parts)
-    degrees = 2 * scale**2 / spread if spread > 0 else math.inf
-    least = scale * (special.chdtri(degrees, FALSE_ALARM) / degrees - 1) if math.isfinite(degrees) else 0.0
-    limit = math.sqrt(least / (noise - least)) if least < noise else math.inf
+        return Group(0, 0.0, 0.0, math.nan, 0.0, math.inf)
+    left, possible = (float(sum(part.least[i] for part in parts)) for i in (0, 1))
+    if possible <= 0:  # m̂² exceeds even κv̂: there is no noise, and the squares have not grown more than allowed
+        return Group(size, signal, noise, math.nan, math.inf, math.inf, pull=pull)
+    ratio = max(left, 0.0) / possible
+    design = _design(parts, max(signal, 0.0) / noise if noise > 0 else ratio)
+    error = math.sqrt(design * sum(_least_variance(part, ratio) for part in parts)) / possible
+    limit = _without_signal(parts, ratio, design, possible)
+    own = math.sqrt(design * sum(part.variance(max(signal, 0.0) / noise) for part in parts)) if noise > 0 else 0.0
+    resolved = math.sqrt(ratio) > limit
     return Group(
         size,
         signal,
         noise,
-        math.sqrt(ratio),
-        lower,
-        upper,
+        math.nan,
+        math.sqrt(max(ratio - _INTERVAL * error, 0.0)) if resolved else 0.0,
+        math.inf,
         limit,
         design,
-        _concentrated(parts, signal, noise) if math.sqrt(ratio) > limit else math.nan,
+        _concentrated(parts, signal, noise) if resolved and noise > 0 else math.nan,
         pull,
-        signal / noise / error if error > 0 else 0.0,
+        signal / own if own > 0 else 0.0,
     )
+
+
+def _least_variance(part: Split, ratio: float) -> float:
+    return part.variance(ratio, part.weights.correlated, part.weights.growth)
+
+
+def _without_signal(parts: Sequence[Split], ratio: float, design: float, possible: float) -> float:
+    """The SNR that `Split.least` shows without a signal, with probability `FALSE_ALARM` or less."""
+    from scipy import special
+
+    quiet = 1 / (1 + ratio)  # share of κv̂ that is noise
+    spread = design * quiet**2 * sum(_least_variance(part, 0.0) for part in parts)
+    scale = 0.0
+    for part in parts:
+        c = part.weights.correlated
+        scale += quiet * c * part.weights.growth * part.v / (1 - c)
+    degrees = 2 * scale**2 / spread if spread > 0 else math.inf
+    least = scale * (special.chdtri(degrees, FALSE_ALARM) / degrees - 1) if math.isfinite(degrees) else 0.0
+    return math.sqrt(least / (possible - least)) if least < possible else math.inf
 
 
 def _design(parts: Sequence[Split], ratio: float) -> float:

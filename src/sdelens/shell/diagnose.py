@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from sdelens.shell.case_options import numbers
 
-__all__ = ["diagnose"]
+__all__ = ["CANNOT_TELL", "diagnose"]
+
+CANNOT_TELL: Final = 3
+"""Exit code if the rule can neither be confirmed nor refuted at any batch ratio."""
 
 
 def diagnose(
@@ -32,12 +35,22 @@ def diagnose(
         ),
     ] = None,
     earlier: Annotated[Path | None, typer.Option(help="Checkpoint of the same run, 20 to 100 steps earlier.")] = None,
+    noise_correlation: Annotated[
+        float,
+        typer.Option(
+            help="Largest correlation of the noise of successive batches that is allowed for; 0 if batches are drawn "
+            "independently."
+        ),
+    ] = 0.5,
     key: Annotated[
         str | None, typer.Option(help="Name of the optimizer, if the file has several; levels are separated by dots.")
     ] = None,
     output: Annotated[str, typer.Option("--format", help="'text' or 'json'.")] = "text",
 ) -> None:
-    """Estimate the gradient noise of a run from an Adam checkpoint, and whether the square-root rule holds for it."""
+    """Say from an Adam checkpoint how large the SNR of a run is at least, and where the square-root rule fails.
+
+    The exit code is 3 if nothing can be told at any of the ratios: gradients, measured in the training loop, tell more.
+    """
     from sdelens.core import check
     from sdelens.diagnosis import diagnose as of
 
@@ -51,9 +64,12 @@ def diagnose(
         ratios=numbers("ratios", ratios),
         tolerance=tolerance,
         earlier=earlier,
+        noise_correlation=noise_correlation,
         key=key,
     )
     typer.echo(json.dumps(found.to_dict(), indent=2) if output == "json" else str(found))
+    if all(found.holds(ratio) is None for ratio in found.ratios):
+        raise typer.Exit(CANNOT_TELL)
 
 
 def _groups(given: list[str] | None) -> str | dict[str, str] | None:
