@@ -26,9 +26,14 @@ CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 NETWORK = dict(dataset="digits", width=32, depth=1)
 
 
-def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
-    """The full rule, the rule without each of its parts, and other rules in use."""
+def variants(optimizer: sl.AdamW, ratio: float, snr: float | None) -> dict[str, sl.AdamW]:
+    """The full rule, the rule without each of its parts, and other rules in use; `snr` is that at the old batch."""
     full = sl.scaling.rescale(optimizer, ratio).optimizer
+    measured = {}
+    if snr is not None:
+        for label, momentum in (("measured SNR", "samples"), ("measured SNR, b1 held", "second-moment")):
+            rescaled = sl.scaling.rescale(optimizer, ratio, "signal-to-noise", momentum=momentum, snr=snr)
+            measured[label] = rescaled.optimizer
     held = {name: getattr(optimizer, name) for name in ("lr", "weight_decay", "b1", "b2")}
     return {
         "full rule": full,
@@ -41,6 +46,7 @@ def variants(optimizer: sl.AdamW, ratio: float) -> dict[str, sl.AdamW]:
             full, lr=held["lr"] * ratio, weight_decay=held["weight_decay"]
         ),
         "nothing but the steps": optimizer,
+        **measured,
     }
 
 
@@ -87,7 +93,7 @@ def main() -> None:
                 noise,
                 optimizer,
                 ratio,
-                variants(optimizer, ratio),
+                variants(optimizer, ratio, given.signal / np.sqrt(ratio) if given.problem == "quadratic" else None),
                 steps=given.steps or steps,
                 paths=given.paths or paths,
                 seed=given.seed,

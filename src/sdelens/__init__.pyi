@@ -68,6 +68,8 @@ from .run.models import models_of as models_of
 from .run.options import Execution as Execution
 from .run.options import Record as Record
 from .run.processes import join_processes as join_processes
+from .scaling._advise import Advice as Advice
+from .scaling._advise import advise as advise
 from .sdes import SDE as SDE
 from .sdes import Instant as Instant
 from .sdes import OptimizerSDE as OptimizerSDE

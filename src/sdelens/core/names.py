@@ -116,8 +116,10 @@ BATCH_SIGNS: Final = ("edgeworth", "normal", "sampled")
 BIAS_CORRECTIONS: Final = ("discrete", "exponential")
 MOMENTA: Final = {
     "samples": "1 − β times the batch ratio δ: a mean remembers as many samples as before, to first order in 1 − β",
-    "half-life": "β to the power δ: the half-life in samples is kept exactly, and every ratio is possible (Marek et "
-    "al. 2025, arXiv 2507.07101, for Adam's β₂)",
+    "second-moment": "β₁ unchanged, β₂ to the power δ: the mean of squares keeps its half-life in samples, momentum "
+    "keeps its damping, and every ratio is possible (Marek et al. 2025, arXiv 2507.07101)",
+    "half-life": "β to the power δ: the half-life in samples is kept exactly, and every ratio is possible, but at a "
+    "large ratio momentum loses its damping",
     "time": "1 − β times the factor of the learning rate: a mean remembers the same span of time t = kη as before",
     "fixed": "β unchanged: a mean remembers as many steps as before",
 }
@@ -125,12 +127,14 @@ MOMENTA: Final = {
 SCALING_RULES: Final = {
     "sqrt": "for sign and adaptive optimizers",
     "linear": "for SGD and momentum",
+    "signal-to-noise": "between sqrt and linear, from the measured SNR",
     "none": "changes only the number of steps",
     "sign-momentum": "for Signum and Lion",
     "sum-of-squares": "for Adagrad",
     "malladi2022": "sqrt with θ unchanged",
     "sqrt-lr": "changes only lr, by √δ",
     "goyal2017": "changes only lr, by δ",
+    "marek2025": "changes only β₂, to the power δ",
     "bergsma2025": "changes only θ, by δ",
 }
 CODE_FORMATS: Final = {"table": "with reasons", "json": "numbers", "torch": "code", "optax": "code"}

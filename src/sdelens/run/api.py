@@ -95,7 +95,7 @@ def compare(
 def simulate(
     problem: AbstractProblem,
     noise: AbstractNoise,
-    optimizer: Optimizer,
+    optimizer: Any,
     model: str | Model | Builder | None = None,
     **options: Any,
 ) -> Result:
@@ -104,9 +104,11 @@ def simulate(
     Args:
         problem: what is minimised.
         noise: law of the gradient noise.
-        optimizer: specification of the optimizer.
-        model: as in `compare`; by default ``"sde"`` if it exists, otherwise ``"empirical"``.
-        options: the keyword options of `compare`.
+        optimizer: specification of the optimizer; or a `sdelens.scaling.Ramp`, whose batch size, and with it the law of
+            the noise, changes with the step. `noise` is then that at the batch size B₀ of the ramp.
+        model: as in `compare`; by default ``"sde"`` if it exists, otherwise ``"empirical"``; for a ramp only
+            ``"optimizer"``, which is the default.
+        options: the keyword options of `compare`; for a ramp `steps` may be left out.
 
     Returns:
         A `Result` with one model.
@@ -114,6 +116,13 @@ def simulate(
     Raises:
         ValueError, TypeError, OSError, RuntimeError: as `compare`.
     """
+    if hasattr(optimizer, "along"):  # this package knows no batch sizes
+        if model not in (None, "optimizer"):
+            raise ValueError(
+                f"model: got {model!r}, but along a ramp only the optimizer itself can be run; leave it out."
+            )
+        model, options = "optimizer", {"steps": optimizer.steps, **options}
+        noise, optimizer = optimizer.along(noise)
     if model is None:
         check_subject(problem, noise, optimizer)
         model = "sde" if "sde" in models_of(optimizer) else "empirical"

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sdelens.core.files import text_table
-from sdelens.scaling._factors import Row, regime_of
+from sdelens.scaling._factors import Change, damping, largest_curvature, regime_of
+from sdelens.scaling._horizon import DecayTime
+from sdelens.scaling._reasons import Row
 from sdelens.scaling._rules import ADAPTIVE, RULES, Rule, default_rule
 from sdelens.scaling.hyperparameters import Hyperparameters
 
@@ -28,6 +30,7 @@ class Rescaled:
         clip_norm: norm at which gradients are clipped, None if not given.
         account: a `Row` for every number: name, before, after, factor, why.
         assumed: sentences that state what was assumed and what is not covered.
+        decay_times: time scale of decoupled weight decay, for every group that has some.
     """
 
     optimizer: Any
@@ -39,6 +42,7 @@ class Rescaled:
     clip_norm: float | None
     account: tuple[Row, ...]
     assumed: tuple[str, ...]
+    decay_times: tuple[DecayTime, ...] = ()
 
     def __str__(self) -> str:
         """A table of the numbers, the reasons, and the assumptions."""
@@ -53,6 +57,7 @@ class Rescaled:
                 *text_table(head, rows),
                 "",
                 *(line for text in why for line in _wrapped(text)),
+                *(line for time in self.decay_times for line in _wrapped(str(time))),
                 "",
                 "Assumptions:",
                 *(line for text in self.assumed for line in _wrapped(text)),
@@ -68,9 +73,9 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 118, initial_indent="- ", subsequent_indent="  ")
 
 
-def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: Rule, clip: bool) -> list[str]:
+def assumptions(old: Hyperparameters, new: Hyperparameters, change: Change, clip: bool) -> list[str]:
     """Sentences that state what a rule assumes and what it does not cover."""
-    family = old.family
+    family, rule, ratio = old.family, change.rule, float(change.ratio)
     said = ["Runs are compared at equal numbers of samples (training examples), which take 1/δ as many steps."]
     said += _regime(family, ratio, rule)
     if family in _SIGNS and rule.regime == "noise":
@@ -93,15 +98,12 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
             f"{', '.join(short)} is a memory of about {1 / (1 - min(b for b in new.memories.values() if b > 0)):.1f} "
             "steps. The rule is exact only to first order in 1 − β, so it is a rough approximation here."
         )
-    if family in ADAPTIVE:
-        limits = [(2 + 2 * b) / ((1 - b) * n.lr) for n in (old, new) for b in (_damping(n),)]
-        if limits[1] < limits[0]:
-            said.append(
-                "Steps stay stable. They are stable up to a curvature, preconditioned by 1/√v, of (2 + 2β)/((1 − "
-                "β)η), where β is the decay of the momentum (Cohen et al. 2022, arXiv 2207.14484). This limit is "
-                f"{limits[0]:.3g} before and {limits[1]:.3g} after rescaling, while 1/√v grows by up to √δ; "
-                "sl.scaling.verify measures the curvature relative to the limit."
-            )
+    said += _stability(old, new, ratio)
+    if change.tokens != 1:
+        said.append(
+            "Only the decay time scale and the schedule follow the length of the run. The best learning rate of a "
+            "longer run is often lower, and is not predicted here."
+        )
     if clip:
         said.append(
             "Clipping: where noise dominates, ‖g‖ decreases like 1/√B, and a clipping norm that decreases in the "
@@ -121,16 +123,36 @@ def assumptions(old: Hyperparameters, new: Hyperparameters, ratio: float, rule: 
     return said
 
 
-def _damping(numbers: Hyperparameters) -> float:
-    """Decay of the mean of gradients along which x moves."""
-    return numbers.memories.get("b1", numbers.memories.get("momentum", 0.0))
+def _stability(old: Hyperparameters, new: Hyperparameters, ratio: float) -> list[str]:
+    """Whether steps stay stable, if the largest stable curvature falls; a warning if it falls by more than δ."""
+    if old.family not in (*ADAPTIVE, "momentum"):
+        return []
+    before, after = largest_curvature(old), largest_curvature(new)
+    if after >= before:
+        return []
+    adaptive = old.family in ADAPTIVE
+    where = ", preconditioned by 1/√v," if adaptive else ""
+    said = (
+        f"They are stable up to a curvature{where} of (2 + 2β)/((1 − β)η), where β is the decay of the momentum (Cohen "
+        f"et al. 2022, arXiv 2207.14484). This limit is {before:.3g} before and {after:.3g} after rescaling"
+    )
+    said += ", while 1/√v grows by up to √δ; " if adaptive else "; "
+    said += "sl.scaling.verify measures the curvature relative to the limit."
+    if damping(new) >= damping(old) or before <= ratio * after:
+        return [f"Steps stay stable. {said}"]
+    kept = "'second-moment' and 'fixed' keep" if adaptive else "'fixed' keeps"
+    return [
+        f"It is in doubt whether steps stay stable: with β = {damping(new):.3g} in place of {damping(old):.3g}, "
+        f"momentum loses its damping (momentum={kept} it). {said}"
+    ]
 
 
 def _regime(family: str, ratio: float, rule: Rule) -> list[str]:
     said = []
     own = default_rule(family)
     same = RULES[own].lr == rule.lr and (rule.regime is not None or family in ("sgd", "momentum"))
-    if rule.name != own and not (family in ADAPTIVE and rule.name == "malladi2022") and not same:
+    keeps = rule.regime == "measured" or (family in ADAPTIVE and rule.name == "malladi2022")
+    if rule.name != own and not keeps and not same:
         said.append(
             f"Rule {rule.name} does not keep the SDE of {family}, but rule {own} does. Rule {rule.name} keeps "
             f"{rule.keeps}."
@@ -148,6 +170,13 @@ def _regime(family: str, ratio: float, rule: Rule) -> list[str]:
             f"Noise dominates the gradient: the signal-to-noise ratio |∂f|/σ is small {at}; sl.diagnose measures it. "
             "Where it is 0.5 there, the error of the path is about 5 %; where it is 1, 15 to 20 %; where it is 2, "
             "30 to 50 % (for AdamW without weight decay on a quadratic)."
+        )
+    elif regime_of(rule, family) == "measured":
+        said.append(
+            "The SNR is that of the old batch now, and of all coordinates alike: where it differs between layers, the "
+            "factor of lr is too small for some and too large for others, and it decreases towards √δ as the SNR falls "
+            "later in the run. An SNR read from an optimizer's moments is a lower bound; measure it from gradients "
+            "(sdelens.torch.watch, sl.gradient_noise)."
         )
     elif regime_of(rule, family) == "signal":
         said.append(

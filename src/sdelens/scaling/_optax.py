@@ -27,7 +27,7 @@ _NEEDS: Final = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "rmsprop": 
 
 
 def read_state(
-    state: Any, decay: str | None, ratio: float, accumulators: str
+    state: Any, decay: str | None, ratio: float, accumulators: str, square: float | None = None
 ) -> tuple[list[Reading], Callable[[list[Any]], Any]]:
     """The hyperparameters in a state, one reading per part that has some, and the function that joins the new parts.
 
@@ -52,7 +52,7 @@ def read_state(
         queue = iter(parts)
         return _mapped(state, lambda _: next(queue))
 
-    return [_read(part, decay, ratio, accumulators) for part in found], join
+    return [_read(part, decay, ratio, accumulators, square) for part in found], join
 
 
 def _mapped(node: Any, change: Callable[[Any], Any]) -> Any:
@@ -71,7 +71,7 @@ def _inside(node: Any, change: Callable[[Any], Any]) -> Any:
     return type(node)(map(change, node)) if isinstance(node, tuple | list) else node
 
 
-def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Reading:
+def _read(part: Any, decay: str | None, ratio: float, accumulators: str, square: float | None) -> Reading:
     parts: list[str] = []
     _visited(part.inner_state, lambda node: parts.append(type(node).__name__))
     kind = next((kind for name, kind in _KINDS.items() if name in parts), None)
@@ -108,7 +108,7 @@ def _read(part: Any, decay: str | None, ratio: float, accumulators: str) -> Read
             name: jnp.asarray(written[name], value.dtype) if written.get(name) != plain[name] else value
             for name, value in part.hyperparams.items()
         }
-        inner = _remembered(part.inner_state, reading.numbers, new, ratio, accumulators)
+        inner = _remembered(part.inner_state, reading.numbers, new, ratio, accumulators, square)
         return part._replace(hyperparams=numbers, inner_state=inner)
 
     return Reading(reading.numbers, write, assumed, reading.extra)
@@ -142,19 +142,23 @@ def _visited(node: Any, visit: Callable[[Any], Any]) -> None:
             _visited(value, visit)
 
 
-def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str) -> Any:
+def _remembered(
+    node: Any, old: Hyperparameters, new: Hyperparameters, ratio: float, accumulators: str, square: float | None
+) -> Any:
     """The inner state, converted so that it has the same meaning with the new hyperparameters."""
-    name, again = type(node).__name__, (old, new, ratio, accumulators)
+    name, again = type(node).__name__, (old, new, ratio, accumulators, square)
     if name == "ScaleByAdamState" and accumulators == "scale":
 
         def squares(v: Any, m: Any) -> Any:
             mean = float(jnp.mean(v)), float(jnp.mean(jnp.square(m)))
-            return (v * square_factor(old, ratio, int(node.count), *mean)).astype(v.dtype)
+            factor = square_factor(old, ratio, int(node.count), *mean) if square is None else square
+            return (v * factor).astype(v.dtype)
 
         count = jnp.asarray(round(int(node.count) / clock(old, new)), node.count.dtype)
         return node._replace(count=count, nu=jax.tree.map(squares, node.nu, node.mu))
+    noise = 1 / ratio if square is None else square
     if name == "ScaleByRmsState" and accumulators == "scale":
-        return node._replace(nu=jax.tree.map(lambda v: (v / ratio).astype(v.dtype), node.nu))
+        return node._replace(nu=jax.tree.map(lambda v: (v * noise).astype(v.dtype), node.nu))
     if name == "ScaleByRStdDevState" and accumulators == "scale":
 
         def about(v: Any, mean: Any) -> Any:
@@ -164,7 +168,7 @@ def _remembered(node: Any, old: Hyperparameters, new: Hyperparameters, ratio: fl
     if name == "TraceState":
         gain = buffer_gain(old, new)
         if old.family == "rmspropw" and accumulators == "scale":  # a sum of gradients over √v, which has changed
-            gain *= ratio**0.5
+            gain *= noise**-0.5
         return node._replace(trace=jax.tree.map(lambda u: (u * gain).astype(u.dtype), node.trace))
     return _inside(node, lambda value: _remembered(value, *again))
 

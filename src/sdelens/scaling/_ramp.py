@@ -1,131 +1,27 @@
-"""A batch size that changes during a run, with the hyperparameters of every step."""
+"""The entry point of ramps: hyperparameters of a run whose batch size changes."""
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from sdelens.core import check
-from sdelens.core.files import text_table
 from sdelens.scaling._account import assumptions
-from sdelens.scaling._factors import scaled
+from sdelens.scaling._factors import expected_square, scaled
+from sdelens.scaling._ramp_result import Ramp, numbers_of
 from sdelens.scaling._rescale import chosen, read
-from sdelens.scaling.hyperparameters import L2, Hyperparameters
+from sdelens.scaling._snr import measured
+from sdelens.scaling._stages import by_noise_scale, by_schedule, sizes_in, sizes_of
 
-if TYPE_CHECKING:
-    import optax
+__all__ = ["ramp"]
 
-__all__ = ["Ramp", "ramp"]
-
-_MOST: Final = 20_000_000
 _UNITS: Final = ("samples", "steps")
-_ROWS: Final = 12
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A run with a changing batch size.
-
-    Attributes:
-        batch_size: batch size of every step, shape (n,).
-        samples: number of samples seen before every step, shape (n,).
-        numbers: hyperparameters of every step by name, each of shape (n,); lr includes the optimizer's schedule.
-        rule: name of the rule.
-        momentum: how decays β are scaled.
-        assumed: sentences that state what is assumed.
-        records: the hyperparameters of every batch size, without the schedule.
-        optimizer: the optimizer that was given.
-    """
-
-    batch_size: np.ndarray
-    samples: np.ndarray
-    numbers: dict[str, np.ndarray]
-    rule: str
-    momentum: str
-    assumed: tuple[str, ...]
-    records: dict[int, Hyperparameters]
-    optimizer: Any
-
-    @property
-    def steps(self) -> int:
-        """Number of optimizer steps."""
-        return len(self.batch_size)
-
-    @property
-    def schedules(self) -> dict[str, Callable[[Any], Any]]:
-        """Functions of the step number for ``optax.inject_hyperparams``, by name; the last value is kept afterwards."""
-        return {name: _schedule(values) for name, values in self.numbers.items()}
-
-    def at(self, step: int) -> dict[str, float]:
-        """Batch size, samples seen and every hyperparameter at a step; after the end, those of the last step.
-
-        Raises:
-            ValueError, TypeError: if `step` is not a whole number of at least 0.
-        """
-        k = min(check.at_least("step", step, 0), self.steps - 1)
-        found = {"batch_size": int(self.batch_size[k]), "samples": int(self.samples[k])}
-        return {**found, **{name: float(values[k]) for name, values in self.numbers.items()}}
-
-    def to_optax(self) -> "optax.GradientTransformation":
-        """The optimizer with all its numbers scheduled by ``optax.inject_hyperparams``; its update needs parameters.
-
-        Momentum is damped, that is a mean of gradients, so a change of its decay does not change its size.
-
-        Raises:
-            ValueError: for RMSprop with momentum, for which the library has no specification.
-        """
-        import optax
-
-        from sdelens.scaling._specifications import specification_of
-
-        first = next(iter(self.records.values()))
-        nesterov = bool(self.optimizer.get("nesterov")) if isinstance(self.optimizer, dict) else None
-        base = specification_of(first, self.optimizer, nesterov)
-        order = [self.records[int(b)] for b in np.unique(self.batch_size)]
-        which = np.unique(self.batch_size, return_inverse=True)[1]
-        rates = np.array([r.lr for r in order])[which]
-        # `numbers` has learning rates as written; η is the rate of damped momentum; the schedule multiplies both.
-        multiplier = self.numbers["lr"] / np.array([r.written_lr for r in order])[which]
-        decays = np.array([r.weight_decay for r in order])[which]
-        l2 = first.decay == L2
-        parts = {"lr": rates * multiplier, "weight_decay": decays / rates if first.decay == "independent" else decays}
-        names = {"alpha": "b2", "momentum": "b1"}
-        for name in first.memories:
-            parts[names.get(name, name)] = np.array([r.memories[name] for r in order])[which]
-        if first.eps is not None:
-            parts["eps"] = np.array([r.eps for r in order], float)[which]
-
-        def build(lr: Any, weight_decay: Any, b1: Any = None, b2: Any = None, eps: Any = None) -> Any:
-            given = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": None if l2 else weight_decay}
-            changed = {name: value for name, value in given.items() if value is not None}
-            own = dataclasses.replace(base, lr=1.0, decay="coupled", schedule=None, **changed)
-            before = [optax.add_decayed_weights(weight_decay)] if l2 else []
-            return optax.chain(*before, own.to_optax(), optax.scale(lr))  # lr may be 0 at the end of a schedule
-
-        return optax.inject_hyperparams(build)(**{name: _schedule(values) for name, values in parts.items()})
-
-    def __str__(self) -> str:
-        """A table of the stages; if there are many, a selection spread over the run."""
-        starts = np.flatnonzero(np.diff(self.batch_size, prepend=0))
-        shown = starts if len(starts) <= _ROWS else starts[np.linspace(0, len(starts) - 1, _ROWS).round().astype(int)]
-        head = ["from step", "samples", "batch size", *self.numbers]
-        rows = [
-            [str(k), str(self.samples[k]), str(self.batch_size[k]), *(f"{v[k]:.6g}" for v in self.numbers.values())]
-            for k in shown
-        ]
-        title = f"{self.steps} steps, rule {self.rule}, momentum {self.momentum}"
-        more = [f"{len(starts)} batch sizes, of which {len(shown)} are shown."] if len(shown) < len(starts) else []
-        return "\n".join([title, "", *text_table(head, rows), *more])
 
 
 def ramp(
     optimizer: Any,
-    batches: Sequence[tuple[float, int]] | Callable[[float], float],
+    batches: Sequence[tuple[float, int]] | Callable[[float], float] | None = None,
     *,
     samples: float | None = None,
     steps: int | None = None,
@@ -134,10 +30,25 @@ def ramp(
     rule: str | None = None,
     momentum: str | None = None,
     decay: str | None = None,
+    snr: Any = None,
+    schedule: Callable[[Any], Any] | None = None,
+    trade: str | None = None,
+    noise_scale: Any = None,
+    efficiency: float = 0.5,
+    largest_batch: int | None = None,
 ) -> Ramp:
     r"""Hyperparameters of a run whose batch size changes, as `rescale` would set them for each batch size.
 
     A schedule h of the optimizer is treated as a function of the samples seen s: h(s/B₀), where B₀ is `batch_size`.
+
+    With ``trade="batch"`` the batch grows in place of a decay of the learning rate: it is doubled wherever h has fallen
+    to half, a quarter, … of its largest value so far. The learning rate is η h(s/B₀) times the factor of the rule. What
+    moves x per sample is then the same as in the run at B₀ with the same h, because the rule keeps it at every ratio;
+    with δ = 1/h the learning rate of SGD stays constant, and under a square-root rule it falls like √h. A larger δ
+    would make the step along the normalised gradient, which is proportional to hδ, larger than at the start.
+
+    With `noise_scale`, the batch follows a log of noise scales B_noise: the largest power of two times B₀ that is at
+    most B_noise (1/`efficiency` − 1), never decreasing.
 
     Args:
         optimizer: a specification, or a dict, as for `rescale`.
@@ -146,10 +57,18 @@ def ramp(
         samples: number of samples after which the run ends: the step that reaches it is the last.
         steps: number of steps of the run, instead of `samples`.
         unit: ``"steps"`` if the first numbers of `batches` are steps, not samples.
-        batch_size: B₀, for which the optimizer's hyperparameters were chosen; by default the first of the ramp.
+        batch_size: B₀, for which the optimizer's hyperparameters were chosen; by default the first of `batches`.
         rule: as for `rescale`.
         momentum: as for `rescale`.
         decay: as for `rescale`.
+        snr: as for `rescale`, at B₀; it is taken as constant along the run.
+        schedule: h, a function of the step at B₀, for an optimizer given as a dict.
+        trade: ``"batch"``, instead of `batches`; needs `batch_size`, `samples` and `largest_batch`.
+        noise_scale: a log of noise scales, instead of `batches`: a data frame or the path of a CSV file with columns
+            step or samples, noise_scale and, if they were measured, noise_scale_lower and noise_scale_upper; needs
+            `batch_size`. Lower limits are used where there are some.
+        efficiency: for `noise_scale`, 1/(1 + B/B_noise), between 0 and 1.
+        largest_batch: for `trade` and `noise_scale`, a batch size that is not exceeded.
 
     Returns:
         A `Ramp`: the hyperparameters of every step, and their schedules.
@@ -158,6 +77,10 @@ def ramp(
         ValueError: if a batch size of the ramp is not legal, naming it and the largest legal ratio; if `batches` do not
             start at 0 or do not ascend; for Adagrad, whose sum of squares remembers all earlier batches.
         TypeError: if an argument is of the wrong kind.
+
+    Source: Meterez et al. 2025 (arXiv 2510.14717) for the trade, which lets batches grow by α where the learning rate
+    falls by α, and the learning rate by √α instead; the equivalence per sample is derived in docs/scaling.md for every
+    optimizer that has a rule. McCandlish et al. 2018 (arXiv 1812.06162) for the efficiency.
 
     Examples:
         >>> import sdelens as sl
@@ -175,15 +98,27 @@ def ramp(
         raise TypeError("optimizer: got a list; make one ramp for each parameter group.")
     total = None if samples is None else check.positive("samples", samples)
     count = None if steps is None else check.at_least("steps", steps, 1)
+    multiplier = _multiplier(optimizer, schedule)
+    _one_source(batches, trade, noise_scale, batch_size, largest_batch)
+    more: tuple[str, ...] = ()
+    if trade is not None:
+        batches, more = _traded(multiplier, batch_size, total, largest_batch)
+    elif noise_scale is not None:
+        batches, more = by_noise_scale(
+            noise_scale,
+            check.at_least("batch_size", batch_size, 1),
+            check.number("efficiency", efficiency),
+            largest_batch,
+        )
     if callable(batches):
         if unit == "steps":
             raise ValueError(
                 "unit: got 'steps', but a function given as batches receives the number of samples seen; leave unit "
                 "out."
             )
-        sizes = _sizes_of(batches, total, count)
+        sizes = sizes_of(batches, total, count)
     else:
-        sizes = _sizes_in(batches, unit, total, count)
+        sizes = sizes_in(batches, unit, total, count)
     first = int(sizes[0]) if batch_size is None else check.at_least("batch_size", batch_size, 1)
     readings, _ = read(optimizer, decay)
     numbers = readings[0].numbers
@@ -192,86 +127,101 @@ def ramp(
             "optimizer: got Adagrad, whose sum of squares includes all earlier batches, so that hyperparameters of "
             "later steps cannot compensate for them; rescale a whole run instead."
         )
-    found, how = chosen(numbers, rule, momentum)
-    records, largest = {}, int(sizes.max())
+    found = None if snr is None else measured(snr)
     different, which = np.unique(sizes, return_inverse=True)
+    records, changes = {}, {}
     for size in different:
+        change = changes[int(size)] = chosen(numbers, Fraction(int(size), first), rule, momentum, found)
         try:
-            records[int(size)] = scaled(numbers, Fraction(int(size), first), found, how)[0]
+            records[int(size)] = scaled(numbers, change)
         except ValueError as error:
             raise ValueError(
                 f"batches: a change of the batch size from {first} to {size} is not possible: {error}"
             ) from error
     seen = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    table = {name: np.array([v[name] for v in map(_row, records.values())])[which] for name in _row(numbers)}
-    table["lr"] = table["lr"] * _multiplier(optimizer, seen / first)
-    said = assumptions(numbers, records[largest], largest / first, found, False)
+    table = {
+        name: np.array([v[name] for v in map(numbers_of, records.values())])[which] for name in numbers_of(numbers)
+    }
+    if multiplier is not None:
+        table["lr"] = table["lr"] * multiplier(seen / first)
+    largest = int(different[-1])
+    change = changes[largest]
+    said = assumptions(numbers, records[largest], change, False)
     said.append(
         "After a jump of the batch size, second moments are still those of the previous batch size for about 1/(1 − "
-        "b2) steps, and PyTorch's momentum buffer, a sum of gradients, is not rescaled. Increase the batch size in "
-        "small steps, or call sdelens.torch.rescale at each jump."
+        "b2) steps unless they are scaled, as Ramp.to_optax does, and PyTorch's momentum buffer, a sum of gradients, "
+        "is not rescaled. Call sdelens.torch.rescale at each jump, or increase the batch size in small steps."
     )
-    return Ramp(sizes, seen, table, found.name, how, tuple(said), records, optimizer)
+    return Ramp(
+        batch_size=sizes,
+        samples=seen,
+        numbers=table,
+        rule=change.rule.name,
+        momentum=change.momentum,
+        assumed=(*more, *said),
+        records=records,
+        optimizer=optimizer,
+        first=first,
+        base=numbers,
+        multiplier=multiplier,
+        squares={size: expected_square(numbers, change) for size, change in changes.items()},
+    )
 
 
-def _schedule(values: np.ndarray) -> Callable[[Any], Any]:
-    def at(count: Any) -> Any:
-        import jax.numpy as jnp
-
-        return jnp.asarray(values, float)[jnp.clip(count, 0, len(values) - 1)]
-
-    return at
-
-
-def _row(numbers: Hyperparameters) -> dict[str, float]:
-    named = {"lr": numbers.written_lr, **numbers.memories, "eps": numbers.eps, "weight_decay": numbers.weight_decay}
-    return {name: float(value) for name, value in named.items() if value is not None}
-
-
-def _multiplier(optimizer: Any, steps: np.ndarray) -> np.ndarray | float:
-    schedule = None if isinstance(optimizer, dict) else getattr(optimizer, "schedule", None)
-    return 1.0 if schedule is None else np.asarray(schedule(steps, optimizer.lr), float)
-
-
-def _sizes_of(batches: Callable[[float], float], total: float | None, count: int | None) -> np.ndarray:
-    sizes: list[int] = []
-    seen = 0
-    while (seen < total) if total is not None else (len(sizes) < (count or 0)):
-        sizes.append(check.at_least("batches", round(check.positive("batches", batches(seen))), 1))
-        seen += sizes[-1]
-        _bounded(len(sizes))
-    return np.array(sizes)
-
-
-def _sizes_in(batches: Any, unit: str, total: float | None, count: int | None) -> np.ndarray:
-    try:
-        given = [(begin, size) for begin, size in batches]
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"batches: got {batches!r}; give a list of pairs ({unit}, batch size), or a function."
-        ) from error
-    pairs = [(check.nonnegative("batches", begin), check.at_least("batches", size, 1)) for begin, size in given]
-    if not pairs or pairs[0][0] != 0 or any(b[0] <= a[0] for a, b in pairwise(pairs)):
-        raise ValueError(f"batches: got {batches!r}; the numbers of {unit} must start at 0 and increase.")
-    sizes, seen, made = [], 0, 0
-    for i, (_, size) in enumerate(pairs):
-        limits: list[float] = []
-        if i + 1 < len(pairs):
-            end = pairs[i + 1][0]
-            limits.append(math.ceil((end - seen) / size) if unit == "samples" else math.ceil(end) - made)
-        if total is not None:
-            limits.append(math.ceil((total - seen) / size))
-        if count is not None:
-            limits.append(count - made)
-        n = max(0, int(min(limits)))
-        _bounded(made + n)
-        sizes.append(np.full(n, size))
-        seen, made = seen + n * size, made + n
-    return np.concatenate(sizes)
-
-
-def _bounded(steps: int) -> None:
-    if steps > _MOST:
+def _one_source(batches: Any, trade: Any, noise_scale: Any, batch_size: Any, largest: Any) -> None:
+    """Refuse several sources of the batch sizes, and options that would be ignored."""
+    given = [
+        name for name, v in (("batches", batches), ("trade", trade), ("noise_scale", noise_scale)) if v is not None
+    ]
+    if len(given) != 1:
         raise ValueError(
-            f"batches: the run would have more than {_MOST:,} steps; give larger batches or fewer samples."
+            f"batches: got {' and '.join(given) or 'none'} of batches, trade and noise_scale; give one of them."
         )
+    if trade is not None:
+        check.choice("trade", trade, ("batch",))
+    if batches is None and batch_size is None:
+        raise ValueError(f"batch_size: not given, but {given[0]} needs the batch size at which the run starts.")
+    if batches is not None and largest is not None:
+        raise ValueError("largest_batch: only for trade and noise_scale; leave it out.")
+
+
+def _traded(
+    multiplier: Callable[[np.ndarray], np.ndarray] | None, batch_size: Any, total: float | None, largest: Any
+) -> tuple[Any, tuple[str, ...]]:
+    if multiplier is None:
+        raise ValueError(
+            "schedule: trade='batch' replaces the decay of a learning-rate schedule, and there is none; give the "
+            "optimizer schedule=, or a dict and schedule=."
+        )
+    if total is None or largest is None:
+        raise ValueError(
+            "samples, largest_batch: trade='batch' needs the number of samples of the run and the largest batch size "
+            "that your machine and the noise scale allow (sl.advise); give both."
+        )
+    first, most = check.at_least("batch_size", batch_size, 1), check.at_least("largest_batch", largest, 1)
+    said = (
+        f"The batch size doubles wherever the schedule has halved, up to {most}; between doublings, and after the "
+        "last, the learning rate follows the schedule.",
+        "The equivalence holds per sample as long as the rule does; steps that are too large for the curvature, or "
+        "samples too few for the gradient to fall, are not covered.",
+    )
+    return by_schedule(multiplier, first, total, most), said
+
+
+def _multiplier(optimizer: Any, schedule: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The schedule h as a function of an array of steps; None if there is none."""
+    own = None if isinstance(optimizer, dict) else getattr(optimizer, "schedule", None)
+    if schedule is not None and not isinstance(optimizer, dict):
+        raise ValueError("schedule: got one, but the optimizer is no dict and has its own schedule=; leave it out.")
+    if own is not None:
+        return lambda steps: np.asarray(own(steps, optimizer.lr), float)
+    if schedule is None:
+        return None
+    if not callable(schedule):
+        raise TypeError(
+            f"schedule: got {type(schedule).__name__}; give a function from the step to a multiplier of lr."
+        )
+    if hasattr(schedule, "stretched"):  # a schedule of this library, which also takes the learning rate
+        rate = optimizer.get("lr", optimizer.get("learning_rate"))
+        return lambda steps: np.asarray(schedule(steps, rate), float)
+    return lambda steps: np.array([float(schedule(k)) for k in steps])

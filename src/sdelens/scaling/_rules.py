@@ -17,10 +17,13 @@ class Rule:
 
     Attributes:
         name: name of the rule.
-        lr: exponent of the power of δ that multiplies η; None if the spread of the momentum under a sign decides.
-        regime: ``"noise"`` or ``"signal"``, whichever dominates the squares of gradients; ε, Adagrad's sum and the
-            clipping norm are scaled accordingly; None if the rule leaves them unchanged.
-        momentum: the default of `core.names.MOMENTA` under this rule.
+        lr: exponent of the power of δ that multiplies η; None if the factor is computed from more than δ: from the
+            measured SNR if `regime` is ``"measured"``, otherwise from the spread of the momentum under a sign.
+        regime: what the squares of gradients consist of: ``"noise"`` or ``"signal"``, whichever dominates, or
+            ``"measured"``, both, according to a measured SNR; ε, Adagrad's sum and the clipping norm are scaled
+            accordingly; None if the rule leaves them unchanged.
+        momentum: the default of `core.names.MOMENTA` under this rule; for optimizers without a mean of squares,
+            ``"second-moment"`` means ``"samples"`` here.
         decay: whether decoupled decay keeps its strength per sample, nηθ; otherwise θ is unchanged.
         families: the optimizers that the rule is made for; empty for all.
         keeps: what the rule preserves at equal numbers of samples.
@@ -59,6 +62,17 @@ _RULES: Final = (
         "drift and noise per sample of SGD, also with momentum; for sign and adaptive optimizers the path where the "
         "gradient dominates the noise, but not their noise",
         "Goyal et al. 2017 (arXiv 1706.02677) for SGD; derived in sdelens for the other optimizers",
+    ),
+    Rule(
+        "signal-to-noise",
+        None,
+        "measured",
+        "second-moment",
+        True,
+        (*ADAPTIVE, "signsgd", "signum", "lion"),
+        "drift and noise per sample of RMSprop and Adam whose squared gradients consist of signal and noise in the "
+        "measured proportion; for sign methods the mean sign per sample",
+        "derived in sdelens",
     ),
     Rule(
         "none",
@@ -123,6 +137,17 @@ _RULES: Final = (
         (),
         "SGD's drift and noise per sample; only the learning rate changes, with a gradual warm-up",
         "Goyal et al. 2017 (arXiv 1706.02677)",
+    ),
+    Rule(
+        "marek2025",
+        0.0,
+        None,
+        "second-moment",
+        False,
+        ADAPTIVE,
+        "the half-life of the second moment in samples, for small batches, down to one example; all other "
+        "hyperparameters, including the learning rate, are unchanged",
+        "Marek et al. 2025 (arXiv 2507.07101)",
     ),
     Rule(
         "bergsma2025",

@@ -1,14 +1,17 @@
 """Conversion of sdelens specifications to hyperparameters and back, with their schedules."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdelens.core.declarations import OPTIMIZERS
 from sdelens.optimizers import DecayedOptimizer, Optimizer
-from sdelens.optimizers.schedules import Cosine, Schedule, Warmup
+from sdelens.optimizers.schedules import Cosine, Polynomial, Schedule, Warmup
 from sdelens.scaling.hyperparameters import Hyperparameters, Reading
 
-__all__ = ["read_specification", "scaled_schedule", "specification_of"]
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["read_specification", "scaled_schedule", "scaling_squares", "specification_of"]
 
 
 def read_specification(given: Any) -> Reading:
@@ -54,28 +57,47 @@ def read_specification(given: Any) -> Reading:
     return Reading(numbers, write)
 
 
-def scaled_schedule(schedule: Schedule, ratio: float, rate: float) -> tuple[Schedule, list[tuple[str, float, float]]]:
+def scaled_schedule(
+    schedule: Schedule, ratio: float, rate: float, tokens: float = 1.0
+) -> tuple[Schedule, list[tuple[str, float, float, float]]]:
     """The schedule, kept as the same function of the number of samples.
+
+    For a run of `tokens` times as many samples, it is that function of the share of the run; a warm-up and a decay by a
+    power of time are still functions of the number of samples.
 
     Args:
         schedule: h at the old batch size.
         ratio: δ.
         rate: factor of the learning rate.
+        tokens: samples of the new run over those of the old one.
 
     Returns:
-        The new schedule, and the step numbers in it: name, before, after.
+        The new schedule, and the step numbers in it: name, before, exactly after, after as a whole number.
     """
     if isinstance(schedule, Cosine):
-        steps = max(1, round(schedule.steps / ratio))
-        return Cosine(steps, schedule.end), [("cosine steps", schedule.steps, float(steps))]
+        return _cosine(schedule, schedule.steps * tokens / ratio)
     if isinstance(schedule, Warmup):
-        steps = max(1, round(schedule.steps / ratio))
-        row = ("warm-up steps", schedule.steps, float(steps))
+        exact = schedule.steps / ratio
+        steps = max(1, round(exact))
+        row = ("warm-up steps", schedule.steps, exact, float(steps))
         if schedule.then is None:
             return Warmup(steps), [row]
-        then, rows = scaled_schedule(schedule.then, ratio, rate)
+        if isinstance(schedule.then, Cosine):  # what the whole run has, less the warm-up
+            then, rows = _cosine(
+                schedule.then, ((schedule.steps + schedule.then.steps) * tokens - schedule.steps) / ratio
+            )
+        else:
+            then, rows = scaled_schedule(schedule.then, ratio, rate, tokens)
         return Warmup(steps, then), [row, *rows]
-    return schedule.stretched(1 / ratio, 1 / rate), []
+    longer = 1.0 if isinstance(schedule, Polynomial) else tokens
+    return schedule.stretched(longer / ratio, 1 / rate), []
+
+
+def _cosine(schedule: Cosine, exact: float) -> tuple[Schedule, list[tuple[str, float, float, float]]]:
+    if exact <= 0:
+        raise ValueError("tokens: the new run is shorter than the warm-up; give more tokens, or a shorter warm-up.")
+    steps = max(1, round(exact))
+    return Cosine(steps, schedule.end), [("cosine steps", schedule.steps, exact, float(steps))]
 
 
 def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None) -> DecayedOptimizer:
@@ -102,3 +124,22 @@ def specification_of(numbers: Hyperparameters, given: Any, nesterov: bool | None
     own |= {"b1": numbers.blend} if numbers.family == "lion" else {}
     own |= {"eps": numbers.eps} if numbers.eps is not None else {}
     return OPTIMIZERS[numbers.family].load()(lr=numbers.lr, **memories, **own)
+
+
+def scaling_squares(transformation: "optax.GradientTransformation", factor: Any) -> "optax.GradientTransformation":
+    """A transformation whose second moments are multiplied by a factor before every update."""
+    import jax
+    import optax
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scaled(part: Any) -> Any:
+            return (
+                part._replace(nu=jax.tree.map(lambda v: (v * factor).astype(v.dtype), part.nu)) if held(part) else part
+            )
+
+        def held(part: Any) -> bool:
+            return isinstance(part, optax.ScaleByAdamState | optax.ScaleByRmsState)
+
+        return transformation.update(updates, jax.tree.map(scaled, state, is_leaf=held), params)
+
+    return optax.GradientTransformation(transformation.init, update)

@@ -3,12 +3,11 @@
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,147 +15,38 @@ from jax import Array
 
 from sdelens.cases.case import Case
 from sdelens.core import check
-from sdelens.core.files import text_table
-from sdelens.core.names import noise_label, optimizer_label, problem_label
 from sdelens.diagnosis.expected import path_error
 from sdelens.integrate import MAX_COORDINATES
-from sdelens.noise import AbstractNoise, DistributedNoise
+from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW, second_moment
 from sdelens.problems import AbstractProblem
-from sdelens.results.quantities import columns
 from sdelens.results.result import Result
 from sdelens.run.api import compare
 from sdelens.run.models import Model
 from sdelens.run.options import Execution, Record
+from sdelens.scaling._along import at_ratio
+from sdelens.scaling._ramp_result import Ramp
 from sdelens.scaling._rescale import rescale
+from sdelens.scaling._verification import SOURCE, Verification
 from sdelens.theory.constants import spectrum
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+__all__ = ["verify"]
 
-__all__ = ["Verification", "verify"]
-
-SOURCE = "batch × 1"
-"""Label of the run at the batch size that was given."""
 _LARGEST = 64
 _RECORDS = 100
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Comparison of two batch sizes.
-
-    Attributes:
-        result: the losses on a common clock, the steps of the run at the given batch size; the models are
-            ``"batch × 1"`` and one per rescaled optimizer.
-        optimizers: the optimizer of each model.
-        batch_ratio: δ.
-        snr: √(‖∇f‖²/tr Σ) at the start for the larger of both batches; NaN if Σ is infinite or the start is random.
-        expected: path-wise error of the square-root rule expected from signal and noise at the start, computed as in
-            `diagnose` (`sdelens.diagnosis`); None for optimizers other than RMSprop and Adam, and if `snr` is NaN.
-        stiffness: for each model, its largest curvature at the start over its stability limit, λη(1 − β₁)/(2 + 2β₁),
-            with λ for RMSprop and Adam that of the preconditioned Hessian D H D, where D = v^(−1/4) and v = E g² at its
-            batch (arXiv 2207.14484); NaN for sign methods and Adagrad. If it is close to 1, steps are not small.
-    """
-
-    result: Result
-    optimizers: dict[str, Optimizer]
-    batch_ratio: float
-    snr: float
-    expected: float | None
-    stiffness: dict[str, float]
-
-    def agreement(self, confidence: float = 0.99) -> "pd.DataFrame":
-        """How well every rescaled run agrees with the original run, at equal numbers of samples.
-
-        Columns:
-
-        - ``path_error, path_error_lower, path_error_upper``: relative L2 distance of the mean-loss curves, as in
-          `Result.errors`, with one-sided limits;
-        - ``asymptotic_ratio, asymptotic_ratio_lower, asymptotic_ratio_upper``: ratio of mean loss −
-          infimum over the last third; if the infimum is unknown, 1 + the difference relative to the height of the
-          whole curve;
-        - ``spread, spread_lower, spread_upper``: standard deviation over paths, relative, averaged over time.
-
-        Args:
-            confidence: one-sided confidence of each limit, in (0.5, 1).
-
-        Raises:
-            ValueError: if `confidence` is not in (0.5, 1).
-        """
-        errors = self.result.errors(SOURCE, confidence)
-        frame = errors[[*columns("error")]].add_prefix("path_")
-        for ours, theirs in zip(columns("asymptotic_ratio"), columns("late_shift"), strict=True):
-            frame[ours] = 1 + errors[theirs]
-        return frame.join(errors[[*columns("spread"), "diverged"]])
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Mean losses against samples, and their relative difference below; saved if `path` is given.
-
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
-        return self.result.plot(path, reference=SOURCE)
-
-    def __str__(self) -> str:
-        info = self.result.info
-        title = (
-            f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, {noise_label(info['noise'])} "
-            f"noise: batch × 1 against × {self.batch_ratio:g}, {info['run']['steps']} and "
-            f"{round(info['run']['steps'] / self.batch_ratio)} steps, {info['run']['paths']} paths"
-        )
-        final, rows = self.result.dataset.isel(step=-1), []
-        frame: dict[Any, Any] = self.agreement().to_dict("index")
-        for model in self.result.models:
-            here = final.sel(model=model)
-            row = frame.get(model)
-            cells = [
-                model,
-                _numbers(self.optimizers[model]),
-                _short(self.stiffness[model]),
-                f"{float(here.loss_mean):.4g} ± {float(here.loss_sem):.1g}",
-            ]
-            if row is None:
-                rows.append([*cells, "-", "-", "-"])
-                continue
-            path = _range(row, "path_error", lambda v: f"{100 * v:.2g} %")
-            late = _range(row, "asymptotic_ratio", lambda v: f"{v:.3f}")
-            rows.append([*cells, path, late, _short(row["spread"])])
-        head = ["run", "optimizer", "stiffness", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
-        floor = (
-            ""
-            if np.isfinite(float(self.result.dataset.attrs["infimum"]))
-            else " (relative to the height of the curve, because the infimum is unknown)"
-        )
-        note = (
-            "Runs are compared at equal numbers of samples (training examples). path-wise error: relative L2 "
-            "distance of the mean losses, with Monte-Carlo noise removed; asymptotic ratio: ratio of the mean "
-            f"losses over the last third{floor}; both with one-sided 99 % limits; spread: standard deviation over "
-            "paths, relative to the first run; stiffness: largest curvature at the start, divided by the curvature "
-            "up to which steps are stable."
-        )
-        said = [f"SNR at the start and the larger batch size: {self.snr:.2g}."] if np.isfinite(self.snr) else []
-        if self.expected is not None:
-            said.append(
-                "From there to the stationary distribution, the expected path-wise error of the square-root rule is "
-                f"about {100 * self.expected:.2g} %, without the error from larger steps."
-            )
-        return "\n".join([title, "", *text_table(head, rows), "", note, " ".join(said)]).rstrip()
-
-    __repr__ = __str__
 
 
 def verify(
     problem: AbstractProblem,
     noise: AbstractNoise,
-    optimizer: Optimizer,
-    batch_ratio: float,
+    optimizer: Optimizer | None,
+    batch_ratio: float | Ramp,
     rescaled: Optimizer | Mapping[str, Optimizer] | None = None,
     *,
-    steps: int,
+    steps: int | None = None,
     rule: str | None = None,
     momentum: str | None = None,
+    snr: Any = None,
     paths: int = 1024,
     seed: int = 0,
     record_every: int | None = None,
@@ -173,13 +63,16 @@ def verify(
     Args:
         problem: what is minimised.
         noise: law of the gradient noise at the batch size of `optimizer`.
-        optimizer: specification at that batch size.
-        batch_ratio: δ > 0, a ratio of whole numbers of at most 64.
+        optimizer: specification at that batch size; for a ramp its own, or None.
+        batch_ratio: δ > 0, a ratio of whole numbers of at most 64. Or a `Ramp` whose batch sizes are multiples of its
+            B₀: the optimizer itself is then run along it, and compared with the run at B₀ with the same schedule; only
+            `paths`, `seed`, `start` (parameters) and `execution` can be given in addition.
         rescaled: what to run at the other batch size: a specification, or several by label, for example a full rule
             and versions of it with omissions; default: ``rescale(optimizer, batch_ratio, rule, momentum=momentum)``.
         steps: optimizer steps at batch × 1; rounded up so that both runs end after equally many samples.
         rule: as in `rescale`.
         momentum: as in `rescale`.
+        snr: as in `rescale`.
         paths: independent paths of each run.
         seed: seed of all randomness; the runs are independent.
         record_every: steps of the run at batch × 1 between records, rounded so that both have then seen equally many
@@ -194,9 +87,19 @@ def verify(
     Raises:
         ValueError, TypeError: if an argument is invalid, naming it; or from `rescale`.
     """
+    if isinstance(batch_ratio, Ramp):
+        options = {"rescaled": rescaled, "steps": steps, "rule": rule, "momentum": momentum, "snr": snr}
+        options |= {"record_every": record_every, "model": None if model == "optimizer" else model}
+        if optimizer is not None and not _same(optimizer, batch_ratio.optimizer):
+            raise ValueError("optimizer: differs from that of the ramp; give the same, or None.")
+        return _verify_ramp(
+            problem, noise, batch_ratio, options, paths=paths, seed=seed, start=start, execution=execution
+        )
+    if steps is None or optimizer is None:
+        raise ValueError("steps, optimizer: not given; both are needed unless batch_ratio is a ramp.")
     ratio = _ratio(batch_ratio)
-    targets = _targets(optimizer, batch_ratio, rescaled, rule, momentum)
-    larger = _at_ratio(noise, ratio)
+    targets = _targets(optimizer, batch_ratio, rescaled, rule, momentum, snr)
+    larger = at_ratio(noise, float(ratio))
     steps = check.at_least("steps", steps, 2)
     wanted = steps // _RECORDS if record_every is None else check.at_least("record_every", record_every, 1)
     stride = max(1, round(wanted / ratio.numerator))
@@ -228,12 +131,53 @@ def verify(
         theirs = run(larger, target, label, stride * ratio.denominator, seed + i)
         joined = joined.merge(_labelled(theirs, label, source, "rescaled"))
     begin = Case.checked(problem, noise, optimizer, start, 1)
-    snr, expected = _foretold(begin, optimizer, float(ratio))
+    at_start, expected = _foretold(begin, optimizer, float(ratio))
     here = functools.cache(functools.partial(_largest_curvature, begin))
     there = functools.cache(functools.partial(_largest_curvature, Case.checked(problem, larger, optimizer, start, 1)))
     stiffness = {SOURCE: _stiffness(optimizer, here)}
     stiffness |= {label: _stiffness(target, there) for label, target in targets.items()}
-    return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio), snr, expected, stiffness)
+    others = rounds * stride * ratio.denominator
+    return Verification(joined, {SOURCE: optimizer, **targets}, float(ratio), at_start, expected, stiffness, others)
+
+
+def _verify_ramp(
+    problem: AbstractProblem, noise: AbstractNoise, ramp: Ramp, given: Mapping[str, Any], *, seed: int, **options: Any
+) -> Verification:
+    """Run the optimizer along a ramp and at B₀; compare at the numbers of samples at which both have ended a step."""
+    extra = [name for name, value in given.items() if value is not None]
+    if extra:
+        raise ValueError(f"{', '.join(extra)}: got a value, but a ramp determines it; leave it out.")
+    if (ramp.batch_size % ramp.first).any():
+        raise ValueError(
+            f"batch_ratio: got a ramp with batch sizes that are not multiples of {ramp.first}, the batch size of its "
+            "optimizer; to compare runs at equal numbers of samples, give multiples."
+        )
+    clock = np.concatenate([[0], np.cumsum(ramp.batch_size // ramp.first)])  # steps at B₀ after every step of the ramp
+    stride = max(1, ramp.steps // _RECORDS)
+    ours = np.minimum(np.arange(-(-ramp.steps // stride) + 1) * stride, ramp.steps)
+    theirs = clock[ours]
+    every = int(np.gcd.reduce(np.diff(theirs)))
+    label = f"ramp to × {ramp.batch_size.max() / ramp.first:g}"
+    runs = {SOURCE: (ramp.constant(), every, seed), label: (ramp, stride, seed + 1)}
+    found, optimizers = {}, {}
+    for name, (one, step, own) in runs.items():
+        law, optimizers[name] = one.along(noise)
+        record = Record(every=step)
+        found[name] = compare(
+            problem, law, optimizers[name], {name: "optimizer"}, steps=one.steps, seed=own, record=record, **options
+        )
+    base = Result(found[SOURCE].dataset.sel(step=theirs))
+    joined = _labelled(base, SOURCE, base, "optimizer").merge(_labelled(found[label], label, base, "rescaled"))
+    nothing = dict.fromkeys(runs, math.nan)
+    ratio = float(ramp.batch_size.max() / ramp.first)
+    return Verification(joined, optimizers, ratio, math.nan, None, nothing, ramp.steps)
+
+
+def _same(given: Any, other: Any) -> bool:
+    """Whether two optimizers have the same numbers and schedules."""
+    if isinstance(given, Mapping) or isinstance(other, Mapping):
+        return bool(given == other)
+    return given is other or bool(eqx.tree_equal(given, other))
 
 
 def _ratio(batch_ratio: Any) -> Fraction:
@@ -248,14 +192,15 @@ def _ratio(batch_ratio: Any) -> Fraction:
 
 
 def _targets(
-    optimizer: Optimizer, batch_ratio: float, rescaled: Any, rule: str | None, momentum: str | None
+    optimizer: Optimizer, batch_ratio: float, rescaled: Any, rule: str | None, momentum: str | None, snr: Any
 ) -> dict[str, Optimizer]:
     default = f"batch × {float(batch_ratio):g}" if batch_ratio != 1 else "repeated"
     if rescaled is None:
-        return {default: rescale(optimizer, batch_ratio, rule, momentum=momentum).optimizer}
-    if rule is not None or momentum is not None:
+        return {default: rescale(optimizer, batch_ratio, rule, momentum=momentum, snr=snr).optimizer}
+    if rule is not None or momentum is not None or snr is not None:
         raise ValueError(
-            "rule, momentum: got values together with rescaled, which replaces them; leave them out, or leave "
+            f"rule, momentum{', snr' * (snr is not None)}: got values together with rescaled, which replaces "
+            "them; leave them out, or leave "
             "rescaled out."
         )
     named = dict(rescaled) if isinstance(rescaled, Mapping) else {default: rescaled}
@@ -269,18 +214,6 @@ def _targets(
                 f"rescaled[{label!r}]: got {type(given).__name__}; give an optimizer, for example sl.AdamW(0.01)."
             )
     return named
-
-
-def _at_ratio(noise: Any, ratio: Fraction) -> AbstractNoise:
-    """The noise at δ times the batch size, from its law or as the mean of δ draws."""
-    if not isinstance(noise, AbstractNoise):
-        raise TypeError(f"noise: got {type(noise).__name__}; give a noise law, for example sl.GaussianNoise(1.0).")
-    try:
-        return noise.at_batch_ratio(float(ratio))
-    except ValueError:
-        if ratio.denominator > 1 or ratio <= 1 or isinstance(noise, DistributedNoise):
-            raise
-        return DistributedNoise(noise, workers=ratio.numerator)
 
 
 def _foretold(case: Case, optimizer: Optimizer, ratio: float) -> tuple[float, float | None]:
@@ -338,19 +271,3 @@ def _labelled(run: Result, label: str, source: Result, kind: str) -> Result:
 
 
 _CLOCK = "samples, in steps at batch × 1"
-
-
-def _numbers(optimizer: Optimizer) -> str:
-    said = {k: v for k, v in optimizer.describe().items() if isinstance(v, float) and (k == "lr" or v)}
-    return ", ".join(f"{k} {v:.4g}" for k, v in said.items() if k != "eps")
-
-
-def _short(value: float) -> str:
-    return f"{value:.2g}" if value < 0.995 else f"{value:.3g}" if np.isfinite(value) else "-"
-
-
-def _range(row: dict[Any, Any], name: str, written: Any) -> str:
-    found, low, high = (row[column] for column in columns(name))
-    if not np.isfinite(found):
-        return "diverged" if row["diverged"] else "-"
-    return f"{written(found)} ({written(low)} – {written(high)})" if np.isfinite(high) else written(found)

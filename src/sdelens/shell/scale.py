@@ -6,7 +6,7 @@ import typer
 
 from sdelens.core import names
 from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
-from sdelens.shell.case_options import listing
+from sdelens.shell.case_options import listing, numbers
 
 __all__ = ["scale"]
 
@@ -42,6 +42,16 @@ def scale(
         typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(names.SCALING_RULES)}"),
     ] = None,
     momentum: Annotated[str | None, typer.Option(help=f"How the decays β are scaled. {listing(names.MOMENTA)}")] = None,
+    snr: Annotated[
+        str | None,
+        typer.Option(
+            help="For --rule signal-to-noise: the signal-to-noise ratio at the old batch size, measured from "
+            "gradients, or 'estimate,lower,upper'."
+        ),
+    ] = None,
+    tokens: Annotated[
+        float, typer.Option(help="Samples of the new run over those of the old one, if it is longer or shorter.")
+    ] = 1.0,
     form: Annotated[str, typer.Option("--format", help=listing(names.CODE_FORMATS))] = "table",
 ) -> None:
     """Rescale an optimizer's hyperparameters from one batch size to another, and state the assumptions."""
@@ -55,7 +65,10 @@ def scale(
     }
     given |= {"initial_accumulator": initial_accumulator, "weight_decay": weight_decay, "decay": decay}
     options: dict[str, Any] = {"rule": rule, "momentum": momentum}
-    options |= {"steps": steps, "warmup": warmup, "clip_norm": clip_norm}
+    options |= {"steps": steps, "warmup": warmup, "clip_norm": clip_norm, "tokens": tokens}
+    if snr is not None:
+        parts = numbers("snr", snr)
+        options["snr"] = parts[0] if len(parts) == 1 else tuple(parts)
     typer.echo(printed(optimizer, batch, to, given, form, **options))
 
 
@@ -87,9 +100,9 @@ def printed(
     name = check.choice("optimizer", optimizer.lower(), (*OPTIMIZERS, *ALIASES))
     check.choice("format", form, names.CODE_FORMATS)
     ratio = check.positive("to", to) / check.positive("batch", batch)
-    numbers = {key: value for key, value in given.items() if value is not None}
-    numbers = {"optimizer": name, **OPTIMIZERS[canonical_name(name)].defaults, **numbers}
-    if not numbers.get("nesterov"):
-        numbers.pop("nesterov", None)
-    rescaled = rescale(numbers, ratio, **options)
+    full = {key: value for key, value in given.items() if value is not None}
+    full = {"optimizer": name, **OPTIMIZERS[canonical_name(name)].defaults, **full}
+    if not full.get("nesterov"):
+        full.pop("nesterov", None)
+    rescaled = rescale(full, ratio, batch_size=batch, **options)
     return str(rescaled) if form == "table" else as_code(rescaled, form)
