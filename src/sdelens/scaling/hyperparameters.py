@@ -28,8 +28,8 @@ _ALIASES: Final = {
     "initial_accumulator": ("initial_accumulator", "initial_accumulator_value"),
     "weight_decay": ("weight_decay",),
 }
-_BEGUN: Final = ("initial_scale",)
-"""Numbers that matter only before the first step."""
+_UNCHANGED: Final = ("initial_scale", "lr_scale")
+"""Numbers that do not depend on the batch size: one that matters only before the first step, and a factor of lr."""
 _ABSENT: Final = ("lr_decay", "momentum_decay")
 """Numbers that have no effect if they are 0."""
 _CYCLED: Final = ("max_momentum", "base_momentum")
@@ -192,13 +192,13 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
             raise ValueError(f"betas: got {given['betas']!r}; give two numbers.")
         keys |= {"b1": ("betas", 0), "b2": ("betas", 1)} if "b1" in takes else {"b2": ("betas", 1)}
     known = {key for key, _ in keys.values()} | {*_RATES, *_FOLLOWERS}
-    known |= {key for key in _BEGUN if key in given} | {key for key in _ABSENT if given.get(key) == 0}
+    known |= {key for key in _UNCHANGED if key in given} | {key for key in _ABSENT if given.get(key) == 0}
     cycled = [key for key in _CYCLED if key in given]
     if cycled:
         raise ValueError(
             f"{cycled[0]}: belongs to a scheduler that changes the momentum (OneCycleLR, CyclicLR) and would undo "
-            "the rescaling; remove this key, and create a new scheduler for the new batch size with the rescaled "
-            "numbers."
+            "the rescaling; give the live scheduler to sdelens.torch.rescale, or remove this key, and create a new "
+            "scheduler for the new batch size with the rescaled numbers."
         )
     unknown = [
         key

@@ -5,7 +5,7 @@ import math
 from sdelens.diagnosis.moments import Weights
 from sdelens.scaling.hyperparameters import Hyperparameters
 
-__all__ = ["ACCUMULATORS", "buffer_gain", "clock", "square_factor"]
+__all__ = ["ACCUMULATORS", "buffer_gain", "clock", "square_factor", "sum_factor"]
 
 ACCUMULATORS = ("scale", "keep")
 """Ways to treat second moments."""
@@ -47,3 +47,19 @@ def square_factor(numbers: Hyperparameters, ratio: float, step: float, v: float,
     square, mean = v / weights.bias2, m / weights.bias1**2
     share = min(1.0, max(0.0, (square - mean) / ((1 - weights.first) * square)))
     return 1 - share + share / ratio
+
+
+def sum_factor(old: Hyperparameters, new: Hyperparameters) -> float:
+    """The factor of Adagrad's sum of squares: that of its initial value, which is also that of ε².
+
+    Raises:
+        ValueError: if both are 0, so that no factor can be read from them.
+    """
+    if old.accumulator and new.accumulator is not None:
+        return new.accumulator / old.accumulator
+    if old.eps and new.eps is not None:
+        return (new.eps / old.eps) ** (1 if old.inside else 2)
+    raise ValueError(
+        "eps: got 0 with an initial accumulator of 0, so that the factor of Adagrad's sum of squares is unknown; give "
+        "a positive eps, for example 1e-10."
+    )
