@@ -1,0 +1,9 @@
+from ._huggingface import HuggingFaceNoise as HuggingFaceNoise
+from ._lightning import LightningNoise as LightningNoise
+from ._measurement import Measurement as Measurement
+from ._measurement import measure as measure
+from ._monitor import NoiseMonitor as NoiseMonitor
+from ._optax import NoiseSums as NoiseSums
+from ._optax import add_stack as add_stack
+from ._optax import noise_of as noise_of
+from ._optax import noise_sums as noise_sums
