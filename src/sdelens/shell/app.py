@@ -12,6 +12,7 @@ import typer
 
 from sdelens.core import names
 from sdelens.core.declarations import NOISES, OPTIMIZERS
+from sdelens.shell.advise import advise
 from sdelens.shell.case_options import Subject, SubjectOptions, numbers, read_curve
 from sdelens.shell.command import Command, Group, takes_options
 from sdelens.shell.diagnose import diagnose
@@ -19,6 +20,7 @@ from sdelens.shell.members import Members
 from sdelens.shell.output import Output, RunOutput
 from sdelens.shell.panels import OUTPUT, SIZE, Devices, DryRun
 from sdelens.shell.reproduce import reproduce
+from sdelens.shell.rescale import rescale
 from sdelens.shell.run_options import RunOptions, models_from, saved_to
 from sdelens.shell.scale import scale
 from sdelens.shell.session import command_line, refusals, shell
@@ -267,6 +269,14 @@ _command(
     "sdelens scale adamw --lr 1e-3 --b2 0.95 --batch 256 --to 2048",
     "sdelens scale sgd --lr 0.1 --mu 0.9 --batch 128 --to 512 --format torch",
 )(refusals()(scale))
+_command(
+    "sdelens advise 1200,800,1900 --batch-size 256 --lr 3e-4",
+    "sdelens advise noise.csv --batch-size 256 --plot advice.png",
+)(refusals()(advise))
+_command(
+    "sdelens rescale checkpoint.pt --ratio 4 --out checkpoint-4x.pt",
+    "sdelens rescale output/checkpoint-1000 --ratio 2 --warmup 500 --out checkpoint-2x",
+)(refusals()(rescale))
 _command(
     "sdelens diagnose optimizer.pt --b1 0.9 --b2 0.999",
     "sdelens diagnose checkpoint --batch-size 256 --format json",
