@@ -522,6 +522,12 @@ def test_measured_gradients_of_a_live_optimizer():
     for wrong in ({"groups": {"a": "0"}}, {"earlier": optimizer}):
         with pytest.raises(ValueError, match="together with noise"):
             sl.diagnose(optimizer, noise=noise, batch_size=32, **wrong)
+    sgd = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    sgd.step()
+    other = sl.diagnose(sgd, noise=noise, batch_size=32)
+    assert other.snr == found.snr
+    assert "which this optimizer is not: SGD keeps no mean" in other.verdict()
+    assert "which this optimizer is not" not in found.verdict()
     with pytest.raises(TypeError, match="give a GradientNoise"):
         sl.diagnose(optimizer, noise=0.5)
     with pytest.raises(ValueError, match="got neither"):

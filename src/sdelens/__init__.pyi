@@ -1,3 +1,4 @@
+from . import callbacks as callbacks
 from . import scaling as scaling
 from . import studies as studies
 from . import theory as theory

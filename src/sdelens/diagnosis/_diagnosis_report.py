@@ -61,6 +61,10 @@ def verdict(found: Diagnosed) -> str:
     if not found.known:
         return f"Cannot tell: {found.reason}. {_MEASURE}"
     said = [_sentence(found), _coverage(found)]
+    if found.info.get("another_rule"):
+        said.append(
+            f"That rule is the one of Adam and RMSprop, which this optimizer is not: {found.info['another_rule']}."
+        )
     if found.source == "moments":
         said.append(_MEASURE)
     return " ".join(part for part in said if part)

@@ -39,14 +39,16 @@ def groups_of(noise: "GradientNoise", batch_size: float, pulls: Mapping[str, flo
         pulls: Σ(θx)² by group.
     """
     *names, everything = noise.names
-    parts = {name: _group(noise, name, batch_size, pulls.get(name, 0.0)) for name in names}
-    total = _group(noise, everything, batch_size, sum(pulls.values()))
+    rows: dict[Any, dict[Any, Any]] = noise.groups.to_dict("index")
+    unit = 1.0 if noise.per == "sample" else noise.batch_size
+    parts = {name: _group(rows[name], unit / batch_size, batch_size, pulls.get(name, 0.0)) for name in names}
+    total = _group(rows[everything], unit / batch_size, batch_size, sum(pulls.values()))
     return parts, total._replace(concentrated=_concentrated(noise, batch_size, total))
 
 
-def _group(noise: "GradientNoise", name: str, batch: float, pull: float) -> Group:
-    row: dict[Any, Any] = noise.groups.loc[name].to_dict()
-    per_sample = float(row["trace"]) * (1.0 if noise.per == "sample" else noise.batch_size)
+def _group(row: Mapping[Any, Any], unit: float, batch: float, pull: float) -> Group:
+    """A group from its row; `unit` is the factor from the trace there to that of a batch."""
+    noise = float(row["trace"]) * unit
     low, high = (float(row[f"noise_scale_{end}"]) for end in ("lower", "upper"))
     lower = math.sqrt(batch / high) if high > 0 else math.inf if high == 0 else 0.0  # 0 also where it is refused (NaN)
     upper = math.sqrt(batch / low) if low > 0 else math.inf
@@ -54,8 +56,8 @@ def _group(noise: "GradientNoise", name: str, batch: float, pull: float) -> Grou
     return Group(
         int(row["size"]),
         square,
-        per_sample / batch,
-        math.sqrt(square * batch / per_sample) if lower > 0 and square > 0 and per_sample > 0 else math.nan,
+        noise,
+        math.sqrt(square / noise) if lower > 0 and square > 0 and noise > 0 else math.nan,
         lower,
         upper,
         pull=pull,

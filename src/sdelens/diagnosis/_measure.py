@@ -15,6 +15,7 @@ from sdelens.diagnosis._patterns import OTHER, labels_by
 from sdelens.diagnosis._sources import Source, Tensor, in_memory, leaves_of
 from sdelens.diagnosis._tensor import as_real
 from sdelens.diagnosis._verdict import Diagnosis
+from sdelens.diagnosis._why import NO_FIRST, NO_STATE
 from sdelens.diagnosis.moments import FALSE_ALARM, Group, Split, Weights, combine, split, squares
 
 if TYPE_CHECKING:
@@ -195,6 +196,7 @@ class _Tally:
         self.weight_decay, self.parameters = weight_decay, parameters
         self.tensors: list[tuple[str, tuple[int, ...], float | None]] = []  # name, shape, pull
         self.numbers = 0
+        self.others: dict[str | None, None] = {}  # why tensors are not those of Adam or RMSprop; None: they are
         self.left_out: dict[str, list[str]] = {}
         self.pulls: set[bool | None] = set()  # whether weight decay is known, and not 0
         self.parts: dict[str, list[Split]] = {}
@@ -209,6 +211,7 @@ class _Tally:
             self.remarks[tensor.remark] = None
         pull = self._pull(tensor)
         self.pulls.add(None if pull is None else pull > 0)
+        self.others[tensor.reason if tensor.reason not in (NO_FIRST, NO_STATE) else None] = None
         self.tensors.append((tensor.name, tensor.shape or tuple(np.shape(tensor.m)), pull))
         betas = [
             self.given[name] if carried is None else carried for name, carried in (("b1", tensor.b1), ("b2", tensor.b2))
@@ -314,6 +317,7 @@ class _Tally:
             "steps": sorted(self.steps),
             "betas": [list(pair) for pair in sorted(self.betas)],
             "numbers": total.size,
+            "another_rule": None if None in self.others else next(iter(self.others), None),
         }
         known = total.signal != 0 or total.noise != 0
         why = "" if known else "all measured gradients are 0"

@@ -9,7 +9,7 @@ import numpy as np
 from sdelens.diagnosis.expected import path_error
 from sdelens.diagnosis.moments import Group
 
-__all__ = ["Mixture", "error_range", "expected_error", "mixture"]
+__all__ = ["Mixture", "expected_error", "greatest_error", "least_error", "mixture"]
 
 _COUNTS: Final = 0.01
 """Least share of the signal for a group to be considered as the best or the worst."""
@@ -70,20 +70,24 @@ def expected_error(parts: Iterable[Group], ratio: float, progress: float) -> flo
     return mixture(parts, "estimate").error(ratio, progress)
 
 
-def error_range(parts: Iterable[Group], total: Group, ratio: float, progress: float) -> tuple[float, float]:
-    """Smallest error with the lower limits of the SNR, and largest with the upper limits, under other assumptions.
+def least_error(parts: Iterable[Group], total: Group, ratio: float, progress: float) -> float:
+    """Smallest error with the lower limits of the SNR, under other assumptions.
 
     They are: v too slow to follow the gradient; no weight decay, or one that pulls away from rest; curvature
-    proportional to the gradient; all coordinates alike; the best and the worst group with at least 1 % of the signal;
-    and, for the largest error, signal concentrated within groups.
+    proportional to the gradient; all coordinates alike; the best and the worst group with at least 1 % of the signal.
     """
-    groups = list(parts)
     if ratio == 1:
-        return 0.0, 0.0
-    low = min(_variants(mixture(groups, "lower"), [total.lower], ratio, progress))
+        return 0.0
+    return min(_variants(mixture(parts, "lower"), [total.lower], ratio, progress))
+
+
+def greatest_error(parts: Iterable[Group], total: Group, ratio: float, progress: float) -> float:
+    """Largest error with the upper limits, under these assumptions and for signal concentrated within groups."""
+    if ratio == 1:
+        return 0.0
     if math.isinf(total.upper):
-        return low, math.inf
-    return low, max(_variants(mixture(groups, "upper"), [total.upper, total.concentrated], ratio, progress))
+        return math.inf
+    return max(_variants(mixture(parts, "upper"), [total.upper, total.concentrated], ratio, progress))
 
 
 def _variants(mix: Mixture, others: list[float], ratio: float, progress: float) -> list[float]:

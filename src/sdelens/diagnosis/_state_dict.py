@@ -7,6 +7,7 @@ from typing import Any
 from sdelens.diagnosis._identity import Format, Unknown, by_fields, by_type, lacking, unwrapped
 from sdelens.diagnosis._names import Names, models_in
 from sdelens.diagnosis._tensor import AMSGRAD, Source, Tensor, as_real, scalar, shape_of
+from sdelens.diagnosis._why import NO_STATE
 
 __all__ = ["find_state_dicts", "from_state_dict", "live"]
 
@@ -166,7 +167,7 @@ def _format(held: Mapping[str, Any], group: Mapping[str, Any], known: Format | U
     if not held and group and "betas" not in group:
         return "it has no state, and its parameter group has no betas, so that its optimizer is not Adam"
     if not held:
-        return "it has no state yet (no step, or no gradient)"
+        return NO_STATE
     missing = lacking(held)
     if missing is not None:
         return missing

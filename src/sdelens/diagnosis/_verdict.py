@@ -24,6 +24,8 @@ SOURCES: Final = ("moments", "gradients")
 _TOTAL: Final = "all"
 _MOST: Final = 1e9
 """Largest batch ratio that is considered."""
+_PRECISION: Final = 1e-3
+"""Relative precision of batch ratios."""
 
 
 def regimes_of(lower: float, upper: float) -> str:
@@ -139,7 +141,15 @@ class Diagnosis:
         within groups as much as fourth moments allow. From moments the largest is infinite.
         """
         ratio, share = check.positive("batch_ratio", batch_ratio), _share(progress)
-        return _ranges.error_range(self.parts.values(), self.total, ratio, share) if self.known else (math.nan,) * 2
+        if not self.known:
+            return math.nan, math.nan
+        return self._least(ratio, share), self._greatest(ratio, share)
+
+    def _least(self, ratio: float, progress: float = 1.0) -> float:
+        return _ranges.least_error(self.parts.values(), self.total, ratio, progress)
+
+    def _greatest(self, ratio: float, progress: float = 1.0) -> float:
+        return _ranges.greatest_error(self.parts.values(), self.total, ratio, progress)
 
     def holds(self, batch_ratio: float) -> bool | None:
         """Whether the square-root rule holds within `tolerance`: True or False if all of `error_range` says so."""
@@ -154,7 +164,7 @@ class Diagnosis:
         """
         if math.isnan(self.snr):
             return math.nan
-        return min(largest_ratio(self.expected_error, self.tolerance, _MOST), self.legal_ratio)
+        return min(largest_ratio(self.expected_error, self.tolerance, _MOST, _PRECISION), self.legal_ratio)
 
     @functools.cached_property
     def largest_ratio_limits(self) -> tuple[float, float]:
@@ -166,8 +176,8 @@ class Diagnosis:
             return math.nan, math.nan
         sure = 1.0
         if math.isfinite(self.total.upper):
-            sure = largest_ratio(lambda ratio: self.error_range(ratio)[1], self.tolerance, _MOST)
-        fails = largest_ratio(lambda ratio: self.error_range(ratio)[0], self.tolerance, _MOST)
+            sure = largest_ratio(self._greatest, self.tolerance, _MOST, _PRECISION)
+        fails = largest_ratio(self._least, self.tolerance, _MOST, _PRECISION)
         return min(max(sure, 1.0), self.legal_ratio), min(fails, self.legal_ratio)
 
     @functools.cached_property

@@ -1,11 +1,12 @@
 """Why the moments of optimizers other than Adam tell nothing of signal and noise."""
 
-__all__ = ["CORRECTED", "NO_FIRST", "WHY"]
+__all__ = ["CORRECTED", "NO_FIRST", "NO_STATE", "WHY"]
 
 NO_FIRST = (
     "it has a mean of squared gradients but no mean of gradients (RMSprop, or Adam with b1 = 0), so signal and "
     "noise cannot be separated; measure them from gradients instead"
 )
+NO_STATE = "it has no state yet (no step, or no gradient)"
 _FACTORED = "keeps row and column means of squared gradients instead of a mean for every coordinate"
 _DIVIDED = "averages gradients that are already divided by the root of the second moment"
 CORRECTED = "corrects the bias within its means, so that they are not weighted as Adam's"

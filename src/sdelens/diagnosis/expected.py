@@ -85,12 +85,14 @@ def path_error(
     return math.sqrt(float(np.sum((curves[1] - curves[0]) ** 2 * steps) / np.sum(curves[0] ** 2 * steps)))
 
 
-def largest_ratio(error: Callable[[float], float], tolerance: float, most: float = 1e9) -> float:
+def largest_ratio(
+    error: Callable[[float], float], tolerance: float, most: float = 1e9, precision: float = 1e-6
+) -> float:
     """Largest δ ≥ 1 at which the increasing `error(δ)` is at most `tolerance`; infinite if above `most`."""
     low, high = 0.0, math.log(most)
     if error(most) <= tolerance:
         return math.inf
-    for _ in range(30):
+    for _ in range(math.ceil(math.log2(high / precision))):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if error(math.exp(middle)) <= tolerance else (low, middle)
     return math.exp(low)

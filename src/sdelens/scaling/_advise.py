@@ -235,8 +235,8 @@ def _sizes(batches: Any, given: float | None, scale: NoiseScale, worth: float) -
 
 def _snr(batch: float, scale: NoiseScale) -> tuple[float, float, float]:
     """√(B/B_noise) with limits; the upper is infinite without a lower limit of the noise scale."""
-    high = math.sqrt(batch / scale.lower) if scale.lower > 0 else math.inf
-    return math.sqrt(batch / scale.estimate), math.sqrt(batch / scale.upper), high
+    found = [math.sqrt(batch / value) if not value <= 0 else math.inf for value in (scale.estimate, scale.upper)]
+    return found[0], found[1], math.sqrt(batch / scale.lower) if scale.lower > 0 else math.inf
 
 
 def _row(batch: float, scale: NoiseScale, share: float) -> dict[str, Any]:
