@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 from pydoc_data import topics
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +28,7 @@ DATA = torch.tensor([LETTERS[letter] for letter in TEXT])
 HELD_OUT = len(DATA) // 10
 LENGTH, BATCH, CLIP = 64, 8, 1.0
 STEPS, WARMUP = 2000, 100
+REST = 1.62  # loss that the run approaches
 SETTINGS = {"optimizer": "adamw", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 POINTS = (60, 150, 300, 600, 1000, 1500)
 
@@ -179,9 +181,31 @@ def rules(ratio: float, found: sl.Diagnosis) -> dict[str, dict]:
         "√δ on lr alone": {"rule": "sqrt-lr"},
         "δ on lr alone": {"rule": "goyal2017"},
         "full, b1 held": {"rule": "sqrt", "momentum": "second-moment"},
+        "measured SNR, b1 held": {"rule": "signal-to-noise", "momentum": "second-moment", "snr": found.snr},
         "nothing": {"rule": "none"},
     }
     return {label: {**options, "clip_norm": CLIP} for label, options in compared.items()}
+
+
+def predicted_and_happened(checkpoint: dict, found: sl.Diagnosis, branches: sl.scaling.Branches) -> str:
+    """The error of the full rule over the progress of the run, and the relative L2 distance of the mean curves."""
+    curves = {}
+    for label in ("base", "full"):
+        runs = [curve for curve in branches.curves if curve.label == label]
+        curves[label] = np.mean([curve.losses for curve in runs], axis=0), runs[0].samples
+    samples = np.concatenate([[0.0], curves["base"][1]])
+    with torch.no_grad():
+        text = batch(256, torch.Generator().manual_seed(7), held_out=True)
+        first = float(loss_of(start(checkpoint)[0], text))
+    base = np.concatenate([[first], curves["base"][0]]) - REST
+    full = np.interp(samples, np.concatenate([[0.0], curves["full"][1]]), np.concatenate([[first], curves["full"][0]]))
+    happened = math.sqrt(np.trapezoid((full - REST - base) ** 2, samples) / np.trapezoid(base**2, samples))
+    progress, ratio = 1 - base[-1] / base[0], max(curve.ratio for curve in branches.curves)
+    expected, (low, high) = found.expected_error(ratio, progress), found.error_range(ratio, progress)
+    return (
+        f"Full rule, over {100 * progress:.0f} % of the way: predicted {100 * expected:.2g} % ({100 * low:.2g} to "
+        f"{100 * high:.2g} %), happened {100 * happened:.2g} %"
+    )
 
 
 def main() -> None:
@@ -216,6 +240,7 @@ def main() -> None:
             folder=asked.out / f"{point}-x{asked.ratio:g}",
         )
         print(branches)
+        print(predicted_and_happened(checkpoint, found, branches), flush=True)
         summary = {"true": true, "moments": moments.limits, "gradients": [found.snr, *found.limits]}
         (asked.out / f"{point}-x{asked.ratio:g}.json").write_text(
             json.dumps({**summary, **branches.to_dict()}, indent=1)

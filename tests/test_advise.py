@@ -117,8 +117,8 @@ def test_a_batch_that_is_too_large_is_named_even_without_a_lower_limit():
 
 
 def test_the_recommendation_stands_in_one_function():
-    assert recommended(4)[:2] == ("sqrt", "second-moment")
-    assert recommended(4, 0.5)[:2] == ("signal-to-noise", "second-moment")
+    assert recommended(4)[:2] == ("sqrt", "fixed")
+    assert recommended(4, 0.5)[:2] == ("signal-to-noise", "fixed")
     assert recommended(4, snr_limits=(0.3, NAN)).snr == 0.3
     assert recommended(4, 0.5, family="sgd")[:2] == ("linear", "samples")
     assert recommended(16, 0.5, family="momentum", b1=0.9)[:2] == ("linear", "fixed")

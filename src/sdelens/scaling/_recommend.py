@@ -53,7 +53,7 @@ def recommended(
     beta = check.fraction("b1", b1)
     if name not in (*ADAPTIVE, "signsgd"):
         return _own(name, delta, beta)
-    held = "second-moment" if name in ADAPTIVE else "fixed"
+    held = "fixed"
     if math.isnan(snr) and not snr_limits[0] > 0:
         bound = "" if math.isnan(snr_limits[1]) else f", except that it is at most {snr_limits[1]:.2g}"
         why = (
@@ -61,7 +61,12 @@ def recommended(
             "the gradient dominates, the change is too small."
         )
         return Recommendation("sqrt", held, why)
-    damped = "; β₁ is held, because a smaller one loses the damping by momentum" if name in ADAPTIVE else ""
+    damped = ""
+    if name in ADAPTIVE:
+        damped = (
+            "; the decays β are held, because a smaller β₁ loses the damping by momentum, and with a smaller β₂ the "
+            "loss of a real run was higher or equal"
+        )
     if math.isnan(snr):
         why = (
             f"The SNR is at least {snr_limits[0]:.2g}, and at this limit drift and noise per sample are kept by the "
