@@ -18,8 +18,8 @@ KINDS = (
     "layers",
 )
 _EPOCH = 20
-_DOUBLING = 721
-"""Steps in which a gradient grows by e if its square doubles in 250 steps, the fastest growth allowed for."""
+_GROWTH = 2.885
+"""Steps in which a gradient grows by e if its square doubles in one step."""
 
 
 class Run:
@@ -43,7 +43,8 @@ class Run:
         snr = np.exp(rng.uniform(np.log(0.05), np.log(4), len(self.sizes)))
         self.shape *= (snr * np.sqrt(self._sums(self.sigma**2) / self._sums(self.shape**2)))[self.owner]
         self.phase, self.period = rng.uniform(0, 2 * np.pi, size), rng.uniform(2, 30)
-        self.grows, self.growth = rng.random() < 0.5, _DOUBLING * np.exp(rng.uniform(0, 1))
+        # At the fastest, squares double in 250 steps, or in a quarter of the run, which is what is allowed for.
+        self.grows, self.growth = rng.random() < 0.5, _GROWTH * min(250, steps / 4) * np.exp(rng.uniform(0, 1))
         self.decline, self.correlation = np.exp(rng.uniform(np.log(30), np.log(1000))), rng.uniform(-0.5, 0.5)
         self.df, self.held, self.pool = rng.uniform(2.5, 5), None, None
         window, m, v = int(rng.integers(20, min(100, steps - 1))), 0.0, 0.0

@@ -74,7 +74,9 @@ def test_sums_of_weights(b1, b2, steps):
         allowed = Weights.of(b1, b2, steps, correlation).correlated
         np.testing.assert_allclose(allowed, w @ correlation ** np.abs(j[:, None] - j) @ w, rtol=1e-9)
     age = max(float(u @ j - w @ j), 0)
-    np.testing.assert_allclose(found.growth, 2 ** (age / 250), rtol=1e-9)
+    np.testing.assert_allclose(found.growth, 2 ** (age / min(250, steps / 4)), rtol=1e-9)
+    late = Weights.of(b1, b2, steps, since_start=5000)
+    np.testing.assert_allclose(late.growth, 2 ** (age / 250), rtol=1e-9)
 
 
 @pytest.mark.parametrize("b1", [0.9, 0.95])
@@ -112,7 +114,7 @@ def test_snr_of_every_group_within_15_percent_in_the_median():
         assert np.median(np.abs(reading(rows).to_numpy() / truth - 1)) < 0.15
         # Steady gradients leave all of the allowance for correlated noise and growth unused.
         assert (rows.lower <= truth).all()
-        assert (rows.lower > 0.3 * truth)[truth >= 1].all()
+        assert (rows.lower > 0.25)[truth >= 1].all()
 
 
 def test_readings_are_unbiased_and_lower_limits_below_the_truth():
@@ -128,8 +130,8 @@ def test_readings_are_unbiased_and_lower_limits_below_the_truth():
         assert (independent.lower >= rows.lower).all()
         assert (independent.lower < snr).all()
         if snr == 1.0:
-            assert (rows.lower > 0.45).all()
-            assert (independent.lower > 0.65).all()
+            assert (rows.lower > 0.3).all()
+            assert (independent.lower > 0.42).all()
 
 
 @pytest.mark.parametrize("correlation", [-0.5, 0.5])
@@ -442,7 +444,7 @@ def test_mixed_groups_and_the_range():
     found = sl.diagnose(state, b1=0.9, b2=0.99, batch_size=64)
     assert found.regime == "unknown"
     rows = found.groups
-    assert 0.8 < rows.lower["loud"] < 2
+    assert 0.5 < rows.lower["loud"] < 2
     assert rows.regime["loud"] == "mixed or signal-dominated"
     np.testing.assert_allclose(rows.noise_scale_upper, 64 / rows.lower**2, rtol=1e-12)
     assert (rows.noise_scale_lower == 0).all()
@@ -535,12 +537,16 @@ def test_measured_gradients_of_a_live_optimizer():
 
 
 def test_without_noise():
-    v = np.full(100, 4 * (1 - 0.99**50))
-    found = sl.diagnose({"m": np.full(100, 2 * (1 - 0.9**50)), "v": v, "step": 50}, b1=0.9, b2=0.99)
+    state = {"m": np.full(100, 2.0), "v": np.full(100, 4.0), "step": 5000}
+    found = sl.diagnose(state, b1=0.9, b2=0.99)
     assert reading(found.total) > 1e5  # rounding is all the noise there is
-    assert 2 < found.limits[0] < 10  # but squares may have grown
-    assert found.regime == "signal-dominated"
+    assert 1.3 < found.limits[0] < 2  # but squares may have grown
+    assert found.regime == "mixed or signal-dominated"
     assert found.largest_ratio_limits[1] < 1.5
+    # Squares that have grown by more than is allowed for are no evidence of anything.
+    grown = sl.diagnose(state | {"v": np.full(100, 2.0)}, b1=0.9, b2=0.99)
+    assert grown.limits == (0, np.inf)
+    assert "Cannot tell" in grown.verdict()
     assert found.error_range(4)[0] > 0.2
     assert "at any larger batch" in found.verdict() or "from 1." in found.verdict()
     json.dumps(found.to_dict(), allow_nan=False)
@@ -652,13 +658,13 @@ def test_our_own_state():
 # PyTorch
 
 
-def network_and_optimizer(make, steps=60):
+def network_and_optimizer(make, steps=60, signal=0.5):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.BatchNorm1d(50), torch.nn.Linear(50, 40))
     optimizer = make(model)
     for _ in range(steps):
         for parameter in model.parameters():
-            parameter.grad = 0.5 + torch.randn_like(parameter)
+            parameter.grad = signal + torch.randn_like(parameter)
         optimizer.step()
     return model, optimizer
 
@@ -851,7 +857,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path, monkeypatch):
 
 @needs_torch
 def test_shell(tmp_path):
-    _, optimizer = network_and_optimizer(adamw)
+    _, optimizer = network_and_optimizer(adamw, signal=5.0)
     path = tmp_path / "optimizer.pt"
     torch.save(optimizer.state_dict(), path)
 
@@ -861,7 +867,7 @@ def test_shell(tmp_path):
     assert done.stdout == str(expected) + "\n"
     assert expected.holds(4) is False
     # Below the tolerance that it misses, nothing can be told: exit code 3.
-    done = shell("diagnose", str(path), "--format", "json", "--tolerance", "0.9", expect=3)
+    done = shell("diagnose", str(path), "--format", "json", "--tolerance", "0.9", "--ratios", "2,4", expect=3)
     told = json.loads(done.stdout)
     assert told["snr"] is None
     assert told["limits"][1] == "infinity"

@@ -213,7 +213,8 @@ def general_notes(source: str, batch: bool, alone: float, decays: bool | None) -
         snr += (
             f"which a share of {FALSE_ALARM:g} of all groups without signal is, there is only a dash. Moments give "
             "lower limits of the SNR and no upper ones. The lower ones allow for noise of successive batches with the "
-            f"correlation noise_correlation=, and for squared gradients that double within {DOUBLING:g} steps.{known}"
+            f"correlation noise_correlation=, and for squared gradients that double within {DOUBLING:g} steps, or "
+            f"within a quarter of the run if that is shorter.{known}"
         )
         limits = (
             "The limits assume independent coordinates, apart from the correlation estimated from blocks of each "

@@ -261,7 +261,7 @@ class _Tally:
             )
             return
         self.steps.add(steps)
-        found = split(Weights.of(b1, b2, steps, self.correlation), tensor.m, tensor.v, decays)
+        found = split(Weights.of(b1, b2, steps, self.correlation, tensor.steps), tensor.m, tensor.v, decays)
         pull = self._pull(tensor)
         self.pulls.add(None if pull is None else pull > 0)
         found.pull = pull or 0.0

@@ -8,10 +8,11 @@ coordinates
 
 have the means Σ(∇f)² and Σσ². Nothing is clipped before the sum: a single coordinate is only noise below SNR ≈ √c.
 
-In a run ∇f is not constant. A gradient that turns over within the memory of m is counted as noise, so that moments give
-no upper limit of the SNR. For a lower limit, two departures are allowed for: noise of successive steps with a
-correlation φ, by which c becomes c_φ = Σ wᵢwⱼφ^|i−j|, and squared gradients that double within `DOUBLING` steps, by
-which v̂ is too small by at most κ = 2^(a/`DOUBLING`), where a is how much older the gradients in v̂ are than those in m̂:
+In a run ∇f is not constant. A gradient that turns over within the memory of m is counted as noise, so that moments
+give no upper limit of the SNR. For a lower limit, two departures are allowed for: noise of successive steps with a
+correlation φ, by which c becomes c_φ = Σ wᵢwⱼφ^|i−j|, and squared gradients that double within d = `DOUBLING` steps,
+or within a quarter of the run if that is shorter, by which v̂ is too small by at most κ = 2^(a/d), where a is how much
+older the gradients in v̂ are than those in m̂:
 
     SNR² ≥ Σ (m̂² − c_φ κv̂) / Σ (κv̂ − m̂²).
 """
@@ -33,7 +34,8 @@ _BLOCKS, _LEAST_BLOCK = 64, 16
 """Number of contiguous blocks of a tensor used to detect correlation of coordinates, and their least size."""
 _INTERVAL = 1.959964
 DOUBLING: Final = 250.0
-"""Steps within which squared gradients are allowed to double."""
+"""Steps within which squared gradients are allowed to double; in a young run, a quarter of its steps."""
+_YOUNG: Final = 0.25
 
 
 class Weights(NamedTuple):
@@ -64,8 +66,13 @@ class Weights(NamedTuple):
     growth: float
 
     @classmethod
-    def of(cls, b1: float, b2: float, steps: float, correlation: float = 0.0) -> "Weights":
-        """The weights after `steps` gradients from m = v = 0, with noise of the given `correlation` φ ≥ 0."""
+    def of(
+        cls, b1: float, b2: float, steps: float, correlation: float = 0.0, since_start: float | None = None
+    ) -> "Weights":
+        """The weights after `steps` gradients from m = v = 0, with noise of the given `correlation` φ ≥ 0.
+
+        `since_start` is the number of steps of the run, if the means are those of its last ones only.
+        """
         a, b = (1 - b1) / _rise(b1, steps), (1 - b2) / _rise(b2, steps)
 
         def total(ratio: float) -> float:
@@ -87,7 +94,7 @@ class Weights(NamedTuple):
             a * b * total(b1 * b2),
             most,
             first + 2 * a * a * _at_distances(b1, steps, correlation),
-            2 ** (max(_age(b2, steps) - _age(b1, steps), 0.0) / DOUBLING),
+            2 ** (max(_age(b2, steps) - _age(b1, steps), 0.0) / min(DOUBLING, _YOUNG * (since_start or steps))),
         )
 
 
@@ -316,8 +323,8 @@ def combine(parts: Sequence[Split]) -> Group:
     if size == 0:
         return Group(0, 0.0, 0.0, math.nan, 0.0, math.inf)
     left, possible = (float(sum(part.least[i] for part in parts)) for i in (0, 1))
-    if possible <= 0:  # m̂² exceeds even κv̂: there is no noise, and the squares have not grown more than allowed
-        return Group(size, signal, noise, math.nan, math.inf, math.inf, pull=pull)
+    if possible <= 0:  # m̂² exceeds even κv̂: squared gradients have grown more than is allowed for
+        return Group(size, signal, noise, math.nan, 0.0, math.inf, pull=pull)
     ratio = max(left, 0.0) / possible
     design = _design(parts, max(signal, 0.0) / noise if noise > 0 else ratio)
     error = math.sqrt(design * sum(_least_variance(part, ratio) for part in parts)) / possible
