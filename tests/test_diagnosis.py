@@ -521,6 +521,9 @@ def test_measured_gradients_of_a_live_optimizer():
     alone = sl.diagnose(noise=noise, batch_size=32)
     assert alone.total.signal == found.total.signal
     assert alone.legal_ratio == np.inf
+    assert sl.diagnose(noise=noise, batch_size=32, b1=0.9, b2=0.999).legal_ratio == pytest.approx(10)
+    with pytest.raises(ValueError, match=r"b1: got 0.8, but the state has 0.9; leave it out"):
+        sl.diagnose(optimizer, noise=noise, batch_size=32, b1=0.8)
     for wrong in ({"groups": {"a": "0"}}, {"earlier": optimizer}):
         with pytest.raises(ValueError, match="together with noise"):
             sl.diagnose(optimizer, noise=noise, batch_size=32, **wrong)

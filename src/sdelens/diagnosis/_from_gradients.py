@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.diagnosis.moments import Group
+from sdelens.diagnosis.moments import Group, concentrated
 
 if TYPE_CHECKING:
     from sdelens.diagnosis._noise import GradientNoise
@@ -20,8 +20,7 @@ def batch_of(noise: "GradientNoise", batch_size: float | None) -> float:
     Raises:
         ValueError: if there is none.
     """
-    recorded = getattr(noise, "step_batch_size", None)
-    found = recorded if batch_size is None else batch_size
+    found = noise.step_batch_size if batch_size is None else batch_size
     if found is None:
         raise ValueError(
             "batch_size: got None, but measured gradients are those of micro-batches; give the number of samples of "
@@ -66,22 +65,15 @@ def _group(row: Mapping[Any, Any], unit: float, batch: float, pull: float) -> Gr
 
 
 def _concentrated(noise: "GradientNoise", batch: float, total: Group) -> float:
-    r"""SNR of the signal-weighted mean share of signal in a coordinate's square, p = Σ g⁴/(g² + σ²/B) / Σ g².
-
-    With W samples and c = B/W, ḡ has the variance c(σ²/B), and E ḡ⁴ is corrected as for Adam's moments: an upper
-    estimate, NaN if c is too large for it.
-    """
-    c = batch / noise.samples
-    factor = 1 - 6 * c + 3 * c**2
-    if not noise.is_at_one_point or factor < 0.2 or math.isnan(total.snr):
+    """`moments.concentrated` of all coordinates; the mean of W samples has c = B/W times the variance of a batch."""
+    if not noise.is_at_one_point or math.isnan(total.snr):
         return math.nan
+    c = batch / noise.samples
     mean, variance = (np.concatenate([np.ravel(a) for a in _leaves(tree)]) for tree in (noise.mean, noise.variance))
     variance = variance * (1.0 if noise.per == "sample" else noise.batch_size) / batch
     square = np.maximum(mean**2 - c * variance, 0.0) + variance
     fourth = float(np.divide(mean**4, square, out=np.zeros_like(mean), where=square > 0).sum())
-    found = (fourth - 6 * c * (1 - c) * total.signal - 3 * c**2 * float(square.sum())) / factor
-    share = min(max(found / total.signal, total.signal / (total.signal + total.noise)), 1.0)
-    return math.sqrt(share / (1 - share)) if share < 1 else math.inf
+    return concentrated([(c, fourth, total.signal, float(square.sum()))], total.signal, total.noise)
 
 
 def _leaves(tree: Any) -> Sequence[Any]:

@@ -209,15 +209,9 @@ class _Tally:
         """Betas and weight decay of a tensor whose noise is measured otherwise."""
         if tensor.remark is not None:
             self.remarks[tensor.remark] = None
-        pull = self._pull(tensor)
-        self.pulls.add(None if pull is None else pull > 0)
         self.others[tensor.reason if tensor.reason not in (NO_FIRST, NO_STATE) else None] = None
-        self.tensors.append((tensor.name, tensor.shape or tuple(np.shape(tensor.m)), pull))
-        betas = [
-            self.given[name] if carried is None else carried for name, carried in (("b1", tensor.b1), ("b2", tensor.b2))
-        ]
-        if betas[0] is not None and betas[1] is not None:
-            self.betas.add((check.fraction("b1", betas[0]), check.fraction("b2", betas[1])))
+        self.tensors.append((tensor.name, tensor.shape or tuple(np.shape(tensor.m)), self._pull(tensor)))
+        self._add_betas(tensor.b1, tensor.b2)
         if math.isfinite(tensor.steps):
             self.steps.add(tensor.steps)
 
@@ -267,6 +261,12 @@ class _Tally:
         found.pull = pull or 0.0
         self.parts.setdefault(label, []).append(found)
 
+    def _add_betas(self, b1: float | None, b2: float | None) -> None:
+        """Betas of the state, or those that were given, if both are known."""
+        carried = {"b1": b1, "b2": b2}
+        if all(self.given[name] is not None or beta is not None for name, beta in carried.items()):
+            self.betas.add((self._beta("b1", b1), self._beta("b2", b2)))
+
     def _leave_out(self, tensor: Tensor, reason: str) -> None:
         self.left_out.setdefault(reason, []).append(tensor.name)
 
@@ -307,6 +307,8 @@ class _Tally:
         self, noise: "GradientNoise", batch: float, ratios: tuple[float, ...], tolerance: float
     ) -> Diagnosis:
         """The diagnosis from measured gradients, with the betas and the decay of the state."""
+        if not self.tensors:  # there is no state, but the betas may have been given
+            self._add_betas(None, None)
         pulls = pulls_by_group(noise, self.tensors)
         parts, total = groups_of(noise, batch, pulls or {})
         reason = noise.noise_scale_reason()

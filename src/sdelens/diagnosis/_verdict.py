@@ -16,11 +16,10 @@ from sdelens.diagnosis.moments import Group
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LOUD", "QUIET", "SOURCES", "Diagnosis", "regimes_of"]
+__all__ = ["Diagnosis", "regimes_of"]
 
-QUIET, LOUD = 0.5, 2.0
+_QUIET, _LOUD = 0.5, 2.0
 """SNR below and above which √(g² + σ²), Adam's divisor, is within 12 % of σ, or of |g|."""
-SOURCES: Final = ("moments", "gradients")
 _TOTAL: Final = "all"
 _MOST: Final = 1e9
 """Largest batch ratio that is considered."""
@@ -33,9 +32,9 @@ def regimes_of(lower: float, upper: float) -> str:
     found = [
         name
         for name, allowed in (
-            ("noise-dominated", lower <= QUIET),
-            ("mixed", lower < LOUD and upper > QUIET),
-            ("signal-dominated", upper >= LOUD),
+            ("noise-dominated", lower <= _QUIET),
+            ("mixed", lower < _LOUD and upper > _QUIET),
+            ("signal-dominated", upper >= _LOUD),
         )
         if allowed
     ]

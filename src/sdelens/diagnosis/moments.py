@@ -18,13 +18,24 @@ older the gradients in v̂ are than those in m̂:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-__all__ = ["CHUNK", "DOUBLING", "FALSE_ALARM", "Group", "Split", "Weights", "combine", "flatten", "split"]
+__all__ = [
+    "CHUNK",
+    "DOUBLING",
+    "FALSE_ALARM",
+    "Group",
+    "Split",
+    "Weights",
+    "combine",
+    "concentrated",
+    "flatten",
+    "split",
+]
 
 CHUNK = 2**15
 """Elements converted to float64 at a time: they fit in a cache, and PyTorch converts them on one thread."""
@@ -340,7 +351,9 @@ def combine(parts: Sequence[Split]) -> Group:
         math.inf,
         limit,
         design,
-        _concentrated(parts, signal, noise) if resolved and noise > 0 else math.nan,
+        concentrated(((p.weights.first, p.aav, p.signal, p.v) for p in parts), signal, noise)
+        if resolved and noise > 0
+        else math.nan,
         pull,
         signal / own if own > 0 else 0.0,
     )
@@ -383,18 +396,22 @@ def _design(parts: Sequence[Split], ratio: float) -> float:
     return max(float(np.median(deviations) / 0.6744898) ** 2, 1.0) if deviations.size else 1.0
 
 
-def _concentrated(parts: Sequence[Split], signal: float, noise: float) -> float:
-    r"""SNR of the signal-weighted mean share of signal, p = Σ g⁴/v / Σ g².
+def concentrated(parts: Iterable[tuple[float, float, float, float]], signal: float, noise: float) -> float:
+    r"""SNR of the signal-weighted mean share of signal, p = Σ g⁴/v / Σ g²; NaN if a mean has too few gradients for it.
 
-    For normal noise and a long memory of v, E m̂⁴ = g⁴(1 − 6c + 3c²) + 6c(1 − c)g²v + 3c²v². Heavier tails add to m̂⁴, so
-    this is an upper estimate.
+    For a mean m̂ of gradients in which the noise has the variance cσ², with normal noise and a long memory of v, E m̂⁴ =
+    g⁴(1 − 6c + 3c²) + 6c(1 − c)g²v + 3c²v². Heavier tails add to m̂⁴, so this is an upper estimate.
+
+    Args:
+        parts: c, Σ m̂⁴/v̂, the estimate of Σ g², and Σ v̂ of every part.
+        signal: estimate of Σ g² over all parts.
+        noise: that of Σ σ².
     """
     total = 0.0
-    for part in parts:
-        c = part.weights.first
+    for c, fourth, own, square in parts:
         factor = 1 - 6 * c + 3 * c**2
         if factor < 0.2:
             return math.nan
-        total += (part.aav - 6 * c * (1 - c) * part.signal - 3 * c**2 * part.v) / factor
+        total += (fourth - 6 * c * (1 - c) * own - 3 * c**2 * square) / factor
     share = min(max(total / signal, signal / (signal + noise)), 1.0)
     return math.sqrt(share / (1 - share)) if share < 1 else math.inf

@@ -192,7 +192,11 @@ class GradientWatch:
         failed = [f"process {i}: {part}" for i, part in enumerate(parts) if isinstance(part, ValueError)]
         if failed:
             raise ValueError(failed[0])
-        return self._result(parts, per, confidence) if self._moments is None else functools.reduce(_merged, parts)
+        return (
+            self._result(parts, per, confidence)
+            if self._moments is None
+            else functools.reduce(GradientNoise.merge, parts)
+        )
 
     def log(self, prefix: str = "") -> dict[str, float]:
         """The numbers of `result` as a flat dict, for a logger; what is not known is NaN.
@@ -304,10 +308,6 @@ def watch(
         yield found
     finally:
         found.close()
-
-
-def _merged(one: GradientNoise, other: GradientNoise) -> GradientNoise:
-    return one.merge(other)
 
 
 def _named(names: tuple[str, ...], leaves: list[Any]) -> dict[str, Any]:

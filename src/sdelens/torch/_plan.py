@@ -146,11 +146,10 @@ def plan(target: Target, options: Options) -> Plan:
     asked = {n: getattr(options, n) for n in ("steps", "warmup", "clip_norm", "snr", "batch_size")}
     account, records = rescale_readings(readings, lambda parts: parts, ratio, options.rule, options.momentum, **asked)
     numbers = list(zip(readings, records, strict=True))
-    made = [_change(target.known, group, *pair, options) for group, pair in zip(target.groups, numbers, strict=True)]
+    pairs = list(zip(target.groups, numbers, strict=True))
+    made = [_change(target.known, group, *pair, options) for group, pair in pairs]
     jump = Jump(ratio, [_factor(c) for c in made], _ends(plain, made, options))
-    written = [
-        _written(i, group, made[i], reading.write(new), jump) for i, (group, (reading, new)) in _each(target, numbers)
-    ]
+    written = [_written(i, group, made[i], reading.write(new), jump) for i, (group, (reading, new)) in enumerate(pairs)]
     states = target.states()
     found = [
         one for change, group in zip(made, states, strict=True) for state in group for one in conversions(state, change)
@@ -159,10 +158,6 @@ def plan(target: Target, options: Options) -> Plan:
     schedules, more = _schedules(target, jump, written, intervals)
     per_step = "epoch" not in intervals
     return Plan(_account(account, target, made, written, more), written, found, schedules, per_step)
-
-
-def _each(target: Target, numbers: Sequence[Any]) -> Any:
-    return enumerate(zip(target.groups, numbers, strict=True))
 
 
 def _read(number: int, plain: Sequence[Mapping[str, Any]], target: Target, decay: str | None) -> Reading:
