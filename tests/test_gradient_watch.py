@@ -227,6 +227,23 @@ def test_numbers_for_a_logger(model, batches, keep):
     assert told["noise/gradient_norm"] ** 2 == pytest.approx(found.gradient_square)
 
 
+def test_noise_scale_of_the_matrices_of_muon(model, batches):
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    optimizer = torch.optim.SGD(matrices, lr=0.1)  # in the place of Muon, which older PyTorch does not have
+    with watch(model, batch_size=SIZE, matrices=optimizer, tails=False) as noise:
+        for batch in batches:
+            loss(model, 2 + batch).backward()
+    found, names = noise.result(), [n for n, p in model.named_parameters() if p.ndim == 2]
+    known = found.groups.noise_scale_nuclear_lower.dropna()
+    assert list(known.index) == [*names, "all"]
+    assert noise.log()["noise_scale_nuclear_lower"] == known["all"]
+    with pytest.raises(ValueError, match="keep='moments'"), watch(model, batch_size=2, matrices=True, keep="sums"):
+        pass
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1)
+    with pytest.raises(ValueError, match="none of the watched"), watch(model, batch_size=2, matrices=other):
+        pass
+
+
 def test_complex_parameters_are_pairs():
     # g = N + i(5 + N): tr Σ = 2, ‖∇f‖² = 25; within 4.5 standard errors of 400 gradients.
     class Complex(nn.Module):

@@ -8,9 +8,11 @@ from typing import Any, Final
 import numpy as np
 
 from sdelens.core import check
+from sdelens.diagnosis._dual_scale import Bounds, DualScale, unknown
 from sdelens.diagnosis._noise_pairs import curved_pair, moment_pair
+from sdelens.diagnosis._nuclear_scale import NuclearMoments, Step, nuclear_scale
 from sdelens.diagnosis._ratio import FEW, Pair, limits
-from sdelens.diagnosis._sign_scale import SignMoments, SignScale, sign_scale, unknown
+from sdelens.diagnosis._sign_scale import SignMoments, sign_scale
 from sdelens.diagnosis._tails import HEAVY, Tail, no_tail, tail
 from sdelens.diagnosis.streams import Moments
 from sdelens.diagnosis.windows import Windows
@@ -43,12 +45,16 @@ class Estimates:
         """Share of the population that was not drawn."""
         return 1.0 if self.population is None else 1 - self.source.count / self.population
 
+    @property
+    def _per_sample(self) -> float:
+        """The factor from squares of deviations to Σ̂ of one sample."""
+        finite = 1.0 if self.population is None else (self.population - 1) / self.population
+        return finite / (self.source.count - self.source.points)
+
     @cached_property
     def variances(self) -> list[np.ndarray]:
         """Diagonal of Σ̂ per leaf and sample."""
-        finite = 1.0 if self.population is None else (self.population - 1) / self.population
-        source = self.coordinates("variance")
-        return [s * (finite / (source.count - source.points)) for s in source.square]
+        return [s * self._per_sample for s in self.coordinates("variance").square]
 
     @cached_property
     def curved(self) -> Pair | None:
@@ -101,29 +107,64 @@ class Estimates:
         found: Tail = self._found["tail", group]
         return found
 
-    def sign(self, group: str) -> SignScale:
-        """The noise scale of methods that follow the sign."""
+    def dual(self, group: str, norm: str) -> DualScale:
+        """The noise scale of ``"l1"``, for methods that follow the sign, or of ``"nuclear"``, for Muon."""
         number, source = self._number(group), self.source
         if not isinstance(source, Moments):
             return unknown("only sums over the coordinates were kept; watch with keep='moments'")
         if source.points > 1:
             return unknown(f"{SEVERAL}; watch at one point")
+        if norm == "nuclear":
+            if source.nuclear is None:
+                return unknown("no matrices were selected; measure with matrices=True, or give names of matrices")
+            if number is not None and not source.layout.widths[number]:
+                return unknown("none of the selected matrices is in this group")
         if number is None and len(self.names) == 2:
-            return self.sign(self.names[0])
-        if ("sign", group) not in self._found:
-            own = slice(None) if number is None else slice(number, number + 1)
-            earlier = [(k, float(v[own].sum())) for k, v in source.roots if k <= 2 * source.count / 3]
-            products, sizes = (np.asarray(v)[:, own].sum(axis=1) for v in (source.signed, source.sized))
-            trace = self.pair(group)
-            error = math.sqrt(trace.trace_variance) / trace.trace if trace.trace > 0 else 0.0
-            most = sum(map(self._most, self.names[:-1])) if number is None else self._most(group)
-            of = SignMoments(
-                *self.columns(group), source.weight, source.count - 1, products, sizes, np.asarray(source.at),
-                earlier[-1] if earlier else None, error, most, self.share, self._heavy(group),
-            )  # fmt: skip
-            self._found["sign", group] = sign_scale(of, self.confidence)
-        found: SignScale = self._found["sign", group]
+            return self.dual(self.names[0], norm)
+        if (norm, group) not in self._found:
+            self._found[norm, group] = (self._nuclear if norm == "nuclear" else self._sign)(source, number, group)
+        found: DualScale = self._found[norm, group]
         return found
+
+    def _sign(self, source: Moments, number: int | None, group: str) -> DualScale:
+        own = slice(None) if number is None else slice(number, number + 1)
+        earlier = [(k, float(v[own].sum())) for k, v in source.roots if k <= 2 * source.count / 3]
+        products, sizes = (np.asarray(v)[:, own].sum(axis=1) for v in (source.signed, source.sized))
+        of = SignMoments(
+            *self.columns(group), source.weight, source.count - 1, products, sizes, np.asarray(source.at),
+            earlier[-1] if earlier else None, self._bounds(group, source.layout.sizes),
+        )  # fmt: skip
+        return sign_scale(of, self.confidence)
+
+    def _nuclear(self, source: Moments, number: int | None, group: str) -> DualScale:
+        own, sums, layout = slice(None) if number is None else slice(number, number + 1), source.nuclear, source.layout
+        assert sums is not None
+        places = [i for i, shape in enumerate(layout.matrices) if shape and number in (layout.group[i], None)]
+        means = [source.mean[i].reshape(layout.matrices[i] or ()) for i in places]
+        grams = [np.asarray(sums.grams[i]) * self._per_sample for i in places]
+        steps = []
+        for c in sums.checkpoints:
+            norm, root, later = (float(v[own].sum()) for v in (c.norms, c.roots, c.later))
+            mean = later / c.later_weight if c.later_weight else math.nan
+            steps.append(Step(c.count, c.weight, norm, root, mean, c.later_weight))
+        of = NuclearMoments(
+            means, grams, steps, source.weight, source.count, np.asarray(sums.products)[:, own].sum(axis=1),
+            np.asarray(source.at), self._bounds(group, layout.widths),
+        )  # fmt: skip
+        return nuclear_scale(of, self.confidence)
+
+    def _bounds(self, group: str, sizes: np.ndarray) -> Bounds:
+        """What limits in a dual norm need besides it.
+
+        Args:
+            group: the group.
+            sizes: the largest square of the ratio of the norm to ‖∇f‖₂, per group.
+        """
+        trace = self.pair(group)
+        error = math.sqrt(trace.trace_variance) / trace.trace if trace.trace > 0 else 0.0
+        numbers = range(len(sizes)) if group == ALL else [self.names.index(group)]
+        most = sum(math.sqrt(sizes[i]) * self._most(self.names[i]) for i in numbers if sizes[i])
+        return Bounds(error, most, self.share, self._heavy(group))
 
     def scale(self, group: str) -> float:
         """The noise scale tr Σ/‖∇f‖², NaN if it is not resolved."""
@@ -166,11 +207,11 @@ class Estimates:
         return own is not None and own.kappa > HEAVY
 
     def _most(self, group: str) -> float:
-        """An upper limit of ‖∇f‖₁: √d times that of ‖∇f‖₂."""
+        """An upper limit of ‖∇f‖₂."""
         of = self.pair(group)
         high = limits(of, self.confidence)[1]
         square = high * of.trace if of.trace > 0 else max(of.square, 0.0)
-        return math.sqrt(self.sizes[self.names.index(group)] * square)
+        return math.sqrt(square)
 
     def _number(self, group: str) -> int | None:
         number = self.names.index(check.choice("group", group, self.names))

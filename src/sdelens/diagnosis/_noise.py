@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALL", "GradientNoise"]
 
-_NORMS: Final = ("l2", "l1")
+_NORMS: Final = ("l2", "l1", "nuclear")
 
 
 class GradientNoise:
@@ -31,7 +31,8 @@ class GradientNoise:
         B_simple = tr Σ/‖∇f‖²  samples,   SNR(B) = √(B ‖∇f‖²/tr Σ).
 
     If K gradients were drawn from a population of N, tr Σ̂ is multiplied by (N − 1)/N, and tr Σ̂/W by 1 − K/N.
-    For methods that follow the sign of the gradient, there is also the noise scale of the ℓ1 norm, (Σ σⱼ/‖∇f‖₁)².
+    For methods that follow the sign of the gradient, there is also the noise scale of the ℓ1 norm, (Σ σⱼ/‖∇f‖₁)², and
+    for Muon, if `matrices` were selected, that of the nuclear norm, (tr(E NNᵀ)^½/‖∇f‖⁎)².
 
     Attributes:
         count: K.
@@ -95,37 +96,40 @@ class GradientNoise:
         return self._estimates.pair(ALL).square
 
     def noise_scale(self, group: str = ALL, norm: str = "l2") -> float:
-        """The noise scale in samples: B_simple, or with ``norm="l1"`` (Σ σⱼ/‖∇f‖₁)².
+        """The noise scale in samples: B_simple, or that of another norm.
 
-        It is NaN if it is not resolved, that is if the gradient may be 0 and the upper limit is infinite. The noise
-        scale of ℓ1 is that of methods that follow the sign of the gradient (SignSGD, Lion, Adam).
+        It is NaN if it is not resolved, that is if the gradient may be 0 and the upper limit is infinite.
+        ``norm="l1"``, (Σ σⱼ/‖∇f‖₁)², is that of methods that follow the sign of the gradient (SignSGD, Lion, Adam).
+        ``norm="nuclear"``, (Σ tr(E NNᵀ)^½/Σ ‖∇f‖⁎)² with the noise N of one sample and sums over the selected matrices
+        of the group, is that of methods that orthogonalise the gradient (Muon); it costs the
+        eigenvalues of two matrices of the size of the shorter side of each.
 
         Source: McCandlish, Kaplan, Amodei et al. (2018), *An Empirical Model of Large-Batch Training*, arXiv
-        1812.06162; for ℓ1 arXiv 2602.03001.
+        1812.06162; for other norms arXiv 2602.03001.
         """
-        if check.choice("norm", norm, _NORMS) == "l1":
-            return self._estimates.sign(group).estimate
+        if check.choice("norm", norm, _NORMS) != "l2":
+            return self._estimates.dual(group, norm).estimate
         return self._estimates.scale(group)
 
     def noise_scale_limits(self, group: str = ALL, norm: str = "l2") -> tuple[float, float]:
         """Limits of `noise_scale`; the upper is infinite if the gradient may be 0.
 
         Those of B_simple are by Fieller's method. The upper limit is NaN if these gradients do not allow one, and both
-        are if there are no coordinates at one point for ℓ1; `noise_scale_reason` says why.
+        are if there are no coordinates at one point for other norms; `noise_scale_reason` says why.
         """
-        if check.choice("norm", norm, _NORMS) == "l1":
-            return self._estimates.sign(group)[1:3]
+        if check.choice("norm", norm, _NORMS) != "l2":
+            return self._estimates.dual(group, norm)[1:3]
         return self._estimates.inverted(self._estimates.pair(group), self.noise_scale_reason(group))
 
     def noise_scale_reason(self, group: str = ALL, norm: str = "l2") -> str | None:
-        """Why a limit of `noise_scale_limits` (for ℓ1 also `noise_scale`) is missing, or None if it is there.
+        """Why a limit of `noise_scale_limits` (for other norms also `noise_scale`) is missing, or None if it is there.
 
         The upper limit of B_simple needs one of tr Σ, which is not given if tails were fitted and κ is above 1/3, or if
         only few gradients differ from most of the others. It is given all the same if it is infinite, or if less than a
         tenth of the variance that determines it comes from tr Σ̂.
         """
-        if check.choice("norm", norm, _NORMS) == "l1":
-            return self._estimates.sign(group).reason
+        if check.choice("norm", norm, _NORMS) != "l2":
+            return self._estimates.dual(group, norm).reason
         return self._estimates.reason(self._estimates.pair(group), group)
 
     def snr(self, batch_size: float | None = None, group: str = ALL) -> float:
@@ -199,10 +203,10 @@ class GradientNoise:
                 "noise_scale_lower": low,
                 "noise_scale_upper": high,
             }
-            if self.is_at_one_point:
-                sign = self._estimates.sign(name)
-                row |= {"noise_scale_l1": sign.estimate}
-                row |= {"noise_scale_l1_lower": sign.lower, "noise_scale_l1_upper": sign.upper}
+            for norm in self.dual_norms:
+                dual = self._estimates.dual(name, norm)
+                row |= {f"noise_scale_{norm}": dual.estimate}
+                row |= {f"noise_scale_{norm}_lower": dual.lower, f"noise_scale_{norm}_upper": dual.upper}
             if (own := self._estimates.tail(name)) is not None:
                 row |= {"kappa": own.kappa, "kappa_lower": own.lower, "kappa_upper": own.upper}
                 row |= {"normal_p": own.normal_p, "efficiency": own.efficiency}
@@ -241,12 +245,19 @@ class GradientNoise:
         }
         keys = ("count", "samples", "batch_size", "step_batch_size", "per", "confidence", "population")
         head = {k: getattr(self, k) for k in keys}
-        reasons, signs = (
-            {name: why for name in self.names if (why := self.noise_scale_reason(name, norm)) is not None}
-            for norm in _NORMS
-        )
         tails = {k: v.to_dict() for k, v in self.tails.items()}
-        return head | {"groups": rows, "noise_scale_reasons": reasons, "noise_scale_l1_reasons": signs, "tails": tails}
+        told = {
+            "groups": rows,
+            "noise_scale_reasons": self._reasons("l2"),
+            "noise_scale_l1_reasons": self._reasons("l1"),
+        }
+        if self.has_matrices:
+            told["noise_scale_nuclear_reasons"] = self._reasons("nuclear")
+        return head | told | {"tails": tails}
+
+    def _reasons(self, norm: str) -> dict[str, str]:
+        reasons = {name: self.noise_scale_reason(name, norm) for name in self.names}
+        return {name: why for name, why in reasons.items() if why is not None}
 
     def __str__(self) -> str:
         """Tables and verdict."""
@@ -268,6 +279,18 @@ class GradientNoise:
     def is_at_one_point(self) -> bool:
         """Whether moments per coordinate were kept and the parameters did not change between the gradients."""
         return isinstance(self._estimates.source, Moments) and self._estimates.source.points == 1
+
+    @property
+    def has_matrices(self) -> bool:
+        """Whether matrices were selected, which the noise scale of the nuclear norm needs."""
+        return any(self.layout.matrices)
+
+    @property
+    def dual_norms(self) -> tuple[str, ...]:
+        """The other norms for which noise scales are known: ``"l1"``, and ``"nuclear"`` for matrices."""
+        if not self.is_at_one_point:
+            return ()
+        return ("l1", "nuclear") if self.has_matrices else ("l1",)
 
     @property
     def is_exact(self) -> bool:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["tables", "verdict"]
 
+_NORMS = {
+    "l1": ("ℓ1 norm", "For methods that follow the sign of the gradient (SignSGD, Lion, Adam), the noise scale "),
+    "nuclear": ("nuclear norm", "For methods that orthogonalise the gradient (Muon), the noise scale "),
+}
+"""Name of every dual norm, and how a sentence about it begins."""
 _SURE = 2.58
 """Standard errors from which a sign is taken as resolved: two-sided 99 %."""
 
@@ -36,6 +41,8 @@ class MeasuredNoise(Protocol):
     def is_at_one_point(self) -> bool: ...
     @property
     def is_exact(self) -> bool: ...
+    @property
+    def dual_norms(self) -> tuple[str, ...]: ...
     def noise_scale(self, *, norm: str) -> float: ...
     def noise_scale_limits(self, *, norm: str) -> tuple[float, float]: ...
     def noise_scale_reason(self, group: str, norm: str = ...) -> str | None: ...
@@ -46,8 +53,8 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
     """Header and rows of each table: sizes and noise scales; tails, if there are any."""
     percent = f"{100 * noise.confidence:g} % limits"
     head = ["group", "size", "|grad|^2 ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
-    if noise.is_at_one_point:
-        head += ["noise scale of ℓ1", percent]
+    for norm in noise.dual_norms:
+        head += [f"noise scale of {_NORMS[norm][0].removesuffix(' norm')}", percent]
     rows, tails, fitted = [], [], noise.tails
     for name, row in noise.groups.iterrows():
         cells = [
@@ -58,8 +65,8 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
             "–" if math.isnan(row.snr) else f"{row.snr:.2g}",
             *_scale_cells(row.noise_scale, row.noise_scale_lower, row.noise_scale_upper),
         ]
-        if noise.is_at_one_point:
-            cells += _scale_cells(row.noise_scale_l1, row.noise_scale_l1_lower, row.noise_scale_l1_upper)
+        for norm in noise.dual_norms:
+            cells += _scale_cells(*(row[f"noise_scale_{norm}{end}"] for end in ("", "_lower", "_upper")))
         rows.append(cells)
         if fitted:
             tails.append([str(name), *_tail_cells(fitted[str(name)])])
@@ -119,8 +126,7 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
         said.append(
             f"No upper limit of the noise scale of {', '.join(n for n in reasons if reasons[n] == why)}: {why}."
         )
-    if noise.is_at_one_point:
-        said.append(_sign_scale_words(noise, size))
+    said += [_dual_scale_words(noise, norm, size) for norm in noise.dual_norms]
     shares = noise.phases(size) if noise.is_at_one_point else None
     if shares is not None and not math.isnan(shares.raw[0]):
         one, two, three = (f"{100 * max(v, 0.0):.0f} %" for v in shares.estimate)
@@ -135,18 +141,18 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     return said
 
 
-def _sign_scale_words(noise: MeasuredNoise, size: float) -> str:
-    """The noise scale of methods that follow the sign, and what it says at this batch size."""
-    low, high = noise.noise_scale_limits(norm="l1")
-    scale, reason = noise.noise_scale(norm="l1"), noise.noise_scale_reason("all", "l1")
-    methods = "For methods that follow the sign of the gradient (SignSGD, Lion, Adam), the noise scale "
+def _dual_scale_words(noise: MeasuredNoise, norm: str, size: float) -> str:
+    """The noise scale of methods whose steps have another norm, and what it says at this batch size."""
+    low, high = noise.noise_scale_limits(norm=norm)
+    scale, reason = noise.noise_scale(norm=norm), noise.noise_scale_reason("all", norm)
+    label, methods = _NORMS[norm]
     if math.isnan(low):
-        return f"{methods}of the ℓ1 norm is not known: {reason}."
+        return f"{methods}of the {label} is not known: {reason}."
     if reason is not None:
-        return f"{methods}of the ℓ1 norm is above {_number(low)} samples; more is not known: {reason}."
+        return f"{methods}of the {label} is above {_number(low)} samples; more is not known: {reason}."
     side = "noise dominates" if size < low else "the gradient dominates" if size > high else None
     told = "it is not resolved which of them dominates" if side is None else f"{side} for them"
-    return f"{methods}of the ℓ1 norm is {_number(scale)} samples ({_number(low)} – {_number(high)}): {told}."
+    return f"{methods}of the {label} is {_number(scale)} samples ({_number(low)} – {_number(high)}): {told}."
 
 
 def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> list[str]:

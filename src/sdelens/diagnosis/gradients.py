@@ -1,7 +1,7 @@
 """The entry point for gradients: turns gradients of any form into moments, one after another."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.random import Stream, stream_key
 from sdelens.diagnosis._noise import ALL, GradientNoise
+from sdelens.diagnosis._nuclear_sums import Matrices, as_matrices
 from sdelens.diagnosis._patterns import OTHER, labels_by
 from sdelens.diagnosis.streams import Layout, Moments
 from sdelens.problems import EXAMPLE_BYTES, AbstractProblem, Problem
@@ -32,6 +33,7 @@ def gradient_noise(
     x: Any = None,
     loss: Callable[[Any], Any] | None = None,
     hvp: Callable[[Any], Any] | bool | None = None,
+    matrices: Matrices = None,
     tails: bool = True,
     tail_coordinates: int = 32,
     confidence: float = 0.95,
@@ -61,6 +63,10 @@ def gradient_noise(
         loss: loss(params), whose Hessian at `x` weights `GradientNoise.curved_noise_scale`, by `jax.jvp` of its
             gradient.
         hvp: instead of `loss`, v ↦ Hv on pytrees; True for a problem. At most about 64 log K products are computed.
+        matrices: leaves whose noise scale is also measured in the nuclear norm, that of Muon: True for all with two or
+            more axes, or one or more regular expressions, of which one is found in the leaf's path. Of more than two
+            axes, all but the first are joined. For m × n numbers, m ≤ n, every gradient then costs 2m²n operations
+            more, 1 + log₂ K means are decomposed, and mn + m² more numbers are stored.
         tails: whether to fit tails; without them, heavy tails do not stop limits of the noise scale from being given.
         tail_coordinates: coordinates per group, drawn with `seed`, to which the tails are fitted, from at most 4096
             gradients; the tails of the whole are fitted to at most 256 of them.
@@ -103,7 +109,7 @@ def gradient_noise(
     for tree in source:
         names, leaves, rebuild = _leaves(tree)
         if moments is None:
-            layout = as_groups(names, tuple(v.shape for v in leaves), rebuild, groups)
+            layout = as_groups(names, tuple(v.shape for v in leaves), rebuild, groups, matrices, _complex(names, tree))
             on_leaves = None if product is None else functools.partial(_on_leaves, product, rebuild)
             moments = Moments(layout, keep, seed, on_leaves)
         elif names != moments.layout.names:
@@ -126,21 +132,35 @@ def gradient_noise(
 
 
 def as_groups(
-    names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], rebuild: Callable[[list[Any]], Any], groups: Groups
+    names: tuple[str, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    rebuild: Callable[[list[Any]], Any],
+    groups: Groups,
+    matrices: Matrices = None,
+    pairs: Collection[str] = (),
 ) -> Layout:
-    """The layout of leaves in groups.
+    """The layout of leaves in groups, with the matrices whose nuclear norm is measured.
+
+    Args:
+        names: as in `Layout`.
+        shapes: as in `Layout`.
+        rebuild: as in `Layout`.
+        groups: as in `gradient_noise`.
+        matrices: as in `gradient_noise`.
+        pairs: names of the leaves that are complex, which are no matrices here.
 
     Raises:
-        TypeError: if `groups` is of another type.
+        TypeError: if `groups` or `matrices` is of another type.
         ValueError: if an expression is invalid or matches nothing, or a group would be called "all".
     """
+    measured = as_matrices(names, shapes, matrices, pairs)
     if groups is None:
         if ALL in names:
             raise ValueError(
                 f"groups: a parameter is named {ALL!r}, which is the name of all parameters together; give groups "
                 "with other names."
             )
-        return Layout(names, shapes, names, tuple(range(len(names))), rebuild)
+        return Layout(names, shapes, names, tuple(range(len(names))), rebuild, measured)
     patterns = dict(groups) if isinstance(groups, Mapping) else None
     if patterns is None and not isinstance(groups, str) and isinstance(groups, Sequence):
         patterns = {str(p): p for p in groups}
@@ -154,7 +174,7 @@ def as_groups(
             f"no parameter belongs to {missing[0]!r}" if missing else f"{ALL!r} is the name of all parameters together"
         )
         raise ValueError(f"groups: {why}; choose other groups for the parameters {', '.join(names)}.")
-    return Layout(names, shapes, tuple(labels), tuple(labels.index(o) for o in owner), rebuild)
+    return Layout(names, shapes, tuple(labels), tuple(labels.index(o) for o in owner), rebuild, measured)
 
 
 def _leaves(tree: Any) -> tuple[tuple[str, ...], list[np.ndarray], Callable[[list[Any]], Any]]:
@@ -165,6 +185,12 @@ def _leaves(tree: Any) -> tuple[tuple[str, ...], list[np.ndarray], Callable[[lis
     if not arrays or not sum(a.size for a in arrays):
         raise ValueError("gradients: got a gradient without any numbers; give pytrees of floating arrays.")
     return names, arrays, functools.partial(jax.tree_util.tree_unflatten, treedef)
+
+
+def _complex(names: Sequence[str], tree: Any) -> list[str]:
+    """Names of the leaves that are complex."""
+    leaves = jax.tree_util.tree_leaves(tree)
+    return [name for name, leaf in zip(names, leaves, strict=True) if "complex" in str(getattr(leaf, "dtype", ""))]
 
 
 def _array(name: str, leaf: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ __all__ = ["KEYS", "logged"]
 KEYS: Final = (
     *("noise_scale", "noise_scale_lower", "noise_scale_upper"),
     *("noise_scale_l1", "noise_scale_l1_lower", "noise_scale_l1_upper"),
+    *("noise_scale_nuclear", "noise_scale_nuclear_lower", "noise_scale_nuclear_upper"),
     *("snr", "snr_lower", "snr_upper", "gradient_norm", "noise_trace", "micro_batches"),
 )
 
@@ -29,7 +30,8 @@ def logged(noise: GradientNoise | None, prefix: str = "") -> dict[str, float]:
         found |= {"gradient_norm": math.sqrt(square) if square >= 0 else math.nan, "micro_batches": float(noise.count)}
         found |= dict(zip(("noise_scale_lower", "noise_scale_upper"), noise.noise_scale_limits(), strict=True))
         found |= dict(zip(("snr_lower", "snr_upper"), noise.snr_limits(), strict=True))
-        low, high = noise.noise_scale_limits(norm="l1")
-        found |= {"noise_scale_l1": noise.noise_scale(norm="l1")}
-        found |= {"noise_scale_l1_lower": low, "noise_scale_l1_upper": high}
+        for norm in noise.dual_norms:
+            low, high = noise.noise_scale_limits(norm=norm)
+            found |= {f"noise_scale_{norm}": noise.noise_scale(norm=norm)}
+            found |= {f"noise_scale_{norm}_lower": low, f"noise_scale_{norm}_upper": high}
     return {prefix + name: value for name, value in found.items()}

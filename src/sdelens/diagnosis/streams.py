@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from sdelens.diagnosis._nuclear_sums import NuclearSums
+
 __all__ = ["Layout", "Moments"]
 
 KEPT: Final = 4096
@@ -28,6 +30,8 @@ class Layout:
         groups: names of the groups.
         group: index of the group of every leaf.
         rebuild: function from a list of leaves to the user's pytree.
+        matrices: rows and columns of every leaf whose noise is measured in the nuclear norm, None for the others;
+            empty if there are none.
     """
 
     names: tuple[str, ...]
@@ -35,12 +39,25 @@ class Layout:
     groups: tuple[str, ...]
     group: tuple[int, ...]
     rebuild: Callable[[list[Any]], Any] = field(compare=False)
+    matrices: tuple[tuple[int, int] | None, ...] = ()
 
     @property
     def sizes(self) -> np.ndarray:
         """Coordinates per group."""
         out = np.zeros(len(self.groups), int)
         np.add.at(out, list(self.group), [int(np.prod(s)) for s in self.shapes])
+        return out
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Sum of the shorter sides of the matrices per group: the largest number of singular values."""
+        numbers = [i for i, shape in enumerate(self.matrices) if shape is not None]
+        return self.by_group(numbers, [min(self.matrices[i] or (0,)) for i in numbers])
+
+    def by_group(self, leaves: Sequence[int], values: Sequence[Any]) -> np.ndarray:
+        """Sums per group of a number for each of the given leaves."""
+        out = np.zeros(len(self.groups))
+        np.add.at(out, [self.group[i] for i in leaves], values)
         return out
 
     def sampled(self, per_group: int, seed: int) -> list[np.ndarray]:
@@ -76,6 +93,7 @@ class Moments:
         spread, cross, at: per group wᵢ‖gᵢ − ḡᵢ₋₁‖² Wᵢ₋₁/Wᵢ and √wᵢ(gᵢ − ḡᵢ₋₁)ᵀḡᵢ₋₁, and (wᵢ, Wᵢ₋₁, i − 1), as
             `_ratio.residuals` takes them; each a list over all gradients but the first of each point.
         signed, sized: gᵢᵀ sign(ḡᵢ₋₁) and ‖gᵢ − ḡᵢ₋₁‖₁ per group, likewise.
+        nuclear: sums for the nuclear norm of matrices, or None if there are none.
         roots: K′ and Σ √M₂ per group after K′ gradients, K′ = 2, 4, 8, …, at the first point.
         index: indices of the sampled coordinates of every leaf.
         sample: their values, one array of shape (q,) per kept gradient.
@@ -95,6 +113,9 @@ class Moments:
         self.signed: list[np.ndarray] = []
         self.sized: list[np.ndarray] = []
         self.roots: list[tuple[int, np.ndarray]] = []
+        self.nuclear: NuclearSums | None = None
+        if any(layout.matrices):
+            self.nuclear = NuclearSums(layout.matrices, np.linalg, lambda _, m: np.zeros((m, m)), layout.by_group)
         self.at: list[tuple[float, float, int]] = []
         self.index = layout.sampled(coordinates, seed)
         self.sample: list[np.ndarray] = []
@@ -124,6 +145,8 @@ class Moments:
             if before > 0:
                 signed[group] += np.sign(mean) @ delta
             delta -= mean
+            if self.nuclear is not None:
+                self.nuclear.take(i, np.asarray(leaf, np.float64), delta, factor)
             sized[group] += np.abs(delta).sum()
             cross[group] += delta @ mean + (mean @ mean if self.count == 1 else 0)
             if probed:
@@ -152,13 +175,13 @@ class Moments:
         self.weight, self.count = after, self.count + 1
         if self.count > 1 and self.count & (self.count - 1) == 0:
             self.roots.append((self.count, self.rooted()))
+        if self.nuclear is not None:
+            self.nuclear.close(self.count, weight, after, self.mean)
         self.weights = (min(self.weights[0], weight), max(self.weights[1], weight))
 
     def rooted(self) -> np.ndarray:
         """Σ √M₂ per group."""
-        roots = np.zeros(len(self.layout.groups))
-        np.add.at(roots, list(self.layout.group), [np.sqrt(v).sum() for v in self.square])
-        return roots
+        return self.layout.by_group(range(len(self.square)), [np.sqrt(v).sum() for v in self.square])
 
     def curved(self, leaves: list[np.ndarray]) -> list[np.ndarray]:
         """The Hessian times a vector given as flat leaves, as flat leaves."""
@@ -217,6 +240,9 @@ class Moments:
         out.at, out.signed, out.sized = self.at + other.at, self.signed + other.signed, self.sized + other.sized
         known = [*self.roots, *other.roots, (self.count, self.rooted()), (other.count, other.rooted())]
         out.roots = sorted(known, key=lambda found: found[0])
+        if self.nuclear is not None and other.nuclear is not None:
+            counts, weights = (self.count, other.count), (self.weight, other.weight)
+            out.nuclear = self.nuclear.merge(other.nuclear, shift, counts, weights)
         out.stride = max(self.stride, other.stride)
         out.sample = self.sample[:: out.stride // self.stride] + other.sample[:: out.stride // other.stride]
         out._thin()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sdelens.core import check
 from sdelens.diagnosis import GradientNoise
+from sdelens.diagnosis._nuclear_sums import Matrices
 from sdelens.diagnosis.gradients import Groups, as_groups
 from sdelens.diagnosis.logged import logged
 from sdelens.torch._watch_moments import MomentStore
@@ -17,6 +18,7 @@ from sdelens.torch._watch_sums import Found, SumStore
 from sdelens.torch._watched import (
     after_backward,
     backward_pass,
+    matrices_of,
     on_step,
     processes_of,
     shape_of,
@@ -54,13 +56,16 @@ class GradientWatch:
         keep: str,
         last: int | None,
         step_batch_size: float | None,
+        matrices: Matrices | torch.optim.Optimizer,
     ) -> None:
         self.batch_size, self.scale, self.step_batch_size, self._keep = batch_size, scale, step_batch_size, keep
         module, self._reducer = unwrapped(model)
         self._parameters = watched(module)
         self._all, names = list(self._parameters.values()), tuple(self._parameters)
         shapes = tuple(shape_of(p) for p in self._all)
-        self._layout = as_groups(names, shapes, functools.partial(_named, names), groups)
+        measured = matrices_of(self._parameters, matrices)
+        pairs = [name for name, p in self._parameters.items() if p.is_complex()]
+        self._layout = as_groups(names, shapes, functools.partial(_named, names), groups, measured, pairs)
         self._options = tail_coordinates, seed, last
         self.reset()
         hooks = (functools.partial(self._hook, number) for number in range(len(names)))
@@ -201,9 +206,9 @@ class GradientWatch:
     def log(self, prefix: str = "") -> dict[str, float]:
         """The numbers of `result` as a flat dict, for a logger; what is not known is NaN.
 
-        The keys are ``noise_scale``, ``noise_scale_l1`` and ``snr``, each also with ``_lower`` and ``_upper``,
-        ``gradient_norm`` (‖∇f‖), ``noise_trace`` (tr Σ of one sample) and ``micro_batches``. The SNR is that of one
-        optimizer step.
+        The keys are ``noise_scale``, ``noise_scale_l1``, ``noise_scale_nuclear`` and ``snr``, each also with
+        ``_lower`` and ``_upper``, ``gradient_norm`` (‖∇f‖), ``noise_trace`` (tr Σ of one sample) and
+        ``micro_batches``. The SNR is that of one optimizer step.
 
         Args:
             prefix: what is written before every key, for example ``"noise/"``.
@@ -232,6 +237,7 @@ def watch(
     batch_size: int,
     scale: float | Callable[[], float] = 1.0,
     groups: Groups = None,
+    matrices: Matrices | torch.optim.Optimizer = None,
     tails: bool = True,
     tail_coordinates: int = 32,
     seed: int = 0,
@@ -271,6 +277,9 @@ def watch(
         scale: factor of the loss before its backward pass: 1/n for n accumulated micro-batches,
             ``scaler.get_scale`` with mixed precision; a number, or a function that is called once per backward pass.
         groups: as in `gradient_noise`.
+        matrices: parameters whose noise scale is also measured in the nuclear norm, as in `gradient_noise`; or an
+            optimizer, as `torch.optim.Muon`, for its matrices. It needs ``keep="moments"`` at one point, and decomposes
+            them at the micro-batches 1, 2, 4, 8, ….
         tails: whether to keep coordinates for the tails.
         tail_coordinates: number of these coordinates per group.
         seed: seed of their draw.
@@ -299,11 +308,13 @@ def watch(
     check.choice("keep", keep, _KEEP)
     if last is not None and keep == _MOMENTS:
         raise ValueError("last: applies only to keep='sums'; call reset() to start anew, or watch with keep='sums'.")
+    if matrices is not None and matrices is not False and keep != _MOMENTS:
+        raise ValueError("matrices: their nuclear norm needs keep='moments'; leave matrices out, or keep moments.")
     number = None if last is None else check.at_least("last", last, 1)
     step = None if step_batch_size is None else float(check.positive("step_batch_size", step_batch_size))
     sampled = check.at_least("tail_coordinates", tail_coordinates, 1) if tails and keep == _MOMENTS else 0
     seed = check.at_least("seed", seed, 0)
-    found = GradientWatch(model, batch_size, scale, groups, sampled, seed, keep, number, step)
+    found = GradientWatch(model, batch_size, scale, groups, sampled, seed, keep, number, step, matrices)
     try:
         yield found
     finally:

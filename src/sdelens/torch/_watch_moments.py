@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdelens.diagnosis._nuclear_sums import NuclearSums
 from sdelens.diagnosis.streams import KEPT, Layout, Moments
 from sdelens.torch._watch_sums import stacked, wide
 
@@ -62,6 +63,12 @@ class MomentStore:
         self._roots: list[tuple[int, Tensor]] = []
         self._at: list[tuple[float, float, int]] = []
         self._weights: list[float] = []
+        self._nuclear: NuclearSums | None = None
+        if any(layout.matrices):
+            means = [own.mean for own in self._own]
+            self._nuclear = NuclearSums(
+                layout.matrices, torch.linalg, lambda i, m: means[i].new_zeros(m, m), self._nuclear_by_group
+            )
         self._points, self._number, self._before, self._stride, self._size = 1, 0, 0.0, 1, 0.0
         self.skipped = 0
 
@@ -74,6 +81,7 @@ class MomentStore:
         if moved and self._number:
             for own in self._own:
                 own.leave(self._before)
+            self._nuclear = None  # measured only at one point
             self._points, self._number, self._before = self._points + 1, 0, 0.0
         self._size = size
         if self._points > 1 and len({size, *self._weights}) > 1:
@@ -93,6 +101,9 @@ class MomentStore:
         own = self._own[number]
         if self._coordinates and len(self._weights) % self._stride == 0:
             self._held[number] = flat[own.index].clone()
+        if self._nuclear is not None and self._layout.matrices[number] is not None:
+            factor = self._size * self._before / (self._before + self._size)
+            self._nuclear.take(number, flat, flat - own.mean, factor)
         self._scalars[number] = own.take(flat, self._before, self._size, self._number)
 
     def end(self, scale: float) -> None:
@@ -127,12 +138,18 @@ class MomentStore:
         if self._points == 1 and count > 1 and count & (count - 1) == 0:
             roots = stacked([own.square.sqrt().sum() for own in self._own], self._device)
             self._roots.append((count, self._by_group(roots)))
+        if self._nuclear is not None:
+            self._nuclear.close(count, self._size, self._before, [own.mean for own in self._own])
         if len(self._kept) > KEPT:
             self._stride *= 2
             self._kept = self._kept[::2]
 
-    def _by_group(self, values: Tensor) -> Tensor:
-        groups = torch.tensor(self._layout.group, device=self._device)
+    def _nuclear_by_group(self, numbers: list[int], values: list[Tensor]) -> Tensor:
+        return self._by_group(stacked(values, self._device), numbers)
+
+    def _by_group(self, values: Tensor, numbers: list[int] | None = None) -> Tensor:
+        own = self._layout.group if numbers is None else [self._layout.group[i] for i in numbers]
+        groups = torch.tensor(own, device=self._device)
         return values.new_zeros(len(self._layout.groups), *values.shape[1:]).index_add_(0, groups, values)
 
     @property
@@ -166,6 +183,8 @@ class MomentStore:
         rows = torch.stack(self._rows).double().cpu().numpy() if self._rows else np.zeros((0, 0, 4))
         found.spread, found.cross, found.signed, found.sized = (list(rows[..., i]) for i in range(4))
         found.roots = [(count, roots.double().cpu().numpy()) for count, roots in self._roots]
+        if self._nuclear is not None:
+            found.nuclear = self._nuclear.read(lambda v: v.double().cpu().numpy(), self._layout.by_group)
         if self._kept:
             found.sample = list(torch.stack(self._kept).double().cpu().numpy())
         return found

@@ -1,6 +1,7 @@
 """The parameters of a model as they are watched, and the signals of PyTorch that a watch needs."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["after_backward", "backward_pass", "on_step", "processes_of", "shape_of", "unwrapped", "watched"]
+from sdelens.diagnosis._nuclear_sums import Matrices
+
+__all__ = [
+    "after_backward",
+    "backward_pass",
+    "matrices_of",
+    "on_step",
+    "processes_of",
+    "shape_of",
+    "unwrapped",
+    "watched",
+]
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None]:
@@ -45,6 +57,23 @@ def watched(model: nn.Module) -> dict[str, Tensor]:
             "model: has no parameter that requires a gradient; call requires_grad_() on the parameters to watch."
         )
     return found
+
+
+def matrices_of(parameters: Mapping[str, Tensor], wanted: Matrices | torch.optim.Optimizer) -> Matrices:
+    """The matrices whose nuclear norm is measured, where an optimizer such as Muon stands for its parameters.
+
+    Raises:
+        ValueError: if the optimizer has none of the watched parameters.
+    """
+    if not isinstance(wanted, torch.optim.Optimizer):
+        return wanted
+    own = {id(p) for group in wanted.param_groups for p in group["params"]}
+    names = [name for name, p in parameters.items() if id(p) in own]
+    if not names:
+        raise ValueError(
+            f"matrices: the {type(wanted).__name__} has none of the watched parameters; give this model's optimizer."
+        )
+    return [f"^{re.escape(name)}$" for name in names]
 
 
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
