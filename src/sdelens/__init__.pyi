@@ -1,4 +1,5 @@
 from . import callbacks as callbacks
+from . import forecast as forecast
 from . import scaling as scaling
 from . import studies as studies
 from . import theory as theory

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import FORMAT
 
-__all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject"]
+__all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject", "result_attributes"]
 
 _LOW_PEAK = 0.2
 _COMPILED: dict[str, Any] = {}
@@ -102,22 +102,40 @@ class Case:
             models: settings of every model by label.
             device: the device on which it ran.
         """
-        described = [self.problem.describe(), self.noise.describe(), self.optimizer.describe()]
         started = self.start.describe()
         common = {"dim": self.problem.dim, "dtype": self.problem.start.dtype.name}
-        infimum = self.problem.infimum
-        return {
-            "sdelens_format": FORMAT,
-            "problem": json.dumps(described[0]),
-            "noise": json.dumps(described[1]),
-            "optimizer": json.dumps(described[2]),
-            "models": json.dumps(models),
-            "run": json.dumps({**run, **common, **started}),
-            "device": json.dumps(device),
-            "versions": json.dumps(_versions()),
-            "infimum": float("nan") if infimum is None else infimum,
-            "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, started, *models.values()])),
-        }
+        described = (self.problem.describe(), self.noise.describe(), self.optimizer.describe())
+        return result_attributes(described, {**run, **common, **started}, models, device, self.problem.infimum)
+
+
+def result_attributes(
+    described: Sequence[Mapping[str, Any]],
+    run: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+    device: Mapping[str, Any],
+    infimum: float | None,
+) -> dict[str, Any]:
+    """Attributes of a result's dataset.
+
+    Args:
+        described: descriptions of problem, noise and optimizer.
+        run: sizes, seed and start, as numbers and text.
+        models: settings of every model by label.
+        device: the device on which it ran.
+        infimum: infimum of the loss, None if it is not known.
+    """
+    return {
+        "sdelens_format": FORMAT,
+        "problem": json.dumps(described[0]),
+        "noise": json.dumps(described[1]),
+        "optimizer": json.dumps(described[2]),
+        "models": json.dumps(models),
+        "run": json.dumps(run),
+        "device": json.dumps(device),
+        "versions": json.dumps(_versions()),
+        "infimum": float("nan") if infimum is None else infimum,
+        "rerunnable": int(all(d.get("rerunnable", True) for d in [*described, run, *models.values()])),
+    }
 
 
 @dataclass(frozen=True)

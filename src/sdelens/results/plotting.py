@@ -47,6 +47,7 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
     "empirical": {"color": "#56B4E9", "linestyle": (0, (2, 2))},
     "prediction": {"color": "#CC79A7", "linestyle": (0, (3, 1.5, 1, 1.5, 1, 1.5))},
     "logged": {"color": "#E69F00", "linestyle": "-", "linewidth": 1.2},
+    "forecast": {"color": "#0072B2", "linestyle": "-", "linewidth": 1.4},
     "rescaled": {"color": "#0072B2", "linestyle": (0, (5, 2))},
 }
 _BOUNDS: Final[list[dict[str, Any]]] = [
@@ -159,17 +160,19 @@ def _plot_curves(
     is_loss = "quantity" not in dataset.attrs
     logarithmic = bool(is_loss and finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
     low = np.full(time.shape, np.nan)
-    if "loss_quantile" in dataset and bool(np.isfinite(dataset.loss_quantile.sel(model=shown)).any()):
-        low, high = (dataset.loss_quantile.sel(model=shown, quantile=q).values - minimum for q in (0.05, 0.95))
-        band = {"color": looks[shown]["color"], "alpha": 0.12, "linewidth": 0}
-        label = f"{written(shown)}: middle 90 % of paths"
-        floor = 1e-3 * finite.min() if logarithmic else -np.inf
-        axes.fill_between(time, np.maximum(low, floor), high, label=label, **band)
-    elif np.isfinite(spread := dataset.loss_std.sel(model=shown).values).all():
+    banded = [m for m in models if m == shown or not dataset.n_paths.sel(model=m).values.any()]
+    bands = {m: band for m in banded if (band := _quantile_band(dataset, m)) is not None}
+    floor = minimum + 1e-3 * finite.min() if logarithmic else -np.inf
+    for model, (below, above, label) in bands.items():
+        shade = {"color": looks[model]["color"], "alpha": 0.12, "linewidth": 0}
+        axes.fill_between(time, np.maximum(below, floor) - minimum, above - minimum, label=label, **shade)
+        low = np.fmin(low, below - minimum)
+    spread = dataset.loss_std.sel(model=shown).values
+    if not bands and np.isfinite(spread).all():
         curve = dataset.loss_mean.sel(model=shown).values - minimum
         low = np.maximum(curve - spread, 0.1 * curve if logarithmic else -np.inf)
-        band = {"color": looks[shown]["color"], "alpha": 0.15, "linewidth": 0}
-        axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **band)
+        shade = {"color": looks[shown]["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **shade)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
         axes.plot(time, curve, label=written(model), **looks[model])
@@ -189,6 +192,18 @@ def _plot_curves(
     axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
 
 
+def _quantile_band(dataset: "xr.Dataset", model: str) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """The middle of a model's losses, and what it is called; None if no quantiles were recorded."""
+    if "loss_quantile" not in dataset or not np.isfinite(dataset.loss_quantile.sel(model=model)).any():
+        return None
+    levels = dataset["quantile"].values
+    levels = np.array([0.05, 0.95]) if 0.05 in levels else levels[[0, -1]]
+    low, high = (dataset.loss_quantile.sel(model=model, quantile=level).values for level in levels)
+    share = f"{100 * (levels[1] - levels[0]):.3g} %"
+    of_paths = dataset.n_paths.sel(model=model).values.any()
+    return low, high, f"{written(model)}: middle {share} of paths" if of_paths else f"{written(model)}: {share} band"
+
+
 def _plot_differences(
     axes: "Axes", dataset: "xr.Dataset", models: list[str], reference: str, looks: dict[str, Any], scale: np.ndarray
 ) -> None:
@@ -202,8 +217,10 @@ def _plot_differences(
         sem = np.hypot(np.nan_to_num(here.loss_sem.values), np.nan_to_num(sem_base))
         half = 100 * _NORMAL_99 * sem / scale
         look = {k: v for k, v in looks[model].items() if k != "alpha"}
-        label = None if edges else "99 % interval"
-        axes.fill_between(time, ratio - half, ratio + half, color=look["color"], alpha=0.2, linewidth=0, label=label)
+        if half.any():
+            label = None if axes.collections else "99 % interval"
+            shade = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
+            axes.fill_between(time, ratio - half, ratio + half, label=label, **shade)
         axes.plot(time, ratio, **look)
         edges += [ratio - half, ratio + half]
     axes.axhline(0, color="black", linewidth=0.8)
@@ -218,7 +235,8 @@ def _plot_differences(
         axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.legend(loc="best", handlelength=1.2, borderpad=0.1, frameon=True, framealpha=0.7, edgecolor="none")
+    if axes.collections:
+        axes.legend(loc="best", handlelength=1.2, borderpad=0.1, frameon=True, framealpha=0.7, edgecolor="none")
 
 
 def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> "Figure":
@@ -288,7 +306,8 @@ def _title(dataset: "xr.Dataset") -> str:
     optimizer, problem, noise = (json.loads(dataset.attrs[name]) for name in ("optimizer", "problem", "noise"))
     run = json.loads(dataset.attrs["run"])
     name = optimizer_label(optimizer)
+    dimension = f"$d$ = {run['dim']}, " if "dim" in run else ""
     return (
-        f"{name} on {problem_label(problem)}, $d$ = {run['dim']}, $\\eta$ = {optimizer['lr']:g}\n"
+        f"{name} on {problem_label(problem)}, {dimension}$\\eta$ = {optimizer['lr']:g}\n"
         f"{noise_label(noise)} noise" + (f", {run['paths']} paths" if "paths" in run else "")
     )

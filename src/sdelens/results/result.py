@@ -32,7 +32,7 @@ __all__ = ["PATHLESS", "Result", "read_dataset", "write_dataset"]
 FORMAT = 1
 _LINEAR = ("sgd", "momentum")
 """Optimizers whose updates are linear in the stochastic gradients."""
-PATHLESS = ("prediction", "logged")
+PATHLESS = ("prediction", "forecast", "logged")
 """Kinds of models that are a single curve, not an ensemble."""
 
 
@@ -55,8 +55,8 @@ class Result:
     - ``end_x`` (model, end_path, marginal): with ``marginals``, the chosen coordinates of every path at the last step;
     - ``loss_bound`` (bound, step): bounds added by `with_bound`.
 
-    A prediction (`sdelens.theory.predict`) or a curve added by `with_curve` has no paths, and NaN where it has no
-    value.
+    A prediction (`sdelens.theory.predict`), a forecast (`sdelens.forecast`) or a curve added by `with_curve` has no
+    paths, and NaN where it has no value; the quantiles of a forecast are the limits of its band.
 
     Its attributes hold what is needed to repeat the run, as JSON: ``problem, noise, optimizer, run, models, versions,
     device``, and ``rerunnable``, which is 0 if a function of the user cannot be written down.
@@ -75,8 +75,8 @@ class Result:
 
     @property
     def compares(self) -> bool:
-        """Whether the optimizer was run together with another model to compare with it."""
-        return self.optimizer is not None and len(self.models) > 1
+        """Whether there is an optimizer's run, or a logged curve beside forecasts, to compare other models with."""
+        return self._default_reference is not None and len(self.models) > 1
 
     @property
     def observables(self) -> list[str]:
@@ -221,7 +221,8 @@ class Result:
         observed distance. The row ``all`` has the mean over the coordinates.
 
         Args:
-            reference: label of the model to compare with, by default that of the optimizer.
+            reference: label of the model to compare with, by default that of the optimizer, or of the logged curve
+                beside forecasts.
             permutations: number of permutations, 99 or more.
 
         Returns:
@@ -280,7 +281,8 @@ class Result:
         - ``diverged``: number of paths that diverged and were excluded from the averages.
 
         Args:
-            reference: label of the model to compare with, by default that of the optimizer.
+            reference: label of the model to compare with, by default that of the optimizer, or of the logged curve
+                beside forecasts.
             confidence: one-sided confidence of each limit, in (0.5, 1).
 
         Returns:
@@ -458,8 +460,17 @@ class Result:
     def _reference(self, reference: str | None) -> str:
         if reference is not None:
             return check.choice("reference", reference, self.models)
-        if self.optimizer is None:
+        if self._default_reference is None:
             raise ValueError(f"reference: there is no optimizer among the models; name one of {self.models}.")
+        return self._default_reference
+
+    @property
+    def _default_reference(self) -> str | None:
+        """The optimizer, or the logged curve if all others are forecasts."""
+        kinds = {label: self.settings[label]["model"] for label in self.models}
+        logged = [label for label, kind in kinds.items() if kind == "logged"]
+        if len(logged) == 1 and set(kinds.values()) == {"forecast", "logged"}:
+            return logged[0]
         return self.optimizer
 
     def _minimum(self, reference: str) -> float:

@@ -63,8 +63,9 @@ def title(result: TabulatedResult, without: Container[str] = (), without_noise: 
         numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
     numbers += ", independent decay" if info["optimizer"].get("decay") == "independent" else ""
     start = f"start: {run['start']}, " if "start" in run else ""
+    dimension = f"d = {run['dim']}, " if "dim" in run else ""
     return (
-        f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, d = {run['dim']}, "
+        f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, {dimension}"
         f"{noise_label(noise)} noise: {start}{run['steps']} steps"
         + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
     )
@@ -157,7 +158,10 @@ def notes(result: TabulatedResult) -> list[str]:
             "before the "
             "first use of JAX makes each of them a device."
         )
-    if result.compares:
+    forecasts = [model for model in result.settings.values() if model["model"] == "forecast"]
+    if result.compares and forecasts:
+        notes.insert(0, "error: L2 of the forecast against the logged curve, relative to that less its smallest value.")
+    elif result.compares:
         scale = "" if np.isfinite(float(result.dataset.attrs["infimum"])) else " less its smallest value"
         notes.insert(
             0,
@@ -176,6 +180,9 @@ def notes(result: TabulatedResult) -> list[str]:
             )
     elif len(result.models) > 1:
         notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
+    for model in forecasts:
+        beyond = "; ".join(model["outside"])
+        notes.insert(0, f"Outside the range of the fitted runs: {beyond}." if beyond else "Within the fitted range.")
     lost = result.dataset.n_paths.isel(step=0) - result.dataset.n_paths.isel(step=-1)
     if "loss_bound" in result.dataset:
         notes.insert(0, f"Bounds in the figure: {', '.join(str(b) for b in result.dataset.bound.values)}.")

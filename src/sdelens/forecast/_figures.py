@@ -1,0 +1,49 @@
+"""Figures of fits: fitted over logged curves, and their differences."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
+
+from sdelens.forecast._range import FittedRun
+from sdelens.results.plotting import STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_fit"]
+
+_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#117733")
+_LEGEND: Final = 9
+"""Most runs that are named in a legend."""
+
+
+def plot_fit(runs: Sequence[FittedRun], scatter: float) -> "Figure":
+    """Fitted curves over logged losses, and below their relative differences with the scatter of the fit."""
+    with plt.style.context(STYLE):
+        figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(5.6, 4.8), height_ratios=[2.2, 1])
+        for i, run in enumerate(runs):
+            colour = _COLOURS[i % len(_COLOURS)]
+            fitted = run.losses * np.exp(-run.residuals)
+            top.plot(run.steps, run.losses, ".", markersize=3 if run.points > 1 else 6, color=colour, alpha=0.5)
+            top.plot(run.steps, fitted, "-" if run.points > 1 else "x", color=colour)
+            style = "-" if run.points > 1 else "."
+            bottom.plot(run.steps, 100 * np.expm1(run.residuals), style, color=colour, linewidth=1)
+        bottom.axhspan(-164.5 * scatter, 164.5 * scatter, color="0.5", alpha=0.15, linewidth=0)
+        bottom.axhline(0, color="black", linewidth=0.8)
+        top.set_xscale("log")
+        top.set_ylabel("loss")
+        bottom.set_ylabel("logged $-$ fitted (%)")
+        bottom.set_xlabel("optimizer step")
+        top.set_title(f"Power-law quadratic fitted to {len(runs)} runs (points: logged)", loc="left")
+        if len(runs) <= _LEGEND:
+            handles = [
+                Line2D([], [], color=_COLOURS[i % len(_COLOURS)], label=run.name or f"run {i + 1}")
+                for i, run in enumerate(runs)
+            ]
+            top.legend(handles=handles, fontsize=7)
+        figure.align_ylabels()
+    plt.close(figure)
+    return figure

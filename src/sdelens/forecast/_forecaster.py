@@ -1,0 +1,450 @@
+"""A fitted power-law quadratic: its numbers with limits, what the runs do not tell, and predictions of other runs."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sdelens.core import check
+from sdelens.core.files import atomic_path, save_figure, text_table
+from sdelens.forecast._as_result import Band, result_of
+from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
+from sdelens.forecast._dynamics import Kind, Setting, kind_of, many, setting_of
+from sdelens.forecast._fit import curves_of, first_step, frame_of, solve
+from sdelens.forecast._identification import remarks_on
+from sdelens.forecast._misfit import misfits
+from sdelens.forecast._numbers import Frame, PowerLaw, logs_of, parameters_of, power_law_of
+from sdelens.forecast._plan import Plan, refuse_other_kind, refuse_unstable
+from sdelens.forecast._range import FittedRun, fitted_run, outside
+from sdelens.forecast._run import Run
+from sdelens.optimizers import DecayedOptimizer
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from sdelens.results.result import Result
+
+__all__ = ["Forecaster", "Interval", "fit", "load"]
+
+_FORMAT: Final = 1
+_RECORDS: Final = 400
+"""Most steps of a predicted curve."""
+
+
+class Interval(NamedTuple):
+    """A predicted loss, or a difference of losses, with two-sided limits.
+
+    Attributes:
+        value: the prediction.
+        lower: lower limit.
+        upper: upper limit.
+    """
+
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, eq=False)
+class Forecaster:
+    r"""A noisy power-law quadratic fitted to logged runs, from `fit` or `load`.
+
+    Limits come from a normal approximation: the covariance of the numbers given the runs and weak priors, with six
+    independent residuals per curve, since the misfit of a smooth curve is smooth; and for a loss also the scatter of
+    the runs around their fitted curves. They do not cover what a quadratic cannot describe.
+
+    Attributes:
+        numbers: what was fitted.
+        runs: the fitted runs with their residuals.
+        scatter: relative scatter of the losses around the fitted curves.
+        remarks: in words, what these runs do not tell, and runs that do not look like a quadratic.
+    """
+
+    numbers: PowerLaw
+    runs: tuple[FittedRun, ...]
+    scatter: float
+    remarks: tuple[str, ...]
+    _frame: Frame
+    _theta: NDArray[np.float64]
+    _covariance: NDArray[np.float64]
+
+    # Numbers
+
+    @property
+    def limits(self) -> "pd.DataFrame":
+        """The fitted numbers with 90 % limits, and the share of the prior's spread that is left (1: not identified).
+
+        Returns:
+            A data frame indexed by number, with columns value, lower, upper and uncertainty.
+        """
+        import pandas as pd
+
+        parameters, rows = parameters_of(self._frame), {}
+        deviation = np.sqrt(np.diag(self._covariance))
+        described = self.numbers.describe()
+        for name, low, high in zip(*self._number_limits(), strict=True):
+            index = [p.name for p in parameters].index(name)
+            share = min(float(deviation[index] / parameters[index].spread), 1.0)
+            rows[name] = {"value": described[name], "lower": low, "upper": high, "uncertainty": share}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    @property
+    def correlations(self) -> "pd.DataFrame":
+        """Correlations of the errors of the fitted numbers."""
+        import pandas as pd
+
+        deviation = np.sqrt(np.diag(self._covariance))
+        names = [p.name for p in parameters_of(self._frame)]
+        return pd.DataFrame(self._covariance / np.outer(deviation, deviation), index=names, columns=names)
+
+    def _number_limits(self, z: float = 1.645) -> tuple[list[str], list[float], list[float]]:
+        names = [p.name for p in parameters_of(self._frame)]
+
+        def logs(theta: Any) -> Any:
+            found = logs_of(theta, self._frame)
+            return jnp.stack([jnp.asarray(getattr(found, name)) for name in names])
+
+        with jax.enable_x64(True):
+            theta = jnp.asarray(self._theta)
+            centre, slope = np.asarray(logs(theta)), np.asarray(jax.jacfwd(logs)(theta))
+        half = z * np.sqrt(np.einsum("ij,jk,ik->i", slope, self._covariance, slope))
+        low, high = [], []
+        for name, middle, width in zip(names, centre, half, strict=True):
+            match name:
+                case "infimum":
+                    low.append(max(middle - width, 0.0))
+                    high.append(min(middle + width, self._frame.last))
+                case "risk_exponent" | "curvature_exponent" | "modes_exponent":
+                    base = 1.0 if name == "risk_exponent" else 0.0
+                    low.append(base + (middle - base) * math.exp(-width / (middle - base)))
+                    high.append(base + (middle - base) * math.exp(width / (middle - base)))
+                case "batch_exponent" | "coordinates_exponent":
+                    low.append(middle - width)
+                    high.append(middle + width)
+                case _:
+                    low.append(math.exp(middle - width))
+                    high.append(math.exp(middle + width))
+        return names, [float(v) for v in low], [float(v) for v in high]
+
+    # Predictions
+
+    def predict(
+        self,
+        optimizer: DecayedOptimizer,
+        *,
+        steps: int,
+        batch_size: float | None = None,
+        size: float | None = None,
+        schedule: ArrayLike | None = None,
+        at: ArrayLike | None = None,
+        confidence: float = 0.9,
+        label: str = "forecast",
+    ) -> "Result":
+        """Predict the loss curve of a run.
+
+        Args:
+            optimizer: the optimizer with its schedule, of any kind that `Run` takes, also another one than was fitted.
+            steps: optimizer steps.
+            batch_size: samples or tokens per step, in the unit of the fitted runs; needed exactly if they have one.
+            size: number of parameters of the model; needed exactly if runs of different sizes were fitted.
+            schedule: multiplier of the learning rate at every step, shape (steps,), instead of the optimizer's own.
+            at: steps at which the loss is wanted; default: some 400 steps from the end of the warm-up on, where the fit
+                begins (see `fit`), the last among them.
+            confidence: two-sided probability of the band, in (0, 1).
+            label: name of the curve.
+
+        Returns:
+            A `Result` whose only model is the forecast, with its band as quantiles of the loss, and what lies outside
+            the range of the fitted runs among its notes. ``with_curve`` adds a logged curve for comparison.
+
+        Raises:
+            ValueError, TypeError: if an argument is out of its range, a batch size or model size is missing or was not
+                fitted, or the optimizer is unstable on the fitted quadratic; the message names it.
+        """
+        confidence = check.number("confidence", confidence)
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence: got {confidence}; it must lie in (0, 1), for example 0.9.")
+        plan = self.plan(optimizer, steps=steps, batch_size=batch_size, size=size, schedule=schedule)
+        band = self.band(plan, _places(plan, at), confidence)
+        beyond = outside(plan, self.runs)
+        return result_of(self.numbers, len(self.runs), plan, band, confidence, label, beyond)
+
+    def final(
+        self,
+        optimizer: DecayedOptimizer,
+        *,
+        steps: int,
+        batch_size: float | None = None,
+        size: float | None = None,
+        schedule: ArrayLike | None = None,
+        confidence: float = 0.9,
+    ) -> Interval:
+        """Predict the loss at the end of a run; arguments as for `predict`."""
+        plan = self.plan(optimizer, steps=steps, batch_size=batch_size, size=size, schedule=schedule)
+        band = self.band(plan, np.array([plan.steps]), confidence)
+        return Interval(float(band.value[0]), float(band.lower[0]), float(band.upper[0]))
+
+    def plan(
+        self,
+        optimizer: DecayedOptimizer,
+        *,
+        steps: int,
+        batch_size: float | None = None,
+        size: float | None = None,
+        schedule: ArrayLike | None = None,
+    ) -> Plan:
+        """A run to be predicted, checked; arguments as for `predict`.
+
+        Raises:
+            ValueError, TypeError: as `predict`.
+        """
+        plan = Plan.checked(optimizer, steps, batch_size, size, schedule, self._has_batch, self._frame.size is not None)
+        refuse_other_kind(plan, {run.kind for run in self.runs})
+        refuse_unstable(plan, self.numbers)
+        return plan
+
+    @property
+    def _has_batch(self) -> bool:
+        return self.runs[0].batch_size is not None
+
+    def log_size(self, size: float | None) -> float:
+        """Log of a model's size over the reference size; 0 where sizes were not fitted."""
+        return 0.0 if self._frame.size is None or size is None else math.log(size / self._frame.size)
+
+    def setting(self, plan: Plan) -> Setting:
+        """What the law of a planned run depends on besides its learning rates."""
+        return setting_of(plan.optimizer, plan.batch_size, self.log_size(plan.size))
+
+    def band(self, plan: Plan, at: NDArray[np.int64], confidence: float = 0.9) -> Band:
+        """The predicted losses at steps `at` with limits."""
+        value, slope = self._log_losses(plan, at)
+        half = _normal(confidence) * np.sqrt(self._variance(slope) + self.scatter**2)
+        return Band(at, np.exp(value), np.exp(value - half), np.exp(value + half))
+
+    def difference(self, first: Plan, second: Plan, confidence: float = 0.9) -> Interval:
+        """Final loss of `first` less that of `second`, with limits from the uncertainty of the numbers they share.
+
+        The scatter of single runs is not part of it: this is the difference of the means over many runs.
+        """
+        (a, slope_a), (b, slope_b) = (self._log_losses(plan, np.array([plan.steps])) for plan in (first, second))
+        first_loss, second_loss = float(np.exp(a[0])), float(np.exp(b[0]))
+        variance = self._variance(first_loss * slope_a - second_loss * slope_b)
+        value, half = first_loss - second_loss, _normal(confidence) * math.sqrt(float(variance[0]))
+        return Interval(value, value - half, value + half)
+
+    def _log_losses(self, plan: Plan, at: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Log losses at steps `at`, and their derivatives by the coordinates of the fit, shape (n, k)."""
+        edges = edges_of(plan.rates, at)
+        blocks, index = padded([blocks_of(plan.rates, edges)]), np.searchsorted(edges, at)
+        with jax.enable_x64(True):
+            one = Setting(*(np.array([float(value)]) for value in self.setting(plan)))
+            arguments = kind_of(plan.optimizer), self._frame, jnp.asarray(self._theta), one, blocks
+            value, slope = (np.asarray(part)[0] for part in _log_curve(*arguments))
+        return value[index], slope[index]
+
+    def _variance(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Variance, to first order, of functions of the numbers with these derivatives, shape (n,)."""
+        found: NDArray[np.float64] = np.einsum("ij,jk,ik->i", slope, self._covariance, slope)
+        return found
+
+    # Record
+
+    def describe(self) -> dict[str, Any]:
+        """The whole record, JSON types only."""
+        return {
+            "sdelens_forecast": _FORMAT,
+            "numbers": self.numbers.describe(),
+            "scatter": self.scatter,
+            "remarks": list(self.remarks),
+            "runs": [run.describe() for run in self.runs],
+            "frame": self._frame._asdict(),
+            "theta": self._theta.tolist(),
+            "covariance": self._covariance.tolist(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record as JSON, atomically.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        with atomic_path(path) as temporary:
+            Path(temporary).write_text(json.dumps(self.describe(), indent=1) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        limits = self.limits
+        rows = [
+            [str(name), f"{row.value:.4g}", f"{row.lower:.3g} – {row.upper:.3g}", _identified(row.uncertainty)]
+            for name, row in limits.iterrows()
+        ]
+        runs = [
+            [run.name or f"run {i + 1}", str(run.points), f"{run.last:.4g}", f"{100 * run.error:.2g} %"]
+            for i, run in enumerate(self.runs)
+        ]
+        lines = [
+            f"Noisy power-law quadratic fitted to {len(self.runs)} runs; relative scatter {100 * self.scatter:.2g} %",
+            "",
+            *text_table(["number", "value", "90 % limits", "identified"], rows),
+            "",
+            *text_table(["run", "points", "last loss", "rms residual"], runs),
+        ]
+        return "\n".join([*lines, *(["", *(f"- {remark}" for remark in self.remarks)] if self.remarks else [])])
+
+    __repr__ = __str__
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
+        """The fitted curves over the logged ones, and their relative differences below; saved if `path` is given.
+
+        Raises:
+            ValueError: if matplotlib does not write files with the suffix of `path`.
+        """
+        from sdelens.forecast._figures import plot_fit
+
+        figure = plot_fit(self.runs, self.scatter)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+
+@partial(jax.jit, static_argnames=("kind", "frame"))
+def _log_curve(kind: Kind, frame: Frame, theta: Any, setting: Setting, blocks: Blocks) -> tuple[Any, Any]:
+    """Log losses after every block, shape (1, b + 1), and their derivatives by θ."""
+
+    def function(theta: Any) -> Any:
+        return jnp.log(many(kind, logs_of(theta, frame), setting, blocks))
+
+    return function(theta), jax.jacfwd(function)(theta)
+
+
+def fit(runs: Sequence[Run], *, skip: int | None = None, progress: bool | None = None) -> Forecaster:
+    r"""Fit a noisy power-law quadratic to logged runs.
+
+    The loss of each run is that of its optimizer's SDE on the quadratic (see the page on forecasts for the equations).
+    Logs are thinned to at most 150 means per run. The numbers minimise the pseudo-Huber loss of log ratios of logged
+    and predicted losses, with exact Jacobians, bounds, weak priors and six starts; the result does not depend on
+    chance. Every run counts equally, and a run of which only the last loss is known as a sixth of one.
+
+    Args:
+        runs: logged runs of one problem: the same model, or models of one family with their sizes, and the same data.
+            Optimizers, learning rates, schedules, batch sizes and lengths may differ.
+        skip: steps left out at the beginning of each run; default: its warm-up, or 1 % of the run if it has none, and
+            at most 10 %.
+        progress: show a progress bar on standard error; default: only on a terminal.
+
+    Returns:
+        The fitted quadratic, which predicts other runs.
+
+    Raises:
+        TypeError: if `runs` are not runs.
+        ValueError: if there are fewer losses than numbers, or batch sizes or model sizes are given for some runs only.
+
+    Source: derived here.
+    """
+    runs = _checked(runs)
+    skip = None if skip is None else check.at_least("skip", skip, 0)
+    frame = frame_of(runs, skip)
+    curves = curves_of(runs, frame, skip)
+    wanted, given = len(parameters_of(frame)), sum(len(curve.places) for curve in curves)
+    if given < wanted:
+        raise ValueError(
+            f"runs: they have {given} losses in all, after those of the warm-up are left out, and {wanted} numbers are "
+            "to be fitted; add runs, or losses at more steps."
+        )
+    solution = solve(curves, frame, progress)
+    fitted = tuple(fitted_run(*parts) for parts in zip(runs, curves, solution.residuals, strict=True))
+    remarks = (*misfits(runs, curves, solution), *remarks_on(runs, frame, solution))
+    return Forecaster(
+        power_law_of(solution.theta, frame),
+        fitted,
+        solution.scatter,
+        remarks,
+        frame,
+        solution.theta,
+        solution.covariance,
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Forecaster:
+    """Read a forecaster that `Forecaster.save` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not such a file, or was written by a later version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: there is no file {str(path)!r}.")
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        version = found["sdelens_forecast"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"path: {str(path)!r} is not a forecast; give a file that Forecaster.save wrote.") from error
+    if version > _FORMAT:
+        raise ValueError(f"path: {str(path)!r} has format {version}, this version reads {_FORMAT}; upgrade sdelens.")
+    try:
+        return Forecaster(
+            PowerLaw.from_description(found["numbers"]),
+            tuple(FittedRun.from_description(run) for run in found["runs"]),
+            float(found["scatter"]),
+            tuple(found["remarks"]),
+            Frame(**found["frame"]),
+            np.array(found["theta"], np.float64),
+            np.array(found["covariance"], np.float64),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"path: {str(path)!r} lacks parts of a forecast ({error}); write it again with Forecaster.save."
+        ) from error
+
+
+def _checked(runs: Any) -> list[Run]:
+    if isinstance(runs, Run):
+        runs = [runs]
+    try:
+        runs = list(runs)
+    except TypeError as error:
+        raise TypeError(f"runs: got {type(runs).__name__}; give a list of sl.forecast.Run.") from error
+    for i, run in enumerate(runs):
+        if not isinstance(run, Run):
+            raise TypeError(f"runs: entry {i} is a {type(run).__name__}; give sl.forecast.Run(curve, optimizer).")
+    if not runs:
+        raise ValueError("runs: got none; give at least one sl.forecast.Run(curve, optimizer).")
+    for name in ("batch_size", "size"):
+        lacking = [run.name or f"run {i + 1}" for i, run in enumerate(runs) if getattr(run, name) is None]
+        if 0 < len(lacking) < len(runs):
+            raise ValueError(f"{name}: missing for {', '.join(lacking[:5])}; give it for all runs, or for none.")
+    return runs
+
+
+def _places(plan: Plan, at: ArrayLike | None) -> NDArray[np.int64]:
+    """Steps at which a curve is wanted: given, or half of them equally spaced and half in logarithm."""
+    steps = plan.steps
+    if at is None:
+        first = max(first_step(plan.rates), 1)
+        grids = np.linspace(first, steps, _RECORDS // 2), np.geomspace(first, steps, _RECORDS // 2)
+        return np.unique(np.concatenate([grid.round() for grid in grids])).astype(np.int64)
+    places = np.asarray(check.finite_array("at", at, (1,)))
+    if not places.size or (places < 0).any() or (places > steps).any() or (places % 1 != 0).any():
+        raise ValueError(f"at: give whole steps from 0 to {steps}.")
+    if (np.diff(places) <= 0).any():
+        raise ValueError("at: must be strictly increasing; sort the steps and remove duplicates.")
+    return places.astype(np.int64)
+
+
+def _identified(uncertainty: float) -> str:
+    return "no" if uncertainty > 0.7 else "poorly" if uncertainty > 0.4 else "yes"
+
+
+def _normal(confidence: float) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(0.5 + confidence / 2))
