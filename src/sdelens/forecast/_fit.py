@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from sdelens.core.progress import progress_bar
 from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import ADAPTIVE, Kind, Setting, kind_of, many, setting_of
-from sdelens.forecast._logs import thinned
+from sdelens.forecast._logs import Thinned, thinned
 from sdelens.forecast._numbers import Frame, Parameter, logs_of, parameters_of
 from sdelens.forecast._run import Run
 
-__all__ = ["Curve", "Solution", "curves_of", "first_step", "frame_of", "solve"]
+__all__ = ["Curve", "Solution", "curves_of", "first_step", "frame_of", "solve", "thinned_runs"]
 
 _POINTS: Final = 150
 """Most points of one run that enter the fit."""
@@ -78,36 +78,35 @@ def first_step(rates: NDArray[np.float64]) -> int:
     return math.ceil(max(min(peak, total / 10), total / 100))
 
 
-def _first_of(run: Run, skip: int | None) -> int:
-    """First step of a run that enters the fit; the last loss always does."""
-    return min(first_step(run.rates()) if skip is None else skip, int(run.steps[-1]))
-
-
-def curves_of(runs: Sequence[Run], frame: Frame, skip: int | None) -> list[Curve]:
-    """The thinned curves of all runs with their blocks."""
+def thinned_runs(runs: Sequence[Run], skip: int | None) -> list[Thinned]:
+    """Mean losses of all runs from the end of their warm-up on; the last loss always stays."""
     found = []
     for run in runs:
         thin = thinned(run, _POINTS)
-        at = thin.steps.round().astype(np.int64)
-        keep = (at >= min(_first_of(run, skip), at[-1])) & (at > 0)
-        edges = edges_of(run.rates(), at[keep])
-        scatter = np.nan_to_num(thin.scatter[keep] / thin.losses[keep], nan=0.0)
-        log_size = 0.0 if run.size is None or frame.size is None else math.log(run.size / frame.size)
-        setting = setting_of(run.optimizer, run.batch_size, log_size)
-        index = np.searchsorted(edges, at[keep])
-        blocks = blocks_of(run.rates(), edges)
-        found.append(Curve(kind_of(run.optimizer), setting, blocks, index, at[keep], thin.losses[keep], scatter))
+        first = first_step(run.rates()) if skip is None else skip
+        keep = (thin.steps >= min(first, thin.steps[-1])) & (thin.steps > 0)
+        found.append(Thinned(*(getattr(thin, field.name)[keep] for field in fields(thin))))
     return found
 
 
-def frame_of(runs: Sequence[Run], skip: int | None) -> Frame:
+def curves_of(runs: Sequence[Run], logs: Sequence[Thinned], frame: Frame) -> list[Curve]:
+    """The curves of all runs with their blocks."""
+    found = []
+    for run, log in zip(runs, logs, strict=True):
+        at = log.steps.round().astype(np.int64)
+        edges = edges_of(run.rates(), at)
+        scatter = np.nan_to_num(log.scatter / log.losses, nan=0.0)
+        log_size = 0.0 if run.size is None or frame.size is None else math.log(run.size / frame.size)
+        setting = setting_of(run.optimizer, run.batch_size, log_size)
+        places, blocks = np.searchsorted(edges, at), blocks_of(run.rates(), edges)
+        found.append(Curve(kind_of(run.optimizer), setting, blocks, places, at, log.losses, scatter))
+    return found
+
+
+def frame_of(runs: Sequence[Run], logs: Sequence[Thinned]) -> Frame:
     """Units of the fit: medians over the runs whose steps have a known size, or over all if there are none."""
     adaptive = [run for run in runs if kind_of(run.optimizer) in ADAPTIVE]
     typical = adaptive or list(runs)
-    first = []
-    for run in runs:
-        from_here = run.losses[run.steps >= _first_of(run, skip)]
-        first.append(float(from_here[0]))
     sizes = [run.size for run in runs if run.size is not None]
     return Frame(
         adaptive=bool(adaptive),
@@ -115,8 +114,8 @@ def frame_of(runs: Sequence[Run], skip: int | None) -> Frame:
         batches=len({run.batch_size for run in adaptive}) > 1,
         log_lr=float(np.median([math.log(run.rates().max()) for run in typical])),
         log_batch=float(np.median([math.log(run.batch_size or 1.0) for run in typical])),
-        first=float(np.quantile(first, 0.9)),
-        last=float(min(run.losses.min() for run in runs)),
+        first=float(np.quantile([log.losses[0] for log in logs], 0.9)),
+        last=float(min(log.losses.min() for log in logs)),
         size=None if len(set(sizes)) < 2 else float(np.exp(np.median(np.log(sizes)))),
     )
 

@@ -64,7 +64,10 @@ def _jump(row: NDArray[np.float64], scatter: float) -> tuple[int, float] | None:
     change = after - before
     usual = max(1.4826 * float(np.median(np.abs(change))), scatter)
     at = int(np.argmax(np.abs(change)))
-    here = at + _WINDOW
+    # Medians do not tell the place of a jump to less than half a window.
+    near = at + _WINDOW + np.arange(-(_WINDOW // 2), _WINDOW // 2 + 1)
+    near = near[(near >= _WINDOW) & (near <= n - _WINDOW)]
+    here = int(near[np.argmax(np.abs(row[near] - row[near - 1]))])
     # A bend of the residual changes its slope over many points, a jump changes its level between two.
     within = max(float(np.ptp(row[here - _WINDOW : here])), float(np.ptp(row[here : here + _WINDOW])))
     if abs(change[at]) > max(_JUMP * usual, 2 * within, 0.01):

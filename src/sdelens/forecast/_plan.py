@@ -16,7 +16,7 @@ from sdelens.optimizers import DecayedOptimizer
 
 __all__ = ["Plan", "refuse_other_kind", "refuse_unstable"]
 
-_LONGEST: Final = 10**8
+_LONGEST: Final = 10**7
 """Most steps of a run: learning rates are kept for each."""
 
 
