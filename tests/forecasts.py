@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import erf
 
 import sdelens as sl
+from sdelens.core.compilation import quick
 from sdelens.forecast._blocks import blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import Setting, kind_of, many, setting_of
 
@@ -21,6 +22,7 @@ TRUTH = sl.forecast.PowerLaw(
     norm_growth=1000.0,
 )
 STEPS = 4000
+_MANY = quick(many, static_argnames="kind")
 
 
 def warm_up(schedule=None, steps=100):
@@ -38,7 +40,7 @@ def curve(numbers, optimizer, at, total, batch_size=1.0, log_size=0.0):
     blocks = padded([blocks_of(rates, edges)])
     with jax.enable_x64(True):
         setting = Setting(*(np.array([float(v)]) for v in setting_of(optimizer, batch_size, log_size)))
-        found = np.asarray(many(kind_of(optimizer), numbers.logs, setting, blocks))[0]
+        found = np.asarray(_MANY(kind_of(optimizer), numbers.logs, setting, blocks))[0]
     return found[np.searchsorted(edges, at)]
 
 

@@ -397,8 +397,8 @@ def test_errors_are_one_line_with_the_remedy(arguments, message):
     [
         (("--noise", "distributed(gausian, 2)"), ["gaussian", "student-t", "laplace", "uniform", *WORKERS]),
         (("--noise", "distributed(gaussian, 2, randomk(1))"), ["random-k", "quantisation", "majority-vote"]),
-        (("--optimizer", "adamw(schedule=cosin(9))"), ["cosine", "polynomial", "warmup"]),
-        (("--optimizer", "adamw(schedule=warmup(9, cosin(9)))"), ["cosine", "polynomial", "warmup"]),
+        (("--optimizer", "adamw(schedule=cosin(9))"), ["cosine", "polynomial", "warmup", "interpolated"]),
+        (("--optimizer", "adamw(schedule=warmup(9, cosin(9)))"), ["cosine", "polynomial", "warmup", "interpolated"]),
     ],
     ids=lambda a: a[1] if isinstance(a, tuple) else "",
 )

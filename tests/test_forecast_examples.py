@@ -1,27 +1,37 @@
-"""The example that writes logs for forecasts: its files, its schedules, and what its runs train on."""
+"""The examples for forecasts: the logs that one of them trains, and the tables that another makes of public curves."""
 
 import csv
 import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import sdelens as sl
 from tests.checks import compilations
+from tests.forecasts import STEPS, TRUTH, adamw, curve
 
 TINY = dict(warmup=5, held_out=64)
 
 
-@pytest.fixture(scope="module")
-def logs():
-    path = Path(__file__).parents[1] / "examples" / "forecast_logs.py"
-    spec = importlib.util.spec_from_file_location("forecast_logs", path)
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def logs():
+    return example("forecast_logs")
+
+
+@pytest.fixture(scope="module")
+def public():
+    return example("public_curves")
 
 
 def a_run(logs, **changes):
@@ -111,3 +121,115 @@ def test_runs_and_steps_are_chosen(logs, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit):
         logs.main()
     assert "--only: got 'test-lion-*', which matches no run; see their names with --list." in capsys.readouterr().err
+
+
+# Public curves
+
+
+class KnownForecaster:
+    """Predicts 2 with a band from 1.5 to 2.5, whatever the run, and keeps what it was asked."""
+
+    def __init__(self, runs):
+        self.runs, self.asked = runs, []
+
+    def plan(self, optimizer, *, steps, schedule):
+        assert schedule.shape == (steps,)
+        return optimizer.lr * schedule
+
+    def band(self, rates, at):
+        self.asked.append((rates, at))
+        return SimpleNamespace(value=np.full(len(at), 2.0), lower=np.full(len(at), 1.5), upper=np.full(len(at), 2.5))
+
+    def final(self, optimizer, *, steps, batch_size, size):
+        self.asked.append((steps, batch_size, size))
+        return sl.forecast.Interval(2.0, 1.5, 2.5)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    made = []
+
+    def fit(runs):
+        made.append(KnownForecaster(runs))
+        return made[-1]
+
+    monkeypatch.setattr(sl.forecast, "fit", fit)
+    return made
+
+
+def rows(path, head, *lines):
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *lines])
+
+
+def test_every_size_of_public_curves_is_predicted(public, known, monkeypatch, capsys, tmp_path):
+    head, level = ("step", "lr", "loss"), [(2200, 2e-4, 3.0), (3000, 2e-4, 2.0)]
+    for name in public.FITTED:
+        rows(tmp_path / f"7M_{name}.csv", head, *level)
+        rows(tmp_path / "csv_100" / f"{name}.csv", head, *level)
+        rows(tmp_path / f"9_{name}.csv", head, *level)  # a size of which nothing is left to predict
+    rows(tmp_path / "7M_wsd_20.csv", head, *level)
+    rows(tmp_path / "csv_100" / "wsdcon_3.csv", head, (0, 1e-4, 3.0), (3000, 2e-4, 2.1), (3010, 2e-4, 2.2))
+    rows(tmp_path / "notes.csv", ("a", "b"), (1, 2))
+    monkeypatch.setattr(sys, "argv", ["public_curves.py", "--data", str(tmp_path), "--plot", str(tmp_path / "figures")])
+    public.main()
+    said = capsys.readouterr()
+    assert said.err.count("1 of 1 curves predicted") == 2
+    assert [[run.name for run in forecaster.runs] for forecaster in known] == 2 * [list(public.FITTED)]
+    (logged, at), (risen, _) = (forecaster.asked[0] for forecaster in known)
+    assert at.tolist() == [2200, 3000]
+    assert logged[[0, 2159, 2999]] == pytest.approx([2e-4 / 2160, 2e-4, 2e-4])  # a warm-up that the log leaves out
+    assert risen[[0, 1500]] == pytest.approx([1e-4, 1.5e-4])  # and one that it has
+    small, large = said.out.split("100M: predicted curve")
+    # errors 1, 0: mean 1/2, root mean square √½, R² = 1 − 1/½, the largest twice the mean, one of two in the band
+    assert small.splitlines()[2].split() == ["wsd_20", "0.50000", "0.70711", "-1.0000", "2.0", "50", "%"]
+    assert "published" not in small
+    assert "wsdcon_3" in large
+    assert large.split()[-6:] == ["Multi-Power", "Law,", "published", "0.00435", "0.00592", "0.9983"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["schedules-100M.png", "schedules-7M.png"]
+
+
+def test_scaling_runs_are_fitted_with_and_without_those_left_out(public, known, monkeypatch, capsys, tmp_path):
+    head = ("N", "B", "K", "C", "loss", "split", "filtered")
+    train = [(10, 2, 100, 0, 3.0, "train", False), (20, 4, 200, 0, 2.5, "train", True)]
+    test = [(30, 8, 300, 0, 2.0, "test", ""), (30, 8, 300, 0, 2 * math.exp(0.4), "test", "")]
+    rows(tmp_path / "one" / "train.csv", head, *train)
+    rows(tmp_path / "two" / "test.csv", head, *test, *test)  # each run counts once
+    monkeypatch.setattr(sys, "argv", ["public_curves.py", "--data", str(tmp_path), "--kind", "scaling"])
+    public.main()
+    assert [len(forecaster.runs) for forecaster in known] == [2, 1]
+    first = known[0].runs[0]
+    assert (first.total, first.batch_size, first.size, first.losses.tolist()) == (100, 2, 10, [3.0])
+    assert first.lr_at([0, 50, 99]) == pytest.approx([1e-3, 5.08e-4, 0], abs=1e-6)  # 1 % of warm-up, then a cosine
+    assert known[0].asked == 2 * [(300, 8, 30)]
+    lines = capsys.readouterr().out.splitlines()
+    errors = ["2", "0.2828", "0.2000", "0.2000", "0.4000", "50", "%"]
+    assert lines[2].split() == ["fitted", "to", "2", "runs", *errors]
+    assert lines[3].split() == ["fitted", "to", "1", "runs", *errors]
+    assert lines[4].startswith("Noisy Quadratic System, published")
+    monkeypatch.setattr(sys, "argv", ["public_curves.py", "--data", str(tmp_path), "--kind", "schedules"])
+    with pytest.raises(SystemExit):
+        public.main()
+    assert "there are no such files" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_curves_of_a_known_quadratic_are_predicted(public, tmp_path):
+    at = np.unique(np.geomspace(100, STEPS, 60).round().astype(int))
+    shapes = [*public.FITTED, "linear"]
+    schedules = [sl.Cosine(STEPS - 100, end=0.1), None, sl.Interpolated([1900, 1901], [1, 0.3])]
+    errors = 0.002 * np.random.default_rng(0).standard_normal((4, len(at)))
+    schedules.append(sl.Interpolated([0, STEPS - 100], [1, 0]))
+    for name, schedule, error in zip(shapes, schedules, errors, strict=True):
+        optimizer = adamw(schedule)
+        lrs = sl.forecast.Run(([STEPS], [1.0]), optimizer).lr_at(at)
+        losses = curve(TRUTH, optimizer, at, STEPS) * np.exp(error)
+        rows(tmp_path / f"5M_{name}.csv", ("step", "lr", "loss"), *zip(at, lrs, losses, strict=True))
+    (files,) = public.curves_in(tmp_path).values()
+    (found,) = public.schedules(files)
+    assert found.name == "linear"
+    mae, _, r2, _, inside = found.scores
+    assert mae < 0.01 * np.ptp(found.losses)
+    assert r2 > 0.999
+    assert inside > 0.75  # .9 with a standard error of .04

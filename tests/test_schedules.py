@@ -40,6 +40,8 @@ def test_values():
     np.testing.assert_allclose(sl.Polynomial(0.7)(k, 0.05), (1 + 0.05 * k) ** -0.7, rtol=1e-6)
     rise = np.minimum((k + 1) / 10, 1)
     np.testing.assert_allclose(sl.Warmup(10)(k, 0.05), rise, rtol=1e-6)
+    knots = np.interp(k, [5, 20, 50], [1, 0.5, 0])
+    np.testing.assert_allclose(sl.Interpolated([5, 20, 50], [1, 0.5, 0])(k, 0.05), knots, rtol=1e-6, atol=1e-7)
     after = np.where(k < 10, rise, 0.5 * (1 + np.cos(np.pi * np.clip((k - 10) / 30, 0, 1))))
     np.testing.assert_allclose(sl.Warmup(10, sl.Cosine(30))(k, 0.05), after, rtol=1e-6, atol=1e-7)
 
@@ -176,7 +178,10 @@ BAD = {
     "power": (lambda: sl.Polynomial(0.0), "power: got 0.0"),
     "warm-up steps": (lambda: sl.Warmup(0), "steps: got 0"),
     "warm-up then": (lambda: sl.Warmup(5, 0.5), "schedule: got 0.5"),
-    "class": (lambda: sl.SGD(0.1, schedule=sl.Cosine), "one of sl.Cosine, sl.Polynomial, sl.Warmup with its arguments"),
+    "one knot": (lambda: sl.Interpolated([0], [1]), "values: got 1 for 1 steps"),
+    "steps fall": (lambda: sl.Interpolated([5, 5], [1, 0]), "steps: must be 0 or greater and increase"),
+    "value above 1": (lambda: sl.Interpolated([0, 5], [1.5, 0]), "values: got 1.5"),
+    "class": (lambda: sl.SGD(0.1, schedule=sl.Cosine), "sl.Polynomial, sl.Warmup, sl.Interpolated with its arguments"),
 }
 
 

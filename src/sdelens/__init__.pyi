@@ -42,6 +42,7 @@ from .optimizers import SignSGD as SignSGD
 from .optimizers import Signum as Signum
 from .optimizers import State as State
 from .optimizers.schedules import Cosine as Cosine
+from .optimizers.schedules import Interpolated as Interpolated
 from .optimizers.schedules import Polynomial as Polynomial
 from .optimizers.schedules import Warmup as Warmup
 from .order import WeakOrder as WeakOrder

@@ -92,6 +92,7 @@ SCHEDULES: Final = {
     "cosine": "half a cosine over the given number of steps, from 1 down to end",
     "polynomial": "(1 + t)^-power in time t = kη",
     "warmup": "a linear increase over the given number of steps, then another schedule: warmup(100, cosine(1000))",
+    "interpolated": "linear between the given steps and values: interpolated([0, 800, 1000], [1, 1, 0])",
 }
 INTEGRATORS: Final = {
     "sequential": "V, then M, then X, each with the newest values",

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdelens.diagnosis._dual_scale import Bounds, DualMoments, DualScale, Excess, dual_scale, growth_of
-from sdelens.diagnosis._nuclear_sums import oriented, root_trace
+from sdelens.diagnosis.nuclear_sums import oriented, root_trace
 
 __all__ = ["NuclearMoments", "Step", "nuclear_scale"]
 

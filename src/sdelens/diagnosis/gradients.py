@@ -11,8 +11,8 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.random import Stream, stream_key
 from sdelens.diagnosis._noise import ALL, GradientNoise
-from sdelens.diagnosis._nuclear_sums import Matrices, as_matrices
 from sdelens.diagnosis._patterns import OTHER, labels_by
+from sdelens.diagnosis.nuclear_sums import Matrices, as_matrices
 from sdelens.diagnosis.streams import Layout, Moments
 from sdelens.problems import EXAMPLE_BYTES, AbstractProblem, Problem
 

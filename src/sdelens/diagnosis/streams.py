@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sdelens.diagnosis._nuclear_sums import NuclearSums
+from sdelens.diagnosis.nuclear_sums import NuclearSums
 
 __all__ = ["Layout", "Moments"]
 

@@ -1,8 +1,25 @@
 """Forecasts of training runs: fit the optimizer's SDE on a power-law quadratic to logged runs, predict other runs."""
 
-from sdelens.forecast._forecaster import Forecaster, Interval, fit, load
+from sdelens.forecast._batch_choice import BestBatch
+from sdelens.forecast._decay_choice import DecayStart
+from sdelens.forecast._forecaster import Forecaster, fit, load
+from sdelens.forecast._interval import Interval
+from sdelens.forecast._lr_choice import BestLearningRate
 from sdelens.forecast._numbers import PowerLaw
 from sdelens.forecast._range import FittedRun
 from sdelens.forecast._run import Run
+from sdelens.forecast._schedule_choice import BestSchedule
 
-__all__ = ["FittedRun", "Forecaster", "Interval", "PowerLaw", "Run", "fit", "load"]
+__all__ = [
+    "BestBatch",
+    "BestLearningRate",
+    "BestSchedule",
+    "DecayStart",
+    "FittedRun",
+    "Forecaster",
+    "Interval",
+    "PowerLaw",
+    "Run",
+    "fit",
+    "load",
+]

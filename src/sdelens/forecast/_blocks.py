@@ -10,12 +10,12 @@ __all__ = ["Blocks", "blocks_of", "edges_of", "padded"]
 _GROWTH: Final = 1.15
 """Ratio of the ends of two neighbouring blocks early in a run."""
 _EVEN: Final = 48
-"""Blocks of equal length into which a run is divided besides."""
+"""Blocks of equal length, and of equal variation of the learning rate, into which a run is divided besides."""
 _JUMP: Final = 0.02
 """Change of the learning rate from one step to the next, as a fraction of its peak, at which a block ends."""
 _JUMPS: Final = 64
 """Most jumps at which blocks end."""
-_MULTIPLE: Final = 32
+_MULTIPLE: Final = 128
 """Numbers of blocks are rounded up to a multiple of this, so that few programs are compiled."""
 
 
@@ -36,7 +36,8 @@ class Blocks(NamedTuple):
 def edges_of(rates: NDArray[np.float64], at: ArrayLike = ()) -> NDArray[np.int64]:
     """Ends of the blocks of a run, increasing from 0 to the number of steps, with all steps in `at` among them.
 
-    Blocks grow by at most 15 % (early) and are at most 1/48 of the run; a block ends where the learning rate jumps.
+    Blocks grow by at most 15 % (early), are at most 1/48 of the run, and contain at most 1/48 of the total variation of
+    the learning rate, so that a short decay is resolved; a block ends where the learning rate jumps.
 
     Args:
         rates: learning rate of every step, shape (steps,).
@@ -49,7 +50,9 @@ def edges_of(rates: NDArray[np.float64], at: ArrayLike = ()) -> NDArray[np.int64
     jumps = np.flatnonzero(change > _JUMP * max(float(rates.max()), np.finfo(float).tiny)) + 1
     if len(jumps) > _JUMPS:
         jumps = np.sort(jumps[np.argsort(-change[jumps - 1], kind="stable")[:_JUMPS]])
-    found = np.concatenate([[0, total], early, even, jumps, np.asarray(at, float).round()])
+    variation = np.append(0.0, np.cumsum(change))
+    varied = np.searchsorted(variation, np.linspace(0, variation[-1], _EVEN + 1)[1:-1])
+    found = np.concatenate([[0, total], early, even, jumps, varied, np.asarray(at, float).round()])
     return np.unique(found[(found >= 0) & (found <= total)]).astype(np.int64)
 
 

@@ -28,7 +28,6 @@ coefficients are constant, so its factors are powers (1 − z)ⁿ.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import jax
@@ -234,7 +233,6 @@ def losses(kind: Kind, numbers: LogNumbers, setting: Setting, blocks: Blocks) ->
     return jnp.concatenate([loss(*start[:2])[None], found])
 
 
-@partial(jax.jit, static_argnames="kind")
 def many(kind: Kind, numbers: LogNumbers, settings: Setting, blocks: Blocks) -> Array:
     """`losses` of several runs, shape (runs, b + 1), for settings of shape (runs,) and blocks of shape (runs, b)."""
     return jax.vmap(lambda s, b: losses(kind, numbers, s, b))(settings, blocks)

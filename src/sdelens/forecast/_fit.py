@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
+from sdelens.core.compilation import Program, program
 from sdelens.core.progress import progress_bar
 from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import ADAPTIVE, Kind, Setting, kind_of, many, setting_of
@@ -31,6 +31,8 @@ _LEAST_SCATTER: Final = 3e-4
 _STARTS: Final = 6
 _SEARCH, _POLISH = 30, 100
 """Most evaluations of a search and of a final fit."""
+_EVALUATIONS: Final = 200
+"""Usual number of evaluations of a fit, for the choice of compiler options."""
 
 
 class Curve(NamedTuple):
@@ -154,7 +156,6 @@ def _groups(curves: Sequence[Curve]) -> dict[Kind, _Group]:
     return found
 
 
-@partial(jax.jit, static_argnames=("kind", "frame"))
 def _differences(kind: Kind, frame: Frame, theta: Array, group: _Group) -> Array:
     """Log of the model's loss over the logged one, shape (runs, m)."""
     curve = many(kind, logs_of(theta, frame), group.settings, group.blocks)
@@ -162,7 +163,8 @@ def _differences(kind: Kind, frame: Frame, theta: Array, group: _Group) -> Array
     return jnp.where(group.valid, jnp.log(jnp.maximum(here, 1e-30)) - group.target, 0.0)
 
 
-_slopes = partial(jax.jit, static_argnames=("kind", "frame"))(jax.jacfwd(_differences, argnums=2))
+_values = program(static_argnames=("kind", "frame"))(_differences)
+_slopes = program(static_argnames=("kind", "frame"))(jax.jacfwd(_differences, argnums=2))
 
 
 def _robust(residual: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -192,17 +194,18 @@ class _Problem:
     def theta(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         return self.centre + self.spread * x
 
-    def _rows(self, function: Callable[..., Array], x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    def _rows(self, function: Program, x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         theta, found = jnp.asarray(self.theta(x)), [np.zeros(0)] * len(self.curves)
         for kind, group in self.groups.items():
-            values = np.asarray(function(kind, self.frame, theta, group._replace(order=())))
+            arguments = kind, self.frame, theta, group._replace(order=())
+            values = np.asarray(function.chosen(_EVALUATIONS, *arguments)(*arguments))
             for i, row in zip(group.order, values, strict=True):
                 found[i] = row[: len(self.curves[i].places)]
         return found
 
     def differences(self, x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         """Log of the model's loss over the logged one, per run."""
-        return self._rows(_differences, x)
+        return self._rows(_values, x)
 
     def residuals(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         self.tick()

@@ -3,11 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sdelens.core import check
+from sdelens.core.compilation import program
 from sdelens.core.files import atomic_path, save_figure, text_table
 from sdelens.forecast._as_result import Band, result_of
 from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import Kind, Setting, kind_of, many, setting_of
-from sdelens.forecast._fit import curves_of, first_step, frame_of, solve
+from sdelens.forecast._fit import curves_of, first_step, frame_of, solve, thinned_runs
 from sdelens.forecast._identification import remarks_on
+from sdelens.forecast._interval import Interval
 from sdelens.forecast._misfit import misfits
 from sdelens.forecast._numbers import Frame, PowerLaw, logs_of, parameters_of, power_law_of
 from sdelens.forecast._plan import Plan, refuse_other_kind, refuse_unstable
@@ -32,27 +33,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from sdelens.forecast._batch_choice import BestBatch
+    from sdelens.forecast._decay_choice import DecayStart
+    from sdelens.forecast._lr_choice import BestLearningRate
+    from sdelens.forecast._schedule_choice import BestSchedule
     from sdelens.results.result import Result
 
-__all__ = ["Forecaster", "Interval", "fit", "load"]
+__all__ = ["Forecaster", "fit", "load"]
 
 _FORMAT: Final = 1
+_SHOWN: Final = 12
+"""Most runs in a report, those with the largest residuals."""
 _RECORDS: Final = 400
 """Most steps of a predicted curve."""
-
-
-class Interval(NamedTuple):
-    """A predicted loss, or a difference of losses, with two-sided limits.
-
-    Attributes:
-        value: the prediction.
-        lower: lower limit.
-        upper: upper limit.
-    """
-
-    value: float
-    lower: float
-    upper: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,14 +225,16 @@ class Forecaster:
         return Band(at, np.exp(value), np.exp(value - half), np.exp(value + half))
 
     def difference(self, first: Plan, second: Plan, confidence: float = 0.9) -> Interval:
-        """Final loss of `first` less that of `second`, with limits from the uncertainty of the numbers they share.
+        """Final loss of `first` less that of `second`, with limits.
 
-        The scatter of single runs is not part of it: this is the difference of the means over many runs.
+        The uncertainty of the numbers that both share partly cancels; the scatter counts for each, since a quadratic
+        does not fit the curves of two schedules in the same way.
         """
         (a, slope_a), (b, slope_b) = (self._log_losses(plan, np.array([plan.steps])) for plan in (first, second))
         first_loss, second_loss = float(np.exp(a[0])), float(np.exp(b[0]))
         variance = self._variance(first_loss * slope_a - second_loss * slope_b)
-        value, half = first_loss - second_loss, _normal(confidence) * math.sqrt(float(variance[0]))
+        misfit = self.scatter * math.hypot(first_loss, second_loss)
+        value, half = first_loss - second_loss, _normal(confidence) * math.hypot(math.sqrt(float(variance[0])), misfit)
         return Interval(value, value - half, value + half)
 
     def _log_losses(self, plan: Plan, at: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -256,6 +251,162 @@ class Forecaster:
         """Variance, to first order, of functions of the numbers with these derivatives, shape (n,)."""
         found: NDArray[np.float64] = np.einsum("ij,jk,ik->i", slope, self._covariance, slope)
         return found
+
+    # Choices
+
+    def best_schedule(
+        self,
+        steps: int,
+        optimizer: DecayedOptimizer,
+        *,
+        batch_size: float | None = None,
+        size: float | None = None,
+        warmup: int | None = None,
+        peak: bool = False,
+    ) -> "BestSchedule":
+        r"""The learning-rate schedule with the smallest predicted final loss.
+
+        After a linear warm-up, η(k + 1)/w at step k, the multiplier of η is linear between 32 knots that lie closer
+        together towards the end, and never increases, 1 = h₀ ≥ h₁ ≥ … ≥ 0. The final loss is minimised over it with the
+        gradient of the forecast, from four fixed starts.
+
+        Args:
+            steps: optimizer steps of the run.
+            optimizer: the optimizer; its lr is the peak η, and its schedule is not used.
+            batch_size: samples or tokens per step; needed exactly if they were fitted.
+            size: number of parameters of the model; needed exactly if runs of different sizes were fitted.
+            warmup: steps of the warm-up w; default: that of the optimizer's schedule if this is a `Warmup`, or 0.
+            peak: whether to choose η too, within a factor of 30, and below what is stable on the fitted quadratic for
+                SGD and Momentum. The schedules that are compared then have their own best η.
+
+        Returns:
+            The schedule with its predicted final loss, and what it gains over a cosine and over a constant learning
+            rate with a decay at the end.
+
+        Raises:
+            ValueError, TypeError: if an argument is out of its range, missing, or was not fitted.
+
+        Source: derived here.
+        """
+        from sdelens.forecast._schedule_choice import best_schedule
+
+        return best_schedule(self, steps, optimizer, batch_size, size, warmup, peak)
+
+    def when_to_decay(
+        self,
+        steps: int,
+        optimizer: DecayedOptimizer,
+        *,
+        batch_size: float | None = None,
+        size: float | None = None,
+        warmup: int | None = None,
+        end: float = 0.0,
+        shape: Literal["linear", "root"] = "linear",
+        done: int = 0,
+    ) -> "DecayStart":
+        """When a learning rate that is constant after a warm-up should begin to decay.
+
+        Args:
+            steps: optimizer steps of the run.
+            optimizer: the optimizer; its schedule is not used.
+            batch_size: as for `best_schedule`.
+            size: as for `best_schedule`.
+            warmup: as for `best_schedule`.
+            end: share of the peak at which the decay ends, in [0, 1).
+            shape: ``"linear"``, or ``"root"`` for a decay like 1 − √x in the share x of it.
+            done: steps already made at the constant learning rate, before which no decay can begin.
+
+        Returns:
+            The step, its predicted final loss, and the losses for other steps.
+
+        Raises:
+            ValueError, TypeError: if an argument is out of its range, missing, or was not fitted.
+
+        Source: derived here.
+        """
+        from sdelens.forecast._decay_choice import when_to_decay
+
+        return when_to_decay(self, steps, optimizer, batch_size, size, warmup, end, shape, done)
+
+    def best_lr(
+        self,
+        steps: int,
+        optimizer: DecayedOptimizer,
+        *,
+        batch_size: float | None = None,
+        size: float | None = None,
+        between: tuple[float, float] | None = None,
+    ) -> "BestLearningRate":
+        """The peak learning rate with the smallest predicted final loss, with the schedule of the optimizer.
+
+        A quadratic does not tell at which learning rate training becomes unstable, except for SGD and Momentum on the
+        fitted quadratic itself, of which no unstable learning rate is chosen. If all fitted runs had one peak learning
+        rate, or the best one is far from the fitted ones, `remarks` of the result say so.
+
+        Args:
+            steps: optimizer steps of the run.
+            optimizer: the optimizer with its schedule; its lr is not used.
+            batch_size: as for `best_schedule`.
+            size: as for `best_schedule`.
+            between: smallest and largest learning rate that are tried; default: 1/30 of the smallest and twice the
+                largest peak of the fitted runs of this optimizer (of its own lr if there are none): larger ones often
+                fail for reasons that a quadratic does not have.
+
+        Returns:
+            The learning rate, its predicted final loss, the range that is as good, and the losses for others.
+
+        Raises:
+            ValueError, TypeError: if an argument is out of its range, missing, or was not fitted.
+
+        Source: derived here.
+        """
+        from sdelens.forecast._lr_choice import best_lr
+
+        return best_lr(self, steps, optimizer, batch_size, size, between)
+
+    def best_batch(
+        self,
+        optimizer: DecayedOptimizer | Callable[[int], DecayedOptimizer],
+        *,
+        samples: float | None = None,
+        time: float | None = None,
+        speed: Callable[[float], float] | ArrayLike | None = None,
+        lr: Callable[[float], float] | Literal["best"] | None = None,
+        loss: float | None = None,
+        batch_sizes: ArrayLike | None = None,
+        size: float | None = None,
+    ) -> "BestBatch":
+        r"""The batch size with the smallest predicted final loss, for a number of samples or a time.
+
+        A run has ⌊samples/B⌋ steps at batch size B, or ⌊time · speed(B)⌋. The result also has the steps and samples
+        after which each batch size reaches one loss, and the critical batch size, from which on a larger batch costs a
+        larger factor of samples than it saves of steps. Where (S/S₀ − 1)(E/E₀ − 1) = 1 for steps S, samples E and
+        their least S₀, E₀ (McCandlish et al. 2018, arXiv 1812.06162), it is E₀/S₀, and both are twice the least there.
+
+        Args:
+            optimizer: an optimizer with a constant learning rate, or a function of the number of steps that gives the
+                optimizer with its schedule, as ``lambda n: sl.AdamW(lr=3e-4, schedule=sl.Cosine(n))``.
+            samples: samples or tokens of the run, in the unit of the fitted batch sizes.
+            time: time of the run, instead of `samples`.
+            speed: steps per unit of time, a function of the batch size or numbers for each of `batch_sizes`.
+            lr: learning rate as a function of the batch size, or ``"best"`` for the best one at every batch size,
+                within a factor of 32; default: that of the optimizer.
+            loss: loss to which steps and samples are counted; default: the smallest predicted one.
+            batch_sizes: batch sizes that are tried, increasing, shape (n,); default: 1/64 to 64 times the median fitted
+                one, in powers of 2. Those that allow no step are left out.
+            size: as for `best_schedule`.
+
+        Returns:
+            The batch size, its predicted final loss, and a table of all of them.
+
+        Raises:
+            ValueError, TypeError: if an argument is out of its range, missing, or was not fitted.
+
+        Source: derived here.
+        """
+        from sdelens.forecast._batch_choice import best_batch
+
+        return best_batch(self, optimizer, samples, time, speed, lr, loss, batch_sizes, size)
 
     # Record
 
@@ -287,10 +438,14 @@ class Forecaster:
             [str(name), f"{row.value:.4g}", f"{row.lower:.3g} – {row.upper:.3g}", _identified(row.uncertainty)]
             for name, row in limits.iterrows()
         ]
+        order = sorted(range(len(self.runs)), key=lambda i: -self.runs[i].error)
+        shown = sorted(order[:_SHOWN])
         runs = [
             [run.name or f"run {i + 1}", str(run.points), f"{run.last:.4g}", f"{100 * run.error:.2g} %"]
-            for i, run in enumerate(self.runs)
+            for i, run in ((i, self.runs[i]) for i in shown)
         ]
+        if len(self.runs) > _SHOWN:
+            runs.append([f"… {len(self.runs) - _SHOWN} more", "", "", "smaller"])
         lines = [
             f"Noisy power-law quadratic fitted to {len(self.runs)} runs; relative scatter {100 * self.scatter:.2g} %",
             "",
@@ -316,7 +471,7 @@ class Forecaster:
         return figure
 
 
-@partial(jax.jit, static_argnames=("kind", "frame"))
+@program(static_argnames=("kind", "frame"))
 def _log_curve(kind: Kind, frame: Frame, theta: Any, setting: Setting, blocks: Blocks) -> tuple[Any, Any]:
     """Log losses after every block, shape (1, b + 1), and their derivatives by θ."""
 
@@ -352,8 +507,9 @@ def fit(runs: Sequence[Run], *, skip: int | None = None, progress: bool | None =
     """
     runs = _checked(runs)
     skip = None if skip is None else check.at_least("skip", skip, 0)
-    frame = frame_of(runs, skip)
-    curves = curves_of(runs, frame, skip)
+    logs = thinned_runs(runs, skip)
+    frame = frame_of(runs, logs)
+    curves = curves_of(runs, logs, frame)
     wanted, given = len(parameters_of(frame)), sum(len(curve.places) for curve in curves)
     if given < wanted:
         raise ValueError(

@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +12,7 @@ from sdelens.forecast._dynamics import ADAPTIVE, kind_of
 from sdelens.forecast._numbers import PowerLaw
 from sdelens.forecast._run import Run
 from sdelens.optimizers import DecayedOptimizer
+from sdelens.optimizers.schedules import Interpolated
 
 __all__ = ["Plan", "refuse_other_kind", "refuse_unstable"]
 
@@ -86,9 +86,7 @@ def _with_schedule(optimizer: Any, schedule: Any, steps: int) -> Any:
         raise ValueError(
             f"schedule: got {len(values)} multipliers for {steps} steps; give one per step, or a function of the step."
         )
-    table = jnp.asarray(values, float)
-    follow: Any = lambda step: table[jnp.clip(step, 0, steps - 1)]  # noqa: E731
-    return dataclasses.replace(optimizer, schedule=follow)
+    return dataclasses.replace(optimizer, schedule=Interpolated(np.arange(steps), values))
 
 
 def refuse_other_kind(plan: Plan, fitted: set[str]) -> None:
@@ -116,10 +114,11 @@ def refuse_unstable(plan: Plan, numbers: PowerLaw) -> None:
     Raises:
         ValueError: naming the largest stable learning rate.
     """
-    largest = 2 / numbers.curvature
+    curvature = numbers.curvature / numbers.coordinates
+    largest = 2 / curvature
     peak = float(plan.rates.max())
     if kind_of(plan.optimizer) == "linear" and peak > largest:
         raise ValueError(
             f"lr: got a peak of {peak:.3g}, at which {plan.optimizer.name} diverges on the fitted quadratic, whose "
-            f"largest curvature is {numbers.curvature:.3g}; give a learning rate below {largest:.3g}."
+            f"largest curvature is {curvature:.3g}; give a learning rate below {largest:.3g}."
         )

@@ -18,7 +18,7 @@ from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Lion, Momentum, RMS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run"]
+__all__ = ["Run", "multipliers"]
 
 _OPTIMIZERS: Final = (SGD, Momentum, SignSGD, Signum, Lion, RMSpropW, AdamW)
 _AGREES: Final = 0.02
@@ -187,7 +187,7 @@ class Run:
         """Learning rates at steps of shape (m,)."""
         lr = float(self.optimizer.lr)
         if self.logged_lr is None:
-            return lr * _multipliers(self.optimizer, at)
+            return lr * multipliers(self.optimizer, at)
         rates = np.interp(at, *self.logged_lr)
         if self.warmup:
             rates = np.where(at < self.warmup, self.logged_lr[1][0] * np.minimum((at + 1) / self.warmup, 1), rates)
@@ -244,7 +244,7 @@ class Run:
         )
 
 
-def _multipliers(optimizer: DecayedOptimizer, at: NDArray[Any]) -> NDArray[np.float64]:
+def multipliers(optimizer: DecayedOptimizer, at: NDArray[Any]) -> NDArray[np.float64]:
     """Schedule hₖ at steps of shape (m,), evaluated in one batch whose length is a power of 2, to compile rarely."""
     if optimizer.schedule is None or at.size == 0:
         return np.ones(at.size)

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
 from sdelens.core import check
 
-__all__ = ["Constant", "Cosine", "Polynomial", "Schedule", "Warmup", "as_schedule"]
+__all__ = ["Constant", "Cosine", "Interpolated", "Polynomial", "Schedule", "Warmup", "as_schedule"]
 
 
 class Limits(NamedTuple):
@@ -152,6 +154,50 @@ class Warmup(Schedule):
         return described if then is None or then.get("rerunnable", True) else described | {"rerunnable": False}
 
 
+class Interpolated(Schedule):
+    r"""Linear between knots (kⱼ, hⱼ), and constant before the first and after the last of them.
+
+    Args:
+        steps: kⱼ, at least two steps of 0 or greater that increase, shape (n,).
+        values: hⱼ, in [0, 1], shape (n,).
+
+    Raises:
+        ValueError, TypeError: if an argument is not as described; the message names it.
+
+    Examples:
+        >>> import sdelens as sl
+        >>> decay = sl.Interpolated([0, 800, 1000], [1, 1, 0])
+        >>> [float(decay(k, 0.01)) for k in (400, 900, 2000)]
+        [1.0, 0.5, 0.0]
+    """
+
+    steps: Any
+    values: Any
+
+    def __init__(self, steps: ArrayLike, values: ArrayLike) -> None:
+        at, heights = (np.asarray(check.finite_array(n, a, (1,))) for n, a in (("steps", steps), ("values", values)))
+        if len(at) < 2 or len(heights) != len(at):
+            raise ValueError(
+                f"values: got {len(heights)} for {len(at)} steps; give at least two steps and one value for each."
+            )
+        if at[0] < 0 or (np.diff(at) <= 0).any():
+            raise ValueError("steps: must be 0 or greater and increase; sort them, and give one value per step.")
+        if (heights < 0).any() or (heights > 1).any():
+            worst = heights[np.argmax(np.abs(heights - 0.5))]
+            raise ValueError(f"values: got {worst:g}; they multiply the learning rate and must lie in [0, 1].")
+        self.steps, self.values = at.astype(np.float64), heights.astype(np.float64)
+
+    def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
+        return jnp.interp(jnp.asarray(step, float), self.steps, self.values)
+
+    @property
+    def limits(self) -> Limits:  # noqa: D102
+        return Limits(bool(self.values[-1] == 0), bool(self.values[-1] > 0))
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {"name": "interpolated", "steps": self.steps.tolist(), "values": self.values.tolist()}
+
+
 class Constant(Schedule):
     """One value at every step."""
 
@@ -215,7 +261,7 @@ def as_schedule(value: Any) -> Schedule | None:
     if not callable(value) or isinstance(value, type):
         raise TypeError(
             f"schedule: got {value!r}; give a function of the step number with values in [0, 1], or one of sl.Cosine, "
-            "sl.Polynomial, sl.Warmup with its arguments."
+            "sl.Polynomial, sl.Warmup, sl.Interpolated with its arguments."
         )
     try:
         jax.eval_shape(value, jax.ShapeDtypeStruct((), jnp.int32))

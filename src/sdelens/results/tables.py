@@ -73,6 +73,8 @@ def title(result: TabulatedResult, without: Container[str] = (), without_noise: 
 
 def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the printed table, as text."""
+    if {model["model"] for model in result.settings.values()} <= {"forecast", "logged"}:
+        return _forecast_table(result)
     final = result.dataset.isel(step=-1)
     head = [
         "model",
@@ -108,6 +110,23 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
     if resolved:
         head.append("discretisation")
     return head, rows
+
+
+def _forecast_table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of forecasts and the logged curve beside them."""
+    levels = result.dataset["quantile"].values
+    share = f"{100 * (levels[-1] - levels[0]):.3g} % band"
+    errors: dict[Any, dict[Any, Any]] = result.errors().to_dict("index") if result.compares else {}
+    rows = []
+    for model in result.models:
+        here = result.dataset.sel(model=model)
+        known = np.flatnonzero(np.isfinite(here.loss_mean.values))[-1]
+        low, high = (float(here.loss_quantile.isel(step=known, quantile=i)) for i in (0, -1))
+        band = f"{low:.5g} – {high:.5g}" if np.isfinite(low) else "-"
+        row = errors.get(model)
+        compared = ["-", "-"] if row is None else [percent(row["error"]), f"{100 * row['late_shift']:+.2g} %"]
+        rows.append([model, str(int(here.step[known])), f"{float(here.loss_mean[known]):.5g}", band, *compared])
+    return ["curve", "last step", "loss", share, "error", "last third"], rows
 
 
 def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -160,7 +179,11 @@ def notes(result: TabulatedResult) -> list[str]:
         )
     forecasts = [model for model in result.settings.values() if model["model"] == "forecast"]
     if result.compares and forecasts:
-        notes.insert(0, "error: L2 of the forecast against the logged curve, relative to that less its smallest value.")
+        notes.insert(
+            0,
+            "error: L2 of the forecast against the logged curve, relative to that less its smallest value; last third: "
+            "shift of its mean.",
+        )
     elif result.compares:
         scale = "" if np.isfinite(float(result.dataset.attrs["infimum"])) else " less its smallest value"
         notes.insert(

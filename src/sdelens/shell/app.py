@@ -12,6 +12,7 @@ import typer
 
 from sdelens.core import names
 from sdelens.core.declarations import NOISES, OPTIMIZERS
+from sdelens.shell import forecast
 from sdelens.shell.advise import advise
 from sdelens.shell.case_options import Subject, SubjectOptions, numbers, read_curve
 from sdelens.shell.command import Command, Group, takes_options
@@ -36,13 +37,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+_forecasts = typer.Typer(name="forecast", cls=Group, no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(_forecasts)
 
 
-def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator that adds a function to the program as a command, with examples below its help."""
+def _command(*examples: str, group: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator that adds a function to the program, or to a group, as a command, with examples below its help."""
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
-        return app.command(cls=Command, epilog="\n\n".join(["Examples:", *examples]))(takes_options(function))
+        return group.command(cls=Command, epilog="\n\n".join(["Examples:", *examples]))(takes_options(function))
 
     return add
 
@@ -281,6 +284,27 @@ _command(
     "sdelens diagnose optimizer.pt --b1 0.9 --b2 0.999",
     "sdelens diagnose checkpoint --batch-size 256 --format json",
 )(refusals()(diagnose))
+
+_command(
+    "sdelens forecast fit cosine.csv constant.csv --optimizer 'adamw(lr=3e-4, weight_decay=0.1)' --out forecast.json",
+    "sdelens forecast fit --runs runs.csv --out forecast.json --plot fit.png",
+    group=_forecasts,
+)(forecast.fit)
+_command(
+    "sdelens forecast predict forecast.json --optimizer 'adamw(lr=3e-4, schedule=cosine(72000))' --steps 72000",
+    "sdelens forecast predict forecast.json --optimizer 'adamw(lr=3e-4)' --logged run.csv --plot prediction.png",
+    group=_forecasts,
+)(forecast.predict)
+_command(
+    "sdelens forecast advise forecast.json --optimizer 'adamw(lr=3e-4)' --steps 72000 --warmup 2160 --plot advice",
+    "sdelens forecast advise forecast.json --optimizer 'adamw(lr=1e-3)' --samples 2e7 --size 6e7 --tune-lr",
+    group=_forecasts,
+)(forecast.advise)
+
+
+@_forecasts.callback()
+def forecasts() -> None:
+    """Predict loss curves of training runs from a fit to logged ones."""
 
 
 @app.callback(invoke_without_command=True)

@@ -271,7 +271,7 @@ def _compressions() -> dict[str, Callable[..., Any]]:
 def _schedules() -> dict[str, Callable[..., Any]]:
     import sdelens as sl
 
-    return dict(zip(names.SCHEDULES, (sl.Cosine, sl.Polynomial, sl.Warmup), strict=True))
+    return dict(zip(names.SCHEDULES, (sl.Cosine, sl.Polynomial, sl.Warmup, sl.Interpolated), strict=True))
 
 
 _KINDS: dict[str, tuple[str, str, Callable[[], dict[str, Callable[..., Any]]]]] = {

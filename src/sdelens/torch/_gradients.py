@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sdelens.core import check
 from sdelens.diagnosis import GradientNoise
-from sdelens.diagnosis._nuclear_sums import Matrices
 from sdelens.diagnosis.gradients import Groups, as_groups
 from sdelens.diagnosis.logged import logged
+from sdelens.diagnosis.nuclear_sums import Matrices
 from sdelens.torch._watch_moments import MomentStore
 from sdelens.torch._watch_sums import Found, SumStore
 from sdelens.torch._watched import (

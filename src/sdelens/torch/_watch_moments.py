@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdelens.diagnosis._nuclear_sums import NuclearSums
+from sdelens.diagnosis.nuclear_sums import NuclearSums
 from sdelens.diagnosis.streams import KEPT, Layout, Moments
 from sdelens.torch._watch_sums import stacked, wide
 

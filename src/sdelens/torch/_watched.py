@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from sdelens.diagnosis._nuclear_sums import Matrices
+from sdelens.diagnosis.nuclear_sums import Matrices
 
 __all__ = [
     "after_backward",

@@ -1,0 +1,139 @@
+"""Figures of choices: schedules with their curves, losses along what is chosen, and steps against samples."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from numpy.typing import NDArray
+
+from sdelens.results.plotting import STYLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_frontier", "plot_losses_along", "plot_schedules"]
+
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_LOOKS: Final[tuple[dict[str, Any], ...]] = (
+    {"color": _BLUE, "linestyle": "-"},
+    {"color": _ORANGE, "linestyle": (0, (5, 2))},
+    {"color": _GREEN, "linestyle": (0, (2, 1.5))},
+)
+_LATE: Final = 0.15
+"""Share of a run after which losses are drawn: earlier ones are much larger."""
+_CLOSE: Final = 0.03
+"""Excess over the smallest loss, relative to it, that a figure of losses shows at least."""
+
+
+def plot_schedules(curves: Sequence[Any], loss: Any) -> "Figure":
+    """Learning rates above; below, the predicted losses under them, with the limits of the first at its end."""
+    with plt.style.context(STYLE):
+        figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(5.6, 5.2))
+        for curve, look in zip(curves, _LOOKS, strict=True):
+            label = "best" if curve is curves[0] else curve.name.removeprefix("a ")
+            top.plot(curve.steps, curve.rates, label=label, **look)
+            late = curve.steps >= _LATE * curve.steps[-1]
+            bottom.plot(curve.steps[late], curve.losses[late], **look)
+        end = curves[0].steps[-1]
+        bars = [[loss.value - loss.lower], [loss.upper - loss.value]]
+        bottom.errorbar([end], [loss.value], bars, color=_BLUE, capsize=3, linewidth=1, clip_on=False)
+        top.set_ylabel("learning rate")
+        top.set_ylim(0, None)
+        top.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        bottom.set_ylabel("predicted loss")
+        bottom.set_xlabel("optimizer step")
+        bottom.set_xlim(0, end * 1.02)
+        figure.legend(*top.get_legend_handles_labels(), loc="outside upper left", fontsize=8)
+        figure.align_ylabels()
+    plt.close(figure)
+    return figure
+
+
+def plot_losses_along(
+    axis: NDArray[np.float64],
+    table: "pd.DataFrame",
+    best: float,
+    near: tuple[float, float],
+    label: str,
+    scale: str,
+    unit: str = "",
+) -> "Figure":
+    """Predicted final losses with limits along one axis, the best place, and the range that is as good."""
+    with plt.style.context({**STYLE, "figure.figsize": (5.6, 3.6)}):
+        figure, axes = plt.subplots()
+        loss = table["loss"].to_numpy(float)
+        axes.fill_between(axis, table["lower"], table["upper"], color=_BLUE, alpha=0.15, linewidth=0)
+        axes.plot(axis, loss, color=_BLUE, label="forecast with 90 % limits")
+        axes.axvspan(*near, color=_GREEN, alpha=0.15, linewidth=0, label="at most 0.1 % above the smallest loss")
+        axes.plot([best], [loss.min()], "o", color=_ORANGE, label=f"smallest loss, at {best:.3g}{unit}", zorder=3)
+        axes.set_xscale(scale)
+        low = float(table["lower"].min())
+        shown = max(float(np.quantile(table["upper"], 0.75)), (1 + _CLOSE) * float(loss.min()))
+        top = min(float(table["upper"].max()), shown)
+        margin = 0.05 * (top - low)
+        axes.set_ylim(low - margin, top + margin)
+        inside = np.flatnonzero(table["lower"].to_numpy(float) < top + margin)
+        first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, len(axis) - 1)
+        axes.set_xlim(axis[first], axis[last])
+        axes.set_xlabel(label)
+        axes.set_ylabel("predicted final loss")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def plot_frontier(table: "pd.DataFrame", target: float, best: float, critical: Any) -> "Figure":
+    """Steps against samples to a loss, with the batch sizes and the critical one."""
+    with plt.style.context({**STYLE, "figure.figsize": (5.6, 4.4)}):
+        figure, axes = plt.subplots()
+        reached = table[np.isfinite(table["steps_to_loss"])]
+        steps, samples = reached["steps_to_loss"].to_numpy(float), reached["samples_to_loss"].to_numpy(float)
+        axes.plot(samples, steps, "o-", color=_BLUE, markersize=4, label="batch sizes (numbers)")
+        every = max(len(reached) // 8, 1)
+        for i in range(0, len(reached), every):
+            axes.annotate(
+                _short(reached.index[i]),
+                (samples[i], steps[i]),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=_BLUE,
+            )
+        if best in reached.index:
+            row = reached.loc[best]
+            axes.plot(row.samples_to_loss, row.steps_to_loss, "s", color=_ORANGE, label="best batch size", zorder=3)
+        if math.isfinite(critical.batch_size):
+            label = f"critical batch size, {_short(critical.batch_size)}"
+            axes.plot(critical.samples, critical.steps, "D", color=_GREEN, label=label, zorder=3)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for side in (axes.xaxis, axes.yaxis):
+            low, high = sorted(side.get_view_interval())
+            if high < 30 * low:
+                side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                side.set_major_formatter(_plain())
+            side.set_minor_formatter(NullFormatter())
+        axes.margins(0.08)
+        axes.set_xlabel(f"samples to a loss of {target:.4g}")
+        axes.set_ylabel(f"optimizer steps to a loss of {target:.4g}")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", fontsize=8, ncols=2)
+    plt.close(figure)
+    return figure
+
+
+def _short(size: float) -> str:
+    """A batch size as text: 512, 16.4k, 4.19M."""
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if size >= 10 * unit:
+            return f"{size / unit:.3g}{suffix}"
+    return f"{size:.4g}"
+
+
+def _plain() -> ScalarFormatter:
+    formatter = ScalarFormatter()
+    formatter.set_powerlimits((-2, 4))
+    return formatter
