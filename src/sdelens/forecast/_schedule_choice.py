@@ -102,15 +102,20 @@ class BestSchedule(Choice):
             f"{interval_text(self.loss)}",
             "",
             f"peak learning rate {float(self.optimizer.lr):.4g}, warm-up {self.warmup} steps, at the peak until step "
-            f"{flat} ({100 * flat / self.steps:.0f} % of the run), at half of it from step {self._half()}, at the end "
-            f"{100 * self.values[-1]:.2g} % of it",
+            f"{flat} ({100 * flat / self.steps:.0f} % of the run), {self._half()}, at the end "
+            f"{100 * self.values[-1]:.3g} % of it",
             f"better than {self.cosine} by {interval_text(self.over_cosine)}",
             f"better than {self.wsd} by {interval_text(self.over_wsd)}",
         ]
 
-    def _half(self) -> int | str:
+    def _half(self) -> str:
+        """Where the schedule falls to half of its peak, in words."""
         below = np.flatnonzero(self.values <= 0.5)
-        return int(self.knots[below[0]]) if below.size else "never"
+        if not below.size or below[0] == 0:
+            return "always above half of it" if not below.size else "at half of it or less from the start"
+        after, before = below[0], below[0] - 1
+        step = np.interp(-0.5, -self.values[[before, after]], self.knots[[before, after]])
+        return f"at half of it at step {step:.0f}"
 
     def _figure(self) -> "Figure":
         from sdelens.forecast._choice_figures import plot_schedules
