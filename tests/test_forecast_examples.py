@@ -182,7 +182,7 @@ def test_every_size_of_public_curves_is_predicted(public, known, monkeypatch, ca
     assert logged[[0, 2159, 2999]] == pytest.approx([2e-4 / 2160, 2e-4, 2e-4])  # a warm-up that the log leaves out
     assert risen[[0, 1500]] == pytest.approx([1e-4, 1.5e-4])  # and one that it has
     small, large = said.out.split("100M: predicted curve")
-    # errors 1, 0: mean 1/2, root mean square √½, R² = 1 − 1/½, the mean of all curves is its own, one of two in the band
+    # errors 1, 0: mean 1/2, root mean square √½, R² = 1 − 1/½, the mean of one curve, one of two in the band
     assert small.splitlines()[2].split() == ["wsd_20", "0.50000", "0.70711", "-1.0000", "1.00", "50", "%"]
     assert "published" not in small
     assert "wsdcon_3" in large
