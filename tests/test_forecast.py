@@ -206,6 +206,8 @@ def test_bad_runs_are_refused():
     refused("runs: got none", fit, [])
     refused("runs: entry 1 is a int", fit, [one, 3], error=TypeError)
     refused("batch_size: missing for a; give it for all runs", fit, [one, sized])
+    refused("2 of them are named 'a'; give each its own", fit, [one, run(TRUTH, adamw(), "a", seed=1)])
+    refused("a and b have the same losses at the same steps", fit, [one, run(TRUTH, adamw(), "b")])
     refused("size: missing for a", fit, [one, run(TRUTH, adamw(), "c", size=1e6)])
     refused("they have 1 losses in all", fit, [sl.forecast.Run(([100], [2.0]), adamw())])
     refused("skip: got -1", fit, [one], skip=-1)

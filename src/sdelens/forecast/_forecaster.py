@@ -501,7 +501,8 @@ def fit(runs: Sequence[Run], *, skip: int | None = None, progress: bool | None =
 
     Raises:
         TypeError: if `runs` are not runs.
-        ValueError: if there are fewer losses than numbers, or batch sizes or model sizes are given for some runs only.
+        ValueError: if there are fewer losses than numbers, batch sizes or model sizes are given for some runs only, or
+            two runs have the same name or the same curve.
 
     Source: derived here.
     """
@@ -578,6 +579,19 @@ def _checked(runs: Any) -> list[Run]:
         lacking = [run.name or f"run {i + 1}" for i, run in enumerate(runs) if getattr(run, name) is None]
         if 0 < len(lacking) < len(runs):
             raise ValueError(f"{name}: missing for {', '.join(lacking[:5])}; give it for all runs, or for none.")
+    curves: dict[tuple[bytes, bytes], str] = {}
+    for i, run in enumerate(runs):
+        name = run.name or f"run {i + 1}"
+        first = curves.setdefault((run.steps.tobytes(), run.losses.tobytes()), name)
+        if len(run.steps) > 1 and first != name:
+            raise ValueError(
+                f"runs: {first} and {name} have the same losses at the same steps; leave one of them out, or read the "
+                "log of the other run."
+            )
+    names = [run.name for run in runs if run.name is not None]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"runs: {names.count(twice)} of them are named {twice!r}; give each its own name=.")
     return runs
 
 
