@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens.forecast._dynamics import kind_of
+from sdelens.forecast._dynamics import kind_of, setting_of
 from sdelens.forecast._fit import Curve, Solution, curves_of, frame_of, thinned_runs
 from sdelens.forecast._misfit import misfits
 from sdelens.forecast._numbers import parameters_of
@@ -31,6 +31,7 @@ def fitted():
         sl.SGD(lr=5e-6, schedule=warm_up(sl.Cosine(900))),
         sl.SignSGD(lr=1e-3, schedule=warm_up(sl.Cosine(900))),
         sl.Lion(lr=3e-4, weight_decay=0.1, schedule=warm_up()),
+        sl.SGD(lr=4.5e-5, schedule=warm_up()),  # ηλ = 1.8
     ],
     ids=lambda o: o.name,
 )
@@ -65,6 +66,36 @@ def test_the_law_is_that_of_the_theory(optimizer, tolerance):
     np.testing.assert_allclose(found[99::100], exact[1:], rtol=tolerance)
 
 
+def test_the_norm_of_the_weights_is_exact_in_long_blocks():
+    # 20 000 steps of decay .3 are nine memories of the norm, and the longest blocks have 417 steps.
+    optimizer, total = sl.AdamW(lr=3e-3, b2=0.95, weight_decay=0.3, schedule=warm_up()), 20_000
+    rates = sl.forecast.Run(([total], [1.0]), optimizer).rates()
+    u = np.linspace(0, np.log(1e12), 48)
+    weights = np.gradient(u) * np.exp(u)
+    weights[[0, -1]] = 0.5 * (u[1] - u[0]) * np.exp(u[[0, -1]])
+    reference = naive(optimizer, TRUTH, rates, np.exp(u), weights)[-1]
+    found = curve(TRUTH, optimizer, np.array([total]), total)[0] - TRUTH.infimum - 3.0e-6
+    assert found == pytest.approx(reference, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [sl.Signum(lr=1e-3, b1=0.9), sl.Lion(lr=1e-3, b1=0.9, b2=0.99)], ids=lambda o: o.name
+)
+def test_the_averages_behind_a_sign_have_the_noise_of_a_simulation(optimizer):
+    # κ² is the variance of the average, and τ that of a sum of its signs per step. 400 sums of 5000 steps: the standard
+    # error of a variance is 7 %, and of κ² below 1 %.
+    _, _, _, kappa, tau = setting_of(optimizer, 1.0, 0.0)
+    noise = np.random.default_rng(0).normal(size=(400, 6000))
+    memory = getattr(optimizer, "b2", optimizer.b1)
+    mean, average = np.zeros(400), np.empty_like(noise)
+    for k in range(noise.shape[1]):
+        old, mean = mean, memory * mean + (1 - memory) * noise[:, k]
+        average[:, k] = optimizer.b1 * old + (1 - optimizer.b1) * noise[:, k] if hasattr(optimizer, "b2") else mean
+    late = average[:, 1000:]
+    assert late.var() == pytest.approx(kappa**2, rel=0.05)
+    assert np.sign(late).sum(1).var() / late.shape[1] == pytest.approx(tau, rel=4 * 0.07)
+
+
 def test_a_batch_twice_as_large_halves_the_variance_of_sgd():
     optimizer, at = sl.SGD(lr=2e-5), np.array([4000])
     quiet = curve(with_numbers(noise=1e-6), optimizer, at, 4000)[0]
@@ -85,18 +116,14 @@ def test_missing_modes_raise_the_loss_of_a_small_model():
 
 
 def test_the_numbers_of_a_known_quadratic_are_recovered(fitted):
-    # Chi-square of the seven errors in units of their covariance: 24.3 is exceeded in 0.1 % of fits; six independent
-    # residuals per curve, where all 120 are independent here, make the limits wider still.
-    frame, theta = fitted._frame, fitted._theta
-    parameters = [p.name for p in parameters_of(frame)]
+    # The limits take six residuals of a curve as independent, where here all of some hundred are: they are four times
+    # as wide as the errors of the fit, so that a true number outside them is six standard errors away.
     limits = fitted.limits
-    assert list(limits.index) == parameters
-    for name in parameters:
-        row = limits.loc[name]
+    assert list(limits.index) == [p.name for p in parameters_of(fitted._frame)]
+    for name, row in limits.iterrows():
         assert row.lower < row.value < row.upper
-        assert row.lower / 1.5 < getattr(TRUTH, name) < row.upper * 1.5
+        assert row.lower < getattr(TRUTH, name) < row.upper
     assert fitted.scatter == pytest.approx(SCATTER, rel=0.25)  # 3 × 100 residuals: standard error 5 %
-    assert theta.shape == (7,)
 
 
 def test_held_out_runs_lie_in_the_band(fitted):
@@ -128,7 +155,7 @@ def test_a_prediction_is_a_result_to_compare_with_a_log(fitted):
     assert result.errors().error["forecast"] < 0.02
     assert "Within the fitted range" in str(result)
     shown = result.plot()
-    assert [axes.get_ylabel() for axes in shown.axes] == ["mean loss", "difference\n(% of height)"]
+    assert [axes.get_ylabel() for axes in shown.axes] == ["loss", "difference\n(% of height)"]
 
 
 def test_what_lies_outside_the_range_is_said(fitted):
@@ -138,7 +165,8 @@ def test_what_lies_outside_the_range_is_said(fitted):
     assert any("number of steps is 2 times" in said for said in outside)
     assert any("b2 = 0.99 was not fitted" in said for said in outside)
     (other,) = fitted.predict(sl.SignSGD(lr=1e-3), steps=1000).settings.values()
-    assert other["outside"][0].startswith("signsgd was not fitted (only adamw)")
+    assert any(said.startswith("signsgd was not fitted (only adamw)") for said in other["outside"])
+    assert "steps before 99, the first fitted one, are not described" in other["outside"]
 
 
 def test_what_the_runs_do_not_tell_is_said(fitted):
@@ -171,7 +199,7 @@ def solution_of(runs, change):
 CHANGES = {
     "jumps": lambda at: np.where(at > 1500, 0.04, 0.0),
     "rises": lambda at: 0.4 * np.maximum(at / 4000 - 0.5, 0) ** 2 / 0.25,
-    "differ": lambda at: 0.3 * np.sin(at / 700.0),
+    "differ": lambda at: 0.3 * np.sin(at / 900.0),  # falls at the end
 }
 
 
@@ -181,7 +209,7 @@ def test_a_run_that_is_no_quadratic_is_noticed(kind):
     found = misfits(runs, *solution_of(runs, CHANGES[kind]))
     assert len(found) == 1
     assert found[0].startswith("constant: ")
-    assert kind in found[0] or (kind == "differ" and "jumps" not in found[0])
+    assert kind in found[0]
     if kind == "jumps":
         assert abs(int(found[0].split("near step ")[1].split(",")[0]) - 1500) < 150
 
@@ -209,7 +237,7 @@ def test_bad_runs_are_refused():
     refused("2 of them are named 'a'; give each its own", fit, [one, run(TRUTH, adamw(), "a", seed=1)])
     refused("a and b have the same losses at the same steps", fit, [one, run(TRUTH, adamw(), "b")])
     refused("size: missing for a", fit, [one, run(TRUTH, adamw(), "c", size=1e6)])
-    refused("they have 1 losses in all", fit, [sl.forecast.Run(([100], [2.0]), adamw())])
+    refused("they have 1 loss in all", fit, [sl.forecast.Run(([100], [2.0]), adamw())])
     refused("skip: got -1", fit, [one], skip=-1)
 
 
@@ -222,6 +250,8 @@ def test_bad_predictions_are_refused(fitted, tmp_path):
     refused("confidence: got 1", fitted.predict, adamw(), steps=4, confidence=1.0)
     refused("at: must be strictly increasing", fitted.predict, adamw(), steps=9, at=[3, 2])
     refused("at: give whole steps from 0 to 9", fitted.predict, adamw(), steps=9, at=[10])
+    refused("confidence: got 90", fitted.final, adamw(), steps=9, confidence=90)
+    refused("schedule: got the multiplier 1.5", fitted.predict, adamw(), steps=2, schedule=[1, 1.5])
     refused("sgd moves in proportion to the gradient", fitted.predict, sl.SGD(lr=0.1), steps=9)
     refused("optimizer: got Adagrad", fitted.predict, sl.Adagrad(lr=0.1), steps=9, error=TypeError)
     (tmp_path / "f.json").write_text("{}")

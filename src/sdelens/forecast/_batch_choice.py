@@ -12,7 +12,8 @@ from sdelens.core import check
 from sdelens.forecast._batch_runs import FACTOR, BatchRuns, Pair
 from sdelens.forecast._choice import Choice, interval_text, table_lines
 from sdelens.forecast._interval import Interval
-from sdelens.forecast._trials import NEAR, Fitted, cautions, finals, largest_lr, with_lr
+from sdelens.forecast._plan import stable_lr
+from sdelens.forecast._trials import NEAR, Fitted, cautions, finals, with_lr
 from sdelens.optimizers import DecayedOptimizer
 
 if TYPE_CHECKING:
@@ -137,11 +138,12 @@ def _steps(
     if callable(speed):
         speeds = np.array([check.positive("speed", speed(float(batch))) for batch in batches])
     else:
-        speeds = np.asarray(check.finite_array("speed", speed, (1,)), np.float64)
+        given = np.full(len(batches), speed, float) if isinstance(speed, int | float) else speed
+        speeds = np.asarray(check.finite_array("speed", given, (1,)), np.float64)
         if speeds.shape != batches.shape or (speeds <= 0).any():
             raise ValueError(
                 f"speed: got {len(speeds)} numbers for {len(batches)} batch sizes; give the steps per unit of time at "
-                "each of batch_sizes, greater than 0, or a function of the batch size."
+                "each of batch_sizes, greater than 0, one for all, or a function of the batch size."
             )
     return np.floor(time * speeds * (1 + 1e-9))
 
@@ -194,7 +196,7 @@ def best_batch(
     plan = fitted.plan(chosen, steps=int(steps[at]), batch_size=float(batches[at]), size=size)
     remarks = cautions(fitted, plan, chose_lr=lr is not None, chose_batch=True)
     own = np.array([float(runs.optimizer(pair).lr) for pair in pairs])
-    ends = np.minimum(own * FACTOR, largest_lr(fitted, first)), own / FACTOR
+    ends = np.minimum(own * FACTOR, stable_lr(first, fitted.numbers)), own / FACTOR
     bound = np.isclose(lrs, ends[0], rtol=0.02) | np.isclose(lrs, ends[1], rtol=0.02)
     if lr == "best" and bound.any():
         remarks = (

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdelens.core import check
+from sdelens.forecast._plan import stable_lr
 from sdelens.forecast._run import multipliers
-from sdelens.forecast._trials import Fitted, Trial, final_losses, largest_lr, trial_of, with_lr
+from sdelens.forecast._trials import Fitted, Trial, final_losses, trial_of, with_lr
 from sdelens.optimizers import DecayedOptimizer
 
 __all__ = ["FACTOR", "BatchRuns", "Pair", "Tried"]
@@ -59,7 +60,7 @@ class BatchRuns:
                 raise TypeError(f"optimizer: the function gave {found!r}; it must give one such as sl.AdamW(lr=3e-4).")
         if callable(self.lr):
             found = with_lr(found, check.positive("lr", self.lr(pair.batch)))
-        stable = largest_lr(self.fitted, found)
+        stable = stable_lr(found, self.fitted.numbers)
         if float(found.lr) > stable:
             if self.lr != "best":
                 raise ValueError(
@@ -82,7 +83,7 @@ class BatchRuns:
         if self.lr != "best":
             return Tried(final_losses(self.fitted, trials), own)
         timed = _depends_on_time(optimizers[0], pairs[0].steps)
-        stable = np.array([largest_lr(self.fitted, one) for one in optimizers])
+        stable = np.array([stable_lr(one, self.fitted.numbers) for one in optimizers])
         low, high = np.log(own / FACTOR), np.log(np.minimum(own * FACTOR, stable))
         for _ in range(2 if refine else 1):
             lrs = np.exp(np.linspace(low, high, _LRS, axis=1))

@@ -56,7 +56,7 @@ class DecayStart(Choice):
     def _lines(self) -> list[str]:
         when = "no decay" if self.start == self.steps else f"begin to decay at step {self.start} of {self.steps}"
         return [
-            f"{self.optimizer.name}: {when}, the last {100 * self.share:.2g} % of the run; predicted final loss "
+            f"{self.optimizer.name}: {when}, the last {100 * self.share:.3g} % of the run; predicted final loss "
             f"{interval_text(self.loss)}",
             f"better than without decay by {interval_text(self.gain)}",
             f"within {100 * NEAR:g} % of this loss: steps {self.near[0]} to {self.near[1]}; 90 % limits of the best "

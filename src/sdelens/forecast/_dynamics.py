@@ -6,7 +6,8 @@ and s² = σᵢ²/B, mean and variance of mode i follow, per step of size η̃ =
 
     μᵢ ← (1 − η̃ φᵢ λᵢ) μᵢ,      Vᵢ ← (1 − η̃ ψᵢ λᵢ)² Vᵢ + η̃² Dᵢ,
 
-- SGD, Momentum: φ = ψ = 1, D = s², and ρ = 1;
+- SGD, Momentum: φ = ψ = 1, D = s², and ρ = 1; the variance at rest of Momentum is η²D/(z(2 − z(1 − β)/(1 + β))),
+  z = ηλ;
 - RMSpropW, AdamW: φ = ψ = F/√(u² + s²), D = N s²/(u² + s²), with the factors F and N by which the fluctuation of v
   changes a step (`sdelens.theory`);
 - SignSGD, Signum, Lion, with T = λᵢ²Vᵢ + κ²s² and a = λᵢμᵢ/√(2T): φ = erf(a)/(λᵢμᵢ), ψ = √(2/(πT)) e^{−a²},
@@ -24,7 +25,8 @@ since updates of these optimizers have a known size; G is the inverse of the mea
 finite size lacks, M = M₀ (size/reference)^ω.
 
 Sums over i are integrals over log i by the trapezoidal rule. Within a block of n steps the learning rate and
-coefficients are constant, so its factors are powers (1 − z)ⁿ.
+coefficients are constant, so its factors are powers \|1 − z\|ⁿ. A mode moves by at most z = η̃φλ = 0.95 of its distance
+per step (1.99 for SGD and Momentum, which diverge beyond 2).
 """
 
 from collections.abc import Callable
@@ -49,10 +51,11 @@ _MODES: Final = 48
 """Points of the grid of modes."""
 _ALL: Final = float(np.log(1e12))
 """Log number of modes where the size of the model does not limit it."""
-_LARGEST: Final = 0.95
-"""Largest η̃φλ of one step, beyond which a mode would overshoot."""
+_LARGEST: Final[dict[Kind, float]] = {"linear": 1.99, "root": 0.95, "sign": 0.95}
+"""Largest η̃φλ of one step; larger ones are taken as this."""
 _LEAST: Final = 1e-12
-_LAGS: Final = 4096
+_MEMORIES: Final = 20.0
+"""Lags of the averages of Signum and Lion that count, in units of their memory 1/(1 − β)."""
 
 
 class LogNumbers(NamedTuple):
@@ -94,7 +97,7 @@ class Setting(NamedTuple):
         batch_size: B; 1 where batch sizes are not known.
         log_size: log of the model's size over the reference size; 0 where sizes are not known.
         decay: decay of the weights per unit of learning rate, θ.
-        drift: F, or κ for signs.
+        drift: F for RMSpropW and AdamW, κ for signs, (1 − β)/(1 + β) for Momentum, else 1.
         diffusion: N, or τ for signs.
     """
 
@@ -117,6 +120,8 @@ def setting_of(optimizer: DecayedOptimizer, batch_size: float | None, log_size: 
     drift, diffusion = 1.0, 1.0
     if isinstance(optimizer, RMSpropW | AdamW):
         drift, diffusion = fluctuation_factors(optimizer)
+    elif isinstance(optimizer, Momentum) and not optimizer.nesterov:
+        drift = float((1 - optimizer.b1) / (1 + optimizer.b1))
     elif isinstance(optimizer, Signum | Lion):
         weights = _weights(optimizer)
         drift = float(np.sqrt(weights @ weights))
@@ -129,10 +134,11 @@ def setting_of(optimizer: DecayedOptimizer, batch_size: float | None, log_size: 
 
 def _weights(optimizer: Signum | Lion) -> np.ndarray:
     """Weights of the gradients, the newest first, in what x moves by the sign of."""
+    memory = float(optimizer.b2 if isinstance(optimizer, Lion) else optimizer.b1)
+    powers = memory ** np.arange(min(int(np.ceil(_MEMORIES / (1 - memory))), 1 << 20))
     if isinstance(optimizer, Lion):
-        older = optimizer.b1 * (1 - optimizer.b2) * optimizer.b2 ** np.arange(_LAGS)
-        return np.append(1 - optimizer.b1, older)
-    return (1 - optimizer.b1) * optimizer.b1 ** np.arange(_LAGS)
+        return np.append(1 - optimizer.b1, optimizer.b1 * (1 - optimizer.b2) * powers)
+    return (1 - optimizer.b1) * powers
 
 
 class _Grid(NamedTuple):
@@ -193,6 +199,12 @@ def _sign(grid: _Grid, setting: Setting, share: Array, variance: Array) -> tuple
 _LAWS: Final[dict[Kind, Callable[..., tuple[Array, Array, Array]]]] = {"linear": _linear, "root": _root, "sign": _sign}
 
 
+def _log_kept(z: Array) -> Array:
+    r"""Log \|1 − z\|, finite at z = 1."""
+    near = z > 0.9
+    return jnp.where(near, 0.5 * jnp.log((1 - z) ** 2 + 1e-14), jnp.log1p(-jnp.where(near, 0.0, z)))
+
+
 def losses(kind: Kind, numbers: LogNumbers, setting: Setting, blocks: Blocks) -> Array:
     """Loss at the start and after every block, shape (b + 1,).
 
@@ -206,6 +218,7 @@ def losses(kind: Kind, numbers: LogNumbers, setting: Setting, blocks: Blocks) ->
     law = _LAWS[kind]
     floor = numbers.infimum + grid.missing
     adaptive = kind in ADAPTIVE
+    damping = setting.drift if kind == "linear" else 1.0
     growth = jnp.exp(numbers.norm_growth) * (setting.diffusion if kind == "sign" else 1.0)
 
     def loss(share: Array, variance: Array) -> Array:
@@ -217,15 +230,15 @@ def losses(kind: Kind, numbers: LogNumbers, setting: Setting, blocks: Blocks) ->
         n, rate, square = block
         size: Any = 1.0
         if adaptive:
-            after = norm * jnp.exp(-2 * setting.decay * rate * n) + growth * square * n
+            shrunk = jnp.maximum(2 * setting.decay * rate * n, _LEAST)
+            after = norm * jnp.exp(-shrunk) + growth * square * n * -jnp.expm1(-shrunk) / shrunk
             size, norm = 1 / jnp.sqrt(0.5 * (norm + after)), after
         phi, psi, diffusion = law(grid, setting, share, variance)
-        z, y = (jnp.clip(size * rate * slope * grid.curvature, _LEAST, _LARGEST) for slope in (phi, psi))
-        log = jnp.log1p(-y)
+        z, y = (jnp.clip(size * rate * slope * grid.curvature, _LEAST, _LARGEST[kind]) for slope in (phi, psi))
         noise = 0.5 * grid.curvature * size**2 * square * diffusion
-        kept = jnp.exp(2 * n * log)
-        variance = variance * kept + noise * -jnp.expm1(2 * n * log) / (y * (2 - y))
-        share = share * jnp.exp(n * jnp.log1p(-z))
+        lost = 2 * n * _log_kept(y)
+        variance = variance * jnp.exp(lost) + noise * -jnp.expm1(lost) / (y * (2 - damping * y))
+        share = share * jnp.exp(n * _log_kept(z))
         return (share, variance, norm), loss(share, variance)
 
     start = jnp.ones(_MODES), jnp.zeros(_MODES), jnp.ones(())

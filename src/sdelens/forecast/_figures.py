@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from sdelens.forecast._range import FittedRun
 from sdelens.results.plotting import STYLE
@@ -34,6 +35,9 @@ def plot_fit(runs: Sequence[FittedRun], scatter: float) -> "Figure":
         bottom.axhspan(-164.5 * scatter, 164.5 * scatter, color="0.5", alpha=0.15, linewidth=0)
         bottom.axhline(0, color="black", linewidth=0.8)
         top.set_xscale("log")
+        first, last = min(run.steps[0] for run in runs), max(run.steps[-1] for run in runs)
+        if last > 10 * first:  # labels between powers of 10 would overlap
+            bottom.xaxis.set_minor_formatter(NullFormatter())
         top.set_ylabel("loss")
         bottom.set_ylabel("logged $-$ fitted (%)")
         bottom.set_xlabel("optimizer step")

@@ -20,8 +20,9 @@ from sdelens.forecast._as_result import Band, result_of
 from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import Kind, Setting, kind_of, many, setting_of
 from sdelens.forecast._fit import curves_of, first_step, frame_of, solve, thinned_runs
-from sdelens.forecast._identification import remarks_on
+from sdelens.forecast._identification import at_bounds, remarks_on
 from sdelens.forecast._interval import Interval
+from sdelens.forecast._logs import Thinned
 from sdelens.forecast._misfit import misfits
 from sdelens.forecast._numbers import Frame, PowerLaw, logs_of, parameters_of, power_law_of
 from sdelens.forecast._plan import Plan, refuse_other_kind, refuse_unstable
@@ -164,12 +165,9 @@ class Forecaster:
             ValueError, TypeError: if an argument is out of its range, a batch size or model size is missing or was not
                 fitted, or the optimizer is unstable on the fitted quadratic; the message names it.
         """
-        confidence = check.number("confidence", confidence)
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence: got {confidence}; it must lie in (0, 1), for example 0.9.")
         plan = self.plan(optimizer, steps=steps, batch_size=batch_size, size=size, schedule=schedule)
         band = self.band(plan, _places(plan, at), confidence)
-        beyond = outside(plan, self.runs)
+        beyond = outside(plan, self.runs, int(band.steps[0]))
         return result_of(self.numbers, len(self.runs), plan, band, confidence, label, beyond)
 
     def final(
@@ -433,9 +431,14 @@ class Forecaster:
             Path(temporary).write_text(json.dumps(self.describe(), indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
-        limits = self.limits
+        limits, bounds = self.limits, at_bounds(self._frame, self._theta)
         rows = [
-            [str(name), f"{row.value:.4g}", f"{row.lower:.3g} – {row.upper:.3g}", _identified(row.uncertainty)]
+            [
+                str(name),
+                f"{row.value:.4g}",
+                f"{row.lower:.3g} – {row.upper:.3g}",
+                "at a bound" if name in bounds else _identified(row.uncertainty),
+            ]
             for name, row in limits.iterrows()
         ]
         order = sorted(range(len(self.runs)), key=lambda i: -self.runs[i].error)
@@ -514,12 +517,12 @@ def fit(runs: Sequence[Run], *, skip: int | None = None, progress: bool | None =
     wanted, given = len(parameters_of(frame)), sum(len(curve.places) for curve in curves)
     if given < wanted:
         raise ValueError(
-            f"runs: they have {given} losses in all, after those of the warm-up are left out, and {wanted} numbers are "
-            "to be fitted; add runs, or losses at more steps."
+            f"runs: they have {given} loss{'' if given == 1 else 'es'} in all after the warm-up, and {wanted} "
+            "numbers are to be fitted; add runs, or losses at more steps."
         )
     solution = solve(curves, frame, progress)
     fitted = tuple(fitted_run(*parts) for parts in zip(runs, curves, solution.residuals, strict=True))
-    remarks = (*misfits(runs, curves, solution), *remarks_on(runs, frame, solution))
+    remarks = (*_lost(runs, logs), *misfits(runs, curves, solution), *remarks_on(runs, frame, solution))
     return Forecaster(
         power_law_of(solution.theta, frame),
         fitted,
@@ -529,6 +532,16 @@ def fit(runs: Sequence[Run], *, skip: int | None = None, progress: bool | None =
         solution.theta,
         solution.covariance,
     )
+
+
+def _lost(runs: Sequence[Run], logs: Sequence[Thinned]) -> list[str]:
+    """One sentence for every run of which almost nothing is left without its warm-up."""
+    return [
+        f"{run.name or f'run {i + 1}'}: its {len(run.steps)} losses lie within its warm-up, and only the last of them "
+        "is fitted; give a longer log, or skip=0 to fit all."
+        for i, (run, log) in enumerate(zip(runs, logs, strict=True))
+        if len(run.steps) > 1 and len(log.steps) == 1
+    ]
 
 
 def load(path: str | os.PathLike[str]) -> Forecaster:
@@ -545,10 +558,10 @@ def load(path: str | os.PathLike[str]) -> Forecaster:
         version = found["sdelens_forecast"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"path: {str(path)!r} is not a forecast; give a file that Forecaster.save wrote.") from error
-    if version > _FORMAT:
+    if isinstance(version, int) and version > _FORMAT:
         raise ValueError(f"path: {str(path)!r} has format {version}, this version reads {_FORMAT}; upgrade sdelens.")
     try:
-        return Forecaster(
+        loaded = Forecaster(
             PowerLaw.from_description(found["numbers"]),
             tuple(FittedRun.from_description(run) for run in found["runs"]),
             float(found["scatter"]),
@@ -557,6 +570,10 @@ def load(path: str | os.PathLike[str]) -> Forecaster:
             np.array(found["theta"], np.float64),
             np.array(found["covariance"], np.float64),
         )
+        k = len(parameters_of(loaded._frame))
+        if version != _FORMAT or loaded._theta.shape != (k,) or loaded._covariance.shape != (k, k) or not loaded.runs:
+            raise ValueError("its parts do not fit together")
+        return loaded
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"path: {str(path)!r} lacks parts of a forecast ({error}); write it again with Forecaster.save."
@@ -617,4 +634,7 @@ def _identified(uncertainty: float) -> str:
 def _normal(confidence: float) -> float:
     from scipy.stats import norm
 
+    confidence = check.number("confidence", confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: got {confidence}; it must lie in (0, 1), for example 0.9.")
     return float(norm.ppf(0.5 + confidence / 2))

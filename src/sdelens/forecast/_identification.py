@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdelens.forecast._dynamics import ADAPTIVE, kind_of
 from sdelens.forecast._fit import Solution
 from sdelens.forecast._numbers import Frame, parameters_of
 from sdelens.forecast._run import Run
 
-__all__ = ["remarks_on"]
+__all__ = ["at_bounds", "remarks_on"]
 
 _UNKNOWN: Final = 0.7
 """Share of a prior's spread from which on a number is not identified."""
 _CORRELATED: Final = 0.97
+_STILL: Final = 0.02
+"""Share of a run's steps at its end with a learning rate of 0 from which on its schedule is doubted."""
+_BOUND: Final = 0.01
+"""Distance from a bound, in units of the prior's spread, below which a number lies at it."""
 _SAME: Final = 1.2
 """Ratio up to which two settings are one."""
 _REMEDIES: Final = {
@@ -61,6 +66,11 @@ def remarks_on(runs: Sequence[Run], frame: Frame, solution: Solution) -> list[st
                 f"These runs hardly tell {_WORDS[parameter.name]}, whose value is mostly assumed; add "
                 f"{_REMEDIES[parameter.name]}."
             )
+    for name, side in at_bounds(frame, solution.theta).items():
+        found.append(
+            f"The fit ends at the {side} bound of {_WORDS[name]}, whose limits mean little then: forecasts and choices "
+            "beyond the fitted runs can be wrong by more than their limits."
+        )
     correlation = solution.covariance / np.outer(deviation, deviation)
     for i, first in enumerate(parameters):
         for j in range(i):
@@ -73,9 +83,26 @@ def remarks_on(runs: Sequence[Run], frame: Frame, solution: Solution) -> list[st
     return found
 
 
+def at_bounds(frame: Frame, theta: NDArray[np.float64]) -> dict[str, str]:
+    """The numbers that lie at a bound, with its side."""
+    found = {}
+    for parameter, value in zip(parameters_of(frame), theta, strict=True):
+        margin = _BOUND * parameter.spread
+        if value < parameter.lower + margin or value > parameter.upper - margin:
+            found[parameter.name] = "lower" if value < parameter.lower + margin else "upper"
+    return found
+
+
 def _design(runs: Sequence[Run]) -> list[str]:
     """What no fit could tell from these settings."""
     found = []
+    for i, run in enumerate(runs):
+        still = int(len(run.rates()) - np.max(np.flatnonzero(run.rates()), initial=0) - 1)
+        if still > _STILL * run.total:
+            found.append(
+                f"{run.name or f'run {i + 1}'}: the learning rate is 0 in its last {still} of {run.total} steps; is "
+                "its schedule that of the run?"
+            )
     if len(runs) == 1:
         found.append(
             "There is one run, so that the limits say nothing of how much runs differ, and noise and L∞ are hardly "

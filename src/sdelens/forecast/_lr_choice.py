@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from sdelens.core import check
 from sdelens.forecast._choice import Choice, interval_text, table_lines
 from sdelens.forecast._interval import Interval
+from sdelens.forecast._plan import stable_lr
 from sdelens.forecast._trials import (
     NEAR,
     Fitted,
     cautions,
     final_losses,
     finals,
-    largest_lr,
     trial_of,
     with_lr,
 )
@@ -79,7 +79,7 @@ def _range(
     fitted: Fitted, optimizer: DecayedOptimizer, between: tuple[float, float] | None
 ) -> tuple[float, float, bool]:
     """Ends of the learning rates that are tried, and whether the upper one is the limit of stability."""
-    stable = largest_lr(fitted, optimizer)
+    stable = stable_lr(optimizer, fitted.numbers)
     if between is None:
         peaks = [run.peak for run in fitted.runs if run.optimizer["name"] == optimizer.name] or [float(optimizer.lr)]
         low, high = min(peaks) / _FACTOR, max(peaks) * _ABOVE
@@ -111,7 +111,7 @@ def best_lr(
     import pandas as pd
 
     # The optimizer's own learning rate, which may be unstable, is not used.
-    safe = with_lr(optimizer, min(float(optimizer.lr), largest_lr(fitted, optimizer)))
+    safe = with_lr(optimizer, min(float(optimizer.lr), stable_lr(optimizer, fitted.numbers)))
     plan = fitted.plan(safe, steps=steps, batch_size=batch_size, size=size)
     low, high, unstable = _range(fitted, optimizer, between)
 
@@ -133,5 +133,9 @@ def best_lr(
     )
     if at in (0, len(axis) - 1) and not (at > 0 and unstable):
         side = "smallest" if at == 0 else "largest"
-        remarks = (f"The best learning rate is the {side} that was tried; give a wider range with between=.", *remarks)
+        remarks = (
+            f"The best learning rate is the {side} that was tried; make a run at it before you look further "
+            "(between=).",
+            *remarks,
+        )
     return BestLearningRate(chosen, lr, found.interval(at), found.near(axis), found.optimum(axis), table, remarks)

@@ -161,9 +161,10 @@ _LOG_INVERSE_SQUARE: Final = 7.8
 def parameters_of(frame: Frame) -> tuple[Parameter, ...]:
     r"""The coordinates of the fit and their weak priors.
 
-    They are L∞, log R, log(p − 1), log z, log q, log b and log G, where for a typical run z is the rate of the first
-    mode per step, and b = ηs/4 is its loss at rest, s² = σ²/B; ω where adaptive runs have different batch sizes,
-    log n₀ and ν where both kinds of optimizers were run, and log M, log μ where sizes are known.
+    They are L∞, log R, log(p − 1), log z, log q and log b, where for a typical run z is the rate of the first mode per
+    step, and b is its loss at rest, ηs/4 for adaptive steps and ηs²/4 for SGD, s² = σ²/B; log G where adaptive
+    optimizers were run, ω where these have different batch sizes, log n₀ and ν where both kinds of optimizers were run,
+    and log M, log μ where sizes are known.
     """
     last, first = frame.last, frame.first
     gap = max(first - 0.6 * last, 0.1 * first)
@@ -174,8 +175,10 @@ def parameters_of(frame: Frame) -> tuple[Parameter, ...]:
         Parameter("curvature", -1.5, 2.5, -12.0, 8.0),
         Parameter("curvature_exponent", math.log(2.0), 0.5, math.log(0.2), math.log(8.0)),
         Parameter("noise", math.log(0.01 * gap), 2.5, math.log(gap) - 18, math.log(gap) + 4),
-        Parameter("norm_growth", _LOG_INVERSE_SQUARE, 2.0, _LOG_INVERSE_SQUARE - 10, _LOG_INVERSE_SQUARE + 6),
     ]
+    if frame.adaptive:
+        growth = _LOG_INVERSE_SQUARE
+        found.append(Parameter("norm_growth", growth, 2.0, growth - 10, growth + 6))
     if frame.batches:
         found.append(Parameter("batch_exponent", 1.0, 0.3, 0.2, 3.0))
     if frame.mixed:
@@ -191,6 +194,8 @@ def logs_of(theta: Any, frame: Frame) -> LogNumbers:
     """The numbers at one point θ of the fit, which may be traced."""
     at = {parameter.name: theta[i] for i, parameter in enumerate(parameters_of(frame))}
     log_s = at["noise"] + math.log(4) - frame.log_lr
+    if not frame.adaptive:  # the loss of a mode at rest is ηs²/4
+        log_s = 0.5 * log_s
     exponent = at.get("batch_exponent", 1.0)
     return LogNumbers(
         infimum=at["infimum"],
@@ -199,7 +204,7 @@ def logs_of(theta: Any, frame: Frame) -> LogNumbers:
         curvature=at["curvature"] - frame.log_lr + (log_s if frame.adaptive else 0.0),
         curvature_exponent=jnp.exp(at["curvature_exponent"]),
         noise=log_s + 0.5 * exponent * frame.log_batch,
-        norm_growth=at["norm_growth"],
+        norm_growth=at.get("norm_growth", -math.inf),
         batch_exponent=exponent,
         coordinates=at.get("coordinates", 0.0),
         coordinates_exponent=at.get("coordinates_exponent", 0.0),

@@ -1,6 +1,7 @@
 """A run to be predicted: its optimizer, length, learning rates, batch size and model size."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,13 +12,15 @@ from sdelens.core import check
 from sdelens.forecast._dynamics import ADAPTIVE, kind_of
 from sdelens.forecast._numbers import PowerLaw
 from sdelens.forecast._run import Run
-from sdelens.optimizers import DecayedOptimizer
-from sdelens.optimizers.schedules import Interpolated
+from sdelens.optimizers import SGD, DecayedOptimizer
+from sdelens.optimizers.schedules import Constant, Interpolated
 
-__all__ = ["Plan", "refuse_other_kind", "refuse_unstable"]
+__all__ = ["Plan", "refuse_other_kind", "refuse_unstable", "stable_lr"]
 
 _LONGEST: Final = 10**7
 """Most steps of a run: learning rates are kept for each."""
+_ROUNDED: Final = 1e-6
+"""Excess of a multiplier over 1 that is taken as rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,15 @@ def _with_schedule(optimizer: Any, schedule: Any, steps: int) -> Any:
         raise ValueError(
             f"schedule: got {len(values)} multipliers for {steps} steps; give one per step, or a function of the step."
         )
-    return dataclasses.replace(optimizer, schedule=Interpolated(np.arange(steps), values))
+    if (values < 0).any() or (values > 1 + _ROUNDED).any():
+        worst = values[np.argmax(np.abs(values - 0.5))]
+        raise ValueError(
+            f"schedule: got the multiplier {worst:.9g}; they lie in [0, 1]: give the largest learning rate as the "
+            "optimizer's lr."
+        )
+    values = np.minimum(values, 1.0)
+    table = Constant(float(values[0])) if steps == 1 else Interpolated(np.arange(steps), values)
+    return dataclasses.replace(optimizer, schedule=table)
 
 
 def refuse_other_kind(plan: Plan, fitted: set[str]) -> None:
@@ -108,17 +119,29 @@ def refuse_other_kind(plan: Plan, fitted: set[str]) -> None:
         )
 
 
+def largest_lr(optimizer: DecayedOptimizer, numbers: PowerLaw) -> float:
+    """Learning rate up to which the law describes the optimizer on the fitted quadratic; infinite for adaptive ones.
+
+    SGD diverges beyond ηλ = 2. Momentum is stable beyond it, but not like SGD.
+    """
+    return 2 * numbers.coordinates / numbers.curvature if kind_of(optimizer) == "linear" else math.inf
+
+
+def stable_lr(optimizer: DecayedOptimizer, numbers: PowerLaw) -> float:
+    """The largest learning rate that may be chosen, a little below `largest_lr`."""
+    return 0.99 * largest_lr(optimizer, numbers)
+
+
 def refuse_unstable(plan: Plan, numbers: PowerLaw) -> None:
-    """An error if SGD or Momentum diverges on the fitted quadratic.
+    """An error if SGD diverges on the fitted quadratic, or Momentum moves in another way than SGD.
 
     Raises:
-        ValueError: naming the largest stable learning rate.
+        ValueError: naming the largest learning rate.
     """
-    curvature = numbers.curvature / numbers.coordinates
-    largest = 2 / curvature
-    peak = float(plan.rates.max())
-    if kind_of(plan.optimizer) == "linear" and peak > largest:
+    largest, peak = largest_lr(plan.optimizer, numbers), float(plan.rates.max())
+    if peak > largest:
+        what = "diverges" if isinstance(plan.optimizer, SGD) else "oscillates in a way that the law does not describe"
         raise ValueError(
-            f"lr: got a peak of {peak:.3g}, at which {plan.optimizer.name} diverges on the fitted quadratic, whose "
-            f"largest curvature is {curvature:.3g}; give a learning rate below {largest:.3g}."
+            f"lr: got a peak of {peak:.3g}, at which {plan.optimizer.name} {what} on the fitted quadratic, whose "
+            f"largest curvature is {2 / largest:.3g}; give a learning rate below {largest:.3g}."
         )

@@ -13,6 +13,8 @@ from sdelens.forecast._run import Run
 
 __all__ = ["FittedRun", "fitted_run", "outside"]
 
+_STILL: Final = 0.02
+"""Share of the steps with a learning rate of 0 at the end from which on this is said."""
 _BEYOND: Final = 1.05
 """Ratio from which on a setting is said to lie outside the range."""
 
@@ -95,9 +97,21 @@ def fitted_run(run: Run, curve: Curve, residuals: NDArray[np.float64]) -> Fitted
     )
 
 
-def outside(plan: Plan, runs: tuple[FittedRun, ...]) -> list[str]:
-    """In words, what of a plan lies outside the range of the fitted runs; empty if nothing does."""
+def outside(plan: Plan, runs: tuple[FittedRun, ...], first: int | None = None) -> list[str]:
+    """In words, what of a plan lies outside the range of the fitted runs; empty if nothing does.
+
+    Args:
+        plan: the run.
+        runs: the fitted runs.
+        first: first step of the predicted curve; default: the last one.
+    """
     found = []
+    earliest = min(int(run.steps[0]) for run in runs)
+    if (plan.steps if first is None else first) < earliest / _BEYOND:
+        found.append(f"steps before {earliest}, the first fitted one, are not described")
+    still = int(len(plan.rates) - np.max(np.flatnonzero(plan.rates), initial=0) - 1)
+    if still > _STILL * plan.steps:
+        found.append(f"the learning rate is 0 in the last {still} of {plan.steps} steps")
     name = plan.optimizer.name
     same = [run for run in runs if run.optimizer["name"] == name]
     if not same:
@@ -107,17 +121,21 @@ def outside(plan: Plan, runs: tuple[FittedRun, ...]) -> list[str]:
         found += _ratio("the peak learning rate", float(plan.rates.max()), [run.peak for run in same])
         found += _ratio("the sum of learning rates", float(plan.rates.sum()), [run.distance for run in same], False)
         described = plan.optimizer.describe()
-        for option in ("b1", "b2", "weight_decay"):
+        for option in ("b1", "b2", "weight_decay", "eps", "decay", "nesterov"):
             values = {run.optimizer.get(option) for run in same}
             if option in described and described[option] not in values:
-                known = ", ".join(f"{value:g}" for value in sorted(v for v in values if v is not None))
-                found.append(f"{option} = {described[option]:g} was not fitted (only {known})")
+                known = ", ".join(sorted(_text(value) for value in values if value is not None))
+                found.append(f"{option} = {_text(described[option])} was not fitted (only {known})")
     found += _ratio("the number of steps", plan.steps, [run.total for run in runs], False)
     if plan.batch_size is not None:
         found += _ratio("the batch size", plan.batch_size, [run.batch_size or np.nan for run in runs])
     if plan.size is not None:
         found += _ratio("the model size", plan.size, [run.size or np.nan for run in runs])
     return found
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _ratio(what: str, value: float, fitted: list[float], below: bool = True) -> list[str]:

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from sdelens.forecast._choice import Choice, interval_text
 from sdelens.forecast._final_loss import FinalLoss
 from sdelens.forecast._interval import Interval
-from sdelens.forecast._plan import Plan
+from sdelens.forecast._plan import Plan, stable_lr
 from sdelens.forecast._trials import (
     Fitted,
     cautions,
     final_losses,
     finals,
-    largest_lr,
     trial_of,
     warmup_of,
     with_lr,
@@ -163,7 +162,9 @@ def best_schedule(
         tried = [with_lr(optimizer, rate, after_warmup(warmup, s)) for s in schedules.values() for rate in lrs]
         return [trial_of(fitted, one, steps, batch_size, size) for one in tried]
 
-    span = (math.log(1 / _PEAKS), math.log(min(_PEAKS, largest_lr(fitted, optimizer) / lr))) if peak else (0.0, 0.0)
+    span = (
+        (math.log(1 / _PEAKS), math.log(min(_PEAKS, stable_lr(optimizer, fitted.numbers) / lr))) if peak else (0.0, 0.0)
+    )
     cosines: dict[str, Schedule] = {f"a cosine to {end:g} of the peak": Cosine(length, end) for end in (0.1, 0.0)}
     decays: dict[str, Schedule] = {
         f"a constant rate with {word} decay to 0 over the last {100 * share:.0f} %": decay_over(

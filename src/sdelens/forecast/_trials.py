@@ -17,7 +17,7 @@ from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import Kind, LogNumbers, Setting, kind_of, many, setting_of
 from sdelens.forecast._interval import Interval
 from sdelens.forecast._numbers import Frame, PowerLaw, logs_of
-from sdelens.forecast._plan import Plan
+from sdelens.forecast._plan import Plan, stable_lr
 from sdelens.forecast._range import FittedRun, outside
 from sdelens.forecast._run import multipliers
 from sdelens.optimizers import DecayedOptimizer
@@ -31,7 +31,6 @@ __all__ = [
     "cautions",
     "final_losses",
     "finals",
-    "largest_lr",
     "trial_of",
     "warmup_of",
     "with_lr",
@@ -228,11 +227,6 @@ def finals(fitted: Fitted, trials: Sequence[Trial]) -> Finals:
     return Finals(np.concatenate(values), np.concatenate(slopes), fitted._covariance, fitted.scatter)
 
 
-def largest_lr(fitted: Fitted, optimizer: DecayedOptimizer) -> float:
-    """Learning rate up to which the optimizer is stable on the fitted quadratic; infinite for adaptive ones."""
-    return 1.998 * fitted.numbers.coordinates / fitted.numbers.curvature if kind_of(optimizer) == "linear" else np.inf
-
-
 def with_lr(optimizer: DecayedOptimizer, lr: float, schedule: Schedule | None = None) -> DecayedOptimizer:
     """The optimizer with another learning rate and, if it is given, another schedule."""
     more: dict[str, Any] = {} if schedule is None else {"schedule": schedule}
@@ -267,7 +261,7 @@ def cautions(fitted: Fitted, plan: Plan, chose_lr: bool = False, chose_batch: bo
                 f"All fitted runs of {plan.optimizer.name} have the peak learning rate {max(peaks):.3g}, so that the "
                 "effect of another one follows from the theory alone; fit a run at another one before you rely on it."
             )
-        stable = largest_lr(fitted, plan.optimizer)
+        stable = stable_lr(plan.optimizer, fitted.numbers)
         if peak > 0.99 * stable:
             found.append(
                 f"The learning rate is the largest at which {plan.optimizer.name} is stable on the fitted quadratic; "
@@ -289,4 +283,4 @@ def cautions(fitted: Fitted, plan: Plan, chose_lr: bool = False, chose_batch: bo
             "a run at another one before you rely on it."
         )
     beyond = [text for text in outside(plan, fitted.runs) if not (chose_lr and text.startswith("the peak"))]
-    return (*found, *(f"{text[0].upper()}{text[1:]}." for text in beyond))
+    return (*found, *(f"Outside the range of the fitted runs: {text}." for text in beyond))

@@ -187,7 +187,8 @@ def _plot_curves(
             axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=written(str(label)), **look)
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     quantity = dataset.attrs.get("quantity", "loss")
-    axes.set_ylabel(f"mean {quantity}" if minimum == 0 else f"mean {quantity} $-$ infimum")
+    mean = "" if not dataset.n_paths.values.any() else "mean "
+    axes.set_ylabel(f"{mean}{quantity}" if minimum == 0 else f"{mean}{quantity} $-$ infimum")
     crowded: dict[str, Any] = {"ncols": 2, "fontsize": 7, "loc": "upper right"} if len(models) > _FEW else {}
     axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
 
@@ -306,6 +307,8 @@ def _title(dataset: "xr.Dataset") -> str:
     optimizer, problem, noise = (json.loads(dataset.attrs[name]) for name in ("optimizer", "problem", "noise"))
     run = json.loads(dataset.attrs["run"])
     name = optimizer_label(optimizer)
+    if "fitted_runs" in run:
+        return f"{name}, $\\eta$ = {optimizer['lr']:g}: forecast from {run['fitted_runs']} runs"
     dimension = f"$d$ = {run['dim']}, " if "dim" in run else ""
     return (
         f"{name} on {problem_label(problem)}, {dimension}$\\eta$ = {optimizer['lr']:g}\n"

@@ -1,5 +1,6 @@
 """The shell's `forecast`: a fit to logged runs, predictions of other runs, and advice on them."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -195,7 +196,9 @@ def predict(
             options = planned.sizes | columns.given
             run = sl.forecast.Run(logged, optimizer, steps=steps, warmup=warmup or 0, **options)
             steps = run.total
-            schedule = None if run.logged_lr is None else run.rates() / float(optimizer.lr)
+            if run.logged_lr is not None:
+                optimizer = dataclasses.replace(optimizer, lr=float(run.rates().max()))
+                schedule = run.rates() / float(optimizer.lr)
         elif steps is None:
             raise ValueError("steps: missing; give the number of optimizer steps, or the log of the run by --logged.")
         else:

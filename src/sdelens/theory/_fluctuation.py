@@ -227,7 +227,7 @@ def fluctuation_factors(optimizer: RMSpropW | AdamW) -> tuple[float, float]:
     Examples:
         >>> import sdelens as sl
         >>> [round(factor, 3) for factor in sl.theory.fluctuation_factors(sl.AdamW(lr=1e-3, b2=0.95))]
-        [1.019, 1.051]
+        [0.985, 0.982]
     """
     if not isinstance(optimizer, RMSpropW | AdamW):
         given = optimizer.__name__ if isinstance(optimizer, type) else type(optimizer).__name__
