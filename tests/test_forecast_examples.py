@@ -229,7 +229,7 @@ def test_curves_of_a_known_quadratic_are_predicted(public, tmp_path):
     (files,) = public.curves_in(tmp_path).values()
     (found,) = public.schedules(files)
     assert found.name == "linear"
-    mae, _, r2, _, inside = found.scores
+    mae, _, r2, inside = found.scores
     assert mae < 0.01 * np.ptp(found.losses)
     assert r2 > 0.999
     assert inside > 0.75  # .9 with a standard error of .04
