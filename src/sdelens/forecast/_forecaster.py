@@ -180,7 +180,14 @@ class Forecaster:
         schedule: ArrayLike | None = None,
         confidence: float = 0.9,
     ) -> Interval:
-        """Predict the loss at the end of a run; arguments as for `predict`."""
+        """Predict the loss at the end of a run; arguments as for `predict`.
+
+        Returns:
+            The predicted loss with the limits of a single run.
+
+        Raises:
+            ValueError, TypeError: as `predict`.
+        """
         plan = self.plan(optimizer, steps=steps, batch_size=batch_size, size=size, schedule=schedule)
         band = self.band(plan, np.array([plan.steps]), confidence)
         return Interval(float(band.value[0]), float(band.lower[0]), float(band.upper[0]))
@@ -227,6 +234,11 @@ class Forecaster:
 
         The uncertainty of the numbers that both share partly cancels; the scatter counts for each, since a quadratic
         does not fit the curves of two schedules in the same way.
+
+        Args:
+            first: a run from `plan`.
+            second: another one.
+            confidence: two-sided probability of the limits, in (0, 1).
         """
         (a, slope_a), (b, slope_b) = (self._log_losses(plan, np.array([plan.steps])) for plan in (first, second))
         first_loss, second_loss = float(np.exp(a[0])), float(np.exp(b[0]))
@@ -343,7 +355,7 @@ class Forecaster:
 
         Args:
             steps: optimizer steps of the run.
-            optimizer: the optimizer with its schedule; its lr is not used.
+            optimizer: the optimizer with its schedule; its lr matters only if no run of it was fitted.
             batch_size: as for `best_schedule`.
             size: as for `best_schedule`.
             between: smallest and largest learning rate that are tried; default: 1/30 of the smallest and twice the

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sdelens.forecast._dynamics import ADAPTIVE, kind_of
 from sdelens.forecast._fit import Solution
 from sdelens.forecast._numbers import Frame, parameters_of
+from sdelens.forecast._range import steps_without_rate
 from sdelens.forecast._run import Run
 
 __all__ = ["at_bounds", "remarks_on"]
@@ -16,8 +17,6 @@ __all__ = ["at_bounds", "remarks_on"]
 _UNKNOWN: Final = 0.7
 """Share of a prior's spread from which on a number is not identified."""
 _CORRELATED: Final = 0.97
-_STILL: Final = 0.02
-"""Share of a run's steps at its end with a learning rate of 0 from which on its schedule is doubted."""
 _BOUND: Final = 0.01
 """Distance from a bound, in units of the prior's spread, below which a number lies at it."""
 _SAME: Final = 1.2
@@ -97,8 +96,8 @@ def _design(runs: Sequence[Run]) -> list[str]:
     """What no fit could tell from these settings."""
     found = []
     for i, run in enumerate(runs):
-        still = int(len(run.rates()) - np.max(np.flatnonzero(run.rates()), initial=0) - 1)
-        if still > _STILL * run.total:
+        still = steps_without_rate(run.rates())
+        if still:
             found.append(
                 f"{run.name or f'run {i + 1}'}: the learning rate is 0 in its last {still} of {run.total} steps; is "
                 "its schedule that of the run?"
@@ -130,8 +129,8 @@ def _design(runs: Sequence[Run]) -> list[str]:
     kinds = {kind_of(run.optimizer) for run in runs}
     if kinds == {"linear"}:
         found.append(
-            "Only SGD or Momentum was fitted: how an adaptive optimizer divides the gradient is not known, and its "
-            "forecasts can be far off; add a run of it."
+            "Only SGD or Momentum was fitted: how an adaptive optimizer divides the gradient is not known, so that "
+            "none can be predicted; add a run of one."
         )
     elif not kinds - set(ADAPTIVE):
         found.append(

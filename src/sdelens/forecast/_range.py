@@ -11,10 +11,10 @@ from sdelens.forecast._fit import Curve
 from sdelens.forecast._plan import Plan
 from sdelens.forecast._run import Run
 
-__all__ = ["FittedRun", "fitted_run", "outside"]
+__all__ = ["FittedRun", "fitted_run", "outside", "steps_without_rate"]
 
 _STILL: Final = 0.02
-"""Share of the steps with a learning rate of 0 at the end from which on this is said."""
+"""Share of the steps up to which a learning rate of 0 at the end is usual."""
 _BEYOND: Final = 1.05
 """Ratio from which on a setting is said to lie outside the range."""
 
@@ -109,8 +109,8 @@ def outside(plan: Plan, runs: tuple[FittedRun, ...], first: int | None = None) -
     earliest = min(int(run.steps[0]) for run in runs)
     if (plan.steps if first is None else first) < earliest / _BEYOND:
         found.append(f"steps before {earliest}, the first fitted one, are not described")
-    still = int(len(plan.rates) - np.max(np.flatnonzero(plan.rates), initial=0) - 1)
-    if still > _STILL * plan.steps:
+    still = steps_without_rate(plan.rates)
+    if still:
         found.append(f"the learning rate is 0 in the last {still} of {plan.steps} steps")
     name = plan.optimizer.name
     same = [run for run in runs if run.optimizer["name"] == name]
@@ -132,6 +132,12 @@ def outside(plan: Plan, runs: tuple[FittedRun, ...], first: int | None = None) -
     if plan.size is not None:
         found += _ratio("the model size", plan.size, [run.size or np.nan for run in runs])
     return found
+
+
+def steps_without_rate(rates: NDArray[np.float64]) -> int:
+    """Number of last steps with a learning rate of 0; 0 if they are at most 2 % of all, as at the end of a decay."""
+    still = int(len(rates) - np.max(np.flatnonzero(rates), initial=0) - 1)
+    return still if still > _STILL * len(rates) else 0
 
 
 def _text(value: Any) -> str:
