@@ -36,6 +36,12 @@ CASES = {
     "lr none": (lambda: sl.SGD(None), "lr: got None"),
     "lr bool": (lambda: sl.SGD(True), "lr: got True"),
     "lr array": (lambda: sl.SGD(np.ones(2)), "lr: got array"),
+    "lr key": (lambda: sl.SGD(jax.random.key(0)), "lr: got a random key (key<fry>); give a real number"),
+    "seed key": (
+        lambda: compare(seed=jax.random.key(0)),
+        "seed: got a random key (key<fry>); give a whole number, such as 0",
+    ),
+    "scale key": (lambda: sl.GaussianNoise(jax.random.key(0)), "scale: got a random key"),
     "lr complex": (lambda: sl.SGD(1j), "lr: got 1j"),
     "lr tiny": (lambda: sl.SGD(1e-60), "lr: got 1e-60, which float32 cannot represent"),
     "lr complex array": (lambda: sl.SGD(np.array(1j)), "give a real number"),

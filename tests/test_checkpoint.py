@@ -345,6 +345,23 @@ def test_options_that_do_not_fit(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_fails_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "held").mkdir()
+    for folder in (tmp_path / "a" / "b" / "c", tmp_path / "held" / "b" / "c"):
+        with pytest.raises(ValueError, match="resume: got True"), sl.keep_checkpoints(folder) as checkpoints:
+            compare(kept(checkpoints, resume=True))
+    assert [path.name for path in tmp_path.rglob("*")] == ["held"]
+
+    def stopped():
+        with sl.keep_checkpoints(tmp_path / "a" / "c"):
+            (tmp_path / "a" / "note").touch()
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stopped()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "held", "note"]
+
+
 def test_an_estimate_saves_nothing(tmp_path):
     sl.estimate(PROBLEM, NOISE, OPTIMIZER, **SIZES, record=RECORD, execution=kept(tmp_path / "c", checkpoint_every=1))
     assert list(tmp_path.iterdir()) == []

@@ -264,6 +264,19 @@ def test_coordinates_are_followed_through_parameters_of_several_leaves():
     assert sl.FromOptax(common, 0.1).update_on(problem.layout, jnp.float32).coupling is not None
 
 
+def test_a_value_that_nothing_uses_couples_nothing():
+    @jax.jit
+    def scaled(g):
+        norm = jnp.linalg.norm(g)
+        return 0.1 * g, norm
+
+    unused = optax.stateless(lambda g, _: (jnp.linalg.norm(g), -scaled(g)[0])[1])
+    used = optax.stateless(lambda g, _: -scaled(g)[0] * scaled(g)[1])
+    layout = sl.Quadratic([1.0, 2.0]).layout
+    assert sl.FromOptax(unused, 0.1).update_on(layout, jnp.float32) == (None, (), (2,), True)
+    assert sl.FromOptax(used, 0.1).update_on(layout, jnp.float32).coupling is not None
+
+
 @pytest.mark.slow
 def test_parameters_of_several_leaves_run():
     layers = {"a": jnp.ones((2, 2)), "b": jnp.ones(())}

@@ -250,8 +250,7 @@ def test_a_second_run_of_a_function_compiles_nothing_and_a_changed_one_is_notice
         sl.simulate(problem, NOISE, sl.AdamW(lr=0.01), **options)
     assert not compiled
     scale[0] = 2.0
-    with pytest.raises(ValueError, match="loss: is 6 at the start now, but 3 in the compiled run"):
-        sl.simulate(problem, NOISE, OPTIMIZER, **options)
+    assert float(sl.simulate(problem, NOISE, OPTIMIZER, **options).dataset.loss_mean[0, 0]) == pytest.approx(6.0)
 
 
 def test_chunks_fit_caches_unless_sketches_would_pile_up():

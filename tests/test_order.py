@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
@@ -289,6 +290,19 @@ BAD = {
     "sampled coefficients": (
         lambda: order(models=[sl.Empirical(samples=16)]),
         "models: 'empirical, 16 samples' has sampled coefficients, so it has no Brownian path in common with",
+    ),
+    "coupled coordinates": (
+        lambda: order(sl.FromOptax(optax.lamb, 0.1)),
+        "the empirical SDE has no coefficients by quadrature, because an update of lamb couples coordinates, by",
+    ),
+    "correlated coordinates": (
+        lambda: order(
+            sl.AdamW(0.1),
+            problem=sl.Quadratic([1.0, 2.0]),
+            noise=sl.GaussianNoise(covariance=np.eye(2)),
+            models=["empirical"],
+        ),
+        "in common with the optimizer; give SDEs in closed form, models=['sde', 'full-noise', 'malladi2022', 'second",
     ),
     "substeps": (lambda: order(substeps=6), "substeps: got 6; give a multiple of 4"),
     "method": (lambda: order(method="exact"), "method: got 'exact'"),

@@ -213,6 +213,22 @@ def test_figures_of_one_to_three_keys(found):
         sl.Sweep(found.dataset.expand_dims(b1=[0.9, 0.8]).assign_attrs(over=json.dumps({**OVER, "b1": []}))).plot()
 
 
+def test_unresolved_errors_are_written_alike_in_the_table_and_the_figure():
+    """So few paths leave errors of 0 at some points: below what a perfect model would show."""
+    found = sweep({"lr": [0.01, 0.1, 0.2], "noise.scale": [[1.0, 2.0], [8.0, 8.0]]})
+    column = found.table()[0].index("sde: error")
+    printed = [row[column] for row in found.table()[1]]
+    figure = found.plot(quantity="error")
+    drawn = [text.get_text() for text in figure.axes[0].texts]
+    assert [cell.startswith("<") for cell in printed] == [cell.startswith("<") for cell in drawn]
+    assert any(cell.startswith("<") for cell in printed)
+    assert not all(cell.startswith("<") for cell in printed)
+    assert [float(a.strip("<% ")) for a in printed] == pytest.approx([float(a.strip("<")) for a in drawn], rel=0.02)
+    late = [text.get_text() for text in found.plot(quantity="late_error").axes[0].texts]
+    floors = [found.at(point).point_errors(late=True)["sde"] for point in found.points]
+    assert [cell.startswith("<") for cell in late] == [error == 0 for error, _ in floors]
+
+
 class Interrupted(BaseException):
     pass
 

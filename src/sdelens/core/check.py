@@ -23,6 +23,13 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or (jax is not None and isinstance(value, jax.Array))
 
 
+def _refuse_key(name: str, value: Any, remedy: str) -> None:
+    """Refuse a random key, whose data JAX does not convert."""
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"{name}: got a random key ({value.dtype}); {remedy}.")
+
+
 def _is_real(dtype: Any) -> bool:
     """Whether the dtype holds real numbers; JAX's own floating types, such as bfloat16, count."""
     jax = sys.modules.get("jax")
@@ -39,6 +46,7 @@ def number(name: str, value: Any) -> Any:
     """
     if is_traced(value):
         return value
+    _refuse_key(name, value, "give a real number")
     known = (isinstance(value, numbers.Real | np.generic) or _is_array(value)) and not isinstance(value, bool)
     if not known or np.ndim(value) or not _is_real(np.asarray(value).dtype):
         raise TypeError(f"{name}: got {value!r} ({type(value).__name__}); give a real number.")
@@ -81,6 +89,7 @@ def fraction(name: str, value: Any) -> Any:
 
 def whole(name: str, value: Any) -> int:
     """Return `value` as an int; floats are accepted only if they are whole numbers, such as 1e4."""
+    _refuse_key(name, value, "give a whole number, such as 0")
     if _is_array(value) and value.ndim == 0:
         value = value.item()
     ok = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -126,6 +135,7 @@ def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
     """Return `value` as a floating array with a number of axes in `dims` and finite entries."""
     if is_traced(value):
         return value
+    _refuse_key(name, value, "give an array of real numbers")
     try:
         array = np.asarray(value)
     except ValueError as error:

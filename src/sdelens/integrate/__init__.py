@@ -5,7 +5,7 @@ from sdelens.integrate.coupled import Coupled
 from sdelens.integrate.discrete import Discrete
 from sdelens.integrate.empirical import Empirical
 from sdelens.integrate.euler import STAGES, EulerMaruyama
-from sdelens.integrate.quadrature import Quadrature
+from sdelens.integrate.quadrature import NoQuadratureError, Quadrature
 
 __all__ = [
     "MAX_COORDINATES",
@@ -15,6 +15,7 @@ __all__ = [
     "Empirical",
     "EulerMaruyama",
     "Integration",
+    "NoQuadratureError",
     "Quadrature",
     "Stepper",
 ]

@@ -37,7 +37,7 @@ from sdelens.integrate.discrete import Discrete, DiscreteState
 from sdelens.noise.composite_rule import CoordinateLaw, Rule, rule_of
 from sdelens.optimizers import HELD, Update
 
-__all__ = ["Quadrature"]
+__all__ = ["NoQuadratureError", "Quadrature"]
 
 _ORDER, _TOLERANCE = 5, 1e-5
 _HALVINGS, _STEEP = 16, 0.4
@@ -46,6 +46,14 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(_ORDER)
 
 _Steps = Callable[[Array], Array]
 """A function from noise z of shape (d, P) or (d, 1) to the steps D of the parts, shape (C, d, P)."""
+
+
+class NoQuadratureError(ValueError):
+    """The coefficients cannot be computed by quadrature, for a reason that callers may give another remedy for."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"coefficients: {reason}. Use coefficients='sampled'.")
+        self.reason = reason
 
 
 class Quadrature(Integration):
@@ -61,8 +69,8 @@ class Quadrature(Integration):
         update: which parts of the state follow the coordinates.
 
     Raises:
-        ValueError: if the update couples coordinates, naming the operation, or uses random numbers; or if the noise has
-            coordinates that depend on each other or on x.
+        NoQuadratureError: if the update couples coordinates, naming the operation, or uses random numbers; or if the
+            noise has coordinates that depend on each other or on x.
     """
 
     discrete: Discrete
@@ -80,14 +88,14 @@ class Quadrature(Integration):
         dtype = problem.start.dtype
         self.update = optimizer.update_on(discrete.layout, dtype)
         if self.update.coupling is not None:
-            raise ValueError(
-                f"coefficients: an update of {optimizer.name} couples coordinates, by {self.update.coupling}; "
-                "'quadrature' integrates over each coordinate separately. Use coefficients='sampled'."
+            raise NoQuadratureError(
+                f"an update of {optimizer.name} couples coordinates, by {self.update.coupling}; 'quadrature' "
+                "integrates over each coordinate separately"
             )
         if not (noise.independent and noise.constant):
-            raise ValueError(
-                f"coefficients: {noise.describe()['name']} noise has coordinates that depend on each other or on the "
-                "parameters; 'quadrature' integrates over each coordinate separately. Use coefficients='sampled'."
+            raise NoQuadratureError(
+                f"{noise.describe()['name']} noise has coordinates that depend on each other or on the parameters; "
+                "'quadrature' integrates over each coordinate separately"
             )
         with jax.enable_x64(True):
             rule = rule_of(CoordinateLaw(noise, problem.dim), _ORDER, _TOLERANCE)
@@ -159,9 +167,9 @@ class Quadrature(Integration):
     def _laws(self, y: DiscreteState) -> list[str]:
         laws = jax.tree.leaves(self.discrete.optimizer.leaf_kinds(y.inner, self.discrete.layout))
         if "key" in laws:
-            raise ValueError(
-                f"coefficients: {self.discrete.optimizer.name} draws random numbers of its own, which 'quadrature' "
-                "does not average over. Use coefficients='sampled'."
+            raise NoQuadratureError(
+                f"{self.discrete.optimizer.name} draws random numbers of its own, which 'quadrature' does not average "
+                "over"
             )
         return laws
 

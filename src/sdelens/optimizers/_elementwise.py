@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 __all__ = ["Update", "update_of"]
 
@@ -58,14 +59,16 @@ def update_of(transformation: optax.GradientTransformation, parameters: Any) -> 
         return optax.apply_updates(x, updates), state
 
     state = jax.eval_shape(transformation.init, parameters)
-    closed = jax.make_jaxpr(update)(parameters, state, parameters)
+    traced = jax.make_jaxpr(update)(parameters, state, parameters).jaxpr
+    # A value that nothing uses couples nothing.
+    jaxpr, _ = dce_jaxpr(traced, [True] * len(traced.outvars), instantiate=True)
     sizes = tuple(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
     own = list(range(len(sizes)))
     owners: list[int | None] = [None] * len(jax.tree.leaves(state))
     used: set[str] = set()
     try:
         while True:  # each pass finds the leaves of the state that one more update reaches
-            out = _walk(closed.jaxpr, [*own, *owners, *own], used)
+            out = _walk(jaxpr, [*own, *owners, *own], used)
             new, found = out[: len(own)], out[len(own) :]
             for theirs, ours in zip(new, own, strict=True):
                 _join("an exchange of values", [theirs, ours])

@@ -12,7 +12,8 @@ There are two methods to make the Monte-Carlo error smaller than the bias:
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sdelens.cases.case import Case, check_schedule, check_start, check_subject
 from sdelens.cases.starts import Start, start_of
 from sdelens.core import check
 from sdelens.core.names import ON_REQUEST
+from sdelens.integrate import NoQuadratureError
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
 from sdelens.order._functions import test_functions
@@ -29,7 +31,7 @@ from sdelens.order._kernel import TooSteepError, is_separable
 from sdelens.order._result import WeakOrder
 from sdelens.order._runs import Row, Study
 from sdelens.problems import AbstractProblem
-from sdelens.run.models import ClosedForm, Empirical, Model, Models, chosen_models
+from sdelens.run.models import ClosedForm, Empirical, Model, Models, check_model, chosen_models
 from sdelens.run.options import Execution, Options
 from sdelens.run.plan import checked_seed, plan_of
 from sdelens.run.processes import current
@@ -130,8 +132,9 @@ def weak_order(
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use method='coupled'.")
     study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
-    for model in named.values():
-        model.stepper(Case(problem, bound, optimizer, begin))
+    with _instead_of_samples(optimizer):
+        for model in named.values():
+            check_model(model, Case(problem, bound, optimizer, begin))
     used, rows = "coupled", None
     if method != "coupled" and kernel is None:
         try:
@@ -140,7 +143,7 @@ def weak_order(
             if method == "kernel":
                 raise ValueError(f"method: got 'kernel', but {error}; use method='coupled'.") from error
     if rows is None:
-        with current().run():
+        with current().run(), _instead_of_samples(optimizer):
             rows = study.by_coupling(bound, plan, substeps, options.execution.progress)
     info = {
         "optimizer": optimizer.describe(),
@@ -215,6 +218,24 @@ def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm |
             )
         found[label] = Empirical(coefficients="quadrature") if model == Empirical() else model
     return found
+
+
+@contextmanager
+def _instead_of_samples(optimizer: Optimizer) -> Iterator[None]:
+    """Advise on coefficients that quadrature cannot compute: a study has no sampled ones."""
+    try:
+        yield
+    except NoQuadratureError as error:
+        closed = ", ".join(repr(name) for name in sdes_of(optimizer))
+        remedy = (
+            f"give SDEs in closed form, models=[{closed}]"
+            if closed
+            else "compare the optimizer with its empirical SDE at several learning rates by sl.compare"
+        )
+        raise ValueError(
+            f"models: the empirical SDE has no coefficients by quadrature, because {error.reason}. Sampled "
+            f"coefficients have no Brownian path in common with the optimizer; {remedy}."
+        ) from error
 
 
 def _kernel_exists(

@@ -367,14 +367,16 @@ class Result:
         height = np.sqrt(np.sum((b - self._minimum(reference)) ** 2))
         return float(np.sqrt(np.sum((a - b) ** 2)) / height) if height > 0 else np.nan
 
-    def point_errors(self) -> dict[str, tuple[float, float]]:
-        """``error`` and ``floor`` of every model against the optimizer, without limits, which makes it fast."""
+    def point_errors(self, late: bool = False) -> dict[str, tuple[float, float]]:
+        """``error``, or ``late_error``, and its floor of every model against the optimizer; fast, without limits."""
         reference = self._reference(None)
         minimum, found = self._minimum(reference), {}
+        height = self._height(reference) if late else None
         for model in (m for m in self.models if m != reference):
             covered = self._covered(model) & self._covered(reference)
+            covered = covered & late_window(self.dataset.step.values) if late else covered
             own, theirs = (self._curves(m, covered) for m in (model, reference))
-            value = tracking_error(own, theirs, minimum, resamples=0)
+            value = tracking_error(own, theirs, minimum, resamples=0, height=height)
             found[model] = value.error, value.floor
         return found
 

@@ -157,7 +157,8 @@ class Sweep:
         """Plot a quantity over the grid: a line for one key, a heat map for two, a heat map per value of a third key.
 
         Crosses mark points at which paths diverged; the frame marks the smallest late loss, dashed frames mark points
-        indistinguishable from it. An error whose lower limit is 0 is written as "< upper limit".
+        indistinguishable from it. As in the table, an error of 0 is written as "<" and the error that a perfect model
+        would show.
 
         Args:
             path: where to save the figure.
@@ -325,7 +326,7 @@ class Sweep:
         at = self.models.index(model)
         value, sem, lost = (array[..., at] for array in self._late)
         shape = tuple(len(self.over[key]) for key in keys)
-        marked, dashed = None, []
+        marked, dashed, floor = None, [], np.full(self._shape, np.nan)
         if quantity == LATE_LOSS:
             infimum = np.array([self._infimum(index) for index in np.ndindex(self._shape)]).reshape(self._shape)
             known = np.isfinite(infimum).all()
@@ -339,9 +340,13 @@ class Sweep:
             frame = 100 * frame if QUANTITIES[quantity].percent else frame
             value, low, high = (frame[name].to_numpy().reshape(self._shape) for name in columns(quantity))
             value = np.where(lost > 0, np.nan, value)
+            if quantity in ("error", "late_error"):
+                late = quantity == "late_error"
+                errors = (self._result(index).point_errors(late)[model] for index in np.ndindex(self._shape))
+                floor = np.array([100 * found[1] for found in errors])
         marks = [tuple(self.over[k].index(v) for k, v in zip(keys, m, strict=True)) for m in [marked, *dashed] if m]
-        value, low, high = (np.asarray(a, float).reshape(shape) for a in (value, low, high))
-        return Panel(value, low, high, (lost > 0).reshape(shape), marks)
+        value, low, high, floor = (np.asarray(a, float).reshape(shape) for a in (value, low, high, floor))
+        return Panel(value, low, high, floor, (lost > 0).reshape(shape), marks)
 
     def _infimum(self, index: tuple[int, ...]) -> float:
         here = self.dataset.point.isel(dict(zip(self.over, index, strict=True))).item()

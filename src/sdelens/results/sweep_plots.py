@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from sdelens.core.names import value_labels
 from sdelens.results.plotting import STYLE, look_of, written
+from sdelens.results.quantities import written_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +45,9 @@ class Panel(NamedTuple):
 
     Attributes:
         value: the quantity; NaN where there is none.
-        low: lower limit; if it is 0 or less, a positive quantity is not resolved.
+        low: lower limit.
         high: upper limit.
+        floor: for an error, the one that a perfect model would show; NaN for other quantities.
         lost: whether paths diverged.
         marks: indices of the best point, then of the points indistinguishable from it; only for the late loss.
     """
@@ -53,6 +55,7 @@ class Panel(NamedTuple):
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    floor: np.ndarray
     lost: np.ndarray
     marks: list[tuple[int, ...]]
 
@@ -138,8 +141,8 @@ def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figu
         if f >= len(facets):
             axes.set_axis_off()
             continue
-        value, low, high, lost = (a.reshape(shape)[:, :, f] for a in panel[:4])
-        own = Panel(value, low, high, lost, [])
+        value, low, high, floor, lost = (a.reshape(shape)[:, :, f] for a in panel[:5])
+        own = Panel(value, low, high, floor, lost, [])
         shown = np.ma.masked_invalid(value.T)
         image = axes.pcolormesh(x.edges, y.edges, shown, norm=norm, cmap=colours, edgecolors="white", linewidth=0.5)
         axes.grid(visible=False)
@@ -168,13 +171,12 @@ def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figu
 
 def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, few: bool) -> None:
     """Write numbers in the cells if there are few, and draw crosses where paths diverged."""
-    positive = bool(np.all(panel.value[np.isfinite(panel.value)] >= 0))
     for i, j in np.ndindex(panel.value.shape):
-        value, low, high = (float(a[i, j]) for a in panel[:3])
+        value, floor = float(panel.value[i, j]), float(panel.floor[i, j])
         if panel.lost[i, j]:
             axes.add_patch(_box(x, y, i, j, facecolor="#f2f2f2", edgecolor="0.55", hatch="xxx", linewidth=0.5))
         elif few and np.isfinite(value):
-            text = f"<{_digits(high)}" if positive and low <= 0 < high else _digits(value)
+            text = written_error(value, floor, _digits)
             red, green, blue, _ = colour(value)
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}

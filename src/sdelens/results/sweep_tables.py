@@ -7,6 +7,7 @@ import numpy as np
 
 from sdelens.core.names import value_labels
 from sdelens.results import tables
+from sdelens.results.quantities import written_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,8 +69,7 @@ def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
         row += ["diverged" if lost else f"{value:.4g} ± {sem:.1g}" for value, sem, lost in cells[i]]
         errors = sweep.at(points[i]).point_errors() if others else {}
         for error, floor in (errors[model] for model in others):
-            below = error == 0 and floor > 0
-            row.append(f"<{tables.percent(floor)}" if below else tables.percent(error))
+            row.append(written_error(error, floor, tables.percent))
         rows.append([*row, str(int(cells[i, :, 2].max()))])
     return head, rows
 

@@ -201,7 +201,8 @@ def keep_checkpoints(
     """Checkpoints of one run for ``checkpoint=``, removed if the block ends without error: save the result inside it.
 
     Args:
-        folder: folder for the checkpoints; created if necessary, and removed at the end if it contains nothing else.
+        folder: folder for the checkpoints; created if necessary, and removed at the end if it contains nothing else, as
+            are the folders above it that were created for it if the block fails.
             With several processes, each process uses a subfolder process-I, which the other processes need not be able
             to access, and all processes leave the block together.
         every: optimizer steps of each chunk of paths between two checkpoints; by default one every 30 s, or less often
@@ -217,6 +218,7 @@ def keep_checkpoints(
     every = None if every is None else check.at_least("checkpoint_every", every, 1)
     group = current()
     own = Path(folder) if group.count == 1 else Path(folder) / f"process-{group.index}"
+    created = [part for part in Path(folder).parents if not part.exists()]
     try:
         with group.run():
             _check_parts(Path(folder), own)
@@ -230,10 +232,11 @@ def keep_checkpoints(
                 yield Checkpoints(store, every)
                 group.wait("the end of the checkpoints")
                 store.remove()
+                created = []
     finally:
-        with suppress(OSError):  # raised if the folder is not empty
-            own.rmdir()
-            Path(folder).rmdir()
+        for part in dict.fromkeys((own, Path(folder), *created)):
+            with suppress(OSError):  # raised if the folder is not empty, or was not created
+                part.rmdir()
 
 
 @contextmanager

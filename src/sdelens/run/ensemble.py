@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens.cases.observables import Observables
+from sdelens.core.captured import captured
 from sdelens.core.compilation import quick
 from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Stepper
@@ -214,7 +215,7 @@ def _run_chunk(
 
     All chunks have the same size, so they share one compilation; surplus paths of the last chunk are never counted.
     """
-    static, sharded = _laid_out(plan)
+    static, sharded = _laid_out(plan, stepper, observables)
     first = position.first
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     key = stream_key(seed, stream)
@@ -303,7 +304,7 @@ def _arguments(
     stepper: Stepper, plan: Plan, offset: float, observables: Observables | None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The arguments of `start` and of `segment` in a run; large arrays are replaced by their shapes."""
-    static, sharded = _laid_out(plan)
+    static, sharded = _laid_out(plan, stepper, observables)
     paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
     key = jax.ShapeDtypeStruct((2,), np.uint32)
     stepper, observables = _everywhere((stepper, observables), static.mesh)
@@ -314,13 +315,13 @@ def _arguments(
     return begin, (stepper, observables, carry, paths, key, span, static, buffer)
 
 
-def _laid_out(plan: Plan) -> tuple[CompileKey, NamedSharding]:
-    """The key of the compiled code, and how paths are distributed over the devices."""
+def _laid_out(plan: Plan, *run: Any) -> tuple[CompileKey, NamedSharding]:
+    """The key of the compiled code of `run`, a stepper and observables, and how paths are spread over the devices."""
     shape, axes = (plan.width, plan.parameter_shards), (PATHS, PARAMETERS)
     split = 2 if plan.parameter_shards > 1 else 1
     mesh = Mesh(np.array(plan.devices).reshape(shape[:split]), axes[:split])
     kept = min(plan.own_kept, plan.chunk // plan.width)
-    static = CompileKey(mesh, plan.groups, plan.record_every > 1, kept)
+    static = CompileKey(mesh, plan.groups, plan.record_every > 1, kept, captured(*run))
     return static, NamedSharding(mesh, PartitionSpec(PATHS))
 
 

@@ -23,7 +23,7 @@ from sdelens.results.result import Result
 from sdelens.run.checkpoint import Checkpoints, differences, digest
 from sdelens.run.ensemble import Plan, chunk_size, compilations, fingerprint, path_steps, record_steps, run_ensemble
 from sdelens.run.law_warnings import law_warnings
-from sdelens.run.models import Model, chosen_models, coarse_of
+from sdelens.run.models import Model, check_model, chosen_models, coarse_of
 from sdelens.run.options import Options
 from sdelens.run.plan import checked_seed, plan_of
 from sdelens.run.processes import Group, current
@@ -103,7 +103,7 @@ def prepare(
     observables = observables_of(options.record.observables, case.problem, case.noise)
     experiment = Experiment(case, chosen, plan, seed, observables, current())
     for model in chosen.values():  # raises an error for a model that cannot be built, before anything runs
-        experiment.stepper(model)
+        check_model(model, case)
     if options.execution.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
@@ -218,7 +218,7 @@ def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
     if start_loss is not None and not np.isclose(mean[0], start_loss, rtol=1e-2, atol=1e-3 * np.nanmax(np.abs(mean))):
         raise ValueError(
             f"loss: is {start_loss:.6g} at the start now, but {mean[0]:.6g} in the compiled run. It must depend only "
-            "on its arguments; changes to a function or an object after an earlier run are not detected. Define the "
+            "on its arguments and variables; changes to an object after an earlier run are not detected. Define the "
             "loss function again."
         )
 

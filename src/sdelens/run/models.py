@@ -19,9 +19,19 @@ from sdelens.core.names import (
 from sdelens.integrate import Discrete, EulerMaruyama, Quadrature, Stepper
 from sdelens.integrate import Empirical as EmpiricalStepper
 from sdelens.optimizers import Optimizer
-from sdelens.sdes import Builder, build_sde, sdes_of
+from sdelens.sdes import Builder, build_sde, check_pathwise, sdes_of
 
-__all__ = ["ClosedForm", "DiscreteOptimizer", "Empirical", "Model", "Models", "chosen_models", "coarse_of", "models_of"]
+__all__ = [
+    "ClosedForm",
+    "DiscreteOptimizer",
+    "Empirical",
+    "Model",
+    "Models",
+    "check_model",
+    "chosen_models",
+    "coarse_of",
+    "models_of",
+]
 
 _BROWNIAN = {"gaussian": "brownian", "rademacher": "rademacher"}
 
@@ -291,6 +301,17 @@ def _check_exists(model: Model, optimizer: Optimizer, known: list[str], where: s
             f"{where}: got {model.name!r}, which does not exist for {optimizer.name}; choose from {', '.join(known)}."
         )
     check.choice(where, model.name, known)
+
+
+def check_model(model: Model, case: Case) -> None:
+    """Refuse a model that cannot be built, or an SDE of the user in which paths depend on each other.
+
+    Raises:
+        ValueError, TypeError: naming what does not fit.
+    """
+    stepper = model.stepper(case)
+    if isinstance(stepper, EulerMaruyama):
+        check_pathwise(stepper.sde, case.problem.start)
 
 
 def coarse_of(models: Mapping[str, Model]) -> dict[str, str]:

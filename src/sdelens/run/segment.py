@@ -5,6 +5,7 @@ along that axis. A second axis of the mesh, if there is one, splits the paramete
 inserts the communication.
 """
 
+from collections.abc import Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,12 +35,14 @@ class CompileKey(NamedTuple):
         groups: number of groups of paths.
         thinned: whether some steps are not recorded.
         keep_paths: number of paths of a shard whose x is recorded.
+        captured: what the functions of the user read from outside, see `core.captured`.
     """
 
     mesh: Mesh
     groups: int
     thinned: bool
     keep_paths: int
+    captured: Hashable = ()
 
     @property
     def shards(self) -> int:

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-
 from sdelens.noise import NoiseLaw
-from sdelens.optimizers import SGD, Adagrad, AdamW, Lion, Momentum, Optimizer, RMSpropW, SignSGD, Signum, State
+from sdelens.optimizers import SGD, Adagrad, AdamW, Lion, Momentum, Optimizer, RMSpropW, SignSGD, Signum
 from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import SDE, Instant, OptimizerSDE
+from sdelens.sdes._checks import check_parts, check_pathwise, is_own
 from sdelens.sdes.adagrad import AdagradSDE
 from sdelens.sdes.adamw import AdamWSDE
 from sdelens.sdes.full_noise_adamw import FullNoiseAdamWSDE
@@ -43,6 +40,7 @@ __all__ = [
     "SignSGDSDE",
     "SignumSDE",
     "build_sde",
+    "check_pathwise",
     "register_sdes",
     "sdes_of",
 ]
@@ -127,6 +125,7 @@ def build_sde(
     Raises:
         ValueError: if a bias correction is given for another SDE.
         TypeError: if the function does not return an SDE.
+        TypeError, ValueError: if the drift or diffusion of an SDE that a user defined does not fit its state.
     """
     if bias_correction is not None and not (isinstance(model, str) and isinstance(optimizer, AdamW)):
         whose = optimizer.name if isinstance(model, str) else getattr(model, "__qualname__", model)
@@ -136,48 +135,14 @@ def build_sde(
         )
     if isinstance(model, str):
         options = {} if bias_correction is None else {"bias_correction": bias_correction}
-        return _SDES[type(optimizer)][model](problem, noise, optimizer, **options)
+        registered = _SDES[type(optimizer)][model](problem, noise, optimizer, **options)
+        if is_own(registered):
+            check_parts(registered, problem.start)
+        return registered
     made = model(problem, noise, optimizer)
     if not isinstance(made, SDE):
         raise TypeError(
             f"models: {getattr(model, '__qualname__', model)} returned {type(made).__name__}; it must return an sl.SDE."
         )
-    _check_parts(made, problem.start)
+    check_parts(made, problem.start)
     return made
-
-
-def _check_parts(sde: SDE, start: Array) -> None:
-    """Refuse an SDE whose drift or diffusion does not fit its state.
-
-    Raises:
-        TypeError, ValueError: naming what does not fit.
-    """
-    x = jax.ShapeDtypeStruct((*start.shape, 3), start.dtype)
-    state = jax.eval_shape(sde.init, x)
-    dW = jax.ShapeDtypeStruct((*sde.noise_shape, 3), start.dtype)
-    t = Instant(jnp.asarray(0), jnp.asarray(0.0))
-    name = type(sde).__name__
-    if not isinstance(state, State):
-        raise TypeError(f"models: {name}.init returns {type(state).__name__}; it must return sl.State(x, m, v).")
-    parts = {
-        "drift": jax.eval_shape(lambda y, g: sde.drift(t, y, g), state, x),
-        "apply_diffusion": jax.eval_shape(lambda y, g, dW: sde.apply_diffusion(t, y, g, dW), state, x, dW),
-    }
-    for method, found in parts.items():
-        if not isinstance(found, State):
-            raise TypeError(
-                f"models: {name}.{method} returns {type(found).__name__}; it must return sl.State(x, m, v)."
-            )
-        for part in ("x", "m", "v"):
-            own, moved = getattr(state, part), getattr(found, part)
-            if own is None:
-                continue
-            if moved is None:
-                raise ValueError(
-                    f"models: {name}.{method} returns no {part}, but the state has one; return 0.0 where it vanishes."
-                )
-            if jnp.shape(moved) not in ((), jnp.shape(own)):
-                raise ValueError(
-                    f"models: {name}.{method} returns {part} of shape {jnp.shape(moved)} for a state of shape "
-                    f"{jnp.shape(own)}; return that shape (its last axis counts the paths) or a number."
-                )

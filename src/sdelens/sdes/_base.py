@@ -42,7 +42,8 @@ class SDE(eqx.Module):
     """dY = drift(t, Y) dt + diffusion(t, Y) dW, for a state Y = (X, M, V) and several Brownian motions W.
 
     Components have shape (d,) for one path or (d, P) for many and are treated element-wise, so one definition serves
-    both cases. `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all methods.
+    both cases. A reduction over the coordinates needs axis=0, keepdims=True; without them it would mix the paths, which
+    a run refuses. `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all methods.
     """
 
     together: ClassVar[bool] = False
