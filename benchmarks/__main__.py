@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: measure, print tables, write speed.json and speed.png.
+"""`python -m benchmarks [NAME ...]`: measure, print tables, write speed.json and its two figures.
 
 All numbers of a question are of one run; compare quotients, not times of different runs. Everything together takes 25
 minutes on two cores, which should have nothing else to do. Without names: all but `checkpoint`, which needs 4 GB.
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import checkpoint, costs, ensembles, minibatch, networks, noise, startup, theory, watching
-from benchmarks.report import as_markdown, as_text, described, fill, read, write
+from benchmarks.report import as_markdown, as_text, described, fill, markdown, read, write
 
 QUESTIONS = {
     "ensembles": ensembles,
@@ -37,11 +37,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes and few cases, to see that it runs")
     parser.add_argument("--rounds", type=int, default=None, help="rounds of each measurement (default: 5; quick: 3)")
     parser.add_argument("--seconds", type=float, default=None, help="least length of each (default: 0.3; quick: 0.2)")
-    parser.add_argument("--out", type=Path, default=None, help="folder of speed.json and speed.png (default: none)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of speed.json and the figures (default: none)")
     parser.add_argument(
         "--docs",
         action="store_true",
-        help="write to docs/, the tables of docs/benchmarks.md too; with NAMEs, those anew",
+        help="write to docs/, the tables of its pages too; with NAMEs, those anew",
     )
     parser.add_argument("--again", action="store_true", help="measure nothing: figure and tables of speed.json anew")
     given = parser.parse_args()
@@ -63,21 +63,32 @@ def main() -> None:
     if given.docs:
         document()
     elif out is not None:
-        from benchmarks.figure import draw
+        from benchmarks.figure import draw, draw_scaling
 
         draw(found, out / "speed.png")
+        draw_scaling(found, out / "speed-scaling.png")
 
 
 def document() -> None:
-    """The figures and the page of the documentation, from the runs that lie there."""
-    from benchmarks.figure import draw
+    """The figures and the pages of the documentation, from the runs that lie there."""
+    from benchmarks.figure import draw, draw_scaling
 
-    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
     for name in RUNS:
-        found = read(DOCS / name)
-        draw(found, (DOCS / name).with_suffix(".png"))
-        page = fill(page, name, as_markdown(found, QUESTIONS))
-    write(DOCS / "benchmarks.md", page)
+        draw(read(DOCS / name), (DOCS / name).with_suffix(".png"))
+    draw_scaling(read(DOCS / RUNS[0]), DOCS / "speed-scaling.png")
+    for path, text in pages().items():
+        write(path, text)
+
+
+def pages() -> dict[Path, str]:
+    """The pages of the documentation with the tables of the runs that lie there."""
+    speed, tables = DOCS / "benchmarks.md", DOCS / "benchmark-tables.md"
+    text = {path: path.read_text(encoding="utf-8") for path in (speed, tables)}
+    for name in RUNS:
+        text[tables] = fill(text[tables], name, as_markdown(read(DOCS / name), QUESTIONS))
+    summary = ensembles.summary(read(DOCS / RUNS[0])["questions"]["ensembles"])
+    text[speed] = fill(text[speed], f"the ensembles of {RUNS[0]}", "\n".join(markdown(summary)))
+    return text
 
 
 def measured(given: argparse.Namespace, out: Path | None) -> dict:

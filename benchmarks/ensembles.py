@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.report import Table, Target, number, spaced, spread
 from benchmarks.timing import ALL, ONE, Contender, Ratio, Size, Workers, contest, ratio
 
-__all__ = ["TITLE", "measure", "tables", "targets"]
+__all__ = ["TITLE", "costs", "measure", "summary", "tables", "targets"]
 
 TITLE = "Ensembles"
 _EVERY = 10
@@ -114,6 +114,20 @@ def tables(found: dict[str, Any]) -> list[Table]:
     return result
 
 
+def summary(found: dict[str, Any]) -> Table:
+    """Costs of the RMSpropW SDE on one device, and their quotients to that of sdelens, for the usual ways."""
+    tasks = [task for task in found["tasks"] if task["optimizer"] == "rmspropw"]
+    rows = []
+    for name in _USUAL:
+        cells = []
+        for task in tasks:
+            ns = costs(_row(task, name, ONE), task["dim"])
+            over = compared(task, (name, ONE), ("sdelens", ONE)).median
+            cells.append(number(np.median(ns)) + ("" if name == "sdelens" else f" (× {number(over)})"))
+        rows.append([name, *cells])
+    return Table("Summary", ["", *(f"d = {spaced(task['dim'])}" for task in tasks)], rows)
+
+
 def _machine(found: dict[str, Any]) -> list[Table]:
     """Measured rates, and the shares of them that sdelens reaches."""
     units = {"triad_bytes_per_s": "triad, GB/s", "element_operations_per_s": "element-wise 32-bit operations, 10⁹/s"}
@@ -144,6 +158,16 @@ def _machine(found: dict[str, Any]) -> list[Table]:
     return made
 
 
+_USUAL: Final = (
+    "sdelens",
+    "PyTorch loop",
+    "diffrax Unsafe, one solve",
+    "diffrax Unsafe, vmap",
+    "torchsde, diagonal",
+    "diffrax Tree, vmap",
+    "our normals alone",
+)
+"""The rows of the summary: every library, and the random numbers that any of them needs."""
 _BYTES: Final = {"rmspropw": 16, "signsgd": 8}
 """Reading and writing the state once a step, per coordinate; where it stays in a cache, no memory is needed for it."""
 _LABELS: Final = {"rmspropw": "RMSpropW", "signsgd": "SignSGD"}

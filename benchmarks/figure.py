@@ -1,20 +1,21 @@
-"""The figure: what a step costs in each contender, the floors, and how the cost scales."""
+"""The figures: what a step costs in each contender, with lower bounds; and how the cost scales."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from benchmarks import costs, ensembles
-from benchmarks.report import spaced, unit
+from benchmarks.report import number, spaced, unit
 from benchmarks.timing import ALL, ONE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_scaling"]
 
 # Okabe and Ito's palette, safe for colour-blind readers.
 _COLOURS: Final = {
@@ -26,96 +27,124 @@ _COLOURS: Final = {
 }
 _LINE: Final = "#0072B2"
 _FLOORS: Final = {"our normals alone": (0, (4, 2)), "arithmetic alone": (0, (1, 1.5))}
+_FLOOR_LABELS: Final = {"our normals alone": "random numbers alone", "arithmetic alone": "arithmetic alone"}
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Write the figure of what was measured; nothing if neither ensembles nor costs were."""
+    """Write the dot plot of what a step costs in each contender; nothing if the ensembles were not measured."""
+    tasks = found["questions"].get("ensembles", {}).get("tasks", [])
+    tasks = [task for task in tasks if task["optimizer"] == "rmspropw"]
+    if not tasks:
+        return
+    names = list(dict.fromkeys(r["name"] for t in tasks for r in t["rows"] if r["group"] != "floor"))
+    device, count = unit(found["environment"]), len(found["environment"]["devices"])
+    several = any(row["setting"] == ALL for task in tasks for row in task["rows"])
+    with _figure((8.4, 3.6)) as figure:
+        axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+        for axis, task in zip(axes, tasks, strict=True):
+            _dots(axis, task, names)
+        figure.suptitle(_message(tasks[0], device), fontsize=10)
+        axes[len(axes) // 2].set_xlabel("ns per path, step and coordinate; medians and quartiles")
+        _legend(figure, device, count if several else 1)
+        _write(figure, path)
+
+
+def draw_scaling(found: Mapping[str, Any], path: Path) -> None:
+    """Write the figure of how the cost scales; nothing if the costs were not measured."""
+    panels = found["questions"].get("costs")
+    if panels is None:
+        return
+    with _figure((9.6, 2.3)) as figure:
+        _scaling(figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.6]), panels)
+        _write(figure, path)
+
+
+@contextmanager
+def _figure(size: tuple[float, float]) -> Iterator["Figure"]:
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from sdelens.core.files import save_figure
-    from sdelens.results.plotting import STYLE
+    from sdelens.results.figures import STYLE
 
-    tasks = found["questions"].get("ensembles", {}).get("tasks", [])
-    tasks = [task for task in tasks if task["optimizer"] == "rmspropw"]
-    panels = found["questions"].get("costs")
-    if not tasks and panels is None:
-        return
-    heights = [5.4] * bool(tasks) + [2.3] * (panels is not None)
     with plt.style.context([STYLE, {"figure.constrained_layout.use": True, "font.size": 8}]):
-        figure = plt.figure(figsize=(9.6, sum(heights)))
-        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        if tasks:
-            axes = parts[0].subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-            names = list(dict.fromkeys(r["name"] for t in tasks for r in t["rows"] if r["group"] != "floor"))
-            for axis, task in zip(axes, tasks, strict=True):
-                _bars(axis, task, names)
-            several = any(row["setting"] == ALL for task in tasks for row in task["rows"])
-            _legend(parts[0], unit(found["environment"]), len(found["environment"]["devices"]) if several else 1)
-        if panels is not None:
-            _scaling(parts[-1].subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.6]), panels)
-        save_figure(figure, path)
+        figure = plt.figure(figsize=size)
+        yield figure
         plt.close(figure)
 
 
-def _bars(axis: "Axes", task: Mapping[str, Any], names: list[str]) -> None:
-    """Nanoseconds per path, step and coordinate, on one core and on all; medians with quartiles; floors as lines."""
+def _write(figure: "Figure", path: Path) -> None:
+    from sdelens.core.files import save_figure
+
+    save_figure(figure, path)
+
+
+def _message(task: Mapping[str, Any], device: str) -> str:
+    """What the figure shows: by how much the other libraries cost more, on one device."""
+    rows = [row for row in task["rows"] if row["setting"] == ONE and row["group"] != "floor"]
+    others = [
+        ensembles.compared(task, (row["name"], ONE), ("sdelens", ONE)).median
+        for row in rows
+        if row["group"] != "sdelens"
+    ]
+    where = f"RMSpropW SDE on one {device}, d = {spaced(task['dim'])}"
+    return f"{where}: other libraries take {_rounded(min(others))} to {_rounded(max(others))} times as long"
+
+
+def _rounded(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def _dots(axis: "Axes", task: Mapping[str, Any], names: list[str]) -> None:
+    """Cost on one device (filled) and on all (open), medians with quartiles; lower bounds as lines."""
     rows = [row for row in task["rows"] if row["group"] != "floor"]
-    settings = {name: [row["setting"] for row in rows if row["name"] == name] for name in names}
+    furthest: dict[int, float] = {}
+    label: dict[int, str] = {}
     for row in rows:
-        ns, one = ensembles.costs(row, task["dim"]), row["setting"] == ONE
-        low, middle, high = np.quantile(ns, [0.25, 0.5, 0.75])
-        aside = 0.2 if len(settings[row["name"]]) > 1 else 0.0
-        place = names.index(row["name"]) + (-aside if one else aside)
-        colour = _COLOURS[row["group"]]
-        axis.barh(
-            place,
-            middle,
-            0.38,
-            color=colour if one else "white",
-            edgecolor=colour,
-            hatch=None if one else "////",
-            xerr=[[middle - low], [high - middle]],
-            error_kw=dict(ecolor="black", elinewidth=0.8, capsize=1.5),
-        )
+        low, middle, high = np.quantile(ensembles.costs(row, task["dim"]), [0.25, 0.5, 0.75])
+        one, colour, place = row["setting"] == ONE, _COLOURS[row["group"]], names.index(row["name"])
+        axis.plot([low, high], [place, place], color=colour, linewidth=1.2)
+        axis.plot(middle, place, "o", color=colour, markersize=5.5, markerfacecolor=colour if one else "white")
+        furthest[place] = max(furthest.get(place, high), high)
+        if one:
+            label[place] = number(middle)
+    for place, text in label.items():
         axis.annotate(
-            f"{middle:.3g}",
-            (high, place),
-            (3, 0),
+            text,
+            (furthest[place], place),
+            (6, 0),
             textcoords="offset points",
             va="center",
-            fontsize=6.5,
+            fontsize=7,
             zorder=4,
             bbox=dict(facecolor="white", edgecolor="none", pad=0.6),
         )
     for row in task["rows"]:
         if row["name"] in _FLOORS and row["setting"] == ONE:
             at = float(np.median(ensembles.costs(row, task["dim"])))
-            axis.axvline(at, color="black", linestyle=_FLOORS[row["name"]], linewidth=1.0, zorder=3)
-    highest = max(float(np.median(ensembles.costs(row, task["dim"]))) for row in rows)
-    lowest = min(float(np.median(ensembles.costs(row, task["dim"]))) for row in task["rows"])
+            axis.axvline(at, color="0.4", linestyle=_FLOORS[row["name"]], linewidth=1.0, zorder=0)
+    medians = [float(np.median(ensembles.costs(row, task["dim"]))) for row in task["rows"]]
     axis.set(
         xscale="log",
-        xlim=(lowest / 1.5, highest * 5),
+        xlim=(min(medians) / 1.6, max(medians) * 6),
         yticks=range(len(names)),
         yticklabels=names,
-        title=f"RMSpropW SDE, d = {spaced(task['dim'])}",
-        xlabel="ns per path, step and coordinate",
+        title=f"d = {spaced(task['dim'])}",
     )
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.grid(False, axis="y")
+    axis.grid(True, axis="y", alpha=0.4)
 
 
-def _legend(figure: "SubFigure", unit: str, devices: int) -> None:
+def _legend(figure: "Figure", unit: str, devices: int) -> None:
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     handles = [
-        Patch(facecolor="0.5", edgecolor="0.5", label=f"one {unit}"),
-        Patch(facecolor="white", edgecolor="0.5", hatch="////", label=f"all ({devices} devices)"),
-        *(Line2D([], [], color="black", linestyle=_FLOORS[n], label=f"{n}, one {unit}") for n in _FLOORS),
+        Line2D([], [], color="0.3", marker="o", linestyle="none", label=f"one {unit}"),
+        Line2D(
+            [], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=f"all {devices} {unit}s"
+        ),
+        *(Line2D([], [], color="0.4", linestyle=_FLOORS[n], label=_FLOOR_LABELS[n]) for n in _FLOORS),
     ]
     if devices == 1:
         del handles[1]

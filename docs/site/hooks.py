@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import jupytext
+import latex2mathml.converter
 import nbformat
 import public_names
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,6 +32,7 @@ ELSEWHERE = [
     (r"\]\((?:\.\./)?CONTRIBUTING\.md\)", "](architecture.md)"),
     (r"\]\((?:\.\./)?CHANGELOG\.md\)", "](changelog.md)"),
 ]
+EQUATION = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.M | re.S)
 FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>", re.I)
 
 
@@ -106,10 +108,14 @@ def page_of(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, 
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that suit a code host into the site's."""
+    """Turn links that suit a code host into the site's, and displayed LaTeX into MathML, which browsers draw."""
     for pattern, target in ELSEWHERE:
         markdown = re.sub(pattern, target, markdown)
-    return markdown
+    return EQUATION.sub(lambda found: f'<div class="equation">{_mathml(found.group(1))}</div>', markdown)
+
+
+def _mathml(latex: str) -> str:
+    return latex2mathml.converter.convert(" ".join(latex.split()), display="block")
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
