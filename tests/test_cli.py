@@ -1,6 +1,7 @@
 """The shell: in this process as it is typed (`checks.shell`), and a few times by its real entry points."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import sdelens as sl
+from sdelens.shell.streams import protect_streams
 from tests.checks import assert_same_numbers, shell
 
 ROOT = Path(__file__).parents[1]
@@ -592,3 +594,14 @@ def test_sweep_prints_its_table_and_writes_the_folder(tmp_path):
     assert "quantity: got 'losss'; choose one of 'late_loss'" in refused.stderr
     assert not (tmp_path / "none").exists()
     assert "give KEY=VALUE" in shell("sweep", "--over", "lr", expect=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"), [("latin-1", "eta <= ½ ± 1"), ("cp437", "eta ≤ ½ ± 1"), ("utf-8", "η ≤ ½ ± 1")]
+)
+def test_output_never_fails_on_a_character(monkeypatch, encoding, written):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    protect_streams()
+    print("η ≤ ½ ± 1", end="", flush=True)
+    assert stream.buffer.getvalue() == written.encode(encoding)

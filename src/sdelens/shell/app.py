@@ -114,20 +114,23 @@ def _compare(
             result = result.with_curve("logged", losses, steps)
         except (ValueError, TypeError) as error:
             raise ValueError(f"curve: {error}") from error
-    typer.echo("\n".join([str(result), *remarks]))
-    _write(folder, setting, result, "compare", "\n".join(remarks))
+    _write_and_print(folder, setting, result, "compare", "\n".join([str(result), *remarks]), "\n".join(remarks))
 
 
-def _write(folder: Path | None, setting: Subject, result: Any, command: str, text: str) -> None:
-    """Write the result's files and page to the folder, if there is one."""
+def _write_and_print(folder: Path | None, setting: Subject, result: Any, command: str, text: str, remarks: str) -> None:
+    """Write the result's files and page to the folder, if there is one, and then print the text.
+
+    What was computed is thus kept if the output cannot be printed, for example because a pipe was closed.
+    """
     from sdelens.results.report import write_report
 
     if folder is None:
+        typer.echo(text)
         return
     name = f"{setting.optimizer.name}-{result.info['problem']['name']}"
     title, made_by = f"sdelens {command}: {name}", f"sdelens {command_line()}"
-    page = write_report(folder, {name: result}, title, made_by, {name: text})
-    typer.echo(f"\nWritten to {page}")
+    page = write_report(folder, {name: result}, title, made_by, {name: remarks})
+    typer.echo(f"{text}\n\nWritten to {page}")
 
 
 @_command(
@@ -155,8 +158,7 @@ def predict(
             return
         with output.folder() as folder:
             found = sl.theory.overview(*case, steps=steps, record_every=record_every)
-            typer.echo(str(found))
-            _write(folder, setting, found.prediction, "predict", str(found))
+            _write_and_print(folder, setting, found.prediction, "predict", str(found), str(found))
 
 
 @_command(
@@ -214,12 +216,11 @@ def order(
                 method=method,
                 seed=seed,
             )
-            typer.echo(str(study))
             if folder is not None:
                 study.export(folder / f"{name}.csv")
                 for ending in ("png", "pdf"):
                     study.plot(folder / f"{name}.{ending}")
-                typer.echo(f"\nWritten to {folder}")
+            typer.echo(str(study) if folder is None else f"{study}\n\nWritten to {folder}")
 
 
 @_command("sdelens info", "sdelens info --json")

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from typer.core import TyperCommand, TyperGroup
 
 from sdelens.shell.session import refusals
+from sdelens.shell.streams import protect_streams
 
 __all__ = ["Command", "Group", "takes_options"]
 
@@ -74,6 +75,11 @@ def _one_of(hint: Any) -> Any:
 
 class Group(_PlainTypes, TyperGroup):
     """The program with its commands."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program; its output never fails on a character that the terminal's encoding lacks."""
+        protect_streams()
+        return super().main(*args, **options)
 
 
 class Command(_PlainTypes, TyperCommand):

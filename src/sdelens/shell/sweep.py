@@ -59,14 +59,15 @@ def sweep(
             return
         with output.claimed(first) as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
-            if first:
-                typer.echo(str(found))
+            written = ""
             if folder is not None:
                 from sdelens.results.report import write_sweep
 
                 name = f"sweep-{setting.optimizer.name}-{setting.problem.describe()['name']}"
                 page = write_sweep(folder, name, found, f"sdelens {command_line()}", quantity)
-                typer.echo(f"\nWritten to {page}")
+                written = f"\n\nWritten to {page}"
+            if first:
+                typer.echo(f"{found}{written}")
 
 
 def _values(given: list[str]) -> dict[str, list[Any]]:
