@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Tests of one group share programs, and run on one worker; the budgets of programs are those of two workers.
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: demo test test-all test-slow studies lint format bench bench-quick docs clean help
+.PHONY: demo test test-all test-slow studies lint format bench bench-quick docs package clean help
 
 help:
 	@echo "make demo       four optimizers against their SDEs, on a quadratic and on real data; writes demo/index.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all   make test, and what takes longer: before each push"
 	@echo "make studies    coverage of limits, weak orders at full precision, many kills: before each release; writes docs/test-studies.md"
 	@echo "make docs       the documentation as a site, tutorials executed; writes site/"
+	@echo "make package    wheel and source archive, in dist/; the wheel is installed apart and tried"
 	@echo "make lint       formatting, docstrings, types, layers"
 	@echo "make format     mend what can be mended of the formatting"
 	@echo "make bench      speed against diffrax, torchsde and PyTorch; writes bench/ (make bench-quick: to see that it runs)"
@@ -29,7 +30,7 @@ test: $(READY)
 test-all: test test-slow
 
 test-slow: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 3400
+	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 4000
 
 studies: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/test-studies.md
@@ -52,6 +53,13 @@ bench-quick: $(VENV)/.bench
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Wheel and source archive, and whether the wheel has all that the library needs: it is installed apart and used.
+package: $(READY)
+	rm -rf dist build/installed
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/pip install --quiet --no-deps --target build/installed dist/*.whl
+	cd build/installed && PYTHONPATH=. $(CURDIR)/$(BIN)/python $(CURDIR)/examples/installed.py
 
 clean:
 	rm -rf $(VENV) demo bench site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
