@@ -31,6 +31,14 @@ _ROOM = 20_000
 """Memory maps of compiled programs, some hundred a comparison, after which they are dropped; Linux allows 65530."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def wide_terminal():
+    """No sentence of a printed result is wrapped, so that tests find it; also in commands that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "1000")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def bounded_memory():
     """A worker that runs some seven hundred tests would reach the limit, and crash in its next compilation."""

@@ -1,6 +1,6 @@
 """SDEs of optax optimizers: do they track on real mini-batches, and what is the effect of the number of samples?
 
-    python examples/any_optimizer.py                                # ten optimizers, an MLP on all digits
+    python examples/any_optimizer.py                                # fifteen optimizers, an MLP on all digits
     python examples/any_optimizer.py --network cnn --optimizers adam,lion,sgd
     python examples/any_optimizer.py --optimizers adam,lion --samples 2,4,16 --rates 0.3,1,3 --paths 64
 
@@ -22,7 +22,7 @@ import optax
 import optax.contrib
 
 import sdelens as sl
-from sdelens.core.files import text_table
+from sdelens.core.text import text_table
 from sdelens.results.report import claim_folder, write_report
 
 NETWORKS = {
@@ -44,6 +44,9 @@ OPTIMIZERS = {
     "adamw": (3e-3, lambda lr: optax.adamw(lr, b2=0.95)),
     "adagrad": (0.02, optax.adagrad),
     "adagrad-0": (0.02, lambda lr: optax.adagrad(lr, initial_accumulator_value=0.0)),
+    "ademamix": (1e-3, lambda lr: optax.contrib.ademamix(lr, b2=0.99)),
+    "schedule-free-sgd": (0.1, optax.contrib.schedule_free_sgd),
+    "schedule-free-adamw": (3e-3, lambda lr: optax.contrib.schedule_free_adamw(lr, b2=0.99)),
     "muon": (5e-3, optax.contrib.muon),
 }
 
@@ -95,16 +98,16 @@ def main() -> None:
 
 def summary(name: str, lr: float, result: sl.Result) -> list[list[str]]:
     """Rows of the table, one per number of samples. Cost: time per sample relative to a step of the optimizer."""
-    errors, distances = result.errors(confidence=0.95), result.distances()
+    errors, laws = result.errors(confidence=0.95), result.laws(quantities=["w1"]).table
     seconds = {label: model["wall_time"] for label, model in result.info["models"].items()}
     rows = []
     for model, row in errors.iterrows():
-        far = distances.loc[(model, "all")]
+        far = laws.loc[(model, laws.index.unique("step")[-1], "w1", "all")]
         samples = int(str(model).removeprefix("K = "))
         cost = seconds[str(model)] / seconds["optimizer"] / samples
         shares = [row.error, row.error_upper, row.floor]
         numbers = [*(f"{100 * share:.2g} %" for share in shares), f"{row.spread:.2f}"]
-        numbers += [f"{row.spread_lower:.2f} to {row.spread_upper:.2f}", f"{far.distance:.2f} / {far.null:.2f}"]
+        numbers += [f"{row.spread_lower:.2f} to {row.spread_upper:.2f}", f"{far.value:.2f} / {far.null:.2f}"]
         rows.append([name, f"{lr:g}", str(samples), *numbers, f"{cost:.2f}"])
     return rows
 

@@ -24,6 +24,8 @@ from sdelens.results.report import claim_folder
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 NETWORK = dict(dataset="digits", width=32, depth=1)
+DRAWN = ("full rule", "lr as it was", "lr x ratio")
+"""What the figure shows beside the original run: the square-root rule, no rule, and the linear rule."""
 
 
 def variants(optimizer: sl.AdamW, ratio: float, snr: float | None) -> dict[str, sl.AdamW]:
@@ -55,6 +57,13 @@ def arrived(problem: sl.Problem, noise: sl.MinibatchNoise, optimizer: sl.AdamW, 
     record = sl.Record(every=steps, keep_paths=1)
     run = sl.simulate(problem, noise, optimizer, "optimizer", steps=steps, paths=1, seed=seed, record=record)
     return run.dataset.path_x.isel(model=0, path=0, step=-1).values.astype(np.float32)
+
+
+def message(found: sl.scaling.Verification, ratio: float) -> str:
+    """The title of the figure: how far each rule moves the loss curve."""
+    errors = found.agreement().path_error
+    said = ", ".join(f"{name}: {100 * errors[name]:.2g} %" for name in DRAWN)
+    return f"AdamW at {ratio:g} times the batch: how far the mean-loss curve moves\n{said}"
 
 
 def main() -> None:
@@ -101,7 +110,9 @@ def main() -> None:
             )
             print(found, flush=True)
             stem = folder / f"{given.problem}-{ratio:g}"
-            found.plot(stem.with_suffix(".png"))
+            original = found.result.models[0]
+            drawn = found.result.select([original, *DRAWN])
+            drawn.plot(stem.with_suffix(".png"), original, title=message(found, ratio))
             found.agreement().to_csv(stem.with_suffix(".csv"))
             found.result.save(stem.with_suffix(".nc"))
     print(f"\n{time.perf_counter() - begin:.0f} s in all. Figures, tables and data: {given.out}/")

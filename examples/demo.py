@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 import numpy as np
 
 import sdelens as sl
-from sdelens.core.files import text_table
+from sdelens.core.text import text_table
 from sdelens.results.report import claim_folder, write_report
 
 # Ten coordinates of curvature 1 to 5 with unit noise: noise dominates near the minimum, and the gradient at the start.

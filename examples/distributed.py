@@ -82,7 +82,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("distributed.png"))
     parser.add_argument("--paths", type=int, default=400)
     arguments = parser.parse_args()
-    with plt.style.context(sl.plotting.STYLE):
+    with sl.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
         for look, (label, keep, workers) in zip(LOOKS, sgd_cases(), strict=False):
             noises = [sl.DistributedNoise(sl.GaussianNoise(1.0), n, sl.RandomK(keep)) for n in workers]

@@ -22,7 +22,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 import sdelens as sl
-from sdelens.core.files import text_table
+from sdelens.core.text import text_table
 from sdelens.results.report import claim_folder, write_report
 
 SMALL = {

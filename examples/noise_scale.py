@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
+from sdelens.results.end_labels import End, label_ends
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 THETA = 1.0
@@ -30,13 +31,13 @@ def cases():
     return {
         "SGD": (plain, sl.SGD(LR), dict(color="#000000", marker="o")),
         "SignSGD": (plain, sl.SignSGD(LR), dict(color="#0072B2", marker="s", linestyle=(0, (5, 2)))),
-        "AdamW, $\\theta = 0$": (
+        "AdamW without decay": (
             plain,
             free,
             dict(color="#D55E00", marker="^", linestyle=(0, (1, 1.2))),
         ),
-        "AdamW, $\\theta = 1$": (plain, decayed, dict(color="#009E73", marker="D")),
-        "Adam, L2 of strength 1": (
+        "AdamW, decay 1": (plain, decayed, dict(color="#009E73", marker="D")),
+        "Adam, L2 term 1": (
             plain.with_l2(THETA),
             free,
             dict(color="#CC79A7", marker="v", linestyle=dashed),
@@ -64,23 +65,28 @@ def main():
     parser.add_argument("--paths", type=int, default=500)
     arguments = parser.parse_args()
     scales, points = np.geomspace(0.5, 32, 25), [0.5, 1, 2, 4, 8, 16, 32]
-    with plt.style.context(sl.plotting.STYLE):
+    with sl.style():
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
+        ends = []
         for label, (problem, optimizer, look) in cases().items():
             laws = [sl.theory.stationary(problem, sl.GaussianNoise(float(scale)), optimizer) for scale in scales]
             dots = [simulated(problem, float(scale), optimizer, arguments.paths) for scale in points]
             line = {key: value for key, value in look.items() if key != "marker"}
-            axes.loglog(scales, [loss_at_rest(law.variance) for law in laws], label=label, **line)
+            predicted = np.array([loss_at_rest(law.variance) for law in laws])
+            axes.loglog(scales, predicted, **line)
+            ends.append(End.of(label, look["color"], scales, predicted))
             axes.loglog(points, dots, linestyle="none", marker=look["marker"], color=look["color"], markersize=4)
-        problem, optimizer, look = cases()["AdamW, $\\theta = 1$"]
+        problem, optimizer, look = cases()["AdamW, decay 1"]
         bounds = [sl.theory.loss_bound(problem, sl.GaussianNoise(float(s)), optimizer, [0.0]).asymptote for s in scales]
-        axes.loglog(
-            scales, bounds, color=look["color"], linewidth=0.9, linestyle=(0, (1, 1)), label="its bound, $\\theta = 1$"
+        axes.loglog(scales, bounds, color=look["color"], linewidth=0.9, linestyle=(0, (1, 1)))
+        ends.append(End.of("bound for decay 1", look["color"], scales, np.array(bounds)))
+        axes.set(xlabel="noise scale $\\sigma$", ylabel="mean loss at rest", xlim=(scales[0] / 1.1, scales[-1] * 1.1))
+        axes.set_title(
+            "Only decoupled weight decay bounds the loss, however large the noise\n"
+            f"quadratic, $d$ = 4, $\\eta$ = {LR:g}; lines: predicted, marks: simulated",
+            loc="left",
         )
-        axes.set_xlabel("noise scale $\\sigma$")
-        axes.set_ylabel("mean loss at rest")
-        axes.set_title(f"Quadratic, $d$ = 4, $\\eta$ = {LR:g}: predicted (lines), simulated (dots)", loc="left")
-        axes.legend()
+        label_ends(axes, ends)
     figure.savefig(arguments.out, dpi=200)
     print(f"Written to {arguments.out}")
 

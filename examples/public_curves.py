@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 import sdelens as sl
-from sdelens.core.files import save_figure, text_table
+from sdelens.core.files import save_figure
+from sdelens.core.text import text_table
 
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
 """The curves that are fitted, as in the publication."""

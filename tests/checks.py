@@ -112,3 +112,17 @@ def declarations_restored():
         for registry, held in zip(registries, before, strict=True):
             registry.clear()
             registry.update(held)
+
+
+def assert_shown_well(thing):
+    """It prints within 80 columns and at a page's length, and notebooks get a page of moderate weight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        text = str(thing)
+        assert repr(thing) == text
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text) < 6000
+    page = thing._repr_html_()
+    assert len(page) < 120_000
+    assert page.count("<table>") == page.count("</table>")
+    assert "nan" not in page.split("base64")[0]

@@ -16,6 +16,8 @@ from sybil.parsers.markdown import CodeBlockParser
 ROOT = Path(__file__).parents[1]
 PATHS = 64
 """Most paths that a block runs: what it shows is how the library is used, not its numbers."""
+EXPENSIVE = {"figures.md", "matrix-sign.md", "noise.md", "queries.md", "recording.md", "theory.md"}
+"""Pages whose blocks compile many programs, which the tests of their subjects cover."""
 
 
 class _OwnNamespace(CodeBlockParser):
@@ -54,7 +56,9 @@ pytest_collect_file = Sybil(
 
 
 def pytest_collection_modifyitems(items):
-    """Keep a page's blocks on one worker."""
+    """Keep a page's blocks on one worker, and run those of the expensive pages with the slow tests."""
     for item in items:
         if isinstance(item, SybilItem):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+            if item.path.name in EXPENSIVE:
+                item.add_marker(pytest.mark.slow)

@@ -353,3 +353,26 @@ def regression_batch(rng, covariance, label_noise, solution, x, batch_size, coun
     labels = features @ solution + label_noise * rng.standard_normal((count, batch_size))
     residuals = features @ x - labels
     return (features * residuals[..., None]).mean(axis=1)
+
+
+def queried(x, draws, lr, move):
+    """SGD by the gradient of the same draw at another point; `draws` are functions of x, one for each step."""
+    for draw in draws:
+        x = x - lr * draw(move(x, draw(x)))
+        yield x
+
+
+def sam(x, draws, lr, rho, normalise):
+    return queried(x, draws, lr, lambda x, g: x + rho * (g / np.linalg.norm(g) if normalise else g))
+
+
+def extragradient(x, draws, lr, rho):
+    return queried(x, draws, lr, lambda x, g: x - rho * g)
+
+
+def svrg(x, draws, full, lr, every):
+    for k, draw in enumerate(draws):
+        if k % every == 0:
+            snapshot, mean = x, full(x)
+        x = x - lr * (draw(x) - draw(snapshot) + mean)
+        yield x

@@ -13,6 +13,7 @@ import sdelens as sl
 from sdelens.scaling import recommended, rescale
 from sdelens.scaling._noise_source import noise_log, noise_scale_of
 from sdelens.shell import advise as shell_advise
+from tests.checks import assert_shown_well
 
 ADAMW = {"optimizer": "adamw", "lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 NAN, INF = math.nan, math.inf
@@ -88,6 +89,7 @@ def test_what_is_unknown_is_said_and_is_nan_in_attributes_and_null_in_json(noise
     assert note in text
     assert "nan" not in text
     assert "inf" not in text
+    assert_shown_well(found)
     written = json.dumps(found.to_dict(), allow_nan=False)  # no NaN, no infinity
     assert json.loads(written)["largest_batch_limits"] == [None if math.isnan(v) else v for v in limits]
     if math.isnan(found.noise_scale):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import types
 from functools import partial
 
 import jax
@@ -62,10 +63,13 @@ CASES = {
         "schedule: its Python code branches on the value of the step",
     ),
     # noise
-    "scale zero": (lambda: sl.GaussianNoise(0.0), "scale: got 0.0; the standard deviation must be greater than 0"),
+    "scale zero": (
+        lambda: sl.GaussianNoise(0.0),
+        "scale: got 0 only; the standard deviation must be greater than 0 in at least one coordinate",
+    ),
     "scale negative": (lambda: sl.GaussianNoise([1.0, -2.0]), "got -2.0"),
     "scale nan": (lambda: sl.GaussianNoise(np.array([1.0, NAN])), "scale: entry (1,) is nan"),
-    "scale leaf": (lambda: sl.GaussianNoise({"a": 1.0, "b": np.zeros(2)}), "scale['b']: got 0.0"),
+    "scale leaf": (lambda: sl.GaussianNoise({"a": 1.0, "b": -np.ones(2)}), "scale['b']: got -1.0"),
     "scale text": (lambda: sl.GaussianNoise("big"), "scale: got 'big'"),
     "scale shape": (
         lambda: compare(noise=sl.GaussianNoise([1.0, 1.0, 1.0])),
@@ -91,8 +95,8 @@ CASES = {
         "covariance: is not symmetric (largest difference 0.3); use (C + C.T) / 2",
     ),
     "covariance diagonal": (
-        lambda: sl.GaussianNoise(covariance=[[1.0, 0.0], [0.0, 0.0]]),
-        "covariance: its diagonal is 0 at entry 1; every variance must be positive",
+        lambda: sl.GaussianNoise(covariance=[[1.0, 0.0], [0.0, -1.0]]),
+        "covariance: its diagonal is -1 at entry 1",
     ),
     "covariance indefinite": (
         lambda: sl.GaussianNoise(covariance=[[1.0, 2.0], [2.0, 1.0]]),
@@ -118,7 +122,7 @@ CASES = {
     ),
     "covariance function negative": (
         lambda: compare(noise=sl.GaussianNoise(covariance=lambda x: x - 5)),
-        "covariance at the start: got -4.0; a variance must be greater than 0",
+        "covariance at the start: got -4.0; a variance must not be negative",
     ),
     "covariance function indefinite": (
         lambda: compare(noise=sl.GaussianNoise(covariance=lambda x: jnp.array([[1.0, 2.0], [2.0, 1.0]]))),
@@ -138,9 +142,9 @@ CASES = {
         "df: got 0.1; give 0.2 or more (below that, draws exceed what float32 can hold)",
     ),
     "df nan": (lambda: sl.StudentTNoise(1.0, NAN), "df: got nan"),
-    "t scale": (lambda: sl.StudentTNoise(-1.0, 3), "scale: got -1.0; the scale must be greater than 0"),
-    "laplace scale": (lambda: sl.LaplaceNoise(np.array([1.0, 0.0])), "scale: got 0.0"),
-    "half-width": (lambda: sl.UniformNoise(0.0), "scale: got 0.0; the half-width must be greater than 0"),
+    "t scale": (lambda: sl.StudentTNoise(-1.0, 3), "scale: got -1.0; the scale must not be negative"),
+    "laplace scale": (lambda: sl.LaplaceNoise(np.array([1.0, -1.0])), "scale: got -1.0"),
+    "half-width": (lambda: sl.UniformNoise(0.0), "scale: got 0 only; the half-width must be greater than 0"),
     "t leaf": (
         lambda: compare(two_leaves(), sl.StudentTNoise({"a": 1.0, "b": np.ones(4)}, 3)),
         "scale: leaf ['b'] has shape (4,)",
@@ -188,10 +192,6 @@ CASES = {
     ),
     "sum of one": (lambda: sl.SumNoise([NOISE]), "terms: got 1; a sum needs two or more noises"),
     "sum of numbers": (lambda: sl.SumNoise([NOISE, 1.0]), "terms: got float; give noises"),
-    "sum with a covariance": (
-        lambda: compare(noise=sl.GaussianNoise(covariance=np.eye(2)) + sl.LaplaceNoise(1.0)),
-        "terms: a covariance matrix or function cannot be summed with another noise",
-    ),
     "ratio": (lambda: NOISE.at_batch_ratio(0), "ratio: got 0.0; it must be greater than 0"),
     "ratio of a law": (
         lambda: sl.LaplaceNoise(1.0).at_batch_ratio(4),
@@ -426,14 +426,12 @@ def test_a_loss_that_cancels_to_nothing_at_the_start_is_not_taken_for_a_changed_
 
 
 def test_a_loss_changed_after_a_run_is_noticed():
-    class Loss:
-        factor = 1.0
+    factors = types.MappingProxyType(held := {"own": 1.0})  # it counts by its identity
 
-        def __call__(self, p):
-            return self.factor * jnp.sum(p**2)
+    def loss(p):
+        return factors["own"] * jnp.sum(p**2)
 
-    loss = Loss()
     run(sl.Problem(loss, jnp.ones(2)))
-    loss.factor = 5.0
+    held["own"] = 5.0
     with pytest.raises(ValueError, match="loss: is 10 at the start now, but 2 in the compiled run"):
         run(sl.Problem(loss, jnp.ones(2)))

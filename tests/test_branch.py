@@ -10,6 +10,7 @@ import pytest
 import sdelens as sl
 from sdelens.results.paired import change, on_grid, seeds_needed
 from sdelens.scaling import branch
+from tests.checks import assert_shown_well
 
 LR, SIZE, COORDINATES = 0.2, 4, 2000
 SGD = {"optimizer": "sgd", "lr": LR}
@@ -66,6 +67,7 @@ def test_limits_contain_the_exact_change(at_rest):
 
 def test_result_is_written_and_drawn(at_rest, tmp_path):
     assert "Up to 2 times the batch size (8)" in str(at_rest)
+    assert_shown_well(at_rest)
     found = json.loads(json.dumps(at_rest.to_dict(), allow_nan=False))
     assert found["largest_ratio"] == 2
     assert len(found["curves"]) == 16

@@ -28,7 +28,8 @@ from tests.checks import assert_same_numbers, shell
 
 pytestmark = pytest.mark.xdist_group("checkpoint")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
-RECORD = sl.Record(every=2, keep_paths=3)
+WATCHED = {"averages": {"ema": 0.9, "mean": 5}, "hits": {"low": lambda p: p[0] < 0.5}, "marginals": 2, "times": 3}
+RECORD = sl.Record(every=2, keep_paths=3, keep=["x", "v", "ema"], **WATCHED)
 SIZES = dict(steps=21, paths=50, models=["optimizer", "sde"])
 TOTAL = 21 * 50 * 2
 

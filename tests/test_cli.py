@@ -178,7 +178,8 @@ def test_options_of_the_run_by_name(asked):
     models = "optimizer, sde(integrator=euler, substeps=2, increments=rademacher), empirical(samples=4)"
     _, options = asked(
         *("--models", models, "--observables", "accuracy,norm", "--marginals", "3", "--record-every", "4"),
-        *("--keep-paths", "1", "--chunk", "9", "--parameter-shards", "1", *SMALL),
+        *("--keep-paths", "1", "--keep", "x, v", "--times", "4,12", "--averages", "ema=0.9, late=6"),
+        *("--chunk", "9", "--parameter-shards", "1", *SMALL),
     )
     assert options == {
         "models": [
@@ -189,7 +190,15 @@ def test_options_of_the_run_by_name(asked):
         "steps": 12,
         "paths": 70,
         "seed": 0,
-        "record": sl.Record(every=4, keep_paths=1, observables=["accuracy", "norm"], marginals=3),
+        "record": sl.Record(
+            every=4,
+            keep_paths=1,
+            keep=["x", "v"],
+            observables=["accuracy", "norm"],
+            marginals=3,
+            times=[4, 12],
+            averages={"ema": 0.9, "late": 6},
+        ),
         "execution": sl.Execution(chunk=9),
     }
     _, options = asked()
@@ -316,6 +325,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
     assert again.stdout.rsplit(",", 1)[0] == first.stdout.rsplit(",", 1)[0]  # but for the seconds at the end
     assert programs(own / "sdelens" / "programs") == kept  # all were found
     environment["XDG_CACHE_HOME"] = str(tmp_path / "unused")
+    script("--no-cache", *command, **environment)
     script(
         *command, **environment, JAX_COMPILATION_CACHE_DIR=str(theirs), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
     )
@@ -323,7 +333,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(t
     assert programs(theirs)
 
 
-WORKERS = ["minibatch", "distributed"]
+WORKERS = ["minibatch", "dp", "distributed"]
 
 
 @pytest.mark.parametrize(
@@ -519,10 +529,10 @@ def test_compare_with_theory_and_a_logged_curve(tmp_path):
     done = shell("compare", "--problem", "rosenbrock", "--optimizer", "sgd", "--lr", "0.001", "--theory", *SMALL)
     assert "No prediction: problem: got Rosenbrock" in done.stdout
     for text, message in (
-        ("a,b\n1,2\n", "name two step and loss"),
-        ("1,2\n2,x\n", "row 2 of"),
-        ("", "has 0 rows of numbers"),
-        (None, "there is no file"),
+        ("a,b\n1,2\n", "no column of the file bad.csv has a usual name of a loss"),
+        ("1,2\n2,x\n", "row 2 of column"),
+        ("", "is empty"),
+        (None, "bad.csv"),
     ):
         path = tmp_path / "bad.csv"
         path.unlink(missing_ok=True)
@@ -586,7 +596,7 @@ def test_sweep_prints_its_table_and_writes_the_folder(tmp_path):
     assert {p.name for p in out.iterdir()} == {"index.html", f"{name}.nc", f"{name}.csv", *figures}
     found = sl.load(out / f"{name}.nc")
     assert list(found.over) == ["noise.scale", "lr"]
-    assert "end_x" in found.dataset
+    assert "law_x" in found.dataset
     assert str(found).splitlines()[:8] == done.stdout.splitlines()[:8]
     schedules = "schedule=cosine(10),warmup(2, cosine(10))"
     assert "2 schedule" in shell("sweep", "--optimizer", "sgd", "--over", schedules, *SMALL, "--models", "sde").stdout

@@ -20,7 +20,7 @@ import sdelens as sl
 from sdelens.diagnosis.expected import largest_ratio, path_error
 from sdelens.diagnosis.moments import Weights, combine, split
 from tests import synthetic
-from tests.checks import shell
+from tests.checks import assert_shown_well, shell
 
 try:
     import torch
@@ -458,6 +458,7 @@ def test_mixed_groups_and_the_range():
     text = str(found)
     assert "cannot tell" in text
     assert "β < 0" in text  # b1 = .9 has no rule at 16
+    assert_shown_well(found)
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["legal_ratio"] == pytest.approx(10)
 
 

@@ -9,6 +9,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -191,6 +192,12 @@ class Rectangular:
     def init(self, x):
         return sl.State(x)
 
+    def at_step(self, k):
+        return self
+
+    def mean_gradient(self, x, grad):
+        return grad
+
     def evaluate(self, x):
         return 0.5 * jnp.sum(x * x), x
 
@@ -254,3 +261,32 @@ def test_terms_and_starts_refuse_what_is_missing():
     with pytest.raises(TypeError, match=r"key: got 0; give a random key"):
         sl.to_diffrax(PROBLEM, NOISE, sl.SGD(0.1)).terms(0)
     assert jnp.shape(sl.to_diffrax(PROBLEM, NOISE, ADAM).y0().v) == (3,)
+
+
+class Mixing(sl.OptimizerSDE):
+    """An SDE of one's own whose diffusion mixes coordinates."""
+
+    factor: float = 2.0
+
+    def drift(self, t, y, grad):
+        return sl.State(-self.factor * grad)
+
+    def apply_diffusion(self, t, y, grad, dW):
+        return sl.State(dW + self.factor * dW[::-1])
+
+
+def mixing(problem, noise, optimizer):
+    return Mixing(problem, noise, optimizer)
+
+
+@pytest.mark.parametrize("model", [Mixing, mixing])
+def test_an_sde_of_your_own_keeps_its_coefficients(model):
+    bridge = sl.to_diffrax(sl.Quadratic([1.0, 3.0]), sl.GaussianNoise(1.0), sl.FromOptax(optax.sgd, 0.1), model)
+    y = sl.State(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(bridge._drift(0.0, y, None).x, [-2.0, -12.0])
+    np.testing.assert_allclose(bridge._diffusion(0.0, y).x, [[1.0, 2.0], [2.0, 1.0]])
+
+
+def test_a_model_that_is_no_sde_is_refused():
+    with pytest.raises(TypeError, match=r"model: got 3; give a name, or a class or function that makes an sl\.SDE"):
+        sl.to_diffrax(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.1), 3)

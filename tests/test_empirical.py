@@ -327,7 +327,7 @@ def complex_transformation():
             {},
             r"transformation: the function fails when it is called with lr = 0.1 .*foo",
         ),
-        (optax.polyak_sgd(1.0), {}, r"fails .*'value'.*further inputs, such as the loss"),
+        (optax.polyak_sgd(1.0), {}, r"fails .*'value'.*further inputs only grad_fn and obj_fn are supported"),
         (complex_transformation(), {}, r"a leaf \['phase'\] of type complex64"),
         (optax.adam(0.1), {"positive": ["mew"]}, r"positive: got 'mew'; choose one of .*'count', 'mu', 'nu'"),
         (optax.adam(0.1), {"positive": "mu"}, r"positive: got the text 'mu'"),

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 import sdelens as sl
+from sdelens.cases.path_functions import PathFunction
 from sdelens.core.random import Stream, stream_key
-from sdelens.integrate import Stepper
+from sdelens.core.tree import flatten_parameters
+from sdelens.integrate import Exponential, Polyak, Stepper, Watched
 from sdelens.run import ensemble
 from sdelens.run.experiment import prepare
 from sdelens.run.options import Options
@@ -58,24 +60,38 @@ class Walk(Stepper):
         return state - self.pull * grad + SPREAD * stream.at(k).normal(state.shape[0], state.dtype)
 
 
-class Watched(eqx.Module):
-    """Observables: a coordinate's square, and the gradient's first entry."""
+class Seen(eqx.Module):
+    """Observables: a coordinate's square, the gradient's first entry, and the first entry of an average."""
 
-    names: tuple = eqx.field(static=True, default=("square", "slope"))
+    names: tuple = eqx.field(static=True, default=("square", "slope", "smooth"))
 
-    def __call__(self, x, grad):
-        return jnp.stack([x[1] ** 2, grad[0]])
+    def __call__(self, x, grad, parts, step):
+        return jnp.stack([x[1] ** 2, grad[0], parts["ema"][0]])
+
+
+DECAY, FIRST = 0.8, 3
+AVERAGES = (Exponential(np.log(DECAY), True), Exponential(np.log(DECAY), False), Polyak(FIRST))
+HITS = (
+    PathFunction("low", "hits['low']", lambda x: x[1] < -2, False),
+    PathFunction("far", "hits['far']", lambda x, state: jnp.abs(state["ema"]).max() > 3.5, True),
+)
+LAYOUT = flatten_parameters(BEGIN)[1]
 
 
 on_one_worker = pytest.mark.xdist_group("walk")
 KINDS = ["its gradient is expensive", "its gradient is cheap", "it needs no gradient"]
-SIZES, RECORD = {"steps": 25, "paths": 101}, sl.Record(every=4, keep_paths=16, marginals=[2])
+SIZES, RECORD = {"steps": 25, "paths": 101}, sl.Record(every=4, keep_paths=16, marginals=[2, 0])
+KEPT = ("x", "ema", "square", "loss", "start", "polyak")
 
 
 def walked(kind=KINDS[0], pull=0.1, slopes=SLOPES, begin=BEGIN, seed=0, dtype=np.float32, **options):
     walk = Walk(pull, jnp.asarray(slopes, dtype), jnp.asarray(begin, dtype), kind)
-    plan = plan_of(Options(**{**SIZES, "record": RECORD, **options}), len(BEGIN))
-    return ensemble.run_ensemble(walk, plan, seed, "walk", 0.0, LEVELS, observables=Watched())
+    options = {**SIZES, "record": RECORD, **options}
+    moments = sorted({0, options["steps"] // options["record"].every // 2 * options["record"].every, options["steps"]})
+    options["record"] = replace(options["record"], keep=KEPT, times=moments)
+    plan = plan_of(Options(**options), len(BEGIN))
+    watched = Watched(walk, AVERAGES, ("ema", "start", "polyak"), HITS, LAYOUT)
+    return ensemble.run_ensemble(watched, plan, seed, "walk", 0.0, LEVELS, observables=Seen())
 
 
 @functools.cache
@@ -98,11 +114,31 @@ def draws(seed, dtype):
     return np.asarray(jax.jit(draw)(jnp.arange(SIZES["steps"])), np.float64)
 
 
+def averaged(x):
+    """The three averages of paths of shape (steps, 3, P), each from its definition."""
+    found = [[x[0]], [x[0]], [x[0]]]
+    for k in range(1, len(x)):
+        weights = DECAY ** np.arange(k - 1, -1, -1)[:, None, None]
+        found[0].append((weights * x[1 : k + 1]).sum(axis=0) / weights.sum())
+        found[1].append(DECAY * found[1][-1] + (1 - DECAY) * x[k])
+        found[2].append(x[FIRST : k + 1].mean(axis=0) if k >= FIRST else x[k])
+    return np.array(found)
+
+
+def first_steps(held):
+    """The first step at which a condition held, from Booleans (steps, P); −1 if there is none."""
+    return np.where(held.any(axis=0), held.argmax(axis=0), -1)
+
+
 def assert_records(found, x, records, groups):
     """Every statistic of a summary is NumPy's of these paths at these steps."""
-    x = x[records]
+    ema, start, polyak = averaged(x)
+    conditions = [x[:, 1] < -2, np.abs(ema).max(axis=1) > 3.5, np.zeros_like(x[:, 0], bool)]
+    firsts = np.stack([first_steps(held[: records[-1] + 1]) for held in conditions], axis=1)
+    np.testing.assert_array_equal(found.hits, firsts)
+    x, ema, start, polyak = (a[records] for a in (x, ema, start, polyak))
     loss, grad = (SLOPES[:, None] * x**2).sum(axis=1) / 2, SLOPES[:, None] * x
-    values = np.stack([loss, x[:, 1] ** 2, grad[:, 0]], axis=1)
+    values = np.stack([loss, x[:, 1] ** 2, grad[:, 0], ema[:, 0]], axis=1)
     paths = x.shape[-1]
     close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
     for g in range(groups):
@@ -113,8 +149,11 @@ def assert_records(found, x, records, groups):
     close(found.grad_norm, np.linalg.norm(grad, axis=1).mean(axis=-1))
     close(found.seen_mean, x.mean(axis=-1))
     close(found.seen_m2, paths * x.var(axis=-1), atol=2e-3)
-    close(found.kept, x[..., : found.kept.shape[1]].transpose(0, 2, 1))
-    close(found.ends, x[-1, [2]].T)
+    kept = np.concatenate([x, ema, x[:, 1:2] ** 2, loss[:, None], start, polyak], axis=1)
+    close(found.kept, kept[..., : found.kept.shape[1]].transpose(0, 2, 1))
+    moments = sorted({0, (len(records) - 2) // 2, len(records) - 1})
+    of_every_path = np.concatenate([values, x[:, [2, 0]]], axis=1)[moments]
+    close(found.laws, of_every_path.transpose(0, 2, 1))
     between = [np.quantile(loss, LEVELS, axis=-1, method=m).T for m in ("lower", "higher")]
     assert (found.histogram >= between[0] * (1 - QUANTILE_ERROR)).all()
     assert (found.histogram <= between[1] * (1 + QUANTILE_ERROR)).all()
@@ -135,8 +174,9 @@ def assert_same(a, b, tolerance=2e-5, quantiles=2e-5):
 def test_records_are_the_statistics_of_the_paths(kind):
     """Every 4th of 25 steps and the last, by the one loop or the other; 101 paths over two devices and 64 groups."""
     found = usual(kind)
-    assert found.kept.shape == (8, 16, 3)
-    assert found.ends.shape == (101, 1)
+    assert found.kept.shape == (8, 16, 14)
+    assert found.laws.shape == (3, 101, 6)
+    assert 5 < (found.hits[:, 0] >= 0).sum() < 95
     assert_records(found, courses(), [0, 4, 8, 12, 16, 20, 24, 25], 64)
 
 
@@ -183,7 +223,7 @@ def test_a_second_run_compiles_nothing_even_with_other_numbers():
     assert not compiled
     x = courses(0.05, SLOPES[::-1], 2 * BEGIN, seed=5)
     np.testing.assert_allclose(
-        found.kept, x[[0, 4, 8, 12, 16, 20, 21], :, :16].transpose(0, 2, 1), rtol=1e-4, atol=1e-5
+        found.kept[..., :3], x[[0, 4, 8, 12, 16, 20, 21], :, :16].transpose(0, 2, 1), rtol=1e-4, atol=1e-5
     )
 
 
@@ -200,7 +240,7 @@ def test_float64_is_float64():
     with jax.enable_x64(True):
         found, x = walked(dtype=np.float64), courses(dtype=np.float64)
     assert found.kept.dtype == np.float64
-    np.testing.assert_allclose(found.kept[-1], x[-1, :, :16].T, rtol=1e-11)
+    np.testing.assert_allclose(found.kept[-1, :, :3], x[-1, :, :16].T, rtol=1e-11)
     np.testing.assert_allclose(found.seen_mean[-1], x[-1].mean(axis=1), rtol=1e-11)
 
 
@@ -216,7 +256,9 @@ MODELS = ["optimizer", "sde"]
 )
 def test_parameters_split_over_devices_give_the_same(problem, interval):
     """Of 7 parameters 4 lie on one device and 3 on the other; what a device holds at rest is 4 of them."""
-    sizes = dict(steps=10, paths=70, record=sl.Record(every=interval, keep_paths=3, observables=["norm"]))
+    kept = dict(keep_paths=3, keep=("x", "v", "ema"), averages={"ema": 0.9}, marginals=[6], times=[0, 10])
+    hits = {f"below {level}": lambda p, level=level: jnp.sum(p**2) < level for level in (6.5, 6, 5.5, 5, 4, 3)}
+    sizes = dict(steps=10, paths=70, record=sl.Record(every=interval, observables=["norm[m]"], hits=hits, **kept))
     over_two, on_one = sl.Execution(parameter_shards=2), sl.Execution(devices=1)
     split = sl.compare(problem, NOISE, OPTIMIZER, MODELS, execution=over_two, **sizes).dataset
     whole = sl.compare(problem, NOISE, OPTIMIZER, MODELS, execution=on_one, **sizes).dataset
@@ -228,7 +270,7 @@ def test_parameters_split_over_devices_give_the_same(problem, interval):
         paths = jax.device_put(np.arange(70, dtype=np.uint32), sharded)
         key, span = np.zeros(2, np.uint32), ensemble.RecordRange(0, 2, 10, interval, 0.0)
         carry = start(stepper, paths, key, 70, static)
-        buffer = ensemble._buffer(experiment.plan, 7)
+        buffer = ensemble._buffer(experiment.plan, stepper)
         after, _ = segment(stepper, experiment.observables, carry, paths, key, span, static, buffer)
         sizes_held = {
             s.data.shape for leaf in jax.tree.leaves(after.state) if leaf.ndim for s in leaf.addressable_shards
@@ -261,9 +303,9 @@ def test_chunks_fit_caches_unless_sketches_would_pile_up():
 
     per_path = 4 * 4 * (3 * 7 + 0) + 2 * 4 * 7  # x, m, v and three copies of each; draws
     assert chunk(ANALYTIC, 100, 10**6) == pytest.approx(2**26 / per_path, rel=0.05)
-    assert chunk(ANALYTIC, 10**5, 10**6) == 10**6
+    assert chunk(ANALYTIC, 10**5, 10**6) == 2 * 2**19  # 500 000 of each device, padded
     assert chunk(sl.Quadratic(np.ones(10**5)), 100, 1000) == 128
-    assert chunk(ANALYTIC, 100, 100) == 100
+    assert chunk(ANALYTIC, 100, 100) == 2 * 64
 
 
 def test_a_stepper_says_whether_its_gradient_is_dear():

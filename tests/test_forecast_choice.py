@@ -14,6 +14,7 @@ from sdelens.forecast._final_loss import FinalLoss
 from sdelens.forecast._numbers import Frame, power_law_of
 from sdelens.forecast._plan import stable_lr
 from sdelens.forecast._trials import final_losses, trial_of
+from tests.checks import assert_shown_well
 
 pytestmark = pytest.mark.xdist_group("forecast_choice")
 STEPS, WARMUP, BATCH, LR = 2000, 100, 64.0, 0.1
@@ -90,6 +91,7 @@ def test_the_record_of_a_schedule(best, tmp_path):
     assert NOISY.final(rebuilt, steps=STEPS, batch_size=BATCH).value == pytest.approx(best.loss.value, rel=1e-3)
     assert best.loss.lower < best.loss.value < best.loss.upper
     assert "better than a cosine to" in str(best)
+    assert_shown_well(best)
     best.plot(tmp_path / "best.png")
     assert (tmp_path / "best.png").stat().st_size > 1e4
 
@@ -100,6 +102,7 @@ def test_without_noise_nothing_should_decay():
     decay = QUIET.when_to_decay(STEPS, SGD, batch_size=BATCH, warmup=WARMUP)
     assert (decay.start, decay.share) == (STEPS, 0)
     assert "no decay" in str(decay)
+    assert_shown_well(decay)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, sl.AdamW(LR, decay="independent", weight_decay=0.1)], ids=["sgd", "adamw"])
@@ -174,6 +177,7 @@ def test_the_frontier_of_batch_sizes(tmp_path):
         assert (either.table.loss <= other.table.loss.loc[either.table.index] * (1 + 1e-6)).all()
     assert (either.table.steps_to_loss <= found.table.steps_to_loss.loc[either.table.index] * 1.01).all()
     assert "critical batch size" in str(found)
+    assert_shown_well(found)
     found.plot(tmp_path / "batch.png")
     json.dumps(found.describe())
 

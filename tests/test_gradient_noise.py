@@ -19,6 +19,7 @@ from scipy import integrate, stats
 
 import sdelens as sl
 from sdelens.diagnosis import _ratio, _student, _tails
+from tests.checks import assert_shown_well
 
 SCALE = np.geomspace(0.3, 3, 30)
 
@@ -233,6 +234,7 @@ def test_no_upper_limit_where_few_values_decide():
     text = str(found)
     assert f"> {low:.3g}" in text
     assert "No upper limit of the noise scale of gradient, all: the tails" in text
+    assert_shown_well(found)
     assert sl.gradient_noise(g, tails=False).noise_scale_reason() is None
     one = 5 + np.random.default_rng(36).standard_normal((30, 4))
     one[17] *= 12

@@ -155,7 +155,7 @@ def test_published_slopes_at_zero():
 def test_closed_form_of_whole_degrees_of_freedom_equals_the_beta_function():
     s, df = np.linspace(-30, 30, 401), np.arange(1, 33)
     with jax.enable_x64(True):
-        whole = jax.jit(lambda: jnp.stack([_t_mean_sign_whole(s, int(n)) for n in df]))()
+        whole = jax.jit(lambda: jnp.stack([_t_mean_sign_whole(s, jnp.asarray(n, float), int(n)) for n in df]))()
         general = jax.jit(lambda: _t_mean_sign(s, jnp.asarray(df[:, None], float)))()
     np.testing.assert_allclose(whole, general, atol=1e-12)
 

@@ -78,7 +78,7 @@ def test_observables_are_those_of_the_paths(run, name):
 
 @on_one_worker
 def test_ends_are_those_of_the_paths(run):
-    np.testing.assert_array_equal(run.dataset.end_x.values[:, :, 0], run.dataset.path_x.values[:, :, -1, 1])
+    np.testing.assert_array_equal(run.dataset.law_x.values[:, 0, :, 0], run.dataset.path_x.values[:, :, -1, 1])
 
 
 @on_one_worker
@@ -98,22 +98,23 @@ def test_saved_and_loaded(run, tmp_path):
     run.save(tmp_path / "run.nc")
     again = sl.load(tmp_path / "run.nc")
     assert again.observables == run.observables
-    assert again.distances(permutations=99).equals(run.distances(permutations=99))
+    assert again.laws(resamples=99).table.equals(run.laws(resamples=99).table)
 
 
-def test_distances_of_one_law_and_of_another():
+def test_laws_of_one_model_and_of_another():
     subject, sizes = sl.Quadratic([1.0, 2.0, 3.0]), dict(steps=20, paths=400, record=sl.Record(every=20, marginals=3))
     models = {"optimizer": "optimizer", "sde": "sde", "fine": sl.ClosedForm("sde", substeps=4)}
     found = sl.compare(subject, NOISE, sl.SGD(0.1), models, **sizes)
-    distances = found.distances(permutations=2999)
-    assert distances.loc[("sde", "all")].p_value > 1e-3  # one law: below by chance once in a thousand seeds
-    assert distances.loc[("fine", "all")].distance < 1
+    table = found.laws(resamples=2999).table
+    assert table.loc[("sde", 20, "w1", "all")].p_value > 1e-3  # one law: below by chance once in a thousand seeds
+    assert table.loc[("fine", 20, "w1", "all")].value < 1
     alone = sl.simulate(subject, NOISE, sl.SGD(0.1), "optimizer", **sizes)
-    np.testing.assert_array_equal(alone.dataset.end_x.values[0], found.dataset.end_x.sel(model="optimizer").values)
+    np.testing.assert_array_equal(alone.dataset.law_x.values[0], found.dataset.law_x.sel(model="optimizer").values)
     sizes |= dict(steps=40, record=sl.Record(every=40, marginals=3))
     far = sl.compare(subject, NOISE, sl.RMSpropW(0.02, b2=0.9), ["optimizer", "malladi2022"], **sizes)
-    row = far.distances(permutations=199).loc[("malladi2022", "all")]
-    assert row.distance > 2 * row.null
+    row = far.laws(quantities=["w1"], resamples=199).table.loc[("malladi2022", 40, "w1", "all")]
+    assert row.value > 2 * row.floor
+    assert row.lower > 0
     assert row.p_value < 0.01
 
 
@@ -170,9 +171,14 @@ def test_a_run_whose_paths_are_all_lost_can_be_printed():
         ["optimizer", "sde"],
         steps=6,
         paths=4,
-        record=sl.Record(every=3, observables=["norm"], marginals=2),
+        record=sl.Record(every=3, observables=["norm"], marginals=2, hits={"far": lambda p: p["b"] > 1e6}),
     )
     assert "diverged" in str(run)
+    until = run.dataset.watched_until.values
+    assert (until < 6).all()
+    first = run.dataset.hit_step.values[:, 0]
+    assert ((first <= until) | np.isnan(first)).all()
+    assert "hit" in str(run.hitting_times())
 
 
 @on_one_worker
@@ -186,8 +192,12 @@ def test_what_was_not_recorded_is_refused():
     plain = sl.compare(sl.Quadratic([1.0]), NOISE, sl.SGD(0.1), ["optimizer", "sde"], steps=2, paths=8)
     with pytest.raises(ValueError, match="recorded none"):
         plain.of("norm")
-    with pytest.raises(ValueError, match="marginals: the run kept none"):
-        plain.distances()
+    with pytest.raises(ValueError, match="laws: the run stored no values of every path"):
+        plain.laws()
+    with pytest.raises(ValueError, match="hits: the run counted no hitting times"):
+        plain.hitting_times()
+    with pytest.raises(ValueError, match="of: the run kept no paths"):
+        plain.autocorrelation()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -12,7 +12,6 @@ ASK_FOR_MORE = {
     "lbfgs": "the loss and its gradient as a function (line search)",
     "contrib.momo": "the loss of the batch",
     "contrib.momo_adam": "the loss of the batch",
-    "contrib.sophia": "the loss as a function (Hessian)",
 }
 OTHER_ARGUMENTS = {
     "contrib.dpsgd": "per-example gradients",
@@ -22,9 +21,11 @@ OTHER_ARGUMENTS = {
 COARSE = {"contrib.acprop", "contrib.adopt", "rprop"}
 KNOWN = optax_optimizers()
 # One of every kind of state and of update: means, squares and their sums, signs, norms of a layer, matrices and their
-# factors, projections, largest values so far, counts of signs, random keys, a distance that is estimated.
+# factors, projections, largest values so far, counts of signs, random keys, a distance that is estimated, two momenta,
+# an average of the parameters.
 KINDS = ["adabelief", "adafactor", "adagrad", "adamax", "adamw", "amsgrad", "contrib.galore", "contrib.muon"]
 KINDS += ["contrib.prodigy", "lamb", "lion", "noisy_sgd", "rprop", "sm3"]
+KINDS += ["contrib.ademamix", "contrib.schedule_free_adamw"]
 RUNNING = sorted(KNOWN.keys() - ASK_FOR_MORE.keys() - OTHER_ARGUMENTS.keys())
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 
 import sdelens as sl
-from sdelens.order import WeakOrder
+from sdelens.cases.case import Case
+from sdelens.order import WeakOrder, _study
+from tests.checks import assert_shown_well
 
 UNIT = sl.GaussianNoise(1.0)
 LINE = sl.Quadratic([2.0], start=[1.5])
@@ -236,6 +238,8 @@ def test_the_report_the_table_and_the_figure(tmp_path):
     text = str(study)
     assert "SignSGD on quadratic, d = 1" in text
     assert "agreement there says nothing about the SDE" in text
+    assert_shown_well(study)
+    assert r"slope [95 \%] & error at $\eta$ = " in study.to_latex()
     study.export(tmp_path / "a.csv")
     assert len(pd.read_csv(tmp_path / "a.csv")) == len(study.table)
     for ending in ("png", "pdf", "svg"):
@@ -247,6 +251,60 @@ def test_the_report_the_table_and_the_figure(tmp_path):
 
 def order(optimizer=None, lrs=(0.2, 0.1, 0.05), horizon=0.8, models=None, problem=LINE, noise=UNIT, **options):
     return sl.weak_order(problem, noise, optimizer or sl.SGD(0.1), lrs, horizon, models, **options)
+
+
+class Own(sl.OptimizerSDE):
+    """SGD's SDE, written again."""
+
+    def drift(self, t, y, grad):
+        return sl.State(-grad)
+
+    def apply_diffusion(self, t, y, grad, dW):
+        return sl.State(-jnp.sqrt(self.optimizer.lr) * self.noise.apply_root(y.x, dW))
+
+
+class Two(Own):
+    """The same with a second Brownian motion of its own, as strong as 1 % of the first."""
+
+    @property
+    def noise_shape(self):
+        return (2, self.problem.dim)
+
+    def apply_diffusion(self, t, y, grad, dW):
+        return super().apply_diffusion(t, y, grad, dW[0] + 0.01 * dW[1])
+
+
+def test_sdes_of_your_own_are_coupled_to_the_optimizer():
+    """The same equation has the same errors; a further Brownian motion of 1 % leaves most of the coupling."""
+    study = order(sl.FromOptax(optax.sgd, 0.1), models=[Own, Two], paths=200, substeps=4)
+    table = study.table.set_index("model")
+    of_ours = order(models=["sde"], paths=200, substeps=4).table
+    np.testing.assert_allclose(table.error["Own"], of_ours.error, rtol=1e-3, atol=1e-6)
+    assert (table.loc["Two", "sem"] < 0.1 / np.sqrt(200)).all()
+
+
+def bounded(lr):
+    """The norm couples coordinates, so there are no coefficients by quadrature."""
+    return optax.chain(optax.clip_by_global_norm(1e6), optax.sgd(lr))
+
+
+@pytest.mark.parametrize(("optimizer", "used"), [(sl.FromOptax(bounded, 0.1), "sampled"), (sl.SGD(0.1), "quadrature")])
+def test_the_empirical_sde_is_sampled_where_quadrature_is_impossible(optimizer, used):
+    case = Case.checked(LINE, UNIT, optimizer, None, 1)
+    assert _study._with_coefficients(sl.Empirical(), case).coefficients == used
+
+
+@pytest.mark.slow
+def test_sampled_coefficients_are_measured_on_independent_paths():
+    """E x is (1 − η)ᵏ for the optimizer and e^−t for its SDE; all of 12 means are within 5 standard errors."""
+    options = dict(paths=256, substeps=4, functions={"x": lambda p: p[0]}, models=[sl.Empirical(samples=4)])
+    study = order(problem=sl.Quadratic([1.0]), **options)
+    found = study.table[study.table.scheme == "resolved"]
+    exact = (1 - found.lr) ** np.round(found.time / found.lr) - np.exp(-found.time)
+    start = float(found["size"].max())  # |E x| is largest at the start
+    assert len(found) == 12
+    assert (np.abs(found.error - start * exact) < 5 * found["sem"] + found.unresolved).all()
+    assert "no Brownian path in common" in " ".join(study.notes())
 
 
 BAD = {
@@ -286,23 +344,6 @@ BAD = {
     "substeps of a model": (
         lambda: order(models=[sl.ClosedForm("sde", substeps=8)]),
         "models: 'sde, 8 substeps' has 8 substeps; use the argument substeps of weak_order",
-    ),
-    "sampled coefficients": (
-        lambda: order(models=[sl.Empirical(samples=16)]),
-        "models: 'empirical, 16 samples' has sampled coefficients, so it has no Brownian path in common with",
-    ),
-    "coupled coordinates": (
-        lambda: order(sl.FromOptax(optax.lamb, 0.1)),
-        "the empirical SDE has no coefficients by quadrature, because an update of lamb couples coordinates, by",
-    ),
-    "correlated coordinates": (
-        lambda: order(
-            sl.AdamW(0.1),
-            problem=sl.Quadratic([1.0, 2.0]),
-            noise=sl.GaussianNoise(covariance=np.eye(2)),
-            models=["empirical"],
-        ),
-        "in common with the optimizer; give SDEs in closed form, models=['sde', 'full-noise', 'malladi2022', 'second",
     ),
     "substeps": (lambda: order(substeps=6), "substeps: got 6; give a multiple of 4"),
     "method": (lambda: order(method="exact"), "method: got 'exact'"),

@@ -135,7 +135,8 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def experiment_of(group, **options):
-    record, execution = sl.Record(every=2, keep_paths=70, marginals=2), sl.Execution(chunk=20, devices=1)
+    watched = {"averages": {"ema": 0.9}, "hits": {"low": lambda x: x[0] < 0}, "marginals": 2, "times": 2}
+    record, execution = sl.Record(every=2, keep_paths=70, **watched), sl.Execution(chunk=20, devices=1)
     asked = Options(steps=7, paths=101, record=record, execution=execution, **options)
     experiment = prepare(PROBLEM, NOISE, OPTIMIZER, ["sde"], asked)
     return replace(experiment, plan=experiment.plan._replace(share=group.share(experiment.plan.paths)), group=group)

@@ -212,10 +212,6 @@ def test_larger_batches():
             lambda: sl.simulate(sl.Quadratic([1.0]), sl.MinibatchNoise(2), sl.SGD(0.1), steps=2),
             "need a problem with examples",
         ),
-        (
-            lambda: sl.simulate(problem(), sl.MinibatchNoise(2) + sl.GaussianNoise(1.0), sl.SGD(0.1), steps=2),
-            "cannot be part of a sum",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -20,6 +20,7 @@ from sdelens.optimizers import State
 from sdelens.scaling import RULES, rescale
 from sdelens.sdes import Instant, build_sde
 from sdelens.shell.app import app
+from tests.checks import assert_shown_well
 
 SPECIFICATIONS = {
     "sgd": sl.SGD(0.1, weight_decay=0.01),
@@ -351,7 +352,7 @@ def test_the_account_names_every_number_and_rounding():
     text = str(new)
     for word in ("lr", "0.0006", "Assumptions", "normalisation", "sl.diagnose", "‖g‖"):
         assert word in text
-    assert all(len(line) <= 120 for line in text.splitlines())
+    assert_shown_well(new)
 
 
 def test_l2_in_the_gradient_stays_and_decoupled_decay_moves():

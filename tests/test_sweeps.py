@@ -5,6 +5,7 @@ import json
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,7 +14,7 @@ import sdelens as sl
 from sdelens.results.ranking import best_of
 from sdelens.run import grid
 from sdelens.run.replace import field_names, replaced
-from tests.checks import assert_same_numbers, compilations
+from tests.checks import assert_same_numbers, assert_shown_well, compilations
 
 pytestmark = pytest.mark.xdist_group("sweeps")  # nearly all share programs
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise([1.0, 2.0]), sl.AdamW(0.05, b2=0.9)
@@ -104,7 +105,7 @@ def test_a_specification_is_rebuilt_as_it_was(specification):
     [
         ({"lrr": [0.1]}, "over: got 'lrr'; choose one of 'lr', 'b1', .*'noise.scale'.*Did you mean 'lr'"),
         ({"lr": [0.1, -1.0]}, "the point lr=-1 cannot be run: lr: got -1.0; it must be greater than 0"),
-        ({"noise.scale": [1.0, 0.0]}, "the point noise.scale=0 cannot be run: scale: got 0.0"),
+        ({"noise.scale": [1.0, 0.0]}, "the point noise.scale=0 cannot be run: scale: got 0 only"),
         ({"problem.curvature": [[1.0]], "lr": [0.1]}, "the point problem.curvature=#0, lr=0.1 cannot be run"),
         ({"lr": []}, r"over\['lr'\]: got an empty list"),
         ({"lr": [0.1, 0.1]}, r"over\['lr'\]: got 0.1 twice"),
@@ -196,6 +197,7 @@ def test_a_file_is_read_back(found, tmp_path):
     assert isinstance(again, sl.Sweep)
     assert again.dataset.identical(found.dataset)
     assert str(again) == str(found)
+    assert_shown_well(found)
     assert json.loads(again.dataset.attrs["over"])["noise.scale"] == OVER["noise.scale"]
     found.export(tmp_path / "sweep.csv")
     assert (tmp_path / "sweep.csv").read_text().startswith("lr,weight_decay,noise.scale,model,late_loss,sem,diverged")
@@ -276,3 +278,38 @@ def test_an_estimate_of_a_sweep_counts_its_points():
     case = (PROBLEM, NOISE, OPTIMIZER, MODELS)
     one, many = (sl.estimate(*case, over={"lr": values}, **SIZES) for values in ([0.1], [0.1, 0.2, 0.3]))
     assert many.result_bytes == 3 * one.result_bytes
+
+
+class Own(sl.OptimizerSDE):
+    """SGD's SDE with a drift that is too strong or too weak."""
+
+    rho: float = 1.0
+
+    def drift(self, t, y, grad):
+        return sl.State(-self.rho * grad)
+
+    def apply_diffusion(self, t, y, grad, dW):
+        return sl.State(-jnp.sqrt(self.optimizer.lr) * self.noise.apply_root(y.x, dW))
+
+
+def test_fields_of_an_sde_of_your_own_are_swept_without_further_compilation():
+    """Without noise and over one step, its x is (1 − ρ η λ) x₀, the loss λx²/2."""
+    problem, noise, options = sl.Quadratic([1.0], start=1.0), sl.GaussianNoise(1e-6), dict(steps=1, paths=4)
+
+    def swept(models, **over):
+        return sl.sweep(problem, noise, sl.SGD(0.1), models, over=over["over"], **options)
+
+    swept([Own], over={"Own.rho": [1.0]})
+    with compilations() as compiled:
+        found = swept({"mine": Own}, over={"mine.rho": [0, 0.5, 2.0]})
+    assert compiled == []
+    np.testing.assert_allclose(
+        found.dataset.loss_mean[:, 0, -1], 0.5 * (1 - 0.1 * np.array([0, 0.5, 2.0])) ** 2, rtol=1e-4
+    )
+    assert json.loads(found.at(**{"mine.rho": 0.5}).dataset.attrs["models"])["mine"]["rho"] == 0.5
+    by_function = swept(
+        [lambda problem, noise, optimizer, b=3.0: Own(problem, noise, optimizer, b)], over={"lr": [0.1]}
+    )
+    np.testing.assert_allclose(by_function.dataset.loss_mean[0, 0, -1], 0.5 * 0.7**2, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"over: got 'rho'; choose one of .*'Own.rho'"):
+        swept([Own], over={"rho": [1.0]})

@@ -12,6 +12,7 @@ from scipy.special import erf, erfinv
 
 import references
 import sdelens as sl
+from tests.checks import assert_shown_well
 
 CURVATURE, SIGMA = np.array([0.5, 1.0, 2.0, 5.0]), np.array([1.0, 0.5, 1.0, 2.0])
 PROBLEM, NOISE = sl.Quadratic(CURVATURE, start=1.0), sl.GaussianNoise(SIGMA)
@@ -576,6 +577,7 @@ def test_sample_and_density():
         with pytest.raises(ValueError, match=r"coordinates|points"):
             law.density(points, coordinates)
     assert "SGD in the stationary state (algorithm), d = 4" in str(law)
+    assert_shown_well(law)
     one = sl.theory.stationary(PROBLEM, NOISE, sl.SGD(0.05))
     assert one.sample(10).shape == (10, 4)
     assert one.spread.ndim == 1
@@ -632,6 +634,7 @@ def test_phases_of_a_problem_a_gradient_a_pytree_and_a_trajectory():
     np.testing.assert_allclose(course.left, expected)
     assert course.shares.shape == (31, 3)
     assert "Phase 1 is left from t = 0 (first coordinate)" in str(course)
+    assert_shown_well(course)
     along = sl.theory.phases(PROBLEM, NOISE, along=sl.theory.predict(PROBLEM, NOISE, sl.SignSGD(0.05), steps=100))
     assert along.phase[-1].tolist() == [3, 3, 3, 3]
     never = sl.theory.phases(np.full((5, 1), 10.0), sl.GaussianNoise(1.0))
@@ -759,7 +762,7 @@ def test_a_bound_whose_assumption_fails_is_infinite_and_says_why():
         assert np.isinf(found.loss).all()
         assert np.isinf(found.asymptote)
         assert why in found.reason
-        assert f"FAILS        {why}" in str(found)
+        assert f"FAILS: {why}" in str(found)
         assert any(a.name.startswith(why) for a in failing)
     two = sl.SymmetricNoise(*_two_humps(), variance=2.0)
     assert "unimodal" in bound(noise=two, optimizer=sl.SignSGD(0.01)).reason

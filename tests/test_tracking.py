@@ -15,7 +15,6 @@ from sdelens.results.tracking import (
     _LeftOut,
     _shift_limits,
     late_window,
-    marginal_distances,
     spread_ratio,
     tracking_error,
 )
@@ -515,61 +514,3 @@ def test_spread_counts_the_paths_that_are_left():
     few = ensemble(rng, 1.0, 64, "b")
     lost = few._replace(counts=few.counts * 4, living=np.ones_like(few.groups) * few.counts[:, None])
     assert spread_ratio(lost, full, 0.95) == spread_ratio(few, full, 0.95)
-
-
-def test_distance_from_a_law_without_spread():
-    rng = np.random.default_rng(0)
-    away, still = 5 + rng.normal(size=(50, 1)), np.zeros((50, 1))
-    found = marginal_distances(away, still, False, 99)[0]
-    assert found.distance > 1
-    assert found.p_value < 0.05
-    assert marginal_distances(still, still, False, 99)[0].distance == 0
-
-
-def test_distances_of_marginals_are_those_of_scipy():
-    rng = np.random.default_rng(1)
-    first, second = rng.normal(size=(50, 2)), rng.normal(0.5, 2.0, size=(70, 2))
-    found = marginal_distances(first, second, False, 99)
-    for i in range(2):
-        expected = stats.wasserstein_distance(first[:, i], second[:, i]) / second[:, i].std(ddof=1)
-        assert found[i].distance == pytest.approx(expected, rel=1e-9)
-    assert found[2].distance == pytest.approx((found[0].distance + found[1].distance) / 2)
-
-
-def rejections(paired, runs, paths, permutations):
-    """How often two samples of one law have p ≤ 0.1, and how many may, but for 1e-4 of chance.
-
-    Pairs (√2 a, a + b) are not exchangeable, but their marginals are one law; swaps are then only approximate.
-    """
-    rng, low = np.random.default_rng(2), 0
-    for _ in range(runs):
-        first, second = rng.normal(size=(2, paths, 3))
-        second = second + first if paired else second
-        first = first * np.sqrt(2) if paired else first
-        low += marginal_distances(first, second, paired, permutations)[-1].p_value <= 0.1
-    return low, int(stats.binom.isf(1e-4, runs, 0.15 if paired else 0.1))
-
-
-@pytest.mark.parametrize("paired", [False, True])
-def test_p_values_of_distances_hold_their_level(paired):
-    """Under one law p ≤ 0.1 in at most 10 % of runs."""
-    low, allowed = rejections(paired, 100, 20, 49)
-    assert low <= allowed
-
-
-@pytest.mark.study
-@pytest.mark.parametrize("paired", [False, True])
-def test_p_values_of_distances_hold_their_level_in_many_runs(paired, measured):
-    runs = 2000
-    low, allowed = rejections(paired, runs, 40, 99)
-    measured("runs of one law with p ≤ 0.1", int(low), f"≤ {allowed} of {runs}")
-    assert low <= allowed
-
-
-def test_another_law_is_seen():
-    rng = np.random.default_rng(2)
-    for paired in (False, True):
-        shifted = marginal_distances(rng.normal(size=(80, 2)), 1 + rng.normal(size=(80, 2)), paired, 199)[-1]
-        assert shifted.p_value < 0.01
-        assert shifted.distance > 2 * shifted.null
-        assert shifted.distance == pytest.approx(1.0, abs=0.4)

@@ -2,7 +2,8 @@
 
 A tutorial is a script of `examples/tutorials/` in jupytext's percent format. It is executed as a notebook, any error of
 which fails the build, and becomes a page with its outputs; the notebook itself lies beside the page. What was executed
-is kept in `build/tutorials`, by the hash of the script and of the library's sources.
+is kept in `build/tutorials`, by the hash of the script and of the library's sources. The explorer is
+`explorer/index.html`.
 """
 
 import base64
@@ -20,6 +21,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
 
+from sdelens import explorer
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "tutorials"
 KEPT = ROOT / "build" / "tutorials"
@@ -28,6 +31,7 @@ KERNEL = ["--InlineBackend.figure_formats={'retina'}", "--log-level=ERROR"]
 # Links as a code host needs them, and where the site has the same.
 ELSEWHERE = [
     (r"\]\((?:\.\./)?examples/tutorials/(\w+)\.py\)", r"](tutorials/\1.md)"),
+    (r"\]\(\.\./src/sdelens/explorer/assets/page\.html\)", "](explorer/index.html)"),
     (r"\]\(\.\./README\.md\)", "](index.md)"),
     (r"\]\((?:\.\./)?CONTRIBUTING\.md\)", "](architecture.md)"),
     (r"\]\((?:\.\./)?CHANGELOG\.md\)", "](changelog.md)"),
@@ -41,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     lacking = public_names.undocumented()
     if lacking:
         raise PluginError("Undocumented: " + "; ".join(lacking))
+    files.append(File.generated(config, "explorer/index.html", content=explorer.page()))
     library = hashlib.sha256()
     for source in sorted((ROOT / "src").rglob("*.py")):
         library.update(source.read_bytes())
@@ -65,13 +70,15 @@ def executed(script: Path, kept: Path) -> nbformat.NotebookNode:
     try:
         NotebookClient(
             notebook,
-            timeout=300,
+            timeout=900,
             coalesce_streams=True,
             resources={"metadata": {"path": str(work)}},
             extra_arguments=KERNEL,
         ).execute()
     except Exception as error:
         raise PluginError(f"examples/tutorials/{script.name} failed: {error}") from error
+    for cell in notebook.cells:  # warnings of other packages, which name paths of this machine
+        cell["outputs"] = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
     for old in KEPT.glob(f"{script.stem}-*.ipynb"):
         old.unlink()
     nbformat.write(notebook, kept)

@@ -7,6 +7,7 @@
 
 # %%
 import os
+import textwrap
 
 import jax
 
@@ -16,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
-from sdelens.results.plotting import STYLE
+from sdelens.results.end_labels import End, label_ends
 
 problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=1.0)
 cauchy = sl.StudentTNoise(scale=1.0, df=1)
@@ -32,11 +33,11 @@ sizes = dict(steps=2000, paths=2000, record=sl.Record(every=20))
 try:
     sl.simulate(problem, cauchy, sl.SGD(lr=0.01), "sde", steps=10)
 except ValueError as error:
-    print(error)
+    print(textwrap.fill(str(error), 100))
 
 # %% [markdown]
-# The optimizer itself can be run. The median of the loss over paths is small, but the mean is determined by the single
-# largest draw.
+# The optimizer itself can be run. The median of the loss over paths stays below 10, but the mean is determined by the
+# single largest draw.
 
 # %%
 sgd = sl.simulate(problem, cauchy, sl.SGD(lr=0.01), "optimizer", **sizes)
@@ -57,23 +58,34 @@ for df in (1, 2, 5):
 results["normal"] = sl.compare(problem, sl.GaussianNoise(1.0), sl.SignSGD(lr=0.01), **sizes)
 for name, result in results.items():
     row = result.errors().loc["sde"]
-    limits = f"{100 * row.error_lower:.2f} to {100 * row.error_upper:.2f} %"
-    print(f"{name:8} error {100 * row.error:.2f} %, 99 % limits {limits}")
+    print(f"{name:8} error at most {100 * row.error_upper:.2f} % (99 % limit)")
 
-# %% alt="Mean loss under normal and Student t noise: SignSGD and its SDE agree for every law; the mean of SGD jumps"
+# %% alt="SignSGD and its SDE agree under every noise; the mean of SGD under Cauchy noise jumps, its median does not"
 colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
-with plt.style.context(STYLE):
-    figure, axes = plt.subplots(figsize=(5.6, 3.6))
+with sl.style():
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4))
+    ends = []
     for (name, result), colour in zip(results.items(), colours, strict=True):
-        data = result.dataset.loss_mean
-        axes.plot(data.time, data.sel(model="optimizer"), color=colour, alpha=0.6, linewidth=2.4, label=name)
-        axes.plot(data.time, data.sel(model="sde"), color="black", linestyle=(0, (5, 2)), linewidth=1)
-    mean = sgd.dataset.loss_mean.isel(model=0)
-    axes.plot(mean.time, mean, color="0.5", linestyle=(0, (1, 1.2)), label="SGD, ν = 1")
-    axes.set(
-        yscale="log", xlabel="time $t = k\\eta$", ylabel="mean loss", xlim=(0, 8), title="SignSGD, and its SDE (dashed)"
+        data = result.dataset.loss_mean.sel(step=slice(0, 800))
+        left.plot(data.time, data.sel(model="optimizer"), color=colour, alpha=0.5, linewidth=3)
+        left.plot(data.time, data.sel(model="sde"), color=colour, linestyle=(0, (5, 2)), linewidth=1)
+        ends.append(End.of(name, colour, data.time.values, data.sel(model="optimizer").values))
+    left.set(yscale="log", xlabel="time $t = k\\eta$", ylabel="mean loss", xlim=(0, 8))
+    left.set_title("SignSGD and its SDE (dashed)\nagree under every noise", loc="left")
+    label_ends(left, ends)
+    sgd_data = sgd.dataset.isel(model=0)
+    median = sgd_data.loss_quantile.sel(quantile=0.5)
+    right.plot(sgd_data.time, sgd_data.loss_mean, color="#D55E00")
+    right.plot(sgd_data.time, median, color="black")
+    right.set(yscale="log", xlabel="time $t = k\\eta$", ylabel="loss", xlim=(0, 20))
+    right.set_title("SGD under Cauchy noise (ν = 1):\nthe mean is that of the largest draw", loc="left")
+    label_ends(
+        right,
+        [
+            End.of("mean", "#D55E00", sgd_data.time.values, sgd_data.loss_mean.values),
+            End.of("median", "black", sgd_data.time.values, median.values),
+        ],
     )
-    axes.legend()
 
 # %% [markdown]
 # ## Stationary loss

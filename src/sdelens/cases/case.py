@@ -15,10 +15,12 @@ import numpy as np
 from jax import Array
 
 from sdelens.cases.starts import Start, start_of
+from sdelens.core import check
 from sdelens.core.compilation import compiler_options, quick
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
+from sdelens.results.printable import Parts, Printable
 from sdelens.results.result import FORMAT
 
 __all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject", "result_attributes"]
@@ -61,8 +63,8 @@ class Case:
         """
         check_subject(problem, noise, optimizer)
         check_schedule(optimizer, steps)
-        if isinstance(optimizer, FromOptax):
-            optimizer.check(problem.layout)
+        if isinstance(optimizer.unwrapped, FromOptax):
+            optimizer.unwrapped.check(problem.layout)
         begin = start_of(start, problem, optimizer)
         bound = noise.bind(problem) if bound is None else bound
         check_start(optimizer, bound, problem, begin)
@@ -138,8 +140,8 @@ def result_attributes(
     }
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Printable):
     """What a run or a prediction would cost.
 
     Attributes:
@@ -155,12 +157,13 @@ class Estimate:
     memory_bytes: int
     result_bytes: int
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """One readable line."""
-        return (
+        said = (
             f"about {self.seconds:.0f} s ({self.compile_seconds:.0f} s of it for compilation), "
             f"{self.memory_bytes / 2**20:.0f} MiB of memory, {self.result_bytes / 2**20:.1f} MiB of results"
         )
+        return [said]
 
 
 def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
@@ -187,10 +190,14 @@ def check_subject(problem: Any, noise: Any, optimizer: Any) -> None:
 
 def check_schedule(optimizer: Optimizer, steps: int) -> None:
     """Refuse a schedule that leaves [0, 1] within the run (checked at no more than 10 000 of its steps)."""
+    optimizer = optimizer.unwrapped
     if not isinstance(optimizer, DecayedOptimizer) or optimizer.schedule is None:
         return
+    if check.any_traced(optimizer.schedule, optimizer.lr):
+        return
     at = np.unique(np.linspace(0, steps - 1, min(steps, 10_000)).astype(np.int32))
-    values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
+    with check.evaluated():
+        values = np.asarray(jax.vmap(lambda k: jax.numpy.asarray(optimizer.multiplier(k), float))(at))
     if values.size and 0 <= values.max() < _LOW_PEAK:
         warnings.warn(
             f"schedule: never exceeds {values.max():g} in this run; it multiplies lr = {optimizer.lr:g}. If its "
@@ -209,7 +216,7 @@ def check_schedule(optimizer: Optimizer, steps: int) -> None:
 
 def check_start(optimizer: Optimizer, noise: NoiseLaw, problem: AbstractProblem, start: Start) -> None:
     """Refuse an accumulator that would start at an infinite second moment."""
-    if getattr(optimizer, "v0", "zero") != "second-moment" or start.saved.v is not None:
+    if getattr(optimizer.unwrapped, "v0", "zero") != "second-moment" or start.saved.v is not None:
         return
     if not noise.has_variance(problem.start):
         raise ValueError(

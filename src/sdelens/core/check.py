@@ -1,5 +1,6 @@
 """Checks of arguments: every error message names the argument, the value that was given, and a remedy."""
 
+import contextlib
 import difflib
 import math
 import numbers
@@ -9,13 +10,36 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["at_least", "choice", "finite_array", "float_dtype", "fraction", "nonnegative", "positive", "whole"]
+__all__ = [
+    "any_traced",
+    "at_least",
+    "choice",
+    "evaluated",
+    "finite_array",
+    "float_dtype",
+    "fraction",
+    "nonnegative",
+    "positive",
+    "whole",
+]
 
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is abstract (inside a JAX transformation), so that it cannot be inspected."""
     jax = sys.modules.get("jax")  # JAX values exist only if JAX is imported; plain numbers are checked without it
     return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def any_traced(*trees: Any) -> bool:
+    """Whether a number or array within pytrees is abstract."""
+    jax = sys.modules.get("jax")
+    return jax is not None and any(is_traced(leaf) for leaf in jax.tree.leaves(trees))
+
+
+def evaluated(*trees: Any) -> Any:
+    """A context in which JAX computes at once, also within jit, if nothing in the pytrees is abstract."""
+    jax = sys.modules.get("jax")
+    return contextlib.nullcontext() if jax is None or any_traced(*trees) else jax.ensure_compile_time_eval()
 
 
 def _is_array(value: Any) -> bool:
@@ -132,8 +156,15 @@ def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def finite_array(name: str, value: Any, dims: tuple[int, ...]) -> Any:
-    """Return `value` as a floating array with a number of axes in `dims` and finite entries."""
-    if is_traced(value):
+    """Return `value` as a floating array with a number of axes in `dims` and finite entries.
+
+    Of an array inside a JAX transformation only the number of axes is checked.
+    """
+    if is_traced(value) or (isinstance(value, list | tuple) and any_traced(value)):
+        value = sys.modules["jax"].numpy.asarray(value, float)
+        if value.ndim not in dims:
+            allowed = " or ".join(str(d) for d in dims)
+            raise ValueError(f"{name}: got an array of shape {value.shape}; it must have {allowed} axes.")
         return value
     _refuse_key(name, value, "give an array of real numbers")
     try:

@@ -9,10 +9,12 @@ of the two ways differ by rounding.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -20,9 +22,21 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from sdelens.core import check
 from sdelens.core.machine import cores
 
-__all__ = ["SMALL", "WIDE", "Program", "Way", "compiled_ahead", "compiler_options", "operations", "program", "quick"]
+__all__ = [
+    "SMALL",
+    "WIDE",
+    "Program",
+    "Way",
+    "cache_programs",
+    "compiled_ahead",
+    "compiler_options",
+    "operations",
+    "program",
+    "quick",
+]
 
 Way = Literal["quick", "narrow", "wide"]
 SMALL = 3e8
@@ -52,6 +66,39 @@ different ways, and then no element equals the maximum."""
 _WRITTEN = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
 """Operations that write into an array in place, with the index of the argument that holds the new values."""
 _PROGRAMS = (ClosedJaxpr, Jaxpr)
+
+
+def cache_programs(folder: str | os.PathLike[str] | None = None, *, max_bytes: int = 2**30) -> Path:
+    """Keep compiled programs in a folder, from which this and later processes load them instead of compiling again.
+
+    It sets JAX's persistent compilation cache for the whole process, and also applies to other programs of JAX. The
+    library itself never calls it; the shell does. The folder holds compiled code that later processes execute: use one
+    that only you can write to.
+
+    Args:
+        folder: the folder, created if it is missing; by default ``sdelens/programs`` in the user's cache folder, which
+            is ``$XDG_CACHE_HOME`` or ``~/.cache`` on Linux, and the usual one on macOS and Windows.
+        max_bytes: size of the folder above which the least recently used programs are removed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError, TypeError: if `max_bytes` is not a whole number of at least 1.
+        OSError: if the folder cannot be created.
+    """
+    import platformdirs
+    from jax.experimental.compilation_cache import compilation_cache
+
+    limit = check.at_least("max_bytes", max_bytes, 1)
+    chosen = platformdirs.user_cache_path("sdelens") / "programs" if folder is None else Path(folder)
+    chosen.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_compilation_cache_max_size", limit)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()  # JAX chooses the folder when it first compiles
+    return chosen
 
 
 def program(**options: Any) -> Callable[[Callable[..., Any]], "Program"]:

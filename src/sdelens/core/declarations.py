@@ -9,8 +9,10 @@ __all__ = [
     "ALIASES",
     "NOISES",
     "OPTIMIZERS",
+    "WRAPPERS",
     "NoiseDeclaration",
     "OptimizerDeclaration",
+    "WrapperDeclaration",
     "canonical_name",
     "declare_noise",
     "declare_optimizer",
@@ -52,6 +54,34 @@ class OptimizerDeclaration:
     def load(self) -> Any:
         """The class of its specification."""
         return _loaded(self.specification)
+
+
+@dataclass(frozen=True)
+class WrapperDeclaration:
+    """What code outside `sdelens.optimizers` needs to know about an optimizer that wraps another one.
+
+    Attributes:
+        name: its name in the shell and in results.
+        label: its name in tables and figures.
+        meaning: a short description for lists.
+        specification: the class as ``"module:name"``, which is imported when it is needed; its argument `base` is the
+            wrapped optimizer.
+        labels: other names in tables and figures, by the value of an option: (option, value, label).
+    """
+
+    name: str
+    label: str
+    meaning: str
+    specification: str
+    labels: tuple[tuple[str, Any, str], ...] = ()
+
+    def load(self) -> Any:
+        """The class of its specification."""
+        return _loaded(self.specification)
+
+    def label_of(self, described: Mapping[str, Any]) -> str:
+        """Its label with the options of a description."""
+        return next((label for key, value, label in self.labels if described.get(key) == value), self.label)
 
 
 @dataclass(frozen=True)
@@ -146,6 +176,29 @@ _OURS = (
 )
 OPTIMIZERS: Final[dict[str, OptimizerDeclaration]] = {declared.name: declared for declared in _OURS}
 """The declarations by name."""
+_AROUND_OTHERS = (
+    WrapperDeclaration(
+        "sam",
+        "SAM",
+        "gradients of the same draw uphill: sam(sgd(0.1), rho=0.05)",
+        "sdelens.optimizers:SAM",
+        (("normalise", False, "USAM"),),
+    ),
+    WrapperDeclaration(
+        "extragradient",
+        "Extragradient",
+        "gradients of the same draw at an extrapolated point: extragradient(sgd(0.1), rho=0.05)",
+        "sdelens.optimizers:Extragradient",
+    ),
+    WrapperDeclaration(
+        "svrg",
+        "SVRG",
+        "gradients of the same draw at an earlier point: svrg(sgd(0.1), every=50)",
+        "sdelens.optimizers:SVRG",
+    ),
+)
+WRAPPERS: Final[dict[str, WrapperDeclaration]] = {declared.name: declared for declared in _AROUND_OTHERS}
+"""The declarations of optimizers that wrap another one, by name."""
 ALIASES: Final = {"adam": "adamw", "rmsprop": "rmspropw"}
 """Other names of two optimizers; in dicts of hyperparameters their decay is part of the gradient, as in PyTorch."""
 
@@ -192,6 +245,12 @@ _LAWS = (
         "mini-batch",
         "real mini-batches of batch_size examples (networks, linear-regression)",
         "sdelens.noise:MinibatchNoise",
+    ),
+    NoiseDeclaration(
+        "dp",
+        "DP",
+        "DP-SGD's: clipped for each example, averaged, plus normal noise: dp(minibatch(32), clip=1, multiplier=0.8)",
+        "sdelens.noise:DPNoise",
     ),
     NoiseDeclaration(
         "distributed",

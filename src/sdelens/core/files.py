@@ -1,16 +1,16 @@
-"""Output: atomic file writes, figures, and text tables."""
+"""Output: atomic file writes, and figures."""
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["atomic_path", "held_folder", "save_figure", "text_table"]
+__all__ = ["atomic_path", "check_figure_path", "held_folder", "save_figure"]
 
 
 @contextlib.contextmanager
@@ -76,30 +76,34 @@ def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
         lock.release()
 
 
-def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a figure atomically, in the format given by the suffix of `path`.
+def check_figure_path(path: str | os.PathLike[str]) -> str:
+    """The format of a figure, which is the suffix of `path`.
 
     Raises:
-        ValueError: if matplotlib does not support the suffix.
+        ValueError: if matplotlib does not support it.
     """
-    known = figure.canvas.get_supported_filetypes()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
     suffix = Path(path).suffix.lstrip(".").lower()
     if suffix not in known:
         raise ValueError(
             f"path: got {str(path)!r}; its suffix must be one of {', '.join('.' + k for k in sorted(known))}."
         )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=200)
+    return suffix
 
 
-def text_table(head: list[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table with the first column aligned left and the others aligned right."""
-    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a figure atomically, in the format given by the suffix of `path`.
 
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = (
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *rest]).rstrip()
+    Fonts are embedded in PDF and PostScript as TrueType (Type 42), as journals require.
 
-    return [line(head), "  ".join("-" * w for w in widths), *[line(r) for r in rows]]
+    Raises:
+        ValueError: if matplotlib does not support the suffix.
+    """
+    import matplotlib as mpl
+
+    suffix = check_figure_path(path)
+    dots = mpl.rcParams["savefig.dpi"]
+    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}), atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=200 if dots == "figure" else dots)

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
-from sdelens.core.declarations import NOISES, OPTIMIZERS, NoiseDeclaration, OptimizerDeclaration
+from sdelens.core.declarations import (
+    NOISES,
+    OPTIMIZERS,
+    WRAPPERS,
+    NoiseDeclaration,
+    OptimizerDeclaration,
+    WrapperDeclaration,
+)
 
 __all__ = [
     "ACCUMULATORS",
@@ -30,6 +37,7 @@ __all__ = [
     "PROBLEMS",
     "SCALING_RULES",
     "SCHEDULES",
+    "hyperparameters",
     "meanings",
     "noise_label",
     "optimizer_label",
@@ -67,6 +75,7 @@ PROBLEMS: Final = {
     "quadratic": "½ xᵀHx",
     "rosenbrock": "Σ (a − xᵢ)² + b (xᵢ₊₁ − xᵢ²)²",
     "embedded-saddle": "½ xᵀHx + ¼ λ Σx⁴ − ⅓ ξ Σx³",
+    "quadratic-game": "minₓ max_y ½ xᵀAx + xᵀBy − ½ yᵀCy, its loss the Hamiltonian ½‖F‖²",
     "linear-regression": "½ E(φ·x − y)², φ normal with design_covariance, labels with label_noise",
     "mlp": "network of ReLU layers, by default depth=10 hidden layers of width=20, on breast-cancer",
     "cnn": "network of two convolutions with max-pooling and a dense layer, by default on digits",
@@ -110,6 +119,11 @@ OBSERVABLES: Final = {
     "norm": "‖x‖",
     "grad_norm": "‖∇f‖",
     "noise_trace": "tr Σ, the noise's total variance",
+    "spectral_norm": "the largest singular value of the parameters that are matrices",
+    "nuclear_norm": "the sum of the singular values of the parameters that are matrices",
+    "sharpness": "λ_max of ∇²f",
+    "preconditioned_sharpness": "λ_max of P^−½ ∇²f P^−½, P = √v + ε with the run's own v",
+    "batch_sharpness": "E gᵀ(∂g/∂x)g/‖g‖² for mini-batch gradients g",
 }
 DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 BATCH_COVARIANCES: Final = ("exact", "diagonal")
@@ -143,25 +157,28 @@ DECAYS: Final = ("coupled", "independent")
 ACCUMULATOR_STARTS: Final = ("second-moment", "zero")
 
 
-def meanings(declared: Mapping[str, OptimizerDeclaration | NoiseDeclaration]) -> dict[str, str]:
+def meanings(declared: Mapping[str, OptimizerDeclaration | WrapperDeclaration | NoiseDeclaration]) -> dict[str, str]:
     """Names of declared optimizers or noise laws, with a short description of each."""
     return {name: declaration.meaning for name, declaration in declared.items()}
 
 
 def optimizer_label(optimizer: dict[str, Any]) -> str:
     """An optimizer's name in tables and figures."""
-    if optimizer.get("nesterov"):
+    if optimizer.get("nesterov") and optimizer["name"] == "momentum":
         return "Nesterov momentum"
     name = str(optimizer["name"])
     if "optax" in optimizer:
         return f"{OPTAX}{name}"
+    if "base" in optimizer:
+        own = WRAPPERS[name].label_of(optimizer) if name in WRAPPERS else name
+        return f"{own} on {optimizer_label(optimizer['base'])}"
     return OPTIMIZERS[name].label if name in OPTIMIZERS else name
 
 
 def problem_label(problem: dict[str, Any]) -> str:
     """A problem's name in tables and figures, with its data set if there is one."""
     names = {"mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "vit": "ViT", "transformer": "transformer"}
-    names |= {"rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle"}
+    names |= {"rosenbrock": "Rosenbrock", "embedded-saddle": "embedded saddle", "quadratic-game": "quadratic game"}
     names |= {"linear-regression": "linear regression"}
     name = names.get(problem["name"], str(problem["name"]))
     name += " + L2" if "l2" in problem else ""
@@ -183,6 +200,11 @@ def noise_label(noise: dict[str, Any]) -> str:
         return f"{noise['workers']} worker{'s' if noise['workers'] > 1 else ''}{how}, {noise_label(noise['noise'])}"
     if noise["name"] == "sum":
         return " + ".join(noise_label(term) for term in noise["terms"])
+    if noise["name"] == "scheduled":
+        return f"{noise_label(noise['noise'])}, changing with the step"
+    if noise["name"] == "dp":
+        how = f"C = {noise['clip']:g}, s = {noise['multiplier']:g}" + (", Poisson" if noise.get("poisson") else "")
+        return f"DP ({how}), {noise_label(noise['noise'])}"
     declared = NOISES.get(noise["name"])
     name = str(noise["name"]) if declared is None else declared.label
     batches = noise["name"] == "minibatch"
@@ -191,9 +213,14 @@ def noise_label(noise: dict[str, Any]) -> str:
     details += [f"B = {noise['batch_size']}"] if "batch_size" in noise else []
     details += ["independent"] if batches and noise.get("covariance") == "diagonal" else []
     details += ["epochs"] if batches and not noise.get("replacement", True) else []
-    details += [str(noise["cdf"])] if "cdf" in noise else []
+    details += [str(noise[key]) for key in ("cdf", "sample") if key in noise]
     details += [f"scale {noise['scale']:g}"] if isinstance(noise.get("scale"), float) else []
     return f"{name} ({', '.join(details)})" if details else name
+
+
+def hyperparameters(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and options of an optimizer's description, with those of the optimizer that it wraps, if any."""
+    return {**hyperparameters(optimizer["base"]), **optimizer} if "base" in optimizer else dict(optimizer)
 
 
 def point_label(point: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Parameters as one flat vector: splitting a pytree into floating arrays and the rest, and back."""
 
 import functools
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,13 @@ class Layout:
             leaves.append(flat[offset : offset + count].reshape(shape).astype(dtype))
             offset += count
         return jax.tree.unflatten(self.treedef, leaves)
+
+    def split(self, flat: Array) -> list[Array]:
+        """The parameters of `flat`, shape (size,) or (size, P), each in its shape, with the axis P last."""
+        shapes = [shape for shape in self.shapes if shape is not None]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        parts = zip(shapes, ends, strict=True)
+        return [flat[end - math.prod(shape) : end].reshape(*shape, *flat.shape[1:]) for shape, end in parts]
 
     def ravel(self, tree: Any) -> Array:
         """The flat vector of the floating leaves of a pytree of this layout."""

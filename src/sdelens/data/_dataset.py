@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.text import brief
 
 __all__ = ["Dataset"]
 
@@ -19,6 +20,9 @@ class Dataset(NamedTuple):
 
     features: np.ndarray
     labels: np.ndarray
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def classes(self) -> int:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from sdelens.core.files import text_table
 from sdelens.diagnosis.moments import DOUBLING, FALSE_ALARM, Group
+from sdelens.results.printable import Parts, Table
 
-__all__ = ["general_notes", "text", "verdict"]
+__all__ = ["general_notes", "parts", "verdict"]
 
 _SHOWN = 20
 _UNKNOWN = "–"
@@ -114,10 +114,10 @@ def _coverage(found: Diagnosed) -> str:
     return f"This covers {counted:,} of {total:,} numbers." if total > counted else ""
 
 
-def text(found: Diagnosed) -> str:
+def parts(found: Diagnosed) -> Parts:
     """Verdict, groups, batch ratios and notes."""
     if not found.known:
-        return "\n".join([verdict(found), "", *found.notes]).rstrip()
+        return [verdict(found), *found.notes]
     scale = found.batch_size is not None
     head = ["group", "size", "‖∇f‖²", "tr Σ", "SNR", "95 % limits"] + (["noise scale"] if scale else [])
     shown = sorted(found.parts, key=lambda name: -found.parts[name].signal)[:_SHOWN]
@@ -125,11 +125,10 @@ def text(found: Diagnosed) -> str:
     rows = [_row(name, found.parts[name], found.batch_size) for name in names]
     if len(found.parts) != 1:
         rows.append(_row("all", found.total, found.batch_size))
-    lines = text_table(head, rows)
-    if len(found.parts) > len(names):
-        lines.append(f"({len(found.parts) - len(names)} more groups with less signal are in .groups)")
-    table = text_table(["batch ×", "SNR", "regime", "error", "range", "square-root rule"], _ratio_rows(found))
-    return "\n".join([verdict(found), "", *lines, "", *table, "", *found.notes])
+    more = len(found.parts) - len(names)
+    left_out = [f"({more} more groups with less signal are in .groups)"] if more > 0 else []
+    ratios = Table(["batch ×", "SNR", "regime", "error", "range", "square-root rule"], _ratio_rows(found))
+    return [verdict(found), Table(head, rows), *left_out, ratios, *found.notes]
 
 
 def _row(name: str, part: Group, batch: float | None) -> list[str]:

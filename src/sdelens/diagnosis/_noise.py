@@ -6,22 +6,24 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sdelens.core import check
-from sdelens.core.files import text_table
 from sdelens.diagnosis._estimates import ALL, SEVERAL, Estimates
 from sdelens.diagnosis._shares import PhaseShares, phase_shares
 from sdelens.diagnosis._tails import Tail
 from sdelens.diagnosis.streams import Layout, Moments
 from sdelens.diagnosis.windows import Windows
+from sdelens.results.printable import Parts, Plotted, Table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["ALL", "GradientNoise"]
 
 _NORMS: Final = ("l2", "l1", "nuclear")
 
 
-class GradientNoise:
+class GradientNoise(Plotted):
     r"""The result of `gradient_noise`: statistics per group of parameters, and for ``"all"``.
 
     With K gradients gᵢ, each the mean of wᵢ samples (`batch_size`), W = Σ wᵢ and ḡ = Σ wᵢgᵢ/W, per *sample*:
@@ -259,16 +261,17 @@ class GradientNoise:
         reasons = {name: self.noise_scale_reason(name, norm) for name in self.names}
         return {name: why for name, why in reasons.items() if why is not None}
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """Tables and verdict."""
         from sdelens.diagnosis._noise_report import tables
 
-        lines = []
-        for head, rows in tables(self):
-            lines += [*text_table(head, rows), ""]
-        return "\n".join([*lines, *self.verdict()])
+        return [*(Table(head, rows) for head, rows in tables(self)), *self.verdict()]
 
-    __repr__ = __str__
+    def _draw(self, sheet: "Sheet") -> None:
+        """The noise scale of every group with its limits, and the batch size."""
+        from sdelens.diagnosis._figures import plot_noise_scales
+
+        plot_noise_scales(sheet, self.groups, self._size(None), self.confidence)
 
     @property
     def has_coordinates(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from scipy import special
 
-from sdelens.core.files import text_table
+from sdelens.results.printable import Parts, Printable, Table
 from sdelens.theory import BOUNDARIES
 
 __all__ = ["PhaseShares", "mixture", "phase_shares"]
@@ -20,8 +20,8 @@ _ROUNDS: Final = 1000
 _FINE: Final = 6.0
 
 
-@dataclass(frozen=True)
-class PhaseShares:
+@dataclass(frozen=True, repr=False)
+class PhaseShares(Printable):
     """Shares of coordinates in phases 1, 2 and 3, each of shape (3,).
 
     Attributes:
@@ -39,7 +39,7 @@ class PhaseShares:
     batch_size: float
     left_out: int
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """The shares as a table."""
         rows = [
             [label, *(f"{100 * v:.1f} %" for v in shares)]
@@ -49,7 +49,7 @@ class PhaseShares:
                 ("mixture", self.estimate),
             )
         ]
-        return "\n".join(text_table([f"coordinates, B = {self.batch_size:g}", "phase 1", "phase 2", "phase 3"], rows))
+        return [Table([f"coordinates, B = {self.batch_size:g}", "phase 1", "phase 2", "phase 3"], rows)]
 
 
 def phase_shares(

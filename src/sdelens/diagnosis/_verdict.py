@@ -12,9 +12,12 @@ from sdelens.core import check
 from sdelens.diagnosis import _ranges
 from sdelens.diagnosis.expected import largest_ratio
 from sdelens.diagnosis.moments import Group
+from sdelens.results.printable import Parts, Plotted
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["Diagnosis", "regimes_of"]
 
@@ -41,8 +44,8 @@ def regimes_of(lower: float, upper: float) -> str:
     return "unknown" if len(found) == 3 or math.isnan(lower + upper) else " or ".join(found)
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Plotted):
     r"""The diagnosis of a run, as `diagnose` returns it.
 
     SNR = √(‖∇f‖²/tr Σ) at the present batch, where Σ is the covariance of its noise; at δ times the batch it is √δ
@@ -243,13 +246,21 @@ class Diagnosis:
 
         return verdict(self)
 
-    def __str__(self) -> str:
-        """Verdict, groups, batch ratios and notes as plain text."""
-        from sdelens.diagnosis._diagnosis_report import text
+    def _parts(self) -> Parts:
+        """Verdict, groups, batch ratios and notes."""
+        from sdelens.diagnosis._diagnosis_report import parts
 
-        return text(self)
+        return parts(self)
 
-    __repr__ = __str__
+    def _draw(self, sheet: "Sheet") -> None:
+        """The error of the square-root rule that is expected at each batch ratio, with its range."""
+        from sdelens.diagnosis._figures import plot_rule
+
+        plot_rule(sheet, self)
+
+    @property
+    def _has_figure(self) -> bool:
+        return self.known
 
 
 _PLAIN: Final = (

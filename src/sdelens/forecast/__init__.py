@@ -7,6 +7,7 @@ from sdelens.forecast._interval import Interval
 from sdelens.forecast._lr_choice import BestLearningRate
 from sdelens.forecast._numbers import PowerLaw
 from sdelens.forecast._range import FittedRun
+from sdelens.forecast._readers import Logged, read_log
 from sdelens.forecast._run import Run
 from sdelens.forecast._schedule_choice import BestSchedule
 
@@ -18,8 +19,10 @@ __all__ = [
     "FittedRun",
     "Forecaster",
     "Interval",
+    "Logged",
     "PowerLaw",
     "Run",
     "fit",
     "load",
+    "read_log",
 ]

@@ -10,15 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdelens.core import check
 from sdelens.forecast._batch_runs import FACTOR, BatchRuns, Pair
-from sdelens.forecast._choice import Choice, interval_text, table_lines
+from sdelens.forecast._choice import Choice, interval_text, spaced_table
 from sdelens.forecast._interval import Interval
 from sdelens.forecast._plan import stable_lr
 from sdelens.forecast._trials import NEAR, Fitted, cautions, finals, with_lr
 from sdelens.optimizers import DecayedOptimizer
+from sdelens.results.printable import Parts
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["BestBatch", "Critical", "best_batch"]
 
@@ -73,7 +75,7 @@ class BestBatch(Choice):
     table: "pd.DataFrame"
     remarks: tuple[str, ...]
 
-    def _lines(self) -> list[str]:
+    def _said(self) -> Parts:
         large = "not shown by these batch sizes"
         if math.isfinite(self.critical.batch_size):
             large = (
@@ -86,14 +88,13 @@ class BestBatch(Choice):
             f"within {100 * NEAR:g} % of this loss: {self.near[0]:.4g} to {self.near[1]:.4g}; 90 % limits of the "
             f"best: {self.limits[0]:.4g} to {self.limits[1]:.4g}",
             f"critical batch size on the way to a loss of {self.target:.4g}: {large}",
-            "",
-            *table_lines(self.table, {**forms, "steps_to_loss": ".3g", "samples_to_loss": ".3g"}),
+            spaced_table(self.table, {**forms, "steps_to_loss": ".3g", "samples_to_loss": ".3g"}),
         ]
 
-    def _figure(self) -> "Figure":
+    def _draw(self, sheet: "Sheet") -> None:
         from sdelens.forecast._choice_figures import plot_frontier
 
-        return plot_frontier(self.table, self.target, self.batch_size, self.critical)
+        plot_frontier(sheet, self.table, self.target, self.batch_size, self.critical)
 
 
 def _critical(batches: NDArray[np.float64], steps: NDArray[np.float64]) -> Critical:

@@ -1,55 +1,35 @@
 """What the records of all choices have in common."""
 
-import abc
-import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.core.files import save_figure, text_table
 from sdelens.forecast._interval import Interval
+from sdelens.results.printable import Parts, Plotted, Remarks, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
-__all__ = ["Choice", "interval_text", "table_lines"]
+__all__ = ["Choice", "interval_text", "spaced_table"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Choice(abc.ABC):
+class Choice(Plotted):
     """A choice made with a forecast: text, a figure and a description."""
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Draw the choice and what was compared; saved if `path` is given.
-
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
-        figure = self._figure()
-        if path is not None:
-            save_figure(figure, path)
-        return figure
 
     def describe(self) -> dict[str, Any]:
         """The record, JSON types only."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("_")}
         return {name: _plain(value) for name, value in named.items()}
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         remarks: tuple[str, ...] = getattr(self, "remarks", ())
-        return "\n".join([*self._lines(), *(["", *(f"- {remark}" for remark in remarks)] if remarks else [])])
+        return [*self._said(), *([Remarks(remarks)] if remarks else [])]
 
-    __repr__ = __str__
-
-    @abc.abstractmethod
-    def _lines(self) -> list[str]:
-        """Its text without the remarks."""
-
-    @abc.abstractmethod
-    def _figure(self) -> "Figure":
-        """Its figure."""
+    def _said(self) -> Parts:
+        """What it says without the remarks."""
+        raise NotImplementedError
 
 
 def _plain(value: Any) -> Any:
@@ -76,11 +56,11 @@ def interval_text(interval: Interval) -> str:
     return f"{value} (90 % limits {low} to {high})"
 
 
-def table_lines(table: "pd.DataFrame", formats: dict[str, str], most: int = 13) -> list[str]:
-    """Lines of at most `most` equally spaced rows of a table; missing numbers are written as a dash."""
+def spaced_table(table: "pd.DataFrame", formats: dict[str, str], most: int = 13) -> Table:
+    """At most `most` equally spaced rows of a table; missing numbers are written as a dash."""
     rows = table.iloc[np.unique(np.linspace(0, len(table) - 1, most).round().astype(int))]
     cells = [[f"{index:.4g}", *(_cell(row[name], formats[name]) for name in formats)] for index, row in rows.iterrows()]
-    return text_table([str(table.index.name).replace("_", " "), *(name.replace("_", " ") for name in formats)], cells)
+    return Table([str(table.index.name).replace("_", " "), *(name.replace("_", " ") for name in formats)], cells)
 
 
 def _cell(value: float, form: str) -> str:

@@ -4,16 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
-from sdelens.results.plotting import STYLE
+from sdelens.results.figures import Sheet
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 __all__ = ["plot_frontier", "plot_losses_along", "plot_schedules"]
 
@@ -29,31 +27,31 @@ _CLOSE: Final = 0.03
 """Excess over the smallest loss, relative to it, that a figure of losses shows at least."""
 
 
-def plot_schedules(curves: Sequence[Any], loss: Any) -> "Figure":
+def plot_schedules(sheet: Sheet, curves: Sequence[Any], loss: Any) -> None:
     """Learning rates above; below, the predicted losses under them, with the limits of the first at its end."""
-    with plt.style.context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(5.6, 5.2))
-        for curve, look in zip(curves, _LOOKS, strict=True):
-            label = "best" if curve is curves[0] else curve.name.removeprefix("a ")
-            top.plot(curve.steps, curve.rates, label=label, **look)
-            late = curve.steps >= _LATE * curve.steps[-1]
+    top, *rest = sheet.panels(2, size=(5.6, 5.2), sharex=True)
+    for curve, look in zip(curves, _LOOKS, strict=True):
+        label = "best" if curve is curves[0] else curve.name.removeprefix("a ")
+        top.plot(curve.steps, curve.rates, label=label, **look)
+        late = curve.steps >= _LATE * curve.steps[-1]
+        for bottom in rest:
             bottom.plot(curve.steps[late], curve.losses[late], **look)
-        end = curves[0].steps[-1]
-        bars = [[loss.value - loss.lower], [loss.upper - loss.value]]
+    end = curves[0].steps[-1]
+    bars = [[loss.value - loss.lower], [loss.upper - loss.value]]
+    top.set_ylabel("learning rate")
+    top.set_ylim(0, None)
+    top.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    for bottom in rest:
         bottom.errorbar([end], [loss.value], bars, color=_BLUE, capsize=3, linewidth=1, clip_on=False)
-        top.set_ylabel("learning rate")
-        top.set_ylim(0, None)
-        top.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         bottom.set_ylabel("predicted loss")
-        bottom.set_xlabel("optimizer step")
-        bottom.set_xlim(0, end * 1.02)
-        figure.legend(*top.get_legend_handles_labels(), loc="outside upper left", fontsize=8)
-        figure.align_ylabels()
-    plt.close(figure)
-    return figure
+    (rest or [top])[-1].set(xlabel="optimizer step", xlim=(0, end * 1.02))
+    sheet.legend_above(top)
+    sheet.headline("", top)
+    sheet.align()
 
 
 def plot_losses_along(
+    sheet: Sheet,
     axis: NDArray[np.float64],
     table: "pd.DataFrame",
     best: float,
@@ -61,68 +59,64 @@ def plot_losses_along(
     label: str,
     scale: str,
     unit: str = "",
-) -> "Figure":
+) -> None:
     """Predicted final losses with limits along one axis, the best place, and the range that is as good."""
-    with plt.style.context({**STYLE, "figure.figsize": (5.6, 3.6)}):
-        figure, axes = plt.subplots()
-        loss = table["loss"].to_numpy(float)
-        axes.fill_between(axis, table["lower"], table["upper"], color=_BLUE, alpha=0.15, linewidth=0)
-        axes.plot(axis, loss, color=_BLUE, label="forecast with 90 % limits")
-        axes.axvspan(*near, color=_GREEN, alpha=0.15, linewidth=0, label="at most 0.1 % above the smallest loss")
-        axes.plot([best], [loss.min()], "o", color=_ORANGE, label=f"smallest loss, at {best:.3g}{unit}", zorder=3)
-        axes.set_xscale(scale)
-        low = float(table["lower"].min())
-        shown = max(float(np.quantile(table["upper"], 0.75)), (1 + _CLOSE) * float(loss.min()))
-        top = min(float(table["upper"].max()), shown)
-        margin = 0.05 * (top - low)
-        axes.set_ylim(low - margin, top + margin)
-        inside = np.flatnonzero(table["lower"].to_numpy(float) < top + margin)
-        first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, len(axis) - 1)
-        axes.set_xlim(axis[first], axis[last])
-        axes.set_xlabel(label)
-        axes.set_ylabel("predicted final loss")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", fontsize=8)
-    plt.close(figure)
-    return figure
+    (axes,) = sheet.panels(size=(5.6, 3.6))
+    loss = table["loss"].to_numpy(float)
+    axes.fill_between(axis, table["lower"], table["upper"], color=_BLUE, alpha=0.15, linewidth=0)
+    axes.plot(axis, loss, color=_BLUE, label="forecast with 90 % limits")
+    axes.axvspan(*near, color=_GREEN, alpha=0.15, linewidth=0, label="at most 0.1 % above the smallest loss")
+    axes.plot([best], [loss.min()], "o", color=_ORANGE, label=f"smallest loss, at {best:.3g}{unit}", zorder=3)
+    axes.set_xscale(scale)
+    low = float(table["lower"].min())
+    shown = max(float(np.quantile(table["upper"], 0.75)), (1 + _CLOSE) * float(loss.min()))
+    top = min(float(table["upper"].max()), shown)
+    margin = 0.05 * (top - low)
+    axes.set_ylim(low - margin, top + margin)
+    inside = np.flatnonzero(table["lower"].to_numpy(float) < top + margin)
+    first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, len(axis) - 1)
+    axes.set_xlim(axis[first], axis[last])
+    axes.set_xlabel(label)
+    axes.set_ylabel("predicted final loss")
+    sheet.legend_above(axes)
+    sheet.headline("", axes)
 
 
-def plot_frontier(table: "pd.DataFrame", target: float, best: float, critical: Any) -> "Figure":
+def plot_frontier(sheet: Sheet, table: "pd.DataFrame", target: float, best: float, critical: Any) -> None:
     """Steps against samples to a loss, with the batch sizes and the critical one."""
-    with plt.style.context({**STYLE, "figure.figsize": (5.6, 4.4)}):
-        figure, axes = plt.subplots()
-        reached = table[np.isfinite(table["steps_to_loss"])]
-        steps, samples = reached["steps_to_loss"].to_numpy(float), reached["samples_to_loss"].to_numpy(float)
-        axes.plot(samples, steps, "o-", color=_BLUE, markersize=4, label="batch sizes (numbers)")
-        every = max(len(reached) // 8, 1)
-        for i in range(0, len(reached), every):
-            axes.annotate(
-                _short(reached.index[i]),
-                (samples[i], steps[i]),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=_BLUE,
-            )
-        if best in reached.index:
-            row = reached.loc[best]
-            axes.plot(row.samples_to_loss, row.steps_to_loss, "s", color=_ORANGE, label="best batch size", zorder=3)
-        if math.isfinite(critical.batch_size):
-            label = f"critical batch size, {_short(critical.batch_size)}"
-            axes.plot(critical.samples, critical.steps, "D", color=_GREEN, label=label, zorder=3)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for side in (axes.xaxis, axes.yaxis):
-            low, high = sorted(side.get_view_interval())
-            if high < 30 * low:
-                side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                side.set_major_formatter(_plain())
-            side.set_minor_formatter(NullFormatter())
-        axes.margins(0.08)
-        axes.set_xlabel(f"samples to a loss of {target:.4g}")
-        axes.set_ylabel(f"optimizer steps to a loss of {target:.4g}")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", fontsize=8, ncols=2)
-    plt.close(figure)
-    return figure
+    (axes,) = sheet.panels(size=(5.6, 4.4))
+    reached = table[np.isfinite(table["steps_to_loss"])]
+    steps, samples = reached["steps_to_loss"].to_numpy(float), reached["samples_to_loss"].to_numpy(float)
+    axes.plot(samples, steps, "o-", color=_BLUE, markersize=4, label="batch sizes (numbers)")
+    every = max(len(reached) // 8, 1)
+    for i in range(0, len(reached), every):
+        axes.annotate(
+            _short(reached.index[i]),
+            (samples[i], steps[i]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=7,
+            color=_BLUE,
+        )
+    if best in reached.index:
+        row = reached.loc[best]
+        axes.plot(row.samples_to_loss, row.steps_to_loss, "s", color=_ORANGE, label="best batch size", zorder=3)
+    if math.isfinite(critical.batch_size):
+        label = f"critical batch size, {_short(critical.batch_size)}"
+        axes.plot(critical.samples, critical.steps, "D", color=_GREEN, label=label, zorder=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for side in (axes.xaxis, axes.yaxis):
+        low, high = sorted(side.get_view_interval())
+        if high < 30 * low:
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            side.set_major_formatter(_plain())
+        side.set_minor_formatter(NullFormatter())
+    axes.margins(0.08)
+    axes.set_xlabel(f"samples to a loss of {target:.4g}")
+    axes.set_ylabel(f"optimizer steps to a loss of {target:.4g}")
+    sheet.legend_above(axes, 2)
+    sheet.headline("", axes)
 
 
 def _short(size: float) -> str:

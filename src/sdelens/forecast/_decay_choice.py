@@ -7,15 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdelens.core import check
-from sdelens.forecast._choice import Choice, interval_text, table_lines
+from sdelens.forecast._choice import Choice, interval_text, spaced_table
 from sdelens.forecast._interval import Interval
 from sdelens.forecast._schedule_choice import after_warmup, decay_over
 from sdelens.forecast._trials import NEAR, Fitted, cautions, final_losses, finals, trial_of, warmup_of, with_lr
 from sdelens.optimizers import DecayedOptimizer
+from sdelens.results.printable import Parts
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["DecayStart", "when_to_decay"]
 
@@ -53,7 +55,7 @@ class DecayStart(Choice):
     table: "pd.DataFrame"
     remarks: tuple[str, ...]
 
-    def _lines(self) -> list[str]:
+    def _said(self) -> Parts:
         when = "no decay" if self.start == self.steps else f"begin to decay at step {self.start} of {self.steps}"
         return [
             f"{self.optimizer.name}: {when}, the last {100 * self.share:.3g} % of the run; predicted final loss "
@@ -61,17 +63,16 @@ class DecayStart(Choice):
             f"better than without decay by {interval_text(self.gain)}",
             f"within {100 * NEAR:g} % of this loss: steps {self.near[0]} to {self.near[1]}; 90 % limits of the best "
             f"step: {self.limits[0]} to {self.limits[1]}",
-            "",
-            *table_lines(self.table, {"start": ".0f", "loss": ".4f", "lower": ".4f", "upper": ".4f", "excess": ".2g"}),
+            spaced_table(self.table, {"start": ".0f", "loss": ".4f", "lower": ".4f", "upper": ".4f", "excess": ".2g"}),
         ]
 
-    def _figure(self) -> "Figure":
+    def _draw(self, sheet: "Sheet") -> None:
         from sdelens.forecast._choice_figures import plot_losses_along
 
         axis: NDArray[np.float64] = 100 * self.table.index.to_numpy(float)
         near = (100 * (1 - self.near[1] / self.steps), 100 * (1 - self.near[0] / self.steps))
         label = "share of the run in which the learning rate decays (%)"
-        return plot_losses_along(axis, self.table, 100 * self.share, near, label, "linear", " %")
+        plot_losses_along(sheet, axis, self.table, 100 * self.share, near, label, "linear", " %")
 
 
 def when_to_decay(

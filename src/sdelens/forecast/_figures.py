@@ -1,18 +1,14 @@
 """Figures of fits: fitted over logged curves, and their differences."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from sdelens.forecast._range import FittedRun
-from sdelens.results.plotting import STYLE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sdelens.results.figures import Sheet, line_scale
 
 __all__ = ["plot_fit"]
 
@@ -21,33 +17,33 @@ _LEGEND: Final = 9
 """Most runs that are named in a legend."""
 
 
-def plot_fit(runs: Sequence[FittedRun], scatter: float) -> "Figure":
+def plot_fit(sheet: Sheet, runs: Sequence[FittedRun], scatter: float) -> None:
     """Fitted curves over logged losses, and below their relative differences with the scatter of the fit."""
-    with plt.style.context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, sharex=True, figsize=(5.6, 4.8), height_ratios=[2.2, 1])
-        for i, run in enumerate(runs):
-            colour = _COLOURS[i % len(_COLOURS)]
-            fitted = run.losses * np.exp(-run.residuals)
-            top.plot(run.steps, run.losses, ".", markersize=3 if run.points > 1 else 6, color=colour, alpha=0.5)
-            top.plot(run.steps, fitted, "-" if run.points > 1 else "x", color=colour)
-            style = "-" if run.points > 1 else "."
-            bottom.plot(run.steps, 100 * np.expm1(run.residuals), style, color=colour, linewidth=1)
+    top, *rest = sheet.panels(2, size=(5.6, 4.8), sharex=True, height_ratios=[2.2, 1])
+    for i, run in enumerate(runs):
+        colour = _COLOURS[i % len(_COLOURS)]
+        fitted = run.losses * np.exp(-run.residuals)
+        top.plot(run.steps, run.losses, ".", markersize=3 if run.points > 1 else 6, color=colour, alpha=0.5)
+        top.plot(run.steps, fitted, "-" if run.points > 1 else "x", color=colour)
+        style = "-" if run.points > 1 else "."
+        for bottom in rest:
+            bottom.plot(run.steps, 100 * np.expm1(run.residuals), style, color=colour, linewidth=line_scale())
+    for bottom in rest:
         bottom.axhspan(-164.5 * scatter, 164.5 * scatter, color="0.5", alpha=0.15, linewidth=0)
         bottom.axhline(0, color="black", linewidth=0.8)
-        top.set_xscale("log")
-        first, last = min(run.steps[0] for run in runs), max(run.steps[-1] for run in runs)
-        if last > 10 * first:  # labels between powers of 10 would overlap
-            bottom.xaxis.set_minor_formatter(NullFormatter())
-        top.set_ylabel("loss")
         bottom.set_ylabel("logged $-$ fitted (%)")
-        bottom.set_xlabel("optimizer step")
-        top.set_title(f"Power-law quadratic fitted to {len(runs)} runs (points: logged)", loc="left")
-        if len(runs) <= _LEGEND:
-            handles = [
-                Line2D([], [], color=_COLOURS[i % len(_COLOURS)], label=run.name or f"run {i + 1}")
-                for i, run in enumerate(runs)
-            ]
-            top.legend(handles=handles, fontsize=7)
-        figure.align_ylabels()
-    plt.close(figure)
-    return figure
+    top.set_xscale("log")
+    first, last = min(run.steps[0] for run in runs), max(run.steps[-1] for run in runs)
+    lowest = (rest or [top])[-1]
+    if last > 10 * first:  # labels between powers of 10 would overlap
+        lowest.xaxis.set_minor_formatter(NullFormatter())
+    top.set_ylabel("loss")
+    lowest.set_xlabel("optimizer step")
+    sheet.headline(f"Power-law quadratic fitted to {len(runs)} runs (points: logged)", top)
+    if len(runs) <= _LEGEND:
+        handles = [
+            Line2D([], [], color=_COLOURS[i % len(_COLOURS)], label=run.name or f"run {i + 1}")
+            for i, run in enumerate(runs)
+        ]
+        top.legend(handles=handles, fontsize=7)
+    sheet.align()

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdelens.core import check
 from sdelens.core.compilation import program
-from sdelens.core.files import atomic_path, save_figure, text_table
+from sdelens.core.files import atomic_path
 from sdelens.forecast._as_result import Band, result_of
 from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import Kind, Setting, kind_of, many, setting_of
@@ -29,15 +29,16 @@ from sdelens.forecast._plan import Plan, refuse_other_kind, refuse_unstable
 from sdelens.forecast._range import FittedRun, fitted_run, outside
 from sdelens.forecast._run import Run
 from sdelens.optimizers import DecayedOptimizer
+from sdelens.results.printable import Parts, Plotted, Remarks, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from sdelens.forecast._batch_choice import BestBatch
     from sdelens.forecast._decay_choice import DecayStart
     from sdelens.forecast._lr_choice import BestLearningRate
     from sdelens.forecast._schedule_choice import BestSchedule
+    from sdelens.results.figures import Sheet
     from sdelens.results.result import Result
 
 __all__ = ["Forecaster", "fit", "load"]
@@ -49,8 +50,8 @@ _RECORDS: Final = 400
 """Most steps of a predicted curve."""
 
 
-@dataclass(frozen=True, eq=False)
-class Forecaster:
+@dataclass(frozen=True, eq=False, repr=False)
+class Forecaster(Plotted):
     r"""A noisy power-law quadratic fitted to logged runs, from `fit` or `load`.
 
     Limits come from a normal approximation: the covariance of the numbers given the runs and weak priors, with six
@@ -442,7 +443,7 @@ class Forecaster:
         with atomic_path(path) as temporary:
             Path(temporary).write_text(json.dumps(self.describe(), indent=1) + "\n", encoding="utf-8")
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         limits, bounds = self.limits, at_bounds(self._frame, self._theta)
         rows = [
             [
@@ -461,29 +462,18 @@ class Forecaster:
         ]
         if len(self.runs) > _SHOWN:
             runs.append([f"… {len(self.runs) - _SHOWN} more", "", "", "smaller"])
-        lines = [
+        return [
             f"Noisy power-law quadratic fitted to {len(self.runs)} runs; relative scatter {100 * self.scatter:.2g} %",
-            "",
-            *text_table(["number", "value", "90 % limits", "identified"], rows),
-            "",
-            *text_table(["run", "points", "last loss", "rms residual"], runs),
+            Table(["number", "value", "90 % limits", "identified"], rows),
+            Table(["run", "points", "last loss", "rms residual"], runs),
+            *([Remarks(self.remarks)] if self.remarks else []),
         ]
-        return "\n".join([*lines, *(["", *(f"- {remark}" for remark in self.remarks)] if self.remarks else [])])
 
-    __repr__ = __str__
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """The fitted curves over the logged ones, and their relative differences below; saved if `path` is given.
-
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
+    def _draw(self, sheet: "Sheet") -> None:
+        """The fitted curves over the logged ones, and their relative differences below."""
         from sdelens.forecast._figures import plot_fit
 
-        figure = plot_fit(self.runs, self.scatter)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        plot_fit(sheet, self.runs, self.scatter)
 
 
 @program(static_argnames=("kind", "frame"))

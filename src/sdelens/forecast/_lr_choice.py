@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdelens.core import check
-from sdelens.forecast._choice import Choice, interval_text, table_lines
+from sdelens.forecast._choice import Choice, interval_text, spaced_table
 from sdelens.forecast._interval import Interval
 from sdelens.forecast._plan import stable_lr
 from sdelens.forecast._trials import (
@@ -20,10 +20,12 @@ from sdelens.forecast._trials import (
     with_lr,
 )
 from sdelens.optimizers import DecayedOptimizer
+from sdelens.results.printable import Parts
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["BestLearningRate", "best_lr"]
 
@@ -58,21 +60,20 @@ class BestLearningRate(Choice):
     table: "pd.DataFrame"
     remarks: tuple[str, ...]
 
-    def _lines(self) -> list[str]:
+    def _said(self) -> Parts:
         return [
             f"Best learning rate for {self.optimizer.name}: {self.lr:.3g}, predicted final loss "
             f"{interval_text(self.loss)}",
             f"within {100 * NEAR:g} % of this loss: {self.near[0]:.3g} to {self.near[1]:.3g}; 90 % limits of the "
             f"optimum: {self.limits[0]:.3g} to {self.limits[1]:.3g}",
-            "",
-            *table_lines(self.table, {"loss": ".4f", "lower": ".4f", "upper": ".4f", "excess": ".2g"}),
+            spaced_table(self.table, {"loss": ".4f", "lower": ".4f", "upper": ".4f", "excess": ".2g"}),
         ]
 
-    def _figure(self) -> "Figure":
+    def _draw(self, sheet: "Sheet") -> None:
         from sdelens.forecast._choice_figures import plot_losses_along
 
         axis: NDArray[np.float64] = self.table.index.to_numpy(float)
-        return plot_losses_along(axis, self.table, self.lr, self.near, "peak learning rate", "log")
+        plot_losses_along(sheet, axis, self.table, self.lr, self.near, "peak learning rate", "log")
 
 
 def _range(

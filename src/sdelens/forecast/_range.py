@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sdelens.core.text import brief
 from sdelens.forecast._fit import Curve
 from sdelens.forecast._plan import Plan
 from sdelens.forecast._run import Run
@@ -19,7 +20,7 @@ _BEYOND: Final = 1.05
 """Ratio from which on a setting is said to lie outside the range."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FittedRun:
     """A run that was fitted, with its thinned curve and residuals.
 
@@ -50,6 +51,8 @@ class FittedRun:
     steps: NDArray[np.int64]
     losses: NDArray[np.float64]
     residuals: NDArray[np.float64]
+
+    __repr__ = brief
 
     @property
     def points(self) -> int:

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["Logged", "read"]
+from sdelens.core.text import brief
+
+__all__ = ["Logged", "read_log"]
 
 _STEPS: Final = re.compile(
     r"((train|trainer|training|optimizer)_)?(global_)?(steps?|iterations?|iters?|(num_)?updates?)"
@@ -37,13 +39,15 @@ _KINDS: Final = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Logged:
     """What a log says, before it is checked.
 
     Attributes:
-        steps, losses: steps and losses, shape (n,), float64.
-        rate_steps, rates: steps and learning rates, shape (r,), where the log has them; else None.
+        steps: optimizer steps, shape (n,), float64.
+        losses: losses at these steps, shape (n,), float64.
+        rate_steps: steps at which learning rates are logged, shape (r,); None if the log has none.
+        rates: learning rates at these steps, shape (r,); None if the log has none.
         source: what it was read from, in words.
         name: name of the run in the log, or of the file; None for arrays.
         where: how a message says where the losses are.
@@ -56,6 +60,8 @@ class Logged:
     source: str
     name: str | None
     where: str
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class _Table:
     stepped: bool = False
 
 
-def read(curve: Any, *, loss: str | None = None, step: str | None = None, lr: Any = None) -> Logged:
+def read_log(curve: Any, *, loss: str | None = None, step: str | None = None, lr: Any = None) -> Logged:
     """Steps, losses and, where there are any, learning rates of a log.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdelens.core import check
 from sdelens.core.compilation import quick
-from sdelens.forecast._readers import Logged, read
+from sdelens.forecast._readers import Logged, read_log
 from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Lion, Momentum, RMSpropW, SignSGD, Signum
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Run:
             raise TypeError(f"name: got {type(name).__name__}; give text.")
         batch_size = None if batch_size is None else check.positive("batch_size", batch_size)
         size = None if size is None else check.positive("size", size)
-        logged = read(curve, loss=loss, step=step, lr=lr)
+        logged = read_log(curve, loss=loss, step=step, lr=lr)
         at, losses = _curve(logged)
         total = int(at[-1]) if steps is None else check.at_least("steps", steps, 1)
         if at[-1] > total:

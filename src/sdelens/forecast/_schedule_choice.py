@@ -25,9 +25,10 @@ from sdelens.forecast._trials import (
 )
 from sdelens.optimizers import DecayedOptimizer
 from sdelens.optimizers.schedules import Constant, Cosine, Interpolated, Schedule, Warmup
+from sdelens.results.printable import Parts
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from sdelens.results.figures import Sheet
 
 __all__ = ["BestSchedule", "Curve", "after_warmup", "best_schedule", "decay_over"]
 
@@ -93,13 +94,12 @@ class BestSchedule(Choice):
         assert found is not None
         return found
 
-    def _lines(self) -> list[str]:
+    def _said(self) -> Parts:
         low = self.values >= 0.99
         flat = int(self.knots[low][-1])
         return [
             f"Best schedule for {self.optimizer.name}, {self.steps} steps: predicted final loss "
             f"{interval_text(self.loss)}",
-            "",
             f"peak learning rate {float(self.optimizer.lr):.4g}, warm-up {self.warmup} steps, at the peak until step "
             f"{flat} ({100 * flat / self.steps:.0f} % of the run), {self._half()}, at the end "
             f"{100 * self.values[-1]:.3g} % of it",
@@ -116,10 +116,10 @@ class BestSchedule(Choice):
         step = np.interp(-0.5, -self.values[[before, after]], self.knots[[before, after]])
         return f"at half of it at step {step:.0f}"
 
-    def _figure(self) -> "Figure":
+    def _draw(self, sheet: "Sheet") -> None:
         from sdelens.forecast._choice_figures import plot_schedules
 
-        return plot_schedules(self._curves(), self.loss)
+        plot_schedules(sheet, self._curves(), self.loss)
 
 
 def _curves(fitted: Fitted, plans: Sequence[Plan], names: Sequence[str]) -> tuple[Curve, ...]:

@@ -27,6 +27,13 @@ class Stepper(eqx.Module):
     def position(self, state: Any) -> Array:
         """The parameters x of a state."""
 
+    def parts(self, state: Any) -> dict[str, Array]:
+        """The named parts of a state that observables can read: arrays (n, P), or (P,) for single numbers.
+
+        ``"x"`` is always among them; the accumulators of an optimizer and of its SDEs have the same names.
+        """
+        return {"x": self.position(state)}
+
     def observables(self, state: Any) -> Array:
         """Quantities whose moments are recorded, shape (K, P): the coordinates if there are at most 64, else none."""
         x = self.position(state)

@@ -13,6 +13,7 @@ from sdelens.core import check
 from sdelens.core.compilation import program
 from sdelens.core.integrals import POINTS, integrate
 from sdelens.core.random import Stream
+from sdelens.core.text import brief
 from sdelens.core.tree import Layout
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.noise.composite_rule import CoordinateLaw
@@ -26,7 +27,7 @@ _EDGES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 10, 20, 40, 80, _END])
 _TOLERANCE, _MASS = 1e-12, 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Coefficients:
     """Drift and diffusion of the SDE of an update y ← y + D(y, g), per unit of time t = kη, for d coordinates.
 
@@ -41,6 +42,8 @@ class Coefficients:
     names: tuple[str, ...]
     drift: dict[str, np.ndarray]
     covariance: np.ndarray
+
+    __repr__ = brief
 
     def between(self, first: str, second: str) -> np.ndarray:
         """Cov(D)/η of two parts, shape (d,).

@@ -18,7 +18,7 @@ from sdelens.core.random import Stream
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, State
 from sdelens.problems import AbstractProblem
-from sdelens.sdes import SDE, Instant, build_sde, sdes_of
+from sdelens.sdes import SDE, Builder, Instant, QueriedSDE, build_sde, check_pathwise, is_own, sdes_of
 
 __all__ = ["DiffraxSDE", "to_diffrax"]
 
@@ -101,15 +101,15 @@ class DiffraxSDE(eqx.Module):
         state = self.start.state(stream, self.sde.init)
         return jax.tree.map(lambda a: a[..., 0] if jnp.ndim(a) == 2 else a, state)
 
-    def _at(self, t: Any, y: State) -> tuple[Instant, State, Array]:
-        """The `Instant`, the complete state, and ∇f at that state."""
+    def _at(self, t: Any, y: State) -> tuple[SDE, Instant, State, Array]:
+        """The SDE at the `Instant`, that instant, the complete state, and the mean gradient at that state."""
         step = jnp.floor(jnp.asarray(t) / self.lr + _ROUNDING).astype(jnp.int32)
-        whole = y._replace(count=self._begin(None).count)
-        return Instant(step, jnp.asarray(t)), whole, self.sde.evaluate(y.x)[1]
+        whole, sde = y._replace(count=self._begin(None).count), self.sde.at_step(step)
+        return sde, Instant(step, jnp.asarray(t)), whole, sde.mean_gradient(y.x, sde.evaluate(y.x)[1])
 
     def _drift(self, t: Any, y: State, args: Any) -> State:
-        moment, whole, grad = self._at(t, y)
-        drift = _like(y, self.sde.drift(moment, whole, grad))
+        sde, moment, whole, grad = self._at(t, y)
+        drift = _like(y, sde.drift(moment, whole, grad))
         if not self.stratonovich:
             return drift
         return jax.tree.map(lambda a, b: a - 0.5 * b, drift, self._correction(t, y))
@@ -126,8 +126,8 @@ class DiffraxSDE(eqx.Module):
         return jax.tree.map(lambda a: a.sum(axis=0), jax.vmap(column)(jnp.arange(math.prod(shape))))
 
     def _apply(self, t: Any, dW: Array, y: State) -> State:
-        moment, whole, grad = self._at(t, y)
-        return _like(y, self.sde.apply_diffusion(moment, whole, grad, dW))
+        sde, moment, whole, grad = self._at(t, y)
+        return _like(y, sde.apply_diffusion(moment, whole, grad, dW))
 
     def _diffusion(self, t: Any, y: State) -> State:
         """The diagonal of the diffusion, leaves of shape (d,), or its matrix, leaves of shape (d, m)."""
@@ -161,7 +161,7 @@ def to_diffrax(
     problem: AbstractProblem,
     noise: AbstractNoise,
     optimizer: Optimizer,
-    model: str = "sde",
+    model: str | Builder = "sde",
     *,
     solver: Any = None,
     bias_correction: str | None = None,
@@ -184,7 +184,8 @@ def to_diffrax(
         problem: what is minimised.
         noise: law of the gradient noise.
         optimizer: specification of the optimizer.
-        model: an SDE of that optimizer: ``"sde"``, ``"malladi2022"`` or ``"second-order"``.
+        model: an SDE of that optimizer: ``"sde"``, ``"malladi2022"`` or ``"second-order"``; or one that you define, as
+            in `compare`: a subclass of `OptimizerSDE`, or a function from problem, noise and optimizer to an `SDE`.
         solver: a diffrax solver for SDEs, by default ``diffrax.Euler()``.
         bias_correction: only for Adam's SDEs, ``"discrete"`` (the default) or ``"exponential"``.
         start: as in `compare`.
@@ -192,8 +193,8 @@ def to_diffrax(
     Returns:
         A `DiffraxSDE`, whose `terms`, `y0` and `times` are arguments for `diffrax.diffeqsolve`, together with its
         `solver`, the one passed here: a solver of the other kind (Itô or Stratonovich) would solve a different
-        equation. Independent noise gives a diagonal diffusion; other noise gives a matrix of shape (d, m), which is
-        meant for small d.
+        equation. Independent noise gives a diagonal diffusion; other noise, and an SDE that you define, gives a matrix
+        of shape (d, m), which is meant for small d.
 
     Raises:
         ValueError, TypeError: naming the argument, for an unknown model, a solver that is not for SDEs, a solver for
@@ -212,12 +213,15 @@ def to_diffrax(
     """
     check_subject(problem, noise, optimizer)
     known = sdes_of(optimizer)
-    if not known:
+    if isinstance(model, str) and not known:
         raise ValueError(
-            f"optimizer: {optimizer.name} has no SDE in closed form, which a diffrax solver needs; use sl.compare, "
-            "which runs its empirical SDE."
+            f"optimizer: {optimizer.name} has no SDE in closed form, which a diffrax solver needs; give your own by "
+            "model=, or use sl.compare, which runs its empirical SDE."
         )
-    model = check.choice("model", model, known)
+    if isinstance(model, str):
+        model = check.choice("model", model, known)
+    elif not callable(model):
+        raise TypeError(f"model: got {model!r}; give a name, or a class or function that makes an sl.SDE.")
     solver = diffrax.Euler() if solver is None else solver
     base = solver
     while hasattr(base, "solver"):  # HalfSolver
@@ -231,8 +235,9 @@ def to_diffrax(
     bound, begin = noise.bind(problem), start_of(start, problem, optimizer)
     check_start(optimizer, bound, problem, begin)
     sde = build_sde(model, problem, bound, optimizer, bias_correction)
+    check_pathwise(sde, problem.start)
     first = begin.state(Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32)), sde.init)
-    if first.v is not None and not bool((first.v > 0).all()):
+    if first.v is not None and not bool((first.v > 0).all()) and not is_own(sde):
         raise ValueError(
             f"start: V starts at 0, where the SDE of {optimizer.name} divides by √V = 0 (the integrators of this "
             "library advance V first). Use v0='second-moment', or start from an sl.State with v > 0."
@@ -245,11 +250,14 @@ def to_diffrax(
             "the squares of their increments; use sl.compare with substeps, or the model 'sde' here."
         )
     jax.eval_shape(lambda: sde.apply_diffusion(at_start, first, first.x, dW))  # raises if the noise is unsuitable
-    diagonal = bound.independent and sde.noise_shape == (problem.dim,)
+    jax.eval_shape(lambda: sde.drift(at_start, first, first.x))  # raises if it contains a mean over draws
+    given = isinstance(sde, QueriedSDE) or is_own(sde)  # their diffusion may mix coordinates
+    diagonal = bound.independent and sde.noise_shape == (problem.dim,) and not given
     stratonovich = isinstance(base, diffrax.AbstractStratonovichSolver)
     bridge = DiffraxSDE(solver, sde, begin, float(optimizer.lr), stratonovich, diagonal)
     additive = isinstance(base, diffrax.AbstractSRK) and base.tableau.is_additive_noise()
-    if additive and not (isinstance(optimizer, SGD | Momentum | AdamW) and _is_additive(bridge)):
+    constant = isinstance(optimizer, SGD | Momentum | AdamW) or is_own(sde)
+    if additive and not (constant and _is_additive(bridge)):
         raise ValueError(
             f"solver: {type(base).__name__} is for additive noise, but the diffusion of {optimizer.name}'s SDE depends "
             "on the state here; use diffrax.SPaRK() or diffrax.GeneralShARK()."

@@ -10,7 +10,7 @@ from sdelens.core.random import Stream
 from sdelens.core.tree import Layout
 from sdelens.integrate._base import Stepper
 from sdelens.noise import NoiseLaw
-from sdelens.optimizers import Optimizer
+from sdelens.optimizers import Optimizer, Query
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Discrete"]
@@ -24,7 +24,7 @@ class DiscreteState(NamedTuple):
 
 
 class Discrete(Stepper):
-    """x, optax state ← optax update with g = ∇f(x) + Z.
+    """x, optax state ← optax update with g = ∇f(x) + Z; the optimizer may ask for g of the same draw at other points.
 
     Attributes:
         problem: what is minimised.
@@ -47,6 +47,9 @@ class Discrete(Stepper):
     def position(self, state: DiscreteState) -> Array:  # noqa: D102
         return state.x
 
+    def parts(self, state: DiscreteState) -> dict[str, Array]:  # noqa: D102
+        return {"x": state.x, **self.optimizer.parts(state.x, state.inner, self.layout)}
+
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.problem.evaluate(x)
 
@@ -59,8 +62,23 @@ class Discrete(Stepper):
         return self.problem.expensive_gradient
 
     def step(self, k: Array, state: DiscreteState, grad: Array, stream: Stream) -> DiscreteState:  # noqa: D102
-        return self.advance(state, self.noise.gradient(k, state.x, grad, stream))
+        noisy = self.noise.gradient(k, state.x, grad, stream)
+        return self.advance(state, noisy, self.query(k, stream))
 
-    def advance(self, state: DiscreteState, noisy: Array) -> DiscreteState:
-        """One update with a given stochastic gradient."""
-        return DiscreteState(*self.optimizer.advance(state.x, state.inner, noisy, self.layout))
+    def query(self, k: Array, stream: Stream) -> Query:
+        """Stochastic gradients at other points, of the draw that `noise.gradient` makes for step k of the stream.
+
+        Every draw is a function of the step and the path alone, so the same call at another point is the same draw.
+        """
+
+        def draw(x: Array) -> Array:
+            return self.noise.gradient(k, x, self.evaluate(x)[1] if self.needs_gradient else x, stream)
+
+        return Query(draw, lambda x: self.noise.at_step(k).mean_gradient(x, self.evaluate(x)[1]))
+
+    def advance(self, state: DiscreteState, noisy: Array, query: Query | None = None) -> DiscreteState:
+        """One update with a given stochastic gradient and, if the optimizer asks for them, those at other points."""
+        parts = (state.x, state.inner, noisy)
+        if query is None:
+            return DiscreteState(*self.optimizer.advance(*parts, self.layout))
+        return DiscreteState(*self.optimizer.step(*parts, query, self.layout))

@@ -43,7 +43,7 @@ from jax import Array, lax
 from sdelens.core.random import Stream
 from sdelens.integrate._positive import by_update, moved, needs_variance
 from sdelens.integrate.discrete import Discrete, DiscreteState
-from sdelens.optimizers import HELD
+from sdelens.optimizers import HELD, Query
 
 __all__ = ["Empirical"]
 
@@ -93,15 +93,19 @@ class Empirical(Discrete):
         moving = [i for i, law in enumerate(laws) if law not in HELD]
         updated = [i for i in moving if by_update(laws[i], self.accumulators, self.substeps)]
 
-        def update(gradient: Array, sample: Array | int) -> list[Array]:
+        def update(gradient: Array, sample: Array | int, query: Query) -> list[Array]:
             own = self.optimizer.rekeyed(state.inner, jnp.asarray(j) * self.samples + sample, self.layout)
-            x, kept = self.optimizer.advance(state.x, own, gradient, self.layout)
+            x, kept = self.optimizer.step(state.x, own, gradient, query, self.layout)
             return [x, *jax.tree.leaves(kept)]
 
+        def drawn(sample: Array | int) -> tuple[Array, Query]:
+            """The gradient of a sample, and those of the same draw at other points."""
+            own = stream.at(jnp.asarray(j) * self.samples + sample, _SAMPLES)
+            return self.noise.gradient(k, state.x, grad, own), self.query(k, own)
+
         def add(sums: list[_Sums], i: Array) -> tuple[list[_Sums], list[Array]]:
-            own = stream.at(jnp.asarray(j) * self.samples + i, _SAMPLES)
-            gradient = self.noise.gradient(k, state.x, grad, own)
-            new, weight = update(gradient, i), lax.dynamic_index_in_dim(xi, i)
+            gradient, query = drawn(i)
+            new, weight = update(gradient, i, query), lax.dynamic_index_in_dim(xi, i)
             terms = [*(_wide(new[m]) - _wide(old[m]) for m in moving), *([gradient] if updated else [])]
             sums = [total.add(term, weight) for term, total in zip(terms, sums, strict=True)]
             return sums, [leaf for leaf, law in zip(new, laws, strict=True) if law in HELD]
@@ -112,11 +116,17 @@ class Empirical(Discrete):
         total = xi.sum(axis=0)
         if updated:
             mean, noise, _ = self._parts(sums[-1], total)
-            normal = update((mean + noise).astype(state.x.dtype), 0)
+            gradient = (mean + noise).astype(state.x.dtype)
+            normal = update(gradient, 0, self._shifted(gradient, *drawn(0)))
         for m, own in zip(moving, sums, strict=False):
             after = normal[m] if m in updated else None
             old[m] = self._moved(old[m], laws[m], own, total, after).astype(old[m].dtype)
         return DiscreteState(old[0], jax.tree.unflatten(tree, old[1:])), [leaf[0] for leaf in held]
+
+    @staticmethod
+    def _shifted(gradient: Array, sample: Array, query: Query) -> Query:
+        """Gradients at other points that fit a gradient at x other than that of the draw: shifted by the difference."""
+        return Query(lambda x: query(x) + (gradient - sample), query.mean)
 
     def _parts(self, sums: "_Sums", weights: Array) -> tuple[Array, Array, Array | None]:
         """Mean of the samples, noise of a substep, and the variance of that noise if squares were summed."""

@@ -90,6 +90,9 @@ class EulerMaruyama(Integration):
     def position(self, state: State) -> Array:  # noqa: D102
         return state.x
 
+    def parts(self, state: State) -> dict[str, Array]:  # noqa: D102
+        return {name: getattr(state, name) for name in ("x", "m", "v") if getattr(state, name) is not None}
+
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.sde.evaluate(x)
 
@@ -98,7 +101,7 @@ class EulerMaruyama(Integration):
             return y
 
         def anew() -> Any:
-            return self.sde.compute_cache(y.x, grad, stream.at(k, _SURVEY))
+            return self.sde.at_step(k).compute_cache(y.x, grad, stream.at(k, _SURVEY))
 
         if self.sde.cache_steps == 1 and self.substeps == 1:
             return y._replace(found=anew())
@@ -108,7 +111,8 @@ class EulerMaruyama(Integration):
     def advance(self, k: Array, j: Array | int, y: State, grad: Array, dW: Array) -> State:  # noqa: D102
         dt, dtype = self.lr / self.substeps, y.x.dtype
         t = Instant(k, k * self.lr + j * dt, 1 / self.substeps)
-        sde = self.sde.with_cache(y.found)
+        sde = self.sde.at_step(k).with_cache(y.found)
+        grad = sde.mean_gradient(y.x, grad)
         for stage in STAGES["euler" if sde.together else self.integrator]:
             names = [name for name in stage if getattr(y, name) is not None]
             drift = sde.drift(t, y, grad)

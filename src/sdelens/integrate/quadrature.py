@@ -127,6 +127,9 @@ class Quadrature(Integration):
     def position(self, state: DiscreteState) -> Array:  # noqa: D102
         return state.x
 
+    def parts(self, state: DiscreteState) -> dict[str, Array]:  # noqa: D102
+        return self.discrete.parts(state)
+
     def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
         return self.discrete.evaluate(x)
 

@@ -2,6 +2,9 @@
 
 from sdelens.noise._base import AbstractNoise, NoiseLaw
 from sdelens.noise._minibatch import MinibatchNoise
+from sdelens.noise._private import DPNoise
+from sdelens.noise._sampled import SampledNoise
+from sdelens.noise._scheduled import ScheduledNoise, at_ratio
 from sdelens.noise._sum import SumNoise
 from sdelens.noise.distributed import DistributedNoise, MajorityVote, Quantisation, RandomK
 from sdelens.noise.gaussian import GaussianNoise
@@ -9,6 +12,7 @@ from sdelens.noise.symmetric import LaplaceNoise, ScaledNoise, StudentTNoise, Sy
 
 __all__ = [
     "AbstractNoise",
+    "DPNoise",
     "DistributedNoise",
     "GaussianNoise",
     "LaplaceNoise",
@@ -17,9 +21,12 @@ __all__ = [
     "NoiseLaw",
     "Quantisation",
     "RandomK",
+    "SampledNoise",
     "ScaledNoise",
+    "ScheduledNoise",
     "StudentTNoise",
     "SumNoise",
     "SymmetricNoise",
     "UniformNoise",
+    "at_ratio",
 ]

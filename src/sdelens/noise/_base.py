@@ -13,10 +13,19 @@ from jax import Array
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.core.tree import column
 from sdelens.problems import AbstractProblem
 
-__all__ = ["AbstractNoise", "BatchLaw", "NoiseLaw", "centred_square", "described", "laid_out", "positive"]
+__all__ = [
+    "AbstractNoise",
+    "BatchLaw",
+    "NoiseLaw",
+    "centred_square",
+    "density_over",
+    "described",
+    "laid_out",
+    "nonnegative",
+    "nonzero",
+]
 
 
 class AbstractNoise(eqx.Module):
@@ -67,7 +76,10 @@ class RareGradients(NamedTuple):
 
 
 class NoiseLaw(eqx.Module):
-    """The law of the noise Z on the coordinates of one problem, symmetric except for mini-batches.
+    """The law of the noise Z on the coordinates of one problem, symmetric except for mini-batches and the user's draws.
+
+    The stochastic gradient is g = E g + Z with E Z = 0. E g is ∇f unless the law is `biased`; methods with an argument
+    `grad` take E g, except `mean_gradient`, `gradient` and `compute_cache`, which take ∇f.
 
     Methods take x and ∇f of shape (d,) or (d, P) and return shapes that broadcast to it. Every law has draws and a
     variance; whatever else is not known for a law raises a ValueError that says what to use instead. The methods
@@ -87,6 +99,18 @@ class NoiseLaw(eqx.Module):
 
     needs_gradient: ClassVar[bool] = True
     """Whether `gradient` uses ∇f."""
+    biased: ClassVar[bool] = False
+    """Whether E g is not ∇f, so that `mean_gradient` must be used."""
+    scheduled: ClassVar[bool] = False
+    """Whether the law changes with the step, so that `at_step` must be used."""
+    silent: ClassVar[bool] = False
+    """Whether Z is always 0."""
+    fixed_signs: ClassVar[bool] = False
+    """Whether `mean_sign` is that of g at x, whatever gradient it is given."""
+    variance_remedy: ClassVar[str] = ""
+    """What else a user can do where an SDE needs a variance, as a sentence that begins with a space."""
+    sign_samples: ClassVar[int] = 8
+    """Number of draws from which laws of signs are estimated, where they are."""
 
     @abc.abstractmethod
     def sample(self, x: Array, stream: Stream) -> Array:
@@ -112,6 +136,23 @@ class NoiseLaw(eqx.Module):
     def describe(self) -> dict[str, Any]:
         """Name and numbers of the law as in `AbstractNoise.describe`."""
 
+    def at_step(self, k: Array | int) -> "NoiseLaw":
+        """The law at optimizer step k; it differs from this one only for `ScheduledNoise`."""
+        return self
+
+    def mean_gradient(self, x: Array, grad: Array) -> Array:
+        """E g at x, where ∇f = `grad`."""
+        return grad
+
+    @property
+    def signs_as_normal(self) -> bool:
+        """Whether the law of sign(g) is taken as that of a normal g."""
+        return self.normal
+
+    def draw(self, x: Array, grad: Array, stream: Stream) -> Array:
+        """One draw of g = E g + Z for every path, where ∇f = `grad`: shape (d, P)."""
+        return self.mean_gradient(x, grad) + self.sample(x, stream)
+
     def has_variance(self, x: Array) -> bool:
         """Whether the diagonal of Σ is finite at x; assumed to be if x is traced."""
         variance = self.variance(x)
@@ -127,7 +168,8 @@ class NoiseLaw(eqx.Module):
 
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         """The stochastic gradient of step k, drawn from the stream of the whole run: shape (d, P)."""
-        return grad + self.sample(x, stream.at(k))
+        law = self.at_step(k)
+        return law.mean_gradient(x, grad) + law.sample(x, stream.at(k))
 
     @property
     def cache_steps(self) -> int:
@@ -175,7 +217,11 @@ class NoiseLaw(eqx.Module):
         mean = self.mean_sign(grad, x)
         # (1 - e)(1 + e) stays accurate as |e| -> 1, where 1 - e² may become negative. √0 has no derivative.
         variance = jnp.maximum((1 - mean) * (1 + mean), jnp.finfo(mean.dtype).tiny)
-        return jnp.sqrt(variance) * dW
+        return jnp.sqrt(variance) * self._noisy(x) * dW
+
+    def _noisy(self, x: Array) -> Array | float:
+        """0 for coordinates without noise, whose signs are constant even where ∂f = 0; 1 for all others."""
+        return 1.0
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
         """E[Z sign(∇f + Z)] = 2 ∫_{|∇f|}^∞ z p(z) dz of symmetric laws, element-wise; infinite without a mean."""
@@ -206,7 +252,7 @@ class NoiseLaw(eqx.Module):
         mean, variance = self.mean_sign(grad, x), jnp.maximum(self.variance(x), tiny)
         slope = self.signed_mean(grad, x) / variance
         rest = jnp.maximum((1 - mean) * (1 + mean) - slope**2 * variance, tiny)
-        return slope * own + jnp.sqrt(rest) * other, own
+        return slope * own + jnp.sqrt(rest) * self._noisy(x) * other, own
 
     def fourth_cumulant(self, x: Array) -> Array:
         """E Z⁴ − 3σ⁴, element-wise: 0 for normal noise, infinite where there is no fourth moment or it is not known."""
@@ -264,10 +310,10 @@ class BatchLaw(NoiseLaw):
         return True
 
     def density(self, z: Array, x: Array) -> Array:
-        raise ValueError("noise: mini-batch noise has no density here, and cannot be part of a sum.")
+        raise ValueError("noise: mini-batch noise has no density here.")
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
-        raise ValueError("noise: mini-batch noise has no quadrature, and cannot be part of a sum.")
+        raise ValueError("noise: mini-batch noise has no quadrature.")
 
     def joint_shape(self, dim: int) -> tuple[int, ...]:
         raise ValueError(
@@ -285,17 +331,23 @@ def centred_square(root: Array, variance: Array, dt: Any) -> Array:
     return (root**2 * (1 / dt) - variance) * jnp.sqrt(dt)
 
 
-def positive(name: str, value: Any, meaning: str) -> Any:
-    """`value`, a number, array or pytree of them, if every entry is finite and greater than 0.
+def nonnegative(name: str, value: Any, meaning: str) -> Any:
+    """`value`, a number, array or pytree of them, if every entry is finite and not negative, and not all are 0.
 
     Raises:
         ValueError, TypeError: if one is not; the message names the leaf, the value and its meaning.
     """
+    largest = 0.0
     for path, leaf in jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda leaf: leaf is None)[0]:
         label = f"{name}{jax.tree_util.keystr(path)}"
         array = check.finite_array(label, leaf, tuple(range(9)))
-        if not check.is_traced(array) and (array <= 0).any():
-            raise ValueError(f"{label}: got {float(array.min())}; {meaning} must be greater than 0.")
+        if check.is_traced(array):
+            return value
+        if (array < 0).any():
+            raise ValueError(f"{label}: got {float(array.min())}; {meaning} must not be negative.")
+        largest = max(largest, float(array.max()))
+    if largest == 0:
+        raise ValueError(f"{name}: got 0 only; {meaning} must be greater than 0 in at least one coordinate.")
     return value
 
 
@@ -311,6 +363,12 @@ def laid_out(name: str, value: Any, problem: AbstractProblem) -> Array:
         ValueError: if a shape does not fit; the message names the leaf.
     """
     dtype = problem.start.dtype
+    if check.any_traced(value):  # inside a JAX transformation
+        value = jnp.asarray(value, dtype) if _is_vector(value) else value
+        if isinstance(value, jax.Array) and value.shape in ((), (problem.dim,)):
+            return value.astype(dtype)
+        parts = zip(problem.layout.treedef.flatten_up_to(value), problem.layout.shapes, strict=True)
+        return jnp.concatenate([jnp.broadcast_to(leaf, s).ravel() for leaf, s in parts if s is not None]).astype(dtype)
     if _is_vector(value) and not problem.layout.matches(value):
         array = np.asarray(value, dtype=np.float64)
         if array.shape == (problem.dim,) or array.ndim == 0:
@@ -331,9 +389,14 @@ def described(value: Any) -> float | list[float]:
     return float(values[0]) if bool((values == values[0]).all()) else values.tolist()
 
 
-def standardised(z: Array, scale: Array, x: Array) -> Array:
-    """z/σ for a scale laid out by `laid_out`."""
-    return z / column(scale, x)
+def nonzero(scale: Array) -> Array:
+    """The scale, and 1 where it is 0."""
+    return jnp.where(scale > 0, scale, 1)
+
+
+def density_over(scale: Array, z: Array, density: Array) -> Array:
+    """A density where σ > 0; where σ = 0, that of the constant 0: infinite at z = 0, and 0 elsewhere."""
+    return jnp.where(scale > 0, density, jnp.where(z == 0, jnp.inf, 0))
 
 
 def _is_vector(value: Any) -> bool:

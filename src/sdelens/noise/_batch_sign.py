@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-__all__ = ["POWERS", "GradientShape", "SignLaw", "edgeworth_signs", "normal_signs"]
+__all__ = ["POWERS", "GradientShape", "SignLaw", "edgeworth_signs", "normal_signs", "sampled_root"]
 
 POWERS: Final[tuple[Callable[[Array, Array, Array], Array], ...]] = (
     lambda g, rms, shift: g / rms,
@@ -34,6 +34,19 @@ POWERS: Final[tuple[Callable[[Array, Array, Array], Array], ...]] = (
 _TERMS = 64
 _FEW = 24.0
 """Up to this mean number of gradients that are not 0 in a batch, the law is a sum over their number."""
+
+
+def sampled_root(signs: Array, refresh: int, dW: Array, independent: bool = False) -> Array:
+    """Root of the covariance of K sampled signs, shape (K, d, P), times dW of shape (K, P), or (d, P) if independent.
+
+    The error of their mean, kept for r steps, adds r/K of the noise of one step; that part is left out here.
+    """
+    samples = signs.shape[0]
+    share = math.sqrt((samples - refresh) / (samples - 1) / samples)
+    centred = signs - signs.mean(axis=0)
+    if independent:
+        return share * jnp.sqrt((centred**2).sum(axis=0)) * dW
+    return share * (centred * dW[:, None]).sum(axis=0)
 
 
 class GradientShape(NamedTuple):

@@ -16,7 +16,7 @@ from jax import Array, lax
 from sdelens.core.compilation import quick
 from sdelens.core.random import Stream
 from sdelens.noise._base import BatchLaw, RareGradients, centred_square
-from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs
+from sdelens.noise._batch_sign import POWERS, GradientShape, SignLaw, edgeworth_signs, normal_signs, sampled_root
 from sdelens.noise.gaussian import normal_signed_mean
 from sdelens.problems import EXAMPLE_BYTES, Problem
 
@@ -69,6 +69,22 @@ class ExampleLaw(BatchLaw):
         first = (k % per_epoch) * self.options.batch_size
         index = stream.at(k // per_epoch).permutation(first + jnp.arange(self.options.batch_size), self.examples)
         return self._mean_gradient(x, index)
+
+    @property
+    def fixed_signs(self) -> bool:  # type: ignore[override]
+        return not self.signs_as_normal
+
+    @property
+    def sign_samples(self) -> int:  # type: ignore[override]
+        return self.options.samples
+
+    @property
+    def signs_as_normal(self) -> bool:
+        return self.options.signs == "normal"
+
+    def draw(self, x: Array, grad: Array, stream: Stream) -> Array:
+        """The mean gradient of one mini-batch."""
+        return self._mean_gradient(x, self._batch(stream))
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return self.problem.batch_gradient(x, self._batch(stream)) - self.problem.evaluate(x)[1]
@@ -189,13 +205,7 @@ class ExampleLaw(BatchLaw):
                     "signs: 'sampled' signs are drawn by the library's own integrators; use 'edgeworth' or 'normal' "
                     "here."
                 )
-            signs, samples, refresh = self.found, self.options.samples, self.options.refresh
-            # The error of the mean, kept for r steps, adds r/K of the noise of one step; that part is left out here.
-            share = math.sqrt((samples - refresh) / (samples - 1) / samples)
-            centred = signs - signs.mean(axis=0)
-            if self.options.covariance == "diagonal":
-                return share * jnp.sqrt((centred**2).sum(axis=0)) * dW
-            return share * (centred * dW[:, None]).sum(axis=0)
+            return sampled_root(self.found, self.options.refresh, dW, self.options.covariance == "diagonal")
         law = self._sign_law(grad, x)
         if self.options.covariance == "diagonal":
             return jnp.sqrt(law.spread) * dW

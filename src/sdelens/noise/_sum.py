@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sdelens.core.compilation import quick
 from sdelens.core.random import Stream
 from sdelens.noise._base import AbstractNoise, NoiseLaw, independent_sum
-from sdelens.noise.gaussian import Correlated, IndependentNormal
+from sdelens.noise._joined import JoinedLaw
+from sdelens.noise.distributed import DistributedNoise
+from sdelens.noise.gaussian import Correlated, IndependentNormal, VaryingDiagonal
 from sdelens.problems import AbstractProblem
 
 __all__ = ["SumNoise"]
@@ -26,12 +29,22 @@ class SumNoise(AbstractNoise):
     a sum with Student t and ν < 1 up to 4e-3). The cost is that many evaluations per further term. Normal terms are
     joined into one.
 
+    A sum with a term that has no density here (mini-batches, `SampledNoise`, a covariance matrix or function with noise
+    that is not normal) has no quadrature either. Covariances then add, and each term keeps its own Brownian motion:
+    that is all that the SDEs of SGD, RMSprop and Adam need. For SignSGD's SDE the terms without a density are drawn
+    (`samples` of `MinibatchNoise`, or 8 times), and E sign and Cov sign are those of the other terms given the draws;
+    with ``signs="normal"`` for the mini-batches and otherwise normal noise, the sum is treated as normal.
+
     Args:
-        terms: two or more noises. A covariance matrix may be summed with normal noise only.
+        terms: two or more noises.
 
     Raises:
-        ValueError, TypeError: if there are fewer than two, or one is not a noise; when bound, for other sums with a
-            covariance.
+        ValueError, TypeError: if there are fewer than two, or one is not a noise; when bound, if several terms have a
+            mean gradient other than ∇f; for SignSGD's SDE, if mini-batches have ``signs="edgeworth"``.
+
+    Examples:
+        >>> import sdelens as sl
+        >>> noise = sl.MinibatchNoise(8) + sl.GaussianNoise(0.1)
     """
 
     terms: tuple[AbstractNoise, ...]
@@ -48,7 +61,13 @@ class SumNoise(AbstractNoise):
 
     def bind(self, problem: AbstractProblem) -> NoiseLaw:
         """Join the normal terms, and find the broadest law of each coordinate, which has the least density at 0."""
-        bound = [term.bind(problem) for term in self.terms]
+        for term in self.terms:
+            if isinstance(term, DistributedNoise):
+                raise TypeError(
+                    "terms: got a DistributedNoise; sum the noises of one worker, then distribute: "
+                    "DistributedNoise(a + b, workers)."
+                )
+        bound = _flat([term.bind(problem) for term in self.terms])
         normal = [term for term in bound if isinstance(term, IndependentNormal)]
         others = [term for term in bound if not isinstance(term, IndependentNormal)]
         scale = reduce(jnp.hypot, [term.scale for term in normal], jnp.zeros(()))
@@ -61,15 +80,17 @@ class SumNoise(AbstractNoise):
             total = np.asarray(sum(matrices), np.float64)
             own = [np.diag(np.broadcast_to(np.asarray(scale, np.float64) ** 2, problem.dim))] if normal else []
             return Correlated(sum(own, total), problem.start.dtype)
-        for term in others:
-            if term.normal and not isinstance(term, IndependentNormal):
-                raise ValueError(
-                    "terms: a covariance matrix or function cannot be summed with another noise; add the matrices, or "
-                    "the variances to the diagonal, yourself."
-                )
-        x = problem.start
-        at_zero = np.stack([np.broadcast_to(term.density(jnp.zeros_like(x), x), x.shape) for term in others])
-        return SumLaw(tuple(others), tuple(int(i) for i in np.unique(at_zero.argmin(axis=0))))
+        smooth = [term for term in others if term.independent and term.has_quadrature]
+        drawn = [term for term in others if not (term.independent and term.has_quadrature)]
+        if not drawn:
+            return _by_quadrature(smooth, problem)
+        if sum(term.biased for term in drawn) > 1:
+            raise ValueError("terms: several of them clip gradients; clip once, in one sl.DPNoise.")
+        if smooth:
+            known = smooth[0] if len(smooth) == 1 else _by_quadrature(smooth, problem)
+            return JoinedLaw((*drawn, known), len(drawn))
+        varying = [i for i, term in enumerate(drawn) if isinstance(term, VaryingDiagonal) and term.independent]
+        return JoinedLaw(tuple(drawn), varying[0] if varying else None)
 
     def at_batch_ratio(self, ratio: float) -> "SumNoise":
         """The sum of the averaged terms; an error where one term raises one."""
@@ -79,12 +100,35 @@ class SumNoise(AbstractNoise):
         return _described(self.terms)
 
 
+def _flat(terms: Sequence[NoiseLaw]) -> list[NoiseLaw]:
+    """The terms with those of sums among them in their place."""
+    found: list[NoiseLaw] = []
+    for term in terms:
+        found += _flat(term.terms) if isinstance(term, JoinedLaw | SumLaw) else [term]
+    return found
+
+
+def _by_quadrature(terms: Sequence[NoiseLaw], problem: AbstractProblem) -> "SumLaw":
+    """The law of a sum of independent coordinates with densities."""
+    at_zero = np.asarray(_densities_at_zero(tuple(terms), problem.start))
+    return SumLaw(tuple(terms), tuple(int(i) for i in np.unique(at_zero.argmin(axis=0))))
+
+
+@quick
+def _densities_at_zero(terms: tuple[NoiseLaw, ...], x: Array) -> Array:
+    """The density of every term at 0, shape (terms, d)."""
+    return jnp.stack([jnp.broadcast_to(term.density(jnp.zeros_like(x), x), x.shape) for term in terms])
+
+
 class SumLaw(NoiseLaw):
     """The law of a sum; `broadest` are the terms that are the broadest of some coordinate."""
 
     has_quadrature: ClassVar[bool] = False
     terms: tuple[NoiseLaw, ...]
     broadest: tuple[int, ...] = eqx.field(static=True)
+
+    def _noisy(self, x: Array) -> Array | float:
+        return reduce(jnp.maximum, [term._noisy(x) for term in self.terms])
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return sum((term.sample(x, stream.at(i)) for i, term in enumerate(self.terms)), jnp.zeros_like(x))

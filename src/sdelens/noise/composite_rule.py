@@ -53,8 +53,11 @@ class CoordinateLaw(eqx.Module):
         alike = len(self.terms) == 1 and isinstance(self.terms[0], IndependentNormal | ScaledNoise)
         self.reach = (_reach(_standard(self.terms[0]), 1),) if alike else tuple(_reach(t, dim) for t in self.terms)
         self.scale = 0.5 / _density(self.terms, self.reach, jnp.zeros((dim, 1)))
-        if not bool(jnp.isfinite(self.scale).all()):
-            raise ValueError(f"noise: {bound.describe()['name']} noise has no density at 0 that quadrature could use.")
+        if not bool((jnp.isfinite(self.scale) & (self.scale > 0)).all()):
+            raise ValueError(
+                f"noise: {bound.describe()['name']} noise has no density at 0 in some coordinates (a scale of 0, or "
+                "none there) that quadrature could use; use coefficients='sampled'."
+            )
 
     def first(self) -> "CoordinateLaw":
         """The law of t of the first coordinate alone if all coordinates have the same law, else this law."""

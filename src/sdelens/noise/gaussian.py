@@ -14,7 +14,7 @@ from sdelens.core import check
 from sdelens.core.matrix import symmetric_root
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
-from sdelens.noise._base import AbstractNoise, NoiseLaw, described, laid_out, positive
+from sdelens.noise._base import AbstractNoise, NoiseLaw, density_over, described, laid_out, nonnegative, nonzero
 from sdelens.noise.sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.noise.symmetric import NODES
 from sdelens.problems import AbstractProblem
@@ -36,16 +36,17 @@ class GaussianNoise(AbstractNoise):
     variances, and everything at ∇f = 0, exact (largest error of an entry 0.002 at a correlation of 0.6, 0.05 at 0.9).
 
     Args:
-        scale: σ > 0 of independent coordinates, the standard deviation: a scalar, one per coordinate (shape (d,)), or a
-            pytree of the structure of the parameters whose leaves broadcast to theirs.
-        covariance: Σ, in place of `scale`: a symmetric positive semi-definite matrix of shape (d, d), d ≤ 2000, with a
-            positive diagonal; or a function of the parameters (the user's pytree) that returns such a matrix or, for
+        scale: σ ≥ 0 of independent coordinates, the standard deviation: a scalar, one per coordinate (shape (d,)), or a
+            pytree of the structure of the parameters whose leaves broadcast to theirs. A coordinate with σ = 0 has no
+            noise; its E sign(g) is sign(∇f).
+        covariance: Σ, in place of `scale`: a symmetric positive semi-definite matrix of shape (d, d), d ≤ 2000; or a
+            function of the parameters (the user's pytree) that returns such a matrix or, for
             independent coordinates, the variances: shape () or (d,), or a pytree like the parameters. A matrix that a
             function returns is factored for every path and step, so it is meant for small d.
 
     Raises:
-        ValueError, TypeError: if a scale is not greater than 0 and finite, or a covariance is not valid; and, when it
-            is bound to a problem, if a shape does not fit; the message names the leaf.
+        ValueError, TypeError: if a scale is negative or not finite, all are 0, or a covariance is not valid; and, when
+            it is bound to a problem, if a shape does not fit; the message names the leaf.
 
     Examples:
         >>> import sdelens as sl
@@ -61,7 +62,7 @@ class GaussianNoise(AbstractNoise):
             raise TypeError("scale: is missing; give the standard deviation, or covariance=...")
         if scale is not None and covariance is not None:
             raise TypeError("scale: got a scale and a covariance; give one of them.")
-        self.scale = None if scale is None else positive("scale", scale, "the standard deviation")
+        self.scale = None if scale is None else nonnegative("scale", scale, "the standard deviation")
         self.covariance = _Varying(covariance) if callable(covariance) else _checked_matrix(covariance)
 
     def bind(self, problem: AbstractProblem) -> NoiseLaw:
@@ -80,7 +81,8 @@ class GaussianNoise(AbstractNoise):
         """Exact: the covariance divided by `ratio`."""
         ratio = check.positive("ratio", ratio)
         if self.scale is not None:
-            return GaussianNoise(jax.tree.map(lambda a: np.asarray(a) / math.sqrt(ratio), self.scale))
+            library: Any = jnp if check.any_traced(self.scale, ratio) else np
+            return GaussianNoise(jax.tree.map(lambda a: library.asarray(a) / library.sqrt(ratio), self.scale))
         if isinstance(self.covariance, _Varying):
             function = self.covariance.function
             return GaussianNoise(covariance=lambda params: jax.tree.map(lambda a: a / ratio, function(params)))
@@ -98,13 +100,21 @@ class _Normal(NoiseLaw):
     normal: ClassVar[bool] = True
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
-        return jax.lax.erf(grad / jnp.sqrt(2 * self.variance(x)))
+        r"""E sign(∇f + Z) = erf(∇f / (√2 σ)), and sign(∇f) where σ = 0."""
+        scale = self.scales(x)
+        return jnp.where(scale > 0, jax.lax.erf(grad / (math.sqrt(2) * nonzero(scale))), jnp.sign(grad))
 
     def density(self, z: Array, x: Array) -> Array:
-        return _normal_density(z, jnp.sqrt(self.variance(x)))
+        scale = self.scales(x)
+        return density_over(scale, z, _normal_density(z, nonzero(scale)))
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
-        return normal_signed_mean(grad, jnp.sqrt(self.variance(x)))
+        """2σφ(∇f/σ), and 0 where σ = 0."""
+        scale = self.scales(x)
+        return jnp.where(scale > 0, normal_signed_mean(grad, nonzero(scale)), 0)
+
+    def _noisy(self, x: Array) -> Array:
+        return (self.scales(x) > 0).astype(x.dtype)
 
     def fourth_cumulant(self, x: Array) -> Array:
         return jnp.zeros_like(x)
@@ -131,16 +141,8 @@ class IndependentNormal(_Normal):
     def has_variance(self, x: Array) -> bool:
         return True
 
-    def mean_sign(self, grad: Array, x: Array) -> Array:
-        r"""E sign(∇f + Z) = erf(∇f / (√2 σ))."""
-        return jax.lax.erf(grad / (math.sqrt(2) * column(self.scale, x)))
-
-    def density(self, z: Array, x: Array) -> Array:
-        return _normal_density(z, column(self.scale, x))
-
-    def signed_mean(self, grad: Array, x: Array) -> Array:
-        """2σφ(∇f/σ)."""
-        return normal_signed_mean(grad, column(self.scale, x))
+    def scales(self, x: Array) -> Array:
+        return column(self.scale, x)
 
     def quadrature(self, x: Array) -> tuple[Array, Array]:
         return _hermite(jnp.atleast_1d(self.scale), x)
@@ -163,9 +165,14 @@ class Correlated(_Normal):
 
     def __init__(self, matrix: np.ndarray, dtype: Any) -> None:
         self.matrix = jnp.asarray(matrix, dtype)
+        if check.is_traced(matrix):  # roots are only needed to draw noise
+            self.root, self.signs = self.matrix, SignCovariance.exact(self.matrix)
+            return
         self.root = jnp.asarray(symmetric_root(matrix), dtype)
         sd = np.sqrt(np.diag(matrix))
-        self.signs = SignCovariance(np.clip(matrix / np.outer(sd, sd), -1, 1), dtype)
+        safe = np.where(sd > 0, sd, 1)
+        correlation = np.clip(matrix / np.outer(safe, safe), -1, 1)
+        self.signs = SignCovariance(correlation + np.diag(np.where(sd > 0, 0, 1)), dtype)
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return self.apply_root(x, stream.normal(x.shape[0], x.dtype))
@@ -186,17 +193,17 @@ class Correlated(_Normal):
         return self.signs.shape
 
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
-        return self.signs.apply_root(grad / jnp.sqrt(self.variance(x)), dW)
+        return self._noisy(x) * self.signs.apply_root(grad / nonzero(self.scales(x)), dW)
 
     def joint_shape(self, dim: int) -> tuple[int, ...]:
         return (dim + math.prod(self.signs.shape),)
 
     def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
         """Each sign is regressed on its Zᵢ; for normal noise the residual is uncorrelated with every Zⱼ."""
-        sd, dim = jnp.sqrt(self.variance(x)), grad.shape[0]
+        sd, dim = nonzero(self.scales(x)), grad.shape[0]
         own = self.apply_root(x, dW[:dim])
         rest = self.signs.apply_rest_root(grad / sd, dW[dim:].reshape(*self.signs.shape, *dW.shape[1:]))
-        return self.signed_mean(grad, x) / sd**2 * own + rest, own
+        return self.signed_mean(grad, x) / sd**2 * own + self._noisy(x) * rest, own
 
     def describe(self) -> dict[str, Any]:
         return _described_covariance(self.matrix)
@@ -248,10 +255,8 @@ class VaryingMatrix(VaryingDiagonal):
 
     def apply_sign_root(self, grad: Array, x: Array, dW: Array) -> Array:
         def one(grad: Array, x: Array, dW: Array) -> Array:
-            matrix = self.function(x)
-            sd = jnp.sqrt(jnp.diag(matrix))
-            correlation = jnp.clip(matrix / jnp.outer(sd, sd), -1, 1)
-            return SignCovariance.exact(correlation).apply_root(grad / sd, dW)
+            sd, noisy, correlation = _correlation(self.function(x))
+            return noisy * SignCovariance.exact(correlation).apply_root(grad / sd, dW)
 
         return _per_path(one, grad, x, dW)
 
@@ -261,11 +266,10 @@ class VaryingMatrix(VaryingDiagonal):
     def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
         def one(grad: Array, x: Array, dW: Array) -> Array:
             matrix, dim = self.function(x), grad.shape[0]
-            sd = jnp.sqrt(jnp.diag(matrix))
+            sd, noisy, correlation = _correlation(matrix)
             own = lower_root(matrix) @ dW[:dim]
-            correlation = jnp.clip(matrix / jnp.outer(sd, sd), -1, 1)
             rest = SignCovariance.exact(correlation).apply_rest_root(grad / sd, dW[dim:])
-            return jnp.stack([normal_signed_mean(grad, sd) / sd**2 * own + rest, own])
+            return jnp.stack([normal_signed_mean(grad, sd) / sd**2 * own + noisy * rest, own])
 
         sign, own = _per_path(one, grad, x, dW)
         return sign, own
@@ -315,8 +319,16 @@ class _Varying:
                 f"covariance: returned {found}; return ({dim}, {dim}), or variances of shape ({dim},) or (), or a "
                 "pytree like the parameters."
             ) from error
-        positive("covariance at the start", np.asarray(variances(problem.start)), "a variance")
+        nonnegative("covariance at the start", np.asarray(variances(problem.start)), "a variance")
         return VaryingDiagonal(variances, label)
+
+
+def _correlation(matrix: Array) -> tuple[Array, Array, Array]:
+    """Standard deviations, 1 where they are 0; whether they are not; and the correlations of a covariance matrix."""
+    variance = jnp.diag(matrix)
+    noisy = (variance > 0).astype(matrix.dtype)
+    sd = jnp.sqrt(nonzero(variance))
+    return sd, noisy, jnp.clip(matrix / jnp.outer(sd, sd), -1, 1) + jnp.diag(1 - noisy)
 
 
 def _described_covariance(covariance: Any) -> dict[str, Any]:
@@ -354,10 +366,12 @@ def _checked_matrix(matrix: Any, name: str = "covariance") -> np.ndarray | None:
     """A covariance matrix in float64.
 
     Raises:
-        ValueError: if it is not square, symmetric, of positive diagonal, and positive semi-definite.
+        ValueError: if it is not square, symmetric, not 0, and positive semi-definite.
     """
     if matrix is None:
         return None
+    if check.any_traced(matrix):
+        return jnp.asarray(matrix, float)  # type: ignore[return-value]  # inside a JAX transformation
     array = np.asarray(check.finite_array(name, matrix, (2,)), np.float64)
     if array.shape[0] != array.shape[1]:
         raise ValueError(f"{name}: got shape {array.shape}; a covariance matrix is square.")
@@ -369,9 +383,11 @@ def _checked_matrix(matrix: Any, name: str = "covariance") -> np.ndarray | None:
     gap = np.abs(array - array.T).max()
     if gap > 1e-6 * largest:
         raise ValueError(f"{name}: is not symmetric (largest difference {gap:.3g}); use (C + C.T) / 2.")
-    if (np.diag(array) <= 0).any():
+    if (np.diag(array) < 0).any() or not np.diag(array).any():
         at = int(np.argmin(np.diag(array)))
-        raise ValueError(f"{name}: its diagonal is {array[at, at]:g} at entry {at}; every variance must be positive.")
+        raise ValueError(
+            f"{name}: its diagonal is {array[at, at]:g} at entry {at}; variances must not be negative, and not all 0."
+        )
     lowest = float(np.linalg.eigvalsh(array)[0])
     if lowest < -1e-6 * largest:
         raise ValueError(

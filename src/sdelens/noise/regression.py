@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from sdelens.core import check
 from sdelens.core.matrix import symmetric_root, times
 from sdelens.core.random import Stream
 from sdelens.core.tree import column, sum_coordinates
@@ -59,6 +60,11 @@ class RegressionLaw(BatchLaw):
     sign_inverse: Array | None
 
     def __init__(self, problem: LinearRegression, batch_size: int) -> None:
+        if check.is_traced(problem.curvature):
+            raise TypeError(
+                "problem: the law of its mini-batches cannot be derived from a curvature that JAX traces (jit, grad, "
+                "vmap); other numbers of the problem, of the noise and of the optimizer may be traced."
+            )
         self.problem, self.batch_size = problem, batch_size
         self.sign_root = self.sign_inverse = None
         if problem.curvature.ndim == 2:

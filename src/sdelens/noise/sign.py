@@ -124,6 +124,7 @@ def sign_covariance(correlation: Array, mean: Array) -> Array:
     """Cov sign(μ + N(0, R)) for μ of shape (d,): exact for d ≤ 64, else by Hermite's series and its remainder."""
     e = jax.lax.erf(mean / math.sqrt(2))
     own = (1 - e) * (1 + e)
+    correlation = jnp.where(jnp.eye(mean.shape[0], dtype=bool), 0, correlation)  # arcsin has no derivative at 1
     if mean.shape[0] <= EXACT_UP_TO:
         matrix = _by_quadrature(correlation, mean)
     else:

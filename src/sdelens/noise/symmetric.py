@@ -16,7 +16,7 @@ from jax.scipy.special import betainc, gammaln
 from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
-from sdelens.noise._base import AbstractNoise, NoiseLaw, described, laid_out, positive
+from sdelens.noise._base import AbstractNoise, NoiseLaw, density_over, described, laid_out, nonnegative, nonzero
 from sdelens.problems import AbstractProblem
 
 __all__ = ["LaplaceNoise", "ScaledNoise", "StudentTNoise", "SymmetricNoise", "UniformNoise"]
@@ -81,24 +81,31 @@ class ScaledNoise(AbstractNoise, NoiseLaw):
         return column(self.scale, x) * self.standard_sample(x, stream)
 
     def variance(self, x: Array) -> Array:
-        return column(self.scale, x) ** 2 * self.standard_variance(x)
+        square = column(self.scale, x) ** 2
+        return jnp.where(square > 0, square * self.standard_variance(x), 0)
 
     def mean_sign(self, grad: Array, x: Array) -> Array:
-        return self.standard_mean_sign(grad / column(self.scale, x))
+        scale = column(self.scale, x)
+        return jnp.where(scale > 0, self.standard_mean_sign(grad / nonzero(scale)), jnp.sign(grad))
 
     def density(self, z: Array, x: Array) -> Array:
         scale = column(self.scale, x)
-        return self.standard_density(z / scale) / scale
+        safe = nonzero(scale)
+        return density_over(scale, z, self.standard_density(z / safe) / safe)
+
+    def _noisy(self, x: Array) -> Array:
+        return (column(self.scale, x) > 0).astype(x.dtype)
 
     def scales(self, x: Array) -> Array:
         return column(self.scale, x)
 
     def signed_mean(self, grad: Array, x: Array) -> Array:
         scale = column(self.scale, x)
-        return scale * self.standard_signed_mean(grad / scale)
+        return jnp.where(scale > 0, scale * self.standard_signed_mean(grad / nonzero(scale)), 0)
 
     def fourth_cumulant(self, x: Array) -> Array:
-        return column(self.scale, x) ** 4 * self.standard_fourth_cumulant(x)
+        fourth = column(self.scale, x) ** 4
+        return jnp.where(fourth > 0, fourth * self.standard_fourth_cumulant(x), 0)
 
     def excess_kurtosis(self, x: Array) -> Array:
         kurtosis = self.standard_fourth_cumulant(x) / jnp.asarray(self.standard_variance(x), x.dtype) ** 2
@@ -133,7 +140,7 @@ class StudentTNoise(ScaledNoise):
     Draws are exact, by Bailey's polar method (1994): T = √(ν(U^{−2/ν} − 1)) cos(2πW).
 
     Args:
-        scale: σ > 0, the scale (not the standard deviation): as for `GaussianNoise`.
+        scale: σ ≥ 0, the scale (not the standard deviation): as for `GaussianNoise`.
         df: ν ≥ 0.2, the degrees of freedom, one for all coordinates; below that, draws exceed float32.
 
     Raises:
@@ -150,7 +157,7 @@ class StudentTNoise(ScaledNoise):
     _form: int | str = eqx.field(static=True)
 
     def __init__(self, scale: Any, df: float) -> None:
-        self.scale = positive("scale", scale, "the scale")
+        self.scale = nonnegative("scale", scale, "the scale")
         self.df = check.number("df", df)
         if not check.is_traced(self.df) and self.df < _LEAST_DF:
             raise ValueError(
@@ -179,7 +186,7 @@ class StudentTNoise(ScaledNoise):
 
     def standard_mean_sign(self, s: Array) -> Array:
         if isinstance(self._form, int):
-            return _t_mean_sign_whole(s, self._form)
+            return _t_mean_sign_whole(s, jnp.asarray(self.df, s.dtype), self._form)
         function = _t_mean_sign_many if self._form == "hill" else _t_mean_sign
         return function(s, jnp.asarray(self.df, s.dtype))
 
@@ -227,14 +234,14 @@ class LaplaceNoise(ScaledNoise):
     E sign(g) = sign(s)(1 − e^{−|s|}), s = ∇f/b.
 
     Args:
-        scale: b > 0: as for `GaussianNoise`.
+        scale: b ≥ 0: as for `GaussianNoise`.
     """
 
     name: ClassVar[str] = "laplace"
     scale: Any
 
     def __init__(self, scale: Any) -> None:
-        self.scale = positive("scale", scale, "the scale")
+        self.scale = nonnegative("scale", scale, "the scale")
 
     def standard_sample(self, x: Array, stream: Stream) -> Array:
         size, side = stream.uniforms(x.shape[0], x.dtype)
@@ -267,14 +274,14 @@ class UniformNoise(ScaledNoise):
     E sign(g) = ∇f/a, clipped to [−1, 1]: for |∇f| > a the noise never changes a sign.
 
     Args:
-        scale: a > 0, the half-width: as for `GaussianNoise`.
+        scale: a ≥ 0, the half-width: as for `GaussianNoise`.
     """
 
     name: ClassVar[str] = "uniform"
     scale: Any
 
     def __init__(self, scale: Any) -> None:
-        self.scale = positive("scale", scale, "the half-width")
+        self.scale = nonnegative("scale", scale, "the half-width")
 
     def standard_sample(self, x: Array, stream: Stream) -> Array:
         return 2 * stream.uniform(x.shape[0], x.dtype) - 1
@@ -306,7 +313,7 @@ class SymmetricNoise(ScaledNoise):
     Args:
         cdf: F, a function of JAX operations, element-wise, with F(−s) = 1 − F(s).
         ppf: its inverse on (0, 1).
-        scale: σ > 0: as for `GaussianNoise`.
+        scale: σ ≥ 0: as for `GaussianNoise`.
         variance: Var X, `math.inf` where there is none. It drives the SDEs of SGD, RMSprop and Adam. It cannot be
             checked for being too large, since a tail may contribute any amount.
         fourth_moment: E X⁴, `math.inf` where there is none; it describes how much squared gradients fluctuate. By
@@ -346,7 +353,7 @@ class SymmetricNoise(ScaledNoise):
             if function is not None or label != "pdf":
                 _check_function(label, function)
         self.cdf, self.ppf, self.pdf = cdf, ppf, pdf or _derivative(cdf)
-        self.scale = positive("scale", scale, "the scale")
+        self.scale = nonnegative("scale", scale, "the scale")
         self.law_variance = math.inf if variance == math.inf else check.positive("variance", variance)
         self._check_law()
         self.law_fourth = self._fourth_moment(fourth_moment)
@@ -513,7 +520,7 @@ def _t_mean_sign(s: Array, df: Array) -> Array:
     return jnp.sign(s) * jnp.where(near, part, 1 - part)
 
 
-_t_mean_sign.defjvps(lambda t, _, s, df: 2 * _t_density(s, df) * t, None)
+_t_mean_sign.defjvp(lambda primals, tangents: _t_tangent(_t_mean_sign, primals, tangents), symbolic_zeros=True)
 
 
 @jax.custom_jvp
@@ -527,13 +534,16 @@ def _t_mean_sign_many(s: Array, df: Array) -> Array:
     return jnp.sign(s) * jax.lax.erf(w * (1 + (w2 + 3) / b - correction) / math.sqrt(2))
 
 
-_t_mean_sign_many.defjvps(lambda t, _, s, df: 2 * _t_density(s, df) * t, None)
+_t_mean_sign_many.defjvp(
+    lambda primals, tangents: _t_tangent(_t_mean_sign_many, primals, tangents), symbolic_zeros=True
+)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _t_mean_sign_whole(s: Array, df: int) -> Array:
-    """2F_ν(s) − 1 for whole ν, a finite sum in cos θ with tan θ = s/√ν."""
-    tangent = jnp.clip(s, -1e18, 1e18) / math.sqrt(df)
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _t_mean_sign_whole(s: Array, nu: Array, df: int) -> Array:
+    """2F_ν(s) − 1 for whole ν, a finite sum in cos θ with tan θ = s/√ν; ν as an array is used in derivatives."""
+    root = jnp.where(nu == df, math.sqrt(df), jnp.nan)  # another ν, put into a specification of this form, is refused
+    tangent = jnp.clip(s, -1e18, 1e18) / root
     square = 1 / (1 + tangent**2)
     total = jnp.zeros_like(s)
     if df % 2:
@@ -547,10 +557,39 @@ def _t_mean_sign_whole(s: Array, df: int) -> Array:
     return jnp.clip(value, -1, 1)
 
 
-@_t_mean_sign_whole.defjvp
-def _(df: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (s,), (t,) = primals, tangents
-    return _t_mean_sign_whole(s, df), 2 * _t_density(s, jnp.asarray(df, s.dtype)) * t
+_t_mean_sign_whole.defjvp(
+    lambda df, primals, tangents: _t_tangent(lambda s, nu: _t_mean_sign_whole(s, nu, df), primals, tangents),
+    symbolic_zeros=True,
+)
+
+
+def _t_tangent(function: Callable[[Array, Array], Array], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """2F_ν(s) − 1 and its tangent: 2p(s) ds + 2 ∂F_ν(s)/∂ν dν, the second part only where ν is differentiated."""
+    (s, df), (by_s, by_df) = primals, tangents
+    value, zero = function(s, df), jax.custom_derivatives.SymbolicZero
+    tangent = jnp.zeros_like(value)
+    if not isinstance(by_s, zero):
+        tangent = tangent + 2 * _t_density(s, df) * by_s
+    if not isinstance(by_df, zero):
+        tangent = tangent + 2 * _t_slope_in_df(s, df) * by_df
+    return value, tangent
+
+
+def _t_slope_in_df(s: Array, df: Array) -> Array:
+    """∂F_ν(s)/∂ν, where F_ν(s) − ½ = ∫₀ˢ p_ν(t) dt with t = √ν tan φ, by Gauss-Legendre quadrature in φ.
+
+    ∂F/∂ν = ∫ p ∂(log p)/∂ν dt, at fixed t.
+    """
+    size = jnp.abs(s)[..., None]
+    # φ = ½π(1 − w³): nodes are dense where cos φ vanishes.
+    last = (jnp.arctan2(jnp.sqrt(df) * jnp.ones_like(size), size) / (np.pi / 2)) ** (1 / 3)
+    half, weight = (jnp.asarray(a, s.dtype) for a in ((_LEGENDRE[0] + 1) / 2, _LEGENDRE[1] / 2))
+    w = last + (1 - last) * half
+    off = (np.pi / 2) * w**3
+    t = jnp.sqrt(df) / jnp.tan(off)
+    jacobian = jnp.sqrt(df) / jnp.sin(off) ** 2 * (np.pi / 2) * 3 * w**2 * (1 - last)
+    slope = jax.grad(_t_log_norm)(df) - 0.5 * jnp.log1p(t**2 / df) + (df + 1) / (2 * df) * t**2 / (df + t**2)
+    return jnp.sign(s) * ((_t_density(t, df) * slope * jacobian) @ weight)
 
 
 @jax.custom_jvp

@@ -16,14 +16,44 @@ from sdelens.core.names import DECAYS
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout
 from sdelens.optimizers._accumulators import leaf_kinds_of
-from sdelens.optimizers._elementwise import Update, update_of
+from sdelens.optimizers._elementwise import QUERIED, Update, update_of
 from sdelens.optimizers.schedules import Schedule
 
 if TYPE_CHECKING:
     from sdelens.noise import NoiseLaw
     from sdelens.problems import AbstractProblem
 
-__all__ = ["CONVERGED", "DecayedOptimizer", "Optimizer", "State", "floor", "number", "precondition", "second_moment"]
+__all__ = [
+    "CONVERGED",
+    "DecayedOptimizer",
+    "Optimizer",
+    "Query",
+    "State",
+    "floor",
+    "number",
+    "precondition",
+    "second_moment",
+]
+
+
+class Query:
+    """The gradients of one draw, ``query(x)``, at other points x of all paths, shape (d, P), of that shape.
+
+    The draw is a mini-batch, or the random numbers of injected noise. JAX can differentiate it:
+    ``jax.jvp(query, (x,), (v,))[1]`` is the product of the Hessian of that mini-batch with v.
+    """
+
+    def __init__(self, draw: Callable[[Array], Array], mean: Callable[[Array], Array]) -> None:
+        self._draw, self._mean = draw, mean
+
+    def __call__(self, x: Array) -> Array:
+        """The stochastic gradient of the draw at x."""
+        return self._draw(x)
+
+    def mean(self, x: Array) -> Array:
+        """The mean of the stochastic gradient at x over all draws: the full gradient ∇f(x) unless it is biased."""
+        return self._mean(x)
+
 
 CONVERGED = 2**30
 """Number of updates after which no bias is left to correct, for any decay that float32 distinguishes from 1."""
@@ -98,16 +128,50 @@ class Optimizer(eqx.Module):
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
         """One update of all paths, x and gradient of shape (d, P): the new x, and the rest of the new state."""
 
+    def queried(self, x: Array, inner: Any, gradient: Array, query: Query) -> Array:
+        """The gradient by which the update moves, made of those of the same draw at other points: here `gradient`.
+
+        Override it for an optimizer that asks for gradients at other points; its update then is that of the class it
+        derives from, with this gradient.
+
+        Args:
+            x: parameters, shape (d, P), one column per path; reductions over coordinates need axis=0, keepdims=True.
+            inner: the rest of the state.
+            gradient: the stochastic gradient at x.
+            query: ``query(y)`` is the stochastic gradient of the same draw at other points y, shape (d, P), and
+                ``query.mean(y)`` the full gradient there.
+        """
+        return gradient
+
+    def queries(self, layout: Layout) -> bool:
+        """Whether an update asks for gradients at other points than x."""
+        return type(self).queried is not Optimizer.queried
+
+    def step(self, x: Array, inner: Any, gradient: Array, query: Query, layout: Layout) -> tuple[Array, Any]:
+        """One update as `advance`, with the gradients of the same draw at other points."""
+        return self.advance(x, inner, self.queried(x, inner, gradient, query), layout)
+
+    @property
+    def unwrapped(self) -> "Optimizer":
+        """The optimizer whose state and numbers it has: itself, unless it wraps another one."""
+        return self
+
     def rekeyed(self, inner: Any, number: Array, layout: Layout) -> Any:
         """`inner` with `number` folded into its random keys, if it has any."""
         return inner
+
+    def parts(self, x: Array, inner: Any, layout: Layout) -> dict[str, Array]:
+        """The named floating-point parts of the state besides x, each (n, P), or (P,) for a single number."""
+        return {}
 
     @abc.abstractmethod
     def leaf_kinds(self, inner: Any, layout: Layout) -> Any:
         """How an SDE treats each leaf of `inner`, one of `LEAF_KINDS`: a pytree of the same structure."""
 
     def update_on(self, layout: Layout, dtype: Any) -> Update:
-        """How an update treats the coordinates."""
+        """How an update treats the coordinates; gradients at other points depend on all of them."""
+        if self.queries(layout):
+            return QUERIED
         return update_of(self.to_optax(), jax.ShapeDtypeStruct((layout.size,), dtype))
 
 
@@ -171,11 +235,15 @@ class DecayedOptimizer(Optimizer):
 
     def to_optax(self) -> optax.GradientTransformation:
         """The optimizer as an optax transformation; `update` needs the parameters. Accumulators start at 0."""
+        return self._finished(self._direction())
+
+    def _finished(self, direction: optax.GradientTransformation) -> optax.GradientTransformation:
+        """A direction with decay and learning rate."""
         rate: Any = self.lr
         if self.schedule is not None:
             rate = lambda count: self.lr * self.multiplier(count)  # noqa: E731
         decay = optax.add_decayed_weights(self.decay_rate)
-        return optax.chain(self._direction(), decay, optax.scale_by_learning_rate(rate))
+        return optax.chain(direction, decay, optax.scale_by_learning_rate(rate))
 
     def optax_state(self, state: State) -> optax.OptState:
         """The state of `to_optax()` at step 0 with the accumulators of `state`, for example `initial_state`'s."""
@@ -195,6 +263,11 @@ class DecayedOptimizer(Optimizer):
         """One optax update of all paths at once."""
         updates, inner = self.to_optax().update(gradient, inner, x)
         return optax.apply_updates(x, updates), inner
+
+    def parts(self, x: Array, inner: Any, layout: Layout) -> dict[str, Array]:
+        """The accumulators m and v, if it has them."""
+        named = {ours: optax.tree.get(inner, theirs) for ours, theirs in self.accumulators.items() if ours != "count"}
+        return {name: value for name, value in named.items() if value is not None}
 
     def leaf_kinds(self, inner: Any, layout: Layout) -> Any:
         """Those of the leaves of the optax state."""
@@ -219,8 +292,8 @@ def number(check: Callable[[str, Any], Any], name: str) -> Callable[[Any], Any]:
 
 
 def second_moment(problem: "AbstractProblem", noise: "NoiseLaw", x: Array) -> tuple[Array, Array]:
-    """∇f and E g² = (∇f)² + diag Σ at x."""
-    _, grad = problem.evaluate(x)
+    """E g, which is ∇f unless the noise is biased, and E g² = (E g)² + diag Σ at x."""
+    grad = noise.mean_gradient(x, problem.evaluate(x)[1])
     return grad, (grad**2 + noise.variance(x)).astype(x.dtype)
 
 

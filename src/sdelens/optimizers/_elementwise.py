@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.interpreters.partial_eval import dce_jaxpr
 
-__all__ = ["Update", "update_of"]
+__all__ = ["QUERIED", "Update", "update_of"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -45,6 +45,10 @@ class Update(NamedTuple):
     owners: tuple[int | None, ...]
     sizes: tuple[int, ...]
     smooth: bool
+
+
+QUERIED: Final = Update("gradients at other points of the same draw", (), (), False)
+"""Of an update that asks for gradients at other points: each of them depends on all coordinates."""
 
 
 class _CoupledError(Exception):

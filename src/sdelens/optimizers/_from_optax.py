@@ -14,8 +14,16 @@ from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout
 from sdelens.optimizers._accumulators import Leaf, leaves_of
-from sdelens.optimizers._base import Optimizer, State, number
-from sdelens.optimizers._elementwise import Update, update_of
+from sdelens.optimizers._base import Optimizer, Query, State, number
+from sdelens.optimizers._elementwise import QUERIED, Update, update_of
+from sdelens.optimizers._query_functions import (
+    QUERIES,
+    asked_functions,
+    of_one_path,
+    query_functions,
+    traceable,
+)
+from sdelens.optimizers._state_parts import parts_of
 
 __all__ = ["FromOptax"]
 
@@ -32,6 +40,11 @@ class FromOptax(Optimizer):
 
     for all floating-point parts of the state: ``model="empirical"`` (`sdelens.integrate.Empirical`).
 
+    If the update calls them, it receives functions of the parameters for the same mini-batch or draw of the noise:
+    ``grad_fn(params, …)``, the stochastic gradient there (as ``optax.contrib.sam(..., opaque_mode=True)`` asks for it),
+    and ``obj_fn(params)``, whose gradient is that stochastic gradient (as ``optax.contrib.sophia`` asks for it to
+    estimate curvature); its value is NaN, because injected noise has no loss. Further arguments are ignored.
+
     Args:
         transformation: an optax gradient transformation, including its learning rate: ``optax.lion(1e-3)``, a chain
             with schedules, clipping or masks, or ``optax.MultiSteps``. Or a function from lr to a transformation, such
@@ -44,8 +57,8 @@ class FromOptax(Optimizer):
 
     Raises:
         TypeError: if it is not a transformation.
-        ValueError: when it is used with a problem: if its update needs more than parameters and gradient (such as
-            ``value=``), or its state has a leaf that an SDE cannot have; the message names it.
+        ValueError: when it is used with a problem: if its update needs more than parameters, gradient and these
+            functions (such as ``value=``), or its state has a leaf that an SDE cannot have; the message names it.
 
     Examples:
         >>> import optax
@@ -150,12 +163,29 @@ class FromOptax(Optimizer):
         )
 
     def advance(self, x: Array, inner: Any, gradient: Array, layout: Layout) -> tuple[Array, Any]:
+        return self._updated(x, inner, gradient, layout, None)
+
+    def queries(self, layout: Layout) -> bool:
+        return super().queries(layout) or bool(self._asked(layout))
+
+    def step(self, x: Array, inner: Any, gradient: Array, query: Query, layout: Layout) -> tuple[Array, Any]:
+        return self._updated(x, inner, self.queried(x, inner, gradient, query), layout, query)
+
+    def _updated(
+        self, x: Array, inner: Any, gradient: Array, layout: Layout, query: Query | None
+    ) -> tuple[Array, tuple[Array, ...]]:
         leaves, treedef = self._template(layout)
+        names, wide = () if query is None else self._asked(layout), x.shape[-1]
 
         def one(x: Array, own: tuple[Array, ...], gradient: Array) -> tuple[Array, tuple[Array, ...]]:
             parameters = _parameters(layout, x)
             state = jax.tree.unflatten(treedef, [_shaped(a, leaf) for a, leaf in zip(own, leaves, strict=True)])
-            updates, state = self.transformation.update(_parameters(layout, gradient), state, parameters)
+            asked = {}
+            if query is not None and names:
+                own_query = of_one_path(query, wide)
+                functions = query_functions(lambda p: _parameters(layout, own_query(layout.ravel(p).astype(x.dtype))))
+                asked = {name: functions[name] for name in names}
+            updates, state = self.transformation.update(_parameters(layout, gradient), state, parameters, **asked)
             new = layout.ravel(optax.apply_updates(parameters, updates)).astype(x.dtype)
             kept = jax.tree.leaves(state)
             return new, tuple(
@@ -165,6 +195,15 @@ class FromOptax(Optimizer):
 
         return jax.vmap(one, in_axes=-1, out_axes=-1)(x, inner, gradient)
 
+    def parts(self, x: Array, inner: Any, layout: Layout) -> dict[str, Array]:
+        """The floating leaves of the optax state by the names of their fields; those like the parameters as one.
+
+        A name that occurs twice is preceded by its place in the state, as in ``"0.mu"``. For `schedule_free`,
+        ``"evaluation"`` is the point (x − (1 − β₁)z)/β₁ at which it is evaluated.
+        """
+        parameters = _shapes(layout)
+        return parts_of(jax.eval_shape(self.transformation.init, parameters), parameters, x, inner)
+
     def leaf_kinds(self, inner: Any, layout: Layout) -> tuple[str, ...]:
         return tuple(leaf.law for leaf in self.leaves(layout))
 
@@ -173,13 +212,14 @@ class FromOptax(Optimizer):
         return self._template(layout)[0]
 
     def update_on(self, layout: Layout, dtype: Any) -> Update:
-        return update_of(self.transformation, _shapes(layout))
+        return QUERIED if self.queries(layout) else update_of(self.transformation, _shapes(layout))
 
     def factorisations(self, layout: Layout) -> set[str]:
         """Names of the matrix factorisations (of LAPACK) that an update calls."""
         parameters = _shapes(layout)
         state = jax.eval_shape(self.transformation.init, parameters)
-        traced = jax.make_jaxpr(self.transformation.update)(parameters, state, parameters)
+        update = traceable(self.transformation, self._asked(layout))
+        traced = jax.make_jaxpr(update)(parameters, state, parameters)
         return _FACTORISATIONS & set(_primitives(traced))
 
     def check(self, layout: Layout) -> None:
@@ -193,11 +233,12 @@ class FromOptax(Optimizer):
         parameters = _shapes(layout)
         state = jax.eval_shape(self.transformation.init, parameters)
         try:
-            new = jax.eval_shape(self.transformation.update, parameters, state, parameters)[1]
+            update = traceable(self.transformation, self._asked(layout))
+            new = jax.eval_shape(update, parameters, state, parameters)[1]
         except Exception as error:
             raise ValueError(
-                f"transformation: an update of {self.name} with gradient, state and parameters fails ({error}); "
-                "transformations with further inputs, such as the loss (value=), are not supported."
+                f"transformation: an update of {self.name} with gradient, state and parameters fails ({error}); of "
+                f"further inputs only {' and '.join(QUERIES)} are supported, not, for example, the loss (value=)."
             ) from error
         if jax.tree.structure(new) != treedef or [(a.shape, a.dtype) for a in jax.tree.leaves(new)] != [
             (leaf.shape, leaf.dtype) for leaf in leaves
@@ -209,6 +250,10 @@ class FromOptax(Optimizer):
         known = {name for leaf in leaves for _, name in leaf.fields} | {leaf.path for leaf in leaves}
         for name in self.positive:
             check.choice("positive", name, sorted(known))
+
+    def _asked(self, layout: Layout) -> tuple[str, ...]:
+        """Names of the functions, among `QUERIES`, that an update calls."""
+        return asked_functions(self.transformation, _shapes(layout))
 
     def _template(self, layout: Layout) -> tuple[list[Leaf], Any]:
         """The leaves of the optax state of one path, and its structure."""

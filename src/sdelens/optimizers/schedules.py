@@ -77,7 +77,7 @@ class Cosine(Schedule):
     end: float
 
     def __init__(self, steps: float, end: float = 0.0) -> None:
-        self.steps = float(check.at_least("steps", steps, 1))
+        self.steps = _length(steps)
         self.end = check.fraction("end", end)
 
     def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
@@ -136,7 +136,7 @@ class Warmup(Schedule):
     then: Schedule | None
 
     def __init__(self, steps: float, then: "Schedule | Callable[[Any], Any] | None" = None) -> None:
-        self.steps = float(check.at_least("steps", steps, 1))
+        self.steps = _length(steps)
         self.then = as_schedule(then)
 
     def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
@@ -175,17 +175,17 @@ class Interpolated(Schedule):
     values: Any
 
     def __init__(self, steps: ArrayLike, values: ArrayLike) -> None:
-        at, heights = (np.asarray(check.finite_array(n, a, (1,))) for n, a in (("steps", steps), ("values", values)))
+        at, heights = (check.finite_array(n, a, (1,)) for n, a in (("steps", steps), ("values", values)))
         if len(at) < 2 or len(heights) != len(at):
             raise ValueError(
                 f"values: got {len(heights)} for {len(at)} steps; give at least two steps and one value for each."
             )
-        if at[0] < 0 or (np.diff(at) <= 0).any():
+        if not check.is_traced(at) and (at[0] < 0 or (np.diff(at) <= 0).any()):
             raise ValueError("steps: must be 0 or greater and increase; sort them, and give one value per step.")
-        if (heights < 0).any() or (heights > 1).any():
+        if not check.is_traced(heights) and ((heights < 0).any() or (heights > 1).any()):
             worst = heights[np.argmax(np.abs(heights - 0.5))]
             raise ValueError(f"values: got {worst:g}; they multiply the learning rate and must lie in [0, 1].")
-        self.steps, self.values = at.astype(np.float64), heights.astype(np.float64)
+        self.steps, self.values = (a if check.is_traced(a) else np.asarray(a, np.float64) for a in (at, heights))
 
     def __call__(self, step: Any, lr: Any) -> Array:  # noqa: D102
         return jnp.interp(jnp.asarray(step, float), self.steps, self.values)
@@ -248,6 +248,11 @@ class _Stretched(Schedule):
     def describe(self) -> dict[str, Any]:
         described = {**self.schedule.describe(), "stretched": float(self.ratio)}
         return described if self.time == self.ratio else described | {"time": float(self.time)}
+
+
+def _length(steps: Any) -> Any:
+    """A number of steps of at least 1 as a leaf, which may be abstract."""
+    return steps if check.is_traced(steps) else float(check.at_least("steps", steps, 1))
 
 
 def as_schedule(value: Any) -> Schedule | None:

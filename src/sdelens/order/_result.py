@@ -6,21 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.core.files import atomic_path, save_figure, text_table
+from sdelens.core.files import atomic_path
 from sdelens.core.names import noise_label, optimizer_label, problem_label
+from sdelens.results import latex
+from sdelens.results.printable import Parts, Plotted, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["COARSE", "RESOLVED", "WeakOrder"]
 
 RESOLVED, COARSE = "resolved", "Δt = η"
 """The two ways in which an SDE is integrated."""
 _TOTAL = "all"
+_NARROW, _SURE = 0.15, 3.0
+"""Half the width of the limits of a slope that tell orders apart, and standard errors that make an error certain."""
 
 
-class WeakOrder:
+class WeakOrder(Plotted):
     """The errors that `weak_order` measured.
 
     Attributes:
@@ -111,26 +116,19 @@ class WeakOrder:
         frame.index = pd.MultiIndex.from_tuples(frame.index, names=["model", "scheme", "function"])
         return frame
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Plot errors against η with reference slopes: resolved on the left, Δt = η on the right; save it to `path`.
-
-        Raises:
-            ValueError: if matplotlib cannot write files with the ending of `path`.
-        """
+    def _draw(self, sheet: "Sheet") -> None:
+        """Errors against η with reference slopes: resolved on the left, Δt = η on the right."""
         from sdelens.results.plotting import plot_orders
 
-        figure = plot_orders(self.errors(), self.slopes(), self._title(), self.info["rounding"])
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        plot_orders(sheet, self.errors(), self.slopes(), self._title(), self.info["rounding"])
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write `table` as CSV; the file is written atomically."""
         with atomic_path(path) as temporary:
             self.table.to_csv(temporary, index=False)
 
-    def __str__(self) -> str:
-        """Slopes and errors over all test functions as plain text."""
+    def _parts(self) -> Parts:
+        """Slopes and errors over all test functions."""
         errors = self.errors()
         slopes: Any = self.slopes()
         lrs = sorted(self.table.lr.unique(), reverse=True)
@@ -150,9 +148,23 @@ class WeakOrder:
                     *(f"{e:.2e} ± {s:.0e}" for e, s in zip(part.error, part["sem"], strict=True)),
                 ]
             )
-        return "\n".join([self._title(), "", *text_table(head, rows), "", *self.notes()])
+        return [self._title(), Table(head, rows, keys=2), *self.notes()]
 
-    __repr__ = __str__
+    def _tables(self) -> list[Table]:
+        """Slopes with limits, and the errors with their standard errors, over all test functions."""
+        errors = self.errors()
+        slopes: Any = self.slopes()
+        lrs = sorted(self.table.lr.unique(), reverse=True)
+        rows: list[list[str]] = []
+        for (model, scheme, name), row in slopes.iterrows():
+            if name == _TOTAL:
+                part = errors[(errors.model == model) & (errors.scheme == scheme) & (errors.function == name)]
+                known = np.isfinite(row.slope)
+                slope = latex.limited([row.slope, row.lower, row.upper]) if known else "not resolved"
+                each = [latex.uncertain(*pair) for pair in zip(part.error, part["sem"], strict=True)]
+                rows.append([model, scheme, slope, *each])
+        head = ["model", "scheme", f"slope [{100 * self.confidence:g} %]", *(f"error at η = {lr:g}" for lr in lrs)]
+        return [Table(head, rows)]
 
     def notes(self) -> list[str]:
         """Notes on the meaning and the limitations of the numbers."""
@@ -172,6 +184,13 @@ class WeakOrder:
                 f"{self.info['paths']} paths; substeps {used.substeps.min()} to {used.substeps.max()}, extrapolated; "
                 f"the estimated remaining error of the integrator is at most {left:.1e}."
             )
+            sampled = [label for label, m in self.info["models"].items() if m.get("coefficients") == "sampled"]
+            if sampled:
+                notes.append(
+                    f"{', '.join(sampled)}: sampled coefficients have no Brownian path in common with the optimizer, "
+                    "so the standard errors are those of independent paths."
+                )
+            notes += self._needed()
             if self.slopes().slope.isna().any():
                 notes.append(
                     "'not resolved': the error is below twice its standard error. Four times as many paths halve "
@@ -187,6 +206,31 @@ class WeakOrder:
                 "Accumulators start at 0, where the coefficients are not bounded, so the order is less than 1. "
                 "Start from the second moment (v0='second-moment') to measure the order of the SDE itself."
             )
+        return notes
+
+    def _needed(self) -> list[str]:
+        """Numbers of paths with which wide limits of resolved SDEs would be narrow, if their order is 1."""
+        from scipy import stats
+
+        notes, errors = [], self.errors()
+        chosen = errors[(errors.scheme == RESOLVED) & (errors.function == _TOTAL)]
+        for model, part in chosen.groupby("model", sort=False):
+            lr, error, sem = (part[name].to_numpy() for name in ("lr", "error", "sem"))
+            if not (sem > 0).all():
+                continue
+            size = np.sum(error * lr / sem**2) / np.sum(lr**2 / sem**2)  # error = size η, by weighted least squares
+            if size * math.sqrt(np.sum(lr**2 / sem**2)) < _SURE:
+                notes.append(f"{model}: no error is resolved, so the paths that it needs cannot be estimated.")
+                continue
+            x, weights = np.log(lr), (size * lr / sem) ** 2
+            spread = np.sum(weights * (x - np.average(x, weights=weights)) ** 2)
+            half = stats.t.ppf(0.5 + self.confidence / 2, max(len(part) - 2, 1)) / math.sqrt(spread)
+            if half > _NARROW:
+                paths = self.info["paths"] * (half / _NARROW) ** 2
+                notes.append(
+                    f"{model}: with an order of 1, limits of ± {_NARROW:g} would need about {paths:.0e} paths with "
+                    f"these {len(part)} learning rates; more or more different learning rates need fewer."
+                )
         return notes
 
     def _title(self) -> str:

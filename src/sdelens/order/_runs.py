@@ -16,13 +16,14 @@ from sdelens.cases.starts import Start
 from sdelens.core.compilation import quick
 from sdelens.core.progress import progress_bar
 from sdelens.integrate import Coupled, Discrete, Integration
+from sdelens.integrate import Empirical as EmpiricalStepper
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.order._functions import TestFunction
 from sdelens.order._kernel import FINENESS, SignChain
 from sdelens.order._result import COARSE, RESOLVED
 from sdelens.problems import AbstractProblem
-from sdelens.run.ensemble import run_ensemble
+from sdelens.run.ensemble import padded_paths, run_ensemble
 from sdelens.run.models import ClosedForm, Empirical
 from sdelens.run.processes import current
 
@@ -146,13 +147,13 @@ class Study:
         report: Callable[[int], None],
     ) -> list[Row]:
         start = self.start.scaled(self.lr / optimizer.lr)
-        integrations: list[Integration] = []
+        integrations: list[Integration | EmpiricalStepper] = []
         discrete = Discrete(self.problem, noise, optimizer, start, self.problem.layout)
         case = Case(self.problem, noise, optimizer, start)
         for model in self.models.values():
             for level in (n, n // 2, n // 4, 1):
                 integration = replace(model, substeps=level).stepper(case)
-                assert isinstance(integration, Integration)
+                assert isinstance(integration, Integration | EmpiricalStepper)
                 integrations.append(integration)
         stepper = Coupled(discrete, tuple(integrations), functions)
         steps = self.steps(optimizer)
@@ -160,7 +161,7 @@ class Study:
         widest = max(s.draws for s in integrations)
         numbers = widest * 4 * n + self.problem.dim * 8 * len(integrations)
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
-        width = min(-(-len(plan.own) // devices), fitting) * devices
+        width = min(padded_paths(-(-len(plan.own) // devices)), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
         with np.errstate(invalid="ignore", over="ignore"):  # diverged paths are detected below
             name, median = f"order/{optimizer.lr:.9g}", np.array([0.5])

@@ -12,17 +12,18 @@ There are two methods to make the Monte-Carlo error smaller than the bias:
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdelens.cases.case import Case, check_schedule, check_start, check_subject
 from sdelens.cases.starts import Start, start_of
 from sdelens.core import check
 from sdelens.core.names import ON_REQUEST
+from sdelens.core.random import Stream
 from sdelens.integrate import NoQuadratureError
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.optimizers import SGD, DecayedOptimizer, FromOptax, Optimizer, SignSGD
@@ -78,10 +79,14 @@ def weak_order(
         models: SDEs by name or as objects, as in `compare`, each with one substep, since the study chooses the number
             of substeps. The default is all that exist in closed form for the optimizer, except ``"full-noise"`` and
             ``"second-order"`` for RMSprop and Adam: their noise of V is only partly coupled to the optimizer by the
-            Brownian path, so they need more paths. ``"empirical"`` has coefficients computed from the optimizer's
-            update by quadrature, and is the default if there is no other SDE. Coupled Rademacher increments are the
-            signs of the Gaussian ones, follow the optimizer less closely and need more paths (a million for errors of
-            1e-3).
+            Brownian path, so they need more paths. An SDE that you define is given as in `compare`; its first Brownian
+            motions are coupled to the gradient noise (with many components, ``dW`` is flattened in order). The sign and
+            the root with which it uses them do not change any expectation, but they decide how precise the result is:
+            use ``noise.apply_root(y.x, dW)``, with the sign of the gradient. ``"empirical"`` is the default if there is
+            no other SDE. Its coefficients are computed from the optimizer's update by quadrature where that is
+            possible, otherwise, and with options of sampling, from samples. These have no Brownian path in common with
+            the optimizer, so their errors are those of independent paths. Coupled Rademacher increments are the signs
+            of the Gaussian ones, follow the optimizer less closely and need more paths (a million for errors of 1e-3).
         times: number of equally spaced times up to the horizon; each must be a whole number of steps at every lr.
         functions: test functions u of the parameters, by name; by default the loss, for d ≤ 4 every coordinate and its
             square (otherwise their averages over coordinates), and the bump exp(−‖x − x₀‖²/(2d s²)), where s² is the
@@ -119,9 +124,14 @@ def weak_order(
     options = Options(steps=1, paths=paths, seed=seed, execution=execution)
     plan = plan_of(options, problem.dim)
     seed = checked_seed(options)
-    if isinstance(optimizer, FromOptax):
-        optimizer.check(problem.layout)
+    if isinstance(optimizer.unwrapped, FromOptax):
+        optimizer.unwrapped.check(problem.layout)
     bound, begin = noise.bind(problem), start_of(start, problem, optimizer)
+    if bound.scheduled:
+        raise ValueError(
+            "noise: changes with the step, and runs at several learning rates take different numbers of steps; give "
+            "noise with one law."
+        )
     check_start(optimizer, bound, problem, begin)
     family = [optimizer.at_lr(lr) for lr in rates]
     for member in family:
@@ -131,10 +141,9 @@ def weak_order(
     kernel = _kernel_exists(problem, bound, optimizer, begin, functions, named)
     if method == "kernel" and kernel is not None:
         raise ValueError(f"method: got 'kernel', but {kernel}; use method='coupled'.")
+    case = Case(problem, bound, optimizer, begin)
+    named = {label: _with_coefficients(model, case) for label, model in named.items()}
     study = Study(problem, noise, family, named, tests, float(horizon), times, begin, optimizer.lr, seed)
-    with _instead_of_samples(optimizer):
-        for model in named.values():
-            check_model(model, Case(problem, bound, optimizer, begin))
     used, rows = "coupled", None
     if method != "coupled" and kernel is None:
         try:
@@ -143,7 +152,7 @@ def weak_order(
             if method == "kernel":
                 raise ValueError(f"method: got 'kernel', but {error}; use method='coupled'.") from error
     if rows is None:
-        with current().run(), _instead_of_samples(optimizer):
+        with current().run():
             rows = study.by_coupling(bound, plan, substeps, options.execution.progress)
     info = {
         "optimizer": optimizer.describe(),
@@ -180,6 +189,7 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
             f"horizon: got {horizon:g}, shorter than one step of {rates[0]:g}; with {times} times give at least "
             f"{times * rates[0]:g}."
         )
+    optimizer = optimizer.unwrapped
     memories = optimizer.memories if isinstance(optimizer, DecayedOptimizer) else ()
     limits = [optimizer.lr / (1 - getattr(optimizer, b)) for b in memories if hasattr(optimizer, b)]
     if limits and rates[0] > min(limits) * (1 + 1e-9):
@@ -199,7 +209,7 @@ def _checked_rates(optimizer: Optimizer, lrs: Any, horizon: Any, times: Any) -> 
 
 
 def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm | Empirical]:
-    """Check `models` and return the SDEs by label; the empirical SDE uses quadrature."""
+    """Check `models` and return the SDEs by label."""
     if models is None:
         closed = sdes_of(optimizer)
         models = [n for n in closed if n not in ON_REQUEST or isinstance(optimizer, SGD)] or ["empirical"]
@@ -211,31 +221,30 @@ def _checked_models(optimizer: Optimizer, models: Any) -> dict[str, ClosedForm |
             raise ValueError(
                 f"models: {label!r} has {model.substeps} substeps; use the argument substeps of weak_order instead."
             )
-        if isinstance(model, Empirical) and model not in (Empirical(), replace(model, coefficients="quadrature")):
-            raise ValueError(
-                f"models: {label!r} has sampled coefficients, so it has no Brownian path in common with the "
-                "optimizer; give sl.Empirical(coefficients='quadrature')."
-            )
-        found[label] = Empirical(coefficients="quadrature") if model == Empirical() else model
+        found[label] = model
     return found
 
 
-@contextmanager
-def _instead_of_samples(optimizer: Optimizer) -> Iterator[None]:
-    """Advise on coefficients that quadrature cannot compute: a study has no sampled ones."""
-    try:
-        yield
-    except NoQuadratureError as error:
-        closed = ", ".join(repr(name) for name in sdes_of(optimizer))
-        remedy = (
-            f"give SDEs in closed form, models=[{closed}]"
-            if closed
-            else "compare the optimizer with its empirical SDE at several learning rates by sl.compare"
-        )
-        raise ValueError(
-            f"models: the empirical SDE has no coefficients by quadrature, because {error.reason}. Sampled "
-            f"coefficients have no Brownian path in common with the optimizer; {remedy}."
-        ) from error
+def _with_coefficients(model: ClosedForm | Empirical, case: Case) -> ClosedForm | Empirical:
+    """The model; the default empirical SDE uses quadrature where that is possible, because it can be coupled."""
+    if model == Empirical():
+        by_quadrature = Empirical(coefficients="quadrature")
+        try:
+            check_model(by_quadrature, case)
+            jax.eval_shape(_moved, by_quadrature.stepper(case))
+        except NoQuadratureError:
+            return model
+        return by_quadrature
+    check_model(model, case)
+    return model
+
+
+def _moved(stepper: Any) -> Any:
+    """A step of a stepper, which is traced to see whether quadrature is possible."""
+    stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
+    state = stepper.init(stream)
+    x = jnp.reshape(stepper.position(state), (-1, 1))
+    return stepper.step(jnp.asarray(0), state, jnp.zeros_like(x), stream)
 
 
 def _kernel_exists(
@@ -247,7 +256,7 @@ def _kernel_exists(
     models: Mapping[str, Model],
 ) -> str | None:
     """The reason why transition kernels cannot be used, or None if they can be used."""
-    if not isinstance(optimizer, SignSGD):
+    if not isinstance(optimizer, SignSGD) or optimizer.queries(problem.layout):
         return f"it supports only SignSGD, not {optimizer.name}"
     if not all(isinstance(model, ClosedForm) and model.sde == "sde" for model in models.values()):
         return "it supports only the model 'sde'"

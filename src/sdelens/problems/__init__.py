@@ -2,6 +2,7 @@
 
 from sdelens.problems._analytic import EmbeddedSaddle, Quadratic, Rosenbrock
 from sdelens.problems._base import EXAMPLE_BYTES, AbstractProblem, L2Problem, Problem
+from sdelens.problems._game import Game, QuadraticGame
 from sdelens.problems._regression import LinearRegression
 from sdelens.problems.networks import CNN, MLP, ResNet, Transformer, ViT, network
 
@@ -11,10 +12,12 @@ __all__ = [
     "MLP",
     "AbstractProblem",
     "EmbeddedSaddle",
+    "Game",
     "L2Problem",
     "LinearRegression",
     "Problem",
     "Quadratic",
+    "QuadraticGame",
     "ResNet",
     "Rosenbrock",
     "Transformer",

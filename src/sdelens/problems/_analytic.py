@@ -38,6 +38,9 @@ class Quadratic(AbstractProblem):
     def __init__(self, curvature: Any, start: Any = 1.0) -> None:
         curvature, start = curvature_and_start(curvature, start)
         self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
+        if check.is_traced(curvature):  # not known inside a JAX transformation
+            self._infimum = None
+            return
         lowest = curvature.min() if curvature.ndim == 1 else np.linalg.eigvalsh(curvature).min()
         self._infimum = 0.0 if lowest >= -1e-6 * np.abs(curvature).max() else None
 
@@ -167,13 +170,14 @@ def curvature_and_start(curvature: Any, start: Any, name: str = "curvature") -> 
     """A diagonal or symmetric matrix and a point with as many coordinates, checked and in one dtype."""
     curvature = check.finite_array(name, curvature, (0, 1, 2))
     start = check.finite_array("start", start, (0, 1))
+    traced = check.any_traced(curvature, start)  # inside a JAX transformation, where only shapes are known
     if curvature.ndim == 2:
         if curvature.shape[0] != curvature.shape[1]:
             raise ValueError(
                 f"{name}: got shape {curvature.shape}; give a square matrix, a vector (the diagonal) or a number."
             )
-        gap = float(np.abs(curvature - curvature.T).max())
-        if gap > 1e-6 * np.abs(curvature).max():
+        gap = 0.0 if traced else float(np.abs(curvature - curvature.T).max())
+        if gap > 0 and gap > 1e-6 * np.abs(curvature).max():
             raise ValueError(
                 f"{name}: got a matrix that is not symmetric (largest difference {gap:.3g}); give (H + H.T) / 2."
             )
@@ -183,6 +187,10 @@ def curvature_and_start(curvature: Any, start: Any, name: str = "curvature") -> 
         raise ValueError(
             f"start: got shape {start.shape}, but {name} has {dim} coordinates; give as many numbers, or one for all."
         )
+    if traced:
+        dtype = jnp.result_type(curvature, start)
+        curvature = jnp.full(dim, curvature) if curvature.ndim == 0 else jnp.asarray(curvature)
+        return curvature.astype(dtype), jnp.broadcast_to(start, (dim,)).astype(dtype)  # type: ignore[return-value]
     dtype = np.result_type(curvature, start)
     if curvature.ndim == 0:
         curvature = np.full(dim, curvature)

@@ -2,7 +2,8 @@
 
 import abc
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -11,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.extend.core import jaxpr_as_fun
 
 from sdelens.core import check
+from sdelens.core.captured import Untraced, alike, captured
+from sdelens.core.compilation import program, quick
 from sdelens.core.names import DTYPES
 from sdelens.core.tree import Layout, flatten_parameters, sum_coordinates
 
@@ -167,10 +171,10 @@ class Problem(AbstractProblem):
     data: Any
     _loss: Callable[..., Array] = eqx.field(static=True)
     _layout: Layout = eqx.field(static=True)
-    _infimum: float | None
+    _infimum: Untraced = eqx.field(static=True)
     _metrics: tuple[tuple[str, Callable[..., Array]], ...] = eqx.field(static=True)
     _precision: str | None = eqx.field(static=True)
-    _description: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    _description: Untraced = eqx.field(static=True)
 
     def __init__(
         self,
@@ -188,7 +192,7 @@ class Problem(AbstractProblem):
         self.start, self._layout = flatten_parameters(start)
         self.data = None if data is None else _as_data(data)
         self._loss = loss
-        self._infimum = None if infimum is None else check.number("infimum", infimum)
+        self._infimum = Untraced(None if infimum is None else check.number("infimum", infimum))
         self._metrics = _as_metrics({} if metrics is None else metrics)
         self._precision = None
         if gradient_dtype is not None:
@@ -201,7 +205,7 @@ class Problem(AbstractProblem):
             "rerunnable": False,
             **({} if self._precision is None else {"gradient_dtype": self._precision}),
         }
-        self._description = tuple(described.items())
+        self._description = Untraced(described)
         if _description is None:  # the library's losses are checked for this by its tests
             _check_loss(self)
             for label, function in self._metrics:
@@ -213,7 +217,8 @@ class Problem(AbstractProblem):
 
     @property
     def infimum(self) -> float | None:
-        return self._infimum
+        found: float | None = self._infimum.value
+        return found
 
     @property
     def expensive_gradient(self) -> bool:
@@ -241,7 +246,7 @@ class Problem(AbstractProblem):
         return self.loss(x), self._per_path(lambda x: self._gradient(self._total, x, *data) / count, x)
 
     def describe(self) -> dict[str, Any]:
-        return dict(self._description)
+        return dict(self._description.value)
 
     @property
     def examples(self) -> int | None:
@@ -257,13 +262,35 @@ class Problem(AbstractProblem):
 
         return self._per_path(one, x, index)
 
-    def weighted_gradient(self, x: Array, weights: Array) -> Array:
-        """∇ Σᵢ wᵢ ℓᵢ(x) by one backward pass: x of shape (d,) or (d, P) with weights of shape (n,) or (n, P)."""
+    def weighted_gradient(self, x: Array, weights: Array, index: Array | None = None) -> Array:
+        """∇ Σᵢ wᵢ ℓᵢ(x) by one backward pass: x of shape (d,) or (d, P) with weights of shape (n,) or (n, P).
 
-        def one(x: Array, weights: Array) -> Array:
-            return self._gradient(lambda params, data: jnp.dot(weights, self._loss(params, data)), x, self.data)
+        With `index`, of the shape of `weights`, the sum is over these examples.
+        """
 
-        return self._per_path(one, x, weights)
+        def one(x: Array, weights: Array, *index: Array) -> Array:
+            data = jax.tree.map(lambda a: a[index[0]], self.data) if index else self.data
+            return self._gradient(lambda params, data: jnp.dot(weights, self._loss(params, data)), x, data)
+
+        return self._per_path(one, x, weights, *([] if index is None else [index]))
+
+    def gradient_norms(self, x: Array, index: Array | None = None) -> Array:
+        """Norms ‖∇ℓᵢ(x)‖ of the gradients of the examples `index`, by default of all: shape (m,) or (m, P)."""
+        index, chunk = self._chunked(x, index)
+        count = index.shape[0]
+
+        def one(x: Array, index: Array) -> Array:
+            own = self._own_gradient(x)
+
+            def norms(index: Array) -> Array:
+                leaves = jax.tree.leaves(jax.vmap(own)(index))
+                squares = [jnp.square(g.reshape(chunk, -1).astype(x.dtype)).sum(axis=1) for g in leaves]
+                square = jnp.sum(jnp.stack(squares), axis=0)
+                return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)  # √0 has no derivative
+
+            return lax.map(norms, jnp.pad(index, (0, -count % chunk)).reshape(-1, chunk)).ravel()[:count]
+
+        return self._per_path(one, x, index)
 
     def gradient_means(
         self,
@@ -285,14 +312,8 @@ class Problem(AbstractProblem):
         Returns:
             For every function (1/m) Σᵢ u(∇ℓᵢ(x), …) or Σᵢ wᵢ u(∇ℓᵢ(x), …), of the shape of x.
         """
-        if index is None:
-            assert self.examples is not None
-            index = jnp.arange(self.examples)
-            index = index if x.ndim == 1 else jnp.broadcast_to(index[:, None], (index.shape[0], x.shape[1]))
+        index, chunk = self._chunked(x, index)
         count = index.shape[0]
-        abreast = 1 if x.ndim == 1 or _one_by_one() else x.shape[1]
-        fitting = EXAMPLE_BYTES // (x.dtype.itemsize * x.shape[0] * abreast)
-        chunk = int(min(max(fitting, 1), count))
         padding = -count % chunk
 
         weights = jnp.full(index.shape, 1 / count, x.dtype) if weights is None else weights
@@ -300,10 +321,7 @@ class Problem(AbstractProblem):
         def one(x: Array, index: Array, weights: Array, *others: Array) -> tuple[Array, ...]:
             beside = tuple(eqx.filter(self._layout.unravel(a), eqx.is_array) for a in others)
             chunks, shares = (jnp.pad(a, (0, padding)).reshape(-1, chunk) for a in (index, weights))
-            arrays, rest = eqx.partition(self._cast(self._layout.unravel(x)), eqx.is_array)
-
-            def own(example: Any) -> Any:
-                return jax.grad(lambda arrays: self._loss(eqx.combine(arrays, rest), example)[0])(arrays)
+            own = self._own_gradient(x)
 
             def mean(share: Array, values: Array) -> Array:
                 # A product with the shares, since XLA's sum over a leading axis is scalar code on a CPU.
@@ -312,8 +330,7 @@ class Problem(AbstractProblem):
 
             def add(totals: tuple[Array, ...], part: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
                 index, share = part
-                batch = self._cast(jax.tree.map(lambda a: a[index][:, None], self.data))
-                gradients = jax.vmap(own)(batch)
+                gradients = jax.vmap(own)(index)
                 means = (
                     self._layout.ravel(
                         jax.tree.map(lambda g, *o, u=u: mean(share, u(g.astype(x.dtype), *o)), gradients, *beside)
@@ -326,6 +343,26 @@ class Problem(AbstractProblem):
 
         return tuple(self._per_path(one, x, index, weights, *others))
 
+    def _chunked(self, x: Array, index: Array | None) -> tuple[Array, int]:
+        """Indices of examples, one column per path, and the number whose gradients are computed at a time."""
+        if index is None:
+            assert self.examples is not None
+            index = jnp.arange(self.examples)
+            index = index if x.ndim == 1 else jnp.broadcast_to(index[:, None], (index.shape[0], x.shape[1]))
+        abreast = 1 if x.ndim == 1 or _one_by_one() else x.shape[1]
+        fitting = EXAMPLE_BYTES // (x.dtype.itemsize * x.shape[0] * abreast)
+        return index, int(min(max(fitting, 1), index.shape[0]))
+
+    def _own_gradient(self, x: Array) -> Callable[[Array], Any]:
+        """The gradient of one example's loss at one path's x, as a function of its index."""
+        arrays, rest = eqx.partition(self._cast(self._layout.unravel(x)), eqx.is_array)
+
+        def own(index: Array) -> Any:
+            example = self._cast(jax.tree.map(lambda a: a[index][None], self.data))
+            return jax.grad(lambda arrays: self._loss(eqx.combine(arrays, rest), example)[0])(arrays)
+
+        return own
+
     def check_examples(self) -> None:
         """Refuse a user's loss whose value for an example depends on other examples or on its position.
 
@@ -333,27 +370,26 @@ class Problem(AbstractProblem):
             ValueError: if it does; the message says what to do.
         """
         count = self.examples
-        if count is None or self._description[0] != ("name", "custom"):
+        if count is None or self._description.value["name"] != "custom":
             return
         # Dependence on the other examples may vanish at a special start, such as 0.
         step = np.random.default_rng(0).standard_normal(self.dim)
         moved = self.start + jnp.asarray(0.1 * (1 + np.abs(np.asarray(self.start))) * step, self.start.dtype)
-        parts = (slice(0, 1), slice(count - 1, count), slice(0, count, 2))
-        points = [self._layout.unravel(x) for x in (self.start, moved)]
-        wholes = [np.asarray(self._loss(params, self.data)) for params in points]
-        for params, whole, part in ((p, w, part) for p, w in zip(points, wholes, strict=True) for part in parts):
-            try:
-                own = np.asarray(self._loss(params, jax.tree.map(lambda a, part=part: a[part], self.data)))
-                close = own.shape == whole[part].shape
-                fits = close and np.allclose(own, whole[part], rtol=1e-3, atol=1e-5, equal_nan=True)
-            except (TypeError, ValueError, IndexError):
-                fits = False
-            if not fits:
-                raise ValueError(
-                    "loss: the loss of an example changes when the function is called with fewer examples, so "
-                    "mini-batches are not defined. It must depend on that example alone: pass per-example arrays "
-                    "(weights, targets) as part of `data`, and do not average over examples."
-                )
+        try:
+            found = [_of_parts(alike(self), x, captured(self)) for x in (self.start, moved)]
+            fits = all(
+                own.shape == whole[part].shape and np.allclose(own, whole[part], rtol=1e-3, atol=1e-5, equal_nan=True)
+                for whole, owns in found
+                for own, part in zip(owns, _slices(count), strict=True)
+            )
+        except (TypeError, ValueError, IndexError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                "loss: the loss of an example changes when the function is called with fewer examples, so "
+                "mini-batches are not defined. It must depend on that example alone: pass per-example arrays "
+                "(weights, targets) as part of `data`, and do not average over examples."
+            )
 
     def _total(self, *arguments: Any) -> Array:
         return jnp.sum(self._loss(*arguments))
@@ -428,26 +464,61 @@ def _code_bytes(code: CodeType) -> bytes:
 
 
 def _check_loss(problem: Problem) -> None:
-    """Evaluate the loss twice at the start, without compilation, and refuse a loss that cannot be simulated."""
-    params = problem.layout.unravel(problem.start)
-    arguments = (params,) if problem.data is None else (params, problem.data)
+    """Evaluate the loss and its gradient at the start, and refuse a loss that cannot be simulated."""
+    data = () if problem.data is None else (problem.data,)
+
+    def traced(x: Array, *data: Any) -> Array:
+        found = problem._loss(problem.layout.unravel(x), *data)
+        try:
+            return jnp.asarray(found)
+        except TypeError as error:
+            raise _NotAnArrayError(type(found).__name__) from error
+
     try:
-        first, second = (problem._loss(*arguments) for _ in range(2))
+        # JAX remembers the trace of a function; a new object each time is traced again.
+        first, second = (jax.make_jaxpr(partial(traced))(problem.start, *data) for _ in range(2))
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise TypeError(
+            "loss: cannot be compiled, because it converts a traced array to a Python or NumPy value. Use jax.numpy "
+            "instead of NumPy, and jnp.where or lax.cond instead of `if`."
+        ) from error
+    except _NotAnArrayError as error:
+        raise TypeError(f"loss: returned {error}; return a real JAX array.") from error
     except TypeError as error:
         call = "loss(params)" if problem.data is None else "loss(params, data)"
         raise TypeError(
             f"loss: the call {call} fails ({error}); give a function that can be called in this way."
         ) from error
-    try:
-        values = jnp.asarray(first)
-    except TypeError as error:
-        raise TypeError(f"loss: returned {type(first).__name__}; return a real JAX array.") from error
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"loss: returned {values.dtype}; return a real floating value.")
+    _check_returned(problem, *first.out_avals)
+    values, grad = (np.asarray(a) for a in _at_start(alike(problem), captured(problem)))
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; choose a start where it is finite."
+        )
+    if problem.infimum is not None and problem.infimum > float(np.mean(values)) * (1 + 1e-6) + 1e-30:
+        raise ValueError(
+            f"infimum: got {problem.infimum}, which is above the loss {float(np.mean(values)):.6g} at the start; give "
+            "a lower bound of the loss, or None."
+        )
+    if _differ(first, second, (problem.start, *data)):
+        raise ValueError(
+            "loss: two calls at the start return different values, so it is random. Switch dropout and batch "
+            "normalisation to evaluation mode; add noise through the `noise` argument instead."
+        )
+    if not np.isfinite(grad).all():
+        raise ValueError(
+            "loss: its gradient is not finite at the start; choose a start where the loss is differentiable."
+        )
+
+
+def _check_returned(problem: Problem, out: Any) -> None:
+    """Refuse a dtype or a shape that the values of a loss cannot have."""
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(f"loss: returned {out.dtype}; return a real floating value.")
     if problem.data is None:
-        if values.shape != ():
+        if out.shape != ():
             raise ValueError(
-                f"loss: returned shape {values.shape} at the start; return a scalar (sum or average it), or give "
+                f"loss: returned shape {out.shape} at the start; return a scalar (sum or average it), or give "
                 "`data` and return one loss for each example."
             )
     else:
@@ -457,26 +528,45 @@ def _check_loss(problem: Problem) -> None:
                 f"data: leaves have first axes {sorted(sizes)}; the first axis of every leaf must be the number of "
                 "examples."
             )
-        if values.shape != (n := sizes.pop(),):
+        if out.shape != (n := sizes.pop(),):
             raise ValueError(
-                f"loss: returned shape {values.shape} for {n} examples; return one loss for each example, with shape "
+                f"loss: returned shape {out.shape} for {n} examples; return one loss for each example, with shape "
                 f"({n},)."
             )
-    if not bool(jnp.isfinite(values).all()):
-        raise ValueError(
-            f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; choose a start where it is finite."
-        )
-    if problem.infimum is not None and problem.infimum > float(values.mean()) * (1 + 1e-6) + 1e-30:
-        raise ValueError(
-            f"infimum: got {problem.infimum}, which is above the loss {float(values.mean()):.6g} at the start; give "
-            "a lower bound of the loss, or None."
-        )
-    if not np.array_equal(np.asarray(values), np.asarray(second)):
-        raise ValueError(
-            "loss: two calls at the start return different values, so it is random. Switch dropout and batch "
-            "normalisation to evaluation mode; add noise through the `noise` argument instead."
-        )
-    _check_gradient(problem)
+
+
+class _NotAnArrayError(TypeError):
+    """A function returned something else than numbers."""
+
+
+@program(static_argnames="captured")
+def _at_start(problem: Problem, captured: Hashable) -> tuple[Array, Array]:
+    """The loss, for every example if there are data, and its gradient at the start."""
+    data = () if problem.data is None else (problem.data,)
+    loss = jnp.asarray(problem._loss(problem.layout.unravel(problem.start), *data))
+    return loss, problem.evaluate(problem.start)[1]
+
+
+def _slices(count: int) -> tuple[slice, ...]:
+    """Some of the examples: the first one, the last one, and every second one."""
+    return slice(0, 1), slice(count - 1, count), slice(0, count, 2)
+
+
+@program(static_argnames="captured")
+def _of_parts(problem: Problem, x: Array, captured: Hashable) -> tuple[Array, list[Array]]:
+    """The losses of all examples at x, and those that the loss function returns for some of the examples alone."""
+    params, parts = problem.layout.unravel(x), _slices(problem.examples or 0)
+    own = [problem._loss(params, jax.tree.map(lambda a, part=part: a[part], problem.data)) for part in parts]
+    return problem._loss(params, problem.data), own
+
+
+def _differ(first: Any, second: Any, arguments: Any) -> bool:
+    """Whether two traces of one function compute different values."""
+    same = len(first.consts) == len(second.consts) and str(first.jaxpr) == str(second.jaxpr)
+    if same and all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first.consts, second.consts, strict=True)):
+        return False
+    values = [quick(jaxpr_as_fun(traced))(*jax.tree.leaves(arguments)) for traced in (first, second)]
+    return not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*values, strict=True))
 
 
 def _as_metrics(metrics: Mapping[str, Callable[..., Array]]) -> tuple[tuple[str, Callable[..., Array]], ...]:
@@ -509,19 +599,3 @@ def _check_metric(problem: Problem, name: str, function: Callable[..., Array]) -
         raise TypeError(f"{label}: returned {dtype}; return real numbers.")
     if shape != expected.shape:
         raise ValueError(f"{label}: returned shape {shape}; return the same shape as the loss, {expected.shape}.")
-
-
-def _check_gradient(problem: Problem) -> None:
-    """Refuse a loss that cannot be traced, or whose gradient at the start is not finite."""
-    try:
-        jax.eval_shape(problem.evaluate, problem.start)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise TypeError(
-            "loss: cannot be compiled, because it converts a traced array to a Python or NumPy value. Use jax.numpy "
-            "instead of NumPy, and jnp.where or lax.cond instead of `if`."
-        ) from error
-    _, grad = problem.evaluate(problem.start)
-    if not bool(jnp.isfinite(grad).all()):
-        raise ValueError(
-            "loss: its gradient is not finite at the start; choose a start where the loss is differentiable."
-        )

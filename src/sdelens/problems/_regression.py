@@ -62,7 +62,14 @@ class LinearRegression(AbstractProblem):
         seed: int = 0,
     ) -> None:
         covariance, start = curvature_and_start(design_covariance, start, "design_covariance")
-        values = covariance if covariance.ndim == 1 else np.linalg.eigvalsh(covariance)
+        traced = check.any_traced(covariance, label_noise, solution, start)
+        if traced and samples is not None:
+            raise TypeError(
+                "samples: examples cannot be drawn inside a JAX transformation (jit, grad, vmap); create the problem "
+                "outside of it, or give samples=None."
+            )
+        values = np.ones(1) if check.is_traced(covariance) else covariance
+        values = values if values.ndim == 1 else np.linalg.eigvalsh(values)
         if values.min() < -1e-6 * np.abs(values).max():
             raise ValueError(
                 "design_covariance: got a matrix that is not positive semi-definite (smallest eigenvalue "
@@ -75,7 +82,7 @@ class LinearRegression(AbstractProblem):
                 f"solution: got shape {solution.shape}, but the design has {start.shape[0]} coordinates; give as "
                 "many numbers, or one for all."
             )
-        solution = np.broadcast_to(solution, start.shape).astype(start.dtype)
+        solution = (jnp if traced else np).broadcast_to(solution, start.shape).astype(start.dtype)
         self.start, self.design_covariance = jnp.asarray(start), jnp.asarray(covariance)
         self.solution, self._seed = jnp.asarray(solution), check.at_least("seed", seed, 0)
         self.features = self.labels = None

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from sdelens.results.figures import Sheet
 from sdelens.results.paired import change
-from sdelens.results.plotting import STYLE, look_of
+from sdelens.results.plotting import look_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["Compared", "plot_paired"]
 
@@ -30,10 +29,11 @@ class Compared(NamedTuple):
     reference: np.ndarray
 
 
-def plot_paired(runs: Mapping[str, Compared], confidence: float, title: str, clock: str) -> "Figure":
+def plot_paired(sheet: Sheet, runs: Mapping[str, Compared], confidence: float, title: str, clock: str) -> None:
     """Mean losses and single runs above; below, the differences from the first of them, with their limits.
 
     Args:
+        sheet: where they are drawn; on one axes only the upper panel.
         runs: what is drawn by label, the reference first.
         confidence: two-sided confidence of the limits.
         title: title of the figure.
@@ -41,24 +41,22 @@ def plot_paired(runs: Mapping[str, Compared], confidence: float, title: str, clo
     """
     first, *others = runs
     looks = look_of({first: "optimizer", **dict.fromkeys(others, "rescaled")})
-    with plt.style.context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, sharex=True, gridspec_kw={"height_ratios": [2.0, 1.2]})
-        for name, run in runs.items():
-            middle = (run.edges[1:] + run.edges[:-1]) / 2
-            for row in run.ours if len(run.ours) > 1 else ():
-                top.plot(middle, row, color=looks[name]["color"], linewidth=0.5, alpha=0.25)
-            top.plot(middle, run.ours.mean(axis=0), label=name, **looks[name])
+    top, *rest = sheet.panels(2, size=(5.6, 4.8), sharex=True, height_ratios=[2.0, 1.2])
+    for name, run in runs.items():
+        middle = (run.edges[1:] + run.edges[:-1]) / 2
+        for row in run.ours if len(run.ours) > 1 else ():
+            top.plot(middle, row, color=looks[name]["color"], linewidth=0.5, alpha=0.25)
+        top.plot(middle, run.ours.mean(axis=0), label=name, **looks[name])
+    for bottom in rest:
         bottom.axhline(0, color="black", linewidth=0.8)
         for name in others:
             _differences(bottom, runs[name], confidence, looks[name])
-        top.set_ylabel("loss")
         bottom.set_ylabel("difference")
-        bottom.set_xlabel(clock)
-        top.set_title(title, loc="left")
-        top.legend(fontsize=7, ncols=1 + (len(runs) > 6))
-        figure.align_ylabels()
-    plt.close(figure)
-    return figure
+    top.set_ylabel("loss")
+    (rest or [top])[-1].set_xlabel(clock)
+    sheet.headline(title, top)
+    top.legend(fontsize=7, ncols=1 + (len(runs) > 6))
+    sheet.align()
 
 
 def _differences(axes: "Axes", run: Compared, confidence: float, look: dict[str, Any]) -> None:

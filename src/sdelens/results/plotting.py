@@ -1,41 +1,23 @@
 """Matplotlib figures of datasets, with the same colour and line style for a kind of model in all figures."""
 
-import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from sdelens.core.names import noise_label, optimizer_label, problem_label
+from sdelens.results.end_labels import End, label_ends
+from sdelens.results.figures import Sheet, line_scale
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-__all__ = ["STYLE", "look_of", "plot_losses", "plot_orders", "written"]
-
-STYLE: Final[dict[str, Any]] = {
-    "figure.figsize": (5.6, 4.8),
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
-"""matplotlib settings of the library's figures; `style` applies them."""
+__all__ = ["look_of", "plot_losses", "plot_orders", "written"]
 
 # Okabe and Ito's palette, safe for colour-blind readers; the dashes distinguish models in black and white.
 _LOOKS: Final[dict[str, dict[str, Any]]] = {
@@ -63,7 +45,7 @@ _SPARE: Final[list[dict[str, Any]]] = [
 _NAMES: Final = {
     "optimizer": "optimizer",
     "sde": "SDE",
-    "malladi2022": "earlier SDE (2205.10287)",
+    "malladi2022": "earlier SDE",
     "full-noise": "full-noise SDE",
     "second-order": "second-order SDE",
     "empirical": "empirical SDE",
@@ -71,27 +53,10 @@ _NAMES: Final = {
 }
 _LOG_FROM: Final = 5.0
 _FEW: Final = 6
-"""Most curves for which the legend has one column."""
+"""Most curves that are labelled at their ends, or for which the legend has one column."""
 _SYMLOG_FROM: Final = 30.0
 _NORMAL_99: Final = 2.5758
 """Two-sided 99 % point of the normal law."""
-
-
-@contextlib.contextmanager
-def style(**changes: Any) -> Iterator[None]:
-    """Apply the style of the library's figures to your own figures, until the block ends.
-
-    Args:
-        changes: matplotlib settings by name, with ``_`` for the first ``.``: ``figure_figsize=(3, 2)``.
-
-    Examples:
-        >>> import matplotlib.pyplot as plt, sdelens as sl
-        >>> with sl.style():
-        ...     figure, axes = plt.subplots()
-    """
-    own = {name.replace("_", ".", 1): value for name, value in changes.items()}
-    with plt.style.context({**STYLE, **own}):
-        yield
 
 
 def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -99,7 +64,13 @@ def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     taken = {_LOOKS[kind]["color"] for kind in {"optimizer", *kinds.values()} if kind in _LOOKS}
     absent = [look for look in _LOOKS.values() if look["color"] not in taken]
     spare, known = itertools.cycle([*_SPARE, *absent]), dict(_LOOKS)
-    return {label: known.pop(kind) if kind in known else next(spare) for label, kind in kinds.items()}
+    looks = {label: known.pop(kind) if kind in known else next(spare) for label, kind in kinds.items()}
+    return {label: _scaled(look) for label, look in looks.items()}
+
+
+def _scaled(look: Mapping[str, Any]) -> dict[str, Any]:
+    """A look with the line width of the style in use."""
+    return {k: v * line_scale() if k == "linewidth" else v for k, v in look.items()}
 
 
 def written(label: str) -> str:
@@ -108,13 +79,19 @@ def written(label: str) -> str:
 
 
 def plot_losses(
-    dataset: "xr.Dataset", reference: str, kinds: Mapping[str, str], compared: bool, height: float | None
-) -> "Figure":
+    sheet: Sheet,
+    dataset: "xr.Dataset",
+    reference: str,
+    kinds: Mapping[str, str],
+    compared: bool,
+    height: float | None,
+) -> None:
     """Mean loss per model, minus the infimum where it is known, and differences from the reference below.
 
     Bands: above, the middle 90 % of the reference's paths; below, 99 % intervals of the difference of means.
 
     Args:
+        sheet: where they are drawn; on one axes only the upper panel.
         dataset: dataset of a result.
         reference: label of the model that is drawn with the grey band and with which the others are compared.
         kinds: kind of model (``"optimizer"``, ``"sde"``, …) per label.
@@ -126,32 +103,31 @@ def plot_losses(
     looks = look_of({model: kinds[model] for model in models})
     infimum = float(dataset.attrs["infimum"])
     minimum = infimum if np.isfinite(infimum) else 0.0
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(
-            2 if compared else 1,
-            sharex=True,
-            squeeze=False,
-            gridspec_kw={"height_ratios": [2.2, 1]} if compared else None,
-            figsize=(5.6, 4.8 if compared else 3.4),
-        )
-        top: Axes = axes[0, 0]
-        _plot_curves(top, dataset, models, reference, looks, minimum)
-        bottom: Axes = axes[-1, 0]
-        if compared:
-            base = dataset.loss_mean.sel(model=reference).values - minimum
-            scale = np.where(base > 0, base, np.nan) if height is None else np.full(base.shape, height)
-            _plot_differences(bottom, dataset, models, reference, looks, scale)
-            relative = "difference (%)" if height is None else "difference\n(% of height)"
-            bottom.set_ylabel(relative)
-        bottom.set_xlabel(dataset.attrs.get("clock", "time  $t = k\\eta$"))
-        top.set_title(_title(dataset), loc="left")
-        figure.align_ylabels()
-    plt.close(figure)
-    return figure
+    if compared:
+        panels = sheet.panels(2, size=(5.6, 4.8), sharex=True, height_ratios=[2.2, 1])
+    else:
+        panels = sheet.panels(size=(5.6, 3.4))
+    # Where others decide on the margin, and in a paper's narrow column, a legend takes less room.
+    at_ends = not (sheet.is_given or sheet.is_paper) and len(models) <= _FEW
+    _plot_curves(panels[0], dataset, models, reference, looks, minimum, at_ends)
+    if len(panels) > 1:
+        base = dataset.loss_mean.sel(model=reference).values - minimum
+        scale = np.where(base > 0, base, np.nan) if height is None else np.full(base.shape, height)
+        _plot_differences(panels[1], dataset, models, reference, looks, scale, at_ends)
+        panels[1].set_ylabel("difference (%)" if height is None else "difference\n(% of height)")
+    panels[-1].set_xlabel(dataset.attrs.get("clock", "time  $t = k\\eta$"))
+    sheet.headline(_title(dataset), panels[0])
+    sheet.align()
 
 
 def _plot_curves(
-    axes: "Axes", dataset: "xr.Dataset", models: list[str], shown: str, looks: dict[str, Any], minimum: float
+    axes: "Axes",
+    dataset: "xr.Dataset",
+    models: list[str],
+    shown: str,
+    looks: dict[str, Any],
+    minimum: float,
+    at_ends: bool,
 ) -> None:
     time = dataset.time.values
     mean = dataset.loss_mean.values - minimum
@@ -159,7 +135,7 @@ def _plot_curves(
     # A range of less than a factor of five is easier to read on a linear axis.
     is_loss = "quantity" not in dataset.attrs
     logarithmic = bool(is_loss and finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
-    low = np.full(time.shape, np.nan)
+    low, ends = np.full(time.shape, np.nan), []
     banded = [m for m in models if m == shown or not dataset.n_paths.sel(model=m).values.any()]
     bands = {m: band for m in banded if (band := _quantile_band(dataset, m)) is not None}
     floor = minimum + 1e-3 * finite.min() if logarithmic else -np.inf
@@ -175,22 +151,29 @@ def _plot_curves(
         axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **shade)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
-        axes.plot(time, curve, label=written(model), **looks[model])
+        axes.plot(time, curve, label="" if at_ends else written(model), **looks[model])
+        ends.append(End.of(written(model), looks[model]["color"], time, curve))
     if logarithmic:
         axes.set_yscale("log")
         positive_low = low[low > 0.02 * finite.min()]
         axes.set_ylim(bottom=0.8 * min(finite.min(), positive_low.min() if positive_low.size else np.inf))
     if "loss_bound" in dataset:
         limits = axes.get_ylim()
-        for label, look in zip(dataset.bound.values, itertools.cycle(_BOUNDS), strict=False):
+        for label, look in zip(dataset.bound.values, itertools.cycle(map(_scaled, _BOUNDS)), strict=False):
             bound = dataset.loss_bound.sel(bound=label).values - minimum
-            axes.plot(time, np.where(np.isfinite(bound), bound, np.nan), label=written(str(label)), **look)
+            bound = np.where(np.isfinite(bound), bound, np.nan)
+            axes.plot(time, bound, label="" if at_ends else written(str(label)), **look)
+            ends.append(End.of(written(str(label)), look["color"], time, bound))
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     quantity = dataset.attrs.get("quantity", "loss")
     mean = "" if not dataset.n_paths.values.any() else "mean "
     axes.set_ylabel(f"{mean}{quantity}" if minimum == 0 else f"{mean}{quantity} $-$ infimum")
     crowded: dict[str, Any] = {"ncols": 2, "fontsize": 7, "loc": "upper right"} if len(models) > _FEW else {}
-    axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
+    if at_ends:
+        axes.set_xlim(time[0], time[-1])
+        label_ends(axes, ends)
 
 
 def _quantile_band(dataset: "xr.Dataset", model: str) -> tuple[np.ndarray, np.ndarray, str] | None:
@@ -206,7 +189,13 @@ def _quantile_band(dataset: "xr.Dataset", model: str) -> tuple[np.ndarray, np.nd
 
 
 def _plot_differences(
-    axes: "Axes", dataset: "xr.Dataset", models: list[str], reference: str, looks: dict[str, Any], scale: np.ndarray
+    axes: "Axes",
+    dataset: "xr.Dataset",
+    models: list[str],
+    reference: str,
+    looks: dict[str, Any],
+    scale: np.ndarray,
+    at_ends: bool,
 ) -> None:
     time = dataset.time.values
     base = dataset.loss_mean.sel(model=reference).values
@@ -236,14 +225,18 @@ def _plot_differences(
         axes.set_yticks(ticks, [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    if axes.collections:
+    if axes.collections and at_ends:
+        place: dict[str, Any] = {"xycoords": "axes fraction", "annotation_clip": False}
+        axes.annotate(" bands: 99 %\n intervals", (1.02, 0.5), color="0.35", va="center", **place)
+    elif axes.collections:
         axes.legend(loc="best", handlelength=1.2, borderpad=0.1, frameon=True, framealpha=0.7, edgecolor="none")
 
 
-def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> "Figure":
+def plot_orders(sheet: Sheet, errors: "pd.DataFrame", slopes: Any, title: str, rounding: float) -> None:
     """Errors of a weak-order study against η, one panel per scheme, with fitted slopes and lines of slope 1 and 2.
 
     Args:
+        sheet: where they are drawn; on one axes only the first scheme.
         errors: columns model, scheme, function, lr, error and sem; faint lines show single functions, bold lines all.
         slopes: fitted slopes by (model, scheme, function).
         title: title above the first panel.
@@ -253,34 +246,34 @@ def plot_orders(errors: "pd.DataFrame", slopes: Any, title: str, rounding: float
     models = list(dict.fromkeys(errors.model))
     looks = look_of({model: model for model in models})
     headings = {"resolved": "SDE resolved", "Δt = η": "one step $\\Delta t = \\eta$"}
-    with plt.style.context(STYLE):
-        figure, panels = plt.subplots(
-            1, len(schemes), sharex=True, sharey=True, squeeze=False, figsize=(3.6 * len(schemes), 4.1)
-        )
-        shown = errors[(errors.function == "all") & (errors.error > rounding)]
-        top = float(shown.error.max()) if len(shown) else 1.0
-        lowest = max(float(shown.error.min()) if len(shown) else 1e-6, 1e-5 * top)
-        for panel, scheme in zip(panels[0], schemes, strict=True):
-            for model, function in itertools.product(models, dict.fromkeys(errors.function)):
-                part = errors[(errors.model == model) & (errors.scheme == scheme) & (errors.function == function)]
-                part = part[part.error > 0]
-                look = {k: v for k, v in looks[model].items() if k != "alpha"}
-                if function != "all":
-                    panel.plot(part.lr, part.error, color=look["color"], alpha=0.25, linewidth=0.7)
-                    continue
-                slope = slopes.loc[(model, scheme, "all"), "slope"]
-                label = written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
-                half = np.minimum(_NORMAL_99 * part["sem"], 0.99 * part.error)
-                panel.errorbar(part.lr, part.error, half, label=label, marker="o", markersize=3.5, capsize=2, **look)
-            _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
-            panel.set_title(headings.get(scheme, scheme), loc="left")
-            panel.set_xlabel("learning rate $\\eta$")
-            where = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "handlelength": 3.2}
+    size = (3.6 * len(schemes), 4.1)
+    panels = sheet.panels(1, len(schemes), size=size, stack=True, sharex=True, sharey=True)
+    shown = errors[(errors.function == "all") & (errors.error > rounding)]
+    top = float(shown.error.max()) if len(shown) else 1.0
+    lowest = max(float(shown.error.min()) if len(shown) else 1e-6, 1e-5 * top)
+    for panel, scheme in zip(panels, schemes, strict=False):
+        for model, function in itertools.product(models, dict.fromkeys(errors.function)):
+            part = errors[(errors.model == model) & (errors.scheme == scheme) & (errors.function == function)]
+            part = part[part.error > 0]
+            look = {k: v for k, v in looks[model].items() if k != "alpha"}
+            if function != "all":
+                panel.plot(part.lr, part.error, color=look["color"], alpha=0.25, linewidth=0.7 * line_scale())
+                continue
+            slope = slopes.loc[(model, scheme, "all"), "slope"]
+            label = written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
+            half = np.minimum(_NORMAL_99 * part["sem"], 0.99 * part.error)
+            panel.errorbar(part.lr, part.error, half, label=label, marker="o", markersize=3.5, capsize=2, **look)
+        _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
+        panel.set_title(headings.get(scheme, scheme), loc="left")
+        panel.set(xlabel="learning rate $\\eta$", ylabel="relative weak error")
+        if not sheet.is_given:
+            panel.label_outer()
+        if sheet.is_paper:
+            panel.legend(title="fitted slope", loc="lower right", handlelength=3.2)
+        else:
+            where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "handlelength": 3.2}
             panel.legend(title="fitted slope (bars: 99 %; faint: single functions)", **where)
-        panels[0, 0].set_ylabel("relative weak error")
-        figure.suptitle(title, x=0.02, ha="left", fontsize=9)
-    plt.close(figure)
-    return figure
+    sheet.headline("" if sheet.is_given else title)
 
 
 def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) -> None:

@@ -1,16 +1,19 @@
 """Which point of a sweep is best, and which others are statistically indistinguishable from it."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sdelens.core import check
 from sdelens.core.names import point_label
+from sdelens.results.printable import Parts, Printable
 
 __all__ = ["Best", "best_of", "mean_and_sem"]
 
 
-class Best(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Best(Printable):
     """The point with the smallest late loss.
 
     Attributes:
@@ -38,8 +41,11 @@ class Best(NamedTuple):
         """Whether the best point is distinguishable from every other point."""
         return not self.ties
 
-    def __str__(self) -> str:
-        """The result in one line of text."""
+    def _parts(self) -> Parts:
+        return [f"Best: {self.sentence()}."]
+
+    def sentence(self) -> str:
+        """The best point, its late loss, and the points that are not distinguishable from it, in one sentence."""
         found = f"{point_label(self.point)}: late loss {self.late_loss:.5g} ± {self.sem:.1g}"
         if self.runner_up is None:
             return found

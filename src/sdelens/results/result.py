@@ -1,22 +1,29 @@
 """The outcome of a simulation or comparison: one dataset, its table of errors, its figure, its file."""
 
+import functools
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdelens.core import check
-from sdelens.core.files import atomic_path, save_figure
-from sdelens.results import tables
+from sdelens.core.files import atomic_path
+from sdelens.results import joined, latex, tables
+from sdelens.results.autocorrelation import Autocorrelation, autocorrelation_of
+from sdelens.results.hitting import HittingTimes, times_of
+from sdelens.results.joined import PATHLESS
+from sdelens.results.law_statistics import QUANTITIES as QUANTITIES_OF_LAWS
+from sdelens.results.laws import Laws, compared_laws
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.quantities import QUANTITIES, long_table, wide_table
 from sdelens.results.tracking import (
     FEWEST_GROUPS,
     Curves,
     Interval,
     late_window,
-    marginal_distances,
     spread_ratio,
     thirds,
     tracking_error,
@@ -27,16 +34,16 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-__all__ = ["PATHLESS", "Result", "read_dataset", "write_dataset"]
+    from sdelens.results.figures import Sheet
+
+__all__ = ["Result", "read_dataset", "write_dataset"]
 
 FORMAT = 1
 _LINEAR = ("sgd", "momentum")
 """Optimizers whose updates are linear in the stochastic gradients."""
-PATHLESS = ("prediction", "forecast", "logged")
-"""Kinds of models that are a single curve, not an ensemble."""
 
 
-class Result:
+class Result(Plotted):
     """What a run measured.
 
     ``dataset`` is an `xarray.Dataset` with dimensions ``model``, ``step`` (0 is the start; coordinate ``time`` = kη),
@@ -49,10 +56,14 @@ class Result:
     - ``grad_norm_mean`` (model, step): mean of ‖∇f‖;
     - ``x_mean, x_var`` (model, step, coordinate);
     - ``n_paths`` (model, step): paths that are still finite; the others are excluded from the averages;
-    - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`;
+    - ``path_x`` (model, path, step, parameter): with ``keep_paths``; parameters in the order of `jax.tree.leaves`; what
+      else ``keep`` names is stored likewise, as ``path_m`` or ``path_loss``;
     - ``observable_mean, observable_std, observable_group_mean, observable_group_m2``: with ``observables``, like those
       of the loss, with a dimension ``observable``; `of` makes a result of one observable;
-    - ``end_x`` (model, end_path, marginal): with ``marginals``, the chosen coordinates of every path at the last step;
+    - ``law_loss, law_observable, law_x`` (model, moment, every_path, …): with ``times`` or ``marginals``, the values of
+      every path at these steps; NaN from where it diverged;
+    - ``hit_step`` (model, hit, every_path): with ``hits``, the first step at which each condition held, NaN if it never
+      did until the step ``watched_until`` (model, every_path);
     - ``loss_bound`` (bound, step): bounds added by `with_bound`.
 
     A prediction (`sdelens.theory.predict`), a forecast (`sdelens.forecast`) or a curve added by `with_curve` has no
@@ -65,7 +76,7 @@ class Result:
     def __init__(self, dataset: "xr.Dataset") -> None:
         self.dataset = dataset
         # Tables, pages and users request the same values several times.
-        self._distances: dict[tuple[str, int], pd.DataFrame] = {}
+        self._laws: dict[Any, Laws] = {}
         self._statistics: dict[tuple[str, float], pd.DataFrame] = {}
 
     @property
@@ -102,26 +113,56 @@ class Result:
         """
         if not isinstance(other, Result):
             raise TypeError(f"other: got {type(other).__name__}; give a Result.")
-        shared = set(self.models) & set(other.models)
-        if shared:
-            raise ValueError(
-                f"other: both results have models named {sorted(shared)}; run one of them with another label, "
-                f"models={{label: model}}."
-            )
-        for key in ("problem", "noise", "optimizer", "infimum", "quantity"):
-            mine, theirs = self.dataset.attrs.get(key, "loss"), other.dataset.attrs.get(key, "loss")
-            if mine != theirs and not (mine != mine and theirs != theirs):  # noqa: PLR0124 (NaN: no infimum known)
-                raise ValueError(f"other: differs in {key}: {theirs}; merge runs of one experiment.")
-        run, their_run = self.info["run"], other.info["run"]
-        for key in {"start", *(run.keys() & their_run.keys())}:
-            if run.get(key) != their_run.get(key):
-                raise ValueError(f"other: differs in {key}: {their_run.get(key)}; merge runs of one experiment.")
-        if not np.array_equal(self.dataset.step, other.dataset.step):
-            raise ValueError("other: is recorded at other steps; merge runs with the same record.every.")
-        with_paths = self if "paths" in run or "paths" not in their_run else other
-        attrs = dict(with_paths.dataset.attrs) | {"run": json.dumps({**their_run, **run})}
-        attrs["models"] = json.dumps({**self.info["models"], **other.info["models"]})
-        return Result(_concatenated(self.dataset, other.dataset).assign_attrs(attrs))
+        return Result(joined.merged(self.dataset, other.dataset))
+
+    def rename(self, names: Mapping[str, str]) -> "Result":
+        """The result with other labels of its models, as {old: new}; the others keep theirs.
+
+        Raises:
+            ValueError: if there is no such model, or two models would have one label.
+        """
+        if not isinstance(names, Mapping):
+            raise TypeError(f"names: got {type(names).__name__}; give the new labels by the old ones.")
+        wanted = {check.choice("names", old, self.models): _checked_label(new) for old, new in names.items()}
+        labels = [wanted.get(label, label) for label in self.models]
+        twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
+        if twice:
+            raise ValueError(f"names: two models would be called {twice[0]!r}; give each its own label.")
+        return Result(joined.renamed(self.dataset, wanted))
+
+    def select(self, models: Sequence[str]) -> "Result":
+        """The result with only these models, in this order.
+
+        Raises:
+            ValueError: if there is no such model, or one is named twice.
+        """
+        if isinstance(models, str) or not isinstance(models, Sequence) or not models:
+            raise TypeError(f"models: got {models!r}; give a list of labels, of {self.models}.")
+        wanted = [check.choice("models", label, self.models) for label in models]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"models: got {list(models)}; name each once.")
+        return Result(joined.selected(self.dataset, wanted))
+
+    def pool(self, *others: "Result") -> "Result":
+        r"""Join equal runs with other seeds to one result with the paths of all.
+
+        Group g of the result consists of the groups g of all runs. Their counts add up, and means and squared
+        deviations are joined as those of the chunks of one run are (Chan, Golub and LeVeque 1983), so that nothing but
+        rounding distinguishes the statistics from those of one run of all paths. Errors, limits and floors follow from
+        them. The quantiles of the loss do not follow from those of the parts, and are left out, which `notes` says;
+        figures show the standard deviation in their place. Kept paths and the coordinates of every path are joined.
+
+        Args:
+            others: results of the same problem, noise, optimizer, models, steps and records. Numbers of paths may
+                differ as long as the number of groups is the same.
+
+        Raises:
+            ValueError: if the runs differ in anything else, which the message names, or share a seed.
+        """
+        for other in others:
+            if not isinstance(other, Result):
+                raise TypeError(f"others: got {type(other).__name__}; give results of runs with other seeds.")
+        return Result(joined.pooled([self.dataset, *(other.dataset for other in others)]))
 
     def with_curve(self, label: str, losses: Any, steps: Any) -> "Result":
         """Add your own loss curve, for example a logged one, as a further model.
@@ -208,54 +249,105 @@ class Result:
         here = self.dataset.sel(observable=name)
         taken = {f"loss_{part}": here[f"observable_{part}"] for part in ("mean", "std", "group_mean", "group_m2")}
         taken["loss_sem"] = here.observable_std / np.sqrt(np.maximum(here.n_paths, 1))
+        if "law_observable" in here:
+            taken["law_loss"] = here.law_observable
         rest = self.dataset.drop_dims(["observable", "quantile", "bound"], errors="ignore")
         dataset = rest.assign({key: values.drop_vars("observable") for key, values in taken.items()})
         return Result(dataset.assign_attrs(infimum=float("nan"), quantity=name))
 
-    def distances(self, reference: str | None = None, permutations: int = 999) -> "pd.DataFrame":
-        r"""Distances between the laws of single coordinates and the reference's at the last step (needs ``marginals``).
+    def laws(
+        self,
+        at: Any = None,
+        reference: str | None = None,
+        *,
+        quantities: Sequence[str] = QUANTITIES_OF_LAWS,
+        confidence: float = 0.99,
+        resamples: int = 999,
+        paths: int = 2048,
+    ) -> Laws:
+        r"""Differences between the laws of all paths and those of the reference, at the steps that were stored.
 
-        W₁ = ∫ |F − G| of the two empirical distribution functions, in units of the reference's standard deviation.
-        ``null`` is its 99 % quantile for two samples of one law, from permutations of the pooled paths (swaps within
-        pairs for models that share their random numbers), and ``p_value`` is the share of permutations that reach the
-        observed distance. The row ``all`` has the mean over the coordinates.
+        The columns that are compared are the loss, the observables and the coordinates stored by `Record` (``times``,
+        ``marginals``), each in units of its standard deviation in the reference; ``"all"`` is the joint law of the
+        coordinates. The quantities are, with F and G the distribution functions of model and reference:
+
+        - ``w1``: W₁ = ∫|F − G|; for all coordinates the sliced distance, its mean over directions;
+        - ``energy``: the energy distance (2∫(F − G)²)^½; for all, (2E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖)^½;
+        - ``quantile_5, …, quantile_95``: differences of the quantiles;
+        - ``covariance``: ‖Cov X − Cov Y‖_F/‖Cov Y‖_F of the coordinates.
+
+        ``floor`` is what a perfect model would show on average; it is removed from the energy distance and from the
+        covariance, but not from W₁. ``p_value`` is the share of permutations of the pooled paths (swaps within pairs
+        for models that share their random numbers) that show at least as much, and ``null`` the quantile of what they
+        show, at `confidence`. Both limits hold together with at least `confidence`, for many paths of finite variance,
+        whether the laws differ or not; `sdelens.results.law_statistics` has the formulas.
 
         Args:
-            reference: label of the model to compare with, by default that of the optimizer, or of the logged curve
-                beside forecasts.
-            permutations: number of permutations, 99 or more.
-
-        Returns:
-            A data frame indexed by model and coordinate, with columns distance, null and p_value.
+            at: a stored step, a list of them, or ``"all"``; by default the last.
+            reference: label of the model to compare with, by default as in `errors`.
+            quantities: which of ``"w1"``, ``"energy"``, ``"quantiles"`` and ``"covariance"``.
+            confidence: one-sided confidence of each limit.
+            resamples: number of permutations and of bootstrap samples, 99 or more.
+            paths: number of paths of each model that are used, the first ones.
 
         Raises:
-            ValueError: if the run kept no marginals, or `reference` is not among the models.
+            ValueError: if the run stored no values of every path, or an argument does not fit.
         """
-        import pandas as pd
+        key = (str(at), self._reference(reference), tuple(quantities), confidence, resamples, paths)
+        if key not in self._laws:
+            streams = {m: self.settings[m]["stream"] for m in self.models if self.has_paths(m)}
+            kinds = {m: self.settings[m]["model"] for m in streams}
+            chosen = (key[1], at, quantities, confidence, resamples, paths)
+            self._laws[key] = compared_laws(self.dataset, streams, kinds, *chosen)
+        return self._laws[key]
 
-        reference = self._reference(reference)
-        permutations = check.at_least("permutations", permutations, 99)
-        if "end_x" not in self.dataset:
-            raise ValueError(
-                "marginals: the run kept none; repeat it with record=sl.Record(marginals=8), or coordinates by index."
-            )
-        ends = {m: self.dataset.end_x.sel(model=m).values for m in self.models if self.has_paths(m)}
-        if reference not in ends:
-            raise ValueError(f"reference: {reference!r} is a curve without paths; name one of {list(ends)}.")
-        if (reference, permutations) in self._distances:
-            return self._distances[reference, permutations].copy()
-        marginals, rows = list(self.dataset.marginal.values), {}
-        for model, values in ends.items():
-            if model == reference:
-                continue
-            paired = self.settings[model]["stream"] == self.settings[reference]["stream"]
-            found = marginal_distances(values, ends[reference], paired, permutations)
-            for name, row in zip([*(int(m) for m in marginals), "all"], found, strict=True):
-                rows[model, name] = row._asdict()
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        frame.index = pd.MultiIndex.from_tuples(rows, names=["model", "coordinate"])
-        self._distances[reference, permutations] = frame
-        return frame.copy()
+    def hitting_times(self, reference: str | None = None, confidence: float = 0.99) -> HittingTimes:
+        r"""How long paths take until the conditions of `Record` (``hits``) hold, by model.
+
+        The mean is restricted to the K steps of the run, E min(T, K): paths for which the condition never holds count
+        with K. Paths that diverge are censored there (Kaplan and Meier 1958). Columns of its table:
+
+        - ``hits``, ``paths``: number of paths for which the condition held, and of all;
+        - ``mean``, ``lower``, ``upper``: the mean in steps with normal limits (Greenwood's variance);
+        - ``difference``, ``difference_lower``, ``difference_upper``: the mean minus that of the reference, path by path
+          for models that share their random numbers.
+
+        Its ``survival`` has the share of paths for which the condition has not held yet, with the limits of the beta
+        product (Clopper and Pearson's, if no path diverges).
+
+        Args:
+            reference: label of the model to compare with, by default the optimizer, if it was run.
+            confidence: one-sided confidence of each limit.
+
+        Raises:
+            ValueError: if the run counted no hitting times, or an argument does not fit.
+        """
+        if reference is not None or self._default_reference is not None:
+            reference = self._reference(reference)
+        streams = {m: self.settings[m]["stream"] for m in self.models if self.has_paths(m)}
+        kinds = {m: self.settings[m]["model"] for m in streams}
+        return times_of(self.dataset, streams, kinds, reference, confidence)
+
+    def autocorrelation(
+        self, of: Any = 0, *, since: int | None = None, lags: int | None = None, confidence: float = 0.99
+    ) -> Autocorrelation:
+        r"""Autocorrelation and integrated autocorrelation time of the kept paths at rest.
+
+        It is estimated about the mean over all kept paths and steps, from products of values l steps apart; the time is
+        1 + 2Σr(l) up to Sokal's window. Limits are those of the jackknife over paths and need eight of them.
+
+        Args:
+            of: a coordinate by its index, the name of a kept quantity that is one number (``"loss"``), or (name,
+                index), as ``("m", 0)``; see ``keep`` of `Record`.
+            since: first step that counts, by default that of the last third of the run; the paths must be at rest.
+            lags: largest lag in steps, by default half of what is recorded since then.
+            confidence: one-sided confidence of each limit.
+
+        Raises:
+            ValueError: if the run kept no paths, or an argument does not fit.
+        """
+        kinds = {m: self.settings[m]["model"] for m in self.models if self.has_paths(m)}
+        return autocorrelation_of(self.dataset, kinds, of, since, lags, confidence)
 
     def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
         r"""Tracking error of every model against `reference`.
@@ -270,7 +362,8 @@ class Result:
         - ``floor``: the error that a perfect model would show at these numbers of paths without the correction;
         - ``late_error``: the error over the last third of the run (relative to the height of the whole curve where the
           infimum is not known), with limits;
-        - ``late_shift``: relative difference of the mean loss over the last third, with limits;
+        - ``late_shift``: difference of the mean losses over the last third, relative to the reference's minus b_min, or
+          to the height of the whole curve where the infimum is not known, with limits;
         - ``discretisation``: for a model run both with substeps and at Δt = η, the error between the two; ``error`` is
           then the error of the SDE itself, and this is the error of the integrator;
         - ``spread``: standard deviation over paths relative to the reference's, averaged over the recorded steps at
@@ -355,7 +448,10 @@ class Result:
         drawn = settings["model"] == "optimizer" or (
             settings["model"] == "empirical" and settings.get("coefficients") != "quadrature"
         )
-        linear = self.info["optimizer"].get("name") in _LINEAR
+        optimizer = self.info["optimizer"]
+        while "base" in optimizer:
+            optimizer = optimizer["base"]
+        linear = optimizer.get("name") in _LINEAR
         loss = self.dataset.attrs.get("quantity", "loss") == "loss"
         return _degrees(self.info["noise"]) / 2 if drawn and linear and loss else np.inf
 
@@ -380,21 +476,47 @@ class Result:
             found[model] = value.error, value.floor
         return found
 
-    def plot(self, path: str | os.PathLike[str] | None = None, reference: str | None = None) -> "Figure":
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        reference: str | None = None,
+        *,
+        ax: Any = None,
+        figsize: tuple[float, float] | None = None,
+        title: str | None = None,
+        style: str | None = None,
+        columns: int | None = None,
+    ) -> "Figure":
         """Mean-loss curves with bands, and their relative difference from `reference` below; saved if `path` is given.
 
+        Args:
+            path: file to save it to, in the format of its suffix.
+            reference: label of the model that others are compared with; by default as in `errors`.
+            ax: axes to draw into instead of a new figure: one for the curves alone, or two.
+            figsize: width and height of a new figure in inches.
+            title: title instead of the figure's own; ``""`` for none.
+            style: ``"screen"`` or ``"paper"``, as for `style`; by default the one in use.
+            columns: number of columns of a paper that the figure covers, 1 or 2.
+
+        Returns:
+            The figure.
+
         Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
+            ValueError: if matplotlib does not write files with the suffix of `path`, the number of axes does not fit,
+                or a name is not known.
         """
+        from sdelens.results.figures import drawn
+
+        draw = functools.partial(self._draw, reference=reference)
+        return drawn(draw, path, ax=ax, figsize=figsize, title=title, style=style, columns=columns)
+
+    def _draw(self, sheet: "Sheet", reference: str | None = None) -> None:
         from sdelens.results.plotting import plot_losses
 
         compared = self.compares if reference is None else len(self.models) > 1
         shown = self._reference(reference) if compared else self.models[0]
         kinds = {label: model["model"] for label, model in self.settings.items()}
-        figure = plot_losses(self.dataset, shown, kinds, compared, self._height(shown))
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        plot_losses(sheet, self.dataset, shown, kinds, compared, self._height(shown))
 
     def export(self, path: str | os.PathLike[str], reference: str | None = None, confidence: float = 0.99) -> None:
         """Write the table of `errors` as ``.csv`` or ``.tex`` (a LaTeX tabular with booktabs rules).
@@ -402,18 +524,48 @@ class Result:
         Raises:
             ValueError: if the suffix is neither of these.
         """
-        frame = self.errors(reference, confidence)
         suffix = Path(path).suffix.lower()
         if suffix == ".csv":
-            text = frame.to_csv()
+            text = self.errors(reference, confidence).to_csv()
         elif suffix == ".tex":
-            short = frame[["error", "error_lower", "error_upper", "floor", "late_shift"]]
-            short.columns = ["error", "lower", "upper", "floor", "last third"]
-            text = short.to_latex(float_format=lambda v: f"{v:.2e}", escape=True)
+            text = latex.tables([Table(*tables.latex_table(self, reference, confidence))], None, None)
         else:
             raise ValueError(f"path: got {str(path)!r}; end it in .csv or .tex.")
         with atomic_path(path) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
+
+    def explore(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        coordinates: Sequence[int] | None = None,
+        show: bool = True,
+    ) -> Path:
+        """Open the explorer, a page in the browser, with the settings of this run.
+
+        The page computes the run again in the browser, at once after every change of a setting: particles of the
+        optimizer and of its SDEs, the closure, the stationary law and the bound.
+
+        Args:
+            path: file for the page; by default one in the user's cache folder.
+            coordinates: one or two coordinates to show, if the problem has more; they must not be coupled to others.
+            show: whether to open the page.
+
+        Returns:
+            The page's file.
+
+        Raises:
+            ValueError: if the explorer cannot show the run. It shows quadratic losses of one or two coordinates,
+                normal, Laplace and Student t noise with independent coordinates, and SGD, Momentum, SignSGD, Signum,
+                Lion, RMSpropW and AdamW with constant learning rates. A random start is replaced by its mean.
+        """
+        from sdelens.explorer import open_page, settings_of
+
+        info, start = self.info, None
+        if "x_mean" in self.dataset:
+            start = self.dataset.x_mean.isel(model=0, step=0).values
+        described = info["problem"], info["noise"], info["optimizer"]
+        return open_page(settings_of(*described, info["run"]["steps"], coordinates, start), path, show=show)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the dataset as NetCDF (HDF5), atomically.
@@ -423,14 +575,13 @@ class Result:
         """
         write_dataset(self.dataset, path)
 
-    def __str__(self) -> str:
-        """The table of errors, or of final losses where there is nothing to compare, as plain text."""
-        return tables.as_text(self)
+    def _parts(self) -> Parts:
+        """The table of errors, or of final losses where there is nothing to compare, and further tables."""
+        further = [Table(head, rows, caption) for caption, head, rows in self.details()]
+        return [self.title(), Table(*self.table()).without_empty(), *self.notes(), *further]
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return tables.as_html(self)
+    def _tables(self) -> list[Table]:
+        return [Table(*tables.latex_table(self))]
 
     def title(self) -> str:
         """One line that says what was run."""
@@ -525,27 +676,6 @@ def _checked_label(label: Any) -> str:
     if not isinstance(label, str) or not label.strip():
         raise TypeError(f"label: got {label!r}; give a name.")
     return label
-
-
-def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
-    """The models of both datasets; a variable that one of them lacks is filled with NaN, or 0 for counts."""
-    import xarray as xr
-
-    def filled(dataset: "xr.Dataset", like: "xr.Dataset") -> "xr.Dataset":
-        for name, values in like.data_vars.items():
-            if name not in dataset and "model" in values.dims:
-                one = values.isel(model=[0] * dataset.sizes["model"]).assign_coords(model=dataset.model)
-                fill = 0 if np.issubdtype(values.dtype, np.integer) else np.nan
-                dataset = dataset.assign({name: xr.full_like(one, fill)})
-        return dataset
-
-    bounds = [d.loss_bound for d in (first, second) if "loss_bound" in d]
-    if len(bounds) == 2 and set(bounds[0].bound.values) & set(bounds[1].bound.values):
-        raise ValueError("other: has a bound of the same name; add it under another by with_bound.")
-    first, second = (d.drop_dims("bound", errors="ignore") for d in (first, second))
-    parts = [filled(first, second), filled(second, first)]
-    joined = xr.concat(parts, dim="model", combine_attrs="override", join="exact")
-    return joined.assign(loss_bound=xr.concat(bounds, dim="bound")) if bounds else joined
 
 
 def write_dataset(dataset: "xr.Dataset", path: str | os.PathLike[str]) -> None:

@@ -4,15 +4,15 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdelens.core import check
-from sdelens.core.files import atomic_path, save_figure, text_table
-from sdelens.results import sweep_tables, tables
+from sdelens.core.files import atomic_path
+from sdelens.results import sweep_tables
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.quantities import QUANTITIES, columns
 from sdelens.results.ranking import Best, best_of, mean_and_sem
 from sdelens.results.result import Result, read_dataset, write_dataset
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from sdelens.results.figures import Sheet
     from sdelens.results.sweep_plots import Panel
 
 __all__ = ["SHOWN", "Best", "Sweep", "load"]
@@ -30,11 +31,13 @@ __all__ = ["SHOWN", "Best", "Sweep", "load"]
 _OWN = ("point", "wall_time")
 """Variables of a sweep that its results do not have."""
 LATE_LOSS = "late_loss"
+_MOST_KEYS = 3
+"""Most swept keys that a figure can show."""
 SHOWN = (LATE_LOSS, *(name for name, quantity in QUANTITIES.items() if quantity.limits))
 """Quantities that a figure can show."""
 
 
-class Sweep:
+class Sweep(Plotted):
     """Measurements of `sweep`.
 
     ``dataset`` is an `xarray.Dataset` with the swept keys as first dimensions, in the order given, and then those of
@@ -153,6 +156,12 @@ class Sweep:
         quantity: str = LATE_LOSS,
         model: str | None = None,
         at: Mapping[str, Any] | None = None,
+        *,
+        ax: Any = None,
+        figsize: tuple[float, float] | None = None,
+        title: str | None = None,
+        style: str | None = None,
+        columns: int | None = None,
     ) -> "Figure":
         """Plot a quantity over the grid: a line for one key, a heat map for two, a heat map per value of a third key.
 
@@ -166,18 +175,37 @@ class Sweep:
                 ``"late_shift"`` or ``"spread"``, as in `errors`.
             model: whose quantity; by default the optimizer for the loss, else the first other model; lines show all.
             at: fixed values of keys, if more than three keys are swept.
+            ax: axes to draw into instead of a new figure: one, or one for each value of the third key.
+            figsize: width and height of a new figure in inches.
+            title: title instead of the figure's own; ``""`` for none.
+            style: ``"screen"`` or ``"paper"``, as for `style`; by default the one in use.
+            columns: number of columns of a paper that the figure covers, 1 or 2.
+
+        Returns:
+            The figure.
 
         Raises:
             ValueError: if more than three keys have several values, or a name is not known.
         """
         check.choice("quantity", quantity, SHOWN)
-        from sdelens.results.sweep_plots import plot_sweep
+        from sdelens.results.figures import drawn
 
+        shown = self
         if at:
             held = {key: [i] for key, i in self._held(at).items()}
-            return Sweep(self.dataset.isel(held)).plot(path, quantity, model)
+            shown = Sweep(self.dataset.isel(held))
+        draw = functools.partial(shown._draw, quantity=quantity, model=model)
+        return drawn(draw, path, ax=ax, figsize=figsize, title=title, style=style, columns=columns)
+
+    @property
+    def _has_figure(self) -> bool:
+        return sum(len(values) > 1 for values in self.over.values()) <= _MOST_KEYS
+
+    def _draw(self, sheet: "Sheet", quantity: str = LATE_LOSS, model: str | None = None) -> None:
+        from sdelens.results.sweep_plots import plot_sweep
+
         keys = [key for key, values in self.over.items() if len(values) > 1] or [next(iter(self.over))]
-        if len(keys) > 3:
+        if len(keys) > _MOST_KEYS:
             more = {key: self.over[key][0] for key in keys[3:]}
             raise ValueError(
                 f"plot: {len(keys)} keys are swept, {', '.join(keys)}; a figure shows three. Hold the others at one "
@@ -189,12 +217,8 @@ class Sweep:
             shown = [self._shown(model) if quantity == LATE_LOSS else self._compared(model)]
         panels = {name: self._panel(quantity, name, keys) for name in shown}
         kinds = {label: settings["model"] for label, settings in self.first.settings.items()}
-        figure = plot_sweep(
-            {self.head(k): self.over[k] for k in keys}, panels, kinds, self._label(quantity), self.title()
-        )
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        over = {self.head(k): self.over[k] for k in keys}
+        plot_sweep(sheet, over, panels, kinds, self._label(quantity), self.title())
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write `late_loss` and, where there is something to compare, `errors` as one table, ``.csv``.
@@ -218,14 +242,12 @@ class Sweep:
         """
         write_dataset(self.dataset, path)
 
-    def __str__(self) -> str:
-        """Late loss and error of every point, or of the best, as plain text."""
-        return "\n".join([self.title(), "", *text_table(*self.table()), "", *self.notes()])
+    def _parts(self) -> Parts:
+        """Late loss and error of every point, or of the best."""
+        return [self.title(), Table(*self.table(), keys=len(self.over)), *self.notes()]
 
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return tables.html_table(self.title(), *self.table()) + f"<p>{'<br>'.join(map(escape, self.notes()))}</p>"
+    def _tables(self) -> list[Table]:
+        return [Table(*sweep_tables.latex_table(self))]
 
     def title(self) -> str:
         """One line that says what was run."""
@@ -278,11 +300,12 @@ class Sweep:
 
     def _result(self, index: tuple[int, ...]) -> Result:
         here = self.dataset.isel(dict(zip(self.over, index, strict=True)), drop=True)
-        models = json.loads(self.dataset.attrs["models"])
+        own = json.loads(str(here.point.item()))
+        models = json.loads(own.get("models", self.dataset.attrs["models"]))
         for label, seconds in zip(self.models, here.wall_time.values, strict=True):
             models[label]["wall_time"] = float(seconds)
         attrs = {key: value for key, value in self.dataset.attrs.items() if key != "over"}
-        attrs |= {**json.loads(str(here.point.item())), "models": json.dumps(models)}
+        attrs |= {**own, "models": json.dumps(models)}
         dataset = here.drop_vars(_OWN)
         dataset.attrs = attrs
         return Result(dataset)

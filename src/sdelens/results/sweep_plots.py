@@ -11,13 +11,13 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from sdelens.core.names import value_labels
-from sdelens.results.plotting import STYLE, look_of, written
+from sdelens.results.figures import Sheet
+from sdelens.results.plotting import look_of, written
 from sdelens.results.quantities import written_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
 __all__ = ["Panel", "plot_sweep"]
 
@@ -27,6 +27,8 @@ _LOG_FROM: Final = 5.0
 _EVEN: Final = 4.0
 """Largest ratio of the widest to the narrowest step at which an axis is treated as evenly spaced."""
 _MOST_CELLS: Final = 100
+_NARROW: Final = 0.3
+"""Width in inches of a cell that has room for a number."""
 _FAR: Final = 1e3
 _COLUMNS: Final = 3
 _BEST: Final = {"linestyle": "-", "linewidth": 2.2}
@@ -70,35 +72,38 @@ class _Axis(NamedTuple):
 
 
 def plot_sweep(
-    over: Mapping[str, list[Any]], panels: Mapping[str, Panel], kinds: Mapping[str, str], label: str, title: str
-) -> "Figure":
+    sheet: Sheet,
+    over: Mapping[str, list[Any]],
+    panels: Mapping[str, Panel],
+    kinds: Mapping[str, str],
+    label: str,
+    title: str,
+) -> None:
     """Draw the figure for one to three keys.
 
     Args:
+        sheet: where it is drawn.
         over: values by key.
         panels: the panel of every model shown, with one array axis per key; several models only with one key.
         kinds: kind of every model of the sweep, by label.
         label: label of the quantity, with its unit.
         title: title of the whole figure.
     """
-    with plt.style.context(STYLE):
-        if len(over) == 1:
-            figure = _lines(over, panels, look_of(kinds), label)
-        else:
-            ((model, panel),) = panels.items()
-            figure = _heat_maps(over, panel, f"{label}\n{written(model)}")
-        width = int(figure.get_size_inches()[0] * 13)
-        figure.suptitle(
-            "\n".join(textwrap.wrap(title.replace(" = ", "\u00a0=\u00a0"), width)), x=0.02, ha="left", fontsize=9
-        )
-    plt.close(figure)
-    return figure
+    if len(over) == 1:
+        _lines(sheet, over, panels, look_of(kinds), label)
+    else:
+        ((model, panel),) = panels.items()
+        _heat_maps(sheet, over, panel, f"{label}\n{written(model)}")
+    width = int(sheet.figure.get_size_inches()[0] * 13)
+    sheet.headline("\n".join(textwrap.wrap(title.replace(" = ", "\u00a0=\u00a0"), width)))
 
 
-def _lines(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], looks: dict[str, Any], label: str) -> "Figure":
+def _lines(
+    sheet: Sheet, over: Mapping[str, list[Any]], panels: Mapping[str, Panel], looks: dict[str, Any], label: str
+) -> None:
     ((key, values),) = over.items()
     axis = _axis(values)
-    figure, axes = plt.subplots()
+    (axes,) = sheet.panels(size=(5.6, 4.8))
     for model, panel in panels.items():
         ends = np.abs(np.stack([panel.value - panel.low, panel.high - panel.value]))
         ends = np.where(np.isfinite(ends), ends, 0)
@@ -120,24 +125,24 @@ def _lines(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], looks: di
     axes.set_xlabel(_name(key))
     axes.set_ylabel(label)
     axes.legend(frameon=True, framealpha=0.5, edgecolor="none")
-    return figure
 
 
-def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figure":
+def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label: str) -> None:
     """Draw heat maps: first key along x, second along y, a panel for every value of the third."""
     (across, xs), (up, ys), *rest = over.items()
     facets = rest[0][1] if rest else [None]
     shape = (len(xs), len(ys), len(facets))
-    columns = min(len(facets), _COLUMNS)
+    columns = len(facets) if sheet.is_given else min(len(facets), _COLUMNS)
     rows = math.ceil(len(facets) / columns)
     x, y = _axis(xs), _axis(ys)
     size = (1.5 + columns * max(2.4, min(5.0, 0.62 * len(xs))), 1.1 + rows * max(2.0, min(4.2, 0.42 * len(ys) + 0.5)))
-    figure, grid = plt.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, figsize=size)
+    grid = sheet.panels(rows, columns, size=size, equal=True, sharex=True, sharey=True)
     norm, extend = _norm(panel.value)
     colours: Any = plt.get_cmap(_MAP).with_extremes(over="#d9d9d9")
-    few = len(xs) * len(ys) <= _MOST_CELLS
+    wide = 0.7 * float(sheet.figure.get_size_inches()[0]) / (columns * len(xs))
+    few = len(xs) * len(ys) <= _MOST_CELLS and (sheet.is_given or wide > _NARROW)
     image: ScalarMappable | None = None
-    for f, axes in enumerate(grid.ravel()):
+    for f, axes in enumerate(grid):
         if f >= len(facets):
             axes.set_axis_off()
             continue
@@ -160,13 +165,14 @@ def _heat_maps(over: Mapping[str, list[Any]], panel: Panel, label: str) -> "Figu
             axes.set_xlabel(_name(across))
             axes.xaxis.set_tick_params(labelbottom=True)
     assert image is not None
-    figure.colorbar(image, ax=grid, extend=extend, label=label, pad=0.02)
+    sheet.figure.colorbar(image, ax=grid, extend=extend, label=label, pad=0.02)
     said = ["crosses: paths diverged"] if panel.lost.any() else []
     said += ["frame: smallest"] if panel.marks else []
     said += ["dashed: not distinguishable from it"] if len(panel.marks) > 1 else []
-    if said:
-        figure.supxlabel("; ".join(said), fontsize=7, color="0.35", x=0.02, ha="left")
-    return figure
+    if said and not sheet.is_given:
+        width = int(sheet.figure.get_size_inches()[0] * 19)
+        words = "\n".join(textwrap.wrap("; ".join(said), width))
+        sheet.figure.supxlabel(words, fontsize=7, color="0.35", x=0.02, ha="left")
 
 
 def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, few: bool) -> None:

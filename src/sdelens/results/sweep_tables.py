@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sdelens.core.names import value_labels
-from sdelens.results import tables
+from sdelens.results import latex, tables
 from sdelens.results.quantities import written_error
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["notes", "table", "title"]
+__all__ = ["latex_table", "notes", "table", "title"]
 
 _ROWS = 60
 """Most points for which the printed table shows all of them."""
@@ -54,12 +54,7 @@ def title(sweep: TabulatedSweep) -> str:
 
 def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
     """Header and rows, as text: all points, or only the best if there are many."""
-    late, points, reference = sweep.late_loss(), sweep.points, sweep.reference
-    cells = late.to_numpy().reshape(len(points), len(sweep.models), 3)
-    shown = list(range(len(points)))
-    if len(points) > _ROWS:
-        shown = np.argsort(cells[:, sweep.models.index(reference), 0], kind="stable")[:_SHOWN].tolist()
-    others = [model for model in sweep.models if model != reference] if sweep.compares else []
+    points, (cells, shown, others) = sweep.points, _chosen(sweep)
     labels = {key: value_labels(values) for key, values in sweep.over.items()}
     head = [*map(sweep.head, sweep.over), *(f"{m}: late loss ± sem" for m in sweep.models)]
     head += [*(f"{m}: error" for m in others), "diverged"]
@@ -74,6 +69,34 @@ def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def latex_table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
+    """Header and rows in LaTeX: late losses with standard errors, and errors with their 99 % limits."""
+    points, (cells, shown, others) = sweep.points, _chosen(sweep)
+    labels = {key: value_labels(values) for key, values in sweep.over.items()}
+    head = [*map(sweep.head, sweep.over), *(f"{m}: late loss" for m in sweep.models)]
+    head += [f"{m}: error [%]" for m in others]
+    rows: list[list[str]] = []
+    for i in shown:
+        row = [labels[key][sweep.over[key].index(value)] for key, value in points[i].items()]
+        row += ["diverged" if lost else latex.uncertain(value, sem) for value, sem, lost in cells[i]]
+        errors: dict[Any, Any] = sweep.at(points[i]).errors().to_dict("index") if others else {}
+        for here in (errors[model] for model in others):
+            *numbers, floor = (100 * here[name] for name in ("error", "error_lower", "error_upper", "floor"))
+            row.append(latex.limited(numbers, floor))
+        rows.append(row)
+    return head, rows
+
+
+def _chosen(sweep: TabulatedSweep) -> tuple[np.ndarray, list[int], list[str]]:
+    """Late loss, its standard error and lost paths by point and model; the points that tables show; other models."""
+    late, points, reference = sweep.late_loss(), sweep.points, sweep.reference
+    cells = late.to_numpy().reshape(len(points), len(sweep.models), 3)
+    shown = list(range(len(points)))
+    if len(points) > _ROWS:
+        shown = np.argsort(cells[:, sweep.models.index(reference), 0], kind="stable")[:_SHOWN].tolist()
+    return cells, shown, [model for model in sweep.models if model != reference] if sweep.compares else []
+
+
 def notes(sweep: TabulatedSweep) -> list[str]:
     """Lines that say what the table's columns mean, which point is best, and how long the sweep took."""
     device, count = json.loads(sweep.dataset.attrs["device"]), len(sweep.points)
@@ -86,7 +109,7 @@ def notes(sweep: TabulatedSweep) -> list[str]:
     if count > _ROWS:
         found.append(f"The {_SHOWN} best of {count} points; `late_loss` has all.")
     if np.isfinite(sweep.late_loss().xs(sweep.reference, level="model").late_loss).any():
-        found.append(f"Best of {sweep.reference!r}: {sweep.best()}.")
+        found.append(f"Best of {sweep.reference!r}: {sweep.best().sentence()}.")
     indexed = [key for key in sweep.over if "values" in sweep.dataset[key].attrs]
     found += [f"{key}: {sweep.dataset[key].attrs['values']}." for key in indexed]
     seconds = float(sweep.dataset.wall_time.sum())

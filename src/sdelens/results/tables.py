@@ -1,20 +1,25 @@
 """A result in words and tables: title, table of errors, further tables and notes, as text and as HTML."""
 
-from collections.abc import Container
-from html import escape
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sdelens.core.files import text_table
-from sdelens.core.names import noise_label, optimizer_label, problem_label, schedule_label
-from sdelens.results.quantities import QUANTITIES
+from sdelens.core.names import hyperparameters, noise_label, optimizer_label, problem_label, schedule_label
+from sdelens.results import latex
+from sdelens.results.edge import sharpness_notes
+from sdelens.results.joined import seeds_of
+from sdelens.results.laws import main_column
+from sdelens.results.quantities import QUANTITIES, columns, written_error
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["as_html", "as_text", "details", "html_table", "notes", "percent", "table", "title"]
+    from sdelens.results.hitting import HittingTimes
+    from sdelens.results.laws import Laws
+
+__all__ = ["details", "latex_table", "notes", "percent", "table", "title"]
 
 
 class TabulatedResult(Protocol):
@@ -35,40 +40,31 @@ class TabulatedResult(Protocol):
     def has_paths(self, model: str) -> bool: ...
     def moments(self, model: str) -> float: ...
     def of(self, observable: str) -> "TabulatedResult": ...
-    def errors(self) -> "pd.DataFrame": ...
-    def distances(self) -> "pd.DataFrame": ...
+    def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame": ...
+    def laws(self, *, quantities: Sequence[str]) -> "Laws": ...
+    def hitting_times(self) -> "HittingTimes": ...
 
 
-def as_text(result: TabulatedResult) -> str:
-    """Title, tables and notes as plain text."""
-    lines = [title(result), "", *text_table(*table(result)), "", *notes(result)]
-    for caption, head, rows in details(result):
-        lines += ["", caption, "", *text_table(head, rows)]
-    return "\n".join(lines)
-
-
-def as_html(result: TabulatedResult) -> str:
-    """Title, tables and notes as HTML, for notebooks."""
-    said = "<br>".join(escape(n) for n in notes(result))
-    further = "".join(html_table(*detail) for detail in details(result))
-    return f"{html_table(title(result), *table(result))}<p>{said}</p>{further}"
-
-
-def title(result: TabulatedResult, without: Container[str] = (), without_noise: Container[str] = ()) -> str:
+def title(result: TabulatedResult, without: Collection[str] = (), without_noise: Collection[str] = ()) -> str:
     """One line that says what was run, without the named numbers of the optimizer and of the noise."""
     info, run = result.info, result.info["run"]
     noise = {k: v for k, v in info["noise"].items() if k not in without_noise}
-    numbers = ", ".join(f"{k}={v:g}" for k, v in info["optimizer"].items() if isinstance(v, float) and k not in without)
-    if "schedule" in info["optimizer"]:
-        numbers += f", schedule {schedule_label(info['optimizer']['schedule'])}"
-    numbers += ", independent decay" if info["optimizer"].get("decay") == "independent" else ""
+    own, without = hyperparameters(info["optimizer"]), frozenset(without)
+    numbers = ", ".join(f"{k}={v:g}" for k, v in own.items() if isinstance(v, float) and not {k, f"base.{k}"} & without)
+    numbers += f", schedule {schedule_label(own['schedule'])}" if "schedule" in own else ""
+    numbers += ", independent decay" if own.get("decay") == "independent" else ""
     start = f"start: {run['start']}, " if "start" in run else ""
     dimension = f"d = {run['dim']}, " if "dim" in run else ""
     return (
         f"{optimizer_label(info['optimizer'])} ({numbers}) on {problem_label(info['problem'])}, {dimension}"
         f"{noise_label(noise)} noise: {start}{run['steps']} steps"
-        + (f", {run['paths']} paths, seed {run['seed']}" if "paths" in run else "")
+        + (f", {run['paths']} paths, {_seeds(run)}" if "paths" in run else "")
     )
+
+
+def _seeds(run: dict[str, Any]) -> str:
+    seeds = seeds_of(run)
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
@@ -102,7 +98,7 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
             row = errors[model]
             limits = "-" if np.isnan(row["error_upper"]) else _limits(row)
             shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
-            error = "diverged" if row["diverged"] and np.isnan(row["error"]) else percent(row["error"])
+            error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _error(row)
             middle = [error, limits, percent(row["floor"]), shift, _thirds(row), _quantiles(row)]
             if np.isfinite(row["discretisation"]):
                 split = [percent(row["discretisation"])]
@@ -129,6 +125,35 @@ def _forecast_table(result: TabulatedResult) -> tuple[list[str], list[list[str]]
     return ["curve", "last step", "loss", share, "error", "last third"], rows
 
 
+def latex_table(
+    result: TabulatedResult, reference: str | None = None, confidence: float = 0.99
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows in LaTeX: final losses with standard errors, and what compares models, with limits."""
+    compared = result.compares or reference is not None
+    errors: dict[Any, Any] = result.errors(reference, confidence).to_dict("index") if compared else {}
+    said = f"[{100 * confidence:g} %]"
+    head = ["model", "final loss"]
+    head += [f"error (%) {said}", f"last third: shift (%) {said}", f"spread {said}"] if compared else []
+    rows: list[list[str]] = []
+    for model in result.models:
+        known = result.dataset.sel(model=model).loss_mean.values
+        here = result.dataset.sel(model=model).isel(step=int(np.flatnonzero(np.isfinite(known))[-1]))
+        sem = float(here.loss_sem) if "loss_sem" in here else np.nan
+        cells: list[str] = [model, latex.uncertain(float(here.loss_mean), sem)]
+        row = errors.get(model)
+        if row is not None:
+            percent_of = {name: [100 * row[column] for column in columns(name)] for name in ("error", "late_shift")}
+            cells += [
+                latex.limited(percent_of["error"], 100 * row["floor"]),
+                latex.limited(percent_of["late_shift"]),
+                latex.limited([row[column] for column in columns("spread")]),
+            ]
+        else:
+            cells += ["reference", "", ""] if compared else []
+        rows.append(cells)
+    return head, rows
+
+
 def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str]]]]:
     """Further tables with caption, header and rows: observables, and the laws of coordinates at the last step."""
     found: list[tuple[str, list[str], list[list[str]]]] = []
@@ -141,29 +166,38 @@ def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str
                 here = table.dataset.sel(model=model).isel(step=-1)
                 row = errors.get(model)
                 limits = "-" if row is None else _limits(row)
-                error, spread = ("-", "-") if row is None else (percent(row["error"]), _interval(row))
+                error, spread = ("-", "-") if row is None else (_error(row), _interval(row))
                 final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
                 rows.append([name, model, final, error, limits, spread])
         caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
         found.append((caption, ["observable", "model", "final ± sem", "error", "99 % limits", "spread"], rows))
-    if "end_x" in result.dataset and result.compares:
-        rows, distances = [], result.distances()
-        for model in dict.fromkeys(distances.index.get_level_values(0)):
-            own = distances.loc[model]
-            single = own.drop(index="all")
-            row = own.loc["all"]
-            if single.distance.isna().all():
-                rows.append([model, *["-"] * 4])
-                continue
-            worst = single.distance.idxmax()
-            cells = [f"{row.distance:.3g}", f"{row.null:.3g}", f"{row.p_value:.2g}"]
-            rows.append([model, *cells, f"{single.distance.max():.3g} (coordinate {worst})"])
-        caption = (
-            f"Laws of {result.dataset.sizes['marginal']} coordinates at the end: mean W₁ distance from the "
-            "optimizer's in its standard deviations; null: its 99 % point for two samples of one law."
-        )
-        found.append((caption, ["model", "W₁", "null", "p", "largest"], rows))
+    if "law_loss" in result.dataset and result.compares:
+        found.append(_laws_table(result))
+    if "hit_step" in result.dataset:
+        said, times = result.hitting_times().caption_and_table()
+        found.append((said, list(times.head), [list(row) for row in times.rows]))
     return found
+
+
+def _laws_table(result: TabulatedResult) -> tuple[str, list[str], list[list[str]]]:
+    """Distances of the laws at the last stored step: of the coordinates together, or of the loss without them."""
+    found = result.laws(quantities=["w1"])
+    step = int(found.table.index.unique("step")[-1])
+    rows = []
+    for model in found.table.index.unique("model"):
+        own = found.table.xs((model, step, "w1"), level=("model", "step", "quantity"))
+        shown = own.loc[main_column(list(own.index))]
+        single = own[own.index.str.startswith("x[")]
+        cells = [f"{shown.value:.3g}", f"{shown.lower:.2g} – {shown.upper:.2g}", f"{shown.floor:.3g}"]
+        largest = f"{single.value.max():.3g} ({single.value.idxmax()})" if single.value.notna().any() else "-"
+        rows.append([model, *(cells if np.isfinite(shown.value) else ["-"] * 3), f"{shown.p_value:.2g}", largest])
+    count = result.dataset.sizes.get("marginal", 0)
+    of = f"{count} coordinates" if count > 1 else main_column(list(own.index))
+    caption = (
+        f"Laws of {of} of every path at step {step}: W₁ distance from the optimizer's in its standard deviations (mean "
+        "over directions), 99 % limits, what a perfect model shows (floor), and how often it shows as much (p)."
+    )
+    return caption, ["model", "W₁", "limits", "floor", "p", "largest"], rows
 
 
 def notes(result: TabulatedResult) -> list[str]:
@@ -182,14 +216,17 @@ def notes(result: TabulatedResult) -> list[str]:
         notes.insert(
             0,
             "error: L2 of the forecast against the logged curve, relative to that less its smallest value; last third: "
-            "shift of its mean.",
+            "shift of its mean, relative to the height of the whole curve.",
         )
     elif result.compares:
-        scale = "" if np.isfinite(float(result.dataset.attrs["infimum"])) else " less its smallest value"
+        known = np.isfinite(float(result.dataset.attrs["infimum"]))
+        scale = "" if known else " less its smallest value"
+        shift = "relative to the optimizer's" if known else "relative to the height of the whole curve"
         notes.insert(
             0,
             f"error: L2 of the mean-loss curve against the optimizer's, relative to that{scale}, Monte-Carlo noise "
-            "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean; "
+            "removed; limits: 99 % on each side; floor: what a perfect model shows; last third: shift of its mean, "
+            f"{shift}; "
             "spread: standard deviation over paths relative to the optimizer's, averaged over each third of the run; "
             "5, 95 %: errors of these quantiles of the loss over paths.",
         )
@@ -201,7 +238,13 @@ def notes(result: TabulatedResult) -> list[str]:
                 f"No limits of {lacking}: under this noise the loss of {optimizer_label(result.info['optimizer'])} has "
                 f"moments of order below {order:g} only, and limits of a mean need order 2, those of a spread order 4.",
             )
-    elif len(result.models) > 1:
+    if len(seeds_of(result.info["run"])) > 1:
+        notes.insert(
+            0,
+            "Several seeds are pooled: quantiles of the loss over paths do not follow from those of the parts, and are "
+            "left out.",
+        )
+    if len(result.models) > 1 and not result.compares:
         notes.insert(0, "No errors: there is no optimizer among the models to compare with.")
     for model in forecasts:
         beyond = "; ".join(model["outside"])
@@ -216,7 +259,13 @@ def notes(result: TabulatedResult) -> list[str]:
             0,
             "Paths that diverge inflate mean, spread and errors until they overflow; then they leave the averages.",
         )
+    notes += sharpness_notes(result.dataset, result.info["optimizer"])
     return notes
+
+
+def _error(row: dict[Any, Any]) -> str:
+    """The error, or "<" and what a perfect model shows if it is not resolved."""
+    return written_error(row["error"], row["floor"], percent)
 
 
 def _limits(row: dict[Any, Any]) -> str:
@@ -242,13 +291,6 @@ def _interval(row: dict[Any, Any]) -> str:
         return "-"
     limits = f" ({row['spread_lower']:.2f} – {row['spread_upper']:.2f})" if np.isfinite(row["spread_upper"]) else ""
     return f"{row['spread']:.2f}{limits}"
-
-
-def html_table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    """A table as HTML."""
-    cells = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    header = "".join(f'<th scope="col">{escape(c)}</th>' for c in head)
-    return f"<table><caption>{escape(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def percent(value: float) -> str:

@@ -36,18 +36,14 @@ import numpy as np
 __all__ = [
     "FEWEST_GROUPS",
     "Curves",
-    "Distance",
     "Interval",
     "TrackingError",
     "late_window",
-    "marginal_distances",
     "spread_ratio",
     "thirds",
     "tracking_error",
 ]
 
-_PERMUTED = 64
-"""Permutations computed at a time."""
 _BLOCK = 4096
 """Resamples computed at a time, so that they fit in the caches; a limit of high confidence takes millions."""
 FEWEST_GROUPS = 8
@@ -297,14 +293,6 @@ def _draws(groups: tuple[int, int], resamples: int, seed: int, paired: bool) -> 
     return first, first if paired else often(groups[1])
 
 
-class Distance(NamedTuple):
-    """Distance of two samples, its 99 % quantile if both have one law, and how often it is then reached."""
-
-    distance: float
-    null: float
-    p_value: float
-
-
 def late_window(steps: np.ndarray) -> np.ndarray:
     """Whether each record is in the last third of the run, shape (R,)."""
     return np.asarray(steps >= steps[-1] * 2 / 3)
@@ -314,62 +302,6 @@ def thirds(steps: np.ndarray) -> dict[str, np.ndarray]:
     """Whether each record is in the first, second or last third of the run: arrays of shape (R,), by name."""
     late, early = late_window(steps), np.asarray(steps < steps[-1] / 3)
     return {"early": early, "middle": ~(early | late), "late": late}
-
-
-def marginal_distances(
-    first: np.ndarray, second: np.ndarray, paired: bool, permutations: int, seed: int = 0
-) -> list[Distance]:
-    """W₁ of each column of two samples in units of the second's standard deviation; last, the mean over the columns.
-
-    Where that is 0, the unit is the standard deviation of both samples together.
-
-    Args:
-        first: shape (n, M); rows that are not finite are left out.
-        second: shape (m, M).
-        paired: whether row i of both belongs together; permutations then swap within pairs.
-        permutations: number of permutations for the law under the null hypothesis.
-        seed: seed of the permutations.
-    """
-    if paired and len(first) == len(second):
-        both = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
-        first, second = first[both], second[both]
-    first, second = (a[np.isfinite(a).all(axis=1)] for a in (first, second))
-    if not len(first) or not len(second):
-        return [Distance(*[np.nan] * 3)] * (first.shape[1] + 1)
-    from scipy import stats
-
-    pooled = np.concatenate([first, second])
-    scale = second.std(axis=0, ddof=1) if len(second) > 1 else np.zeros(second.shape[1])
-    scale = np.where(scale > 1e-6 * np.abs(pooled).max(axis=0), scale, pooled.std(axis=0))
-    unit = np.where(scale > 0, scale, np.inf)[:, None]
-    tested = stats.permutation_test(
-        (first.T / unit, second.T / unit),
-        _wasserstein_of(len(first), len(second)),
-        permutation_type="samples" if paired and len(first) == len(second) else "independent",
-        vectorized=True,
-        n_resamples=permutations,
-        batch=_PERMUTED,
-        alternative="greater",
-        axis=-1,
-        rng=np.random.default_rng(seed),
-    )
-    # Rows are permuted for all coordinates together, so the mean over the coordinates has its null distribution too.
-    found, null = (np.column_stack([a, a.mean(axis=1)]) for a in (tested.statistic[None], tested.null_distribution))
-    p_value = (1 + (null[:, -1] >= found[0, -1] * (1 - 1e-12)).sum()) / (len(null) + 1)
-    rows = zip(found[0], np.quantile(null, 0.99, axis=0), [*tested.pvalue, p_value], strict=True)
-    return [Distance(*(float(v) for v in row)) for row in rows]
-
-
-def _wasserstein_of(n: int, m: int) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
-    """∫ |F⁻¹ − G⁻¹| du of samples of n and m numbers, whose quantile functions are constant between their levels."""
-    levels = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))  # in units of 1/(nm)
-    first, second, width = levels[:-1] // m, levels[:-1] // n, np.diff(levels) / (n * m)
-
-    def distance(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-        x, y = (np.sort(np.moveaxis(a, axis, -1), axis=-1) for a in (x, y))
-        return np.asarray(np.abs(x[..., first] - y[..., second]) @ width)
-
-    return distance
 
 
 def _invert(observed: float, star: "_Statistics", confidence: float) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from sdelens.results.result import Result
 from sdelens.results.sweep import Sweep
 from sdelens.run import processes
 from sdelens.run.checkpoint import open_checkpoints
-from sdelens.run.ensemble import path_bytes, record_steps, run_ensemble
+from sdelens.run.ensemble import kept_rows, path_bytes, record_steps, run_ensemble
 from sdelens.run.experiment import LEVELS, prepare, run
 from sdelens.run.grid import grid_of, run_grid
 from sdelens.run.models import Model, Models, models_of
@@ -106,8 +106,8 @@ def simulate(
         noise: law of the gradient noise.
         optimizer: specification of the optimizer; or a `sdelens.scaling.Ramp`, whose batch size, and with it the law of
             the noise, changes with the step. `noise` is then that at the batch size B₀ of the ramp.
-        model: as in `compare`; by default ``"sde"`` if it exists, otherwise ``"empirical"``; for a ramp only
-            ``"optimizer"``, which is the default.
+        model: as in `compare`; by default ``"sde"`` if it exists, otherwise ``"empirical"``; for a ramp
+            ``"optimizer"``, which is the default, or ``"empirical"``.
         options: the keyword options of `compare`; for a ramp `steps` may be left out.
 
     Returns:
@@ -117,11 +117,12 @@ def simulate(
         ValueError, TypeError, OSError, RuntimeError: as `compare`.
     """
     if hasattr(optimizer, "along"):  # this package knows no batch sizes
-        if model not in (None, "optimizer"):
+        if isinstance(model, str) and model not in ("optimizer", "empirical"):
             raise ValueError(
-                f"model: got {model!r}, but along a ramp only the optimizer itself can be run; leave it out."
+                f"model: got {model!r}, but along a ramp the hyperparameters change with the step, for which there are "
+                "only the models 'optimizer' and 'empirical'."
             )
-        model, options = "optimizer", {"steps": optimizer.steps, **options}
+        model, options = model or "optimizer", {"steps": optimizer.steps, **options}
         noise, optimizer = optimizer.along(noise)
     if model is None:
         check_subject(problem, noise, optimizer)
@@ -246,7 +247,9 @@ def estimate(
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)
     own = plan.own
     few = plan._replace(
-        steps=min(plan.steps, records * plan.record_every), share=(own.start, own.start + min(len(own), plan.chunk))
+        steps=min(plan.steps, records * plan.record_every),
+        moments=(records,) if plan.moments else (),
+        share=(own.start, own.start + min(len(own), plan.chunk)),
     )
     seconds = compiling = 0.0
     flight = 0
@@ -266,8 +269,12 @@ def estimate(
     numbers = (
         12 + plan.groups * (3 + 2 * named) + 3 * named + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
     )
-    numbers += plan.keep_paths * problem.dim
     recorded = len(record_steps(plan.steps, plan.record_every))
-    results = 8 * numbers * recorded * len(experiment.models) * int(points)
+    steppers = [experiment.stepper(model) for model in experiment.models.values()]
+    rows = max(kept_rows(stepper, plan) for stepper in steppers)
+    of_every_path = len(plan.moments) * (1 + named + len(plan.marginals))
+    of_every_path += 1 + len(experiment.hits) if experiment.hits else 0
+    stored = (numbers + plan.keep_paths * rows) * recorded + plan.paths * of_every_path
+    results = 8 * stored * len(experiment.models) * int(points)
     sketches = 4 * BUCKETS * (recorded if len(own) > plan.chunk or experiment.group.count > 1 else min(recorded, 256))
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)

@@ -8,6 +8,7 @@ negligible, joins their records and reports progress. Random numbers depend on t
 on its devices, independently of the others; only their summaries are joined.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,13 +19,23 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdelens.cases.observables import Observables
-from sdelens.core.captured import captured
-from sdelens.core.compilation import quick
+from sdelens.core.captured import alike, captured
 from sdelens.core.random import Stream, stream_key
-from sdelens.integrate import Stepper
+from sdelens.integrate import Stepper, Watched
 from sdelens.run.checkpoint import Checkpoints, Position, digest, packed, unpacked
 from sdelens.run.processes import ALONE, Group
-from sdelens.run.segment import PARAMETERS, PATHS, Carry, CompileKey, RecordRange, initialised, placed, segment, start
+from sdelens.run.segment import (
+    PARAMETERS,
+    PATHS,
+    Carry,
+    CompileKey,
+    RecordRange,
+    initialised,
+    placed,
+    segment,
+    start,
+    values,
+)
 from sdelens.run.statistics import BUCKETS, GROUPS, StepStatistics, Summary, merge, quantiles, unpack
 from sdelens.run.store import decoded, encoded
 
@@ -33,6 +44,10 @@ __all__ = [
     "chunk_size",
     "compilations",
     "fingerprint",
+    "kept_rows",
+    "kept_shapes",
+    "padded_paths",
+    "part_shapes",
     "path_bytes",
     "path_steps",
     "record_steps",
@@ -40,11 +55,14 @@ __all__ = [
 ]
 
 _SEGMENT_SECONDS = 0.5
-_SEGMENT_RECORDS = 256
+_SEGMENT_RECORDS, _CPU_SEGMENT_RECORDS = 256, 64
+"""Records of one segment at most. A small run pays for all of them; a GPU would pay for the start of more segments."""
 _BUFFER_BYTES = 2**26
 _CHUNK_BYTES = 2**30
 _CACHED_BYTES, _CACHED_PATHS = 2**26, 64
 _SKETCH_BYTES = 2**28
+_FEWEST_PATHS, _SMALL_BYTES = 16, 1024
+"""The paths of a device are a multiple of 16 where a path has at most 1 KiB: so few cost no more than one."""
 
 
 class Plan(NamedTuple):
@@ -57,7 +75,9 @@ class Plan(NamedTuple):
         chunk: number of paths that are simulated at once.
         keep_paths: number of paths whose full trajectory is stored.
         devices: the devices to shard over.
-        marginals: coordinates whose values at the end are stored for every path.
+        marginals: coordinates whose values are stored for every path at the moments.
+        moments: indices of the records at which values of every path are stored.
+        keep: what is stored of the paths whose trajectory is stored.
         share: first index and end (exclusive) of the paths that this process runs; None: all of them.
         parameter_shards: number of devices over which the parameters of each path are split.
         runs: number of runs of this size that share compiled programs, such as the points of a sweep.
@@ -70,6 +90,8 @@ class Plan(NamedTuple):
     keep_paths: int
     devices: tuple[Any, ...]
     marginals: tuple[int, ...] = ()
+    moments: tuple[int, ...] = ()
+    keep: tuple[str, ...] = ("x",)
     share: tuple[int, int] | None = None
     parameter_shards: int = 1
     runs: int = 1
@@ -108,6 +130,27 @@ def path_bytes(stepper: Stepper) -> int:
     return 4 * sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) + 2 * widest * stepper.draws
 
 
+def part_shapes(stepper: Stepper) -> dict[str, Any]:
+    """Shapes of the named parts of the states of a stepper, for two paths."""
+    stream = Stream(np.zeros(2, np.uint32), np.zeros(2, np.uint32))  # type: ignore[arg-type]
+    state = jax.eval_shape(initialised, stepper, stream)
+    wide = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*a.shape[:1], 2), a.dtype) if a.ndim else a, state)
+    return jax.eval_shape(stepper.parts, wide)
+
+
+def kept_shapes(stepper: Stepper, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Shapes, per path and record, of what `plan.keep` names: () for one number; empty without kept paths."""
+    if not plan.keep_paths:
+        return {}
+    parts = part_shapes(stepper)
+    return {name: tuple(parts[name].shape[:-1]) if name in parts else () for name in plan.keep}
+
+
+def kept_rows(stepper: Stepper, plan: Plan) -> int:
+    """How many numbers are kept per path and record."""
+    return sum(math.prod(shape) for shape in kept_shapes(stepper, plan).values())
+
+
 def chunk_size(stepper: Stepper, plan: Plan) -> int:
     """Paths per chunk, a multiple of the number of shards, with at most about 1 GiB of states and temporaries.
 
@@ -119,7 +162,18 @@ def chunk_size(stepper: Stepper, plan: Plan) -> int:
     sketches = len(record_steps(plan.steps, plan.record_every)) * BUCKETS * 4
     if plan.devices[0].platform == "cpu" and sketches <= _SKETCH_BYTES:
         fitting = min(fitting, max(_CACHED_BYTES // each, _CACHED_PATHS * plan.width))
-    return min(-(-len(plan.own) // plan.width), fitting // plan.width) * plan.width
+    fewest = 1 if stepper.expensive_gradient or each > _SMALL_BYTES else _FEWEST_PATHS
+    return min(padded_paths(-(-len(plan.own) // plan.width), fewest), fitting // plan.width) * plan.width
+
+
+def padded_paths(paths: int, fewest: int = 1) -> int:
+    """A number of paths to run instead of `paths`, so that different numbers of paths share a compilation.
+
+    It is `paths` rounded up to a multiple of an eighth of the next lower power of two, which adds less than 12.5 %, or
+    of `fewest`.
+    """
+    multiple = max(1 << max(paths.bit_length() - 4, 0), fewest)
+    return -(-paths // multiple) * multiple
 
 
 def path_steps(plan: Plan, position: Position | None) -> int:
@@ -219,10 +273,10 @@ def _run_chunk(
     first = position.first
     paths = jax.device_put(np.arange(first, first + plan.chunk, dtype=np.uint32), sharded)
     key = stream_key(seed, stream)
-    stepper, observables = _everywhere((stepper, observables), static.mesh)
-    carry = start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, static)
+    stepper, observables = _everywhere(alike((stepper, observables)), static.mesh)
+    carry = start(stepper, paths, stream_key(seed, f"start/{stream}"), plan.own.stop, _of_start(static, stepper))
     records = len(record_steps(plan.steps, plan.record_every))
-    buffer = _buffer(plan, stepper.position(carry.state).shape[0])
+    buffer = _buffer(plan, stepper)
     counted = min(plan.chunk, plan.own.stop - first)
     parts: list[Summary] = []
     done, length = position.done, 2
@@ -233,12 +287,23 @@ def _run_chunk(
         carry, parts = _restored(carry, position.carry), [position.records]
     reported = min(done * plan.record_every, plan.steps)
     cadence = records if checkpoints is None else checkpoints.cadence(plan.record_every, records)
+
+    def laws(at: int, last: bool) -> np.ndarray:
+        """Values of every path, shape (1, counted, K), if this record is one of the moments; else (0, counted, K)."""
+        if at not in plan.moments or (at == records - 1) != last:
+            return np.zeros((0, counted, watched + len(plan.marginals)), np.float32)
+        step = np.int32(min(at * plan.record_every, plan.steps))
+        found = values(stepper, observables, carry, np.array(plan.marginals, np.int32), step, static)
+        return np.asarray(found).T[None, :counted]
+
     while done < records:
-        length = min(length, records - done, buffer, cadence - done % cadence)
+        to_moment = min((m - done for m in plan.moments if done < m < records - 1), default=records)
+        length = min(length, records - done, buffer, cadence - done % cadence, to_moment)
+        now = laws(done, last=False)
         begin = time.perf_counter()
         span = RecordRange(done, length, plan.steps, plan.record_every, offset)
         carry, out = advance(stepper, observables, carry, paths, key, span, static, buffer)
-        part = _to_summary(jax.tree.map(np.asarray, out), length, first, plan, watched)
+        part = _to_summary(jax.tree.map(np.asarray, out), length, first, plan, watched)._replace(laws=now)
         if levels is not None:
             part = part._replace(histogram=quantiles(part.histogram, levels))
         parts.append(part)
@@ -253,7 +318,9 @@ def _run_chunk(
             checkpoints.save(Position(first, done, position.merged, parts[0], jax.tree.leaves(carry)))
         # The first segment may include compilation, so the second is short as well; then lengths grow to the target.
         length = max(1, min(16 * length, int(length * _SEGMENT_SECONDS / seconds)))
-    return _joined(parts)._replace(ends=_ends(stepper, carry, plan.marginals, counted))
+    joined = _joined(parts)
+    found = np.concatenate([joined.laws, laws(records - 1, last=True)])
+    return joined._replace(laws=found, hits=_hits(stepper, carry)[:counted])
 
 
 def _everywhere(tree: Any, mesh: Mesh) -> Any:
@@ -270,17 +337,11 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def _ends(stepper: Stepper, carry: Carry, marginals: tuple[int, ...], counted: int) -> np.ndarray:
-    """The chosen coordinates of every path at the end, shape (paths, M)."""
-    if not marginals:
-        return np.zeros((counted, 0))
-    x = np.asarray(_rows(stepper.position(carry.state), np.array(marginals)))
-    return np.where(np.asarray(carry.alive), x, np.nan).T[:counted].astype(np.float64)
-
-
-@quick
-def _rows(x: Array, index: Array) -> Array:
-    return x[index]
+def _hits(stepper: Stepper, carry: Carry) -> np.ndarray:
+    """The first steps at which conditions held on every path, shape (paths, H + 1); without conditions (paths, 0)."""
+    if not isinstance(stepper, Watched) or not stepper.conditions:
+        return np.zeros((carry.alive.shape[0], 0), np.int32)
+    return np.asarray(carry.state.firsts)[: len(stepper.conditions) + 1].T  # without what fills up the devices
 
 
 def fingerprint(stepper: Stepper, plan: Plan, observables: Observables | None = None) -> str:
@@ -297,7 +358,12 @@ def compilations(
 ) -> tuple[Callable[[], Any] | None, ...]:
     """Trace the programs of a run; returns functions that compile what is not compiled yet (`Program.compilation`)."""
     begin, move = _arguments(stepper, plan, offset, observables)
-    return start.compilation(1, *begin), segment.compilation(_repeats(plan), *move)
+    found = [start.compilation(1, *begin), segment.compilation(_repeats(plan), *move)]
+    if plan.moments:
+        stepper, observables, carry, *_, static, _ = move
+        chosen = np.array(plan.marginals, np.int32)
+        found.append(values.compilation(1, stepper, observables, carry, chosen, 0, static))
+    return tuple(found)
 
 
 def _arguments(
@@ -307,11 +373,11 @@ def _arguments(
     static, sharded = _laid_out(plan, stepper, observables)
     paths = jax.ShapeDtypeStruct((plan.chunk,), np.uint32, sharding=sharded)
     key = jax.ShapeDtypeStruct((2,), np.uint32)
-    stepper, observables = _everywhere((stepper, observables), static.mesh)
-    begin = (stepper, paths, key, plan.own.stop, static)
+    stepper, observables = _everywhere(alike((stepper, observables)), static.mesh)
+    begin = (stepper, paths, key, plan.own.stop, _of_start(static, stepper))
     carry = placed(start.shapes(*begin), static)
     span = RecordRange(0, 1, plan.steps, plan.record_every, offset)
-    buffer = _buffer(plan, stepper.position(carry.state).shape[0])
+    buffer = _buffer(plan, stepper)
     return begin, (stepper, observables, carry, paths, key, span, static, buffer)
 
 
@@ -321,8 +387,13 @@ def _laid_out(plan: Plan, *run: Any) -> tuple[CompileKey, NamedSharding]:
     split = 2 if plan.parameter_shards > 1 else 1
     mesh = Mesh(np.array(plan.devices).reshape(shape[:split]), axes[:split])
     kept = min(plan.own_kept, plan.chunk // plan.width)
-    static = CompileKey(mesh, plan.groups, plan.record_every > 1, kept, captured(*run))
+    static = CompileKey(mesh, plan.record_every > 1, kept, plan.keep, captured(*run))
     return static, NamedSharding(mesh, PartitionSpec(PATHS))
+
+
+def _of_start(static: CompileKey, stepper: Stepper) -> CompileKey:
+    """The key of the compiled code of the start, which does not depend on what is recorded."""
+    return CompileKey(static.mesh, thinned=False, keep_paths=0, captured=captured(stepper))
 
 
 def _joined(parts: list[Summary]) -> Summary:
@@ -336,12 +407,11 @@ def _restored(start: Carry, leaves: list[Any]) -> Carry:
     return jax.tree.unflatten(tree, [jax.device_put(new, a.sharding) for a, new in zip(old, leaves, strict=True)])
 
 
-def _buffer(plan: Plan, dim: int) -> int:
-    """Records of one segment: a power of two, so that runs of different lengths can share a compilation."""
-    records = len(record_steps(plan.steps, plan.record_every))
-    fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + plan.own_kept * dim)))
-    longest = 1 << (min(fitting, _SEGMENT_RECORDS).bit_length() - 1)
-    return min(longest, 1 << (records - 1).bit_length())
+def _buffer(plan: Plan, stepper: Stepper) -> int:
+    """Records of one segment at most, whatever the length of the run, so that all lengths share a compilation."""
+    fitting = max(1, _BUFFER_BYTES // (4 * (BUCKETS + plan.own_kept * kept_rows(stepper, plan))))
+    most = _CPU_SEGMENT_RECORDS if plan.devices[0].platform == "cpu" else _SEGMENT_RECORDS
+    return 1 << (min(fitting, most).bit_length() - 1)
 
 
 def _repeats(plan: Plan) -> int:
@@ -355,6 +425,7 @@ def _to_summary(out: StepStatistics, length: int, first: int, plan: Plan, watche
     for shard in range(plan.width):
         record = StepStatistics(*(np.asarray(leaf[shard, :length]) for leaf in out))
         begin = first + shard * (plan.chunk // plan.width)
-        summary = merge(summary, unpack(record, begin, plan.groups, watched))
+        summary = merge(summary, unpack(record, begin, GROUPS, watched))
     assert summary is not None
-    return summary
+    living, mean, m2 = (a[..., : plan.groups] for a in (summary.living, summary.mean, summary.m2))
+    return summary._replace(living=living, mean=mean, m2=m2)

@@ -1,33 +1,47 @@
 """One run: its checked arguments, the execution of its models one after another, and the resulting dataset."""
 
 import json
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from sdelens.cases.case import Case, check_subject
-from sdelens.cases.observables import Observables, observables_of
+from sdelens.cases.observables import Observables, check_condition, hits_of, observables_of
+from sdelens.cases.path_functions import PathFunction
 from sdelens.core.compilation import compiled_ahead
 from sdelens.core.progress import progress_bar
-from sdelens.integrate import MAX_COORDINATES, Stepper
+from sdelens.integrate import Average, Exponential, Polyak, Stepper, Watched
 from sdelens.noise import NoiseLaw
 from sdelens.optimizers import FromOptax
+from sdelens.results.edge import sharpness_notes
 from sdelens.results.result import Result
 from sdelens.run.checkpoint import Checkpoints, differences, digest
-from sdelens.run.ensemble import Plan, chunk_size, compilations, fingerprint, path_steps, record_steps, run_ensemble
+from sdelens.run.ensemble import (
+    Plan,
+    chunk_size,
+    compilations,
+    fingerprint,
+    kept_shapes,
+    part_shapes,
+    path_steps,
+    record_steps,
+    run_ensemble,
+)
 from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, check_model, chosen_models, coarse_of
-from sdelens.run.options import Options
+from sdelens.run.options import AnyAverage, Options, PolyakAverage
 from sdelens.run.plan import checked_seed, plan_of
 from sdelens.run.processes import Group, current
 from sdelens.run.statistics import Summary
+from sdelens.run.variables import Variables, variables_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +50,6 @@ __all__ = [
     "LEVELS",
     "Experiment",
     "Parts",
-    "Variables",
     "agreed_devices",
     "attributes",
     "code_of",
@@ -53,9 +66,6 @@ __all__ = [
 
 Parts = dict[str, tuple[Summary, float]]
 """Summary and wall time in s of the models of an experiment, by label."""
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
-"""Arrays of a dataset with their dimensions."""
-
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Levels of the quantiles of the loss over paths that a result contains."""
 
@@ -72,6 +82,8 @@ class Experiment:
         plan: sizes and devices.
         seed: seed of all randomness.
         observables: what is recorded in addition to the loss.
+        averages: moving averages of x by name.
+        hits: the conditions whose first steps are stored.
         group: the processes, each of which runs a share of the paths.
     """
 
@@ -80,11 +92,56 @@ class Experiment:
     plan: Plan
     seed: int
     observables: Observables
+    averages: dict[str, AnyAverage]
+    hits: tuple[PathFunction, ...]
     group: Group
 
     def stepper(self, model: Model) -> Stepper:
         """The stepper that the ensemble runs for a model."""
-        return model.stepper(self.case)
+        stepper = model.stepper(self.case)
+        if not (self.averages or self.hits):
+            return stepper
+        averages = tuple(_moving(average) for average in self.averages.values())
+        return Watched(stepper, averages, tuple(self.averages), self.hits, self.case.problem.layout)
+
+    def check(self, label: str, model: Model) -> None:
+        """Refuse a model that cannot be built, or whose state lacks a part that is to be recorded.
+
+        Raises:
+            ValueError, TypeError: naming what does not fit, and the model.
+        """
+        check_model(model, self.case)
+        inner = model.stepper(self.case)
+        if self.averages and (taken := self.averages.keys() & part_shapes(inner).keys()):
+            raise ValueError(
+                f"averages: got the name {min(taken)!r}, which is that of a part of the state of the model {label!r}; "
+                "choose another name."
+            )
+        used = self.plan.keep if self.plan.keep_paths else ()
+        if not (set(used) - {"x"} or self.observables.of_state or any(hit.of_state for hit in self.hits)):
+            return
+        watched = self.stepper(model) if not self.hits else replace(self, hits=()).stepper(model)
+        parts = part_shapes(watched)
+        self.observables.check(label, parts["x"], parts)
+        for hit in self.hits:
+            check_condition(hit, label, parts["x"], parts, self.case.problem.layout)
+        names = self.observables.names
+        for name in used:
+            if name not in parts and name != "loss" and name not in names:
+                known = [*sorted(parts), "loss", *names]
+                raise ValueError(
+                    f"keep: got {name!r}, which the model {label!r} does not have; choose from {', '.join(known)}, or "
+                    "run that model separately."
+                )
+            if name in parts and name in names:
+                raise ValueError(f"keep: {name!r} is an observable and a part of the state; rename the observable.")
+
+
+def _moving(average: AnyAverage) -> Average:
+    """The average as it is computed."""
+    if isinstance(average, PolyakAverage):
+        return Polyak(average.start)
+    return Exponential(math.log(average.decay), average.bias_correction)
 
 
 def prepare(
@@ -100,10 +157,13 @@ def prepare(
     chosen = chosen_models(optimizer, models)
     case = Case.checked(problem, noise, optimizer, options.start, plan.steps, bound)
     _check_factorisations(case, plan)
-    observables = observables_of(options.record.observables, case.problem, case.noise)
-    experiment = Experiment(case, chosen, plan, seed, observables, current())
-    for model in chosen.values():  # raises an error for a model that cannot be built, before anything runs
-        check_model(model, case)
+    record = options.record
+    averages = cast("dict[str, AnyAverage]", record.averages or {})
+    observables = observables_of(record.observables, case, tuple(averages))
+    hits = hits_of(record.hits, case.problem)
+    experiment = Experiment(case, chosen, plan, seed, observables, averages, hits, current())
+    for label, model in chosen.items():
+        experiment.check(label, model)
     if options.execution.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
@@ -112,7 +172,11 @@ def prepare(
 
 def _check_factorisations(case: Case, plan: Plan) -> None:
     """Refuse several CPU devices if each would call LAPACK: they can wait for one another forever."""
-    if len(plan.devices) == 1 or plan.devices[0].platform != "cpu" or not isinstance(case.optimizer, FromOptax):
+    if (
+        len(plan.devices) == 1
+        or plan.devices[0].platform != "cpu"
+        or not isinstance(case.optimizer.unwrapped, FromOptax)
+    ):
         return
     called = case.optimizer.factorisations(case.problem.layout)
     if called:
@@ -139,7 +203,10 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
             for complaint in complaints if experiment.group.index == 0 else []:
                 warnings.warn(complaint, RuntimeWarning, stacklevel=3)
     variables, coordinates = described(experiment, parts)
-    return Result(dataset_of(variables, coordinates, attributes(experiment, parts, devices)))
+    result = Result(dataset_of(variables, coordinates, attributes(experiment, parts, devices)))
+    for note in sharpness_notes(result.dataset, result.info["optimizer"]) if experiment.group.index == 0 else []:
+        warnings.warn(note, RuntimeWarning, stacklevel=3)
+    return result
 
 
 def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
@@ -259,6 +326,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     found["versions"] = {name: version(name) for name in _VERSIONS}
     case = experiment.case
     found["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
+    found["values"]["infimum"] = case.problem.infimum
     return found
 
 
@@ -305,41 +373,12 @@ def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str
     plan, case = experiment.plan, experiment.case
     problem, optimizer = case.problem, case.optimizer
     steps = record_steps(plan.steps, plan.record_every)
-    offset = problem.infimum or 0.0
     levels, names = np.array(LEVELS), list(experiment.observables.names)
+    hits = [hit.name for hit in experiment.hits]
     columns: dict[str, tuple[tuple[str, ...], list[np.ndarray]]] = {}
-    for summary, _ in parts.values():
-        mean, std = summary.overall()
-        n_paths = summary.paths
-        empty = summary.living == 0
-        values: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-            "loss_mean": (("step",), mean),
-            "loss_std": (("step",), std),
-            "loss_sem": (("step",), std / np.sqrt(np.maximum(n_paths, 1))),
-            "loss_group_mean": (("group", "step"), np.where(empty, np.nan, summary.mean[:, 0]).T),
-            "loss_group_m2": (("group", "step"), np.where(empty, np.nan, summary.m2[:, 0]).T),
-            "group_paths": (("group", "step"), summary.living.astype(np.int64).T),
-            "loss_quantile": (("quantile", "step"), (summary.histogram + offset).T),
-            "grad_norm_mean": (("step",), np.where(n_paths == 0, np.nan, summary.grad_norm)),
-            "n_paths": (("step",), n_paths.astype(np.int64)),
-        }
-        if problem.dim <= MAX_COORDINATES:
-            alive = n_paths[:, None]
-            values["x_mean"] = (("step", "coordinate"), np.where(alive == 0, np.nan, summary.seen_mean))
-            x_var = np.where(alive < 2, np.nan, summary.seen_m2 / np.maximum(alive - 1, 1))
-            values["x_var"] = (("step", "coordinate"), x_var)
-        if names:
-            overall = [summary.overall(row) for row in range(1, len(names) + 1)]
-            by_name = ("observable", "step")
-            values["observable_mean"] = (by_name, np.stack([m for m, _ in overall]))
-            values["observable_std"] = (by_name, np.stack([s for _, s in overall]))
-            for name, array in (("mean", summary.mean), ("m2", summary.m2)):
-                groups = np.where(empty[:, None], np.nan, array[:, 1:])
-                values[f"observable_group_{name}"] = (("observable", "group", "step"), groups.transpose(1, 2, 0))
-        if plan.marginals:
-            values["end_x"] = (("end_path", "marginal"), summary.ends)
-        if plan.keep_paths:
-            values["path_x"] = (("path", "step", "parameter"), summary.kept.transpose(1, 0, 2))
+    for label, (summary, _) in parts.items():
+        kept = kept_shapes(experiment.stepper(experiment.models[label]), plan)
+        values = variables_of(summary, plan, problem, names, hits, kept)
         for name, (dims, array) in values.items():
             columns.setdefault(name, (("model", *dims), []))[1].append(array)
     coordinates = {
@@ -351,6 +390,8 @@ def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str
     }
     coordinates |= {"observable": names} if names else {}
     coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
+    coordinates |= {"moment": steps[list(plan.moments)]} if plan.moments else {}
+    coordinates |= {"hit": hits} if hits else {}
     return {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}, coordinates
 
 
@@ -380,6 +421,10 @@ def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, An
         "observables": list(experiment.observables.names),
         "marginals": list(plan.marginals),
     }
+    run |= {"times": record_steps(plan.steps, plan.record_every)[list(plan.moments)].tolist()} if plan.moments else {}
+    run |= {"keep": list(plan.keep)} if plan.keep_paths and plan.keep != ("x",) else {}
+    run |= {"averages": {n: asdict(a) for n, a in experiment.averages.items()}} if experiment.averages else {}
+    run |= {"hits": [hit.name for hit in experiment.hits]} if experiment.hits else {}
     device = {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,

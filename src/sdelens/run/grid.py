@@ -33,6 +33,7 @@ from sdelens.run.experiment import (
     simulated,
     work_of,
 )
+from sdelens.run.models import ClosedForm, chosen_models
 from sdelens.run.options import Options
 from sdelens.run.replace import field_names, replaced
 
@@ -84,12 +85,19 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
     check_subject(problem, noise, optimizer)
     roots = {"": optimizer, "noise": noise, "problem": problem}
     known = [f"{root}.{name}" if root else name for root, spec in roots.items() for name in field_names(spec)]
-    values = _checked_values(over, known)
+    named = {label: m for label, m in chosen_models(optimizer, models).items() if isinstance(m, ClosedForm)}
+    of_models = {f"{label}.{name}": (label, name) for label, model in named.items() for name in model.fields()}
+    values = _checked_values(over, [*known, *of_models])
     grid = Grid(values, [])
     made: dict[Any, Any] = {}  # points with equal problem and noise share the objects and the bound noise
     for index, name in zip(np.ndindex(*map(len, values.values())), grid.names, strict=True):
         changes: dict[str, dict[str, tuple[int, Any]]] = {root: {} for root in roots}
+        fields: dict[str, dict[str, Any]] = {}
         for (key, theirs), i in zip(values.items(), index, strict=True):
+            if key in of_models:
+                label, field = of_models[key]
+                fields.setdefault(label, {})[field] = theirs[i]
+                continue
             root, _, field = key.partition(".") if key.partition(".")[0] in _ROOTS else ("", "", key)
             changes[root][field] = i, theirs[i]
         try:
@@ -101,7 +109,9 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
                     made[which] = replaced(spec, {field: v for field, (_, v) in own.items()}) if own else spec
                 at[root] = made[which]
             pair = (id(at["problem"]), id(at["noise"]))
-            experiment = prepare(at["problem"], at["noise"], at[""], models, options, made.get(pair))
+            changed = {label: named[label].with_fields(new) for label, new in fields.items()}
+            here = chosen_models(optimizer, models) | changed if changed else models
+            experiment = prepare(at["problem"], at["noise"], at[""], here, options, made.get(pair))
         except (ValueError, TypeError) as error:
             raise type(error)(f"over: the point {name} cannot be run: {error}") from error
         made[pair] = experiment.case.noise
@@ -167,10 +177,11 @@ def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None)
         _warn(grid, diverged, others)
     over = tuple(grid.over)
     arrays = {name: ((*over, *dims), a.reshape(*shape, *a.shape[1:])) for name, (dims, a) in columns.items()}
-    if "lr" in over:
-        of_lr = np.stack(times).reshape(*shape, -1)[tuple(slice(None) if key == "lr" else 0 for key in over)]
-        coordinates["time"] = ("lr", "step"), of_lr
-    own = [{k: v for k, v in a.items() if k != "models" and json.dumps(v) != json.dumps(attrs[0][k])} for a in attrs]
+    rate = next((key for key in over if key.rpartition(".")[2] == "lr" and key.partition(".")[0] not in _ROOTS), None)
+    if rate is not None:
+        of_lr = np.stack(times).reshape(*shape, -1)[tuple(slice(None) if key == rate else 0 for key in over)]
+        coordinates["time"] = (rate, "step"), of_lr
+    own = [{k: v for k, v in a.items() if _settings(k, v) != _settings(k, attrs[0][k])} for a in attrs]
     arrays["point"] = over, np.array([json.dumps(differing) for differing in own]).reshape(shape)
     common = attrs[0] | {"over": json.dumps({key: [_plain(v, _LONGEST) for v in vs] for key, vs in grid.over.items()})}
     common["rerunnable"] = min(a["rerunnable"] for a in attrs)
@@ -178,6 +189,13 @@ def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None)
     for key, values in grid.over.items():
         dataset[key].attrs |= {} if _is_label(values) else {"values": json.dumps([_plain(v, _LONGEST) for v in values])}
     return dataset
+
+
+def _settings(name: str, value: Any) -> str:
+    """An attribute as text, without the wall times of the models."""
+    if name != "models":
+        return json.dumps(value)
+    return json.dumps([{k: v for k, v in m.items() if k != "wall_time"} for m in json.loads(value).values()])
 
 
 def _warn(grid: Grid, diverged: list[str], others: list[str]) -> None:

@@ -24,10 +24,11 @@ def law_warnings(case: Case, models: Iterable[Model]) -> list[str]:
         return []
     found, x = [], case.problem.start
     name, law = case.noise.describe()["name"], case.noise
-    if isinstance(case.optimizer, AdamW | RMSpropW) and law.has_variance(x):
+    base = case.optimizer.unwrapped
+    if isinstance(base, AdamW | RMSpropW) and law.has_variance(x):
         found += _of_squares(case, name)
         found += _of_zeros(case)
-    unbounded = not isinstance(case.optimizer, SignSGD) and not law.has_variance(x)
+    unbounded = not isinstance(base, SignSGD) and not law.has_variance(x)
     if unbounded and any(isinstance(model, Empirical) for model in sdes):
         found.append(
             f"noise: {name} noise has no variance here, so updates of {case.optimizer.name} that contain gradients "
@@ -53,7 +54,7 @@ def _of_zeros(case: Case) -> list[str]:
 
 def _of_squares(case: Case, name: str) -> list[str]:
     """Doubts about V, an average of squares that the SDEs replace by its mean, or by its mean and variance."""
-    x, b2, optimizer = case.problem.start, float(case.optimizer.b2), case.optimizer.name
+    x, b2, optimizer = case.problem.start, float(case.optimizer.unwrapped.b2), case.optimizer.name
     if case.noise.lacks_fourth_moment(x):
         return [
             f"noise: {name} noise has no fourth moment, so V of {optimizer}, an average of squared gradients, has no "

@@ -3,6 +3,8 @@
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from functools import partial
+from inspect import signature
 from typing import Any, ClassVar
 
 from sdelens.cases.case import Case
@@ -16,7 +18,7 @@ from sdelens.core.names import (
     MODELS,
     ON_REQUEST,
 )
-from sdelens.integrate import Discrete, EulerMaruyama, Quadrature, Stepper
+from sdelens.integrate import Discrete, EulerMaruyama, Quadrature, Stepper, check_queried
 from sdelens.integrate import Empirical as EmpiricalStepper
 from sdelens.optimizers import Optimizer
 from sdelens.sdes import Builder, build_sde, check_pathwise, sdes_of
@@ -141,7 +143,10 @@ class ClosedForm(Model):
     def name(self) -> str:  # noqa: D102
         if isinstance(self.sde, str):
             return self.sde
-        return str(getattr(self.sde, "__name__", type(self.sde).__name__))
+        made = self.sde
+        while isinstance(made, partial):
+            made = made.func
+        return str(getattr(made, "__name__", type(made).__name__))
 
     @property
     def stream(self) -> str:  # noqa: D102
@@ -149,7 +154,30 @@ class ClosedForm(Model):
 
     def settings(self) -> dict[str, Any]:
         """Name and options, as JSON types; ``rerunnable`` is False for a user-defined SDE."""
-        return super().settings() | ({} if isinstance(self.sde, str) else {"rerunnable": False})
+        fixed = {name: value for name, value in self.fields().items() if isinstance(value, bool | int | float | str)}
+        return super().settings() | ({} if isinstance(self.sde, str) else {**fixed, "rerunnable": False})
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a user's SDE besides problem, noise and optimizer, with their values or defaults.
+
+        They are those of its class, or the further arguments of its function.
+        """
+        if isinstance(self.sde, str):
+            return {}
+        own = list(signature(self.sde).parameters.values())[3:]
+        named = [p for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        return {p.name: p.default for p in named if p.default is not p.empty}
+
+    def with_fields(self, values: Mapping[str, Any]) -> "ClosedForm":
+        """The model whose user-defined SDE has other values of some of its `fields`.
+
+        Whole numbers become floats where the field is a float, so that all values share one compilation.
+        """
+        assert not isinstance(self.sde, str)
+        held = self.fields()
+        whole = {name for name, value in values.items() if isinstance(value, int) and isinstance(held[name], float)}
+        numbers = {name: float(value) if name in whole else value for name, value in values.items()}
+        return replace(self, sde=partial(self.sde, **numbers))
 
     def stepper(self, case: Case) -> Stepper:
         """The SDE's integrator."""
@@ -304,7 +332,7 @@ def _check_exists(model: Model, optimizer: Optimizer, known: list[str], where: s
 
 
 def check_model(model: Model, case: Case) -> None:
-    """Refuse a model that cannot be built, or an SDE of the user in which paths depend on each other.
+    """Refuse a model that cannot be built, or an SDE or optimizer of the user in which paths depend on each other.
 
     Raises:
         ValueError, TypeError: naming what does not fit.
@@ -312,6 +340,8 @@ def check_model(model: Model, case: Case) -> None:
     stepper = model.stepper(case)
     if isinstance(stepper, EulerMaruyama):
         check_pathwise(stepper.sde, case.problem.start)
+    if isinstance(stepper, Discrete):
+        check_queried(stepper)
 
 
 def coarse_of(models: Mapping[str, Model]) -> dict[str, str]:

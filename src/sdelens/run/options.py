@@ -10,7 +10,54 @@ from sdelens.core import check
 if TYPE_CHECKING:
     from sdelens.run.checkpoint import Checkpoints
 
-__all__ = ["Execution", "Options", "Record"]
+__all__ = ["AnyAverage", "Execution", "ExponentialAverage", "Options", "PolyakAverage", "Record"]
+
+
+@dataclass(frozen=True)
+class PolyakAverage:
+    """The mean of the parameters from a step on: of x_n, …, x_k after step k ≥ n, and x_k itself before.
+
+    Args:
+        start: n ≥ 0.
+
+    Source: Polyak and Juditsky 1992 (SIAM J. Control Optim. 30:838).
+
+    Raises:
+        ValueError, TypeError: if `start` is not a whole number of at least 0.
+    """
+
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", check.at_least("start", self.start, 0))
+
+
+@dataclass(frozen=True)
+class ExponentialAverage:
+    """The exponential moving average of the parameters, a ← βa + (1 − β)x_k after step k = 1, 2, ….
+
+    Args:
+        decay: β in (0, 1).
+        bias_correction: whether a starts at 0 and is divided by 1 − βᵏ, so that it is a mean of x_1, …, x_k; otherwise
+            a starts at x_0, which keeps the weight βᵏ.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+
+    decay: float
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        decay = check.number("decay", self.decay)
+        if not 0 < decay < 1:
+            raise ValueError(f"decay: got {decay}; it must lie in (0, 1), for example 0.999.")
+        if not isinstance(self.bias_correction, bool):
+            raise TypeError(f"bias_correction: got {self.bias_correction!r}; give True or False.")
+        object.__setattr__(self, "decay", decay)
+
+
+AnyAverage = PolyakAverage | ExponentialAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +67,28 @@ class Record:
     Args:
         every: steps between records; the start and the last step are always recorded.
         keep_paths: number of paths per model whose full trajectory is stored, as ``path_x``.
+        keep: what is stored of these paths: parts of the state (``"x"``, ``"m"``, ``"v"``, or a name in ``averages``),
+            ``"loss"``, and names of observables; each as ``path_NAME``.
         observables: what to record in addition to the loss: names among ``"norm"`` (‖x‖), ``"grad_norm"`` (‖∇f‖),
-            ``"noise_trace"`` (tr Σ) and the problem's metrics (networks: ``"accuracy"``); or a mapping that can also
-            contain your functions, from the parameters (your pytree) to a number, with None for the names above:
-            ``{"norm": None, "top": lambda p: p["w"].max()}``.
-        marginals: coordinates whose values at the end are stored for every path: their indices, or a number of evenly
-            spaced coordinates; `Result.distances` compares their distributions.
+            ``"noise_trace"`` (tr Σ), ``"sharpness"`` (λ_max of ∇²f), ``"preconditioned_sharpness"`` (of P^−½∇²fP^−½, P
+            the divisor of the run's own v), ``"batch_sharpness"`` (E gᵀ(∂g/∂x)g/‖g‖² of mini-batch gradients g) and the
+            problem's metrics (networks: ``"accuracy"``); ``"loss[PART]"``,
+            ``"norm[PART]"`` and ``"accuracy[PART]"`` of another part of the state than x; or a mapping that can also
+            contain your functions, from the parameters (your pytree) to a number, or from the parameters and the state
+            to a number, with None for the names above: ``{"norm": None, "top": lambda p: p["w"].max(), "speed": lambda
+            p, state: abs(state["m"]["w"]).max()}``. The state is a mapping from the names of its parts to pytrees like
+            the parameters, or to flat arrays where a part is not like them.
+        marginals: coordinates whose values are stored for every path at ``times``, as ``law_x``: their indices, or a
+            number of evenly spaced coordinates; `Result.laws` compares their distributions.
+        times: recorded steps at which the loss, the observables and the marginals of every path are stored, as
+            ``law_loss``, ``law_observable`` and ``law_x``; or a number of evenly spaced recorded steps. By default the
+            last step if there are marginals, and otherwise none.
+        averages: moving averages of x by name: a `PolyakAverage` or an `ExponentialAverage`, or as shorthand a whole
+            number (the first step of a Polyak average) or a decay in (0, 1). They are parts of the state, and the loss
+            and the recorded metrics at each are observables, such as ``"loss[ema]"``.
+        hits: conditions by name, functions from the parameters, or from the parameters and the state, to a Boolean,
+            which are tested at the start and after every optimizer step on every path; the first step at which each
+            holds is stored as ``hit_step`` (`Result.hitting_times`).
 
     Raises:
         ValueError, TypeError: naming the option.
@@ -33,12 +96,50 @@ class Record:
 
     every: int = 1
     keep_paths: int = 0
-    observables: Sequence[str] | Mapping[str, Callable[[Any], Any] | None] | None = None
+    keep: Sequence[str] = ("x",)
+    observables: Sequence[str] | Mapping[str, Callable[..., Any] | None] | None = None
     marginals: int | Sequence[int] | None = None
+    times: int | Sequence[int] | None = None
+    averages: Mapping[str, "AnyAverage | float"] | None = None
+    hits: Mapping[str, Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         check.at_least("every", self.every, 1)
         check.at_least("keep_paths", self.keep_paths, 0)
+        if isinstance(self.keep, str) or not all(isinstance(name, str) for name in self.keep) or not self.keep:
+            raise TypeError(f"keep: got {self.keep!r}; give a list of names, for example ['x', 'm'].")
+        object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))
+        if self.keep != ("x",) and not self.keep_paths:
+            raise ValueError(f"keep: got {list(self.keep)}, but keep_paths is 0, so no path is kept; give keep_paths.")
+        if self.averages is not None:
+            object.__setattr__(self, "averages", _averages(self.averages))
+
+
+def _averages(given: Any) -> dict[str, AnyAverage]:
+    """The averages by name, as objects."""
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"averages: got {given!r}; give a mapping from names to averages, for example {{'ema': 0.999, 'polyak': "
+            "100}."
+        )
+    found: dict[str, AnyAverage] = {}
+    for name, value in given.items():
+        where = f"averages[{name!r}]"
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"averages: got the name {name!r}; give a name of letters, digits and underscores.")
+        if isinstance(value, PolyakAverage | ExponentialAverage):
+            found[name] = value
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(
+                f"{where}: got {value!r}; give sl.PolyakAverage(start), sl.ExponentialAverage(decay), a step, or a "
+                "decay in (0, 1)."
+            )
+        try:
+            found[name] = PolyakAverage(value) if isinstance(value, int) else ExponentialAverage(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

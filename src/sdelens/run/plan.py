@@ -8,7 +8,7 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.run import processes
-from sdelens.run.ensemble import Plan
+from sdelens.run.ensemble import Plan, record_steps
 from sdelens.run.options import Options
 
 __all__ = ["checked_seed", "plan_of"]
@@ -43,7 +43,9 @@ def plan_of(options: Options, dim: int) -> Plan:
     chunk = own if options.execution.chunk is None else min(int(options.execution.chunk), own)
     chunk = -(-chunk // width) * width
     marginals = _chosen_marginals(options.record.marginals, dim)
-    return Plan(steps, paths, every, chunk, keep, used, marginals, share, shards)
+    moments = _chosen_moments(options.record.times, bool(marginals), record_steps(steps, every))
+    kept = tuple(options.record.keep)
+    return Plan(steps, paths, every, chunk, keep, used, marginals, moments, kept, share, shards)
 
 
 def checked_seed(options: Options) -> int:
@@ -59,7 +61,7 @@ def checked_seed(options: Options) -> int:
 
 
 def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
-    """The coordinates whose values at the end are stored: the given indices, or a number of evenly spaced ones."""
+    """The coordinates whose values are stored for every path: the given indices, or a number of evenly spaced ones."""
     if wanted is None:
         return ()
     if isinstance(wanted, str):
@@ -75,6 +77,26 @@ def _chosen_marginals(wanted: Any, dim: int) -> tuple[int, ...]:
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"marginals: got {chosen}; give each coordinate once.")
     return chosen
+
+
+def _chosen_moments(wanted: Any, marginals: bool, steps: np.ndarray) -> tuple[int, ...]:
+    """The indices, among the recorded steps, of those at which values of every path are stored."""
+    last = len(steps) - 1
+    if wanted is None:
+        return (last,) if marginals else ()
+    if isinstance(wanted, str):
+        raise TypeError(f"times: got {wanted!r}; give a number of recorded steps, or a list of steps.")
+    if np.ndim(wanted) == 0 and not isinstance(wanted, set):
+        count = check.at_least("times", wanted, 1)
+        return tuple(sorted({int(i) for i in np.linspace(0, last, count + 1).round()[1:]}))
+    found = sorted({check.at_least("times", step, 0) for step in wanted})
+    unknown = [step for step in found if step not in steps]
+    if unknown:
+        raise ValueError(
+            f"times: got {unknown[0]}, which is not a recorded step; give multiples of {steps[1]} or the last step, "
+            f"{steps[-1]}, or choose another record.every."
+        )
+    return tuple(int(np.searchsorted(steps, step)) for step in found)
 
 
 def _chosen_devices(wanted: Any) -> tuple[Any, ...]:

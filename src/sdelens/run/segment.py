@@ -5,7 +5,7 @@ along that axis. A second axis of the mesh, if there is one, splits the paramete
 inserts the communication.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,9 +19,20 @@ from sdelens.core.compilation import Program
 from sdelens.core.random import Stream
 from sdelens.core.tree import sum_coordinates
 from sdelens.integrate import Stepper
-from sdelens.run.statistics import StepStatistics, observe
+from sdelens.run.statistics import GROUPS, StepStatistics, observe
 
-__all__ = ["PARAMETERS", "PATHS", "Carry", "CompileKey", "RecordRange", "initialised", "placed", "segment", "start"]
+__all__ = [
+    "PARAMETERS",
+    "PATHS",
+    "Carry",
+    "CompileKey",
+    "RecordRange",
+    "initialised",
+    "placed",
+    "segment",
+    "start",
+    "values",
+]
 
 PATHS, PARAMETERS = "paths", "parameters"
 """Axes of the mesh."""
@@ -32,16 +43,16 @@ class CompileKey(NamedTuple):
 
     Attributes:
         mesh: mesh of the devices, with an axis of paths and possibly one of parameters.
-        groups: number of groups of paths.
         thinned: whether some steps are not recorded.
-        keep_paths: number of paths of a shard whose x is recorded.
+        keep_paths: number of paths of a shard of which all records are kept.
+        keep: names of what is kept of them: parts of the state, the loss, observables.
         captured: what the functions of the user read from outside, see `core.captured`.
     """
 
     mesh: Mesh
-    groups: int
     thinned: bool
     keep_paths: int
+    keep: tuple[str, ...] = ("x",)
     captured: Hashable = ()
 
     @property
@@ -141,23 +152,8 @@ def _advanced(
         def step(k: Array, state: Any, grad: Array) -> Any:
             return jax.tree.map(partial(_held, static=static), stepper.step(k, state, grad, stream))
 
-        def record(carry: Carry, loss: Array, grad: Array) -> tuple[Array, StepStatistics]:
-            x = stepper.position(carry.state)
-            # If a coordinate is not finite, neither are the sums; a coordinate that makes them overflow counts as
-            # diverged too.
-            square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
-            alive = carry.alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x))
-            return alive, observe(
-                loss,
-                x[:0] if observables is None else observables(x, grad),
-                jnp.sqrt(square),
-                x,
-                stepper.observables(carry.state),
-                alive,
-                static.groups,
-                span.offset,
-                min(static.keep_paths, x.shape[1]),
-            )
+        def record(k: Any, carry: Carry, loss: Array, grad: Array) -> tuple[Array, StepStatistics]:
+            return _recorded(stepper, observables, carry, loss, grad, k, span.offset, static)
 
         def written(out: StepStatistics, row: Array, new: StepStatistics) -> StepStatistics:
             return jax.tree.map(lambda a, b: lax.dynamic_update_index_in_dim(a, b.astype(a.dtype), row, 0), out, new)
@@ -168,17 +164,17 @@ def _advanced(
             row = -(-k // every) - span.done
             if static.thinned:  # steps that are not recorded are written to an extra row after the last
                 due = (k % every == 0) | (k == end)
-                alive, new = lax.cond(due, lambda: record(carry, loss, grad), lambda: (carry.alive, empty))
+                alive, new = lax.cond(due, lambda: record(k, carry, loss, grad), lambda: (carry.alive, empty))
                 row = jnp.where(due, row, buffer)
             else:
-                alive, new = record(carry, loss, grad)
+                alive, new = record(k, carry, loss, grad)
             state = lax.cond(k < end, lambda y: step(k, y, grad), lambda y: y, carry.state)
             return Carry(state, alive), written(out, row, new)
 
         def along_records(i: Array, loop: tuple[Carry, StepStatistics]) -> tuple[Carry, StepStatistics]:
             carry, out = loop
-            alive, new = record(carry, *stepper.evaluate(stepper.position(carry.state)))
             first = (span.done + i) * every
+            alive, new = record(jnp.minimum(first, end), carry, *stepper.evaluate(stepper.position(carry.state)))
 
             def advance(k: Array, state: Any) -> Any:
                 x = stepper.position(state)
@@ -190,7 +186,7 @@ def _advanced(
         state = jax.tree.map(lambda a, n: _held(a[:n], static) if n else a, carry.state, rows)
         shared = not static.thinned or (stepper.needs_gradient and stepper.expensive_gradient)
         carry = Carry(state, carry.alive)
-        shapes = jax.eval_shape(lambda c: record(c, *stepper.evaluate(stepper.position(c.state)))[1], carry)
+        shapes = jax.eval_shape(lambda c: record(0, c, *stepper.evaluate(stepper.position(c.state)))[1], carry)
         empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         out = jax.tree.map(lambda a: jnp.zeros((buffer + (shared and static.thinned), *a.shape), a.dtype), shapes)
         if shared:
@@ -213,6 +209,65 @@ def _advanced(
 
 segment = Program(_advanced, static_argnames=("static", "buffer"), donate_argnames=("carry",))
 """Advance by the records of a span, with the arguments of `_advanced`."""
+
+
+def _recorded(
+    stepper: Stepper,
+    observables: Observables | None,
+    carry: Carry,
+    loss: Array,
+    grad: Array,
+    step: Any,
+    offset: Any,
+    static: CompileKey,
+) -> tuple[Array, StepStatistics]:
+    """Which of a shard's paths are alive at a record, and its statistics."""
+    x, parts = stepper.position(carry.state), stepper.parts(carry.state)
+    alive, square = _alive(carry.alive, x, loss, grad)
+    watched = x[:0] if observables is None else observables(x, grad, parts, step)
+    rows = _kept(static, parts, loss, watched, observables)
+    seen = stepper.observables(carry.state)
+    return alive, observe(loss, watched, jnp.sqrt(square), rows, seen, alive, GROUPS, offset)
+
+
+def _alive(alive: Array, x: Array, loss: Array, grad: Array) -> tuple[Array, Array]:
+    """Which paths are still finite, and ‖∇f‖².
+
+    If a coordinate is not finite, neither are the sums; a coordinate that makes them overflow counts as diverged too.
+    """
+    square = sum_coordinates(grad.astype(jnp.result_type(grad, jnp.float32)) ** 2)
+    return alive & jnp.isfinite(loss) & jnp.isfinite(square + sum_coordinates(x)), square
+
+
+def _values(
+    stepper: Stepper, observables: Observables | None, carry: Carry, coordinates: Any, step: Any, static: CompileKey
+) -> Array:
+    """The loss, the observables and the chosen coordinates of every path, shape (K, P); NaN for diverged paths."""
+    paths = carry.alive.shape[0]
+    stream = Stream(*(jax.ShapeDtypeStruct(shape, jnp.uint32) for shape in ((2,), (paths,))))  # type: ignore[arg-type]
+    whole = jax.eval_shape(initialised, stepper, stream)
+    state = jax.tree.map(lambda a, b: a[: b.shape[0]] if a.ndim else a, carry.state, whole)
+    x = stepper.position(state)
+    loss, grad = stepper.evaluate(x)
+    alive, _ = _alive(carry.alive, x, loss, grad)
+    watched = x[:0] if observables is None else observables(x, grad, stepper.parts(state), step)
+    rows = [loss[None], watched, x[jnp.asarray(coordinates, jnp.int32)]]
+    wide = jnp.result_type(loss, jnp.float32)
+    return jnp.where(alive, jnp.concatenate([row.astype(wide) for row in rows]), jnp.nan)
+
+
+values = Program(_values, static_argnames=("static",))
+"""What is stored of every path at one moment, with the arguments of `_values`."""
+
+
+def _kept(
+    static: CompileKey, parts: Mapping[str, Array], loss: Array, watched: Array, observables: Observables | None
+) -> Array:
+    """What is kept of the first paths, one after another: parts of the state, loss, observables; (rows, kept)."""
+    columns = {} if observables is None else dict(zip(observables.names, watched, strict=True))
+    found = {"loss": loss, **columns, **parts}
+    rows = [found[name].reshape(-1, loss.shape[0])[:, : static.keep_paths] for name in static.keep]
+    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
 
 
 def _spec(leaf: Array, static: CompileKey) -> PartitionSpec:

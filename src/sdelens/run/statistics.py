@@ -49,7 +49,7 @@ class StepStatistics(NamedTuple):
             are in one array because the compiler generates separate code for each array. Group 0 contains the shard's
             first path.
         histogram: counts per bucket of the quantile sketch, shape (BUCKETS,).
-        kept: x of the first paths of the shard, shape (kept, d).
+        kept: what is kept of the first paths of the shard, their x or more, shape (kept, rows).
     """
 
     numbers: Any
@@ -61,12 +61,11 @@ def observe(
     loss: Array,
     watched: Array,
     norm: Array,
-    x: Array,
+    rows: Array,
     seen: Array,
     alive: Array,
     groups: int,
     offset: float,
-    keep: int,
 ) -> StepStatistics:
     """Reduce one shard's paths to a `StepStatistics`.
 
@@ -74,16 +73,15 @@ def observe(
         loss: shape (P,).
         watched: observables, shape (W − 1, P).
         norm: ‖∇f‖, shape (P,).
-        x: shape (d, P).
+        rows: what is kept of the first paths of the shard, shape (rows, kept).
         seen: the coordinates whose moments are recorded, shape (K, P).
         alive: which paths count, Boolean of shape (P,).
         groups: number of groups G.
         offset: subtracted from the loss before the quantile sketch.
-        keep: number of paths of the shard whose x is stored.
     """
     loss32 = loss.astype(jnp.result_type(loss, jnp.float32))
-    rows = jnp.concatenate([loss32[None], watched.astype(loss32.dtype)])
-    counted, split = _in_groups(alive, groups), _in_groups(rows, groups)
+    values = jnp.concatenate([loss32[None], watched.astype(loss32.dtype)])
+    counted, split = _in_groups(alive, groups), _in_groups(values, groups)
     living = _sum_rows(counted.astype(loss32.dtype))
     mean = _sum_rows(jnp.where(counted, split, 0)) / jnp.maximum(living, 1)
     m2 = _sum_rows(jnp.where(counted, (split - mean[:, None]) ** 2, 0))
@@ -95,7 +93,7 @@ def observe(
     grad_norm = jnp.sum(jnp.where(alive, norm, 0)) / total
     numbers = [living, mean.ravel(), m2.ravel(), seen_mean, seen_m2, grad_norm[None].astype(loss32.dtype)]
     histogram = _histogram(jnp.where(alive, _bucket(loss32 - offset), BUCKETS))
-    return StepStatistics(jnp.concatenate(numbers), histogram, x[:, :keep].T)
+    return StepStatistics(jnp.concatenate(numbers), histogram, rows.T)
 
 
 def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "Summary":
@@ -114,7 +112,9 @@ def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "S
     by_group = (a.reshape(len(a), watched, groups) for a in (mean, m2))
     living, mean, m2 = (np.roll(a, first % groups, axis=-1) for a in (living, *by_group))
     return Summary(
-        living, mean, m2, grad_norm[:, 0], records.histogram, seen_mean, seen_m2, records.kept, np.zeros((0, 0))
+        *(living, mean, m2, grad_norm[:, 0], records.histogram, seen_mean, seen_m2, records.kept),
+        laws=np.zeros((0, 0, 0), np.float32),
+        hits=np.zeros((0, 0), np.int32),
     )
 
 
@@ -191,8 +191,9 @@ class Summary(NamedTuple):
     """Records of the whole ensemble in float64: R recorded steps, W watched quantities, G groups, K coordinates.
 
     `histogram` is the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
-    quantiles, of shape (R, levels), because sketches of long runs are large. `ends` contains the chosen coordinates of
-    every path at the end, of shape (P, M), NaN for diverged paths.
+    quantiles, of shape (R, levels), because sketches of long runs are large. `laws` contains the loss, the observables
+    and the chosen coordinates of every path at T moments, of shape (T, P, K), NaN for diverged paths. `hits` contains
+    the first steps of every path at which conditions held, and last, at which it was not finite, of shape (P, H + 1).
     """
 
     living: np.ndarray
@@ -203,7 +204,8 @@ class Summary(NamedTuple):
     seen_mean: np.ndarray
     seen_m2: np.ndarray
     kept: np.ndarray
-    ends: np.ndarray
+    laws: np.ndarray
+    hits: np.ndarray
 
     @property
     def paths(self) -> np.ndarray:
@@ -231,8 +233,8 @@ def merge(a: Summary | None, b: Summary) -> Summary:
     total = np.maximum(na + nb, 1)[:, 0]
     grad_norm = (na[:, 0] * a.grad_norm + nb[:, 0] * b.grad_norm) / total
     kept = np.concatenate([a.kept, b.kept], axis=1)
-    ends = np.concatenate([a.ends, b.ends])
-    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, seen_mean, seen_m2, kept, ends)
+    laws, hits = np.concatenate([a.laws, b.laws], axis=1), np.concatenate([a.hits, b.hits])
+    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, seen_mean, seen_m2, kept, laws, hits)
 
 
 def _join(

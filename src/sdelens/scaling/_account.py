@@ -1,10 +1,9 @@
 """The result of `rescale`: the new optimizer, and an account of what was changed and assumed."""
 
-import textwrap
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sdelens.core.files import text_table
+from sdelens.results.printable import Parts, Printable, Remarks, Table
 from sdelens.scaling._factors import Change, damping, largest_curvature, regime_of
 from sdelens.scaling._horizon import DecayTime
 from sdelens.scaling._reasons import Row
@@ -16,8 +15,8 @@ __all__ = ["Rescaled", "assumptions"]
 _SIGNS: Final = ("signsgd", "signum", "lion")
 
 
-@dataclass(frozen=True)
-class Rescaled:
+@dataclass(frozen=True, repr=False)
+class Rescaled(Printable):
     """An optimizer rescaled to another batch size, with an account of every number.
 
     Attributes:
@@ -44,33 +43,17 @@ class Rescaled:
     assumed: tuple[str, ...]
     decay_times: tuple[DecayTime, ...] = ()
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """A table of the numbers, the reasons, and the assumptions."""
         head = ["number", "before", "after", "factor", "of"]
         rows = [[_label(r), f"{r.before:.6g}", f"{r.after:.6g}", f"{r.factor:.6g}", r.of] for r in self.account]
-        why = {f"{r.name}: {r.why}.": None for r in self.account}
+        why = dict.fromkeys([*(f"{r.name}: {r.why}." for r in self.account), *map(str, self.decay_times)])
         title = f"Batch × {self.batch_ratio:g}: rule {self.rule}, momentum {self.momentum}"
-        return "\n".join(
-            [
-                title,
-                "",
-                *text_table(head, rows),
-                "",
-                *(line for text in why for line in _wrapped(text)),
-                *(line for time in self.decay_times for line in _wrapped(str(time))),
-                "",
-                "Assumptions:",
-                *(line for text in self.assumed for line in _wrapped(text)),
-            ]
-        )
+        return [title, Table(head, rows), Remarks([*why]), Remarks(self.assumed, "Assumptions:")]
 
 
 def _label(row: Row) -> str:
     return row.name if row.group is None else f"{row.name} [{row.group}]"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 118, initial_indent="- ", subsequent_indent="  ")
 
 
 def assumptions(old: Hyperparameters, new: Hyperparameters, change: Change, clip: bool) -> list[str]:

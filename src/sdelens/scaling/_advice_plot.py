@@ -3,34 +3,31 @@
 import math
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sdelens.core.names import optimizer_label
-from sdelens.results.plotting import STYLE
+from sdelens.results.figures import Sheet
 from sdelens.scaling._advice_text import Advised
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["plot_advice"]
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.55"
 
 
-def plot_advice(advice: Advised) -> "Figure":
+def plot_advice(sheet: Sheet, advice: Advised) -> None:
     """The frontier on the left; learning rates on the right, or efficiencies if there are none."""
-    with plt.style.context({**STYLE, "figure.figsize": (8.6, 3.8)}):
-        figure, (left, right) = plt.subplots(1, 2)
-        _frontier(left, advice)
+    left, *rest = sheet.panels(1, 2, size=(8.6, 3.8), stack=True)
+    _frontier(left, advice)
+    for right in rest:
         if "lr" in advice.table:
             _rates(right, advice)
         else:
             _efficiency(right, advice)
-    plt.close(figure)
-    return figure
+    sheet.headline("")
 
 
 def _frontier(axes: "Axes", advice: Advised) -> None:

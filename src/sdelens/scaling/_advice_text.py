@@ -1,17 +1,16 @@
 """Advice on batch sizes in words, and as a table of plain text."""
 
 import math
-import textwrap
 from typing import TYPE_CHECKING, Protocol
 
-from sdelens.core.files import text_table
+from sdelens.results.printable import Parts, Remarks, Table
 from sdelens.scaling._noise_source import NoiseScale
 from sdelens.scaling._rules import ADAPTIVE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Advised", "interval", "notes", "recommendation", "written"]
+__all__ = ["Advised", "interval", "notes", "parts", "recommendation"]
 
 _SIGN_LIKE = (*ADAPTIVE, "signsgd", "signum", "lion")
 
@@ -107,19 +106,15 @@ def _without_lower_limit(here: float, high: float, share: str) -> str:
     )
 
 
-def written(advice: Advised) -> str:
+def parts(advice: Advised) -> Parts:
     """The recommendation, the table and the notes."""
     unit = "noise scale " + interval(advice.noise_scale, *advice.noise_scale_limits) + " samples"
     said = [f"From {advice.source}: {unit}."]
     if not math.isnan(advice.batch_size):
         snr = interval(advice.snr, *advice.snr_limits)
         said.append(f"At the present batch size {_short(advice.batch_size)} the SNR is {snr}.")
-    lines = [*textwrap.wrap(advice.recommendation, 118), "", *textwrap.wrap(" ".join(said), 118), ""]
-    lines += text_table(*_cells(advice))
-    listed: list[str] = []
-    for text in advice.notes:
-        listed += textwrap.wrap(text, 118, initial_indent="- ", subsequent_indent="  ")
-    return "\n".join([*lines, "", "What this assumes, and what it does not say:", *listed])
+    notes = Remarks(advice.notes, "What this assumes, and what it does not say:")
+    return [advice.recommendation, " ".join(said), Table(*_cells(advice)), notes]
 
 
 def interval(value: float, low: float, high: float) -> str:

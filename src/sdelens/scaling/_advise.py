@@ -1,7 +1,6 @@
 """Advice on the next batch size and learning rate, from a measured gradient noise scale."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sdelens.core import check
 from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
+from sdelens.results.printable import Parts, Plotted
 from sdelens.scaling._factors import Change, damping, scaled
 from sdelens.scaling._noise_source import NoiseScale, noise_scale_of
 from sdelens.scaling._recommend import recommended
@@ -19,7 +19,8 @@ from sdelens.scaling.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["Advice", "advise"]
 
@@ -28,8 +29,8 @@ _MOST: Final = 12
 _SIGN_LIKE: Final = (*ADAPTIVE, "signsgd", "signum", "lion")
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Plotted):
     """What a noise scale says of batch sizes, as `advise` returns it. Unknown numbers are NaN.
 
     Attributes:
@@ -70,12 +71,10 @@ class Advice:
 
         return recommendation(self)
 
-    def __str__(self) -> str:
-        from sdelens.scaling._advice_text import written
+    def _parts(self) -> Parts:
+        from sdelens.scaling._advice_text import parts
 
-        return written(self)
-
-    __repr__ = __str__
+        return parts(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types; unknown and infinite numbers become None."""
@@ -87,19 +86,11 @@ class Advice:
         found: dict[str, Any] = _plain({"recommendation": self.recommendation, **head, "table": rows, **said})
         return found
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Steps against samples, and learning rate against batch size; saved if `path` is given.
-
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
-        from sdelens.core.files import save_figure
+    def _draw(self, sheet: "Sheet") -> None:
+        """Steps against samples, and learning rate against batch size."""
         from sdelens.scaling._advice_plot import plot_advice
 
-        figure = plot_advice(self)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        plot_advice(sheet, self)
 
 
 def advise(

@@ -2,23 +2,23 @@
 
 import functools
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sdelens.core.files import save_figure, text_table
+from sdelens.core.text import brief
 from sdelens.results.paired import MEASURED, Change, late_part, measured, on_grid, scale_of, seeds_needed, shown
 from sdelens.results.paired_plot import Compared, plot_paired
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.scaling._account import Rescaled
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from sdelens.diagnosis import Diagnosis
+    from sdelens.results.figures import Sheet
 
 __all__ = ["BASE", "BranchRun", "Branches", "Curve", "Plan"]
 
@@ -55,7 +55,7 @@ class BranchRun:
     options: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """Losses of one run.
 
@@ -77,6 +77,8 @@ class Curve:
     failure: str | None = None
     raised: bool = False
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -90,8 +92,8 @@ class Plan:
     confidence: float
 
 
-@dataclass(frozen=True)
-class Branches:
+@dataclass(frozen=True, repr=False)
+class Branches(Plotted):
     """Runs continued from one checkpoint at several batch sizes.
 
     Attributes:
@@ -185,24 +187,17 @@ class Branches:
             "curves": curves,
         }
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Mean losses against samples, with the single runs, and their differences below; saved if `path` is given.
-
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
+    def _draw(self, sheet: "Sheet") -> None:
+        """Mean losses against samples, with the single runs, and their differences below."""
         edges, level = self._on_grid(list(self.of(BASE, 1.0).values()))
         runs = {"batch × 1": Compared(edges, level, level)}
         keys = [(row["rule"], row["ratio"]) for row in self._rows if row["verdict"] not in (FAILED, REFUSED)]
         several = len({label for label, _ in keys}) > 1
         runs |= {f"batch × {ratio:g}" + f", {label}" * several: self.compared(label, ratio) for label, ratio in keys}
         title = f"From one checkpoint, batch size {self.plan.batch_size} and others"
-        figure = plot_paired(runs, self.plan.confidence, title, "samples since the checkpoint")
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        plot_paired(sheet, runs, self.plan.confidence, title, "samples since the checkpoint")
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         plan = self.plan
         base = self.of(BASE, 1.0)
         level = self._on_grid(list(base.values()))
@@ -232,9 +227,7 @@ class Branches:
             f"the noise removed{'' if len(plan.seeds) >= 8 else ' (limits need 8 seeds)'}; relative and error "
             f"refer to {'the decrease of the loss at batch × 1' if plan.minimum is None else scale_of(plan.minimum)}."
         )
-        return "\n".join([title, "", *text_table(head, rows), "", self.verdict(), "", note])
-
-    __repr__ = __str__
+        return [title, Table(head, rows, keys=2).without_empty(), self.verdict(), note]
 
     def of(self, label: str, ratio: float) -> dict[int, Curve]:
         """The finished runs of one label and ratio by seed."""

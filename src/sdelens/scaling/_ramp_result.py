@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sdelens.core import check
-from sdelens.core.files import text_table
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.scaling._rules import ADAPTIVE
 from sdelens.scaling.hyperparameters import L2, Hyperparameters
 from sdelens.scaling.memory import ACCUMULATORS
@@ -16,13 +16,15 @@ from sdelens.scaling.memory import ACCUMULATORS
 if TYPE_CHECKING:
     import optax
 
+    from sdelens.results.figures import Sheet
+
 __all__ = ["Ramp", "numbers_of"]
 
 _ROWS: Final = 12
 
 
-@dataclass(frozen=True)
-class Ramp:
+@dataclass(frozen=True, repr=False)
+class Ramp(Plotted):
     """A run with a changing batch size.
 
     Attributes:
@@ -139,13 +141,14 @@ class Ramp:
         Raises:
             ValueError, TypeError: if the noise is not known at a batch size of the ramp.
         """
+        from sdelens.noise import ScheduledNoise
         from sdelens.optimizers import FromOptax
-        from sdelens.scaling._along import StagedNoise
 
         name = f"{self.base.family}, batch × {self.batch_size.min() / self.first:g}"
         if self.batch_size.max() > self.batch_size.min():
             name += f" to {self.batch_size.max() / self.first:g}"
-        return StagedNoise(noise, self.batch_size / self.first), FromOptax(self.to_optax(), self.base.lr, name=name)
+        law = ScheduledNoise(noise, batch_ratio=self.batch_size / self.first)
+        return law, FromOptax(self.to_optax(), self.base.lr, name=name)
 
     def constant(self) -> "Ramp":
         """The run at B₀ with about as many samples (at least), the same schedule and the optimizer as it was given."""
@@ -162,7 +165,7 @@ class Ramp:
             squares={self.first: 1.0},
         )
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """A table of the stages; if there are many, a selection spread over the run."""
         starts = np.flatnonzero(np.diff(self.batch_size, prepend=0))
         shown = starts if len(starts) <= _ROWS else starts[np.linspace(0, len(starts) - 1, _ROWS).round().astype(int)]
@@ -173,7 +176,22 @@ class Ramp:
         ]
         title = f"{self.steps} steps, rule {self.rule}, momentum {self.momentum}"
         more = [f"{len(starts)} batch sizes, of which {len(shown)} are shown."] if len(shown) < len(starts) else []
-        return "\n".join([title, "", *text_table(head, rows), *more])
+        return [title, Table(head, rows), *more]
+
+    def _draw(self, sheet: "Sheet") -> None:
+        """Batch size and learning rate of every step."""
+        batch, *rest = sheet.panels(2, size=(5.6, 4.0), sharex=True)
+        steps = np.arange(self.steps + 1)
+        batch.step(steps, np.append(self.batch_size, self.batch_size[-1]), where="post", color="#0072B2")
+        batch.set(ylabel="batch size", yscale="log" if self.batch_size.max() > 4 * self.batch_size.min() else "linear")
+        batch.set_ylim(bottom=0 if batch.get_yscale() == "linear" else None)
+        for rate in rest:
+            rate.step(steps, np.append(self.numbers["lr"], self.numbers["lr"][-1]), where="post", color="#D55E00")
+            rate.set_ylabel("learning rate")
+            rate.set_ylim(bottom=0)
+        (rest or [batch])[-1].set_xlabel("optimizer step")
+        sheet.headline(f"Batch size and learning rate, rule {self.rule}", batch)
+        sheet.align()
 
 
 def _schedule(values: np.ndarray) -> Callable[[Any], Any]:

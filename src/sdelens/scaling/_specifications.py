@@ -4,7 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from sdelens.core.declarations import OPTIMIZERS
-from sdelens.optimizers import DecayedOptimizer, Optimizer
+from sdelens.optimizers import DecayedOptimizer, FromOptax, Wrapped
 from sdelens.optimizers.schedules import Cosine, Polynomial, Schedule, Warmup
 from sdelens.scaling.hyperparameters import Hyperparameters, Reading
 
@@ -23,7 +23,9 @@ def read_specification(given: Any) -> Reading:
     if not isinstance(given, DecayedOptimizer) or given.name not in OPTIMIZERS:
         kind = (
             "an optax transformation, whose hyperparameters cannot be read"
-            if isinstance(given, Optimizer)
+            if isinstance(given, FromOptax)
+            else "which asks for gradients at other points, for which no rule is known (rescale its base)"
+            if isinstance(given, Wrapped)
             else "which is not supported"
         )
         raise TypeError(

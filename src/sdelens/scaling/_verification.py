@@ -1,20 +1,20 @@
 """The result of `verify`: losses at two batch sizes on a common clock of samples."""
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.core.files import text_table
 from sdelens.core.names import noise_label, optimizer_label, problem_label
 from sdelens.optimizers import Optimizer
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.quantities import columns
 from sdelens.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["SOURCE", "Verification"]
 
@@ -22,8 +22,8 @@ SOURCE = "batch × 1"
 """Label of the run at the batch size that was given."""
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Plotted):
     """Comparison of two batch sizes.
 
     Attributes:
@@ -73,15 +73,11 @@ class Verification:
             frame[ours] = 1 + errors[theirs]
         return frame.join(errors[[*columns("spread"), "diverged"]])
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Mean losses against samples, and their relative difference below; saved if `path` is given.
+    def _draw(self, sheet: "Sheet") -> None:
+        """Mean losses against samples, and their relative difference below."""
+        self.result._draw(sheet, SOURCE)
 
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
-        return self.result.plot(path, reference=SOURCE)
-
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         info = self.result.info
         title = (
             f"{optimizer_label(info['optimizer'])} on {problem_label(info['problem'])}, {noise_label(info['noise'])} "
@@ -124,9 +120,7 @@ class Verification:
                 "From there to the stationary distribution, the expected path-wise error of the square-root rule is "
                 f"about {100 * self.expected:.2g} %, without the error from larger steps."
             )
-        return "\n".join([title, "", *text_table(head, rows), "", note, " ".join(said)]).rstrip()
-
-    __repr__ = __str__
+        return [title, Table(head, rows), note, *([" ".join(said)] if said else [])]
 
 
 def _numbers(optimizer: Optimizer) -> str:

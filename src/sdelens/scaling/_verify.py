@@ -17,14 +17,13 @@ from sdelens.cases.case import Case
 from sdelens.core import check
 from sdelens.diagnosis.expected import path_error
 from sdelens.integrate import MAX_COORDINATES
-from sdelens.noise import AbstractNoise
+from sdelens.noise import AbstractNoise, at_ratio
 from sdelens.optimizers import SGD, AdamW, Momentum, Optimizer, RMSpropW, second_moment
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 from sdelens.run.api import compare
 from sdelens.run.models import Model
 from sdelens.run.options import Execution, Record
-from sdelens.scaling._along import at_ratio
 from sdelens.scaling._ramp_result import Ramp
 from sdelens.scaling._rescale import rescale
 from sdelens.scaling._verification import SOURCE, Verification

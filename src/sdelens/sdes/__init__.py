@@ -4,7 +4,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdelens.noise import NoiseLaw
-from sdelens.optimizers import SGD, Adagrad, AdamW, Lion, Momentum, Optimizer, RMSpropW, SignSGD, Signum
+from sdelens.optimizers import (
+    SAM,
+    SGD,
+    Adagrad,
+    AdamW,
+    Extragradient,
+    Lion,
+    Momentum,
+    Muon,
+    Optimizer,
+    RMSpropW,
+    SignSGD,
+    Signum,
+    Wrapped,
+)
 from sdelens.problems import AbstractProblem
 from sdelens.sdes._base import SDE, Instant, OptimizerSDE
 from sdelens.sdes._checks import check_parts, check_pathwise, is_own
@@ -14,6 +28,8 @@ from sdelens.sdes.full_noise_adamw import FullNoiseAdamWSDE
 from sdelens.sdes.full_noise_rmspropw import FullNoiseRMSpropWSDE
 from sdelens.sdes.malladi2022 import Malladi2022SDE
 from sdelens.sdes.momentum import MomentumSDE
+from sdelens.sdes.muon import MuonSDE
+from sdelens.sdes.queried import QueriedSDE
 from sdelens.sdes.rmspropw import RMSpropWSDE
 from sdelens.sdes.second_order_adamw import SecondOrderAdamWSDE
 from sdelens.sdes.second_order_rmspropw import SecondOrderRMSpropWSDE
@@ -32,7 +48,9 @@ __all__ = [
     "Instant",
     "Malladi2022SDE",
     "MomentumSDE",
+    "MuonSDE",
     "OptimizerSDE",
+    "QueriedSDE",
     "RMSpropWSDE",
     "SecondOrderAdamWSDE",
     "SecondOrderRMSpropWSDE",
@@ -41,6 +59,7 @@ __all__ = [
     "SignumSDE",
     "build_sde",
     "check_pathwise",
+    "is_own",
     "register_sdes",
     "sdes_of",
 ]
@@ -56,7 +75,17 @@ def _malladi2022(first_order: Callable[..., Any]) -> Callable[..., SDE]:
     )
 
 
-_SDES: dict[type[Optimizer], dict[str, Callable[..., SDE]]] = {
+def _queried(of_base: Callable[..., Any]) -> Callable[..., SDE]:
+    """A builder of the SDE of a wrapped optimizer from that of its base, which is linear in the gradient."""
+    return lambda problem, noise, optimizer: QueriedSDE(
+        problem, noise, optimizer, of_base(problem, noise, optimizer.base)
+    )
+
+
+Kind = type[Optimizer] | tuple[type[Optimizer], ...]
+"""A class of optimizers or, for one that wraps another, its class followed by that of the base."""
+
+_SDES: dict[Kind, dict[str, Callable[..., SDE]]] = {
     SGD: {"sde": SGDSDE, "second-order": SecondOrderSGDSDE},
     SignSGD: {"sde": SignSGDSDE},
     RMSpropW: {
@@ -75,14 +104,20 @@ _SDES: dict[type[Optimizer], dict[str, Callable[..., SDE]]] = {
     Signum: {"sde": SignumSDE},
     Lion: {"sde": SignumSDE},
     Adagrad: {"sde": AdagradSDE},
+    Muon: {"sde": MuonSDE},
+    (SAM, SGD): {"sde": _queried(SGDSDE)},
+    (SAM, Momentum): {"sde": _queried(MomentumSDE)},
+    (Extragradient, SGD): {"sde": _queried(SGDSDE)},
+    (Extragradient, Momentum): {"sde": _queried(MomentumSDE)},
 }
 
 
-def register_sdes(optimizer: type[Optimizer], sdes: Mapping[str, Callable[..., SDE]]) -> None:
+def register_sdes(optimizer: Kind, sdes: Mapping[str, Callable[..., SDE]]) -> None:
     """Register SDEs in closed form for an optimizer, by name.
 
     Args:
-        optimizer: class of its specification.
+        optimizer: class of its specification; for an optimizer that wraps another, also a tuple of its class and that
+            of the base, such as ``(sl.SAM, sl.SGD)``.
         sdes: functions or classes that make an SDE from problem, noise and optimizer; the one named ``"sde"`` is the
             default of `simulate`.
 
@@ -90,20 +125,32 @@ def register_sdes(optimizer: type[Optimizer], sdes: Mapping[str, Callable[..., S
         TypeError: if it is not a class of optimizers.
         ValueError: if it already has an SDE of that name.
     """
-    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+    kinds = optimizer if isinstance(optimizer, tuple) else (optimizer,)
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, Optimizer) for kind in kinds):
         raise TypeError(f"optimizer: got {optimizer!r}; give the class of an optimizer, for example sl.SGD.")
     held = _SDES.setdefault(optimizer, {})
     twice = sorted(held.keys() & sdes.keys())
     if twice:
         raise ValueError(
-            f"sdes: got {twice[0]!r}, which is already the name of an SDE of {optimizer.__name__}; choose another name."
+            f"sdes: got {twice[0]!r}, which is already the name of an SDE of "
+            f"{' on '.join(kind.__name__ for kind in kinds)}; choose another name."
         )
     held.update(sdes)
 
 
 def sdes_of(optimizer: Optimizer) -> list[str]:
     """Names of the SDEs that exist for an optimizer."""
-    return list(_SDES.get(type(optimizer), {}))
+    return list(_registered(optimizer))
+
+
+def _registered(optimizer: Optimizer) -> Mapping[str, Callable[..., SDE]]:
+    """The builders of the SDEs of an optimizer, by name."""
+    own, inner = _SDES.get(type(optimizer), {}), optimizer
+    kinds: tuple[type[Optimizer], ...] = (type(optimizer),)
+    while isinstance(inner, Wrapped):
+        inner = inner.base
+        kinds = (*kinds, type(inner))
+    return {**own, **_SDES.get(kinds, {})}
 
 
 def build_sde(
@@ -135,7 +182,7 @@ def build_sde(
         )
     if isinstance(model, str):
         options = {} if bias_correction is None else {"bias_correction": bias_correction}
-        registered = _SDES[type(optimizer)][model](problem, noise, optimizer, **options)
+        registered = _registered(optimizer)[model](problem, noise, optimizer, **options)
         if is_own(registered):
             check_parts(registered, problem.start)
         return registered

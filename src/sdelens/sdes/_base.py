@@ -43,7 +43,8 @@ class SDE(eqx.Module):
 
     Components have shape (d,) for one path or (d, P) for many and are treated element-wise, so one definition serves
     both cases. A reduction over the coordinates needs axis=0, keepdims=True; without them it would mix the paths, which
-    a run refuses. `grad` is ∇f at Y.x, computed once per (sub)step by the integrator and shared by all methods.
+    a run refuses. `grad` is the mean of the stochastic gradient at Y.x, that is ∇f unless the noise is biased
+    (`mean_gradient`), computed once per (sub)step by the integrator and shared by all methods.
     """
 
     together: ClassVar[bool] = False
@@ -85,9 +86,17 @@ class SDE(eqx.Module):
         """The SDE that uses an earlier value of `compute_cache` as its present one."""
         return self
 
+    def at_step(self, k: Array) -> Self:
+        """The SDE during optimizer step k; it is this one unless the noise changes with the step."""
+        return self
+
+    def mean_gradient(self, x: Array, grad: Array) -> Array:
+        """E g at x, where ∇f = `grad`: ∇f itself unless the stochastic gradient is biased."""
+        return grad
+
     @abc.abstractmethod
     def drift(self, t: Instant, y: State, grad: Array) -> State:
-        """Drift of every component at the moment t and the state y, with `grad` = ∇f(y.x)."""
+        """Drift of every component at the moment t and the state y, with `grad` = E g at y.x, which is ∇f(y.x)."""
 
     @abc.abstractmethod
     def apply_diffusion(self, t: Instant, y: State, grad: Array, dW: Array) -> State:
@@ -139,7 +148,17 @@ class OptimizerSDE(SDE):
         return self.noise.compute_cache(self.uses, x, grad, stream)
 
     def with_cache(self, found: Any) -> Self:
-        return self if found is None else eqx.tree_at(lambda sde: sde.noise, self, self.noise.with_cache(found))
+        return self if found is None else self._with_noise(self.noise.with_cache(found))
+
+    def at_step(self, k: Array) -> Self:
+        return self._with_noise(self.noise.at_step(k))
+
+    def mean_gradient(self, x: Array, grad: Array) -> Array:
+        return self.noise.mean_gradient(x, grad)
+
+    def _with_noise(self, noise: NoiseLaw) -> Self:
+        """The SDE with another law of the noise."""
+        return self if noise is self.noise else eqx.tree_at(lambda sde: sde.noise, self, noise)
 
     def _shortened(self, leading: Callable[[State], State], y: State, noise: State, back: Any) -> State:
         """(I − back ∂b) dN for the noise dN of a step and the leading drift b, which `leading` computes.
@@ -150,6 +169,14 @@ class OptimizerSDE(SDE):
         along = jax.jvp(leading, (y,), (noise,))[1]
         return jax.tree.map(lambda a, b: a - back * b, noise, along)
 
+    def _require_unbiased(self) -> None:
+        """Refuse stochastic gradients whose mean is not ∇f, whose derivative the SDE would need."""
+        if self.noise.biased:
+            raise ValueError(
+                f"noise: {self.noise.describe()['name']} noise has a mean gradient other than ∇f, and an SDE of second "
+                "order needs its derivative, which is not known here; use the model 'sde'."
+            )
+
     def _require_variance(self) -> None:
         """Refuse noise of infinite variance, which no Brownian motion can represent."""
         if not self.noise.has_variance(self.problem.start):
@@ -157,5 +184,5 @@ class OptimizerSDE(SDE):
                 f"noise: {self.noise.describe()['name']} noise has no finite variance here, but the SDE of "
                 f"{self.optimizer.name} is driven by Brownian motion with the noise's covariance, so it does not "
                 "exist (sums of such noise tend to jump processes). Run only models=['optimizer'], or use SignSGD, "
-                "whose SDE does not need a finite variance."
+                f"whose SDE does not need a finite variance.{self.noise.variance_remedy}"
             )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens.core.captured import captured
+from sdelens.core.captured import alike, captured
 from sdelens.core.compilation import quick
 from sdelens.core.random import Stream
 from sdelens.optimizers import State
@@ -117,7 +117,7 @@ def check_pathwise(sde: SDE, start: Array) -> None:
     grad, dW = (jnp.asarray(spread((*own, paths)), start.dtype) for own in (start.shape, sde.noise_shape))
     stream = Stream(jnp.asarray(np.zeros(2, np.uint32)), jnp.asarray(np.arange(paths, dtype=np.uint32)))
     try:
-        mixed = _mixed(sde, y, grad, dW, stream, captured=captured(sde))
+        mixed = _mixed(alike(sde), y, grad, dW, stream, captured=captured(sde))
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"models: {name} fails for one path, an array of shape {(*start.shape, 1)} ({type(error).__name__}: "
@@ -149,7 +149,9 @@ def _refuses(error: Exception) -> bool:
 def _coefficients(sde: SDE, y: State, grad: Array, dW: Array, stream: Stream) -> dict[str, dict[str, Array]]:
     """Drift and diffusion of every part of a state, each of its shape."""
     t = Instant(jnp.asarray(1), jnp.asarray(1.0), 1.0)
+    sde = sde.at_step(t.step)
     sde = sde.with_cache(sde.compute_cache(y.x, grad, stream))
+    grad = sde.mean_gradient(y.x, grad)
     found = {"drift": sde.drift(t, y, grad), "apply_diffusion": sde.apply_diffusion(t, y, grad, dW)}
     own = {part: getattr(y, part) for part in _PARTS if getattr(y, part) is not None}
     return {

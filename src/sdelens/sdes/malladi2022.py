@@ -57,6 +57,12 @@ class Malladi2022SDE(SDE):
     def with_cache(self, found: Any) -> "Malladi2022SDE":  # noqa: D102
         return Malladi2022SDE(self.later.with_cache(found))
 
+    def at_step(self, k: Array) -> "Malladi2022SDE":  # noqa: D102
+        return Malladi2022SDE(self.later.at_step(k))
+
+    def mean_gradient(self, x: Array, grad: Array) -> Array:  # noqa: D102
+        return self.later.mean_gradient(x, grad)
+
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         optimizer = self.later.optimizer
         # With M marked as advanced by a whole step, the later drift adds no look-ahead.

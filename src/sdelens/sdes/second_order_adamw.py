@@ -38,6 +38,9 @@ class SecondOrderAdamWSDE(FullNoiseSDE, AdamWSDE):
 
     optimizer: AdamW
 
+    def __check_init__(self) -> None:
+        self._require_unbiased()
+
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt, h = self.optimizer, self.optimizer.multiplier(t.step)
         back = 0.5 * (1 - t.share) * opt.lr

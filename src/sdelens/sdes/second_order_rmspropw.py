@@ -46,6 +46,9 @@ class SecondOrderRMSpropWSDE(FullNoiseSDE):
 
     optimizer: RMSpropW
 
+    def __check_init__(self) -> None:
+        self._require_unbiased()
+
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         opt, h = self.optimizer, self.optimizer.multiplier(t.step)
         variance = self.noise.variance(y.x)

@@ -59,6 +59,7 @@ class SecondOrderSGDSDE(OptimizerSDE):
 
     def __check_init__(self) -> None:
         self._require_variance()
+        self._require_unbiased()
 
     def drift(self, t: Instant, y: State, grad: Array) -> State:  # noqa: D102
         theta, h = self.optimizer.decay_rate, self.optimizer.multiplier(t.step)

@@ -6,17 +6,18 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdelens.core import names
-from sdelens.core.declarations import NOISES, OPTIMIZERS
+from sdelens.core.declarations import NOISES, OPTIMIZERS, WRAPPERS
 from sdelens.shell import forecast
 from sdelens.shell.advise import advise
-from sdelens.shell.case_options import Subject, SubjectOptions, numbers, read_curve
+from sdelens.shell.case_options import Subject, SubjectOptions, numbers
 from sdelens.shell.command import Command, Group, takes_options
 from sdelens.shell.diagnose import diagnose
+from sdelens.shell.explore import explore
 from sdelens.shell.members import Members
 from sdelens.shell.output import Output, RunOutput
 from sdelens.shell.panels import OUTPUT, SIZE, Devices, DryRun
@@ -26,6 +27,9 @@ from sdelens.shell.run_options import RunOptions, models_from, saved_to
 from sdelens.shell.scale import scale
 from sdelens.shell.session import command_line, refusals, shell
 from sdelens.shell.sweep import sweep
+
+if TYPE_CHECKING:
+    from sdelens.forecast import Logged
 
 __all__ = ["app"]
 
@@ -65,7 +69,10 @@ def compare(
     ] = False,
     curve: Annotated[
         Path | None,
-        OUTPUT(help="CSV file of a logged loss curve to add, with columns step and loss."),
+        OUTPUT(
+            help="Logged loss curve to add: CSV, also as W&B and TensorBoard export it, JSON, or a log of the Hugging "
+            "Face Trainer."
+        ),
     ] = None,
 ) -> None:
     """Run an optimizer and its SDEs side by side, and print how well each SDE tracks the optimizer.
@@ -74,13 +81,26 @@ def compare(
     """
     with shell(run.devices, members) as first:
         setting = subject.build()
-        logged = None if curve is None else read_curve(curve)
+        logged = None if curve is None else _logged(curve)
         options = run.arguments()
         if output.dry_run:
             _estimate(setting, options, first)
             return
         with output.claimed(first) as (folder, checkpoints):
             _compare(setting, saved_to(options, checkpoints), theory, logged, folder, first)
+
+
+def _logged(path: Path) -> "Logged":
+    """The curve in a log, whose loss must have a usual name here."""
+    import sdelens as sl
+
+    try:
+        return sl.forecast.read_log(path)
+    except ValueError as error:
+        if not str(error).startswith("loss:"):
+            raise
+        reason = str(error).split(";")[0].removeprefix("loss: ")
+        raise ValueError(f"curve: {reason}; rename the column of the loss to 'loss'.") from error
 
 
 def _estimate(setting: Subject, options: dict[str, Any], first: bool) -> None:
@@ -95,7 +115,7 @@ def _compare(
     setting: Subject,
     run: dict[str, Any],
     theory: bool,
-    logged: tuple[list[float], list[float]] | None,
+    logged: "Logged | None",
     folder: Path | None,
     first: bool,
 ) -> None:
@@ -109,9 +129,8 @@ def _compare(
     if theory:
         result, remarks = sl.theory.add_theory(result, *subject)
     if logged is not None:
-        steps, losses = logged
         try:
-            result = result.with_curve("logged", losses, steps)
+            result = result.with_curve("logged", logged.losses, logged.steps)
         except (ValueError, TypeError) as error:
             raise ValueError(f"curve: {error}") from error
     _write_and_print(folder, setting, result, "compare", "\n".join([str(result), *remarks]), "\n".join(remarks))
@@ -247,6 +266,7 @@ def _info(as_json: bool) -> None:
         "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices()],
         "cores": os.cpu_count(),
         "optimizers": list(OPTIMIZERS),
+        "optimizers around others": list(WRAPPERS),
         "models": list(names.MODELS),
         "problems": list(names.PROBLEMS),
         "datasets": list(names.DATASETS),
@@ -264,6 +284,10 @@ def _info(as_json: bool) -> None:
         typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
 
 
+_command(
+    "sdelens explore --optimizer 'signsgd(lr=0.02)' --noise 'student-t(df=1)'",
+    "sdelens explore --result adamw/adamw-quadratic.nc --coordinates 0,4",
+)(explore)
 _command(
     "sdelens sweep --optimizer adamw --over lr=1e-3,3e-3,1e-2 --over weight_decay=0,0.1,1 --out sweep",
     "sdelens sweep --optimizer sgd --over noise.scale=1,2 --models optimizer,sde --quantity error --out tracking",
@@ -311,8 +335,13 @@ def forecasts() -> None:
 @app.callback(invoke_without_command=True)
 def main(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither load nor keep compiled programs in the user's cache folder.")
+    ] = False,
 ) -> None:
     """Stochastic optimizers and their stochastic differential equations, side by side."""
+    if no_cache:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if show_version:
         typer.echo(version("sdelens"))
         raise typer.Exit

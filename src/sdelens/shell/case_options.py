@@ -1,9 +1,7 @@
 """The shell's options for problem, noise and optimizer, written as constructors, and the objects built from them."""
 
-import csv
 import functools
 import inspect
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sdelens.core import check, names
-from sdelens.core.declarations import ALIASES, NOISES, OPTIMIZERS, NoiseDeclaration, canonical_name
+from sdelens.core.declarations import ALIASES, NOISES, OPTIMIZERS, WRAPPERS, NoiseDeclaration, canonical_name
 from sdelens.shell.constructors import Call, calls, terms
 from sdelens.shell.panels import WHAT
 
@@ -27,7 +25,6 @@ __all__ = [
     "made_value",
     "numbers",
     "optax_optimizers",
-    "read_curve",
 ]
 
 _RATE = 0.01
@@ -81,7 +78,8 @@ class SubjectOptions:
         WHAT(
             help="For example adamw(lr=0.01, b2=0.99, weight_decay=0.1) or sgd(schedule=warmup(100, cosine(1000))). "
             f"{listing(names.meanings(OPTIMIZERS))}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}; "
-            f"{names.OPTAX}NAME: any optimizer of optax, as {names.OPTAX}lion(b2=0.95). "
+            f"{names.OPTAX}NAME: any optimizer of optax, as {names.OPTAX}lion(b2=0.95); "
+            f"around another optimizer: {listing(names.meanings(WRAPPERS))}. "
             f"Schedules: {listing(names.SCHEDULES)}."
         ),
     ] = "adamw"
@@ -215,6 +213,7 @@ def _problems() -> dict[str, Callable[..., Any]]:
         "quadratic": quadratic,
         "rosenbrock": sl.Rosenbrock,
         "embedded-saddle": sl.EmbeddedSaddle,
+        "quadratic-game": sl.QuadraticGame,
         "linear-regression": linear_regression,
     }
     return analytic | {name: _network(name) for name in names.NETWORKS}
@@ -283,8 +282,10 @@ _KINDS: dict[str, tuple[str, str, Callable[[], dict[str, Callable[..., Any]]]]] 
 """Arguments whose values are constructors: of which kind, an example, and the constructors by name."""
 
 
-def _optimizer(text: str, lr: float | None) -> "Optimizer":
-    call = _one("optimizer", text)
+def _optimizer(text: str | Call, lr: float | None) -> "Optimizer":
+    call = text if isinstance(text, Call) else _one("optimizer", text)
+    if call.name in WRAPPERS:
+        return _wrapper(call, lr)
     theirs = call.name.startswith(names.OPTAX)
     given = [call.named[key] for key in ("lr", "learning_rate") if key in call.named]
     given += list(call.positional[:1]) + ([] if lr is None else [lr])
@@ -295,10 +296,28 @@ def _optimizer(text: str, lr: float | None) -> "Optimizer":
     named = {key: value for key, value in call.named.items() if key not in ("lr", "learning_rate")}
     if theirs:
         return _from_optax(call.name.removeprefix(names.OPTAX), rate, named, call.positional[1:])
-    kind = OPTIMIZERS[canonical_name(check.choice("optimizer", call.name, (*OPTIMIZERS, *ALIASES)))].load()
+    kind = OPTIMIZERS[canonical_name(check.choice("optimizer", call.name, (*OPTIMIZERS, *ALIASES, *WRAPPERS)))].load()
     first = (rate,) if call.positional else ()
     named |= {} if first else {"lr": rate}
     made: Optimizer = _made("optimizer", Call(call.name, (*first, *call.positional[1:]), named), {call.name: kind})
+    return made
+
+
+def _wrapper(call: Call, lr: float | None) -> "Optimizer":
+    """An optimizer that wraps another one, which is its first argument."""
+    base = call.positional[0] if call.positional else call.named.get("base")
+    if not isinstance(base, str | Call):
+        raise ValueError(f"optimizer: {call.name} needs an optimizer; write for example {call.name}(sgd(0.1)).")
+    rest = call._replace(
+        positional=(None, *call.positional[1:]), named={k: v for k, v in call.named.items() if k != "base"}
+    )
+    kind, wrapped = WRAPPERS[call.name].load(), _optimizer(base, lr)
+
+    def wrap(*own: Any, **named: Any) -> Any:
+        return kind(wrapped, *own[1:], **named)
+
+    wrap.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
+    made: Optimizer = _made("optimizer", rest, {call.name: wrap})
     return made
 
 
@@ -367,50 +386,3 @@ def _matrix(argument: str, path: Path) -> Any:
         return np.array([[float(value) for value in row] for row in rows])
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{argument}: cannot read {str(path)!r} as a matrix of numbers ({error}).") from error
-
-
-def read_curve(path: Path) -> tuple[list[float], list[float]]:
-    """Read steps and losses of a logged curve: a CSV file with columns ``step`` and ``loss``, or with two columns.
-
-    Raises:
-        ValueError: if the file cannot be read or a row is not a step and a loss; the message names it.
-    """
-    if not path.is_file():
-        raise ValueError(f"curve: there is no file {str(path)!r}.")
-    try:
-        rows = [
-            row for row in csv.reader(path.read_text(encoding="utf-8-sig").splitlines()) if any(c.strip() for c in row)
-        ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"curve: cannot read {str(path)!r} as CSV ({error}).") from error
-    columns, first = (0, 1), 0
-    if rows and not _is_number(rows[0][0]):
-        columns_named, first = [cell.strip().lower() for cell in rows[0]], 1
-        if "step" not in columns_named or "loss" not in columns_named:
-            raise ValueError(
-                f"curve: {str(path)!r} has the columns {', '.join(columns_named)}; separate them by commas, "
-                "and name two step and loss."
-            )
-        columns = columns_named.index("step"), columns_named.index("loss")
-    steps, losses = [], []
-    for line, row in enumerate(rows[first:], first + 1):
-        try:
-            steps.append(float(row[columns[0]]))
-            losses.append(float(row[columns[1]]))
-            if not (math.isfinite(steps[-1]) and math.isfinite(losses[-1])):
-                raise ValueError("not finite")
-        except (ValueError, IndexError) as error:
-            raise ValueError(
-                f"curve: row {line} of {str(path)!r} is {','.join(row)!r}; give a step and a loss."
-            ) from error
-    if len(steps) < 2:
-        raise ValueError(f"curve: {str(path)!r} has {len(steps)} rows of numbers; give two or more.")
-    return steps, losses
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

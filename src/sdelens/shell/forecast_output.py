@@ -40,7 +40,7 @@ def curve_of(found: "Result") -> "pd.DataFrame":
 
 def table_of(curve: "pd.DataFrame", confidence: float) -> list[str]:
     """Lines of a table of the predicted losses at some steps."""
-    from sdelens.core.files import text_table
+    from sdelens.core.text import text_table
 
     limits = [f"{row.lower:.4g} – {row.upper:.4g}" for row in curve.itertuples()]
     parts = [[f"{step}" for step in curve["step"]], [f"{loss:.4g}" for loss in curve["loss"]], limits]

@@ -53,8 +53,30 @@ class RunOptions:
     marginals: Annotated[
         int | None,
         RECORD(
-            help="Number of coordinates, evenly spaced, whose distributions at the last step are recorded and compared."
+            help="Number of coordinates, evenly spaced, whose distributions at --times are recorded and compared."
             " A sweep writes their values only to its NetCDF file, so it needs --out."
+        ),
+    ] = None
+    times: Annotated[
+        str | None,
+        RECORD(
+            help="Recorded steps at which the values of every path are stored, comma-separated, or a number of evenly "
+            "spaced steps. Default: the last step if there are --marginals."
+        ),
+    ] = None
+    keep: Annotated[
+        str | None,
+        RECORD(
+            help="What is stored of --keep-paths, comma-separated: x, m, v, other parts of the state, loss, names of "
+            "observables and averages. Default: x."
+        ),
+    ] = None
+    averages: Annotated[
+        str | None,
+        RECORD(
+            help="Moving averages of x whose loss is recorded, as name=decay (exponential) or name=step (Polyak, from "
+            "that step on), comma-separated, for example ema=0.999,polyak=500. A sweep writes them only to its NetCDF "
+            "file."
         ),
     ] = None
     chunk: Annotated[int | None, PLACE(help=_help(Execution, "chunk"))] = None
@@ -80,9 +102,41 @@ class RunOptions:
                 keep_paths=self.keep_paths,
                 observables=observables,
                 marginals=self.marginals,
+                times=_times(self.times),
+                averages=_averages(self.averages),
+                keep=("x",) if self.keep is None else [name.strip() for name in self.keep.split(",")],
             ),
             "execution": sl.Execution(chunk=self.chunk, parameter_shards=self.parameter_shards),
         }
+
+
+def _times(text: str | None) -> int | list[int] | None:
+    """A number of steps, or the steps themselves."""
+    if text is None:
+        return None
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"times: got {text!r}; give steps such as 100,200, or a number of steps.") from error
+    return found if "," in text else found[0]
+
+
+def _averages(text: str | None) -> dict[str, float] | None:
+    """Averages by name from text such as ``ema=0.999,polyak=500``."""
+    if text is None:
+        return None
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, value = (part.partition("=")[i].strip() for i in (0, 2))
+        if name in found:
+            raise ValueError(f"averages: {name} is given twice; give each average its own name.")
+        try:
+            found[name] = int(value) if value.isdecimal() else float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"averages: got {part!r}; give name=decay or name=step, for example ema=0.999,polyak=500."
+            ) from error
+    return found
 
 
 def saved_to(arguments: dict[str, Any], checkpoints: Any) -> dict[str, Any]:

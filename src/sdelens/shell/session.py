@@ -5,7 +5,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import NoReturn
 
 import typer
@@ -14,9 +14,6 @@ from sdelens.core.machine import cores
 from sdelens.shell.members import Members
 
 __all__ = ["command_line", "refusals", "shell"]
-
-_CACHE_BYTES = 2**30
-"""Size limit of the cache of compiled programs; the least recently used are removed first."""
 
 
 @contextmanager
@@ -45,19 +42,14 @@ def _ask_for(devices: int | None) -> None:
 def _keep_programs() -> None:
     """Cache compiled programs in the user's cache folder, unless JAX's environment variables configure its cache."""
     import jax
-    import platformdirs
+
+    from sdelens.core.compilation import cache_programs
 
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not enabled:
         return
-    folder = platformdirs.user_cache_path("sdelens") / "programs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # without a writable folder, every command compiles again
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with suppress(OSError):  # without a writable folder, every command compiles again
+        cache_programs()
 
 
 def _start_jax() -> None:

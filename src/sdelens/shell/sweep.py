@@ -44,6 +44,8 @@ def sweep(
         output.require_folder(
             "a sweep writes them only to the NetCDF file in that folder",
             marginals=run.marginals,
+            times=run.times,
+            averages=run.averages,
             observables=run.observables,
             keep_paths=run.keep_paths or None,
         )

@@ -7,7 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from sdelens.results.plotting import style
+from sdelens.core.names import optimizer_label
+from sdelens.results.figures import style
 from sdelens.studies._draw import add_ellipse
 
 __all__ = ["animate_cloud"]
@@ -22,7 +23,7 @@ def animate_cloud(
         path: path of the GIF.
         problem: a problem with d = 2.
         result: a result with ``Record(keep_paths=...)``; its first model is shown.
-        law: a result of `sdelens.theory.stationary`, whose 90 % ellipse is drawn.
+        law: a result of `sdelens.theory.stationary`, whose 90 % ellipse is drawn, and said to be where paths rest.
         frames_per_second: frame rate of the animation, which has one frame per record.
 
     Raises:
@@ -43,19 +44,23 @@ def animate_cloud(
         121, 121
     )
     levels = np.quantile(loss, np.linspace(0, 1, 12) ** 2)
-    with style(figure_figsize=(4.2, 3.6)):
+    name, own = optimizer_label(result.info["optimizer"]), "" if law is None else " in the predicted ellipse"
+    with style(figure_figsize=(4.6, 3.9)):
         figure, axis = plt.subplots()
+        axis.set_aspect("equal")
         axis.contour(*grid, loss, levels=np.unique(levels), colors="0.75", linewidths=0.8)
         if law is not None:
-            add_ellipse(axis, law.mean, law.covariance, color="#CC79A7", linewidth=2.2, zorder=4)
-        (dots,) = axis.plot(*points[0].T, ".", color="0.25", markersize=2.5)
+            look: dict[str, Any] = {"color": "#B0408A", "linewidth": 2.2, "zorder": 4}
+            add_ellipse(axis, law.mean, law.covariance, label="90 % of the stationary law, predicted", **look)
+        (dots,) = axis.plot(*points[0].T, ".", color="0.25", markersize=2.5, label=f"{points.shape[1]} paths")
+        axis.plot([], [], color="0.75", linewidth=0.8, label="contours of the loss")
+        figure.legend(loc="outside lower left", ncols=3, fontsize=7.5, handlelength=1.2, columnspacing=1.2)
         title = axis.set_title("", loc="left")
-        axis.set_xlabel("$x_1$")
-        axis.set_ylabel("$x_2$")
+        axis.set(xlabel="$x_1$", ylabel="$x_2$", xlim=grid[0][[0, -1]], ylim=grid[1][[0, -1]])
 
         def show(frame: int) -> tuple[Any, ...]:
             dots.set_data(*points[frame].T)
-            title.set_text(f"t = {float(data.time[frame]):.2f}")
+            title.set_text(f"{name} comes to rest{own}: t = {float(data.time[frame]):.1f}")
             return dots, title
 
         film = FuncAnimation(figure, show, frames=len(points))

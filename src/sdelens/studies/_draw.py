@@ -69,6 +69,8 @@ def track_pictures(
     columns: int = 3,
     logarithmic: bool = False,
     normal: bool = False,
+    title: str = "",
+    shared: bool = False,
 ) -> list[Picture]:
     """Two figures of how well models track optimizers: loss curves, and errors with their allowed range.
 
@@ -83,20 +85,27 @@ def track_pictures(
         logarithmic: whether the errors' axis is logarithmic.
         normal: compute the band from the standard deviation; if the loss hardly differs between paths, the resolution
             of the quantiles, 1.6 % of the loss, would be visible.
+        title: title above the curves.
+        shared: whether the panels of a row share their axes.
     """
     band = "the mean ± 1.645 standard deviations over the optimizer's paths"
     band = band if normal else "the middle 90 % of the optimizer's paths"
     return [
-        Picture("losses", lambda: _draw_losses(results, columns, normal), f"{losses} The grey band is {band}.", alt),
+        Picture(
+            "losses",
+            lambda: _draw_losses(results, columns, normal, title, shared),
+            f"{losses} The grey band is {band}; numbers: relative L2 errors against the optimizer.",
+            alt,
+        ),
         Picture("errors", lambda: draw_items(items, axis, logarithmic), f"{errors} {KEY}", ROWS),
     ]
 
 
-def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) -> "Figure":
-    """Mean loss minus infimum of every model, a panel per result, with one legend."""
+def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool, title: str, shared: bool) -> "Figure":
+    """Mean loss minus infimum of every model with its error, a panel per result, with one legend."""
     figure, axes = panels(len(results), columns)
     entries: dict[str, Any] = {}
-    for axis, (title, result) in zip(axes, results.items(), strict=True):
+    for axis, (name, result) in zip(axes, results.items(), strict=True):
         data, kinds = result.dataset, {label: s["model"] for label, s in result.settings.items()}
         looks, infimum = look_of(kinds), float(data.attrs["infimum"])
         infimum = infimum if np.isfinite(infimum) else 0.0
@@ -113,9 +122,21 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) ->
         for label, curve in curves.items():
             (entries[label],) = axis.plot(time, curve, label=written(label), **looks[label])
         scale_y(axis, finite)
-        axis.set_title(title, loc="left")
+        axis.set_title(name, loc="left")
         axis.set_xlabel("time  $t = k\\eta$")
-    axes[0].set_ylabel("mean loss $-$ infimum")
+        if result.optimizer is not None:
+            _write_errors(axis, result, looks)
+    for first in range(0, len(axes), columns):
+        row = axes[first : first + columns]
+        row[0].set_ylabel("mean loss $-$ infimum")
+        ends = np.array([axis.get_ylim() for axis in row])
+        for other in row[1:] if shared else []:
+            other.sharex(row[0])
+            other.sharey(row[0])
+            other.tick_params(labelleft=False)
+        if shared:
+            row[0].set_ylim(ends[:, 0].min(), ends[:, 1].max())
+    figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
     figure.legend(
         list(entries.values()),
         [line.get_label() for line in entries.values()],
@@ -124,6 +145,15 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool) ->
         handlelength=3.2,
     )
     return figure
+
+
+def _write_errors(axis: "Axes", result: "Result", looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the error of every model into the upper right corner, where a falling loss leaves room."""
+    for row, (label, (error, floor)) in enumerate(result.point_errors().items()):
+        said = f"{100 * error:.2g} %" if error > floor else f"< {100 * floor:.2g} %"
+        place: dict[str, Any] = {"xytext": (-3, -3 - 12 * row), "xycoords": "axes fraction"}
+        look = {"color": looks[label]["color"], "ha": "right", "va": "top"}
+        axis.annotate(f"{written(label)}: {said}", (1, 1), textcoords="offset points", **place, **look)
 
 
 def scale_y(axis: "Axes", values: Any) -> None:

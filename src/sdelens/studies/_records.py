@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 from sdelens.core.files import atomic_path, save_figure
-from sdelens.results.plotting import style
+from sdelens.results.figures import style
 from sdelens.studies._study import Outcome, Study
 from sdelens.studies._verdicts import Item, joined
 

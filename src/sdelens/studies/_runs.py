@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdelens.core import check
-from sdelens.core.files import text_table
+from sdelens.results.printable import Parts, Printable, Table
 from sdelens.results.report import claim_folder
 from sdelens.studies import _records
 from sdelens.studies._claims import STUDIES
@@ -19,8 +19,8 @@ from sdelens.studies._verdicts import FAMILY_RATE
 __all__ = ["Reproduction", "confidence_of", "reproduce", "run_study"]
 
 
-@dataclass(frozen=True)
-class Reproduction:
+@dataclass(frozen=True, repr=False)
+class Reproduction(Printable):
     """The verdicts of a run.
 
     Attributes:
@@ -36,11 +36,9 @@ class Reproduction:
         """``"holds"``, ``"fails"`` or ``"not resolved"``, by claim."""
         return {name: record.verdict for name, record in self.records.items()}
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         head = ["claim", "verdict", "decided by", "seconds"]
-        return "\n".join(text_table(head, [row_of(record) for record in self.records.values()]))
-
-    __repr__ = __str__
+        return [Table(head, [list(row_of(record)) for record in self.records.values()])]
 
 
 def confidence_of(study: Study) -> float:

@@ -62,9 +62,16 @@ def run(plan: Plan) -> Outcome:
         f"SDE's standard deviation to the optimizer's is {worst:.2g} ({where}). These SDEs leave out the noise of V, "
         "which damps the optimizer's spread where gradients dominate."
     )
+    off = {"sde": [0.0], "malladi2022": [0.0]}
+    for result in results.values():
+        for model, (error, floor) in result.point_errors().items():
+            off[model].append(100 * max(error, floor))
     pictures = track_pictures(
         results,
         [*items, *earlier],
+        title=f"The SDEs are within {max(off['sde']):.2g} % of the optimizers' mean loss, the earlier SDEs up to "
+        f"{max(off['malladi2022']):.2g} % off",
+        shared=True,
         losses="Mean loss over time of each optimizer, its SDE and, for RMSpropW and AdamW, the earlier SDE.",
         alt="Nine panels of loss curves, one per optimizer and loss, with a curve for the optimizer and for each of "
         "its SDEs.",

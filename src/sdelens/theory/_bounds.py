@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,20 @@ from sdelens.core.names import FORMS
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import SGD, DecayedOptimizer, Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
-from sdelens.theory._bound_terms import Assumption, Draft, assume_convex, of_adaptive, of_sgd, of_signsgd
-from sdelens.theory._supported import OF_THE_PAPER, check_known
+from sdelens.results.printable import Parts, Plotted, Remarks
+from sdelens.theory._bound_terms import Assumption, Draft, assume_convex, infimum_of, of_adaptive, of_sgd, of_signsgd
+from sdelens.theory._numbers import library
+from sdelens.theory._supported import OF_THE_PAPER, check_known, check_law
 from sdelens.theory.constants import constants
+
+if TYPE_CHECKING:
+    from sdelens.results.figures import Sheet
 
 __all__ = ["Assumption", "LossBound", "loss_bound"]
 
 
-@dataclass(frozen=True)
-class LossBound:
+@dataclass(frozen=True, repr=False)
+class LossBound(Plotted):
     """A bound of the mean loss.
 
     Attributes:
@@ -55,7 +60,7 @@ class LossBound:
     condition: str = ""
     title: str = ""
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """The bound at the first and last time, the asymptote, and every assumption."""
         lines = [self.title]
         ends = [i for i in (0, -1) if self.times.size and math.isfinite(self.loss[i])]
@@ -68,10 +73,22 @@ class LossBound:
         lines += [f"{'Not at every time' if said else 'No bound'}: {self.reason}."] if self.reason else []
         lines += [self.condition] if self.condition else []
         marks = {True: "holds", False: "FAILS", None: "not checked"}
-        lines += [f"  {marks[a.holds]:11}  {a.name}: {a.detail}" for a in self.assumptions]
-        return "\n".join(lines)
+        return [*lines, Remarks([f"{marks[a.holds]}: {a.name}: {a.detail}" for a in self.assumptions])]
 
-    __repr__ = __str__
+    def _draw(self, sheet: "Sheet") -> None:
+        """The bound at its times, and its limit for t → ∞."""
+        (axes,) = sheet.panels(size=(5.6, 3.4))
+        finite = np.isfinite(self.loss)
+        axes.plot(self.times[finite], self.loss[finite], color="#0072B2", label="bound of the mean loss")
+        if math.isfinite(self.asymptote):
+            axes.axhline(self.asymptote, color="0.35", linestyle=(0, (4, 2)), label="for t → ∞")
+        axes.set(xlabel="time  $t = k\\eta$", ylabel="loss")
+        axes.legend()
+        sheet.headline(self.title, axes)
+
+    @property
+    def _has_figure(self) -> bool:
+        return bool(np.isfinite(self.loss).any())
 
 
 def loss_bound(
@@ -103,6 +120,10 @@ def loss_bound(
     the largest sᵀ∇²f s over signs s, or, with independent noise, the rate is multiplied by 1 − ηLp(0); the smaller of
     the two bounds is used.
 
+    Inside `jax.grad`, `jax.jit` and `jax.vmap` the numbers of problem, noise and optimizer may be traced, but not the
+    times, and neither a schedule nor phase 1, whose bounds are computed step by step. Loss and asymptote are then JAX
+    arrays, infinite where an assumption fails, and what is checked with numbers only is not checked.
+
     Args:
         problem: what is minimised; μ, L and L_τ are exact for `Quadratic` and `LinearRegression`; for other problems
             they are measured at the start with Hessian-vector products (matfree), an assumption that is returned as not
@@ -131,6 +152,8 @@ def loss_bound(
     """
     optimizer = check_known(problem, noise, optimizer, OF_THE_PAPER)
     check.choice("form", form, FORMS)
+    if check.any_traced(times):
+        raise TypeError("times: got an array that JAX traces (jit, grad, vmap); give numbers.")
     times = np.asarray(check.finite_array("times", np.asarray(times), (1,)), np.float64)
     if (times < 0).any():
         raise ValueError(f"times: got {times.min():g}; give times of 0 or greater.")
@@ -138,7 +161,15 @@ def loss_bound(
         if not isinstance(optimizer, SignSGD):
             raise ValueError(f"phase: belongs to signsgd; {optimizer.name} has one bound.")
         check.choice("phase", str(phase), ("1", "2", "3"))
-    case = Case.checked(problem, noise, optimizer, None, 1 + math.ceil(times.max() / optimizer.lr))
+    traced = check.any_traced(problem, noise, optimizer)
+    if traced and (optimizer.schedule is not None or phase == 1):
+        raise TypeError(
+            "optimizer: with a schedule, and in phase 1, the bound is computed step by step with numbers, and cannot "
+            "be traced by JAX (jit, grad, vmap)."
+        )
+    last = 0 if check.is_traced(optimizer.lr) else math.ceil(times.max() / optimizer.lr)
+    case = Case.checked(problem, noise, optimizer, None, 1 + last)
+    check_law(case.noise, case.problem.start, optimizer)
     known = constants(problem)
     draft = Draft()
     assume_convex(draft, problem, known)
@@ -148,7 +179,38 @@ def loss_bound(
         phase = of_signsgd(draft, case, known, form, phase)
     else:
         of_adaptive(draft, case, known, form)
-    return _finished(draft, case, times, form, phase)
+    return (_traced if traced else _finished)(draft, case, times, form, phase)
+
+
+def _traced(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int | None) -> LossBound:
+    """The bound with traced numbers; where an assumption fails, it is infinite."""
+    lr, infimum = case.optimizer.lr, infimum_of(case.problem)
+    failing = any(a.holds is False for a in draft.assumptions)
+    if failing or infimum is None:
+        values: Any = np.full(times.shape, math.inf)
+        asymptote: Any = math.inf
+    else:
+        holds = jnp.all(jnp.asarray([a.holds for a in draft.assumptions if a.holds is not None], bool))
+        start = case.problem.loss(case.problem.start) - infimum
+        rest = infimum + 0.5 * lr * draft.drive / (draft.rate * (1 - lr * draft.quadratic))
+        lasting = draft.valid_until is math.inf
+        asymptote = jnp.where(holds, rest, jnp.inf) if lasting else math.inf
+        inside = holds & draft.early & (times <= draft.valid_until * (1 + 1e-9)) & (not draft.late_only)
+        curve = infimum + _evaluate(draft, start, times, lr, case.optimizer, form == "algorithm")
+        values = jnp.where(inside, curve, jnp.inf)
+    title = f"Bound of the mean loss ({form}): {type(case.optimizer).__name__}"
+    return LossBound(
+        times,
+        values,
+        asymptote,
+        draft.rate,
+        draft.valid_until,
+        draft.assumptions,
+        draft.late_only,
+        form,
+        phase,
+        title=title,
+    )
 
 
 def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int | None) -> LossBound:
@@ -192,16 +254,14 @@ def _finished(draft: Draft, case: Case, times: np.ndarray, form: str, phase: int
     )
 
 
-def _evaluate(
-    draft: Draft, start: float, times: np.ndarray, lr: float, optimizer: DecayedOptimizer, discrete: bool
-) -> np.ndarray:
+def _evaluate(draft: Draft, start: Any, times: np.ndarray, lr: Any, optimizer: DecayedOptimizer, discrete: bool) -> Any:
     """The bound of the excess loss at the times: step by step, or in continuous time within every step."""
     if draft.root and not discrete:
         return 0.25 * np.maximum(2 * math.sqrt(start) - draft.root * _passed(optimizer, times, lr), 0) ** 2
     if optimizer.schedule is None and not draft.root:
         rate = draft.rate * (1 - lr * draft.quadratic)
         rest = 0.5 * lr * draft.drive / rate
-        kept = (1 - lr * rate) ** (times / lr) if discrete else np.exp(-rate * times)
+        kept = (1 - lr * rate) ** (times / lr) if discrete else library(rate, lr).exp(-rate * times)
         return start * kept + rest * (1 - kept)
     step = _step_of(draft, lr, discrete)
     last = math.ceil(times.max() / lr)

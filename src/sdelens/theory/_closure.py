@@ -16,6 +16,7 @@ that move by signs if the state is normal.
 """
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from sdelens.core import check
 from sdelens.core.compilation import program
 from sdelens.core.matrix import times
 from sdelens.optimizers import (
@@ -38,7 +40,7 @@ from sdelens.optimizers import (
     precondition,
 )
 from sdelens.theory._fluctuation import LawOfSquares, by_expansion, by_law, law_is_needed, share_of_root
-from sdelens.theory._moments import LinearGradient, between, diagonal, rows, transpose, with_diagonal
+from sdelens.theory._moments import LinearGradient, between, diagonal, root, rows, transpose, with_diagonal
 
 __all__ = [
     "Linearised",
@@ -48,12 +50,15 @@ __all__ = [
     "advance",
     "mixture",
     "propagate",
+    "scanned",
     "squares_of",
     "start_moments",
 ]
 
 _EVERY_STEP, _EVERY = 32, 8
 """F and N, which vary slowly, are computed by the law at each of so many first steps, and then at every eighth."""
+_MOST_STORED = 2**28
+"""Bytes of moments that a derivative stores before it computes blocks of steps twice."""
 _ROOM = 4096
 """Most records for which their room is rounded up to a power of 2; beyond it, to a multiple of this."""
 
@@ -127,41 +132,52 @@ def mixture(optimizer: DecayedOptimizer) -> tuple[Any, Any]:
     return b1, 1 - b1
 
 
-def advance(model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: Array, use_law: bool = False) -> Moments:
-    """Moments after step k; with `use_law`, the effect of the fluctuation of v is computed `by_law`."""
+def advance(
+    model: LinearGradient, optimizer: DecayedOptimizer, y: Moments, k: Array, use_law: bool | Array = False
+) -> Moments:
+    """Moments after step k; if `use_law`, which may be abstract, the fluctuation of v is computed `by_law`."""
     rate = optimizer.lr * optimizer.multiplier(k)
     keep = 1 - rate * optimizer.decay_rate
     grad, product = model.gradient(y.x), times(model.curvature, y.xx)
     if isinstance(optimizer, SignSGD | Signum | Lion):
         return _like(y, _advance_by_signs(model, optimizer, y, (keep, rate), grad, product))
     noise = model.noise_covariance(y.x, y.xx, product)
-    p, root, squares = rate * jnp.ones_like(y.x), jnp.ones_like(y.x), None
+    p, size, squares = rate * jnp.ones_like(y.x), jnp.ones_like(y.x), None
     old, new = mixture(optimizer)
     if isinstance(optimizer, RMSpropW | AdamW):
         variance = model.gradient_variance(product)
-        y, squares, vv = _advance_squares(model, optimizer, y, (grad, variance, noise))
+        y, squares, vv, known = _advance_squares(model, optimizer, y, (grad, variance, noise))
         first: Any = 1.0
         second: Any = 1.0
         if isinstance(optimizer, AdamW):
             steps = (k + y.count).astype(y.x.dtype) + 1
             first, second = (-jnp.expm1(steps * jnp.log(b)) for b in (optimizer.b1, optimizer.b2))
         share = share_of_root(y.v / second, optimizer.eps)
-        if use_law:
+        old_factors, total = y.factors, diagonal(noise) + variance
+
+        def expanded(y: Moments = y) -> tuple[Array, Array]:
+            pull, spread = by_expansion(y.v, vv, y.lean / first, y.own / first, total, share)
+            return jnp.where(known, pull, 1).astype(pull.dtype), jnp.where(known, spread, 1).astype(pull.dtype)
+
+        def from_law(y: Moments = y) -> tuple[Array, Array]:
             nodes, weights = model.noise.quadrature(y.x)
             b1, b2 = getattr(optimizer, "b1", 0.0), optimizer.b2
             count = (k + 1).astype(y.x.dtype)
             law = LawOfSquares(grad, variance, diagonal(noise), nodes, weights, b1, b2, count, first)
             due = (k < _EVERY_STEP) | (k % _EVERY == 0)
-            y = y._replace(factors=lax.cond(due, lambda: by_law(y.v, law, share), lambda: y.factors))
-            pull, spread = y.factors
+            return lax.cond(due, lambda: by_law(y.v, law, share), lambda: old_factors)
+
+        if use_law is False:
+            factors = expanded()
         else:
-            total = diagonal(noise) + variance
-            pull, spread = by_expansion(y.v, vv, y.lean / first, y.own / first, total, share)
+            factors = from_law() if use_law is True else lax.cond(use_law, from_law, expanded)
+            y = y._replace(factors=factors)
+        pull, spread = factors
         p = precondition(rate / first * jnp.ones_like(y.x), y.v / second, optimizer.eps) * pull
-        root = jnp.sqrt(spread) / pull
+        size = jnp.sqrt(spread) / pull
     direction = new * grad if y.m is None else old * y.m + new * grad
     bend = 0 * p if y.v is None else 0.5 * share / jnp.maximum(y.v, jnp.finfo(y.v.dtype).tiny)
-    linear = Linearised(model.curvature, optimizer, keep, p, bend * p * direction, grad, noise, root, squares)
+    linear = Linearised(model.curvature, optimizer, keep, p, bend * p * direction, grad, noise, size, squares)
     blocks = {i + j: getattr(y, i + j) for i, j in itertools.combinations_with_replacement(linear.parts, 2)}
     if y.m is not None:
         y = y._replace(m=optimizer.b1 * y.m + (1 - optimizer.b1) * grad)  # type: ignore[attr-defined]
@@ -194,13 +210,18 @@ def squares_of(grad: Array, variance: Array, noise: Array, moments: tuple[Array,
 
 def _advance_squares(
     model: LinearGradient, optimizer: Any, y: Moments, gradient: tuple[Array, Array, Array]
-) -> tuple[Moments, Squares, Array]:
-    """E v and its fluctuation after one more gradient, from its mean u, the variance of ∇f, and Cov Z; last, Var v."""
+) -> tuple[Moments, Squares, Array, Array]:
+    """E v and its fluctuation after one more gradient, from its mean u, the variance of ∇f, and Cov Z.
+
+    Last, Var v, and whether there is a fourth moment, without which the fluctuation is 0 here.
+    """
     grad, variance, noise = gradient
     b1, b2, own = getattr(optimizer, "b1", 0.0), optimizer.b2, diagonal(noise)
     lean, fourth = model.square_moments(y.x, grad, variance, own)
     squares = squares_of(grad, variance, noise, (lean, fourth))
     fresh = (1 - b1) * (1 - b2)
+    known = jnp.isfinite(fourth)
+    lean, fourth = (jnp.where(known, a, 0) for a in (lean, fourth))
     y = y._replace(
         v=b2 * y.v + (1 - b2) * (grad**2 + variance + own),
         lean=b1 * b2 * y.lean + fresh * lean,
@@ -208,7 +229,8 @@ def _advance_squares(
     )
     together = model.curvature * y.xv if y.xv.ndim == 1 else jnp.sum(model.curvature * y.xv.T, axis=1)  # Cov(∇f, v)
     single = 4 * grad**2 * variance + diagonal(squares.covariance)
-    return y, squares, b2**2 * diagonal(y.vv) + 4 * b2 * (1 - b2) * grad * together + (1 - b2) ** 2 * single
+    vv = b2**2 * diagonal(y.vv) + 4 * b2 * (1 - b2) * grad * together + (1 - b2) ** 2 * single
+    return y, squares, vv, known
 
 
 class Linearised(NamedTuple):
@@ -330,8 +352,9 @@ def _advance_by_signs(
 
 def _bounded(pull: Array, spread: Array, signs: Array) -> Array:
     """Cov(sign, y) with |Cov(signᵢ, yᵢ)|² at most the product of variances, also if E sign is an approximation."""
-    most = jnp.sqrt(jnp.maximum(diagonal(spread) * diagonal(signs), 0))
-    return rows(most / jnp.maximum(jnp.abs(diagonal(pull)), jnp.maximum(most, jnp.finfo(most.dtype).tiny)), pull)
+    most, size = root(diagonal(spread) * diagonal(signs)), jnp.abs(diagonal(pull))
+    over = size > most
+    return rows(jnp.where(over, most / jnp.where(over, size, 1), 1), pull)
 
 
 def propagate(
@@ -339,12 +362,16 @@ def propagate(
 ) -> Record:
     """Propagate moments; record every `record_every`-th step and the last, with the first `kept` coordinates.
 
-    Steps and records are arguments of the compiled program; only the room for records, rounded up, is part of it.
+    Steps and records are arguments of the compiled program; only the room for records, rounded up, is part of it. If
+    JAX traces a number (in jit, grad or vmap), the steps are unrolled as `scanned` does, and the record consists of
+    traced arrays.
     """
     full, rest = divmod(steps, record_every)
     rows = full + 1 + (rest > 0)
     room = 2 ** max(rows - 1, 63).bit_length() if rows <= _ROOM else -(-rows // _ROOM) * _ROOM
     use_law = isinstance(optimizer, RMSpropW | AdamW) and law_is_needed(model.noise, optimizer.b2, start.x)
+    if check.any_traced(model, optimizer, start):
+        return scanned(model, optimizer, start, steps, record_every, kept, use_law)
     records = _propagate(model, optimizer, start, full, record_every, rest, room, kept, use_law)
     return jax.tree.map(lambda a: np.asarray(a)[:rows], records)
 
@@ -378,6 +405,59 @@ def _propagate(
     y, records = lax.fori_loop(0, full, body, (y, records))
     records = keep(records, full, y)
     return keep(records, full + jnp.minimum(rest, 1), several(full * every, y, rest))
+
+
+def scanned(
+    model: LinearGradient,
+    optimizer: DecayedOptimizer,
+    start: Moments,
+    steps: int,
+    every: int,
+    kept: int,
+    use_law: bool | Array,
+) -> Record:
+    """As `_propagate`, by loops of known length that reverse-mode differentiation can run backwards.
+
+    Only the moments before every step are stored, and a step is computed again when its derivative is needed. If they
+    take more than 256 MB, steps are in blocks of about √steps, of which only the first moments are stored, so that
+    memory grows as √steps.
+    """
+
+    def observe(y: Moments) -> Record:
+        return Record(*model.loss(y.x, y.xx), y.x[:kept], diagonal(y.xx)[:kept])
+
+    @jax.checkpoint
+    def step(y: Moments, k: Array) -> tuple[Moments, Record]:
+        y = advance(model, optimizer, y, k, use_law)
+        return y, observe(y)
+
+    @jax.checkpoint
+    def block(y: Moments, ks: Array) -> tuple[Moments, Record]:
+        return lax.scan(step, y, ks)
+
+    y = jax.tree.map(jnp.asarray, start)
+    stored = steps * sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(y))
+    length = _block_length(steps) if stored > _MOST_STORED else steps
+    blocks, rest = divmod(steps, length)
+    ks = jnp.arange(steps)
+    parts = [jax.tree.map(lambda a: a[None], observe(y))]
+    if blocks == 1:
+        y, records = lax.scan(step, y, ks[:length])
+        parts.append(records)
+    else:
+        y, records = lax.scan(block, y, ks[: blocks * length].reshape(blocks, length))
+        parts.append(jax.tree.map(lambda a: a.reshape(blocks * length, *a.shape[2:]), records))
+    if rest:
+        parts.append(block(y, ks[blocks * length :])[1])
+    at = jnp.asarray(np.unique(np.append(np.arange(0, steps + 1, every), steps)))
+    return jax.tree.map(lambda *a: jnp.concatenate(a)[at], *parts)
+
+
+def _block_length(steps: int) -> int:
+    """A number of steps near √steps that divides them if there is one within a factor of 4, else √steps."""
+    near = math.isqrt(steps)
+    fits = [n for n in range(max(near // 4, 1), 4 * near + 1) if steps % n == 0]
+    return min(fits, key=lambda n: abs(math.log(n / near))) if fits and max(fits) > 1 else near
 
 
 def _even(covariance: Array) -> Array:

@@ -68,11 +68,21 @@ def share_of_root(v: Array, eps: Any) -> Array:
     return root / (root + jnp.maximum(eps, jnp.finfo(root.dtype).tiny))
 
 
-def law_is_needed(noise: NoiseLaw, b2: Any, x: Array) -> bool:
-    """Whether v fluctuates so much that `by_expansion` is poor, and the law of the noise is known for `by_law`."""
+def law_is_needed(noise: NoiseLaw, b2: Any, x: Array) -> bool | Array:
+    """Whether v fluctuates so much that `by_expansion` is poor, and the law of the noise is known for `by_law`.
+
+    It is an abstract array if JAX traces β₂ or the law of the noise.
+    """
     if not noise.has_quadrature:
         return False
-    return bool((1 - float(b2)) * (np.max(np.asarray(noise.excess_kurtosis(x))) + 2) > _SMALL)
+    kurtosis: Any = 0.0
+    if not noise.normal:
+        with check.evaluated(noise, x):
+            kurtosis = noise.excess_kurtosis(x)
+    if check.any_traced(kurtosis, b2):
+        needed = (1 - b2) * (jnp.max(jnp.asarray(kurtosis)) + 2) > _SMALL
+        return needed if check.is_traced(needed) else bool(needed)
+    return bool((1 - float(b2)) * (np.max(np.asarray(kurtosis)) + 2) > _SMALL)
 
 
 def by_expansion(

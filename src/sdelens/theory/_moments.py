@@ -28,6 +28,7 @@ __all__ = [
     "congruent",
     "diagonal",
     "normal_signs",
+    "root",
     "rows",
     "transpose",
     "with_diagonal",
@@ -63,6 +64,12 @@ def congruent(factor: Any, covariance: Any) -> Any:
 def between(left: Any, matrix: Any, right: Any) -> Any:
     """diag(p) S diag(q)."""
     return rows(left, transpose(rows(right, transpose(matrix))))
+
+
+def root(values: Array) -> Array:
+    """√v of v ≥ 0, with the derivative 0 where v = 0: there, variances are those of a start that has no spread."""
+    some = values > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, values, 1)), 0)
 
 
 class SignMoments(NamedTuple):
@@ -140,8 +147,8 @@ class LinearGradient(eqx.Module):
             both = self._noise_at(mean + column, covariance) + self._noise_at(mean - column, covariance)
             return total + (0.5 * both - at), None
 
-        root = jnp.diag(jnp.sqrt(jnp.maximum(covariance, 0))) if covariance.ndim == 1 else lower_root(covariance)
-        total = lax.scan(add, at, root.T)[0]
+        columns = jnp.diag(root(covariance)) if covariance.ndim == 1 else lower_root(covariance)
+        total = lax.scan(add, at, columns.T)[0]
         return jnp.maximum(total, 0) if total.ndim == 1 else with_diagonal(total, jnp.maximum(diagonal(total), 0))
 
     def _noise_at(self, x: Array, covariance: Array) -> Array:
@@ -162,8 +169,10 @@ class LinearGradient(eqx.Module):
             variance: variance of ∇f.
             noise: variance of the noise.
         """
-        total = variance + noise
-        return total, self.noise.excess_kurtosis(mean) * noise**2 + 2 * total**2 + 4 * grad**2 * total
+        total, kurtosis = variance + noise, jnp.asarray(self.noise.excess_kurtosis(mean))
+        known = jnp.isfinite(kurtosis)
+        fourth = jnp.where(known, kurtosis, 0) * noise**2 + 2 * total**2 + 4 * grad**2 * total
+        return total, jnp.where(known, fourth, jnp.inf)
 
     def signs(self, mean: Array, covariance: Array) -> SignMoments:
         """Moments of sign(g)."""
@@ -187,7 +196,7 @@ class LinearGradient(eqx.Module):
         found = self._signs_of(x, centre, argument, share, noise)
         if self.noise.normal or not self.noise.has_quadrature:
             return found, share * rows(found.slope, noise)
-        sd = jnp.sqrt(jnp.maximum(diagonal(argument), 0))
+        sd = root(diagonal(argument))
         nodes, weights = self.noise.quadrature(x)
         tiny = jnp.finfo(sd.dtype).tiny
         sign = lax.erf((centre + share * nodes) / (math.sqrt(2) * jnp.maximum(sd, tiny)))
@@ -213,7 +222,7 @@ class LinearGradient(eqx.Module):
         )
         if not self.noise.has_quadrature:
             return sign, slope
-        sd = jnp.sqrt(jnp.maximum(spread, 0))
+        sd = root(spread)
         wide = sd > self.noise.scales(x)
         other = lax.cond(
             wide.any(),
@@ -238,7 +247,7 @@ class LinearGradient(eqx.Module):
     def over_gradient(self, function: Any, grad: Array, variance: Array, x: Array) -> tuple[Array, Array]:
         """Expectations of two functions of ∇f, each of shape (d,), where every coordinate of ∇f is normal."""
         nodes, weights = (jnp.asarray(v, grad.dtype) for v in (_HERMITE[0], _HERMITE[1] / _HERMITE[1].sum()))
-        sd = jnp.sqrt(jnp.maximum(variance, 0))
+        sd = root(variance)
         if grad.shape[0] <= _MANY:
             first, second = function(grad[:, None] + sd[:, None] * nodes, x[:, None])
             return first @ weights, second @ weights

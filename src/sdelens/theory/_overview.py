@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdelens.core.files import text_table
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer, SignSGD
 from sdelens.problems import AbstractProblem
+from sdelens.results.printable import Parts, Plotted, Remarks, Table
 from sdelens.results.result import Result
 from sdelens.theory._bounds import LossBound, loss_bound
 from sdelens.theory._phases import Phases, phases
@@ -17,13 +17,16 @@ from sdelens.theory._predict import predict
 from sdelens.theory._stationary import Stationary, stationary
 from sdelens.theory._supported import OF_THE_PAPER
 
+if TYPE_CHECKING:
+    from sdelens.results.figures import Sheet
+
 __all__ = ["Overview", "add_theory", "overview"]
 
 _SHOWN_TIMES = 7
 
 
-@dataclass(frozen=True)
-class Overview:
+@dataclass(frozen=True, repr=False)
+class Overview(Plotted):
     """The theoretical results for one case.
 
     Attributes:
@@ -41,7 +44,7 @@ class Overview:
     phases: Phases | None
     remarks: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """The loss at several times and in the stationary state, its bound, and the phases."""
         data = self.prediction.dataset.isel(model=0)
         chosen = np.unique(np.linspace(0, data.sizes["step"] - 1, _SHOWN_TIMES).round().astype(int))
@@ -53,19 +56,18 @@ class Overview:
             rows.append(
                 [str(int(here.step)), *(f"{v:.5g}" for v in cells), f"{bound:.5g}" if np.isfinite(bound) else "-"]
             )
-        lines = [
-            self.prediction.title(),
-            "",
-            *text_table(["step", "time", "mean loss", "sd over paths", "bound"], rows),
-            "",
-        ]
+        head = ["step", "time", "mean loss", "sd over paths", "bound"]
+        parts: list[str | Table | Remarks] = [self.prediction.title(), Table(head, rows)]
         if self.stationary is not None:
             rest = self.stationary
-            lines.append(f"Stationary state: expected loss {rest.loss:.5g}, {rest.excess:.5g} above the infimum.")
-        lines += [] if self.bound is None else [str(self.bound)]
-        if self.phases is not None:
-            lines += ["", str(self.phases)]
-        return "\n".join([*lines, *self.remarks])
+            parts.append(f"Stationary state: expected loss {rest.loss:.5g}, {rest.excess:.5g} above the infimum.")
+        for more in (self.bound, self.phases):
+            parts += [] if more is None else more._parts()
+        return [*parts, *self.remarks]
+
+    def _draw(self, sheet: "Sheet") -> None:
+        """The predicted loss with its bound."""
+        self.prediction._draw(sheet)
 
 
 def overview(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,15 @@ from jax import Array
 from scipy.special import erfinv
 
 from sdelens.core import check
-from sdelens.core.files import text_table
 from sdelens.core.tree import Layout, flatten_parameters
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.problems import AbstractProblem
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.result import Result
+from sdelens.theory._supported import check_law
+
+if TYPE_CHECKING:
+    from sdelens.results.figures import Sheet
 
 __all__ = ["BOUNDARIES", "Phases", "phases", "signal"]
 
@@ -23,8 +27,8 @@ BOUNDARIES: Final = (1.5, 1.0)
 """A coordinate is in phase 1 if |Y| is above the first value, and in phase 3 if it is below the second."""
 
 
-@dataclass(frozen=True)
-class Phases:
+@dataclass(frozen=True, repr=False)
+class Phases(Plotted):
     """Phases of every coordinate, at one point or along a trajectory of T points.
 
     Attributes:
@@ -61,7 +65,7 @@ class Phases:
             out[row] = np.append(self.time, np.inf)[after]
         return out
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """The shares, at the start and the end of a trajectory, and the times when phases are left."""
         head = ["", "phase 1", "phase 2", "phase 3"]
         rows = []
@@ -69,12 +73,20 @@ class Phases:
         for where, i in points:
             for label, shares in (("coordinates", self.shares), ("of |grad|^2", self.gradient_shares)):
                 rows.append([label + where, *(f"{100 * v:.1f} %" for v in np.atleast_2d(shares)[i])])
-        lines = text_table(head, rows)
+        where = f"{self.signal.shape[-1]} coordinates"
+        where += "" if self.time is None else f", {len(self.time)} times from {self.time[0]:g} to {self.time[-1]:g}"
+        parts: list[str | Table] = [f"Phases of SignSGD: {where}", Table(head, rows)]
         if self.time is not None:
             for number, left in zip((1, 2), self.left, strict=True):
                 ends = f"{left.min():g} (first coordinate) to {left.max():g} (last)"
-                lines.append(f"Phase {number} is left from t = {ends}.")
-        return "\n".join(lines)
+                parts.append(f"Phase {number} is left from t = {ends}.")
+        return parts
+
+    def _draw(self, sheet: "Sheet") -> None:
+        """Shares of the coordinates in the phases along the trajectory."""
+        from sdelens.theory._figures import plot_shares
+
+        plot_shares(sheet, np.atleast_2d(self.shares), self.time)
 
 
 def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any = None) -> Phases:
@@ -118,6 +130,7 @@ def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any =
         gradient, holder = _gradients(subject)
         x, bound = np.broadcast_to(np.asarray(holder.start), gradient.shape), noise.bind(holder)
         time = _times(time, gradient)
+    check_law(bound, jnp.asarray(x[0]))
     value = np.abs(signal(bound, gradient.T, x.T).T)
     phase = np.where(value > BOUNDARIES[0], 1, np.where(value >= BOUNDARIES[1], 2, 3))
     within = phase[..., None] == np.arange(1, 4)
@@ -133,7 +146,8 @@ def signal(noise: NoiseLaw, gradient: Any, x: Any) -> np.ndarray:
     dtype = jnp.result_type(float)
     gradient, x = jnp.asarray(gradient, dtype), jnp.asarray(x, dtype)
     if noise.normal:
-        return np.asarray(gradient / jnp.sqrt(2 * noise.variance(x)), np.float64)
+        none = gradient == 0  # also where there is no noise either
+        return np.asarray(jnp.where(none, 0, gradient / jnp.sqrt(2 * noise.variance(x))), np.float64)
     sign = np.asarray(jnp.broadcast_to(noise.mean_sign(gradient, x), gradient.shape), np.float64)
     return np.asarray(erfinv(np.clip(sign, -1, 1)))
 

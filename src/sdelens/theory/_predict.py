@@ -4,6 +4,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,12 +20,12 @@ from sdelens.noise.distributed import RandomKLaw, WorkersLaw
 from sdelens.optimizers import SGD, Lion, Optimizer, SignSGD, Signum, State
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
-from sdelens.theory._closure import Record, propagate, start_moments
+from sdelens.theory._closure import Moments, Record, propagate, start_moments
 from sdelens.theory._linear import linear_gradient
 from sdelens.theory._moments import LinearGradient
-from sdelens.theory._supported import check_known
+from sdelens.theory._supported import check_known, check_law
 
-__all__ = ["estimate", "predict", "require_variance"]
+__all__ = ["estimate", "predict", "predicted_loss", "prepared", "require_variance"]
 
 _SHOWN = 64
 """Moments of single coordinates are recorded up to this dimension, as in a simulation."""
@@ -87,12 +88,12 @@ def predict(
         >>> curve.models
         ['prediction']
     """
-    optimizer = check_known(problem, noise, optimizer)
-    steps = check.at_least("steps", steps, 1)
-    every = min(check.at_least("record_every", record_every, 1), steps)
-    case = Case.checked(problem, noise, optimizer, start, steps)
-    model = linear_gradient(problem, case.noise)
-    require_variance(case, "the closure")
+    if check.any_traced(problem, noise, optimizer, start):
+        raise TypeError(
+            "predict: JAX is tracing an argument (jit, grad or vmap), and a Result holds numbers; use "
+            "sl.theory.predicted_loss, which returns an array, inside transformations."
+        )
+    case, model, moments, (steps, every) = prepared(problem, noise, optimizer, (steps, record_every), start)
     if isinstance(optimizer, Signum | Lion) and case.noise.lacks_fourth_moment(case.start.centre()):
         warnings.warn(
             f"noise: {case.noise.describe()['name']} noise has no fourth moment, and the noise that m of "
@@ -102,15 +103,7 @@ def predict(
             stacklevel=2,
         )
     begin = time.perf_counter()
-    state, spread = _start(case, model)
-    record = propagate(
-        model,
-        optimizer,
-        start_moments(model, state, spread, optimizer),
-        steps,
-        every,
-        problem.dim if problem.dim <= _SHOWN else 0,
-    )
+    record = propagate(model, case.optimizer, moments(), steps, every, problem.dim if problem.dim <= _SHOWN else 0)
     if not np.isfinite(record.loss).all():
         first = int(np.argmax(~np.isfinite(record.loss))) * every
         warnings.warn(
@@ -120,6 +113,73 @@ def predict(
             stacklevel=2,
         )
     return Result(_dataset(case, record, steps, every, time.perf_counter() - begin))
+
+
+def predicted_loss(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    record_every: int = 1,
+    start: Any = None,
+) -> Array:
+    """The mean loss of `predict` as an array, also inside `jax.grad`, `jax.jit` and `jax.vmap`.
+
+    The numbers of problem, noise and optimizer, those of a schedule included, may be traced. Build the specification
+    from them inside the function that is transformed, or pass a specification as its argument: specifications are
+    pytrees, whose numbers are the leaves. What is checked of a number elsewhere is not checked of a traced one: a loss
+    that does not exist is then not finite.
+
+    A gradient (reverse mode) costs about 4 times as much as the value, and its memory grows as the root of the number
+    of steps. Derivatives with respect to a few numbers may as well be computed forwards (`jax.jvp`, `jax.jacfwd`) in
+    constant memory. With β₂ or the noise traced, both ways to describe the fluctuation of v are compiled, and under
+    `vmap` over them both are computed.
+
+    Args:
+        problem: as in `predict`.
+        noise: as in `predict`.
+        optimizer: as in `predict`.
+        steps: optimizer steps; a whole number that is not traced.
+        record_every: steps between records; the start and the last step are always recorded.
+        start: as in `predict`.
+
+    Returns:
+        E f at the start, after every `record_every` steps and after the last: shape (1 + ⌈steps/record_every⌉,). Its
+        dtype is that of the problem's start.
+
+    Raises:
+        TypeError, ValueError: as `predict`.
+
+    Source: derived here.
+
+    Examples:
+        >>> import jax, sdelens as sl
+        >>> problem, noise = sl.Quadratic([1.0, 4.0]), sl.GaussianNoise(1.0)
+        >>> def final(lr):
+        ...     return sl.theory.predicted_loss(problem, noise, sl.SignSGD(lr), steps=400)[-1]
+        >>> round(float(final(0.1)), 3), round(float(jax.grad(final)(0.1)), 2)
+        (0.068, 0.73)
+    """
+    case, model, moments, (steps, every) = prepared(problem, noise, optimizer, (steps, record_every), start)
+    return jnp.asarray(propagate(model, case.optimizer, moments(), steps, every, 0).loss)
+
+
+def prepared(
+    problem: AbstractProblem, noise: AbstractNoise, optimizer: Optimizer, sizes: tuple[Any, Any], start: Any
+) -> tuple[Case, LinearGradient, Callable[[], Moments], tuple[int, int]]:
+    """The checked case, its gradient, a function that computes the moments at the start, and the numbers of steps."""
+    optimizer = check_known(problem, noise, optimizer)
+    steps = check.at_least("steps", sizes[0], 1)
+    every = min(check.at_least("record_every", sizes[1], 1), steps)
+    case = Case.checked(problem, noise, optimizer, start, steps)
+    model = linear_gradient(problem, case.noise)
+    require_variance(case, "the closure")
+
+    def moments() -> Moments:
+        return start_moments(model, *_start(case, model), case.optimizer)
+
+    return case, model, moments, (steps, every)
 
 
 def estimate(
@@ -162,11 +222,12 @@ def estimate(
 
 
 def require_variance(case: Case, what: str) -> None:
-    """Refuse noise of infinite variance, except for SignSGD, and gradient compressions that the theory does not cover.
+    """Refuse noise of infinite variance, except for SignSGD, and laws that the theory does not cover.
 
     Raises:
         ValueError: naming the law.
     """
+    check_law(case.noise, case.start.centre(), case.optimizer)
     compressed = isinstance(case.noise, WorkersLaw) and case.noise.compression is not None
     if compressed and not (isinstance(case.noise, RandomKLaw) and isinstance(case.optimizer, SGD)):
         raise ValueError(
@@ -175,7 +236,9 @@ def require_variance(case: Case, what: str) -> None:
         )
     if isinstance(case.optimizer, SignSGD):
         return
-    if not case.noise.has_variance(case.start.centre()):
+    with check.evaluated(case.noise, case.start):
+        has_variance = case.noise.has_variance(case.start.centre())
+    if not has_variance:
         raise ValueError(
             f"noise: {case.noise.describe()['name']} noise has no finite variance here, so the mean loss of "
             f"{case.optimizer.name} is infinite or unknown, and {what} does not exist. SignSGD needs no variance."

@@ -1,7 +1,7 @@
 """Constants of a loss that bounds need: exact on quadratics, by Lanczos and Hutchinson on other problems."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from matfree import decomp, stochtrace
 
+from sdelens.core import check
 from sdelens.problems import AbstractProblem, LinearRegression, Quadratic
 
 __all__ = ["Constants", "constants", "spectrum"]
@@ -48,8 +49,13 @@ class Constants(NamedTuple):
 def constants(problem: AbstractProblem) -> Constants:
     """Compute the curvature constants of a problem."""
     if not isinstance(problem, Quadratic | LinearRegression):
-        return _measured(problem)
-    curvature, at = np.asarray(problem.curvature, np.float64), np.asarray(problem.minimiser, np.float64)
+        with check.evaluated(problem):
+            return _measured(problem)
+    with check.evaluated(problem):
+        minimiser = problem.minimiser
+    if check.any_traced(problem.curvature, minimiser):
+        return _traced(problem.curvature, minimiser)
+    curvature, at = np.asarray(problem.curvature, np.float64), np.asarray(minimiser, np.float64)
     if curvature.ndim == 1:
         total = float(curvature.sum())
         return Constants(
@@ -60,6 +66,17 @@ def constants(problem: AbstractProblem) -> Constants:
     box = min(float(row.sum()), len(values) * float(values[-1]))
     trace = float(values.sum())
     return Constants(float(values[0]), float(values[-1]), trace, box, row, at, False, True, "eigenvalues")
+
+
+def _traced(curvature: Any, at: Any) -> Constants:
+    """The constants of a quadratic whose numbers are traced."""
+    row = jnp.abs(curvature) if curvature.ndim == 1 else jnp.abs(curvature).sum(axis=1)
+    if curvature.ndim == 1:
+        total = curvature.sum()
+        return Constants(curvature.min(), curvature.max(), total, total, row, at, True, True, "diagonal")  # type: ignore[arg-type]
+    values = jnp.linalg.eigvalsh(curvature)
+    box, trace = jnp.minimum(row.sum(), len(values) * values[-1]), values.sum()
+    return Constants(values[0], values[-1], trace, box, row, at, False, True, "eigenvalues")  # type: ignore[arg-type]
 
 
 def _measured(problem: AbstractProblem) -> Constants:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sdelens.core import check
+from sdelens.results.printable import Parts
 from sdelens.scaling import Rescaled, ratio_of, rescale_readings
 from sdelens.scaling import rescale as rescale_numbers
 from sdelens.scaling.hyperparameters import Hyperparameters, Reading, read_dict
@@ -28,7 +29,7 @@ _ENDS: Final = {"max_momentum", "base_momentum"}
 """Decays between which a scheduler cycles the momentum of a group."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RescaledRun(Rescaled):
     """A run of PyTorch rescaled to another batch size, with an account of every number.
 
@@ -48,12 +49,12 @@ class RescaledRun(Rescaled):
         """An account with further attributes."""
         return cls(**{field.name: getattr(account, field.name) for field in dataclasses.fields(account)} | more)
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         """The account, and the new arguments if there are some."""
-        said = [Rescaled.__str__(self)]
+        said = list(Rescaled._parts(self))
         if self.arguments:
-            said += ["", "New arguments:", *(f"  --{key} {_shown(value)}" for key, value in self.arguments.items())]
-        return "\n".join(said if self.path is None else [*said, "", f"Written to {self.path}"])
+            said.append("\n".join(["New arguments:", *(f"  --{k} {_shown(v)}" for k, v in self.arguments.items())]))
+        return said if self.path is None else [*said, f"Written to {self.path}"]
 
 
 def _shown(value: Any) -> str:

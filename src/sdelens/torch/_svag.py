@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from sdelens.core import check
-from sdelens.core.files import save_figure, text_table
 from sdelens.core.progress import progress_bar
 from sdelens.results.paired import MEASURED, Change, measured, on_grid, scale_of, seeds_needed, shown
 from sdelens.results.paired_plot import Compared, plot_paired
+from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.torch._rescale import rescale
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from sdelens.results.figures import Sheet
 
 __all__ = ["SVAG", "svag"]
 
@@ -39,8 +39,8 @@ _ANSWERS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class SVAG:
+@dataclass(frozen=True, repr=False)
+class SVAG(Plotted):
     """Runs of the same duration in continuous time, with smaller and smaller steps.
 
     Attributes:
@@ -97,20 +97,13 @@ class SVAG:
             said += " A loss was not finite."
         return said
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> "Figure":
-        """Mean losses at equal times, with the single runs, and their differences below; saved if `path` is given.
-
-        Raises:
-            ValueError: if matplotlib does not write files with the suffix of `path`.
-        """
+    def _draw(self, sheet: "Sheet") -> None:
+        """Mean losses at equal times, with the single runs, and their differences below."""
         edges, level = on_grid(self._curves(1))
         runs = {"the run itself": Compared(edges, level, level)}
         runs |= {f"l = {factor}": self._compared(factor) for factor in self.table.index[self.table.verdict != FAILED]}
         title = "Steps shortened l times, noise amplified"
-        figure = plot_paired(runs, self.confidence, title, "time, in steps of the run itself")
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+        plot_paired(sheet, runs, self.confidence, title, "time, in steps of the run itself")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the losses as JSON types; unknown numbers are None."""
@@ -123,7 +116,7 @@ class SVAG:
             "table": [{str(k): _plain(v) for k, v in row.items()} for row in rows],
         }
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         first = self.losses[1]
         title = f"{self.steps} steps against l times as many, {len(first)} seed{'s' * (len(first) > 1)}"
         rows = [
@@ -145,9 +138,7 @@ class SVAG:
             f"{100 * self.confidence:g} % limits over the seeds; error: relative L2 distance of the mean curves at "
             f"equal times, with the noise removed; relative and error refer to {scale_of(self.minimum)}."
         )
-        return "\n".join([title, "", *text_table(head, rows), "", self.verdict(), "", note])
-
-    __repr__ = __str__
+        return [title, Table(head, rows), self.verdict(), note]
 
     def _compared(self, factor: int) -> Compared:
         edges, means = on_grid([*self._curves(factor), *self._curves(1)])

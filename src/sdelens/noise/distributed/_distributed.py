@@ -62,6 +62,16 @@ class DistributedNoise(AbstractNoise):
 
     def bind(self, problem: AbstractProblem) -> NoiseLaw:
         own = self.noise.bind(problem)
+        if own.scheduled:
+            raise TypeError(
+                "noise: changes with the step; schedule what the workers send together: "
+                "ScheduledNoise(DistributedNoise(noise, workers), ...)."
+            )
+        if own.biased:
+            raise TypeError(
+                "noise: clips gradients, so that its mean is not ∇f, which the laws of several workers assume; give "
+                "one sl.DPNoise with the batch of all workers."
+            )
         if self.compression is not None:
             return self.compression.bind(problem, own, self.workers)
         if self.workers == 1:
