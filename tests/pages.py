@@ -16,7 +16,7 @@ from sybil.parsers.markdown import CodeBlockParser
 ROOT = Path(__file__).parents[1]
 PATHS = 64
 """Most paths that a block runs: what it shows is how the library is used, not its numbers."""
-EXPENSIVE = {"figures.md", "matrix-sign.md", "noise.md", "queries.md", "recording.md", "theory.md"}
+EXPENSIVE = {"figures.md", "matrix-sign.md", "noise.md", "queries.md", "recording.md", "theory.md", "tour.md"}
 """Pages whose blocks compile many programs, which the tests of their subjects cover."""
 
 

@@ -274,6 +274,7 @@ class Two(Own):
         return super().apply_diffusion(t, y, grad, dW[0] + 0.01 * dW[1])
 
 
+@pytest.mark.slow
 def test_sdes_of_your_own_are_coupled_to_the_optimizer():
     """The same equation has the same errors; a further Brownian motion of 1 % leaves most of the coupling."""
     study = order(sl.FromOptax(optax.sgd, 0.1), models=[Own, Two], paths=200, substeps=4)

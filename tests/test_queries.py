@@ -157,6 +157,7 @@ def test_sam_as_an_optax_transformation():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *found)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("queries-sdes")
 def test_at_equal_steps_the_scheme_is_the_algorithm_where_the_field_is_linear():
     """At Δt = η, with normal noise, without a norm; on a game and on a quadratic, also with momentum."""
@@ -177,6 +178,7 @@ def test_at_equal_steps_the_scheme_is_the_algorithm_where_the_field_is_linear():
         np.testing.assert_allclose(algorithm.x, scheme.x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("queries-sdes")
 @pytest.mark.parametrize("batches", [False, True], ids=["injected", "batches"])
 def test_drift_and_diffusion_are_the_mean_and_the_covariance_of_the_update(batches):

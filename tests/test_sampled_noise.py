@@ -97,6 +97,7 @@ def looked():
     return found()
 
 
+@pytest.mark.slow
 def test_draws_follow_the_law_and_depend_on_the_path_alone():
     assert stats.kstest(np.asarray(looked()["normal"][0]).ravel(), stats.norm.cdf).pvalue > 1e-5
     assert stats.kstest(np.asarray(looked()["skewed"][0]).ravel() + 1, stats.expon.cdf).pvalue > 1e-5
@@ -115,6 +116,7 @@ def test_roots_have_the_covariance_of_the_draws():
     assert_moments(looked()["matrix + uniform"][2], np.zeros(2), MATRIX + np.eye(2) / 3)
 
 
+@pytest.mark.slow
 def test_a_step_of_signs_has_the_mean_and_covariance_of_the_sign():
     """Of eight draws, the mean and the noise together; exact laws by SciPy."""
     grad = np.asarray(TWO.evaluate(TWO.start)[1], np.float64)
