@@ -480,7 +480,8 @@ def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
         "--devices",
         "2",
     )
-    stop(9, out / "checkpoint")
+    plain = sl.Record(every=2, keep_paths=3)
+    stop(9, out / "checkpoint", record=plain)
 
     def command(*options, expect):
         return shell("compare", *own, *sizes, *options, expect=expect).stderr
@@ -501,7 +502,7 @@ def test_the_shell_goes_on_in_the_folder_of_its_results(stop, tmp_path):
     }
     assert "holds results already" in command("--out", str(out), "--resume", expect=2)
     assert "resume: got --resume without --out; checkpoints are kept in that folder" in command("--resume", expect=2)
-    assert_same(sl.load(out / "rmspropw-quadratic.nc"), compare())
+    assert_same(sl.load(out / "rmspropw-quadratic.nc"), compare(record=plain))
 
 
 RUN = textwrap.dedent(

@@ -227,13 +227,13 @@ def require_variance(case: Case, what: str) -> None:
     Raises:
         ValueError: naming the law.
     """
-    check_law(case.noise, case.start.centre(), case.optimizer)
     compressed = isinstance(case.noise, WorkersLaw) and case.noise.compression is not None
     if compressed and not (isinstance(case.noise, RandomKLaw) and isinstance(case.optimizer, SGD)):
         raise ValueError(
             "noise: the theory covers compressed gradients only for sl.RandomK with sl.SGD; simulate others with "
             "sl.compare."
         )
+    check_law(case.noise, case.start.centre(), case.optimizer)
     if isinstance(case.optimizer, SignSGD):
         return
     with check.evaluated(case.noise, case.start):
