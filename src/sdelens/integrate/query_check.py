@@ -34,7 +34,7 @@ def check_queried(discrete: Discrete) -> None:
     """
     optimizer, start = discrete.optimizer, discrete.problem.start
     method = type(optimizer).queried
-    if method.__module__.startswith("sdelens.") or start.size > _MOST:
+    if str(method.__module__).startswith("sdelens.") or start.size > _MOST:
         return
     name = f"{type(optimizer).__name__}.queried"
     paths = jnp.asarray(np.arange(_PATHS, dtype=np.uint32))

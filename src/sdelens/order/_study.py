@@ -242,9 +242,8 @@ def _with_coefficients(model: ClosedForm | Empirical, case: Case) -> ClosedForm 
 def _moved(stepper: Any) -> Any:
     """A step of a stepper, which is traced to see whether quadrature is possible."""
     stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
-    state = stepper.init(stream)
-    x = jnp.reshape(stepper.position(state), (-1, 1))
-    return stepper.step(jnp.asarray(0), state, jnp.zeros_like(x), stream)
+    state = jax.tree.map(lambda a: a[:, None] if jnp.ndim(a) == 1 else a, stepper.init(stream))
+    return stepper.step(jnp.asarray(0), state, jnp.zeros_like(stepper.position(state)), stream)
 
 
 def _kernel_exists(
