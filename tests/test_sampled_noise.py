@@ -371,3 +371,10 @@ def test_the_empirical_model_tracks_draws(name):
         problem, noise, sl.SignSGD(0.02), ["optimizer", "sde", "empirical"], steps=200, paths=4096, record=record
     )
     assert (run.errors().error_upper[["sde", "empirical"]] <= 0.02).all()
+
+
+def test_a_schedule_keeps_the_number_of_draws_for_signs():
+    drawn = sl.SampledNoise(lambda key, x: jax.random.normal(key, x.shape), 1.0, samples=3)
+    problem = sl.Quadratic([1.0, 2.0])
+    for noise in (sl.ScheduledNoise(drawn, [1.0, 0.5]), sl.ScheduledNoise(drawn, batch_ratio=[(0, 1), (5, 2)])):
+        assert noise.bind(problem).sign_samples == 3

@@ -14,6 +14,7 @@ from sdelens.core import check
 from sdelens.core.compilation import quick
 from sdelens.core.random import Stream
 from sdelens.noise._base import AbstractNoise, NoiseLaw
+from sdelens.noise._forwarded import ForwardedLaw
 from sdelens.noise._minibatch import MinibatchNoise
 from sdelens.noise._private import DPNoise
 from sdelens.noise._staged import StagedLaw, described_schedule
@@ -157,7 +158,7 @@ def _staged(noise: AbstractNoise, batch_ratio: Any) -> tuple[tuple[AbstractNoise
     return tuple(at_ratio(noise, float(ratio)) for ratio in different), jnp.asarray(which.astype(np.int32))
 
 
-class MultipliedLaw(NoiseLaw):
+class MultipliedLaw(ForwardedLaw):
     """The law of c_k Z.
 
     Attributes:
@@ -174,28 +175,12 @@ class MultipliedLaw(NoiseLaw):
     size: Array
 
     @property
-    def normal(self) -> bool:  # type: ignore[override]
-        return self.law.normal
-
-    @property
-    def independent(self) -> bool:  # type: ignore[override]
-        return self.law.independent
-
-    @property
     def constant(self) -> bool:  # type: ignore[override]
         return False
 
     @property
     def has_quadrature(self) -> bool:  # type: ignore[override]
         return False
-
-    @property
-    def has_covariance(self) -> bool:  # type: ignore[override]
-        return self.law.has_covariance
-
-    @property
-    def biased(self) -> bool:  # type: ignore[override]
-        return self.law.biased
 
     def at_step(self, k: Array | int) -> "MultipliedLaw":
         if self.sizes is not None:
@@ -206,18 +191,12 @@ class MultipliedLaw(NoiseLaw):
         now = self.law.at_step(k), jnp.asarray(size, self.size.dtype)
         return eqx.tree_at(lambda law: (law.law, law.size), self, now)
 
-    def mean_gradient(self, x: Array, grad: Array) -> Array:
-        return self.law.mean_gradient(x, grad)
-
     def gradient(self, k: Array, x: Array, grad: Array, stream: Stream) -> Array:
         mean = self.mean_gradient(x, grad)
         return mean + self.at_step(k).size * (self.law.gradient(k, x, grad, stream) - mean)
 
     def sample(self, x: Array, stream: Stream) -> Array:
         return self.size * self.law.sample(x, stream)
-
-    def has_variance(self, x: Array) -> bool:
-        return self.law.has_variance(x)
 
     def variance(self, x: Array) -> Array:
         return self.size**2 * self.law.variance(x)
@@ -238,9 +217,6 @@ class MultipliedLaw(NoiseLaw):
         nodes, weights = self.law.quadrature(x)
         return self.size * nodes, weights
 
-    def noise_shape(self, dim: int) -> tuple[int, ...]:
-        return self.law.noise_shape(dim)
-
     def apply_root(self, x: Array, dW: Array) -> Array:
         return self.size * self.law.apply_root(x, dW)
 
@@ -258,9 +234,6 @@ class MultipliedLaw(NoiseLaw):
     def signed_mean(self, grad: Array, x: Array) -> Array:
         return self.size * self.law.signed_mean(grad / self._safe, x)
 
-    def joint_shape(self, dim: int) -> tuple[int, ...]:
-        return self.law.joint_shape(dim)
-
     def apply_joint_root(self, grad: Array, x: Array, dW: Array) -> tuple[Array, Array]:
         sign, own = self.law.apply_joint_root(grad / self._safe, x, dW)
         return sign, self.size * own
@@ -268,27 +241,10 @@ class MultipliedLaw(NoiseLaw):
     def fourth_cumulant(self, x: Array) -> Array:
         return self.size**4 * self.law.fourth_cumulant(x)
 
-    def excess_kurtosis(self, x: Array) -> Array:
-        return self.law.excess_kurtosis(x)
-
-    def lacks_fourth_moment(self, x: Array) -> bool:
-        return self.law.lacks_fourth_moment(x)
-
     def apply_root_and_square(self, grad: Array, x: Array, dW: Array, dt: Any) -> tuple[Array, Array]:
         """With g = ∇f + cZ, g² − E g² is c² times that of ∇f/c + Z."""
         root, square = self.law.apply_root_and_square(grad / self._safe, x, dW, dt)
         return self.size * root, self.size**2 * square
-
-    @property
-    def cache_steps(self) -> int:
-        """Steps for which statistics are reused; signs depend on the multiplier, which may change with every step."""
-        return self.law.cache_steps
-
-    def compute_cache(self, use: str, x: Array, grad: Array, stream: Stream) -> Any:
-        return self.law.compute_cache(use, x, grad, stream)
-
-    def with_cache(self, found: Any) -> "MultipliedLaw":
-        return eqx.tree_at(lambda law: law.law, self, self.law.with_cache(found))
 
     def describe(self) -> dict[str, Any]:
         return described_schedule(self.law.describe(), 0)

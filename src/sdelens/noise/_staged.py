@@ -52,6 +52,10 @@ class StagedLaw(NoiseLaw):
         return self._first.biased
 
     @property
+    def sign_samples(self) -> int:  # type: ignore[override]
+        return self._first.sign_samples
+
+    @property
     def needs_gradient(self) -> bool:  # type: ignore[override]
         return any(law.needs_gradient for law in self.laws)
 
