@@ -395,6 +395,7 @@ class Flat(sl.SGD):
     ("optimizer", "message"),
     [
         (Mixing(0.05), "Mixing.queried mixes paths"),
+        (sl.SAM(Mixing(0.05)), "Mixing.queried mixes paths"),
         (Flat(0.05), r"Flat.queried returns shape \(3,\) for a gradient of shape \(2, 3\)"),
     ],
 )

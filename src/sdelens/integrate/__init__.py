@@ -7,7 +7,7 @@ from sdelens.integrate.empirical import Empirical
 from sdelens.integrate.euler import STAGES, EulerMaruyama
 from sdelens.integrate.quadrature import NoQuadratureError, Quadrature
 from sdelens.integrate.query_check import check_queried
-from sdelens.integrate.watched import Average, Exponential, Polyak, Watched, WatchedState
+from sdelens.integrate.watched import Average, Exponential, Polyak, Watched
 
 __all__ = [
     "MAX_COORDINATES",
@@ -24,6 +24,5 @@ __all__ = [
     "Quadrature",
     "Stepper",
     "Watched",
-    "WatchedState",
     "check_queried",
 ]

@@ -11,6 +11,7 @@ from jax import Array, lax
 
 from sdelens.core.captured import alike, captured
 from sdelens.core.compilation import quick
+from sdelens.core.pathwise import MOST_COORDINATES, PATHS_LAST, differs
 from sdelens.core.random import Stream
 from sdelens.optimizers import State
 from sdelens.sdes._base import SDE, Instant
@@ -19,13 +20,7 @@ __all__ = ["check_parts", "check_pathwise", "is_own"]
 
 _METHODS: Final = ("drift", "apply_diffusion")
 _PARTS: Final = ("x", "m", "v")
-_TOLERANCE: Final = 1e-2
-"""Relative difference that is not rounding; what mixes paths differs by about its own size."""
-_MOST: Final = 2**24
-"""Coordinates above which paths are not compared: several paths might not fit into memory, and few run together."""
-_SHAPES: Final = (
-    "arrays have shape (d, P), with one column per path, so reductions over the coordinates need axis=0, keepdims=True"
-)
+_SHAPES: Final = f"arrays have shape (d, P), {PATHS_LAST}"
 
 
 def is_own(sde: SDE) -> bool:
@@ -96,7 +91,7 @@ def check_pathwise(sde: SDE, start: Array) -> None:
     Raises:
         ValueError: naming the coefficient.
     """
-    if not is_own(sde) or start.size > _MOST:
+    if not is_own(sde) or start.size > MOST_COORDINATES:
         return
     paths, name = _paths(sde, start), type(sde).__name__
     rng = np.random.default_rng(0)
@@ -177,11 +172,5 @@ def _mixed(
         one = _coefficients(sde, jax.tree.map(own, y), own(grad), own(dW), stream._replace(paths=own(stream.paths)))
         return jax.tree.map(lambda a: a[..., 0], one)
 
-    def differ(several: Array, single: Array) -> Array:
-        several = several.T
-        least = max(_TOLERANCE, 16 * float(jnp.finfo(single.dtype).eps))
-        size = jnp.abs(jnp.where(jnp.isfinite(single), single, 0)).max(axis=-1, keepdims=True)
-        same = (several == single) | (jnp.isnan(several) & jnp.isnan(single))
-        return ~(same | (jnp.abs(several - single) <= least * size)).all()
-
-    return jax.tree.map(differ, together, lax.map(alone, jnp.arange(grad.shape[-1])))
+    singles = lax.map(alone, jnp.arange(grad.shape[-1]))
+    return jax.tree.map(lambda several, single: differs(several.T, single), together, singles)
