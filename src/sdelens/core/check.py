@@ -103,6 +103,14 @@ def nonnegative(name: str, value: Any) -> Any:
     return value
 
 
+def confidence(value: Any) -> float:
+    """Return the confidence of one-sided limits as a float in (0.5, 1)."""
+    value = number("confidence", value)
+    if not 0.5 < value < 1:
+        raise ValueError(f"confidence: got {value}; it must lie in (0.5, 1), for example 0.99.")
+    return float(value)
+
+
 def fraction(name: str, value: Any) -> Any:
     """Return `value` as a float in [0, 1)."""
     value = number(name, value)

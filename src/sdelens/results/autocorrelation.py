@@ -147,9 +147,7 @@ def autocorrelation_of(
     """
     import pandas as pd
 
-    confidence = check.number("confidence", confidence)
-    if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
+    confidence = check.confidence(confidence)
     values, name = _series(dataset, of)
     steps = dataset.step.values
     chosen = late_window(steps) if since is None else steps >= check.at_least("since", since, 0)

@@ -202,9 +202,7 @@ def times_of(
         raise ValueError(
             "hits: the run counted no hitting times; repeat it with record=sl.Record(hits={'escape': lambda p: ...})."
         )
-    confidence = check.number("confidence", confidence)
-    if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
+    confidence = check.confidence(confidence)
     steps, z = int(dataset.step.values[-1]), float(ndtri(confidence))
     rows: dict[Any, dict[str, float]] = {}
     curves: dict[Any, pd.DataFrame] = {}

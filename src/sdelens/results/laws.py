@@ -125,9 +125,7 @@ def compared_laws(
         )
     if reference not in streams:
         raise ValueError(f"reference: {reference!r} is a curve without paths; name one of {list(streams)}.")
-    confidence = check.number("confidence", confidence)
-    if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
+    confidence = check.confidence(confidence)
     resamples = check.at_least("resamples", resamples, _FEWEST)
     paths = check.at_least("paths", paths, 2)
     if isinstance(quantities, str):

@@ -398,9 +398,7 @@ class Result(Plotted):
             ValueError: as `errors`.
         """
         reference = self._reference(reference)
-        confidence = check.number("confidence", confidence)
-        if not 0.5 < confidence < 1:
-            raise ValueError(f"confidence: got {confidence}; it must lie in (0.5, 1), for example 0.99.")
+        confidence = check.confidence(confidence)
         if (reference, confidence) not in self._statistics:
             rows = {m: self._compared(m, reference, confidence) for m in self.models if m != reference}
             self._statistics[reference, confidence] = long_table(rows)

@@ -18,7 +18,7 @@ from sdelens.core import check
 from sdelens.core.compilation import program
 from sdelens.noise import NoiseLaw
 from sdelens.problems import AbstractProblem, Quadratic
-from sdelens.theory._fluctuation import at_rest, law_is_needed
+from sdelens.theory._fluctuation import at_rest, by_law_if, law_is_needed
 from sdelens.theory._numbers import array, library, number, shown
 from sdelens.theory._phases import BOUNDARIES, boundary_slope, signal
 from sdelens.theory.constants import Constants
@@ -313,12 +313,7 @@ def _traced_fluctuation(case: Case, b1: Any, b2: Any, kurtosis: Any, use_law: An
         found = at_rest(rule, b1, b2, (none, none), squares, total)
         return jax.tree.map(lambda a: a.astype(start.dtype), found)
 
-    if use_law is False:
-        pull, spread = factors(None)
-    elif use_law is True:
-        pull, spread = factors(case.noise.quadrature(start))
-    else:
-        pull, spread = lax.cond(use_law, lambda: factors(case.noise.quadrature(start)), lambda: factors(None))
+    pull, spread = by_law_if(use_law, lambda: factors(case.noise.quadrature(start)), lambda: factors(None))
     return pull.min(), spread.max()
 
 

@@ -39,7 +39,7 @@ from sdelens.optimizers import (
     State,
     precondition,
 )
-from sdelens.theory._fluctuation import LawOfSquares, by_expansion, by_law, law_is_needed, share_of_root
+from sdelens.theory._fluctuation import LawOfSquares, by_expansion, by_law, by_law_if, law_is_needed, share_of_root
 from sdelens.theory._moments import LinearGradient, between, diagonal, root, rows, transpose, with_diagonal
 
 __all__ = [
@@ -167,10 +167,8 @@ def advance(
             due = (k < _EVERY_STEP) | (k % _EVERY == 0)
             return lax.cond(due, lambda: by_law(y.v, law, share), lambda: old_factors)
 
-        if use_law is False:
-            factors = expanded()
-        else:
-            factors = from_law() if use_law is True else lax.cond(use_law, from_law, expanded)
+        factors = by_law_if(use_law, from_law, expanded)
+        if use_law is not False:
             y = y._replace(factors=factors)
         pull, spread = factors
         p = precondition(rate / first * jnp.ones_like(y.x), y.v / second, optimizer.eps) * pull

@@ -5,6 +5,7 @@ F differs from 1 because 1/√v is convex and because a large gradient also incr
 and because 1/v is convex. The first-order effect of v on the variance of m/√v, where E m is not 0, is not part of N.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ __all__ = [
     "at_rest",
     "by_expansion",
     "by_law",
+    "by_law_if",
     "fluctuation_factors",
     "law_is_needed",
     "share_of_root",
@@ -66,6 +68,13 @@ def share_of_root(v: Array, eps: Any) -> Array:
     """√v/(√v + ε): the fraction of the divisor that fluctuates."""
     root = jnp.sqrt(v)
     return root / (root + jnp.maximum(eps, jnp.finfo(root.dtype).tiny))
+
+
+def by_law_if(needed: bool | Array, from_law: Callable[[], Any], expanded: Callable[[], Any]) -> Any:
+    """`from_law()` if it is needed, else `expanded()`; both are compiled only if that is not known while tracing."""
+    if isinstance(needed, bool):
+        return from_law() if needed else expanded()
+    return lax.cond(needed, from_law, expanded)
 
 
 def law_is_needed(noise: NoiseLaw, b2: Any, x: Array) -> bool | Array:

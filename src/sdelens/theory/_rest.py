@@ -19,7 +19,7 @@ from sdelens.core import check
 from sdelens.core.matrix import times
 from sdelens.optimizers import SGD, AdamW, DecayedOptimizer, Lion, Momentum, RMSpropW, SignSGD, Signum
 from sdelens.theory._closure import Linearised, mixture, squares_of
-from sdelens.theory._fluctuation import at_rest, law_is_needed, share_of_root
+from sdelens.theory._fluctuation import at_rest, by_law_if, law_is_needed, share_of_root
 from sdelens.theory._moments import LinearGradient, congruent, diagonal, rows, transpose
 
 __all__ = ["options_of", "rest_of_algorithm", "rest_of_paper"]
@@ -158,12 +158,7 @@ def _linear_rest(
             found = at_rest(rule, b1, optimizer.b2, (grad, variance), moments, total, share)
             return jax.tree.map(lambda a: a.astype(mean.dtype), found)
 
-        if use_law is False:
-            pull, wide = factors(None)
-        elif use_law is True:
-            pull, wide = factors(model.noise.quadrature(mean))
-        else:
-            pull, wide = lax.cond(use_law, lambda: factors(model.noise.quadrature(mean)), lambda: factors(None))
+        pull, wide = by_law_if(use_law, lambda: factors(model.noise.quadrature(mean)), lambda: factors(None))
         rate, size = pull / (jnp.sqrt(square) + optimizer.eps), jnp.sqrt(wide) / pull
         bend = 0.5 * share * grad / square
         squares = None if stays else squares_of(grad, variance, noise, moments)
