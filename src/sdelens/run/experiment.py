@@ -98,11 +98,14 @@ class Experiment:
 
     def stepper(self, model: Model) -> Stepper:
         """The stepper that the ensemble runs for a model."""
-        stepper = model.stepper(self.case)
-        if not (self.averages or self.hits):
+        return self._watched(model.stepper(self.case), self.hits)
+
+    def _watched(self, stepper: Stepper, hits: tuple[PathFunction, ...]) -> Stepper:
+        """A stepper that carries the averages, and tests these conditions, if there are any."""
+        if not (self.averages or hits):
             return stepper
         averages = tuple(_moving(average) for average in self.averages.values())
-        return Watched(stepper, averages, tuple(self.averages), self.hits, self.case.problem.layout)
+        return Watched(stepper, averages, tuple(self.averages), hits, self.case.problem.layout)
 
     def check(self, label: str, model: Model) -> None:
         """Refuse a model that cannot be built, or whose state lacks a part that is to be recorded.
@@ -110,8 +113,7 @@ class Experiment:
         Raises:
             ValueError, TypeError: naming what does not fit, and the model.
         """
-        check_model(model, self.case)
-        inner = model.stepper(self.case)
+        inner = check_model(model, self.case)
         if self.averages and (taken := self.averages.keys() & part_shapes(inner).keys()):
             raise ValueError(
                 f"averages: got the name {min(taken)!r}, which is that of a part of the state of the model {label!r}; "
@@ -120,8 +122,7 @@ class Experiment:
         used = self.plan.keep if self.plan.keep_paths else ()
         if not (set(used) - {"x"} or self.observables.of_state or any(hit.of_state for hit in self.hits)):
             return
-        watched = self.stepper(model) if not self.hits else replace(self, hits=()).stepper(model)
-        parts = part_shapes(watched)
+        parts = part_shapes(self._watched(inner, ()))
         self.observables.check(label, parts["x"], parts)
         for hit in self.hits:
             check_condition(hit, label, parts["x"], parts, self.case.problem.layout)

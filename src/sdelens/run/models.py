@@ -331,8 +331,8 @@ def _check_exists(model: Model, optimizer: Optimizer, known: list[str], where: s
     check.choice(where, model.name, known)
 
 
-def check_model(model: Model, case: Case) -> None:
-    """Refuse a model that cannot be built, or an SDE or optimizer of the user in which paths depend on each other.
+def check_model(model: Model, case: Case) -> Stepper:
+    """The stepper of a model, if it can be built and no SDE or optimizer of the user lets paths depend on each other.
 
     Raises:
         ValueError, TypeError: naming what does not fit.
@@ -342,6 +342,7 @@ def check_model(model: Model, case: Case) -> None:
         check_pathwise(stepper.sde, case.problem.start)
     if isinstance(stepper, Discrete):
         check_queried(stepper)
+    return stepper
 
 
 def coarse_of(models: Mapping[str, Model]) -> dict[str, str]:
