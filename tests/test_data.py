@@ -1,6 +1,7 @@
 """Data sets: what files and caches must be, what is refused, and class-balanced parts."""
 
 import gzip
+import pickle
 import struct
 import urllib.error
 from types import SimpleNamespace
@@ -84,12 +85,41 @@ def test_idx_files_that_are_none(tmp_path, images, labels, message):
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no file train-images-idx3-ubyte or train-images"):
+    with pytest.raises(FileNotFoundError, match=r"has no file train-images-idx3-ubyte or train-images.*; it is empty"):
         sl.load_dataset("mnist", data_dir=tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"the folder .* does not exist"):
+    with pytest.raises(NotADirectoryError, match=r"none' does not exist; give the folder that contains the files of"):
         sl.load_dataset("mnist", data_dir=tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"has no file data_batch_1.bin, .*binary version"):
+    (tmp_path / "inner").mkdir()
+    for number in range(7):
+        (tmp_path / f"file{number}").touch()
+    with pytest.raises(NotADirectoryError, match=r"file1' is a file; give the folder"):
+        sl.load_dataset("mnist", data_dir=tmp_path / "file1")
+    listed = (
+        "it contains file0, file1, file2, file3, file4, file5 and 2 more. Folders in it that were tried: raw, FashionM"
+    )
+    with pytest.raises(FileNotFoundError, match=listed):
+        sl.load_dataset("fashion-mnist", data_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no file data_batch_1.bin or data_batch_1; .*tried: cifar-10-b"):
         sl.load_dataset("cifar-10", data_dir=tmp_path)
+    write_idx(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no file train-labels-idx1-ubyte or .* beside the images"):
+        sl.load_dataset("mnist", data_dir=tmp_path)
+
+
+def test_the_folders_of_torchvision_are_read(tmp_path):
+    """One root for both data sets, whose files have equal names; so have the folders above the files."""
+    for own, count in (("MNIST", 30), ("FashionMNIST", 20)):
+        (tmp_path / own / "raw").mkdir(parents=True)
+        write_idx(tmp_path / own / "raw", idx(IMAGES[:count]), idx(LABELS[:count]), compress=own == "MNIST")
+    for name, own, count in (("mnist", "MNIST", 30), ("fashion-mnist", "FashionMNIST", 20)):
+        for folder in (tmp_path, tmp_path / own, tmp_path / own / "raw"):
+            assert len(sl.load_dataset(name, data_dir=folder).labels) == count
+    for folder in (tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        with pytest.raises(
+            ValueError, match=r"MNIST/raw' is torchvision's folder of another data set than fashion-mni"
+        ):
+            sl.load_dataset("fashion-mnist", data_dir=folder)
 
 
 @pytest.mark.parametrize("inner", [False, True])
@@ -119,16 +149,64 @@ def test_cifar_files_that_are_none(tmp_path):
         sl.load_dataset("cifar-10", data_dir=tmp_path, split="test")
 
 
-def test_pickles_are_refused(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
+def text2(content):
+    """A byte string as Python 2 pickles it."""
+    return b"T" + struct.pack("<I", len(content)) + content
+
+
+def pickled_batch(pixels, labels, names=(b"numpy.core.multiarray\n_reconstruct", b"numpy\ndtype")):
+    """A batch as Python 2 and NumPy 1 wrote it, instruction by instruction."""
+    dtype = b"c" + names[1] + b"\n" + text2(b"u1") + b"K\x00K\x01\x87R"
+    dtype += b"(K\x03" + text2(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
+    shape = b"".join(b"J" + struct.pack("<i", size) for size in pixels.shape) + b"\x86"
+    array = b"c" + names[0] + b"\ncnumpy\nndarray\nK\x00\x85" + text2(b"b") + b"\x87R"
+    array += b"(K\x01" + shape + dtype + b"\x89" + text2(pixels.tobytes()) + b"tb"
+    listed = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(" + text2(b"labels") + listed + text2(b"data") + array + b"u."
+
+
+def test_cifar_is_read_from_its_version_for_python(tmp_path):
+    records, folder = cifar_records(), tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    (folder / "data_batch_1").write_bytes(b"never read")
-    for place in (tmp_path, folder):
-        with pytest.raises(
-            ValueError,
-            match="pickles, which are not read because they can execute code; give the folder of the binary version",
-        ):
-            sl.load_dataset("cifar-10", data_dir=place)
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for name, rows in zip(names, records, strict=True):
+        (folder / name).write_bytes(pickled_batch(rows[:, 1:], rows[:, 0]))
+    known = pickle.loads((folder / "test_batch").read_bytes(), encoding="bytes")  # by NumPy itself
+    np.testing.assert_array_equal(known[b"data"], records[5, :, 1:])
+    write_cifar(tmp_path / "binary", records)
+    for split in ("train", "test"):
+        binary = sl.load_dataset("cifar-10", data_dir=tmp_path / "binary", split=split)
+        for place in (tmp_path, folder):
+            for a, b in zip(binary, sl.load_dataset("cifar-10", data_dir=place, split=split), strict=True):
+                np.testing.assert_array_equal(a, b)
+    (folder / "data_batch_4").unlink()
+    with pytest.raises(FileNotFoundError, match="has no file data_batch_4, but data_batch_1"):
+        sl.load_dataset("cifar-10", data_dir=tmp_path)
+
+
+CALLS = (b"numpy.core.multiarray\n_reconstruct", b"os\nsystem")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickled_batch(IMAGES[:2, 0], [1, 2], CALLS), r"it names os\.system, which no batch of CIFAR does"),
+        (pickle.dumps({b"data": IMAGES[:2, 0]}), r"version for Python, or damaged"),
+        (pickled_batch(IMAGES[:2, 0], [1, 2])[:-20], "or damaged .*; download it again"),
+        (pickled_batch(IMAGES[:2, 0], [1, 2]).replace(b"labels", b"Labels"), "it has no b'labels'"),
+        (pickled_batch(IMAGES[:2, 0], [1, 2]).replace(b"u1", b"f4"), "does not consist of unsigned bytes"),
+        (b"never read", "or damaged"),
+        (pickled_batch(IMAGES[:2, 0], [1, 2]), r"contains an array of shape \(2, 28\) and 2 labels, not rows of 3072"),
+        (
+            pickled_batch(np.zeros((2, 3072), np.uint8), [1, 12]),
+            "contains the label 12, but CIFAR-10's labels are 0 to",
+        ),
+    ],
+)
+def test_batches_that_are_none_are_refused_and_not_executed(tmp_path, content, message):
+    (tmp_path / "test_batch").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        sl.load_dataset("cifar-10", data_dir=tmp_path, split="test")
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
-"""The binary version of CIFAR-10: records of one label and 3 × 32 × 32 bytes, channel by channel."""
+"""CIFAR-10 from files: the binary version, and the one for Python, whose pickles are read without executing code."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from sdelens.data._batch import read_batch
 from sdelens.data._dataset import Dataset
+from sdelens.data._folder import file_folder, listing
 
 __all__ = ["channels_last", "read_cifar_folder"]
 
-_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
-_RECORD = 1 + 3 * 32 * 32
+_FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_PIXELS = 3 * 32 * 32
 
 
 def channels_last(rows: np.ndarray) -> np.ndarray:
@@ -18,49 +21,65 @@ def channels_last(rows: np.ndarray) -> np.ndarray:
 
 
 def read_cifar_folder(folder: Path, split: str) -> Dataset:
-    """Images, shape (n, 32, 32, 3), and labels of a split, from the folder or its subfolder cifar-10-batches-bin.
+    """Images, shape (n, 32, 32, 3), and labels of a split, from a folder or from CIFAR-10's own folder in it.
+
+    The binary version has the files data_batch_1.bin and so on, the one for Python data_batch_1 and so on.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the folder has only Python pickles, or a file is truncated or of another kind; the message names
-            it.
+        ValueError: if a file is truncated or of another kind; the message names it.
     """
-    inner = folder / "cifar-10-batches-bin"
-    where = inner if inner.is_dir() else folder
-    names = _FILES[split]
+    for ending, read in ((".bin", _read_binary), ("", _read_pickled)):
+        where = file_folder("cifar-10", folder, [f"{_FILES[split][0]}{ending}"])
+        if where is not None:
+            return _read(where, [f"{name}{ending}" for name in _FILES[split]], read)
+    raise FileNotFoundError(
+        f"data_dir: {str(folder)!r} has no file {_FILES[split][0]}.bin or {_FILES[split][0]}; "
+        f"{listing('cifar-10', folder)}. Give the folder that contains the files of CIFAR-10's binary version, or of "
+        "the one for Python."
+    )
+
+
+def _read(where: Path, names: list[str], read: Callable[[Path], tuple[np.ndarray, np.ndarray]]) -> Dataset:
     missing = [name for name in names if not (where / name).is_file()]
     if missing:
-        pickled = Path(names[0]).stem
-        if any((place / pickled).is_file() for place in (folder, folder / "cifar-10-batches-py")):
-            raise ValueError(
-                f"data_dir: {str(folder)!r} contains CIFAR-10 as Python pickles, which are not read because they can "
-                f"execute code; give the folder of the binary version, with the files {', '.join(names)}."
-            )
         raise FileNotFoundError(
-            f"data_dir: {str(where)!r} has no file {', '.join(missing)}; give the folder of CIFAR-10's binary version."
+            f"data_dir: {str(where)!r} has no file {', '.join(missing)}, but {names[0]}; download CIFAR-10 again."
         )
-    parts = [_read(where / name) for name in names]
-    for name, part in zip(names, parts, strict=True):
-        if len(part) != len(parts[0]):
+    parts = [read(where / name) for name in names]
+    for name, (pixels, labels) in zip(names, parts, strict=True):
+        if len(pixels) != len(parts[0][0]):
             raise ValueError(
-                f"data_dir: {str(where / name)!r} contains {len(part)} images, but {names[0]} contains "
-                f"{len(parts[0])}; one of them is incomplete. Download it again."
+                f"data_dir: {str(where / name)!r} contains {len(pixels)} images, but {names[0]} contains "
+                f"{len(parts[0][0])}; one of them is incomplete. Download it again."
             )
-    records = np.concatenate(parts)
-    return Dataset(channels_last(records[:, 1:]), records[:, 0].astype(np.int64))
+        if labels.min() < 0 or labels.max() > 9:
+            wrong = labels[(labels < 0) | (labels > 9)][0]
+            raise ValueError(
+                f"data_dir: {str(where / name)!r} contains the label {wrong}, but CIFAR-10's labels are 0 to 9; give "
+                "the files of CIFAR-10."
+            )
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Dataset(channels_last(pixels), labels.astype(np.int64))
 
 
-def _read(path: Path) -> np.ndarray:
-    content = np.fromfile(path, np.uint8)
-    if not content.size or content.size % _RECORD:
+def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Records of one label and 3 × 32 × 32 bytes, channel by channel."""
+    content, record = np.fromfile(path, np.uint8), 1 + _PIXELS
+    if not content.size or content.size % record:
         raise ValueError(
-            f"data_dir: {str(path)!r} has {content.size} bytes, which is not a multiple of {_RECORD}; it is "
+            f"data_dir: {str(path)!r} has {content.size} bytes, which is not a multiple of {record}; it is "
             "incomplete or not a file of CIFAR-10's binary version. Download it again."
         )
-    records = content.reshape(-1, _RECORD)
-    if records[:, 0].max() > 9:
+    records = content.reshape(-1, record)
+    return records[:, 1:], records[:, 0]
+
+
+def _read_pickled(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = read_batch(path)
+    if pixels.ndim != 2 or pixels.shape[1] != _PIXELS or not len(pixels) or len(labels) != len(pixels):
         raise ValueError(
-            f"data_dir: {str(path)!r} contains the label {records[:, 0].max()}, but CIFAR-10's labels are 0 to 9; "
-            "give CIFAR-10's binary version."
+            f"data_dir: {str(path)!r} contains an array of shape {pixels.shape} and {len(labels)} labels, not rows of "
+            f"{_PIXELS} bytes and a label for each; give the files of CIFAR-10's Python version."
         )
-    return records
+    return pixels, labels

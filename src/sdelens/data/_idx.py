@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from sdelens.data._dataset import Dataset
+from sdelens.data._folder import file_folder, listing
 
 __all__ = ["read_idx", "read_idx_folder"]
 
@@ -57,15 +58,22 @@ def _parse(handle: BinaryIO, path: Path, axes: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def read_idx_folder(folder: Path, split: str, shape: tuple[int, ...]) -> Dataset:
-    """Images, shape (n, *shape), and labels from the two IDX files of a split in a folder.
+def read_idx_folder(name: str, folder: Path, split: str, shape: tuple[int, ...]) -> Dataset:
+    """Images, shape (n, *shape), and labels from the two IDX files of a split in a folder, or in torchvision's in it.
 
     Raises:
         ValueError: if images and labels differ in number, the size is not that of `shape`, or a label is above 9; the
             message names the file.
         FileNotFoundError: if a file is missing; the message lists the expected names.
     """
-    images_path, labels_path = (_find(folder, stem, axes) for stem, axes in zip(_NAMES[split], (3, 1), strict=True))
+    wanted = [_names(stem, axes) for stem, axes in zip(_NAMES[split], (3, 1), strict=True)]
+    where = file_folder(name, folder, wanted[0])
+    if where is None:
+        raise FileNotFoundError(
+            f"data_dir: {str(folder)!r} has no file {' or '.join(wanted[0])}; {listing(name, folder)}. Give the folder "
+            f"that contains the files of {name}."
+        )
+    images_path, labels_path = (_existing(where, files) for files in wanted)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels) or not len(images):
         raise ValueError(
@@ -85,11 +93,15 @@ def read_idx_folder(folder: Path, split: str, shape: tuple[int, ...]) -> Dataset
     return Dataset(images[..., None], labels.astype(np.int64))
 
 
-def _find(folder: Path, stem: str, axes: int) -> Path:
-    names = [f"{stem}{mark}idx{axes}-ubyte{ending}" for mark in "-." for ending in ("", ".gz")]
+def _names(stem: str, axes: int) -> list[str]:
+    """Names that the file may have: plain or compressed, with a hyphen or a dot before the format."""
+    return [f"{stem}{mark}idx{axes}-ubyte{ending}" for mark in "-." for ending in ("", ".gz")]
+
+
+def _existing(folder: Path, names: list[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"data_dir: {str(folder)!r} has no file {' or '.join(names)}; give the folder that contains it."
+        f"data_dir: {str(folder)!r} has no file {' or '.join(names)} beside the images; download it too."
     )

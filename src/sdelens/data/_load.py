@@ -9,6 +9,7 @@ from sdelens.core import check
 from sdelens.core.names import DATASETS
 from sdelens.data._cifar import read_cifar_folder
 from sdelens.data._dataset import Dataset
+from sdelens.data._folder import existing_folder
 from sdelens.data._idx import read_idx_folder
 from sdelens.data._openml import SOURCES, load_openml
 from sdelens.data._text import DEFAULT_TEXT, load_text
@@ -53,13 +54,15 @@ def load_dataset(
         subset: number of examples, None for all: the classes are represented as equally as possible, and the windows of
             a text are drawn at random.
         seed: seed of the subset, which determines the choice.
-        data_dir: folder with the files of mnist, fashion-mnist or cifar-10.
+        data_dir: folder with the files of mnist, fashion-mnist (IDX, plain or compressed) or cifar-10 (the binary
+            version, or the one for Python, read without executing its pickles); or the ``root`` that torchvision was
+            given.
         split: ``"train"`` or ``"test"``; only mnist, fashion-mnist and cifar-10 have a test set.
         context: number of characters in a window of a text (default 32).
 
     Raises:
-        ValueError: if a name is unknown, an option does not belong to the data set, `subset` does not fit, or a file is
-            damaged; the message names the file.
+        ValueError: if a name is unknown, an option does not belong to the data set, `subset` does not fit, a file is
+            damaged (the message names it), or `data_dir` is torchvision's folder of another data set.
         FileNotFoundError, NotADirectoryError: if a file or `data_dir` does not exist.
         ConnectionError: if OpenML cannot be reached; the message says how to work without it.
     """
@@ -101,10 +104,7 @@ def _bundled(name: str) -> Dataset:
 
 
 def _from_folder(name: str, folder: Path, split: str) -> Dataset:
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"data_dir: the folder {str(folder)!r} does not exist; give the folder that contains the files of {name}."
-        )
+    existing_folder(name, folder)
     if name == "cifar-10":
         return read_cifar_folder(folder, split)
-    return read_idx_folder(folder, split, SOURCES[name].shape)
+    return read_idx_folder(name, folder, split, SOURCES[name].shape)

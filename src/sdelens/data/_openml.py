@@ -45,7 +45,14 @@ SOURCES: Final = {
         10_000,
         "IDX files such as train-images-idx3-ubyte.gz, which Debian's package dataset-fashion-mnist has",
     ),
-    "cifar-10": Source("CIFAR_10", 1, (32, 32, 3), 50_000, 10_000, "its binary version, data_batch_1.bin and so on"),
+    "cifar-10": Source(
+        "CIFAR_10",
+        1,
+        (32, 32, 3),
+        50_000,
+        10_000,
+        "its binary version, data_batch_1.bin and so on, or the one for Python",
+    ),
 }
 
 
