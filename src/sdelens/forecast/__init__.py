@@ -2,7 +2,9 @@
 
 from sdelens.forecast._batch_choice import BestBatch
 from sdelens.forecast._decay_choice import DecayStart
-from sdelens.forecast._forecaster import Forecaster, fit, load
+from sdelens.forecast._forecaster import Forecaster
+from sdelens.forecast._from_file import load
+from sdelens.forecast._from_runs import fit
 from sdelens.forecast._interval import Interval
 from sdelens.forecast._lr_choice import BestLearningRate
 from sdelens.forecast._numbers import PowerLaw

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens.core.numerals import fixed
 from sdelens.forecast._interval import Interval
 from sdelens.results.printable import Parts, Plotted, Remarks, Table
 
@@ -52,7 +53,7 @@ def interval_text(interval: Interval) -> str:
     """A value with its limits, with as many digits as they need."""
     width = max(abs(interval.upper - interval.lower), 1e-12)
     digits = int(np.clip(1 - np.floor(np.log10(width)), 0, 8))
-    value, low, high = (f"{part:.{digits}f}" for part in interval)
+    value, low, high = (fixed(part, digits) for part in interval)
     return f"{value} (90 % limits {low} to {high})"
 
 

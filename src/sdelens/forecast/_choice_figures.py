@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
-from sdelens.results.figures import Sheet
+from sdelens.results.figures import Sheet, plain_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +30,7 @@ def plot_schedules(sheet: Sheet, curves: Sequence[Any], loss: Any) -> None:
     """Learning rates above; below, the predicted losses under them, with the limits of the first at its end."""
     top, *rest = sheet.panels(2, size=(5.6, 5.2), sharex=True)
     for curve, look in zip(curves, _LOOKS, strict=True):
-        label = "best" if curve is curves[0] else curve.name.removeprefix("a ")
+        label = "best schedule" if curve is curves[0] else curve.name.removeprefix("a ")
         top.plot(curve.steps, curve.rates, label=label, **look)
         late = curve.steps >= _LATE * curve.steps[-1]
         for bottom in rest:
@@ -45,8 +44,9 @@ def plot_schedules(sheet: Sheet, curves: Sequence[Any], loss: Any) -> None:
         bottom.errorbar([end], [loss.value], bars, color=_BLUE, capsize=3, linewidth=1, clip_on=False)
         bottom.set_ylabel("predicted loss")
     (rest or [top])[-1].set(xlabel="optimizer step", xlim=(0, end * 1.02))
-    sheet.legend_above(top)
-    sheet.headline("", top)
+    over = min(float(curve.losses[-1]) for curve in curves[1:]) - loss.value
+    sheet.headline(f"The best schedule ends at a predicted loss of {loss.value:.4g}, {over:.2g} less than others", top)
+    sheet.label_lines(top, above=True)
     sheet.align()
 
 
@@ -66,7 +66,9 @@ def plot_losses_along(
     axes.fill_between(axis, table["lower"], table["upper"], color=_BLUE, alpha=0.15, linewidth=0)
     axes.plot(axis, loss, color=_BLUE, label="forecast with 90 % limits")
     axes.axvspan(*near, color=_GREEN, alpha=0.15, linewidth=0, label="at most 0.1 % above the smallest loss")
-    axes.plot([best], [loss.min()], "o", color=_ORANGE, label=f"smallest loss, at {best:.3g}{unit}", zorder=3)
+    axes.plot(
+        [best], [loss.min()], "o", color=_ORANGE, label=f"smallest loss, at {best:.3g}{unit}", zorder=3, clip_on=False
+    )
     axes.set_xscale(scale)
     low = float(table["lower"].min())
     shown = max(float(np.quantile(table["upper"], 0.75)), (1 + _CLOSE) * float(loss.min()))
@@ -76,10 +78,13 @@ def plot_losses_along(
     inside = np.flatnonzero(table["lower"].to_numpy(float) < top + margin)
     first, last = max(inside[0] - 1, 0), min(inside[-1] + 1, len(axis) - 1)
     axes.set_xlim(axis[first], axis[last])
+    if scale == "log":
+        plain_ticks(axes.xaxis)
     axes.set_xlabel(label)
     axes.set_ylabel("predicted final loss")
     sheet.legend_above(axes)
-    sheet.headline("", axes)
+    where = label.removesuffix(" (%)")
+    sheet.headline(f"Smallest predicted loss {loss.min():.4g}, {where} {best:.3g}{unit}", axes)
 
 
 def plot_frontier(sheet: Sheet, table: "pd.DataFrame", target: float, best: float, critical: Any) -> None:
@@ -106,17 +111,14 @@ def plot_frontier(sheet: Sheet, table: "pd.DataFrame", target: float, best: floa
         axes.plot(critical.samples, critical.steps, "D", color=_GREEN, label=label, zorder=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for side in (axes.xaxis, axes.yaxis):
-        low, high = sorted(side.get_view_interval())
-        if high < 30 * low:
-            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            side.set_major_formatter(_plain())
-        side.set_minor_formatter(NullFormatter())
     axes.margins(0.08)
+    plain_ticks(axes.xaxis, axes.yaxis)
     axes.set_xlabel(f"samples to a loss of {target:.4g}")
     axes.set_ylabel(f"optimizer steps to a loss of {target:.4g}")
     sheet.legend_above(axes, 2)
-    sheet.headline("", axes)
+    known = math.isfinite(critical.batch_size)
+    above = f"; above {_short(critical.batch_size)}, larger ones cost more samples than they save steps" * known
+    sheet.headline(f"Batches of {_short(best)} end at the smallest loss{above}", axes)
 
 
 def _short(size: float) -> str:
@@ -125,9 +127,3 @@ def _short(size: float) -> str:
         if size >= 10 * unit:
             return f"{size / unit:.3g}{suffix}"
     return f"{size:.4g}"
-
-
-def _plain() -> ScalarFormatter:
-    formatter = ScalarFormatter()
-    formatter.set_powerlimits((-2, 4))
-    return formatter

@@ -3,31 +3,27 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sdelens.core import check
-from sdelens.core.compilation import program
 from sdelens.core.files import atomic_path
+from sdelens.core.limits import OF_FORECAST, normal_point
+from sdelens.core.numerals import percent
 from sdelens.forecast._as_result import Band, result_of
-from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
-from sdelens.forecast._dynamics import Kind, Setting, kind_of, many, setting_of
-from sdelens.forecast._fit import curves_of, first_step, frame_of, solve, thinned_runs
-from sdelens.forecast._identification import at_bounds, remarks_on
+from sdelens.forecast._curve import log_losses, places
+from sdelens.forecast._dynamics import Setting, kind_of, setting_of
+from sdelens.forecast._identification import at_bounds
 from sdelens.forecast._interval import Interval
-from sdelens.forecast._logs import Thinned
-from sdelens.forecast._misfit import misfits
-from sdelens.forecast._numbers import Frame, PowerLaw, logs_of, parameters_of, power_law_of
+from sdelens.forecast._number_limits import number_limits
+from sdelens.forecast._numbers import Frame, PowerLaw, parameters_of
 from sdelens.forecast._plan import Plan, refuse_other_kind, refuse_unstable
-from sdelens.forecast._range import FittedRun, fitted_run, outside
-from sdelens.forecast._run import Run
+from sdelens.forecast._range import FittedRun, outside
 from sdelens.optimizers import DecayedOptimizer
 from sdelens.results.printable import Parts, Plotted, Remarks, Table
 
@@ -41,13 +37,12 @@ if TYPE_CHECKING:
     from sdelens.results.figures import Sheet
     from sdelens.results.result import Result
 
-__all__ = ["Forecaster", "fit", "load"]
+__all__ = ["FORMAT", "Forecaster"]
 
-_FORMAT: Final = 1
+FORMAT: Final = 1
+"""Version of the form of a record."""
 _SHOWN: Final = 12
 """Most runs in a report, those with the largest residuals."""
-_RECORDS: Final = 400
-"""Most steps of a predicted curve."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +82,7 @@ class Forecaster(Plotted):
         parameters, rows = parameters_of(self._frame), {}
         deviation = np.sqrt(np.diag(self._covariance))
         described = self.numbers.describe()
-        for name, low, high in zip(*self._number_limits(), strict=True):
+        for name, low, high in zip(*number_limits(self._theta, self._covariance, self._frame), strict=True):
             index = [p.name for p in parameters].index(name)
             share = min(float(deviation[index] / parameters[index].spread), 1.0)
             rows[name] = {"value": described[name], "lower": low, "upper": high, "uncertainty": share}
@@ -102,35 +97,6 @@ class Forecaster(Plotted):
         names = [p.name for p in parameters_of(self._frame)]
         return pd.DataFrame(self._covariance / np.outer(deviation, deviation), index=names, columns=names)
 
-    def _number_limits(self, z: float = 1.645) -> tuple[list[str], list[float], list[float]]:
-        names = [p.name for p in parameters_of(self._frame)]
-
-        def logs(theta: Any) -> Any:
-            found = logs_of(theta, self._frame)
-            return jnp.stack([jnp.asarray(getattr(found, name)) for name in names])
-
-        with jax.enable_x64(True):
-            theta = jnp.asarray(self._theta)
-            centre, slope = np.asarray(logs(theta)), np.asarray(jax.jacfwd(logs)(theta))
-        half = z * np.sqrt(np.einsum("ij,jk,ik->i", slope, self._covariance, slope))
-        low, high = [], []
-        for name, middle, width in zip(names, centre, half, strict=True):
-            match name:
-                case "infimum":
-                    low.append(max(middle - width, 0.0))
-                    high.append(min(middle + width, self._frame.last))
-                case "risk_exponent" | "curvature_exponent" | "modes_exponent":
-                    base = 1.0 if name == "risk_exponent" else 0.0
-                    low.append(base + (middle - base) * math.exp(-width / (middle - base)))
-                    high.append(base + (middle - base) * math.exp(width / (middle - base)))
-                case "batch_exponent" | "coordinates_exponent":
-                    low.append(middle - width)
-                    high.append(middle + width)
-                case _:
-                    low.append(math.exp(middle - width))
-                    high.append(math.exp(middle + width))
-        return names, [float(v) for v in low], [float(v) for v in high]
-
     # Predictions
 
     def predict(
@@ -142,7 +108,7 @@ class Forecaster(Plotted):
         size: float | None = None,
         schedule: ArrayLike | None = None,
         at: ArrayLike | None = None,
-        confidence: float = 0.9,
+        confidence: float = OF_FORECAST,
         label: str = "forecast",
     ) -> "Result":
         """Predict the loss curve of a run.
@@ -167,7 +133,7 @@ class Forecaster(Plotted):
                 fitted, or the optimizer is unstable on the fitted quadratic; the message names it.
         """
         plan = self.plan(optimizer, steps=steps, batch_size=batch_size, size=size, schedule=schedule)
-        band = self.band(plan, _places(plan, at), confidence)
+        band = self.band(plan, places(plan, at), confidence)
         beyond = outside(plan, self.runs, int(band.steps[0]))
         return result_of(self.numbers, len(self.runs), plan, band, confidence, label, beyond)
 
@@ -179,7 +145,7 @@ class Forecaster(Plotted):
         batch_size: float | None = None,
         size: float | None = None,
         schedule: ArrayLike | None = None,
-        confidence: float = 0.9,
+        confidence: float = OF_FORECAST,
     ) -> Interval:
         """Predict the loss at the end of a run; arguments as for `predict`.
 
@@ -224,13 +190,13 @@ class Forecaster(Plotted):
         """What the law of a planned run depends on besides its learning rates."""
         return setting_of(plan.optimizer, plan.batch_size, self.log_size(plan.size))
 
-    def band(self, plan: Plan, at: NDArray[np.int64], confidence: float = 0.9) -> Band:
+    def band(self, plan: Plan, at: NDArray[np.int64], confidence: float = OF_FORECAST) -> Band:
         """The predicted losses at steps `at` with limits."""
         value, slope = self._log_losses(plan, at)
         half = _normal(confidence) * np.sqrt(self._variance(slope) + self.scatter**2)
         return Band(at, np.exp(value), np.exp(value - half), np.exp(value + half))
 
-    def difference(self, first: Plan, second: Plan, confidence: float = 0.9) -> Interval:
+    def difference(self, first: Plan, second: Plan, confidence: float = OF_FORECAST) -> Interval:
         """Final loss of `first` less that of `second`, with limits.
 
         The uncertainty of the numbers that both share partly cancels; the scatter counts for each, since a quadratic
@@ -250,13 +216,7 @@ class Forecaster(Plotted):
 
     def _log_losses(self, plan: Plan, at: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Log losses at steps `at`, and their derivatives by the coordinates of the fit, shape (n, k)."""
-        edges = edges_of(plan.rates, at)
-        blocks, index = padded([blocks_of(plan.rates, edges)]), np.searchsorted(edges, at)
-        with jax.enable_x64(True):
-            one = Setting(*(np.array([float(value)]) for value in self.setting(plan)))
-            arguments = kind_of(plan.optimizer), self._frame, jnp.asarray(self._theta), one, blocks
-            value, slope = (np.asarray(part)[0] for part in _log_curve(*arguments))
-        return value[index], slope[index]
+        return log_losses(self._theta, self._frame, kind_of(plan.optimizer), self.setting(plan), plan.rates, at)
 
     def _variance(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
         """Variance, to first order, of functions of the numbers with these derivatives, shape (n,)."""
@@ -424,7 +384,7 @@ class Forecaster(Plotted):
     def describe(self) -> dict[str, Any]:
         """The whole record, JSON types only."""
         return {
-            "sdelens_forecast": _FORMAT,
+            "sdelens_forecast": FORMAT,
             "numbers": self.numbers.describe(),
             "scatter": self.scatter,
             "remarks": list(self.remarks),
@@ -457,13 +417,13 @@ class Forecaster(Plotted):
         order = sorted(range(len(self.runs)), key=lambda i: -self.runs[i].error)
         shown = sorted(order[:_SHOWN])
         runs = [
-            [run.name or f"run {i + 1}", str(run.points), f"{run.last:.4g}", f"{100 * run.error:.2g} %"]
+            [run.name or f"run {i + 1}", str(run.points), f"{run.last:.4g}", f"{percent(run.error)}"]
             for i, run in ((i, self.runs[i]) for i in shown)
         ]
         if len(self.runs) > _SHOWN:
             runs.append([f"… {len(self.runs) - _SHOWN} more", "", "", "smaller"])
         return [
-            f"Noisy power-law quadratic fitted to {len(self.runs)} runs; relative scatter {100 * self.scatter:.2g} %",
+            f"Noisy power-law quadratic fitted to {len(self.runs)} runs; relative scatter {percent(self.scatter)}",
             Table(["number", "value", "90 % limits", "identified"], rows),
             Table(["run", "points", "last loss", "rms residual"], runs),
             *([Remarks(self.remarks)] if self.remarks else []),
@@ -476,167 +436,12 @@ class Forecaster(Plotted):
         plot_fit(sheet, self.runs, self.scatter)
 
 
-@program(static_argnames=("kind", "frame"))
-def _log_curve(kind: Kind, frame: Frame, theta: Any, setting: Setting, blocks: Blocks) -> tuple[Any, Any]:
-    """Log losses after every block, shape (1, b + 1), and their derivatives by θ."""
-
-    def function(theta: Any) -> Any:
-        return jnp.log(many(kind, logs_of(theta, frame), setting, blocks))
-
-    return function(theta), jax.jacfwd(function)(theta)
-
-
-def fit(runs: Sequence[Run], *, skip: int | None = None, progress: bool | None = None) -> Forecaster:
-    r"""Fit a noisy power-law quadratic to logged runs.
-
-    The loss of each run is that of its optimizer's SDE on the quadratic (see the page on forecasts for the equations).
-    Logs are thinned to at most 150 means per run. The numbers minimise the pseudo-Huber loss of log ratios of logged
-    and predicted losses, with exact Jacobians, bounds, weak priors and six starts; the result does not depend on
-    chance. Every run counts equally, and a run of which only the last loss is known as a sixth of one.
-
-    Args:
-        runs: logged runs of one problem: the same model, or models of one family with their sizes, and the same data.
-            Optimizers, learning rates, schedules, batch sizes and lengths may differ.
-        skip: steps left out at the beginning of each run; default: its warm-up, or 1 % of the run if it has none, and
-            at most 10 %.
-        progress: show a progress bar on standard error; default: only on a terminal.
-
-    Returns:
-        The fitted quadratic, which predicts other runs.
-
-    Raises:
-        TypeError: if `runs` are not runs.
-        ValueError: if there are fewer losses than numbers, batch sizes or model sizes are given for some runs only, or
-            two runs have the same name or the same curve.
-
-    Source: derived here.
-    """
-    runs = _checked(runs)
-    skip = None if skip is None else check.at_least("skip", skip, 0)
-    logs = thinned_runs(runs, skip)
-    frame = frame_of(runs, logs)
-    curves = curves_of(runs, logs, frame)
-    wanted, given = len(parameters_of(frame)), sum(len(curve.places) for curve in curves)
-    if given < wanted:
-        raise ValueError(
-            f"runs: they have {given} loss{'' if given == 1 else 'es'} in all after the warm-up, and {wanted} "
-            "numbers are to be fitted; add runs, or losses at more steps."
-        )
-    solution = solve(curves, frame, progress)
-    fitted = tuple(fitted_run(*parts) for parts in zip(runs, curves, solution.residuals, strict=True))
-    remarks = (*_lost(runs, logs), *misfits(runs, curves, solution), *remarks_on(runs, frame, solution))
-    return Forecaster(
-        power_law_of(solution.theta, frame),
-        fitted,
-        solution.scatter,
-        remarks,
-        frame,
-        solution.theta,
-        solution.covariance,
-    )
-
-
-def _lost(runs: Sequence[Run], logs: Sequence[Thinned]) -> list[str]:
-    """One sentence for every run of which almost nothing is left without its warm-up."""
-    return [
-        f"{run.name or f'run {i + 1}'}: its {len(run.steps)} losses lie within its warm-up, and only the last of them "
-        "is fitted; give a longer log, or skip=0 to fit all."
-        for i, (run, log) in enumerate(zip(runs, logs, strict=True))
-        if len(run.steps) > 1 and len(log.steps) == 1
-    ]
-
-
-def load(path: str | os.PathLike[str]) -> Forecaster:
-    """Read a forecaster that `Forecaster.save` wrote.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not such a file, or was written by a later version.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: there is no file {str(path)!r}.")
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = found["sdelens_forecast"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"path: {str(path)!r} is not a forecast; give a file that Forecaster.save wrote.") from error
-    if isinstance(version, int) and version > _FORMAT:
-        raise ValueError(f"path: {str(path)!r} has format {version}, this version reads {_FORMAT}; upgrade sdelens.")
-    try:
-        loaded = Forecaster(
-            PowerLaw.from_description(found["numbers"]),
-            tuple(FittedRun.from_description(run) for run in found["runs"]),
-            float(found["scatter"]),
-            tuple(found["remarks"]),
-            Frame(**found["frame"]),
-            np.array(found["theta"], np.float64),
-            np.array(found["covariance"], np.float64),
-        )
-        k = len(parameters_of(loaded._frame))
-        if version != _FORMAT or loaded._theta.shape != (k,) or loaded._covariance.shape != (k, k) or not loaded.runs:
-            raise ValueError("its parts do not fit together")
-        return loaded
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"path: {str(path)!r} lacks parts of a forecast ({error}); write it again with Forecaster.save."
-        ) from error
-
-
-def _checked(runs: Any) -> list[Run]:
-    if isinstance(runs, Run):
-        runs = [runs]
-    try:
-        runs = list(runs)
-    except TypeError as error:
-        raise TypeError(f"runs: got {type(runs).__name__}; give a list of sl.forecast.Run.") from error
-    for i, run in enumerate(runs):
-        if not isinstance(run, Run):
-            raise TypeError(f"runs: entry {i} is a {type(run).__name__}; give sl.forecast.Run(curve, optimizer).")
-    if not runs:
-        raise ValueError("runs: got none; give at least one sl.forecast.Run(curve, optimizer).")
-    for name in ("batch_size", "size"):
-        lacking = [run.name or f"run {i + 1}" for i, run in enumerate(runs) if getattr(run, name) is None]
-        if 0 < len(lacking) < len(runs):
-            raise ValueError(f"{name}: missing for {', '.join(lacking[:5])}; give it for all runs, or for none.")
-    curves: dict[tuple[bytes, bytes], str] = {}
-    for i, run in enumerate(runs):
-        name = run.name or f"run {i + 1}"
-        first = curves.setdefault((run.steps.tobytes(), run.losses.tobytes()), name)
-        if len(run.steps) > 1 and first != name:
-            raise ValueError(
-                f"runs: {first} and {name} have the same losses at the same steps; leave one of them out, or read the "
-                "log of the other run."
-            )
-    names = [run.name for run in runs if run.name is not None]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"runs: {names.count(twice)} of them are named {twice!r}; give each its own name=.")
-    return runs
-
-
-def _places(plan: Plan, at: ArrayLike | None) -> NDArray[np.int64]:
-    """Steps at which a curve is wanted: given, or half of them equally spaced and half in logarithm."""
-    steps = plan.steps
-    if at is None:
-        first = max(first_step(plan.rates), 1)
-        grids = np.linspace(first, steps, _RECORDS // 2), np.geomspace(first, steps, _RECORDS // 2)
-        return np.unique(np.concatenate([grid.round() for grid in grids])).astype(np.int64)
-    places = np.asarray(check.finite_array("at", at, (1,)))
-    if not places.size or (places < 0).any() or (places > steps).any() or (places % 1 != 0).any():
-        raise ValueError(f"at: give whole steps from 0 to {steps}.")
-    if (np.diff(places) <= 0).any():
-        raise ValueError("at: must be strictly increasing; sort the steps and remove duplicates.")
-    return places.astype(np.int64)
-
-
 def _identified(uncertainty: float) -> str:
     return "no" if uncertainty > 0.7 else "poorly" if uncertainty > 0.4 else "yes"
 
 
 def _normal(confidence: float) -> float:
-    from scipy.stats import norm
-
     confidence = check.number("confidence", confidence)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence}; it must lie in (0, 1), for example 0.9.")
-    return float(norm.ppf(0.5 + confidence / 2))
+    return normal_point(confidence)

@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sdelens.core.numerals import percent
 from sdelens.forecast._fit import Curve, Solution
 from sdelens.forecast._run import Run
 
@@ -35,20 +36,20 @@ def misfits(runs: Sequence[Run], curves: Sequence[Curve], solution: Solution) ->
         if jump is not None:
             at, size = jump
             found.append(
-                f"{name}: the loss jumps by {100 * size:+.2g} % near step {curve.steps[at]}, where the learning rate "
-                "explains no jump: a change of the data, a restart, or an instability? Fit the parts separately, or "
-                "leave the run out."
+                f"{name}: the loss jumps by {percent(size, plus=True)} near step {curve.steps[at]}, where the learning "
+                "rate explains no jump: a change of the data, a restart, or an instability? Fit the parts separately, "
+                "or leave the run out."
             )
         elif rise is not None:
             found.append(
-                f"{name}: the loss rises by {100 * rise[1]:.2g} % after step {curve.steps[rise[0]]}, which a quadratic "
+                f"{name}: the loss rises by {percent(rise[1])} after step {curve.steps[rise[0]]}, which a quadratic "
                 "does not do at this learning rate: overfitting, or the beginning of a divergence? Leave out the "
                 "losses after this step, or the run."
             )
         elif errors[i] > _LARGE or (len(runs) > 2 and errors[i] > max(_FAR * usual, 0.01)):
             found.append(
-                f"{name}: its losses differ from the fitted curve by {100 * errors[i]:.2g} % (other runs: "
-                f"{100 * usual:.2g} %): another problem, or no quadratic? Check its optimizer, schedule, batch size "
+                f"{name}: its losses differ from the fitted curve by {percent(errors[i])} (other runs: "
+                f"{percent(usual)}): another problem, or no quadratic? Check its optimizer, schedule, batch size "
                 "and size, or leave it out."
             )
     return found

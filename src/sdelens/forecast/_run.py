@@ -43,7 +43,7 @@ class Run:
         curve: the log: a pair (steps, losses) of arrays of shape (n,), n ≥ 1; a pandas DataFrame or a dict of columns;
             or the path of a CSV file (with commas, semicolons or tabs; W&B's export is one), of JSON or JSONL records,
             of a ``trainer_state.json`` of the Hugging Face Trainer or its folder, or of a TensorBoard event file or its
-            folder. Rows of a file without a loss are left out, as are empty rows of W&B; the loss of training is
+            folder. Rows of a file without a loss are left out, as are empty rows of W&B. The loss of training is
             preferred to that of validation.
         optimizer: `SGD`, `Momentum`, `SignSGD`, `Signum`, `Lion`, `RMSpropW` or `AdamW` as it was run.
         batch_size: samples or tokens per step, in the same unit for all runs of a fit; None if it is not known.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sdelens.core import check
 from sdelens.core.compilation import program
+from sdelens.core.limits import OF_FORECAST, normal_point
 from sdelens.forecast._as_result import Band
 from sdelens.forecast._blocks import Blocks, blocks_of, edges_of, padded
 from sdelens.forecast._dynamics import Kind, LogNumbers, Setting, kind_of, many, setting_of
@@ -38,8 +39,6 @@ __all__ = [
 
 NEAR: Final = 1e-3
 """Relative excess over the smallest loss up to which a choice is as good as the best."""
-_Z: Final = 1.6449
-"""Two-sided 90 % point of the normal law."""
 _SAMPLED: Final = 1 << 15
 """Most steps at which a schedule is evaluated; longer runs are evaluated at this many equally spaced ones."""
 _ROWS: Final = 16
@@ -177,14 +176,14 @@ class Finals:
     def interval(self, i: int) -> Interval:
         """Loss of one run, with limits that include the scatter."""
         relative = float(np.hypot(self.deviation(self.slope[i]) / self.value[i], self.scatter))
-        value, factor = float(self.value[i]), float(np.exp(_Z * relative))
+        value, factor = float(self.value[i]), float(np.exp(normal_point(OF_FORECAST) * relative))
         return Interval(value, value / factor, value * factor)
 
     def difference(self, i: int, j: int) -> Interval:
         """Loss of run i less that of run j; the scatter counts for each, since the misfit of two curves differs."""
         value = float(self.value[i] - self.value[j])
         misfit = 0.0 if i == j else self.scatter * float(np.hypot(self.value[i], self.value[j]))
-        half = _Z * float(np.hypot(self.deviation(self.slope[i] - self.slope[j]), misfit))
+        half = normal_point(OF_FORECAST) * float(np.hypot(self.deviation(self.slope[i] - self.slope[j]), misfit))
         return Interval(value, value - half, value + half)
 
     def near(self, axis: NDArray[np.float64]) -> tuple[float, float]:
@@ -196,7 +195,7 @@ class Finals:
 
         Between two neighbours the loss may be stationary if the limits of their difference include 0.
         """
-        change, half = np.diff(self.value), _Z * self.deviation(np.diff(self.slope, axis=0))
+        change, half = np.diff(self.value), normal_point(OF_FORECAST) * self.deviation(np.diff(self.slope, axis=0))
         level, best = np.abs(change) <= half, int(self.value.argmin())
         first = last = best
         while first > 0 and level[first - 1]:

@@ -4,11 +4,15 @@ from sdelens.noise._base import AbstractNoise, NoiseLaw
 from sdelens.noise._minibatch import MinibatchNoise
 from sdelens.noise._private import DPNoise
 from sdelens.noise._sampled import SampledNoise
-from sdelens.noise._scheduled import ScheduledNoise, at_ratio
+from sdelens.noise._scheduled import ScheduledNoise, at_ratio, check_multipliers
 from sdelens.noise._sum import SumNoise
 from sdelens.noise.distributed import DistributedNoise, MajorityVote, Quantisation, RandomK
 from sdelens.noise.gaussian import GaussianNoise
-from sdelens.noise.symmetric import LaplaceNoise, ScaledNoise, StudentTNoise, SymmetricNoise, UniformNoise
+from sdelens.noise.laplace import LaplaceNoise
+from sdelens.noise.scaled import ScaledNoise
+from sdelens.noise.student_t import StudentTNoise
+from sdelens.noise.symmetric import SymmetricNoise
+from sdelens.noise.uniform import UniformNoise
 
 __all__ = [
     "AbstractNoise",
@@ -29,4 +33,5 @@ __all__ = [
     "SymmetricNoise",
     "UniformNoise",
     "at_ratio",
+    "check_multipliers",
 ]

@@ -372,9 +372,9 @@ def laid_out(name: str, value: Any, problem: AbstractProblem) -> Array:
     if _is_vector(value) and not problem.layout.matches(value):
         array = np.asarray(value, dtype=np.float64)
         if array.shape == (problem.dim,) or array.ndim == 0:
-            return jnp.asarray(array.astype(dtype))
+            return jax.device_put(array.astype(dtype))
         if problem.layout.shapes[1:] == () and array.ndim > 1:
-            return jnp.asarray(problem.layout.broadcast(name, array).astype(dtype))
+            return jax.device_put(problem.layout.broadcast(name, array).astype(dtype))
         names = [leaf for leaf in problem.layout.names if leaf]
         raise ValueError(
             f"{name}: got shape {array.shape}; the problem has {problem.dim} coordinates. Give one number, or "

@@ -1,6 +1,5 @@
 """Noise that changes with the step: its size by a multiplier, or its batch size in stages."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,10 @@ from sdelens.noise._staged import StagedLaw, described_schedule
 from sdelens.noise.distributed import DistributedNoise
 from sdelens.problems import AbstractProblem
 
-__all__ = ["ScheduledNoise", "at_ratio"]
+__all__ = ["ScheduledNoise", "at_ratio", "check_multipliers"]
+
+_CHECKED = 4096
+"""Steps of a run at which a multiplier is evaluated beforehand; always as many, so that its operations compile once."""
 
 _MOST = 32
 """Most batch sizes: every one is compiled."""
@@ -101,6 +103,31 @@ class ScheduledNoise(AbstractNoise):
         return described_schedule(self.noise.describe(), len(self.laws))
 
 
+def check_multipliers(noise: AbstractNoise, steps: int) -> None:
+    """Refuse a multiplier that is negative or not finite within a run, checked at 4096 of its steps.
+
+    Raises:
+        ValueError: if it is; the message names the first such step.
+    """
+    scheduled = jax.tree.leaves(noise, is_leaf=lambda part: isinstance(part, ScheduledNoise))
+    for part in scheduled:
+        if isinstance(part, ScheduledNoise) and part.function is not None:
+            at = np.linspace(0, max(steps - 1, 0), _CHECKED).astype(np.int32)
+            with check.evaluated():
+                values = np.asarray(jax.vmap(lambda k, c=part.function: jnp.asarray(c(k), float))(at))
+            _refuse_negative(values, at)
+
+
+def _refuse_negative(values: np.ndarray, at: np.ndarray) -> None:
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise ValueError(
+            f"multiplier: got {values[first]:g} at step {at[first]}; multipliers must be finite and not negative "
+            "throughout the run, for example by jnp.maximum(…, 0)."
+        )
+
+
 def at_ratio(noise: Any, ratio: float) -> AbstractNoise:
     """The noise at δ times the batch size, from its law or as the mean of δ draws.
 
@@ -119,20 +146,18 @@ def at_ratio(noise: Any, ratio: float) -> AbstractNoise:
 
 
 def _checked(multiplier: Callable[[Any], Any]) -> float:
-    """The first value of a multiplier that is a function, if it can be compiled and values are not negative."""
+    """The first value of a multiplier that is a function, if it can be compiled."""
     try:
         kind = jax.eval_shape(lambda k: jnp.asarray(multiplier(k), float), jnp.asarray(0))
-        some = quick(lambda steps: [jnp.asarray(multiplier(k), float) for k in steps])
-        values = [float(value) for value in some([np.int32(k) for k in (0, 1, 1000)])] if kind.shape == () else []
+        first = quick(lambda k: jnp.asarray(multiplier(k), float))(np.int32(0)) if kind.shape == () else None
     except (jax.errors.JAXTypeError, TypeError) as error:
         raise TypeError(
             f"multiplier: cannot be compiled as a function of the step number ({error}). Use jax.numpy."
         ) from error
-    if kind.shape != ():
+    if first is None:
         raise ValueError(f"multiplier: returned shape {kind.shape}; return one number.")
-    if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise ValueError(f"multiplier: got {values} at steps 0, 1 and 1000; multipliers must not be negative.")
-    return values[0]
+    _refuse_negative(np.atleast_1d(first), np.zeros(1, int))
+    return float(first)
 
 
 def _staged(noise: AbstractNoise, batch_ratio: Any) -> tuple[tuple[AbstractNoise, ...], Array]:

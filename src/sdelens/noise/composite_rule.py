@@ -1,5 +1,6 @@
 """The laws of single coordinates in float64 precision, and composite quadrature rules for them."""
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jax import Array
 from sdelens.noise._base import NoiseLaw
 from sdelens.noise._sum import SumLaw
 from sdelens.noise.gaussian import IndependentNormal
-from sdelens.noise.symmetric import ScaledNoise
+from sdelens.noise.scaled import ScaledNoise
 
 __all__ = ["CoordinateLaw", "Rule", "rule_of"]
 
@@ -38,7 +39,7 @@ class CoordinateLaw(eqx.Module):
     reach: tuple[Array, ...]
 
     def __init__(self, law: NoiseLaw, dim: int) -> None:
-        bound = jax.tree.map(lambda a: jnp.asarray(a, float) if eqx.is_inexact_array(a) else a, law)
+        bound = jax.tree.map(lambda a: jax.device_put(np.asarray(a, float)) if eqx.is_inexact_array(a) else a, law)
         if not (bound.independent and bound.constant):
             raise ValueError(
                 f"noise: {bound.describe()['name']} noise has coordinates that depend on each other or on the "
@@ -51,9 +52,9 @@ class CoordinateLaw(eqx.Module):
                 "joined, and count once)."
             )
         alike = len(self.terms) == 1 and isinstance(self.terms[0], IndependentNormal | ScaledNoise)
-        self.reach = (_reach(_standard(self.terms[0]), 1),) if alike else tuple(_reach(t, dim) for t in self.terms)
-        self.scale = 0.5 / _density(self.terms, self.reach, jnp.zeros((dim, 1)))
-        if not bool((jnp.isfinite(self.scale) & (self.scale > 0)).all()):
+        self.scale, self.reach = _measures(self.terms, dim, alike)
+        scale = np.asarray(self.scale)
+        if not (np.isfinite(scale) & (scale > 0)).all():
             raise ValueError(
                 f"noise: {bound.describe()['name']} noise has no density at 0 in some coordinates (a scale of 0, or "
                 "none there) that quadrature could use; use coefficients='sampled'."
@@ -73,9 +74,7 @@ class CoordinateLaw(eqx.Module):
 
     def breaks(self) -> np.ndarray:
         """Points t > 0 at which the density may not be smooth, shape (d, number)."""
-        dim = self.scale.shape[0]
-        ends = [_scale(t, dim) * jnp.sinh(r) / self.scale for t, r in zip(self.terms, self.reach, strict=True)]
-        return np.asarray(jnp.arcsinh(jnp.concatenate(ends, axis=1)))
+        return np.asarray(_breaks(self))
 
 
 def _standard(noise: NoiseLaw) -> NoiseLaw:
@@ -83,8 +82,17 @@ def _standard(noise: NoiseLaw) -> NoiseLaw:
 
 
 @jax.jit
-def _mean_sign(noise: NoiseLaw, z: Array) -> Array:
-    return noise.mean_sign(z, jnp.zeros_like(z))
+def _breaks(law: CoordinateLaw) -> Array:
+    dim = law.scale.shape[0]
+    ends = [_scale(t, dim) * jnp.sinh(r) / law.scale for t, r in zip(law.terms, law.reach, strict=True)]
+    return jnp.arcsinh(jnp.concatenate(ends, axis=1))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _measures(terms: tuple[NoiseLaw, ...], dim: int, alike: bool) -> tuple[Array, tuple[Array, ...]]:
+    """Scale and reach of a `CoordinateLaw`; `alike`: its coordinates differ in scale alone."""
+    reach = (_reach(_standard(terms[0]), 1),) if alike else tuple(_reach(t, dim) for t in terms)
+    return 0.5 / _density(terms, reach, jnp.zeros((dim, 1))), reach
 
 
 def _scale(noise: NoiseLaw, dim: int) -> Array:
@@ -93,12 +101,16 @@ def _scale(noise: NoiseLaw, dim: int) -> Array:
 
 
 def _reach(noise: NoiseLaw, dim: int) -> Array:
-    scale, low, high = _scale(noise, dim), jnp.zeros((dim, 1)), jnp.full((dim, 1), _FARTHEST)
-    for _ in range(60):
+    scale = _scale(noise, dim)
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
         middle = (low + high) / 2
-        inside = _mean_sign(noise, scale * jnp.sinh(middle)) < 1 - 1e-15
-        low, high = jnp.where(inside, middle, low), jnp.where(inside, high, middle)
-    return high
+        z = scale * jnp.sinh(middle)
+        inside = noise.mean_sign(z, jnp.zeros_like(z)) < 1 - 1e-15
+        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+    return jax.lax.fori_loop(0, 60, halve, (jnp.zeros((dim, 1)), jnp.full((dim, 1), _FARTHEST)))[1]
 
 
 @jax.jit

@@ -15,8 +15,8 @@ from sdelens.core.matrix import symmetric_root
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
 from sdelens.noise._base import AbstractNoise, NoiseLaw, density_over, described, laid_out, nonnegative, nonzero
+from sdelens.noise.scaled import NODES
 from sdelens.noise.sign import EXACT_UP_TO, SignCovariance, lower_root
-from sdelens.noise.symmetric import NODES
 from sdelens.problems import AbstractProblem
 
 __all__ = ["Correlated", "GaussianNoise", "IndependentNormal", "VaryingDiagonal", "VaryingMatrix", "normal_signed_mean"]

@@ -27,7 +27,7 @@ from sdelens.core.matrix import symmetric_root, times
 from sdelens.core.random import Stream
 from sdelens.core.tree import column, sum_coordinates
 from sdelens.noise._base import BatchLaw, centred_square
-from sdelens.noise.symmetric import StudentTNoise
+from sdelens.noise.student_t import StudentTNoise
 from sdelens.problems import LinearRegression
 
 __all__ = [

@@ -1,8 +1,9 @@
 """Problems: the losses to minimise."""
 
 from sdelens.problems._analytic import EmbeddedSaddle, Quadratic, Rosenbrock
-from sdelens.problems._base import EXAMPLE_BYTES, AbstractProblem, L2Problem, Problem
+from sdelens.problems._base import AbstractProblem, L2Problem
 from sdelens.problems._game import Game, QuadraticGame
+from sdelens.problems._problem import EXAMPLE_BYTES, Problem
 from sdelens.problems._regression import LinearRegression
 from sdelens.problems.networks import CNN, MLP, ResNet, Transformer, ViT, network
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -37,7 +38,7 @@ class Quadratic(AbstractProblem):
 
     def __init__(self, curvature: Any, start: Any = 1.0) -> None:
         curvature, start = curvature_and_start(curvature, start)
-        self.curvature, self.start = jnp.asarray(curvature), jnp.asarray(start)
+        self.curvature, self.start = jax.device_put((curvature, start))
         if check.is_traced(curvature):  # not known inside a JAX transformation
             self._infimum = None
             return

@@ -137,8 +137,8 @@ class QuadraticGame(_GameProblem):
             for name, value, size in zip(("x_curvature", "y_curvature"), (x_curvature, y_curvature), sizes, strict=True)
         }
         dtype = np.result_type(wide, start, *matrices.values())
-        self.coupling, self.start = jnp.asarray(wide.astype(dtype)), jnp.asarray(np.full(sum(sizes), start, dtype))
-        self.x_curvature, self.y_curvature = (jnp.asarray(m.astype(dtype)) for m in matrices.values())
+        self.coupling, self.start = jax.device_put((wide.astype(dtype), np.full(sum(sizes), start, dtype)))
+        self.x_curvature, self.y_curvature = jax.device_put([m.astype(dtype) for m in matrices.values()])
 
     @property
     def layout(self) -> Layout:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -83,8 +84,8 @@ class LinearRegression(AbstractProblem):
                 "many numbers, or one for all."
             )
         solution = (jnp if traced else np).broadcast_to(solution, start.shape).astype(start.dtype)
-        self.start, self.design_covariance = jnp.asarray(start), jnp.asarray(covariance)
-        self.solution, self._seed = jnp.asarray(solution), check.at_least("seed", seed, 0)
+        self.start, self.design_covariance = jax.device_put((start, covariance))
+        self.solution, self._seed = jax.device_put(solution), check.at_least("seed", seed, 0)
         self.features = self.labels = None
         self.curvature, self.minimiser = self.design_covariance, self.solution
         self._infimum = 0.5 * self.label_noise**2
@@ -101,9 +102,9 @@ class LinearRegression(AbstractProblem):
         labels = features @ solution + self.label_noise * rng.standard_normal(samples)
         minimiser = np.linalg.lstsq(features, labels, rcond=None)[0]
         self._infimum = 0.5 * float(np.mean((features @ minimiser - labels) ** 2))
-        self.features, self.labels = jnp.asarray(features, dtype), jnp.asarray(labels, dtype)
-        self.curvature = jnp.asarray(features.T @ features / samples, dtype)
-        self.minimiser = jnp.asarray(minimiser, dtype)
+        arrays = (features, labels, features.T @ features / samples, minimiser)
+        found = jax.device_put(tuple(a.astype(dtype) for a in arrays))
+        self.features, self.labels, self.curvature, self.minimiser = found
 
     @property
     def layout(self) -> Layout:

@@ -20,7 +20,7 @@ from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.noise._base import NoiseLaw
 from sdelens.noise.distributed._workers import Compression, WorkersLaw
-from sdelens.noise.symmetric import StudentTNoise
+from sdelens.noise.student_t import StudentTNoise
 from sdelens.problems import AbstractProblem
 
 __all__ = ["MajorityVote", "vote"]

@@ -12,7 +12,7 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.names import DATASETS, NETWORKS
 from sdelens.data import Dataset, is_text, load_dataset, load_text
-from sdelens.problems._base import Problem
+from sdelens.problems._problem import Problem
 from sdelens.problems.networks._losses import accuracy, binary_accuracy, binary_cross_entropy, cross_entropy
 from sdelens.problems.networks.cnn import CNN
 from sdelens.problems.networks.mlp import MLP

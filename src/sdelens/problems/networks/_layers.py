@@ -16,7 +16,7 @@ __all__ = ["Convolution", "Dense", "LayerNorm", "max_pool", "normal", "widened"]
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], variance: float) -> Array:
     """Normal random numbers with the given variance."""
-    return jnp.asarray(rng.normal(0, np.sqrt(variance), shape), jnp.float32)
+    return jax.device_put(rng.normal(0, np.sqrt(variance), shape).astype(np.float32))
 
 
 def widened(values: Array) -> Array:
@@ -33,7 +33,7 @@ class Dense(eqx.Module):
     @classmethod
     def initialise(cls, rng: np.random.Generator, inputs: int, outputs: int, gain: float) -> "Dense":
         """Normal W with variance gain / inputs, and b = 0."""
-        return cls(normal(rng, (inputs, outputs), gain / inputs), jnp.zeros(outputs, jnp.float32))
+        return cls(normal(rng, (inputs, outputs), gain / inputs), jax.device_put(np.zeros(outputs, np.float32)))
 
     def __call__(self, x: Array) -> Array:
         """Shape (..., outputs)."""

@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -24,8 +23,8 @@ class MLP(eqx.Module):
         """Normal weights with variance 2 / fan-in (He et al. 2015), biases 0; they depend on `seed` alone."""
         rng = np.random.default_rng(seed)
         shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
-        weights = tuple(jnp.asarray(rng.normal(0, np.sqrt(2 / s[1]), s), jnp.float32) for s in shapes)
-        return cls(weights, tuple(jnp.zeros(s[0], jnp.float32) for s in shapes))
+        weights = tuple(rng.normal(0, np.sqrt(2 / s[1]), s).astype(np.float32) for s in shapes)
+        return cls(*jax.device_put((weights, tuple(np.zeros(s[0], np.float32) for s in shapes))))
 
     def __call__(self, features: Array) -> Array:
         """Logits of shape (k, n)."""
