@@ -1,8 +1,10 @@
 """The public entry points: check all arguments once, run the models and return a `Result`."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,14 +15,16 @@ from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
 from sdelens.results.sweep import Sweep
-from sdelens.run import processes
 from sdelens.run.checkpoint import open_checkpoints
-from sdelens.run.ensemble import kept_rows, path_bytes, record_steps, run_ensemble
-from sdelens.run.experiment import LEVELS, prepare, run
-from sdelens.run.grid import grid_of, run_grid
+from sdelens.run.datasets import result_dataset, sweep_dataset
+from sdelens.run.description import LEVELS, Description, SweepDescription
+from sdelens.run.ensemble import kept_rows, path_bytes, run_ensemble
+from sdelens.run.experiment import identity, prepare, run, share_identity
+from sdelens.run.grid import grid_identity, grid_of, run_grid
+from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, Models, models_of
-from sdelens.run.options import Execution, Options, Record
-from sdelens.run.statistics import BUCKETS
+from sdelens.run.options import Execution, Options, Record, record_steps
+from sdelens.run.summary import BUCKETS
 from sdelens.sdes import Builder
 
 __all__ = ["compare", "estimate", "simulate", "sweep"]
@@ -66,14 +70,14 @@ def compare(
         execution: devices, memory, progress and checkpoints; see `Execution`.
 
     Returns:
-        A `Result`; print it, or see its `errors`, `plot`, `save`.
+        A `Result`; print it, or see its `errors`, `plot`, `save`. With ``share`` in `execution`, a `Share`, to `save`.
 
     Raises:
         ValueError, TypeError: naming the argument, before anything runs; with ``resume`` also if the checkpoint belongs
             to another run, naming what differs.
         OSError: if the checkpoint cannot be written or read, another run uses it, or it contains an unfinished run and
             ``resume`` is False.
-        RuntimeError: with several processes, if another process is lost or fails; see `join_processes`.
+        RuntimeError: if an executor loses the workers of a share three times, or cannot run any more.
 
     Warns:
         RuntimeWarning: if paths diverged (they are counted and excluded from the averages), or if the newest checkpoint
@@ -86,10 +90,38 @@ def compare(
         ['optimizer', 'sde']
     """
     options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
-    with processes.current().run():
-        experiment = prepare(problem, noise, optimizer, models, options)
-        with _checkpoints(options) as checkpoints:
-            return run(experiment, options.execution.progress, checkpoints)
+    if options.execution.executor is not None:
+        experiment = prepare(problem, noise, optimizer, models, _local(options))
+        _warn(law_warnings(experiment.case, experiment.models.values()))
+        subject, identified = (problem, noise, optimizer, models), share_identity(identity(experiment))
+        found, texts = _remotely(subject, None, options, 1, identified)
+        _warn(texts)
+        return found
+    experiment = prepare(problem, noise, optimizer, models, options)
+    with _checkpoints(options) as checkpoints:
+        share = run(experiment, options.execution.progress, checkpoints)
+        if options.execution.share is not None:
+            return cast("Result", share)  # as documented; no other option changes what is returned
+        dataset, texts = result_dataset(cast("Description", share.description), share.parts)
+        _warn(texts)
+        return Result(dataset)
+
+
+def _local(options: Options) -> Options:
+    """Options with which this process checks a run that workers execute, whose devices are not known here."""
+    return replace(options, execution=Execution(chunk=options.execution.chunk, devices=1))
+
+
+def _remotely(*arguments: Any) -> tuple[Any, list[str]]:
+    from sdelens.run.remote import run_remotely
+
+    return run_remotely(*arguments)
+
+
+def _warn(texts: Sequence[str]) -> None:
+    """Warn the caller of the function that calls this one."""
+    for text in texts:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def simulate(
@@ -170,7 +202,8 @@ def sweep(
             one continues where it stopped.
 
     Returns:
-        A `Sweep`; print it, or see its `at`, `late_loss`, `errors`, `best`, `plot`, `save`.
+        A `Sweep`; print it, or see its `at`, `late_loss`, `errors`, `best`, `plot`, `save`. With ``share`` in
+        `execution`, a `Share`, to `save`.
 
     Raises:
         ValueError, TypeError: naming the key, value or argument, before anything runs; with ``resume`` also if the
@@ -188,10 +221,20 @@ def sweep(
         ['optimizer', 'sde']
     """
     options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
-    with processes.current().run():
-        grid = grid_of(problem, noise, optimizer, models, over, options)
-        with _checkpoints(options) as checkpoints:
-            return Sweep(run_grid(grid, options.execution.progress, checkpoints))
+    if options.execution.executor is not None:
+        grid = grid_of(problem, noise, optimizer, models, over, _local(options))
+        subject, identified = (problem, noise, optimizer, models), share_identity(grid_identity(grid))
+        found, texts = _remotely(subject, over, options, len(grid.experiments), identified)
+        _warn(texts)
+        return found
+    grid = grid_of(problem, noise, optimizer, models, over, options)
+    with _checkpoints(options) as checkpoints:
+        share = run_grid(grid, options.execution.progress, checkpoints)
+        if options.execution.share is not None:
+            return cast("Sweep", share)  # as `compare`
+        dataset, texts = sweep_dataset(cast("SweepDescription", share.description), share.parts)
+        _warn(texts)
+        return Sweep(dataset)
 
 
 def _checkpoints(options: Options) -> Any:
@@ -216,8 +259,8 @@ def estimate(
 ) -> Estimate:
     """Estimate the time and memory that `compare` or `sweep` would take with the same arguments.
 
-    The estimate is measured on a few steps of each model, for a sweep at its first point. With several processes, each
-    process measures its share of the paths.
+    The estimate is measured on a few steps of each model, for a sweep at its first point. With ``share`` in `execution`
+    it is that of the share, with an executor that of one of its shares, on the devices of this process.
 
     Args:
         problem: what is minimised.
@@ -237,6 +280,9 @@ def estimate(
     """
     options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
     points = compilations = 1.0
+    if options.execution.executor is not None:
+        of_one = replace(options.execution, executor=None, shares=None, share=(0, options.execution.shares or 1))
+        options = replace(options, execution=of_one)
     if over is None:
         experiment = prepare(problem, noise, optimizer, models, options)
     else:
@@ -262,8 +308,9 @@ def estimate(
             run_ensemble(stepper, few, experiment.seed, model.stream, 0.0, np.array(LEVELS), observables=watched)
             times.append(time.perf_counter() - begin)
         scale = (plan.steps + 1) / (few.steps + 1) * len(own) / len(few.own)
-        seconds += (times[0] - times[1]) * compilations + times[1] * scale * points
-        compiling += (times[0] - times[1]) * compilations
+        of_compilation = max(times[0] - times[1], 0.0) * compilations
+        seconds += of_compilation + times[1] * scale * points
+        compiling += of_compilation
         flight = max(flight, path_bytes(stepper) * plan.chunk)
     named = len(experiment.observables.names)
     numbers = (
@@ -276,5 +323,5 @@ def estimate(
     of_every_path += 1 + len(experiment.hits) if experiment.hits else 0
     stored = (numbers + plan.keep_paths * rows) * recorded + plan.paths * of_every_path
     results = 8 * stored * len(experiment.models) * int(points)
-    sketches = 4 * BUCKETS * (recorded if len(own) > plan.chunk or experiment.group.count > 1 else min(recorded, 256))
+    sketches = 4 * BUCKETS * (recorded if len(own) > plan.chunk or plan.share is not None else min(recorded, 256))
     return Estimate(seconds, compiling, flight + 2 * results + sketches, results)

@@ -1,12 +1,13 @@
 """Checkpoints of a run: which models are finished, and the position of the model that is running.
 
-Carries are pytrees of arrays, stored by their leaves; summaries are named arrays. Their contents are not inspected.
+Carries are pytrees of arrays, stored by their leaves; summaries are named arrays, one set for every node of the tree
+in which they are joined. Their contents are not inspected.
 """
 
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,27 +16,23 @@ import jax
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.differences import differences
 from sdelens.core.files import held_folder
-from sdelens.run.processes import Group, current
-from sdelens.run.statistics import Summary
-from sdelens.run.store import Store, decoded, encoded
+from sdelens.run.store import Store
+from sdelens.run.summary import Nodes, Part, Parts, packed, unpacked
 
 __all__ = [
     "Checkpoints",
     "Position",
-    "differences",
     "digest",
     "has_checkpoint",
     "keep_checkpoints",
     "open_checkpoints",
-    "packed",
-    "unpacked",
 ]
 
 _SECONDS = 30.0
 _SHARE = 0.02
 _SHOWN = 5
-_SHOWN_LENGTH = 40
 
 
 class Position(NamedTuple):
@@ -44,15 +41,15 @@ class Position(NamedTuple):
     Attributes:
         first: index of the first path of the current chunk.
         done: number of records of that chunk so far.
-        merged: summary of the previous chunks, None if there are none.
-        records: summary of the records of the current chunk, None if there are none.
+        merged: summaries of the previous chunks.
+        records: summaries of the records of the current chunk so far.
         carry: leaves of the states after these records, empty at the start of the chunk.
     """
 
     first: int
     done: int
-    merged: Summary | None
-    records: Summary | None
+    merged: Nodes
+    records: Nodes
     carry: list[Any]
 
 
@@ -60,7 +57,7 @@ class Checkpoints:
     """The checkpoints of one run; made by `keep_checkpoints`.
 
     Attributes:
-        finished: summary and wall time in s of every finished model, by label.
+        finished: what has been computed of every finished model, by label.
         position: saved position of the model that is running, None at its start.
     """
 
@@ -70,7 +67,7 @@ class Checkpoints:
         self._label: str | None = None
         self._before, self._begin = 0.0, 0.0
         self._saved, self._interval = time.monotonic(), _SECONDS
-        self.finished: dict[str, tuple[Summary, float]] = {}
+        self.finished: Parts = {}
         self.position: Position | None = None
 
     def start(self, identity: dict[str, Any]) -> None:
@@ -95,33 +92,12 @@ class Checkpoints:
                 f"{'; '.join(differing[:_SHOWN])}{more}. Use the settings of that run, or give another folder."
             )
         for i, (label, seconds) in enumerate(state["finished"]):
-            self.finished[label] = (unpacked(arrays, f"finished/{i}/"), seconds)
+            self.finished[label] = Part(unpacked(arrays, f"finished/{i}/"), seconds)
         if (running := state["running"]) is not None:
             self._label, self._before = running["label"], running["seconds"]
-            merged, records = (
-                unpacked(arrays, f"{part}/") if running[part] else None for part in ("merged", "records")
-            )
+            merged, records = (unpacked(arrays, f"{part}/") for part in ("merged", "records"))
             carry = [arrays[f"carry/{i}"] for i in range(running["carry"])]
             self.position = Position(running["first"], running["done"], merged, records, carry)
-
-    def agree(self, group: Group) -> None:
-        """Mark models as finished that are finished in any process; processes may have stopped at different places."""
-        if group.count == 1:
-            return
-
-        def join(parts: list[bytes]) -> bytes:
-            found: dict[str, tuple[dict[str, np.ndarray], float]] = {}
-            for part in parts:
-                arrays, seconds = decoded(part)
-                for label in seconds:
-                    found.setdefault(label, (_under(arrays, f"{label}/"), seconds[label]))
-            return _finished_bytes(found)
-
-        own = {label: (packed(summary, ""), seconds) for label, (summary, seconds) in self.finished.items()}
-        arrays, seconds = decoded(group.combine("finished models", _finished_bytes(own), join))
-        self.finished = {label: (unpacked(arrays, f"{label}/"), seconds[label]) for label in seconds}
-        if self._label in self.finished:
-            self._label = self.position = None
 
     def begin(self, label: str) -> None:
         """Set the model that runs now."""
@@ -129,13 +105,13 @@ class Checkpoints:
             self._label, self._before, self.position = label, 0.0, None
         self._begin = time.perf_counter()
 
-    def finish(self, label: str, summary: Summary) -> float:
-        """Store the summary of a finished model; returns its wall time in s, summed over interruptions of the run."""
-        self.finished[label] = (summary, self._seconds())
+    def finish(self, label: str, nodes: Nodes) -> float:
+        """Store what a finished model gave; returns its wall time in s, summed over interruptions of the run."""
+        self.finished[label] = Part(nodes, self._seconds())
         self._label = self.position = None
         if self.due():
             self.save(None)
-        return self.finished[label][1]
+        return self.finished[label].seconds
 
     def cadence(self, record_every: int, records: int) -> int:
         """Number of records between two checkpoints if `every` is in steps; all records if time decides."""
@@ -153,18 +129,15 @@ class Checkpoints:
         """
         begin = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
-        for i, (summary, _) in enumerate(self.finished.values()):
-            arrays |= packed(summary, f"finished/{i}/")
+        for i, part in enumerate(self.finished.values()):
+            arrays |= packed(part.nodes, f"finished/{i}/")
         running = None
         if position is not None:
             running = {"label": self._label, "seconds": self._seconds(), "first": position.first}
             running |= {"done": position.done, "carry": len(position.carry)}
-            for part in ("merged", "records"):
-                summary = getattr(position, part)
-                running[part] = summary is not None
-                arrays |= {} if summary is None else packed(summary, f"{part}/")
+            arrays |= packed(position.merged, "merged/") | packed(position.records, "records/")
             arrays |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(position.carry)}
-        finished = [(label, seconds) for label, (_, seconds) in self.finished.items()]
+        finished = [(label, part.seconds) for label, part in self.finished.items()]
         self._store.save(arrays, {"identity": self._identity, "finished": finished, "running": running})
         self._saved = time.monotonic()
         self._interval = max(_SECONDS, (self._saved - begin) / _SHARE)
@@ -174,24 +147,8 @@ class Checkpoints:
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder contains checkpoints of an unfinished run, of one process or several."""
-    return any(Store(part).files() for part in _parts(Path(folder)))
-
-
-def _parts(folder: Path) -> list[Path]:
-    """The existing folders for checkpoints: the folder itself, and one for each of several processes."""
-    return [part for part in (folder, *sorted(folder.glob("process-*"))) if part.is_dir()]
-
-
-def _check_parts(folder: Path, own: Path) -> None:
-    """Refuse to continue a run of one process with several processes, and the other way round."""
-    for part in _parts(folder):
-        if (part == folder) != (own == folder) and Store(part).files():
-            held, here = ("one process", "several") if part == folder else ("several processes", "one")
-            raise ValueError(
-                f"checkpoint: {str(folder)!r} contains the checkpoint of a run with {held}, but this run has {here}; "
-                "continue with the same number of processes, or give another folder."
-            )
+    """Whether the folder contains checkpoints of an unfinished run."""
+    return Path(folder).is_dir() and bool(Store(Path(folder)).files())
 
 
 @contextmanager
@@ -203,8 +160,6 @@ def keep_checkpoints(
     Args:
         folder: folder for the checkpoints; created if necessary, and removed at the end if it contains nothing else, as
             are the folders above it that were created for it if the block fails.
-            With several processes, each process uses a subfolder process-I, which the other processes need not be able
-            to access, and all processes leave the block together.
         every: optimizer steps of each chunk of paths between two checkpoints; by default one every 30 s, or less often
             if writing would take more than 2 % of the time.
         resume: continue the run whose checkpoint is in the folder; if there is none, start from the beginning.
@@ -216,25 +171,20 @@ def keep_checkpoints(
         OSError: if the folder cannot be written, or is a file.
     """
     every = None if every is None else check.at_least("checkpoint_every", every, 1)
-    group = current()
-    own = Path(folder) if group.count == 1 else Path(folder) / f"process-{group.index}"
     created = [part for part in Path(folder).parents if not part.exists()]
     try:
-        with group.run():
-            _check_parts(Path(folder), own)
-            with held_folder("checkpoint", own) as held:
-                store = Store(held)
-                if not resume and store.files():
-                    raise FileExistsError(
-                        f"checkpoint: {str(held)!r} contains the checkpoint of an unfinished run; continue that run "
-                        "with resume=True (--resume), or delete the folder to start from the beginning."
-                    )
-                yield Checkpoints(store, every)
-                group.wait("the end of the checkpoints")
-                store.remove()
-                created = []
+        with held_folder("checkpoint", folder) as held:
+            store = Store(held)
+            if not resume and store.files():
+                raise FileExistsError(
+                    f"checkpoint: {str(held)!r} contains the checkpoint of an unfinished run; continue that run "
+                    "with resume=True (--resume), or delete the folder to start from the beginning."
+                )
+            yield Checkpoints(store, every)
+            store.remove()
+            created = []
     finally:
-        for part in dict.fromkeys((own, Path(folder), *created)):
+        for part in dict.fromkeys((Path(folder), *created)):
             with suppress(OSError):  # raised if the folder is not empty, or was not created
                 part.rmdir()
 
@@ -272,59 +222,3 @@ def digest(tree: Any, text: str = "") -> str:
         total.update(f"{array.dtype}{array.shape}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-def differences(saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str = "", where: str = "here") -> list[str]:
-    """Describe each difference between two nested mappings; `where` is the word for the mapping `own`."""
-    found: list[str] = []
-    for key in {**saved, **own}:
-        a, b = saved.get(key), own.get(key)
-        if a == b:
-            continue
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.", where)
-        elif max(len(str(a)), len(str(b))) > _SHOWN_LENGTH:
-            found.append(f"{prefix}{key} differs")
-        else:
-            found.append(f"{prefix}{key} is {a}, {where} {b}")
-    return found
-
-
-def _finished_bytes(finished: Mapping[str, tuple[Mapping[str, np.ndarray], float]]) -> bytes:
-    """Encode summaries and wall times of finished models as bytes."""
-    arrays = {f"{label}/{name}": array for label, (own, _) in finished.items() for name, array in own.items()}
-    return encoded(arrays, {label: seconds for label, (_, seconds) in finished.items()})
-
-
-def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with the prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def packed(summary: Summary, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of a summary by name; count tables are mostly zeros, so only their nonzero columns are stored."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, array in summary._asdict().items():
-        if array.ndim == 2 and array.dtype.kind in "iu":
-            used = np.flatnonzero(array.any(axis=0))
-            arrays[f"{prefix}{name}"] = array[:, used]
-            arrays[f"{prefix}{name}/columns"] = used
-            arrays[f"{prefix}{name}/width"] = np.asarray(array.shape[1])
-        else:
-            arrays[f"{prefix}{name}"] = array
-    return arrays
-
-
-def unpacked(arrays: Mapping[str, np.ndarray], prefix: str) -> Summary:
-    """Restore the summary that `packed` stored under this prefix."""
-    found = _under(arrays, prefix)
-    fields: dict[str, np.ndarray] = {}
-    for name, array in found.items():
-        if name.endswith(("/columns", "/width")):
-            continue
-        if f"{name}/width" in found:
-            fields[name] = np.zeros((array.shape[0], int(found[f"{name}/width"])), array.dtype)
-            fields[name][:, found[f"{name}/columns"]] = array
-        else:
-            fields[name] = array
-    return Summary(**fields)

@@ -4,14 +4,14 @@ Paths are the last axis of every array. A chunk of paths is split over all devic
 advances its paths and reduces their statistics at the recorded steps, so memory does not depend on the number of steps.
 The host runs short segments one after another, long enough (about half a second) that their start-up time is
 negligible, joins their records and reports progress. Random numbers depend on the global index of a path
-(`core.random`), never on the device or on the other paths. With several processes, each process runs a range of paths
-on its devices, independently of the others; only their summaries are joined.
+(`core.random`), never on the device or on the other paths. A share of a run is therefore a range of paths, and a run is
+the join of its shares: `run_paths` returns the summaries of a range, `sdelens.run.summary` joins them.
 """
 
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +22,9 @@ from sdelens.cases.observables import Observables
 from sdelens.core.captured import alike, captured
 from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Stepper, Watched
-from sdelens.run.checkpoint import Checkpoints, Position, digest, packed, unpacked
-from sdelens.run.processes import ALONE, Group
+from sdelens.run.checkpoint import Checkpoints, Position, digest
+from sdelens.run.options import record_steps
+from sdelens.run.plan import Plan
 from sdelens.run.segment import (
     PARAMETERS,
     PATHS,
@@ -36,11 +37,10 @@ from sdelens.run.segment import (
     start,
     values,
 )
-from sdelens.run.statistics import BUCKETS, GROUPS, StepStatistics, Summary, merge, quantiles, unpack
-from sdelens.run.store import decoded, encoded
+from sdelens.run.statistics import StepStatistics, unpack
+from sdelens.run.summary import BUCKETS, GROUPS, Nodes, Summary, add, concatenated, total
 
 __all__ = [
-    "Plan",
     "chunk_size",
     "compilations",
     "fingerprint",
@@ -50,8 +50,8 @@ __all__ = [
     "part_shapes",
     "path_bytes",
     "path_steps",
-    "record_steps",
     "run_ensemble",
+    "run_paths",
 ]
 
 _SEGMENT_SECONDS = 0.5
@@ -63,63 +63,6 @@ _CACHED_BYTES, _CACHED_PATHS = 2**26, 64
 _SKETCH_BYTES = 2**28
 _FEWEST_PATHS, _SMALL_BYTES = 16, 1024
 """The paths of a device are a multiple of 16 where a path has at most 1 KiB: so few cost no more than one."""
-
-
-class Plan(NamedTuple):
-    """Sizes and devices of an ensemble; hashable, so that equal plans share one compilation.
-
-    Attributes:
-        steps: optimizer steps.
-        paths: number of paths.
-        record_every: steps between records; the last step is always recorded.
-        chunk: number of paths that are simulated at once.
-        keep_paths: number of paths whose full trajectory is stored.
-        devices: the devices to shard over.
-        marginals: coordinates whose values are stored for every path at the moments.
-        moments: indices of the records at which values of every path are stored.
-        keep: what is stored of the paths whose trajectory is stored.
-        share: first index and end (exclusive) of the paths that this process runs; None: all of them.
-        parameter_shards: number of devices over which the parameters of each path are split.
-        runs: number of runs of this size that share compiled programs, such as the points of a sweep.
-    """
-
-    steps: int
-    paths: int
-    record_every: int
-    chunk: int
-    keep_paths: int
-    devices: tuple[Any, ...]
-    marginals: tuple[int, ...] = ()
-    moments: tuple[int, ...] = ()
-    keep: tuple[str, ...] = ("x",)
-    share: tuple[int, int] | None = None
-    parameter_shards: int = 1
-    runs: int = 1
-
-    @property
-    def width(self) -> int:
-        """Number of shards of paths; the size of a chunk is a multiple of it."""
-        return len(self.devices) // self.parameter_shards
-
-    @property
-    def groups(self) -> int:
-        """Number of groups of paths."""
-        return min(GROUPS, self.paths)
-
-    @property
-    def own(self) -> range:
-        """The paths that this process runs."""
-        return range(*(self.share or (0, self.paths)))
-
-    @property
-    def own_kept(self) -> int:
-        """Number of this process's paths whose trajectory is stored (the first `keep_paths` paths of the ensemble)."""
-        return len(range(self.own.start, min(self.keep_paths, self.own.stop)))
-
-
-def record_steps(steps: int, record_every: int) -> np.ndarray:
-    """Recorded steps: 0, every `record_every`-th, and the last."""
-    return np.minimum(np.arange(-(-steps // record_every) + 1) * record_every, steps)
 
 
 def path_bytes(stepper: Stepper) -> int:
@@ -177,7 +120,7 @@ def padded_paths(paths: int, fewest: int = 1) -> int:
 
 
 def path_steps(plan: Plan, position: Position | None) -> int:
-    """Number of path-steps, over all paths of this process, that are done at a position of an ensemble."""
+    """Number of path-steps, over all paths that are run, that are done at a position of an ensemble."""
     if position is None:
         return 0
     counted = max(min(plan.chunk, plan.own.stop - position.first), 0)
@@ -195,10 +138,23 @@ def run_ensemble(
     levels: np.ndarray,
     progress: Callable[[int], None] | None = None,
     observables: Observables | None = None,
-    checkpoints: Checkpoints | None = None,
-    group: Group = ALONE,
 ) -> Summary:
-    """Run all paths of `stepper` and return their statistics at the recorded steps.
+    """The statistics of all paths of `stepper`, with the arguments of `run_paths`."""
+    return total(run_paths(stepper, plan, seed, stream, offset, levels, progress, observables))
+
+
+def run_paths(
+    stepper: Stepper,
+    plan: Plan,
+    seed: int,
+    stream: str,
+    offset: float,
+    levels: np.ndarray | None,
+    progress: Callable[[int], None] | None = None,
+    observables: Observables | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Nodes:
+    """Run the paths of `stepper` in `plan.own` and return their statistics at the recorded steps.
 
     Args:
         stepper: what to run.
@@ -206,51 +162,24 @@ def run_ensemble(
         seed: seed of all randomness.
         stream: name of the stream of random numbers; equal names share their draws.
         offset: subtracted from the loss before the quantiles are computed.
-        levels: levels of the quantiles, which replace the histogram in the summary.
+        levels: levels of the quantiles, which replace the sketches, of a run of all paths, whose statistics are joined;
+            None for a share, whose statistics are to be joined with those of others.
         progress: called with the number of path-steps done since its last call.
         observables: what is recorded in addition to the loss.
         checkpoints: where to resume from and where to save; they do not affect the results.
-        group: the processes, each of which runs a share of the paths; all return the statistics of all paths.
     """
     position = None if checkpoints is None else checkpoints.position
-    position = position or Position(plan.own.start, 0, None, None, [])
-    summary = position.merged
-    one_chunk = group.count == 1 and len(plan.own) <= plan.chunk
+    position = position or Position(plan.own.start, 0, {}, {}, [])
+    nodes = dict(position.merged)
+    at_once = levels if len(plan.own) <= plan.chunk else None
     for first in range(position.first, plan.own.stop, plan.chunk):
-        part = _run_chunk(
-            stepper,
-            plan,
-            seed,
-            stream,
-            offset,
-            position,
-            levels if one_chunk else None,
-            progress,
-            observables,
-            checkpoints,
-        )
-        summary = merge(summary, part)
-        summary = summary._replace(kept=summary.kept[:, : plan.own_kept])
-        position = Position(first + plan.chunk, 0, summary, None, [])
-        if checkpoints is not None and (group.count > 1 or position.first < plan.own.stop) and checkpoints.due():
+        found = _run_chunk(stepper, plan, seed, stream, offset, position, at_once, progress, observables, checkpoints)
+        for node, summary in found.items():
+            add(nodes, node, summary)
+        position = Position(first + plan.chunk, 0, dict(nodes), {}, [])
+        if checkpoints is not None and position.first < plan.own.stop and checkpoints.due():
             checkpoints.save(position)
-    assert summary is not None
-    if group.count > 1:
-        return _of_all(summary, levels, stream, group)
-    return summary if one_chunk else summary._replace(histogram=quantiles(summary.histogram, levels))
-
-
-def _of_all(summary: Summary, levels: np.ndarray, stream: str, group: Group) -> Summary:
-    """Join the statistics of the paths of all processes, in the order of the processes."""
-
-    def join(parts: list[bytes]) -> bytes:
-        total: Summary | None = None
-        for part in parts:
-            total = merge(total, unpacked(decoded(part)[0], ""))
-        assert total is not None
-        return encoded(packed(total._replace(histogram=quantiles(total.histogram, levels)), ""), {})
-
-    return unpacked(decoded(group.combine(stream, encoded(packed(summary, ""), {}), join))[0], "")
+    return nodes if levels is None else {(0, 0): total(nodes).with_quantiles(levels)}
 
 
 def _run_chunk(
@@ -264,7 +193,7 @@ def _run_chunk(
     progress: Callable[[int], None] | None,
     observables: Observables | None,
     checkpoints: Checkpoints | None,
-) -> Summary:
+) -> Nodes:
     """Run one chunk from a position on; if `levels` are given, sketches become quantiles at once, which saves memory.
 
     All chunks have the same size, so they share one compilation; surplus paths of the last chunk are never counted.
@@ -278,12 +207,12 @@ def _run_chunk(
     records = len(record_steps(plan.steps, plan.record_every))
     buffer = _buffer(plan, stepper)
     counted = min(plan.chunk, plan.own.stop - first)
-    parts: list[Summary] = []
+    parts: list[Nodes] = []
     done, length = position.done, 2
     span = RecordRange(done, length, plan.steps, plan.record_every, offset)
     advance = segment.chosen(_repeats(plan), stepper, observables, carry, paths, key, span, static, buffer)
     watched = 1 if observables is None else 1 + len(observables.names)
-    if position.records is not None:
+    if position.records:
         carry, parts = _restored(carry, position.carry), [position.records]
     reported = min(done * plan.record_every, plan.steps)
     cadence = records if checkpoints is None else checkpoints.cadence(plan.record_every, records)
@@ -303,10 +232,10 @@ def _run_chunk(
         begin = time.perf_counter()
         span = RecordRange(done, length, plan.steps, plan.record_every, offset)
         carry, out = advance(stepper, observables, carry, paths, key, span, static, buffer)
-        part = _to_summary(jax.tree.map(np.asarray, out), length, first, plan, watched)._replace(laws=now)
+        part = _to_nodes(jax.tree.map(np.asarray, out), length, first, plan, watched)
         if levels is not None:
-            part = part._replace(histogram=quantiles(part.histogram, levels))
-        parts.append(part)
+            part = {((plan.width - 1).bit_length(), 0): total(part).with_quantiles(levels)}
+        parts.append({node: s._replace(laws=now[:, plan.within(node, first)]) for node, s in part.items()})
         seconds = max(time.perf_counter() - begin, 1e-6)
         done += length
         if progress is not None:
@@ -319,8 +248,14 @@ def _run_chunk(
         # The first segment may include compilation, so the second is short as well; then lengths grow to the target.
         length = max(1, min(16 * length, int(length * _SEGMENT_SECONDS / seconds)))
     joined = _joined(parts)
-    found = np.concatenate([joined.laws, laws(records - 1, last=True)])
-    return joined._replace(laws=found, hits=_hits(stepper, carry)[:counted])
+    last, hits = laws(records - 1, last=True), _hits(stepper, carry)[:counted]
+    return {
+        node: summary._replace(
+            laws=np.concatenate([summary.laws, last[:, plan.within(node, first)]]),
+            hits=hits[plan.within(node, first)],
+        )
+        for node, summary in joined.items()
+    }
 
 
 def _everywhere(tree: Any, mesh: Mesh) -> Any:
@@ -396,9 +331,9 @@ def _of_start(static: CompileKey, stepper: Stepper) -> CompileKey:
     return CompileKey(static.mesh, thinned=False, keep_paths=0, captured=captured(stepper))
 
 
-def _joined(parts: list[Summary]) -> Summary:
+def _joined(parts: list[Nodes]) -> Nodes:
     """Concatenate the records of one chunk."""
-    return Summary(*(np.concatenate(pieces, axis=0) for pieces in zip(*parts, strict=True)))
+    return {node: concatenated([part[node] for part in parts]) for node in parts[0]}
 
 
 def _restored(start: Carry, leaves: list[Any]) -> Carry:
@@ -419,13 +354,13 @@ def _repeats(plan: Plan) -> int:
     return plan.runs * plan.steps * plan.width * -(-len(plan.own) // plan.chunk)
 
 
-def _to_summary(out: StepStatistics, length: int, first: int, plan: Plan, watched: int) -> Summary:
+def _to_nodes(out: StepStatistics, length: int, first: int, plan: Plan, watched: int) -> Nodes:
     """Join the shards' records of one segment of a chunk from path `first` on: leaves of shape (shards, buffer, …)."""
-    summary: Summary | None = None
-    for shard in range(plan.width):
+    nodes: Nodes = {}
+    for shard, begin in enumerate(range(first, min(first + plan.chunk, plan.own.stop), plan.block)):
         record = StepStatistics(*(np.asarray(leaf[shard, :length]) for leaf in out))
-        begin = first + shard * (plan.chunk // plan.width)
-        summary = merge(summary, unpack(record, begin, GROUPS, watched))
-    assert summary is not None
-    living, mean, m2 = (a[..., : plan.groups] for a in (summary.living, summary.mean, summary.m2))
-    return summary._replace(living=living, mean=mean, m2=m2)
+        whole = unpack(record, begin, GROUPS, watched)
+        living, mean, m2 = (a[..., : plan.groups] for a in (whole.living, whole.mean, whole.m2))
+        kept = whole.kept[:, : max(min(plan.keep_paths, plan.own.stop) - begin, 0)]
+        add(nodes, plan.node(begin), whole._replace(living=living, mean=mean, m2=m2, kept=kept))
+    return nodes

@@ -1,5 +1,6 @@
-"""One run: its checked arguments, the execution of its models one after another, and the resulting dataset."""
+"""One run: its checked arguments, its description, and the execution of its models one after another."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,57 +18,40 @@ from sdelens.cases.case import Case, check_subject
 from sdelens.cases.observables import Observables, check_condition, hits_of, observables_of
 from sdelens.cases.path_functions import PathFunction
 from sdelens.core.compilation import compiled_ahead
-from sdelens.core.progress import progress_bar
-from sdelens.integrate import Average, Exponential, Polyak, Stepper, Watched
+from sdelens.core.progress import progress_bar, stage
+from sdelens.integrate import MAX_COORDINATES, Average, Exponential, Polyak, Stepper, Watched
 from sdelens.noise import NoiseLaw
 from sdelens.optimizers import FromOptax
-from sdelens.results.edge import sharpness_notes
-from sdelens.results.result import Result
-from sdelens.run.checkpoint import Checkpoints, differences, digest
+from sdelens.run.checkpoint import Checkpoints, digest
+from sdelens.run.description import LEVELS, Description
 from sdelens.run.ensemble import (
-    Plan,
     chunk_size,
     compilations,
     fingerprint,
     kept_shapes,
     part_shapes,
     path_steps,
-    record_steps,
-    run_ensemble,
+    run_paths,
 )
 from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, check_model, chosen_models, coarse_of
-from sdelens.run.options import AnyAverage, Options, PolyakAverage
-from sdelens.run.plan import checked_seed, plan_of
-from sdelens.run.processes import Group, current
-from sdelens.run.statistics import Summary
-from sdelens.run.variables import Variables, variables_of
-
-if TYPE_CHECKING:
-    import xarray as xr
+from sdelens.run.options import AnyAverage, Options, PolyakAverage, record_steps
+from sdelens.run.plan import Plan, checked_seed, plan_of
+from sdelens.run.shares import Share
+from sdelens.run.summary import Part, Summary, total
 
 __all__ = [
-    "LEVELS",
     "Experiment",
-    "Parts",
-    "agreed_devices",
     "attributes",
     "code_of",
-    "dataset_of",
-    "described",
-    "divergence_warnings",
+    "description_of",
     "identity",
-    "infimum_warnings",
     "prepare",
     "run",
+    "share_identity",
     "simulated",
     "work_of",
 ]
-
-Parts = dict[str, tuple[Summary, float]]
-"""Summary and wall time in s of the models of an experiment, by label."""
-LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Levels of the quantiles of the loss over paths that a result contains."""
 
 _VERSIONS = ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy")
 
@@ -84,7 +68,7 @@ class Experiment:
         observables: what is recorded in addition to the loss.
         averages: moving averages of x by name.
         hits: the conditions whose first steps are stored.
-        group: the processes, each of which runs a share of the paths.
+        share: the number of the share that is run, and that of all shares.
     """
 
     case: Case
@@ -94,7 +78,7 @@ class Experiment:
     observables: Observables
     averages: dict[str, AnyAverage]
     hits: tuple[PathFunction, ...]
-    group: Group
+    share: tuple[int, int] = (0, 1)
 
     def stepper(self, model: Model) -> Stepper:
         """The stepper that the ensemble runs for a model."""
@@ -160,15 +144,27 @@ def prepare(
     _check_factorisations(case, plan)
     record = options.record
     averages = cast("dict[str, AnyAverage]", record.averages or {})
+    _check_starts(averages, plan.steps)
     observables = observables_of(record.observables, case, tuple(averages))
     hits = hits_of(record.hits, case.problem)
-    experiment = Experiment(case, chosen, plan, seed, observables, averages, hits, current())
+    share = options.execution.share or (0, 1)
+    experiment = Experiment(case, chosen, plan, seed, observables, averages, hits, share)
     for label, model in chosen.items():
         experiment.check(label, model)
     if options.execution.chunk is None:
         fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
         experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
     return experiment
+
+
+def _check_starts(averages: dict[str, AnyAverage], steps: int) -> None:
+    """Refuse an average that starts after the run, which would be the last x itself."""
+    for name, average in averages.items():
+        if isinstance(average, PolyakAverage) and average.start > steps:
+            raise ValueError(
+                f"averages[{name!r}]: starts at step {average.start}, but the run has {steps} steps; give an earlier "
+                "step, or more steps."
+            )
 
 
 def _check_factorisations(case: Case, plan: Plan) -> None:
@@ -187,31 +183,23 @@ def _check_factorisations(case: Case, plan: Plan) -> None:
         )
 
 
-def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Result:
-    """Run all models, continuing from checkpoints if there are any."""
-    devices = agreed_devices(experiment, partial(identity, experiment), checkpoints)
-    for complaint in law_warnings(experiment.case, experiment.models.values()) if experiment.group.index == 0 else []:
-        warnings.warn(complaint, RuntimeWarning, stacklevel=3)
+def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints | None) -> Share:
+    """Run all models on the paths of the plan, continuing from checkpoints if there are any."""
+    description = description_of(experiment)
+    for doubt in description.doubts if experiment.plan.share is None else ():
+        warnings.warn(doubt, RuntimeWarning, stacklevel=3)
     if checkpoints is not None:
         checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
-        checkpoints.agree(experiment.group)
     work, done = work_of([experiment], checkpoints)
-    with progress_bar(progress if experiment.group.index == 0 else False, work, done) as report:
-        parts: Parts = {}
-        for label, part in simulated(experiment, report, checkpoints):
-            parts[label] = part
-            complaints = [*divergence_warnings(experiment, {label: part}), *infimum_warnings(experiment, {label: part})]
-            for complaint in complaints if experiment.group.index == 0 else []:
-                warnings.warn(complaint, RuntimeWarning, stacklevel=3)
-    variables, coordinates = described(experiment, parts)
-    result = Result(dataset_of(variables, coordinates, attributes(experiment, parts, devices)))
-    for note in sharpness_notes(result.dataset, result.info["optimizer"]) if experiment.group.index == 0 else []:
-        warnings.warn(note, RuntimeWarning, stacklevel=3)
-    return result
+    with progress_bar(progress, work, done) as report:
+        parts = dict(simulated(experiment, report, checkpoints))
+    plan, (index, count) = experiment.plan, experiment.share
+    paths = (plan.own.start, plan.own.stop)
+    return Share(index, count, paths, None, plan.block, share_identity(identity(experiment)), description, parts)
 
 
 def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
-    """Path-steps of this process over all models, and how many are done; all experiments have the same sizes."""
+    """Path-steps over all models, and how many are done; all experiments have the same sizes."""
     plan, models = experiments[0].plan, experiments[0].models
     own = len(plan.own)
     done = 0
@@ -222,8 +210,8 @@ def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) 
 
 def simulated(
     experiment: Experiment, report: Callable[[int, str], None], checkpoints: Checkpoints | None, name: str = ""
-) -> Iterator[tuple[str, tuple[Summary, float]]]:
-    """Run the models that are not saved yet, one after another: yields label, summary and wall time in s.
+) -> Iterator[tuple[str, Part]]:
+    """Run the models that are not saved yet, one after another: yields label, statistics and wall time in s.
 
     Args:
         experiment: what to run.
@@ -234,11 +222,6 @@ def simulated(
     Raises:
         ValueError: if the loss at the start differs from its value when the code was compiled.
     """
-
-    def tick(done: int, label: str) -> None:
-        experiment.group.check()
-        report(done, label)
-
     saved = {} if checkpoints is None else checkpoints.finished
     names = {label: f"{name}: {label}" if name else label for label in experiment.models}
     steppers = {label: experiment.stepper(m) for label, m in experiment.models.items() if names[label] not in saved}
@@ -248,35 +231,42 @@ def simulated(
         for label, stepper in steppers.items()
         for compilation in compilations(stepper, experiment.plan, offset, experiment.observables)
     )
-    start_loss = experiment.case.start_loss()
-    with compiled_ahead(ahead) as wait:
-        import xarray  # noqa: F401  (needed for the result; imported here while programs compile)
+    with contextlib.ExitStack() as stack:
+        with stage("compiling"):
+            start_loss = experiment.case.start_loss()
+            wait = stack.enter_context(compiled_ahead(ahead))
+            import xarray  # noqa: F401  (needed for the result; imported here while programs compile)
 
         for label, model in experiment.models.items():
             full = names[label]
             if full in saved:
-                summary, seconds = saved[full]
+                part = saved[full]
             else:
                 report(0, full)
                 begin = time.perf_counter()
-                wait(label)
+                with stage(f"compiling {label}"):
+                    wait(label)
                 if checkpoints is not None:
                     checkpoints.begin(full)
-                summary = run_ensemble(
+                nodes = run_paths(
                     steppers[label],
                     experiment.plan,
                     experiment.seed,
                     model.stream,
                     offset,
-                    np.array(LEVELS),
-                    partial(tick, label=full),
+                    np.array(LEVELS) if experiment.plan.share is None else None,
+                    partial(_reported, report, full),
                     experiment.observables,
                     checkpoints,
-                    experiment.group,
                 )
-                seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, summary)
-            _check_start_loss(start_loss, summary)
-            yield label, (summary, seconds)
+                seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, nodes)
+                part = Part(nodes, seconds)
+            _check_start_loss(start_loss, total(part.nodes))
+            yield label, part
+
+
+def _reported(report: Callable[[int, str], None], label: str, done: int) -> None:
+    report(done, label)
 
 
 def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
@@ -291,44 +281,16 @@ def _check_start_loss(start_loss: float | None, summary: Summary) -> None:
         )
 
 
-def divergence_warnings(experiment: Experiment, parts: Parts) -> list[str]:
-    """A warning text for every model with diverged paths."""
-    plan, found = experiment.plan, []
-    for label, (summary, _) in parts.items():
-        lost = int(plan.paths - summary.paths[-1])
-        if lost:
-            steps = record_steps(plan.steps, plan.record_every)
-            first = int(steps[np.argmax(summary.paths < plan.paths)])
-            found.append(
-                f"{lost} of {plan.paths} paths of {label!r} diverged, the first by step {first}; diverged paths are "
-                "excluded from the averages from that step on. Try a smaller lr."
-            )
-    return found
-
-
-def infimum_warnings(experiment: Experiment, parts: Parts) -> list[str]:
-    """A warning text for every model whose mean loss falls below the infimum."""
-    infimum, found = experiment.case.problem.infimum, []
-    for label, (summary, _) in parts.items():
-        mean = summary.overall()[0]
-        if infimum is not None and np.nanmin(mean) < infimum - 1e-6 * abs(mean[0] - infimum):
-            found.append(
-                f"infimum: got {infimum:g}, but the mean loss of {label!r} falls to {np.nanmin(mean):g}; errors "
-                "relative to it are wrong. Give the true infimum, or None."
-            )
-    return found
-
-
 def identity(experiment: Experiment) -> dict[str, Any]:
     """The identity of a run, except for its code: description, sizes, devices, versions and numerical values."""
-    attrs = attributes(experiment, {}, len(experiment.plan.devices))
+    attrs = attributes(experiment)
     parts = ("problem", "noise", "optimizer", "models", "run", "device", "versions")
     found: dict[str, Any] = {part: json.loads(attrs[part]) for part in parts}
     found["versions"] = {name: version(name) for name in _VERSIONS}
     case = experiment.case
     found["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
     found["values"]["infimum"] = case.problem.infimum
-    return found
+    return found if experiment.plan.share is None else found | {"share": list(experiment.share)}
 
 
 def code_of(experiment: Experiment) -> dict[str, str]:
@@ -337,80 +299,40 @@ def code_of(experiment: Experiment) -> dict[str, str]:
     return {label: fingerprint(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
 
 
-def agreed_devices(
-    experiment: Experiment, identified: Callable[[], dict[str, Any]], checkpoints: Checkpoints | None
-) -> int:
-    """Check that all processes are about to run the same thing, and return their total number of devices.
-
-    Args:
-        experiment: the experiment of this process, or its first one.
-        identified: returns the identity of the run, except for its code.
-        checkpoints: the checkpoints of this process; None if it saves none.
-
-    Raises:
-        ValueError: naming what differs between the processes.
-    """
-    group, count = experiment.group, len(experiment.plan.devices)
-    if group.count == 1:
-        return count
-    own = identified()
-    shared = own | {"device": {"platform": own["device"]["platform"]}, "checkpoint": checkpoints is not None}
-
-    def join(parts: list[bytes]) -> bytes:
-        found = [json.loads(part) for part in parts]
-        for index, (theirs, _) in enumerate(found):
-            if differing := differences(theirs, found[0][0], where="in process 0"):
-                return f"in process {index}, {'; '.join(differing)}".encode()
-        return str(sum(number for _, number in found)).encode()
-
-    text = group.combine("what runs", json.dumps((shared, count)).encode(), join).decode()
-    if not text.isdecimal():
-        raise ValueError(f"processes: {text}. Start all processes with the same settings.")
-    return int(text)
+def share_identity(identified: dict[str, Any]) -> dict[str, Any]:
+    """What shares of one run agree in: its identity, but of the device only the kind."""
+    found = {name: value for name, value in identified.items() if name != "share"}
+    return found | {"device": {"platform": found["device"]["platform"]}}
 
 
-def described(experiment: Experiment, parts: Parts) -> tuple[Variables, dict[str, Any]]:
-    """Variables of the dataset, each with its dimensions, and its coordinates."""
+def description_of(experiment: Experiment, with_doubts: bool = True) -> Description:
+    """All that a result needs of an experiment besides its statistics."""
     plan, case = experiment.plan, experiment.case
-    problem, optimizer = case.problem, case.optimizer
-    steps = record_steps(plan.steps, plan.record_every)
-    levels, names = np.array(LEVELS), list(experiment.observables.names)
-    hits = [hit.name for hit in experiment.hits]
-    columns: dict[str, tuple[tuple[str, ...], list[np.ndarray]]] = {}
-    for label, (summary, _) in parts.items():
-        kept = kept_shapes(experiment.stepper(experiment.models[label]), plan)
-        values = variables_of(summary, plan, problem, names, hits, kept)
-        for name, (dims, array) in values.items():
-            columns.setdefault(name, (("model", *dims), []))[1].append(array)
-    coordinates = {
-        "model": list(parts),
-        "step": steps,
-        "time": ("step", steps * float(optimizer.lr)),
-        "quantile": levels,
-        "group": np.arange(plan.groups),
-    }
-    coordinates |= {"observable": names} if names else {}
-    coordinates |= {"marginal": list(plan.marginals)} if plan.marginals else {}
-    coordinates |= {"moment": steps[list(plan.moments)]} if plan.moments else {}
-    coordinates |= {"hit": hits} if hits else {}
-    return {name: (dims, np.stack(arrays)) for name, (dims, arrays) in columns.items()}, coordinates
+    return Description(
+        steps=plan.steps,
+        paths=plan.paths,
+        record_every=plan.record_every,
+        groups=plan.groups,
+        lr=float(case.optimizer.lr),
+        dim=case.problem.dim,
+        has_coordinates=case.problem.dim <= MAX_COORDINATES,
+        infimum=None if case.problem.infimum is None else float(case.problem.infimum),
+        observables=experiment.observables.names,
+        marginals=plan.marginals,
+        moments=plan.moments,
+        hits=[hit.name for hit in experiment.hits],
+        kept={label: kept_shapes(experiment.stepper(m), plan) for label, m in experiment.models.items()},
+        attributes=attributes(experiment),
+        doubts=law_warnings(case, experiment.models.values()) if with_doubts else [],
+    )
 
 
-def dataset_of(variables: Variables, coordinates: dict[str, Any], attrs: dict[str, Any]) -> "xr.Dataset":
-    """The dataset; xarray is imported only here."""
-    import xarray as xr
-
-    return xr.Dataset(variables, coordinates, attrs)
-
-
-def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, Any]:
-    """Attributes of the dataset of a run on `count` devices; the wall time of models not yet run is 0 s."""
-    group, plan, devices = experiment.group, experiment.plan, experiment.plan.devices
+def attributes(experiment: Experiment) -> dict[str, Any]:
+    """Attributes of the dataset of a run, without wall times."""
+    plan, devices = experiment.plan, experiment.plan.devices
     coarse = coarse_of(experiment.models)
     models = {
-        label: m.settings()
-        | ({"coarse": coarse[label]} if label in coarse else {})
-        | {"stream": m.stream, "wall_time": round(parts[label][1], 3) if label in parts else 0.0}
+        label: m.settings() | ({"coarse": coarse[label]} if label in coarse else {}) | {"stream": m.stream}
         for label, m in experiment.models.items()
     }
     run = {
@@ -429,10 +351,9 @@ def attributes(experiment: Experiment, parts: Parts, count: int) -> dict[str, An
     device = {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,
-        "count": count,
+        "count": len(devices),
         "cores": os.cpu_count() or 1,
         "chunk": plan.chunk,
     }
     device |= {"parameter_shards": plan.parameter_shards} if plan.parameter_shards > 1 else {}
-    device |= {"processes": group.count} if group.count > 1 else {}
     return experiment.case.attributes(run, models, device)

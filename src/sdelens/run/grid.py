@@ -1,13 +1,10 @@
-"""A grid of runs: its values, a checked experiment for every point, and the dataset of all points."""
+"""A grid of runs: its values, a checked experiment for every point, its description, and its execution."""
 
 import itertools
 import json
-import math
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,29 +15,17 @@ from sdelens.core.names import point_label, value_labels
 from sdelens.core.progress import progress_bar
 from sdelens.integrate import Stepper
 from sdelens.run.checkpoint import Checkpoints, digest
+from sdelens.run.datasets import part_name
+from sdelens.run.description import SweepDescription
 from sdelens.run.ensemble import fingerprint
-from sdelens.run.experiment import (
-    Experiment,
-    Parts,
-    agreed_devices,
-    attributes,
-    dataset_of,
-    described,
-    divergence_warnings,
-    identity,
-    infimum_warnings,
-    prepare,
-    simulated,
-    work_of,
-)
+from sdelens.run.experiment import Experiment, description_of, identity, prepare, share_identity, simulated, work_of
 from sdelens.run.models import ClosedForm, chosen_models
 from sdelens.run.options import Options
 from sdelens.run.replace import field_names, replaced
+from sdelens.run.shares import Share
+from sdelens.run.summary import Parts
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-__all__ = ["Grid", "grid_of", "run_grid"]
+__all__ = ["Grid", "grid_identity", "grid_of", "run_grid"]
 
 _ROOTS = ("problem", "noise")
 _LONGEST = 64
@@ -149,71 +134,51 @@ def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
     return found
 
 
-def run_grid(grid: Grid, progress: bool | None, checkpoints: Checkpoints | None) -> "xr.Dataset":
-    """Run every point, continuing from checkpoints if there are any."""
-    shape = tuple(len(values) for values in grid.over.values())
-    first = grid.experiments[0]
-    devices = agreed_devices(first, partial(_identity, grid), checkpoints)
+def run_grid(
+    grid: Grid, progress: bool | None, checkpoints: Checkpoints | None, points: Sequence[int] | None = None
+) -> Share:
+    """Run every point, or those of these numbers, continuing from checkpoints if there are any."""
+    chosen = list(range(len(grid.experiments)) if points is None else points)
+    identified = grid_identity(grid)
     if checkpoints is not None:
-        checkpoints.start(_identity(grid) | {"code": _code(grid)})
-        checkpoints.agree(first.group)
-    columns: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    coordinates: dict[str, Any] = {}
-    attrs, times, diverged, others = [], [], [], []
-    with progress_bar(progress if first.group.index == 0 else False, *work_of(grid.experiments, checkpoints)) as report:
-        for i, (name, experiment) in enumerate(zip(grid.names, grid.experiments, strict=True)):
-            parts: Parts = dict(simulated(experiment, report, checkpoints, name))
-            diverged += [name] if divergence_warnings(experiment, parts) else []
-            others += [f"at {name}: {complaint}" for complaint in infimum_warnings(experiment, parts)]
-            variables, coordinates = described(experiment, parts)
-            variables["wall_time"] = ("model",), np.array([round(seconds, 3) for _, seconds in parts.values()])
-            for variable, (dims, array) in variables.items():
-                if variable not in columns:
-                    columns[variable] = dims, np.empty((math.prod(shape), *array.shape), array.dtype)
-                columns[variable][1][i] = array
-            attrs.append(attributes(experiment, parts, devices))
-            times.append(coordinates["time"][1])
-    if first.group.index == 0:
-        _warn(grid, diverged, others)
-    over = tuple(grid.over)
-    arrays = {name: ((*over, *dims), a.reshape(*shape, *a.shape[1:])) for name, (dims, a) in columns.items()}
-    rate = next((key for key in over if key.rpartition(".")[2] == "lr" and key.partition(".")[0] not in _ROOTS), None)
-    if rate is not None:
-        of_lr = np.stack(times).reshape(*shape, -1)[tuple(slice(None) if key == rate else 0 for key in over)]
-        coordinates["time"] = (rate, "step"), of_lr
-    own = [{k: v for k, v in a.items() if _settings(k, v) != _settings(k, attrs[0][k])} for a in attrs]
-    arrays["point"] = over, np.array([json.dumps(differing) for differing in own]).reshape(shape)
-    common = attrs[0] | {"over": json.dumps({key: [_plain(v, _LONGEST) for v in vs] for key, vs in grid.over.items()})}
-    common["rerunnable"] = min(a["rerunnable"] for a in attrs)
-    dataset = dataset_of(arrays, _coordinates(grid) | coordinates, common)
-    for key, values in grid.over.items():
-        dataset[key].attrs |= {} if _is_label(values) else {"values": json.dumps([_plain(v, _LONGEST) for v in values])}
-    return dataset
+        more = {} if points is None else {"share of points": chosen}
+        checkpoints.start(identified | more | {"code": _code(grid)})
+    parts: Parts = {}
+    with progress_bar(progress, *work_of([grid.experiments[i] for i in chosen], checkpoints)) as report:
+        for i in chosen:
+            for label, part in simulated(grid.experiments[i], report, checkpoints, grid.names[i]):
+                parts[part_name(grid.names[i], label)] = part
+    first = grid.experiments[0]
+    plan, (index, count) = first.plan, first.share
+    own = None if points is None else tuple(chosen)
+    paths = (plan.own.start, plan.own.stop)
+    return Share(index, count, paths, own, plan.block, share_identity(identified), _described(grid), parts)
 
 
-def _settings(name: str, value: Any) -> str:
-    """An attribute as text, without the wall times of the models."""
-    if name != "models":
-        return json.dumps(value)
-    return json.dumps([{k: v for k, v in m.items() if k != "wall_time"} for m in json.loads(value).values()])
+def _described(grid: Grid) -> SweepDescription:
+    """All that a sweep needs besides its statistics."""
+    over = {
+        key: [_number(v) for v in values] if _is_label(values) else list(range(len(values)))
+        for key, values in grid.over.items()
+    }
+    written = {key: [_plain(v, _LONGEST) for v in values] for key, values in grid.over.items()}
+    rates = (key for key in over if key.rpartition(".")[2] == "lr" and key.partition(".")[0] not in _ROOTS)
+    return SweepDescription(
+        over=over,
+        values={key: json.dumps(written[key]) for key, values in grid.over.items() if not _is_label(values)},
+        settings=json.dumps(written),
+        rate=next(rates, None),
+        names=grid.names,
+        points=[description_of(experiment, with_doubts=False) for experiment in grid.experiments],
+    )
 
 
-def _warn(grid: Grid, diverged: list[str], others: list[str]) -> None:
-    """One warning of each kind for the whole sweep."""
-    if diverged:
-        more = f" and {len(diverged) - 5} more" if len(diverged) > 5 else ""
-        warnings.warn(
-            f"paths diverged at {len(diverged)} of {len(grid.experiments)} points ({'; '.join(diverged[:5])}{more}); "
-            "these points are missing (NaN) in all summaries. Try a smaller lr.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    if others:
-        more = f" The same holds at {len(others) - 1} more points." if len(others) > 1 else ""
-        warnings.warn(f"{others[0]}{more}", RuntimeWarning, stacklevel=4)
+def _number(value: Any) -> Any:
+    """A value as a number or string of JSON."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _identity(grid: Grid) -> dict[str, Any]:
+def grid_identity(grid: Grid) -> dict[str, Any]:
     """The identity of a sweep: that of its first point, its values, and the numerical values of all points."""
     found = identity(grid.experiments[0])
     known: dict[int, str] = {}
@@ -236,11 +201,6 @@ def _code(grid: Grid) -> str:
     """A hash of the traced code of all models."""
     code = [fingerprint(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
     return digest((), json.dumps(code))
-
-
-def _coordinates(grid: Grid) -> dict[str, np.ndarray]:
-    """The values of every key if they are numbers or strings, otherwise their indices."""
-    return {key: np.array(vs) if _is_label(vs) else np.arange(len(vs)) for key, vs in grid.over.items()}
 
 
 def _is_label(values: list[Any]) -> bool:

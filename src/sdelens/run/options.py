@@ -2,15 +2,27 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sdelens.core import check
 
 if TYPE_CHECKING:
     from sdelens.run.checkpoint import Checkpoints
 
-__all__ = ["AnyAverage", "Execution", "ExponentialAverage", "Options", "PolyakAverage", "Record"]
+__all__ = [
+    "AnyAverage",
+    "Execution",
+    "ExponentialAverage",
+    "Options",
+    "PolyakAverage",
+    "Record",
+    "check_executor",
+    "record_steps",
+]
 
 
 @dataclass(frozen=True)
@@ -150,12 +162,20 @@ class Execution:
         chunk: number of paths that are simulated at once; by default as many as fit into about 1 GiB with their states,
             on a CPU into about 64 MiB.
         devices: number or list of the devices of this process to use, by default all.
-        parameter_shards: number of devices over which the parameters and accumulators of each path are split, for
-            models that do not fit on one device; the paths are split over groups of that many devices.
+        parameter_shards: number of devices of this process over which the parameters and accumulators of each path are
+            split, for models that do not fit on one device; the paths are split over groups of that many devices.
+        share: run only a share of the paths, ``(i, n)`` with i from 0 to n − 1: `compare`, `simulate` and `sweep` then
+            return a `Share`, and `sdelens.join` gives the result of all shares.
+        executor: run shares in other processes, on this or other machines: a ``concurrent.futures.Executor``, such as
+            Dask's ``client.get_executor()``, or a function that makes one, which is called again when a killed worker
+            has broken it. Shares whose worker died are run again.
+        shares: number of shares that the executor runs; several for each worker let fast ones take more. Those of a
+            sweep are groups of points, or if there are fewer points, shares of the paths at every point.
         progress: show a progress bar, or a line every 10 s if standard error is not a terminal; by default only if it
             is a terminal.
         checkpoint: folder for checkpoints, removed at the end, or the object that `keep_checkpoints` yields; a run that
-            is killed can be resumed from there, with bit-identical results.
+            is killed can be resumed from there, with bit-identical results. With an executor, finished shares are kept
+            there, and if the workers reach the folder, the checkpoints of the others as well.
         checkpoint_every: optimizer steps of each chunk of paths between two checkpoints; by default one every 30 s, or
             less often if writing would take more than 2 % of the time.
         resume: continue from the checkpoint in that folder; if there is none, start from the beginning.
@@ -167,6 +187,9 @@ class Execution:
     chunk: int | None = None
     devices: int | Sequence[Any] | None = None
     parameter_shards: int = 1
+    share: tuple[int, int] | None = None
+    executor: "Executor | Callable[[], Executor] | None" = None
+    shares: int | None = None
     progress: bool | None = None
     checkpoint: "str | os.PathLike[str] | Checkpoints | None" = None
     checkpoint_every: int | None = None
@@ -176,6 +199,53 @@ class Execution:
         if self.chunk is not None:
             check.at_least("chunk", self.chunk, 1)
         check.at_least("parameter_shards", self.parameter_shards, 1)
+        if self.share is not None:
+            object.__setattr__(self, "share", _share(self.share))
+        if self.shares is not None:
+            check.at_least("shares", self.shares, 1)
+        if (self.executor is None) != (self.shares is None):
+            given, lacking = ("shares", "executor") if self.executor is None else ("executor", "shares")
+            raise ValueError(
+                f"{lacking}: got None, but {given} is given; give both: what runs the shares, and how many."
+            )
+        if self.executor is None:
+            return
+        check_executor(self.executor)
+        if self.share is not None:
+            raise ValueError("share: got one share and an executor, which runs all of them; give one of the two.")
+        if not isinstance(self.devices, int | None):
+            raise TypeError("devices: got a list, but the devices of workers are not known here; give their number.")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise TypeError(
+                f"checkpoint: got {type(self.checkpoint).__name__}; with an executor, give the path of a folder."
+            )
+        if self.checkpoint is None and (self.resume or self.checkpoint_every is not None):
+            name = "resume" if self.resume else "checkpoint_every"
+            raise ValueError(f"{name}: got {getattr(self, name)}, but no folder; give a folder as checkpoint=.")
+
+
+def check_executor(executor: Any) -> None:
+    """Refuse what is neither an executor nor a function that makes one.
+
+    Raises:
+        TypeError: saying what to give.
+    """
+    if isinstance(executor, type) or not (callable(getattr(executor, "submit", None)) or callable(executor)):
+        raise TypeError(
+            f"executor: got {executor!r}; give a concurrent.futures.Executor, such as client.get_executor() of Dask, "
+            "or a function without arguments that makes one."
+        )
+
+
+def _share(given: Any) -> tuple[int, int]:
+    """The index and the number of shares, checked."""
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(f"share: got {given!r}; give the index of the share, from 0, and their number: (0, 4).")
+    count = check.at_least("share[1]", given[1], 1)
+    index = check.at_least("share[0]", given[0], 0)
+    if index >= count:
+        raise ValueError(f"share: got {index} of {count}; the index of a share must be from 0 to {count - 1}.")
+    return index, count
 
 
 @dataclass(frozen=True, init=False)
@@ -215,3 +285,8 @@ class Options:
             values[name] = kind() if given is None else given
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def record_steps(steps: int, record_every: int) -> np.ndarray:
+    """Recorded steps: 0, every `record_every`-th, and the last."""
+    return np.minimum(np.arange(-(-steps // record_every) + 1) * record_every, steps)

@@ -19,7 +19,8 @@ from sdelens.core.compilation import Program
 from sdelens.core.random import Stream
 from sdelens.core.tree import sum_coordinates
 from sdelens.integrate import Stepper
-from sdelens.run.statistics import GROUPS, StepStatistics, observe
+from sdelens.run.statistics import StepStatistics, observe
+from sdelens.run.summary import GROUPS
 
 __all__ = [
     "PARAMETERS",

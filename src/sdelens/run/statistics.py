@@ -1,11 +1,9 @@
 """Statistics of an ensemble, reduced inside the loop over steps: what is stored at each recorded step.
 
-On the device `observe` reduces the paths of one shard; on the host `merge` joins shards and chunks in float64. Both
-work on counts, means and sums of squared deviations (Chan, Golub, LeVeque 1983), so joining loses no digits in any
-order.
+On the device `observe` reduces the paths of one shard to counts, means and sums of squared deviations, from which the
+host makes a `Summary`; `sdelens.run.summary` joins those.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,28 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-__all__ = [
-    "BUCKETS",
-    "GROUPS",
-    "QUANTILE_ERROR",
-    "StepStatistics",
-    "Summary",
-    "merge",
-    "observe",
-    "quantiles",
-    "unpack",
-]
+from sdelens.run.summary import BUCKETS, EXPONENTS, MANTISSA_BITS, POSITIVE, Summary
 
-GROUPS = 64
-"""Path i belongs to group i mod min(64, paths)."""
+__all__ = ["StepStatistics", "observe", "unpack"]
 
-_MANTISSA_BITS = 6
-_EXPONENTS = (-32, 32)
-_POSITIVE = (_EXPONENTS[1] - _EXPONENTS[0]) << _MANTISSA_BITS
-BUCKETS = 2 * _POSITIVE + 1
-"""Buckets of the quantile sketch: one per sign, exponent and leading 6 bits of the mantissa, and one for 0."""
-QUANTILE_ERROR = 2.0**-_MANTISSA_BITS
-"""Largest relative error of a quantile, 1.6 %, for losses (minus the infimum) from 2⁻³² to 2³²; others saturate."""
 _COPIES = 64
 """Copies of all counters on a GPU: losses fall into few buckets, and additions to one counter wait for each other."""
 
@@ -96,7 +76,7 @@ def observe(
     return StepStatistics(jnp.concatenate(numbers), histogram, rows.T)
 
 
-def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "Summary":
+def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> Summary:
     """Convert the records of one shard, NumPy arrays with a first axis of R records, to a `Summary` in float64.
 
     Args:
@@ -111,8 +91,9 @@ def unpack(records: StepStatistics, first: int, groups: int, watched: int) -> "S
     living, mean, m2, seen_mean, seen_m2, grad_norm = np.split(numbers, ends, axis=1)
     by_group = (a.reshape(len(a), watched, groups) for a in (mean, m2))
     living, mean, m2 = (np.roll(a, first % groups, axis=-1) for a in (living, *by_group))
+    used = np.flatnonzero(records.histogram.any(axis=0))
     return Summary(
-        *(living, mean, m2, grad_norm[:, 0], records.histogram, seen_mean, seen_m2, records.kept),
+        *(living, mean, m2, grad_norm[:, 0], records.histogram[:, used], used, seen_mean, seen_m2, records.kept),
         laws=np.zeros((0, 0, 0), np.float32),
         hits=np.zeros((0, 0), np.int32),
     )
@@ -148,98 +129,6 @@ def _sum_rows(values: Array) -> Array:
 def _bucket(values: Array) -> Array:
     """Bucket of each value, computed from its float32 bit pattern and monotone in the value."""
     bits = jax.lax.bitcast_convert_type(jnp.abs(values).astype(jnp.float32), jnp.int32)
-    lowest = (_EXPONENTS[0] + 127) << _MANTISSA_BITS
-    magnitude = jnp.clip((bits >> (23 - _MANTISSA_BITS)) - lowest + 1, 0, _POSITIVE)
-    return _POSITIVE + jnp.where(values < 0, -magnitude, magnitude)
-
-
-@functools.cache
-def _bucket_edges() -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper edge of every bucket, ascending."""
-    k = np.arange(_POSITIVE + 1)
-    steps = 1 << _MANTISSA_BITS
-    edges = 2.0 ** (_EXPONENTS[0] + k // steps) * (1 + (k % steps) / steps)
-    low = np.concatenate([-edges[1:][::-1], [0.0], edges[:-1]])
-    high = np.concatenate([-edges[:-1][::-1], [0.0], edges[1:]])
-    return low, high
-
-
-def quantiles(histogram: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Quantiles from sketches: histogram of shape (records, BUCKETS) to shape (records, levels); NaN where empty.
-
-    Interpolates within the bucket; the error is at most the bucket's width, a fraction `QUANTILE_ERROR` of the value.
-    """
-    low, high = _bucket_edges()
-    used = np.flatnonzero(histogram.any(axis=0))
-    histogram, low, high = histogram[:, used], low[used], high[used]
-    if not used.size:
-        return np.full((histogram.shape[0], len(levels)), np.nan)
-    cumulative = np.cumsum(histogram, axis=1)
-    total = cumulative[:, -1]
-    result = np.full((histogram.shape[0], len(levels)), np.nan)
-    rows = np.arange(histogram.shape[0])
-    for level, column in zip(levels, result.T, strict=True):
-        rank = level * total
-        i = (cumulative < rank[:, None]).sum(axis=1).clip(0, used.size - 1)
-        within = histogram[rows, i]
-        share = (rank - (cumulative[rows, i] - within)) / np.maximum(within, 1)
-        column[:] = np.where(total > 0, low[i] + share.clip(0, 1) * (high[i] - low[i]), np.nan)
-    return result
-
-
-class Summary(NamedTuple):
-    """Records of the whole ensemble in float64: R recorded steps, W watched quantities, G groups, K coordinates.
-
-    `histogram` is the sketch, int32 of shape (R, BUCKETS), while paths are still to be added, and afterwards the
-    quantiles, of shape (R, levels), because sketches of long runs are large. `laws` contains the loss, the observables
-    and the chosen coordinates of every path at T moments, of shape (T, P, K), NaN for diverged paths. `hits` contains
-    the first steps of every path at which conditions held, and last, at which it was not finite, of shape (P, H + 1).
-    """
-
-    living: np.ndarray
-    mean: np.ndarray
-    m2: np.ndarray
-    grad_norm: np.ndarray
-    histogram: np.ndarray
-    seen_mean: np.ndarray
-    seen_m2: np.ndarray
-    kept: np.ndarray
-    laws: np.ndarray
-    hits: np.ndarray
-
-    @property
-    def paths(self) -> np.ndarray:
-        """Living paths per record, shape (R,)."""
-        return self.living.sum(axis=1)
-
-    def overall(self, row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation, each (R,), of watched quantity `row` over all living paths; 0 is the loss."""
-        n = np.maximum(self.paths, 1)
-        mean = (self.living * self.mean[:, row]).sum(axis=1) / n
-        m2 = self.m2[:, row].sum(axis=1) + (self.living * (self.mean[:, row] - mean[:, None]) ** 2).sum(axis=1)
-        std = np.sqrt(m2 / np.maximum(n - 1, 1))
-        empty = self.paths == 0
-        return np.where(empty, np.nan, mean), np.where(self.paths < 2, np.nan, std)
-
-
-def merge(a: Summary | None, b: Summary) -> Summary:
-    """Join the summaries of two disjoint sets of paths; `None` is the empty set."""
-    if a is None:
-        return b
-    living = a.living + b.living
-    mean, m2 = _join(a.living[:, None], a.mean, a.m2, b.living[:, None], b.mean, b.m2)
-    na, nb = a.paths[:, None], b.paths[:, None]
-    seen_mean, seen_m2 = _join(na, a.seen_mean, a.seen_m2, nb, b.seen_mean, b.seen_m2)
-    total = np.maximum(na + nb, 1)[:, 0]
-    grad_norm = (na[:, 0] * a.grad_norm + nb[:, 0] * b.grad_norm) / total
-    kept = np.concatenate([a.kept, b.kept], axis=1)
-    laws, hits = np.concatenate([a.laws, b.laws], axis=1), np.concatenate([a.hits, b.hits])
-    return Summary(living, mean, m2, grad_norm, a.histogram + b.histogram, seen_mean, seen_m2, kept, laws, hits)
-
-
-def _join(
-    na: np.ndarray, mean_a: np.ndarray, m2_a: np.ndarray, nb: np.ndarray, mean_b: np.ndarray, m2_b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    n = np.maximum(na + nb, 1)
-    delta = mean_b - mean_a
-    return mean_a + delta * nb / n, m2_a + m2_b + delta**2 * na * nb / n
+    lowest = (EXPONENTS[0] + 127) << MANTISSA_BITS
+    magnitude = jnp.clip((bits >> (23 - MANTISSA_BITS)) - lowest + 1, 0, POSITIVE)
+    return POSITIVE + jnp.where(values < 0, -magnitude, magnitude)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Store", "decoded", "encoded"]
+__all__ = ["Store", "decoded", "encoded", "head_of"]
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _TEMPORARY = ".checkpoint.tmp"
@@ -152,6 +152,19 @@ def encoded(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) ->
             array = array.view(f"u{array.dtype.itemsize}")
         plain[name] = array
     return save(plain, {"description": json.dumps(description), "dtypes": json.dumps(foreign)})
+
+
+def head_of(path: Path) -> dict[str, Any]:
+    """The description in a file of `encoded` bytes, without reading its arrays.
+
+    Raises:
+        ValueError, KeyError: if the file is of another kind.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError("the file is cut off, or of another kind")
+        return json.loads(json.loads(file.read(size))["__metadata__"]["description"])
 
 
 def decoded(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

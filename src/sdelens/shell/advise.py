@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sdelens.core.declarations import ALIASES, OPTIMIZERS
+from sdelens.core.declarations import OPTIMIZERS, scaled_names
 from sdelens.shell.case_options import numbers
+from sdelens.shell.session import named
 
 __all__ = ["advise"]
 
@@ -23,7 +24,7 @@ def advise(
     batch_size: Annotated[
         float | None, typer.Option(help="Samples of one optimizer step of the present run; needed for learning rates.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join((*OPTIMIZERS, *ALIASES))}.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(scaled_names())}.")] = "adamw",
     lr: Annotated[float | None, typer.Option(help="The present learning rate; without it, factors are given.")] = None,
     b1: Annotated[float | None, typer.Option(help="Decay of the first moment.")] = None,
     b2: Annotated[float | None, typer.Option(help="Decay of the second moment.")] = None,
@@ -45,7 +46,7 @@ def advise(
     from sdelens.core.declarations import canonical_name
 
     check.choice("format", output, ("text", "json"))
-    name = check.choice("optimizer", optimizer.lower(), (*OPTIMIZERS, *ALIASES))
+    name = check.choice("optimizer", optimizer.lower(), scaled_names())
     given = {key: v for key, v in {"b1": b1, "b2": b2, "weight_decay": weight_decay}.items() if v is not None}
     if lr is None and given:
         raise ValueError(f"lr: not given, but {', '.join(given)} {'are' if len(given) > 1 else 'is'}; give it too.")
@@ -61,7 +62,8 @@ def advise(
         efficiency=efficiency,
     )
     if plot is not None:
-        found.plot(plot)
+        with named(path="plot"):
+            found.plot(plot)
     typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if output == "json" else str(found))
 
 

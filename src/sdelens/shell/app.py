@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdelens.core import names
-from sdelens.core.declarations import NOISES, OPTIMIZERS, WRAPPERS
+from sdelens.core import check
+from sdelens.core.text import listed, wrapped
 from sdelens.shell import forecast
 from sdelens.shell.advise import advise
-from sdelens.shell.case_options import Subject, SubjectOptions, numbers
+from sdelens.shell.case_options import NAMED, Subject, SubjectOptions, numbers
 from sdelens.shell.command import Command, Group, takes_options
 from sdelens.shell.diagnose import diagnose
 from sdelens.shell.explore import explore
-from sdelens.shell.members import Members
+from sdelens.shell.join import join, refuse_of_share, write_and_print
 from sdelens.shell.output import Output, RunOutput
 from sdelens.shell.panels import OUTPUT, SIZE, Devices, DryRun
 from sdelens.shell.reproduce import reproduce
 from sdelens.shell.rescale import rescale
 from sdelens.shell.run_options import RunOptions, models_from, saved_to
 from sdelens.shell.scale import scale
-from sdelens.shell.session import command_line, refusals, shell
+from sdelens.shell.session import refusals, say, shell
 from sdelens.shell.sweep import sweep
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def _command(*examples: str, group: typer.Typer = app) -> Callable[[Callable[...
 def compare(
     subject: SubjectOptions,
     run: RunOptions,
-    members: Members,
     output: RunOutput,
     theory: Annotated[
         bool,
@@ -79,36 +78,44 @@ def compare(
 
     With --out, it writes NetCDF, a figure (PNG, PDF), a table (CSV, LaTeX) and index.html.
     """
-    with shell(run.devices, members) as first:
+    with shell(run.devices):
         setting = subject.build()
         logged = None if curve is None else _logged(curve)
         options = run.arguments()
         if output.dry_run:
-            _estimate(setting, options, first)
+            _estimate(setting, options)
             return
-        with output.claimed(first) as (folder, checkpoints):
-            _compare(setting, saved_to(options, checkpoints), theory, logged, folder, first)
+        if (share := run.chosen_share) is not None:
+            refuse_of_share(theory=theory, curve=curve)
+            typer.echo(output.write_share(share, lambda kept: _compared(setting, saved_to(options, kept))))
+            return
+        with output.claimed() as (folder, checkpoints):
+            _compare(setting, saved_to(options, checkpoints), theory, logged, folder)
+
+
+def _compared(setting: Subject, run: dict[str, Any]) -> Any:
+    import sdelens as sl
+
+    return sl.compare(setting.problem, setting.noise, setting.optimizer, **run)
 
 
 def _logged(path: Path) -> "Logged":
-    """The curve in a log, whose loss must have a usual name here."""
+    """The curve in a log, whose loss and step must have usual names here."""
     import sdelens as sl
 
     try:
         return sl.forecast.read_log(path)
     except ValueError as error:
-        if not str(error).startswith("loss:"):
+        name, _, reason = str(error).partition(": ")
+        if name not in ("loss", "step"):
             raise
-        reason = str(error).split(";")[0].removeprefix("loss: ")
-        raise ValueError(f"curve: {reason}; rename the column of the loss to 'loss'.") from error
+        raise ValueError(f"curve: {reason.split(';')[0]}; rename the column of the {name} to {name!r}.") from error
 
 
-def _estimate(setting: Subject, options: dict[str, Any], first: bool) -> None:
+def _estimate(setting: Subject, options: dict[str, Any]) -> None:
     import sdelens as sl
 
-    cost = sl.estimate(setting.problem, setting.noise, setting.optimizer, **options)
-    if first:
-        typer.echo(f"This would take {cost}.")
+    say(f"This would take {sl.estimate(setting.problem, setting.noise, setting.optimizer, **options)}.")
 
 
 def _compare(
@@ -117,14 +124,11 @@ def _compare(
     theory: bool,
     logged: "Logged | None",
     folder: Path | None,
-    first: bool,
 ) -> None:
     import sdelens as sl
 
     subject = (setting.problem, setting.noise, setting.optimizer)
-    result = sl.compare(*subject, **run)
-    if not first:
-        return
+    result = _compared(setting, run)
     remarks: list[str] = []
     if theory:
         result, remarks = sl.theory.add_theory(result, *subject)
@@ -133,23 +137,8 @@ def _compare(
             result = result.with_curve("logged", logged.losses, logged.steps)
         except (ValueError, TypeError) as error:
             raise ValueError(f"curve: {error}") from error
-    _write_and_print(folder, setting, result, "compare", "\n".join([str(result), *remarks]), "\n".join(remarks))
-
-
-def _write_and_print(folder: Path | None, setting: Subject, result: Any, command: str, text: str, remarks: str) -> None:
-    """Write the result's files and page to the folder, if there is one, and then print the text.
-
-    What was computed is thus kept if the output cannot be printed, for example because a pipe was closed.
-    """
-    from sdelens.results.report import write_report
-
-    if folder is None:
-        typer.echo(text)
-        return
-    name = f"{setting.optimizer.name}-{result.info['problem']['name']}"
-    title, made_by = f"sdelens {command}: {name}", f"sdelens {command_line()}"
-    page = write_report(folder, {name: result}, title, made_by, {name: remarks})
-    typer.echo(f"{text}\n\nWritten to {page}")
+    said = [line for remark in remarks for line in wrapped(remark)]
+    write_and_print(folder, result, "compare", "\n".join([str(result), *said]), "\n".join(remarks))
 
 
 @_command(
@@ -173,11 +162,11 @@ def predict(
         setting = subject.build()
         case = (setting.problem, setting.noise, setting.optimizer)
         if dry_run:
-            typer.echo(f"This would take {sl.theory.estimate(*case, steps=steps, record_every=record_every)}.")
+            say(f"This would take {sl.theory.estimate(*case, steps=steps, record_every=record_every)}.")
             return
         with output.folder() as folder:
             found = sl.theory.overview(*case, steps=steps, record_every=record_every)
-            _write_and_print(folder, setting, found.prediction, "predict", str(found), str(found))
+            write_and_print(folder, found.prediction, "predict", str(found), str(found))
 
 
 @_command(
@@ -242,11 +231,19 @@ def order(
             typer.echo(str(study) if folder is None else f"{study}\n\nWritten to {folder}")
 
 
-@_command("sdelens info", "sdelens info --json")
+@_command("sdelens info", "sdelens info optimizers", "sdelens info --json")
 def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False, devices: Devices = None
+    topic: Annotated[str | None, typer.Argument(help=f"What to explain: {', '.join(NAMED)}.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    devices: Devices = None,
 ) -> None:
-    """Show versions, devices, and the names that options accept."""
+    """Show versions, devices, and the names that options accept; or what the names of one kind mean."""
+    if topic is not None:
+        with refusals():
+            meanings = NAMED[check.choice("topic", topic, NAMED)]
+        rows = [[name, meaning] for name, meaning in meanings.items()]
+        typer.echo(json.dumps(meanings, indent=2, ensure_ascii=False) if as_json else "\n".join(listed(rows)))
+        return
     with shell(devices):
         _info(as_json)
 
@@ -265,23 +262,16 @@ def _info(as_json: bool) -> None:
         "packages": packages,
         "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices()],
         "cores": os.cpu_count(),
-        "optimizers": list(OPTIMIZERS),
-        "optimizers around others": list(WRAPPERS),
-        "models": list(names.MODELS),
-        "problems": list(names.PROBLEMS),
-        "datasets": list(names.DATASETS),
-        "noises": list(NOISES),
-        "compressions": list(names.COMPRESSIONS),
-        "schedules": list(names.SCHEDULES),
-        "integrators": list(names.INTEGRATORS),
-        "increments": list(names.INCREMENTS),
+        **{topic: list(meanings) for topic, meanings in NAMED.items()},
     }
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
+    rows = []
     for key, value in found.items():
         pairs = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
-        typer.echo(f"{key:12} {', '.join(pairs) if isinstance(pairs, list) else pairs}")
+        rows.append([key, ", ".join(pairs) if isinstance(pairs, list) else str(pairs)])
+    typer.echo("\n".join([*listed(rows), "", *wrapped("sdelens info optimizers says what these names mean.")]))
 
 
 _command(
@@ -292,6 +282,10 @@ _command(
     "sdelens sweep --optimizer adamw --over lr=1e-3,3e-3,1e-2 --over weight_decay=0,0.1,1 --out sweep",
     "sdelens sweep --optimizer sgd --over noise.scale=1,2 --models optimizer,sde --quantity error --out tracking",
 )(sweep)
+_command(
+    "sdelens join adamw --out adamw-result",
+    "sdelens join share-0-of-2.safetensors share-1-of-2.safetensors",
+)(join)
 _command("sdelens reproduce --list", "sdelens reproduce --preset quick --out report")(reproduce)
 _command(
     "sdelens scale adamw --lr 1e-3 --b2 0.95 --batch 256 --to 2048",

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from sdelens.core import check, names
 from sdelens.core.declarations import ALIASES, NOISES, OPTIMIZERS, WRAPPERS, NoiseDeclaration, canonical_name
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdelens.problems import AbstractProblem
 
 __all__ = [
+    "NAMED",
     "Subject",
     "SubjectOptions",
     "listing",
@@ -29,6 +30,24 @@ __all__ = [
 
 _RATE = 0.01
 """The learning rate if none is given."""
+
+
+NAMED: Final = {
+    "problems": names.PROBLEMS,
+    "datasets": names.DATASETS,
+    "noises": names.meanings(NOISES),
+    "compressions": names.COMPRESSIONS,
+    "optimizers": names.meanings(OPTIMIZERS),
+    "wrappers": names.meanings(WRAPPERS),
+    "schedules": names.SCHEDULES,
+    "models": names.MODELS,
+    "integrators": names.INTEGRATORS,
+    "increments": names.INCREMENTS,
+    "observables": names.OBSERVABLES,
+    "rules": names.SCALING_RULES,
+    "momenta": names.MOMENTA,
+}
+"""Names that options accept, by kind, with their meanings."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,8 @@ class SubjectOptions:
         str,
         WHAT(
             help="Loss to minimise, for example quadratic(curvature=[0.5, 2], start=1) or mlp(dataset=digits, "
-            f"width=16). {listing(names.PROBLEMS)}. Data sets: {listing(names.DATASETS)}."
+            f"width=16). One of {', '.join(names.PROBLEMS)}. Data sets: {', '.join(names.DATASETS)}. "
+            "'sdelens info problems' and 'sdelens info datasets' explain them."
         ),
     ] = "quadratic"
     noise: Annotated[
@@ -69,18 +89,19 @@ class SubjectOptions:
         WHAT(
             help="Distribution of the gradient noise, for example gaussian(scale=[1, 2]), student-t(df=1) or "
             "minibatch(batch_size=32); + adds independent noises, as gaussian + laplace(2). "
-            f"{listing(names.meanings(NOISES))}. Compressions: {listing(names.COMPRESSIONS)}. @FILE is the matrix in a "
-            "file (.npy, or text with one row per line), as gaussian(covariance=@sigma.npy)."
+            f"One of {', '.join(NOISES)}. Compressions of distributed: {', '.join(names.COMPRESSIONS)}. @FILE is the "
+            "matrix in a file (.npy, or text with one row per line), as covariance=@sigma.npy. 'sdelens info noises' "
+            "explains them."
         ),
     ] = "gaussian"
     optimizer: Annotated[
         str,
         WHAT(
             help="For example adamw(lr=0.01, b2=0.99, weight_decay=0.1) or sgd(schedule=warmup(100, cosine(1000))). "
-            f"{listing(names.meanings(OPTIMIZERS))}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}; "
-            f"{names.OPTAX}NAME: any optimizer of optax, as {names.OPTAX}lion(b2=0.95); "
-            f"around another optimizer: {listing(names.meanings(WRAPPERS))}. "
-            f"Schedules: {listing(names.SCHEDULES)}."
+            f"One of {', '.join(OPTIMIZERS)}; {' and '.join(ALIASES)} mean {' and '.join(ALIASES.values())}. Around "
+            f"another one: {', '.join(WRAPPERS)}, as sam(sgd(0.1), rho=0.05). Any optimizer of optax: "
+            f"{names.OPTAX}NAME, as {names.OPTAX}lion(b2=0.95). Schedules: {', '.join(names.SCHEDULES)}. 'sdelens info "
+            "optimizers', 'sdelens info wrappers' and 'sdelens info schedules' explain them."
         ),
     ] = "adamw"
     lr: Annotated[
@@ -377,7 +398,7 @@ def _matrix(argument: str, path: Path) -> Any:
     import numpy as np
 
     if not path.is_file():
-        raise ValueError(f"{argument}: there is no file {str(path)!r}.")
+        raise ValueError(f"{argument}: there is no file {str(path)!r}; give the path of a matrix after @.")
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)

@@ -8,7 +8,7 @@ import typer
 
 from sdelens.shell.case_options import SubjectOptions, numbers
 from sdelens.shell.panels import OUTPUT, SIZE, WHAT
-from sdelens.shell.session import shell
+from sdelens.shell.session import named, shell
 
 __all__ = ["explore"]
 
@@ -45,12 +45,15 @@ def explore(
             for name, value in {**given, "lr": subject.lr}.items():
                 if value != getattr(defaults, name):
                     raise ValueError(f"{name}: got {value}, but --result has its own; give one of them.")
-            found = sl.load(result)
+            with named(path="result"):
+                found = sl.load(result)
             if not isinstance(found, sl.Result):
                 raise ValueError(f"result: {str(result)!r} holds a sweep; give the file of one run.")
-            page = found.explore(out, coordinates=chosen, show=not no_open)
+            with named(path="out"):
+                page = found.explore(out, coordinates=chosen, show=not no_open)
         else:
             setting = (replace(subject, problem=_PROBLEM) if subject.problem == "quadratic" else subject).build()
             described = (setting.problem.describe(), setting.noise.describe(), setting.optimizer.describe())
-            page = open_page(settings_of(*described, steps, chosen), out, show=not no_open)
+            with named(path="out"):
+                page = open_page(settings_of(*described, steps, chosen), out, show=not no_open)
         typer.echo(f"Written to {page}")

@@ -9,6 +9,7 @@ import typer
 
 from sdelens.core import check
 from sdelens.core.files import held_folder
+from sdelens.core.limits import OF_FORECAST
 from sdelens.shell.case_options import numbers
 from sdelens.shell.forecast_output import (
     CURVES,
@@ -23,7 +24,7 @@ from sdelens.shell.forecast_output import (
 )
 from sdelens.shell.forecast_runs import LOGS, Columns, at_every_length, optimizer_from, runs_from, runs_in
 from sdelens.shell.panels import OUTPUT, SIZE, WHAT
-from sdelens.shell.session import shell
+from sdelens.shell.session import named, shell
 
 if TYPE_CHECKING:
     from sdelens.forecast import BestBatch, BestLearningRate, BestSchedule, DecayStart, Run
@@ -122,6 +123,8 @@ def fit(
         check.choice("format", form, _FORMATS)
         check_file("out", out)
         check_figure("plot", plot)
+        if not logs and runs is None:
+            raise ValueError("logs: missing; give one per run, or a table of runs by --runs.")
         if logs and runs:
             raise ValueError(f"runs: got {str(runs)!r} and {len(logs)} logs; give the logs or a table of runs.")
         given = {"batch_size": batch_size, "size": size, "steps": steps, "warmup": warmup}
@@ -173,7 +176,7 @@ def predict(
     warmup: Annotated[
         int | None, LOGS(help="Steps of a linear warm-up that the logged learning rates leave out.")
     ] = None,
-    confidence: Annotated[float, OUTPUT(help="Two-sided probability of the limits.")] = 0.9,
+    confidence: Annotated[float, OUTPUT(help="Two-sided probability of the limits.")] = OF_FORECAST,
     out: Annotated[
         Path | None,
         OUTPUT(help="File for the curve, .csv or .nc (NetCDF); it is replaced if it exists."),
@@ -189,7 +192,8 @@ def predict(
         check_file("out", out, CURVES)
         check_figure("plot", plot)
         wanted = None if at is None else numbers("at", at)
-        forecaster = sl.forecast.load(forecast)
+        with named(path="forecast"):
+            forecaster = sl.forecast.load(forecast)
         optimizer = optimizer_from(planned.optimizer)
         schedule = None
         if logged is not None:
@@ -268,7 +272,9 @@ def advise(
             raise ValueError("steps: missing; give --steps, or --samples for advice on the batch size alone.")
         if plot is not None and plot.is_file():
             raise NotADirectoryError(f"plot: {str(plot)!r} is a file; give a folder.")
-        forecaster, optimizer = sl.forecast.load(forecast), optimizer_from(planned.optimizer)
+        with named(path="forecast"):
+            forecaster = sl.forecast.load(forecast)
+        optimizer = optimizer_from(planned.optimizer)
         found: dict[str, BestSchedule | BestLearningRate | DecayStart | BestBatch] = {}
         if steps is not None:
             best = forecaster.best_schedule(steps, optimizer, **planned.sizes, warmup=warmup, peak=tune_lr)

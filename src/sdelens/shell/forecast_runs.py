@@ -14,6 +14,7 @@ import typer
 from sdelens.core import check
 from sdelens.shell.case_options import SubjectOptions
 from sdelens.shell.constructors import calls
+from sdelens.shell.session import named
 
 if TYPE_CHECKING:
     from sdelens.forecast import Run
@@ -215,6 +216,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _naming(where: str) -> Iterator[None]:
     """Say in an error which run it is about; a missing file names itself."""
     try:
-        yield
+        with named(curve="logs"):
+            yield
     except (ValueError, TypeError) as error:
         raise ValueError(f"runs: {where}: {error}") from error

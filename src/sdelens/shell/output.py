@@ -1,6 +1,6 @@
 """The shell's options for results, shared by its commands, and the folder that they name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +57,8 @@ class RunOutput(Output):
     dry_run: DryRun = False
 
     @contextmanager
-    def claimed(self, first: bool) -> Iterator[tuple[Path | None, Any]]:
-        """The folder for results and the checkpoints in it, which are removed only after the results are written.
-
-        Of several processes, only the `first` holds the folder, and each has checkpoints.
-        """
+    def claimed(self) -> Iterator[tuple[Path | None, Any]]:
+        """The folder for results and the checkpoints in it, which are removed only after the results are written."""
         from sdelens.run.checkpoint import has_checkpoint, keep_checkpoints
 
         self.require_folder(
@@ -72,9 +69,36 @@ class RunOutput(Output):
             return
         kept = self.out / "checkpoint"
         unfinished = has_checkpoint(kept)
-        with self.folder(overwrite=self.resume and unfinished) if first else nullcontext() as folder:
+        with self.folder(overwrite=self.resume and unfinished) as folder:
             if self.checkpoint_every is None and not self.resume and not unfinished:
                 yield folder, None
                 return
             with keep_checkpoints(kept, self.checkpoint_every, self.resume) as checkpoints:
                 yield folder, checkpoints
+
+    def write_share(self, share: tuple[int, int], compute: Callable[[Any], Any]) -> str:
+        """Compute a share, with checkpoints of its own, and write its file to the folder; returns a line that says so.
+
+        With ``--resume``, a share whose file is there already is not computed again.
+
+        Args:
+            share: its number, and the number of all.
+            compute: returns the share, given its checkpoints.
+
+        Raises:
+            ValueError: if there is no folder.
+            FileExistsError: if the file is there, and neither ``--resume`` nor ``--overwrite`` is given.
+        """
+        from sdelens.run.checkpoint import keep_checkpoints
+        from sdelens.run.shares import share_name
+
+        self.require_folder("each share is written to a file in that folder", share="/".join(map(str, share)))
+        assert self.out is not None
+        path = self.out / share_name(*share)
+        if path.exists() and self.resume:
+            return f"{path} is there already."
+        if path.exists() and not self.overwrite:
+            raise FileExistsError(f"out: {str(path)!r} exists; give another folder, --resume or --overwrite.")
+        with keep_checkpoints(self.out / f"checkpoint-{share[0]}", self.checkpoint_every, self.resume) as checkpoints:
+            compute(checkpoints).save(path)
+        return f"Written to {path}; when all are there: sdelens join {self.out} --out FOLDER"

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sdelens.core import text
 from sdelens.shell.panels import Devices
 from sdelens.shell.session import shell
 
@@ -29,7 +30,7 @@ def reproduce(
         bool,
         typer.Option("--overwrite", help="Replace results in the folder; with --resume, those that cannot be kept."),
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="List the claims, one per line; nothing is run.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the claims; nothing is run.")] = False,
     devices: Devices = None,
 ) -> None:
     """Run every claim of the paper and of this library, and write a report with a verdict on each.
@@ -40,8 +41,8 @@ def reproduce(
         import sdelens as sl
 
         if listed:
-            for name, study in sl.studies.STUDIES.items():
-                typer.echo(f"{name:22} {study.statement}")
+            rows = [[name, study.statement] for name, study in sl.studies.STUDIES.items()]
+            typer.echo("\n".join(text.listed(rows)))
             return
         found = sl.reproduce(claims, preset, seed=seed, out=out, resume=resume, overwrite=overwrite, tell=typer.echo)
         typer.echo(f"\nWritten to {found.page}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sdelens.core import names
-from sdelens.shell.case_options import listing
+from sdelens.shell.session import named
 
 __all__ = ["rescale"]
 
@@ -30,9 +30,18 @@ def rescale(
     ] = None,
     rule: Annotated[
         str | None,
-        typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(names.SCALING_RULES)}"),
+        typer.Option(
+            help=f"Default: the one that keeps the optimizer's SDE. One of {', '.join(names.SCALING_RULES)}, which "
+            "'sdelens info rules' explains."
+        ),
     ] = None,
-    momentum: Annotated[str | None, typer.Option(help=f"How the decays β are scaled. {listing(names.MOMENTA)}")] = None,
+    momentum: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How the decays β are scaled. One of {', '.join(names.MOMENTA)}, which 'sdelens info momenta' "
+            "explains."
+        ),
+    ] = None,
     snr: Annotated[
         float | None, typer.Option(help="The measured signal-to-noise ratio, for rules that use it.")
     ] = None,
@@ -53,20 +62,21 @@ def rescale(
     """Rewrite a checkpoint of PyTorch so that the run continues at another batch size, and print the new arguments."""
     from sdelens.torch import rescale_checkpoint
 
-    found = rescale_checkpoint(
-        checkpoint,
-        ratio,
-        out,
-        rule,
-        optimizer=optimizer,
-        interval=interval,
-        steps=steps,
-        warmup=warmup,
-        clip_norm=clip_norm,
-        momentum=momentum,
-        decay=decay,
-        accumulators=accumulators,
-        snr=snr,
-        batch_size=batch_size,
-    )
+    with named(path="checkpoint", batch_ratio="ratio"):
+        found = rescale_checkpoint(
+            checkpoint,
+            ratio,
+            out,
+            rule,
+            optimizer=optimizer,
+            interval=interval,
+            steps=steps,
+            warmup=warmup,
+            clip_norm=clip_norm,
+            momentum=momentum,
+            decay=decay,
+            accumulators=accumulators,
+            snr=snr,
+            batch_size=batch_size,
+        )
     typer.echo(str(found))

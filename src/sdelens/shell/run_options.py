@@ -30,12 +30,11 @@ class RunOptions:
     models: Annotated[
         str | None,
         MODELS(
-            help="Comma-separated, each by name or as name(option=value), for example sde(substeps=8). Default: all "
-            f"that exist for the optimizer except {' and '.join(names.ON_REQUEST)}; empirical if there is no SDE in "
-            "closed form. "
-            + "; ".join(f"{name}: {meaning}" for name, meaning in names.MODELS.items())
-            + ". Options of SDEs in closed form: integrator, substeps, increments, bias_correction; of empirical: "
-            "samples, coefficients, accumulators, substeps, increments."
+            help="Comma-separated, each by name or as name(option=value), for example sde(substeps=8). One of "
+            f"{', '.join(names.MODELS)}, which 'sdelens info models' explains. Default: all that exist for the "
+            f"optimizer except {', '.join(names.ON_REQUEST)}; empirical if there is no SDE in closed form. Options of "
+            "SDEs in closed form: integrator, substeps, increments, bias_correction; of empirical: samples, "
+            "coefficients, accumulators, substeps, increments."
         ),
     ] = None
     steps: Annotated[int, SIZE(help="Number of optimizer steps.")] = 1000
@@ -46,8 +45,8 @@ class RunOptions:
     observables: Annotated[
         str | None,
         RECORD(
-            help="What to record in addition to the loss, comma-separated: accuracy (networks), "
-            f"{', '.join(names.OBSERVABLES)}. A sweep writes them only to its NetCDF file."
+            help="What to record in addition to the loss, comma-separated: norm, grad_norm, accuracy (networks) and "
+            "others, which 'sdelens info observables' explains. A sweep writes them only to its NetCDF file."
         ),
     ] = None
     marginals: Annotated[
@@ -82,6 +81,27 @@ class RunOptions:
     chunk: Annotated[int | None, PLACE(help=_help(Execution, "chunk"))] = None
     devices: Devices = None
     parameter_shards: Annotated[int, PLACE(help=_help(Execution, "parameter_shards"))] = 1
+    share: Annotated[
+        str | None,
+        PLACE(
+            help="Run only a share of the paths, written i/n with i from 0 to n − 1, for example 0/4. It is saved as a "
+            "file in --out; sdelens join gives the result of all shares."
+        ),
+    ] = None
+
+    @property
+    def chosen_share(self) -> tuple[int, int] | None:
+        """The number of the share and that of all shares; None for all paths.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        if self.share is None:
+            return None
+        index, _, count = self.share.partition("/")
+        if not (index.strip().isdecimal() and count.strip().isdecimal()):
+            raise ValueError(f"share: got {self.share!r}; give i/n, for example 0/4.")
+        return int(index), int(count)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `compare` and `sweep`, including the models; without checkpoints.
@@ -106,7 +126,9 @@ class RunOptions:
                 averages=_averages(self.averages),
                 keep=("x",) if self.keep is None else [name.strip() for name in self.keep.split(",")],
             ),
-            "execution": sl.Execution(chunk=self.chunk, parameter_shards=self.parameter_shards),
+            "execution": sl.Execution(
+                chunk=self.chunk, parameter_shards=self.parameter_shards, share=self.chosen_share
+            ),
         }
 
 

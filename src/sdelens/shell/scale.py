@@ -5,14 +5,14 @@ from typing import Annotated, Any
 import typer
 
 from sdelens.core import names
-from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
+from sdelens.core.declarations import OPTIMIZERS, canonical_name, scaled_names
 from sdelens.shell.case_options import listing, numbers
 
 __all__ = ["scale"]
 
 
 def scale(
-    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join((*OPTIMIZERS, *ALIASES))}.")],
+    optimizer: Annotated[str, typer.Argument(help=f"One of {', '.join(scaled_names())}.")],
     lr: Annotated[float, typer.Option(help="Learning rate at the old batch size.")],
     batch: Annotated[float, typer.Option(help="The old batch size, at which these numbers were used.")],
     to: Annotated[float, typer.Option(help="The new batch size.")],
@@ -39,14 +39,23 @@ def scale(
     clip_norm: Annotated[float | None, typer.Option(help="Norm to which gradients are clipped.")] = None,
     rule: Annotated[
         str | None,
-        typer.Option(help=f"Default: the one that keeps the optimizer's SDE. {listing(names.SCALING_RULES)}"),
+        typer.Option(
+            help=f"Default: the one that keeps the optimizer's SDE. One of {', '.join(names.SCALING_RULES)}, which "
+            "'sdelens info rules' explains."
+        ),
     ] = None,
-    momentum: Annotated[str | None, typer.Option(help=f"How the decays β are scaled. {listing(names.MOMENTA)}")] = None,
+    momentum: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How the decays β are scaled. One of {', '.join(names.MOMENTA)}, which 'sdelens info momenta' "
+            "explains."
+        ),
+    ] = None,
     snr: Annotated[
         str | None,
         typer.Option(
             help="For --rule signal-to-noise: the signal-to-noise ratio at the old batch size, measured from "
-            "gradients, or 'estimate,lower,upper'."
+            "gradients; or, separated by commas, its estimate, lower and upper limit."
         ),
     ] = None,
     tokens: Annotated[
@@ -97,7 +106,7 @@ def printed(
     from sdelens.scaling import rescale
     from sdelens.scaling.code import as_code
 
-    name = check.choice("optimizer", optimizer.lower(), (*OPTIMIZERS, *ALIASES))
+    name = check.choice("optimizer", optimizer.lower(), scaled_names())
     check.choice("format", form, names.CODE_FORMATS)
     ratio = check.positive("to", to) / check.positive("batch", batch)
     full = {key: value for key, value in given.items() if value is not None}

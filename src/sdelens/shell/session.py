@@ -5,28 +5,24 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import typer
 
 from sdelens.core.machine import cores
-from sdelens.shell.members import Members
+from sdelens.core.text import wrapped
 
-__all__ = ["command_line", "refusals", "shell"]
+__all__ = ["command_line", "complain", "named", "one_line_warnings", "refusals", "say", "shell"]
 
 
 @contextmanager
-def shell(devices: int | None, members: Members | None = None) -> Iterator[bool]:
-    """Start JAX, and turn errors of input or files into one line and an exit status.
-
-    Yields whether this process prints and writes; of several processes, only one does.
-    """
+def shell(devices: int | None) -> Iterator[None]:
+    """Start JAX, and turn errors of input or files into one line and an exit status."""
     with refusals():
         _ask_for(devices)
-        with nullcontext(True) if members is None else members.joined() as first:
-            _start_jax()
-            yield first
+        _start_jax()
+        yield
 
 
 def _ask_for(devices: int | None) -> None:
@@ -61,7 +57,12 @@ def _start_jax() -> None:
     except (RuntimeError, AssertionError) as error:
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
         raise ValueError(f"JAX finds no device with {asked}; unset it, or set it to cpu. {error}".strip()) from error
-    warnings.showwarning = lambda message, *_: typer.echo(f"sdelens: warning: {message}", err=True)
+    one_line_warnings()
+
+
+def one_line_warnings() -> None:
+    """Show each warning in one line, or wrapped on a terminal."""
+    warnings.showwarning = lambda message, *_: complain(f"warning: {message}")
 
 
 def command_line() -> str:
@@ -69,9 +70,32 @@ def command_line() -> str:
     return shlex.join(sys.argv[1:])
 
 
+def say(text: str) -> None:
+    """Print sentences, wrapped at the width of the terminal."""
+    typer.echo("\n".join(wrapped(text)))
+
+
+def complain(text: str) -> None:
+    """Print a message on standard error: wrapped on a terminal, and in one line where it is searched in a file."""
+    message = f"sdelens: {text}"
+    typer.echo("\n".join(wrapped(message)) if sys.stderr.isatty() else message, err=True)
+
+
 def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"sdelens: {error}", err=True)
+    complain(str(error))
     raise typer.Exit(2)
+
+
+@contextmanager
+def named(**arguments: str) -> Iterator[None]:
+    """Give arguments of the library the names that they have in the shell, in errors: ``named(path="out")``."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in arguments:
+            raise
+        raise type(error)(f"{arguments[name]}:{rest}") from error
 
 
 @contextmanager

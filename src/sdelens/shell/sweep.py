@@ -6,11 +6,11 @@ import typer
 
 from sdelens.shell.case_options import SubjectOptions, made_value
 from sdelens.shell.constructors import values_of
-from sdelens.shell.members import Members
+from sdelens.shell.join import refuse_of_share, write_and_print_sweep
 from sdelens.shell.output import RunOutput
 from sdelens.shell.panels import OUTPUT
 from sdelens.shell.run_options import RunOptions, saved_to
-from sdelens.shell.session import command_line, shell
+from sdelens.shell.session import say, shell
 
 __all__ = ["sweep"]
 
@@ -25,7 +25,6 @@ def sweep(
     ],
     subject: SubjectOptions,
     run: RunOptions,
-    members: Members,
     output: RunOutput,
     quantity: Annotated[
         list[str] | None,
@@ -36,7 +35,7 @@ def sweep(
 
     With --out, it writes NetCDF, figures (PNG, PDF), a table (CSV) and index.html.
     """
-    with shell(run.devices, members) as first:
+    with shell(run.devices):
         import sdelens as sl
         from sdelens.core import check
         from sdelens.results.sweep import SHOWN
@@ -55,21 +54,15 @@ def sweep(
         case, grid = (setting.problem, setting.noise, setting.optimizer), _values(over)
         options = run.arguments()
         if output.dry_run:
-            cost = sl.estimate(*case, over=grid, **options)
-            if first:
-                typer.echo(f"This would take {cost}.")
+            say(f"This would take {sl.estimate(*case, over=grid, **options)}.")
             return
-        with output.claimed(first) as (folder, checkpoints):
+        if (share := run.chosen_share) is not None:
+            refuse_of_share(quantity=quantity)
+            typer.echo(output.write_share(share, lambda kept: sl.sweep(*case, over=grid, **saved_to(options, kept))))
+            return
+        with output.claimed() as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
-            written = ""
-            if folder is not None:
-                from sdelens.results.report import write_sweep
-
-                name = f"sweep-{setting.optimizer.name}-{setting.problem.describe()['name']}"
-                page = write_sweep(folder, name, found, f"sdelens {command_line()}", quantity)
-                written = f"\n\nWritten to {page}"
-            if first:
-                typer.echo(f"{found}{written}")
+            write_and_print_sweep(folder, found, quantity)
 
 
 def _values(given: list[str]) -> dict[str, list[Any]]:

@@ -1,0 +1,319 @@
+"""Shares of a run: what a machine computed of it, as a file, and the join of all shares. It does not import JAX."""
+
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdelens.core.differences import differences
+from sdelens.core.files import atomic_path
+from sdelens.results.printable import Parts as Shown
+from sdelens.results.printable import Printable
+from sdelens.results.result import Result
+from sdelens.results.sweep import Sweep
+from sdelens.run.datasets import result_dataset, sweep_dataset
+from sdelens.run.description import Description, SweepDescription
+from sdelens.run.store import decoded, encoded, head_of
+from sdelens.run.summary import Nodes, Part, Parts, Summary, add, merge, packed, total, unpacked
+
+__all__ = ["Join", "Share", "join", "share_files", "share_name"]
+
+_FORMAT = 1
+_SHOWN = 5
+
+
+@dataclass(frozen=True, repr=False)
+class Share(Printable):
+    """What one machine computed of a run, see ``Execution(share=(i, n))``: statistics that `join` can add up.
+
+    Attributes:
+        index: number of the share, from 0.
+        count: number of shares.
+        paths: its first path and its end (exclusive).
+        points: numbers of its points in a sweep, None if it has all.
+        block: number of paths by which its statistics were reduced.
+        identity: what shares of one run agree in.
+        description: all that the result needs besides statistics.
+        parts: the statistics and wall times, by model.
+    """
+
+    index: int
+    count: int
+    paths: tuple[int, int]
+    points: tuple[int, ...] | None
+    block: int
+    identity: Mapping[str, Any]
+    description: Description | SweepDescription
+    parts: Parts = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the share to a file, which `join` reads; an existing file is replaced once all is written.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        with atomic_path(path) as temporary:
+            Path(temporary).write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the file that `save` writes."""
+        arrays: dict[str, np.ndarray] = {}
+        for number, part in enumerate(self.parts.values()):
+            arrays |= packed(part.nodes, f"{number}/")
+        kind = "sweep" if isinstance(self.description, SweepDescription) else "result"
+        head = {"sdelens_share": _FORMAT, "index": self.index, "count": self.count, "paths": self.paths}
+        head |= {"points": self.points, "block": self.block, "identity": self.identity, "kind": kind}
+        head |= {"description": asdict(self.description), "digest": _digest(arrays)}
+        head |= {"parts": [[name, part.seconds] for name, part in self.parts.items()]}
+        return encoded(arrays, head)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Share":
+        """The share with these bytes.
+
+        Raises:
+            ValueError: if they are damaged, or are not a share.
+        """
+        try:
+            arrays, head = decoded(data)
+            sound = _digest(arrays) == head["digest"]
+        except Exception as error:
+            raise ValueError("it is not a share of a run, or is damaged") from error
+        if not sound:
+            raise ValueError("it is damaged")
+        parts = {
+            name: Part(unpacked(arrays, f"{number}/"), seconds) for number, (name, seconds) in enumerate(head["parts"])
+        }
+        return replace(_without_parts(head), parts=parts)
+
+    def _parts(self) -> Shown:
+        first = self.description.points[0] if isinstance(self.description, SweepDescription) else self.description
+        what = f"paths {self.paths[0]} to {self.paths[1] - 1} of {first.paths}, models {', '.join(first.models)}"
+        if isinstance(self.description, SweepDescription):
+            what += f", {len(self.points or self.description.points)} of {len(self.description.points)} points"
+        return [f"Share {self.index} of {self.count}: {what}.", "Save it by save(path), and join all by sl.join."]
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays and their names."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.hexdigest()
+
+
+def _without_parts(head: Mapping[str, Any]) -> Share:
+    """A share with all but its statistics, from the description in its file."""
+    if head.get("sdelens_share") != _FORMAT:
+        raise ValueError("it is not a share of a run")
+    told = head["description"]
+    if head["kind"] == "sweep":
+        of_points = [Description(**point) for point in told["points"]]
+        description: Description | SweepDescription = SweepDescription(**{**told, "points": of_points})
+    else:
+        description = Description(**told)
+    points = None if head["points"] is None else tuple(head["points"])
+    own = {name: head[name] for name in ("index", "count", "block", "identity")}
+    return Share(**own, paths=tuple(head["paths"]), points=points, description=description)
+
+
+class Join:
+    """The join of shares that arrive in any order; those of one run have the same numbers whatever the order."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Share, str] | None = None
+        self._names: dict[int, str] = {}
+        self._paths: dict[int, tuple[int, int]] = {}
+        self._points: dict[int, tuple[int, ...]] = {}
+        self._trees: dict[str, dict[int, Nodes]] = {}
+        self._seconds: dict[str, float] = {}
+
+    def announce(self, share: Share, name: str) -> None:
+        """Check that a share, whose statistics are not needed yet, belongs to the others.
+
+        Raises:
+            ValueError: naming the share, and what differs.
+        """
+        if self._first is None:
+            self._first = share, name
+        first, other = self._first
+        if share.count != first.count:
+            raise ValueError(
+                f"shares: {name} is one of {share.count} shares, but {other} one of {first.count}; join the shares of "
+                "one run."
+            )
+        if share.index in self._names:
+            raise ValueError(
+                f"shares: {name} and {self._names[share.index]} are both share {share.index} of {share.count}; give "
+                "each share once."
+            )
+        if differing := differences(share.identity, first.identity, where=f"in {other}"):
+            more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            raise ValueError(
+                f"shares: {name} is of another run than {other}: {'; '.join(differing[:_SHOWN])}{more}. Join the "
+                "shares of one run."
+            )
+        self._names[share.index], self._paths[share.index] = name, share.paths
+        if share.points is not None:
+            self._points[share.index] = share.points
+
+    def check(self) -> None:
+        """Check that all shares have been announced.
+
+        Raises:
+            ValueError: naming the shares that are missing.
+        """
+        if self._first is None:
+            raise ValueError("shares: got none; give the shares of a run, or their files.")
+        count = self._first[0].count
+        if missing := [index for index in range(count) if index not in self._names]:
+            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            listed = ", ".join(map(str, missing[:_SHOWN]))
+            raise ValueError(
+                f"shares: {'share' if len(missing) == 1 else 'shares'} {listed}{more} of {count} "
+                f"{'is' if len(missing) == 1 else 'are'} missing; run {'it' if len(missing) == 1 else 'them'} with the "
+                "settings of the others."
+            )
+        if self._points:
+            return
+        end = 0
+        for index in sorted(self._paths):
+            if self._paths[index][0] != end:
+                raise ValueError(
+                    f"shares: {self._names[index]} begins with path {self._paths[index][0]}, but the share before it "
+                    f"ends with path {end - 1}; run all shares with the same chunk."
+                )
+            end = self._paths[index][1]
+
+    def add(self, share: Share) -> None:
+        """Add the statistics of a share that has been announced."""
+        description = share.description
+        paths = (description.points[0] if isinstance(description, SweepDescription) else description).paths
+        first, end = share.paths
+        whole_blocks = first % share.block == 0 and (end % share.block == 0 or end == paths)
+        for name, part in share.parts.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + part.seconds
+            trees = self._trees.setdefault(name, {})
+            if whole_blocks:
+                for node, summary in part.nodes.items():
+                    add(trees.setdefault(share.block, {}), node, summary)
+            else:
+                add(trees.setdefault(0, {}), (0, share.index), total(part.nodes))
+
+    def finish(self) -> "tuple[Any, list[str]]":
+        """The result or the sweep, and the texts of warnings."""
+        self.check()
+        assert self._first is not None
+        description, count = self._first[0].description, self._first[0].count
+        parts: Parts = {}
+        for name in list(self._trees):
+            parts[name] = Part({(0, 0): self._whole(self._trees.pop(name))}, self._seconds[name])
+        if isinstance(description, SweepDescription):
+            dataset, texts = sweep_dataset(description, parts, count)
+            return Sweep(dataset), texts
+        dataset, texts = result_dataset(description, parts, count)
+        return Result(dataset), texts
+
+    def doubts(self) -> list[str]:
+        """Warnings about the law of the noise, which the shares did not give."""
+        assert self._first is not None
+        description = self._first[0].description
+        points = description.points if isinstance(description, SweepDescription) else [description]
+        return list(dict.fromkeys(text for point in points for text in point.doubts))
+
+    def _whole(self, trees: dict[int, Nodes]) -> Summary:
+        """The summary of all paths; where blocks differ, their trees are joined in the order of the paths."""
+        placed: list[tuple[int, Summary]] = []
+        for block, nodes in trees.items():
+            for (level, index), summary in nodes.items():
+                first = index << level
+                placed.append((first * block if block else self._paths[first][0], summary))
+        ordered = [summary for _, summary in sorted(placed, key=lambda pair: pair[0])]
+        return functools.reduce(merge, ordered)
+
+
+def join(shares: "Iterable[Share | str | os.PathLike[str]] | str | os.PathLike[str]") -> Result | Sweep:
+    """The result of a run from all of its shares, which ``Execution(share=(i, n))`` computed.
+
+    The numbers are those of one machine that runs all paths, up to the rounding of sums over paths. They have the same
+    bits if the shares consist of whole chunks, which is so if ``chunk`` is given and there are at least as many chunks
+    as shares, and if the machines have the same kind and number of devices.
+
+    Args:
+        shares: shares or their files, in any order, each read when it is needed; or the folder of the files.
+
+    Returns:
+        A `Result` or, if the shares are those of `sweep`, a `Sweep`. Wall times are sums over the shares.
+
+    Raises:
+        ValueError, TypeError: if shares are of different runs, missing, given twice or damaged; the message names the
+            file and what differs.
+        OSError: if a file cannot be read.
+
+    Warns:
+        RuntimeWarning: as `compare`.
+
+    Examples:
+        >>> import sdelens as sl
+        >>> case = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SGD(lr=0.1)
+        >>> run = lambda i: sl.compare(*case, steps=5, paths=64, execution=sl.Execution(share=(i, 2)))
+        >>> sl.join([run(0), run(1)]).models
+        ['optimizer', 'sde']
+    """
+    given: list[Any] = share_files(shares) if isinstance(shares, str | os.PathLike) else list(shares)
+    joined = Join()
+    for number, one in enumerate(given):
+        if isinstance(one, Share):
+            joined.announce(one, f"number {number}")
+        elif isinstance(one, str | os.PathLike):
+            joined.announce(_head(Path(one)), repr(str(one)))
+        else:
+            raise TypeError(f"shares: got {type(one).__name__}; give shares, their files, or the folder of the files.")
+    joined.check()
+    for one in given:
+        joined.add(one if isinstance(one, Share) else _read(Path(one)))
+    found, texts = joined.finish()
+    for text in [*joined.doubts(), *texts]:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return found
+
+
+def _head(path: Path) -> Share:
+    """A share with all but its statistics, read from its file."""
+    try:
+        return _without_parts(head_of(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"shares: {str(path)!r} is not a share of a run, or is damaged; run that share again."
+        ) from error
+
+
+def _read(path: Path) -> Share:
+    try:
+        return Share.from_bytes(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"shares: {str(path)!r}: {error}; run that share again.") from error
+
+
+def share_name(index: int, count: int) -> str:
+    """The name of the file of a share, so that names are in the order of the shares."""
+    return f"share-{index:0{len(str(count - 1))}}-of-{count}.safetensors"
+
+
+def share_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of shares in a folder.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = sorted(Path(folder).glob("share-*-of-*.safetensors")) if Path(folder).is_dir() else [Path(folder)]
+    if not found:
+        raise ValueError(f"shares: {str(folder)!r} contains no files of shares (share-…-of-….safetensors).")
+    return found

@@ -1,0 +1,332 @@
+"""Shares of a run: joined they have the numbers of one machine; executors run them, also if workers die."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import sdelens as sl
+from sdelens.core.tasks import TaskError, completed
+from sdelens.run.shares import Join, Share, share_name
+from sdelens.run.summary import Part, Summary, add, total
+from tests.checks import assert_same_numbers, shell
+
+CASE = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9), ["sde"]
+WATCHED = {"averages": {"ema": 0.9}, "hits": {"low": lambda x: x[0] < 0}, "marginals": 2, "times": 2}
+SIZES = dict(steps=7, paths=203, record=sl.Record(every=2, keep_paths=50, **WATCHED))
+CHUNK = dict(chunk=20, devices=1)
+
+
+def compare(**execution):
+    return sl.compare(*CASE, **SIZES, execution=sl.Execution(**CHUNK, **execution))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return compare()
+
+
+@pytest.fixture(scope="module")
+def shares():
+    """Shares of 3, 4 and 4 chunks, the last of which has three paths."""
+    return [compare(share=(i, 3)) for i in range(3)]
+
+
+def test_shares_have_the_bits_of_one_machine(whole, shares, tmp_path):
+    assert [share.paths for share in shares] == [(0, 60), (60, 140), (140, 203)]
+    for share in shares:
+        share.save(tmp_path / share_name(share.index, share.count))
+    joined = sl.join(tmp_path)
+    assert_same_numbers(joined.dataset, whole.dataset)
+    assert joined.info["device"] == {**whole.info["device"], "shares": 3}
+    assert joined.info["run"] == whole.info["run"]
+    times = [share.parts["sde"].seconds for share in shares]
+    assert joined.info["models"]["sde"]["wall_time"] == pytest.approx(sum(times), abs=1e-3)
+    assert "Share 1 of 3: paths 60 to 139 of 203, models sde." in str(shares[1])
+
+
+def test_shares_that_do_not_fit_are_refused(shares, tmp_path):
+    files = [tmp_path / share_name(i, 3) for i in range(3)]
+    for share, path in zip(shares, files, strict=True):
+        share.save(path)
+    with pytest.raises(ValueError, match=r"shares: shares 0, 2 of 3 are missing; run them with the settings"):
+        sl.join(files[1:2])
+    with pytest.raises(ValueError, match=r"number 2 and number 0 are both share 0 of 3; give each share once"):
+        sl.join([*shares[:2], shares[0]])
+    other = replace(shares[1], identity=shares[1].identity | {"run": shares[1].identity["run"] | {"seed": 5}})
+    other.save(tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"other' is of another run than '.*share-0-of-3\S*': run\.seed is 5, in .* 0\."
+    ):
+        sl.join([files[0], tmp_path / "other", files[2]])
+    with pytest.raises(ValueError, match="is one of 4 shares, but number 0 one of 3"):
+        sl.join([shares[0], replace(shares[1], count=4)])
+    with pytest.raises(
+        ValueError, match="begins with path 50, but the share before it ends with path 59; run all shares"
+    ):
+        sl.join([shares[0], replace(shares[1], paths=(50, 140)), shares[2]])
+    data = bytearray(files[2].read_bytes())
+    data[-9] ^= 1
+    files[2].write_bytes(data)
+    with pytest.raises(ValueError, match=r"share-2-of-3\S*: it is damaged; run that share again"):
+        sl.join(files)
+    files[2].write_bytes(data[:100])
+    with pytest.raises(ValueError, match=r"share-2-of-3\S*' is not a share of a run, or is damaged"):
+        sl.join(tmp_path / path.name for path in files)
+
+
+def test_warnings_come_from_all_paths(shares):
+    """A path that diverged in one share is told of at the join, once."""
+    node, summary = next(iter(shares[1].parts["sde"].nodes.items()))
+    living = summary.living.copy()
+    living[2:, 5] -= 1
+    part = shares[1].parts["sde"]
+    lost = replace(shares[1], parts={"sde": part._replace(nodes=part.nodes | {node: summary._replace(living=living)})})
+    with pytest.warns(RuntimeWarning, match="1 of 203 paths of 'sde' diverged, the first by step 4") as caught:
+        sl.join([shares[0], lost, shares[2]])
+    assert len(caught) == 1
+
+
+def summary_of(paths):
+    """A summary of paths by number, each with a loss and a bucket of its own."""
+    paths = np.asarray(paths)
+    living = np.zeros((1, 4))
+    mean = np.zeros((1, 1, 4))
+    np.add.at(living[0], paths % 4, 1)
+    np.add.at(mean[0, 0], paths % 4, np.sqrt(paths + 0.1))
+    buckets = np.unique(paths * 7 % 50)
+    counts = np.array([[(paths * 7 % 50 == bucket).sum() for bucket in buckets]], np.int32)
+    none = np.zeros((1, 0))
+    laws, hits = np.sqrt(paths)[None, :, None], paths[:, None]
+    mean /= np.maximum(living[:, None], 1)
+    return Summary(living, mean, 0 * mean, np.ones(1), counts, buckets, none, none, np.zeros((1, 0, 0)), laws, hits)
+
+
+def test_the_order_of_arrival_changes_no_bit():
+    """Blocks of 3 paths, the last of which has one, in 13 orders: the tree is that of the blocks in their order."""
+    blocks = [range(first, min(first + 3, 40)) for first in range(0, 40, 3)]
+    found = []
+    for seed in range(13):
+        nodes = {}
+        for index in np.random.default_rng(seed).permutation(len(blocks)) if seed else range(len(blocks)):
+            add(nodes, (0, int(index)), summary_of(blocks[index]))
+        assert sorted(nodes) == [(1, 6), (2, 2), (3, 0)]
+        found.append(total(nodes))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    everything = summary_of(np.arange(40))
+    np.testing.assert_allclose(found[0].mean, everything.mean, rtol=1e-14)
+    np.testing.assert_array_equal(found[0].histogram, everything.histogram)
+    np.testing.assert_array_equal(found[0].hits[:, 0], np.arange(40))
+
+
+def test_shares_that_divide_blocks_are_joined_in_the_order_of_their_paths(shares):
+    """Shares of 7 paths whose blocks have 4, which have no place in one tree of blocks."""
+    description = replace(shares[0].description, paths=28)
+    parts = []
+    for i in range(4):
+        nodes, first = {}, 7 * i
+        add(nodes, (0, first // 4), summary_of(range(first, first + 4)))
+        add(nodes, (0, first // 4 + 1), summary_of(range(first + 4, first + 7)))
+        parts.append(Share(i, 4, (first, first + 7), None, 4, {}, description, {"sde": Part(nodes, 1.0)}))
+    for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
+        joined = Join()
+        for i in order:
+            joined.announce(parts[i], f"share {i}")
+            joined.add(parts[i])
+        joined.check()
+        found = joined._whole(joined._trees["sde"])
+        np.testing.assert_array_equal(found.hits[:, 0], np.arange(28))
+        np.testing.assert_allclose(found.mean, summary_of(np.arange(28)).mean, rtol=1e-14)
+
+
+class Pool:
+    """An executor whose tasks fail in the way that `fails(argument)` returns: an exception, or None."""
+
+    def __init__(self, fails):
+        self.fails, self.broken, self.closed = fails, False, False
+
+    def submit(self, function, *arguments):
+        if self.broken:
+            raise BrokenExecutor("a process was terminated abruptly")
+        future, error = Future(), self.fails(arguments[-1])
+        if error is None:
+            future.set_result(function(*arguments))
+        else:
+            self.broken = isinstance(error, BrokenExecutor)
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait, cancel_futures):
+        self.closed = True
+
+
+def once(keys, error):
+    """Fails at the first attempt of each of these arguments."""
+    left = set(keys)
+
+    def fails(argument):
+        if argument in left:
+            left.remove(argument)
+            return error
+        return None
+
+    return fails
+
+
+def square(number):
+    if number == 13:
+        raise ValueError("13 is not possible")
+    return number**2
+
+
+def test_lost_tasks_are_repeated_and_broken_pools_made_anew():
+    tasks = {key: key for key in range(6)}
+    squares = {key: key**2 for key in tasks}
+    assert dict(completed(Pool(once([2, 5], RuntimeError("killed"))), square, tasks)) == squares
+    made = []
+
+    def make():
+        made.append(Pool(fails))
+        return made[-1]
+
+    fails = once([1, 4], BrokenExecutor("a process was terminated abruptly"))
+    assert dict(completed(make, square, tasks)) == squares
+    assert len(made) == 3
+    assert all(pool.closed for pool in made)
+
+
+def test_what_cannot_be_repeated_is_said():
+    tasks = {key: key for key in range(3)}
+    with pytest.raises(TaskError, match=r"share 2 was lost 3 times, the last time by RuntimeError: killed"):
+        list(completed(Pool(lambda n: RuntimeError("killed") if n == 2 else None), square, tasks, "share {}".format))
+    broken = BrokenExecutor("terminated abruptly")
+    with pytest.raises(TaskError, match=r"it has lost a worker .*2 of 3 tasks are left\. Give a function that makes"):
+        list(completed(Pool(once([1], broken)), square, tasks))
+    with pytest.raises(TaskError, match="killed 3 times before any of them ended a task"):
+        list(completed(lambda: Pool(lambda n: broken), square, tasks))
+    with pytest.raises(ValueError, match="13 is not possible"):
+        list(completed(Pool(lambda n: None), square, {0: 13}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(share=(3, 3)), "share: got 3 of 3; the index of a share must be from 0 to 2"),
+        (dict(share="1/3"), "share: got '1/3'; give the index of the share, from 0, and their number"),
+        (dict(shares=4), "executor: got None, but shares is given"),
+        (dict(executor=ThreadPoolExecutor), "shares: got None, but executor is given"),
+        (dict(executor=ThreadPoolExecutor, shares=4), "executor: got <class .*; give a concurrent.futures.Executor"),
+        (dict(executor=Pool(None), shares=4, share=(0, 2)), "share: got one share and an executor"),
+        (dict(executor=Pool(None), shares=2000), "paths: got 203, which cannot be divided into 2000 shares"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        compare(**options)
+
+
+def test_an_executor_has_the_bits_of_one_machine_and_keeps_finished_shares(whole, tmp_path):
+    pool = Pool(once([], None))
+    counted = []
+    pool.fails = counted.append
+    assert_same_numbers(compare(executor=pool, shares=3, checkpoint=tmp_path / "c").dataset, whole.dataset)
+    assert len(counted) == 3
+    assert not (tmp_path / "c").exists()
+    stops = iter([None, None, *[RuntimeError("killed")] * 3])
+    pool.fails = lambda argument: next(stops)
+    with pytest.raises(TaskError, match="share 2 was lost 3 times"):
+        compare(executor=pool, shares=3, checkpoint=tmp_path / "c")
+    with pytest.raises(FileExistsError, match="contains finished shares of a run; continue that run with resume=True"):
+        compare(executor=pool, shares=3, checkpoint=tmp_path / "c")
+    with pytest.raises(ValueError, match="contains shares of a different run: shares is 3, here 4"):
+        compare(executor=pool, shares=4, checkpoint=tmp_path / "c", resume=True)
+    counted.clear()
+    pool.fails = counted.append
+    found = compare(executor=pool, shares=3, checkpoint=tmp_path / "c", resume=True)
+    assert len(counted) == 1
+    assert_same_numbers(found.dataset, whole.dataset)
+
+
+def test_sweeps_are_divided_by_points_or_by_paths(whole):
+    over, pool = {"lr": [0.05, 0.1]}, Pool(lambda argument: None)
+
+    def run(**own):
+        return sl.sweep(*CASE, **SIZES, over=over, execution=sl.Execution(**CHUNK, **own))
+
+    expected = run().dataset.drop_vars("wall_time")
+    by_paths = sl.join([run(share=(i, 3)) for i in range(3)])
+    by_points = run(executor=pool, shares=2)
+    for found in (by_paths, by_points):
+        assert_same_numbers(found.dataset.drop_vars("wall_time"), expected)
+        assert found.dataset.lr.equals(expected.lr)
+    assert_same_numbers(by_points.at(lr=0.05).dataset, whole.dataset)
+
+
+SHELL = [sys.executable, "-m", "sdelens", "compare", "--problem=quadratic([1, 2])", "--optimizer=signsgd"]
+SHELL += ["--devices=1", "--models=optimizer", "--steps=40000", "--paths=64", "--record-every=500", "--chunk=32"]
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_with_one_killed_has_the_bits_of_one_machine(tmp_path):
+    out = tmp_path / "out"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+
+    def job(index):
+        command = [*SHELL, f"--share={index}/2", "--out", str(out), "--resume", "--checkpoint-every=500"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    jobs = [job(0), job(1)]
+    while not any((out / "checkpoint-1").glob("checkpoint-*")):
+        time.sleep(0.01)
+        assert jobs[1].poll() is None, jobs[1].communicate()
+    jobs[1].send_signal(signal.SIGKILL)
+    jobs[1].communicate()
+    jobs = [jobs[0], job(1)]
+    outputs = [one.communicate(timeout=120) for one in jobs]
+    assert [one.returncode for one in jobs] == [0, 0], outputs
+    assert {path.name for path in out.iterdir()} == {share_name(0, 2), share_name(1, 2)}
+    case = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SignSGD(0.01), ["optimizer"]
+    execution = sl.Execution(chunk=32, devices=1)
+    expected = sl.compare(*case, steps=40_000, paths=64, record=sl.Record(every=500), execution=execution)
+    assert_same_numbers(sl.join(out).dataset, expected.dataset)
+    again = shell(*SHELL[3:], "--share=0/2", "--out", str(out), "--resume")
+    assert f"{share_name(0, 2)} is there already." in again.stdout
+    assert "SignSGD" in shell("join", str(out)).stdout
+    assert "share 1 of 2 is missing; run it" in shell("join", str(out / share_name(0, 2)), expect=2).stderr
+
+
+@pytest.mark.slow
+def test_dask_runs_the_shares_of_a_killed_worker_again():
+    """Two worker processes, one of which is killed as soon as it has a share."""
+    distributed = pytest.importorskip("distributed")
+    case = sl.Problem(lambda x: (x**2).sum(), np.ones(2, np.float32)), sl.GaussianNoise(1.0), sl.SGD(0.1), ["optimizer"]
+    own = sl.Execution(chunk=16, devices=1)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        before = client.run(os.getpid)
+
+        def kill():
+            while not (busy := [worker for worker, tasks in client.processing().items() if tasks]):
+                time.sleep(0.01)
+            os.kill(before[busy[0]], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        remote = replace(own, executor=client.get_executor(), shares=4)
+        found = sl.compare(*case, steps=20, paths=64, execution=remote)
+        killer.join()
+        assert set(before.values()) - set(client.run(os.getpid).values())
+    assert_same_numbers(found.dataset, sl.compare(*case, steps=20, paths=64, execution=own).dataset)
