@@ -8,13 +8,15 @@ import gc
 import os
 from pathlib import Path
 
+import jaxlib.version
 import pytest
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the shell's, in the user's own folder
 
-_UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-_UNOPTIMISED += " --xla_cpu_parallel_codegen_split_count=1"
+_UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jaxlib.version.__version_info__ < (0, 11, 1):  # later versions end the process at a flag that they do not know
+    _UNOPTIMISED += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{_UNOPTIMISED} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
@@ -29,6 +31,18 @@ pytest_plugins = ["tests.meter", "tests.pages", "tests.results"]
 _MAPS = Path("/proc/self/maps")
 _ROOM = 20_000
 """Memory maps of compiled programs, some hundred a comparison, after which they are dropped; Linux allows 65530."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file, which share programs, on one worker, and all examples in docstrings.
+
+    Tests that compile long programs of their own choose smaller groups.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            docstring = isinstance(item, pytest.DoctestItem)
+            item.add_marker(pytest.mark.xdist_group("docstrings" if docstring else item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)

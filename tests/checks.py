@@ -1,6 +1,7 @@
 """What several test files check alike."""
 
 import contextlib
+import re
 import sys
 import warnings
 from functools import partial
@@ -28,6 +29,18 @@ def assert_same_numbers(a, b, tolerance=0.0, only=None):
         else:
             scale = np.abs(b[name].values[np.isfinite(b[name].values)]).max(initial=0.0)
             np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=tolerance * scale, err_msg=name)
+
+
+def tiered(cases, slow):
+    """Parameters of a test with their marks: `slow` for those of `cases` that are in `slow`, and `study` for others."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            id="-".join(case) if isinstance(case, tuple) else None,
+            marks=pytest.mark.slow if case in slow else pytest.mark.study,
+        )
+        for case in cases
+    ]
 
 
 @contextlib.contextmanager
@@ -114,14 +127,26 @@ def declarations_restored():
             registry.update(held)
 
 
+def assert_fits(write, widths=(60, 80, 120)):
+    """What `write` returns fits these widths without a broken word: the words are those of a very wide terminal."""
+
+    def words(width):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", str(width))
+            text = write()
+        assert max(map(len, text.splitlines())) <= width
+        return {word for word in re.sub("[│╭╮╰╯─]|-{3,}", " ", text).split() if word != "--"}
+
+    whole = words(400)
+    for width in widths:
+        assert words(width) == whole, f"a broken word at {width} columns"
+
+
 def assert_shown_well(thing):
-    """It prints within 80 columns and at a page's length, and notebooks get a page of moderate weight."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "80")
-        text = str(thing)
-        assert repr(thing) == text
-    assert max(map(len, text.splitlines())) <= 80
-    assert len(text) < 6000
+    """It fits terminals and prints at a page's length, and notebooks get a page of moderate weight."""
+    assert repr(thing) == str(thing)
+    assert len(str(thing)) < 6000
+    assert_fits(lambda: str(thing))
     page = thing._repr_html_()
     assert len(page) < 120_000
     assert page.count("<table>") == page.count("</table>")

@@ -62,7 +62,7 @@ class Meter:
         spent.tests = int(test is not None)
         self.files[file].add(spent)
         if test is not None:
-            self.tests[test] = spent.cpu
+            self.tests[test] = (spent.cpu, spent.programs)
 
     def merge(self, files, tests):
         """Add what a worker sent."""
@@ -120,9 +120,9 @@ class Plugin:
             for name, c in [*rows, ("all", whole)]:
                 times = f"{c.cpu:8.1f} {c.programs:6d} {c.xla:8.1f} {c.tracing:8.1f} {c.lowering:8.1f}"
                 terminalreporter.write_line(f"{times} {c.tests:5d}  {name}")
-            terminalreporter.section("the most expensive tests, CPU s")
-            for name, seconds in sorted(self.meter.tests.items(), key=lambda row: -row[1])[:25]:
-                terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+            terminalreporter.section("the most expensive tests: CPU s, programs")
+            for name, (seconds, programs) in sorted(self.meter.tests.items(), key=lambda t: t[1], reverse=True)[:40]:
+                terminalreporter.write_line(f"{seconds:8.1f} {programs:6d}  {name}")
         if budget is not None:
             found = self._programs()
             verdict = "within" if found <= budget else "OVER"

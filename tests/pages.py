@@ -1,7 +1,6 @@
 """The Python code of README and of the documentation's pages runs as it stands, each block for itself, with few paths.
 
-Blocks are collected by Sybil, so that a failure names page and line. One worker runs all blocks of a page, which
-share programs.
+Blocks are collected by Sybil, so that a failure names page and line.
 """
 
 import functools
@@ -56,9 +55,7 @@ pytest_collect_file = Sybil(
 
 
 def pytest_collection_modifyitems(items):
-    """Keep a page's blocks on one worker, and run those of the expensive pages with the slow tests."""
+    """Run the blocks of the expensive pages with the slow tests."""
     for item in items:
-        if isinstance(item, SybilItem):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-            if item.path.name in EXPENSIVE:
-                item.add_marker(pytest.mark.slow)
+        if isinstance(item, SybilItem) and item.path.name in EXPENSIVE:
+            item.add_marker(pytest.mark.slow)

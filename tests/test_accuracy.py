@@ -17,14 +17,13 @@ UNIT = sl.GaussianNoise(1.0)
 LR, THETA = 0.01, 0.1
 
 
-@slow
 @pytest.mark.parametrize(
     ("optimizer", "bound"),
     [
-        (sl.SGD(LR, THETA), 1e-3),
-        (sl.SignSGD(LR, THETA), 1e-3),
-        (sl.RMSpropW(LR, 0.99, weight_decay=THETA), 5e-4),
-        (sl.AdamW(LR, 0.9, 0.99, weight_decay=THETA), 2e-3),
+        pytest.param(sl.SGD(LR, THETA), 1e-3, marks=study),
+        pytest.param(sl.SignSGD(LR, THETA), 1e-3, marks=slow),
+        pytest.param(sl.RMSpropW(LR, 0.99, weight_decay=THETA), 5e-4, marks=study),
+        pytest.param(sl.AdamW(LR, 0.9, 0.99, weight_decay=THETA), 2e-3, marks=slow),
     ],
     ids=lambda a: getattr(a, "name", ""),
 )

@@ -19,14 +19,12 @@ import numpy as np
 import pytest
 
 import sdelens as sl
-from sdelens.core import progress
 from sdelens.results.report import claim_folder
 from sdelens.run import experiment
 from sdelens.run.checkpoint import Checkpoints
 from sdelens.run.store import Store
 from tests.checks import assert_same_numbers, shell
 
-pytestmark = pytest.mark.xdist_group("checkpoint")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
 WATCHED = {"averages": {"ema": 0.9, "mean": 5}, "hits": {"low": lambda p: p[0] < 0.5}, "marginals": 2, "times": 3}
 RECORD = sl.Record(every=2, keep_paths=3, keep=["x", "v", "ema"], **WATCHED)
@@ -422,44 +420,6 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     with claim_folder(out):
         pass
     assert list(out.iterdir()) == []
-
-
-def test_progress_in_a_log_is_lines_now_and_then(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.progress_bar(True, 1000, done=500) as report:
-        for _ in range(50):
-            now[0] += 3.0
-            report(5, "sde")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 12
-    assert lines[0] == "sdelens: sde: 52%, about 0:04:48 left"  # 20 of the 500 left took 12 s
-    assert lines[-1] == "sdelens: sde: 74%, about 0:02:36 left"
-    with progress.progress_bar(None, 10) as report:  # by default nothing where no terminal is
-        now[0] += 60
-        report(5, "sde")
-    assert capsys.readouterr().err == ""
-
-
-def test_the_bar_of_a_resumed_run_starts_where_it_stands(monkeypatch):
-    import rich.progress
-
-    bars = []
-
-    class Bar(rich.progress.Progress):
-        def __init__(self, *columns, console, transient):
-            super().__init__(*columns, console=console, transient=transient, get_time=lambda: now[0])
-            bars.append(self)
-
-    now = [100.0]
-    monkeypatch.setattr(rich.progress, "Progress", Bar)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with progress.progress_bar(None, 1000, done=900) as report:
-        assert bars[0].tasks[0].percentage == 90
-        for _ in range(3):
-            now[0] += 1.0
-            report(10, "sde")
-        assert bars[0].tasks[0].time_remaining == 7  # 70 left at 10 a second
 
 
 @pytest.mark.slow

@@ -26,8 +26,6 @@ from sdelens.run.options import Options
 from sdelens.sdes import Instant, build_sde
 from tests.checks import stepped
 
-pytestmark = pytest.mark.xdist_group("closed forms")  # several tests look at one program
-
 LAWS = {
     "gaussian": (sl.GaussianNoise, scipy.stats.norm),
     "t": (lambda scale: sl.StudentTNoise(scale, 5), scipy.stats.t(5)),

@@ -20,8 +20,6 @@ from sdelens.integrate.discrete import DiscreteState
 from sdelens.optimizers import CONVERGED
 from sdelens.sdes import Instant, build_sde, sdes_of
 
-pytestmark = pytest.mark.xdist_group("coefficients")  # several tests look at one program
-
 LR = 0.05
 GRADIENT = np.array([0.0, 0.3, -1.5, 4.0])
 X = np.array([0.5, -1.0, 2.0, 0.3])
@@ -127,15 +125,21 @@ NOISES = {
     "t": sl.StudentTNoise(0.7, 9),
     "laplace + gaussian": sl.LaplaceNoise(1.0) + sl.GaussianNoise(0.5),
 }
-# Every case under one law, both laws of single noises taken in turn; under the other in the slow tests. Under a sum a
-# smooth update and one that jumps.
+# Every case under one law, both laws of single noises taken in turn; under the other in the studies. Under a sum a
+# smooth update and one that jumps, in the slow tests.
 UNDER = {"rmspropw": "gaussian", "rmspropw, steep": "t", "adamw": "t", "first adam step": "gaussian", "lion": "t"}
 UNDER |= {"centred": "gaussian", "signsgd": "gaussian"}
 
 
+def tier_of(name, law):
+    if UNDER[name] == law:
+        return ()
+    return pytest.mark.slow if "+" in law else pytest.mark.study
+
+
 def under_laws(cases):
     return [
-        pytest.param(name, law, marks=() if UNDER[name] == law else pytest.mark.slow, id=f"{name}-{law}")
+        pytest.param(name, law, marks=tier_of(name, law), id=f"{name}-{law}")
         for name in cases
         for law in NOISES
         if "+" not in law or name in ("rmspropw", "lion")

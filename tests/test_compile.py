@@ -319,3 +319,16 @@ def test_a_changed_function_is_not_taken_for_the_one_that_it_was():
     old.__closure__[0].cell_contents = 2.0
     new = closing(1.0)
     assert alike(Holder(1.0, new)).function is new
+
+
+def test_a_dictionary_that_grows_while_it_is_read_is_read():
+    kept = {}
+
+    class Name:
+        def __repr__(self):
+            kept[len(kept)] = self
+            return "name"
+
+    kept["names"] = {Name()}
+    first = captured(Holder(1.0, lambda x: x * len(kept)))
+    assert first != captured(Holder(1.0, lambda x: x * len(kept)))  # it has grown meanwhile

@@ -16,8 +16,8 @@ from scipy import stats
 import sdelens as sl
 from sdelens.cases.starts import Start
 from sdelens.integrate.diffrax import DiffraxSDE
+from tests.checks import tiered
 
-pytestmark = pytest.mark.xdist_group("diffrax")  # the two senses share our own run
 ALPHA = 1e-5
 PROBLEM, NOISE = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0]), sl.GaussianNoise([1.0, 0.5, 2.0])
 MATRIX = np.array([[1.0, 0.6, 0.0], [0.6, 1.0, 0.3], [0.0, 0.3, 2.0]])
@@ -86,12 +86,18 @@ EVERY_COMMIT = [  # each kind of diffusion and of start once, in the sense in wh
     ("Ito", "adamw, random"),
     ("Stratonovich", "adamw, saved"),
 ]
-EVERY_PUSH = [(sense, name) for sense in SOLVERS for name in CASES if (sense, name) not in EVERY_COMMIT]
+EVERY_PUSH = [
+    ("Ito", "signsgd, Cauchy"),
+    ("Stratonovich", "rmspropw"),
+    ("Stratonovich", "signsgd, covariance"),
+    ("Ito", "adamw"),
+]
+EVERY_RELEASE = [(s, name) for s in SOLVERS for name in CASES if (s, name) not in EVERY_COMMIT + EVERY_PUSH]
 
 
 @pytest.mark.parametrize(
     ("sense", "name"),
-    [*EVERY_COMMIT, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY_PUSH)],
+    [*EVERY_COMMIT, *tiered(EVERY_PUSH + EVERY_RELEASE, EVERY_PUSH)],
     ids=lambda text: text,
 )
 def test_laws_agree_with_ours(sense, name):

@@ -23,7 +23,7 @@ from sdelens.noise.distributed._quantisation import normal_rounding
 from sdelens.noise.distributed._vote import vote
 from sdelens.sdes import build_sde
 from sdelens.shell.case_options import SubjectOptions
-from tests.checks import stepped
+from tests.checks import stepped, tiered
 
 LIMIT = 4.5
 START = [1.0, -0.5, 0.2, 3.0]
@@ -425,8 +425,12 @@ TRACKED = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRACKED)
+@pytest.mark.parametrize(
+    "name",
+    tiered(
+        TRACKED, ["SGD, random-k, correlated", "SignSGD, vote of 9, Cauchy", "SignSGD, random-k", "Adam, quantised"]
+    ),
+)
 def test_the_sde_tracks_the_optimizer(name):
     """Upper limits are one-sided, at 99 %."""
     optimizer, noise, workers, compression = TRACKED[name]

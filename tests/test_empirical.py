@@ -265,14 +265,6 @@ def test_the_noise_of_squares_is_what_the_spread_needs(confidence, sizes):
     assert rows.spread_lower["drift"] > rows.spread_upper["with"]
 
 
-def test_runs_are_the_same_in_chunks_and_on_one_device():
-    optimizer = sl.FromOptax(optax.adam, 0.01)
-    case = (*quadratic(), optimizer, "empirical")
-    whole = sl.simulate(*case, steps=5, paths=48)
-    parts = sl.simulate(*case, steps=5, paths=48, execution=sl.Execution(chunk=16, devices=1))
-    np.testing.assert_allclose(whole.dataset.loss_mean, parts.dataset.loss_mean, rtol=1e-6)
-
-
 def test_mini_batches_and_random_starts():
     data = (jnp.asarray(RNG.normal(size=(16, 3)), jnp.float32), jnp.arange(16.0) / 16)
     problem = sl.Problem(lambda w, batch: (batch[0] @ w - batch[1]) ** 2, jnp.zeros(3), data)
@@ -437,8 +429,11 @@ def test_other_keys_run(keys):
     transformation = optax.GradientTransformation(
         lambda params: {"key": keys()}, lambda updates, state, params=None: (jax.tree.map(jnp.negative, updates), state)
     )
-    result = sl.compare(*quadratic(), sl.FromOptax(transformation, 0.1), steps=2, paths=4)
-    assert np.isfinite(result.dataset.loss_mean).all()
+    problem, noise = quadratic()
+    both = [stepper(kind, problem, noise, sl.FromOptax(transformation, 0.1)) for kind in (Discrete, Empirical)]
+    for states in stepped(both, 2, range(4)):
+        assert np.isfinite(states.x).all()
+        assert (np.diff(states.x, axis=0) != 0).all()
 
 
 def test_leaves_of_few_digits_are_summed_with_more():

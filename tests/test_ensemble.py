@@ -24,7 +24,7 @@ from sdelens.run.experiment import prepare
 from sdelens.run.options import Options
 from sdelens.run.plan import plan_of
 from sdelens.run.segment import segment, start
-from sdelens.run.statistics import QUANTILE_ERROR
+from sdelens.run.summary import QUANTILE_ERROR
 from tests.checks import assert_same_numbers, compilations
 
 BEGIN, SLOPES, SPREAD, LEVELS = np.array([1.0, -1.0, 2.0]), np.array([0.5, 1.0, 2.0]), 0.3, np.array([0.05, 0.5, 0.95])
@@ -78,7 +78,6 @@ HITS = (
 LAYOUT = flatten_parameters(BEGIN)[1]
 
 
-on_one_worker = pytest.mark.xdist_group("walk")
 KINDS = ["its gradient is expensive", "its gradient is cheap", "it needs no gradient"]
 SIZES, RECORD = {"steps": 25, "paths": 101}, sl.Record(every=4, keep_paths=16, marginals=[2, 0])
 KEPT = ("x", "ema", "square", "loss", "start", "polyak")
@@ -169,7 +168,6 @@ def assert_same(a, b, tolerance=2e-5, quantiles=2e-5):
     np.testing.assert_array_equal(a.living, b.living)
 
 
-@on_one_worker
 @pytest.mark.parametrize("kind", KINDS)
 def test_records_are_the_statistics_of_the_paths(kind):
     """Every 4th of 25 steps and the last, by the one loop or the other; 101 paths over two devices and 64 groups."""
@@ -180,7 +178,6 @@ def test_records_are_the_statistics_of_the_paths(kind):
     assert_records(found, courses(), [0, 4, 8, 12, 16, 20, 24, 25], 64)
 
 
-@on_one_worker
 @pytest.mark.parametrize("paths", [1, 2, 63, 64, 65])
 def test_any_number_of_paths(paths):
     """One path leaves a device without any; beyond 64 of them groups have several."""
@@ -189,7 +186,6 @@ def test_any_number_of_paths(paths):
     assert_records(found, courses()[..., :paths], range(6), min(paths, 64))
 
 
-@on_one_worker
 @pytest.mark.parametrize("kind", KINDS[:2])
 @pytest.mark.parametrize("interval", [1, 25, 7])
 def test_what_is_recorded_does_not_depend_on_how_often(kind, interval):
@@ -197,25 +193,21 @@ def test_what_is_recorded_does_not_depend_on_how_often(kind, interval):
     assert_records(walked(kind, record=replace(RECORD, every=interval)), courses(), records, 64)
 
 
-@on_one_worker
 def test_sharded_equals_unsharded():
     for kind in KINDS[:2]:
         assert_same(walked(kind, execution=sl.Execution(devices=1)), usual(kind))
 
 
-@on_one_worker
 def test_chunked_equals_plain():
     """Seven chunks of 16 paths, of which the last has 5."""
     assert_same(walked(execution=sl.Execution(chunk=16)), usual(), quantiles=0.04)
 
 
-@on_one_worker
 def test_more_paths_extend_fewer():
     few = walked(paths=16)
     np.testing.assert_allclose(few.kept, usual().kept, rtol=1e-5, atol=1e-6)
 
 
-@on_one_worker
 def test_a_second_run_compiles_nothing_even_with_other_numbers():
     usual()
     with compilations() as compiled:
@@ -227,14 +219,12 @@ def test_a_second_run_compiles_nothing_even_with_other_numbers():
     )
 
 
-@on_one_worker
 def test_same_seed_same_bits_and_another_seed_others():
     for a, b in zip(walked(), usual(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.abs(walked(seed=1).kept[1] - usual().kept[1]).min() > 0
 
 
-@on_one_worker
 def test_float64_is_float64():
     """To digits that float32 has not."""
     with jax.enable_x64(True):

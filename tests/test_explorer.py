@@ -38,7 +38,6 @@ TOLERANCE = 1e-6
 PATHS = 4000
 
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium (Debian: apt install chromium)")
-pytestmark = pytest.mark.xdist_group("explorer")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from sdelens.forecast._plan import stable_lr
 from sdelens.forecast._trials import final_losses, trial_of
 from tests.checks import assert_shown_well
 
-pytestmark = pytest.mark.xdist_group("forecast_choice")
 STEPS, WARMUP, BATCH, LR = 2000, 100, 64.0, 0.1
 SGD = sl.SGD(LR)
 COSINE = sl.Cosine(STEPS)
@@ -220,6 +219,13 @@ BAD = {
     "few samples": (lambda f: f.best_batch(SGD, samples=0.5), "they allow not one step at any batch size"),
     "sizes": (lambda f: f.best_batch(SGD, samples=1e5, batch_sizes=[4, 2]), "batch_sizes: must be greater than 0"),
 }
+
+
+def test_predictions_of_sgd_are_refused_where_it_diverges_and_for_other_kinds():
+    with pytest.raises(ValueError, match="diverges on the fitted quadratic"):
+        NOISY.predict(sl.SGD(lr=5.0), steps=100, batch_size=BATCH)
+    with pytest.raises(ValueError, match="adamw divides the gradient"):
+        NOISY.predict(sl.AdamW(LR), steps=100, batch_size=BATCH)
 
 
 @pytest.mark.parametrize(("call", "message"), BAD.values(), ids=BAD.keys())

@@ -14,8 +14,6 @@ from sdelens.shell.forecast_runs import Columns, at_every_length, optimizer_from
 from tests.checks import shell
 from tests.forecasts import STEPS, three_runs
 
-pytestmark = pytest.mark.xdist_group("forecast shell")  # most read one fit
-
 ADAMW = "adamw(lr=1e-3, b2=0.95, weight_decay=0.1"
 CONSTANT = f"{ADAMW}, schedule=warmup(100))"
 COSINE = f"{ADAMW}, schedule=warmup(100, cosine({STEPS - 100}, end=0.1)))"
@@ -177,7 +175,7 @@ TABLES = {
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("fit",), "runs: got none"),
+        (("fit",), "logs: missing; give one per run"),
         (FIT, "optimizer: missing"),
         ((*FIT, "--optimizer", "sgd"), "optimizer: 'sgd' has no learning rate; write it as in sgd(lr=3e-4)"),
         ((*FIT, "--optimizer", "adamww(lr=0.1)"), "Did you mean 'adamw'?"),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-from sdelens.results.autocorrelation import correlated
+from sdelens.results.autocorrelation import autocorrelation_of, correlated
 from sdelens.results.hitting import survival_of
 from sdelens.results.law_statistics import law_differences
 
@@ -204,6 +205,21 @@ def test_autocorrelation_is_its_definition():
         assert found[lag].value == pytest.approx(expected)
     assert np.isnan(found[1].upper)
     assert np.isnan(time.upper)
+
+
+def test_an_autocorrelation_without_a_time_or_limits_says_why():
+    rng = np.random.default_rng(0)
+    values = np.stack([autoregressive(rng, 9, 40, 0.95), autoregressive(rng, 9, 40, 0.1)])[..., None]
+    values[1, :4, -1] = np.nan
+    dims = ("model", "path", "step", "coordinate")
+    data = xr.Dataset({"path_x": (dims, values)}, {"step": np.arange(40), "model": ["slow", "few"]})
+    found = autocorrelation_of(data, {"slow": "sde", "few": "sde"}, since=0)
+    assert np.isnan(found.times.value["slow"])
+    assert np.isnan(found.times.upper["few"])
+    slow, few = found.remarks
+    assert slow.startswith("No time of slow: no window of 5 times the time fits into the lags up to 19 steps")
+    assert few == "No limits of few (5): they need 8 kept paths that are finite."
+    assert all(remark in " ".join(str(found).split()) for remark in found.remarks)
 
 
 @pytest.mark.parametrize("runs", [200, pytest.param(3000, marks=pytest.mark.study)])

@@ -18,7 +18,6 @@ from sdelens.optimizers import State
 from sdelens.sdes import Instant, MuonSDE
 from sdelens.theory._matrix_sign import _nuclear_norm
 
-pytestmark = pytest.mark.xdist_group("matrix-sign")
 SHAPE = (8, 4)
 SPECTRUM = np.sqrt(8) * np.linspace(1.8, 0.2, 4)
 SCALES = (0.1, 1.0, 10.0)  # of the signal: noise-dominated, between, signal-dominated

@@ -15,11 +15,9 @@ from sdelens.cases.starts import start_of
 from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.noise import _batch_sign
-from sdelens.problems import _base
+from sdelens.problems import _problem
 from sdelens.sdes import build_sde
 from tests.checks import stepped
-
-pytestmark = pytest.mark.xdist_group("mini-batches")  # all use the same programs
 
 N, B, DRAWS = 24, 4, 20_000
 LARGEST_Z = 5.2
@@ -49,6 +47,7 @@ def small_net(n=N):
     return sl.Problem(loss, start, data)
 
 
+@functools.cache
 def linear(n=N, d=3, seed=1):
     """Losses aᵢ·x: gradients aᵢ at every x, some of them exactly 0."""
     rng = np.random.default_rng(seed)
@@ -118,7 +117,7 @@ def test_noise_has_the_covariance_of_mini_batches(kind, replacement):
 @pytest.mark.parametrize("chunk", [1, 5, N])
 def test_squares_of_examples_gradients_against_a_loop(chunk, monkeypatch):
     problem = small_net()
-    monkeypatch.setattr(_base, "EXAMPLE_BYTES", chunk * 4 * problem.dim)
+    monkeypatch.setattr(_problem, "EXAMPLE_BYTES", chunk * 4 * problem.dim)
     gradients = example_gradients()
     x, chosen = wide(problem.start, 2), np.array([[3, 0], [7, 0], [3, 1]])
     found, some = jax.jit(

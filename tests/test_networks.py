@@ -15,8 +15,6 @@ from sdelens.core.names import problem_label
 from sdelens.problems.networks._attention import Block
 from sdelens.problems.networks._losses import accuracy, cross_entropy
 
-pytestmark = pytest.mark.xdist_group("networks")  # several tests look at one program of each network
-
 TINY = {
     "mlp": dict(dataset="digits", width=5, depth=2),
     "cnn": dict(channels=4, dense=6),

@@ -18,9 +18,8 @@ from scipy import integrate, stats
 import sdelens as sl
 from sdelens.core.random import Stream, stream_key
 from sdelens.noise.sign import SignCovariance, _by_quadrature, sign_covariance
-from sdelens.noise.symmetric import _t_mean_sign, _t_mean_sign_whole
-
-pytestmark = pytest.mark.xdist_group("noise")  # all look at the same programs
+from sdelens.noise.student_t import _t_mean_sign, _t_mean_sign_whole
+from tests.checks import tiered
 
 SCALE = 0.7
 ONE = sl.Quadratic([1.0], start=1.0)
@@ -386,8 +385,7 @@ def test_a_second_moment_that_is_infinite_is_no_start():
         sl.simulate(ONE, HEAVY, sl.RMSpropW(0.01), "optimizer", steps=2, paths=8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("df", [1, 2, 5])
+@pytest.mark.parametrize("df", tiered([1, 2, 5], [1]))
 def test_signsgd_tracks_under_heavy_tails(df):
     """λ = ½, 1, 2, 5; σ = 1, ½, 1, 2; the upper limit is one-sided at 99 %."""
     problem = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0)

@@ -10,7 +10,6 @@ import pytest
 import sdelens as sl
 
 NOISE = sl.GaussianNoise(0.5)
-on_one_worker = pytest.mark.xdist_group("observables")
 
 
 def problem():
@@ -65,7 +64,6 @@ def expected():
     return {"norm": norm, "grad_norm": grad_norm, "noise_trace": trace, "near": near, "slope": slope}
 
 
-@on_one_worker
 @pytest.mark.parametrize("name", NAMES)
 def test_observables_are_those_of_the_paths(run, name):
     values = expected()[name]
@@ -76,12 +74,10 @@ def test_observables_are_those_of_the_paths(run, name):
     np.testing.assert_allclose(groups, values, rtol=2e-5, atol=1e-6)  # 24 paths are 24 groups of one
 
 
-@on_one_worker
 def test_ends_are_those_of_the_paths(run):
     np.testing.assert_array_equal(run.dataset.law_x.values[:, 0, :, 0], run.dataset.path_x.values[:, :, -1, 1])
 
 
-@on_one_worker
 def test_an_observable_in_the_place_of_the_loss(run, tmp_path):
     slope = run.of("slope")
     np.testing.assert_array_equal(slope.dataset.loss_mean, run.dataset.observable_mean.sel(observable="slope"))
@@ -93,7 +89,6 @@ def test_an_observable_in_the_place_of_the_loss(run, tmp_path):
     assert "W₁" in run._repr_html_()
 
 
-@on_one_worker
 def test_saved_and_loaded(run, tmp_path):
     run.save(tmp_path / "run.nc")
     again = sl.load(tmp_path / "run.nc")
@@ -181,7 +176,6 @@ def test_a_run_whose_paths_are_all_lost_can_be_printed():
     assert "hit" in str(run.hitting_times())
 
 
-@on_one_worker
 def test_observables_and_losses_are_not_merged(run):
     other = sl.simulate(problem(), NOISE, sl.SGD(0.02), "second-order", steps=12, record=sl.Record(every=5))
     with pytest.raises(ValueError, match="other: differs in quantity"):

@@ -14,7 +14,7 @@ import pytest
 import sdelens as sl
 from sdelens.cases.case import Case
 from sdelens.order import WeakOrder, _study
-from tests.checks import assert_shown_well
+from tests.checks import assert_shown_well, tiered
 
 UNIT = sl.GaussianNoise(1.0)
 LINE = sl.Quadratic([2.0], start=[1.5])
@@ -411,8 +411,7 @@ def order_between(study, first, second, model="sde"):
     return math.log(rows[0].error / rows[1].error) / ratio, doubt / ratio
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", tiered(FAMILY, ["sgd", "adamw", "lion"]))
 def test_two_learning_rates_show_the_order_of_every_sde(name):
     """An SDE whose order there is within 0.25 of 1 fails in 4e-5 of cases: 0.25 is more than 4.1 standard errors.
 
@@ -435,8 +434,7 @@ def test_two_learning_rates_show_the_order_of_every_sde(name):
         assert abs(order) < 0.35
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["rmspropw", "adamw"])
+@pytest.mark.parametrize("name", tiered(["rmspropw", "adamw"], ["rmspropw"]))
 def test_two_learning_rates_show_a_lower_order_from_accumulators_at_zero(name):
     spec = dataclasses.replace(FAMILY[name], v0="zero")
     options = {"times": 1, "paths": 4000, "substeps": 64}

@@ -10,22 +10,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import norm
 
 import sdelens as sl
+from sdelens.core import limits, numerals
 from sdelens.core.text import text_table, wrapped
 from sdelens.results import latex
 from sdelens.results.printable import Printable, Remarks, Table
+from tests.checks import assert_fits
 from tests.ensembles import of_seed
 
 
 @pytest.fixture(scope="module")
 def result():
     return of_seed(0)
-
-
-@pytest.fixture
-def narrow(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
 
 
 # Text
@@ -107,13 +105,41 @@ def test_all_parts_are_in_text_and_html():
     assert "<img" not in page
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_result_is_printed_within_80_columns(result):
+def test_what_belongs_together_stays_on_a_line():
+    text = "the limits are 0.1 – 0.2 at d = 5 with 1 − β < 0.4 % in all"
+    for width in range(20, 60):
+        lines = wrapped(text, width)
+        assert max(map(len, lines)) <= width
+        assert " ".join(lines) == text
+        for whole in ("0.1 – 0.2", "d = 5", "1 − β < 0.4 %"):
+            assert any(whole in line for line in lines)
+    assert max(map(len, wrapped("a = b = c = d = e = f = g = h", 12))) <= 12  # where it does not fit, it is broken
+
+
+def test_numbers_are_written_in_one_way():
+    written = [numerals.number(v) for v in (1234.5, -0.01234, 1.234e-5, 123456.0, np.nan, -np.inf)]
+    assert written == ["1230", "−0.0123", "1.23e-05", "1.23e+05", "-", "−∞"]
+    assert [numerals.percent(v) for v in (0.00412, 1.0, 12.34, np.nan)] == ["0.41 %", "100 %", "1200 %", "-"]
+    assert [numerals.percent(v, plus=True) for v in (0.004, -0.004)] == ["+0.4 %", "−0.4 %"]
+    assert (numerals.signed(0.5), numerals.fixed(-0.126, 2)) == ("+0.5", "−0.13")
+    assert numerals.resolved(0.0, 0.011) == numerals.resolved(0.0109, 0.011) == "< 1.1 %"
+    assert numerals.resolved(0.0, 0.011, upper=0.034) == "< 3.4 %"
+    assert numerals.resolved(0.02, 0.011, upper=0.034) == "2 %"
+    assert numerals.resolved(0.0, 0.0) == "0 %"  # the same random numbers and model: no error at all
+    assert numerals.with_limits(0.5, 0.25, 0.75) == "0.5 (0.25 – 0.75)"
+    assert numerals.with_limits(np.nan, 0.25, np.nan) == "-"
+
+
+def test_normal_points():
+    assert limits.normal_point() == pytest.approx(norm.ppf(0.995))
+    assert limits.normal_point(0.9) == pytest.approx(norm.ppf(0.95))
+
+
+def test_a_result_is_printed_within_the_terminal(result):
     for shown in (result, result.pool(of_seed(1)), result.select(["sde"])):
-        text = str(shown)
-        assert max(map(len, text.splitlines())) <= 80
+        assert_fits(lambda shown=shown: str(shown))
         for label in shown.models:
-            assert label in text
+            assert label in str(shown)
     assert "floor" in str(result)
     assert "floor" not in str(result.select(["sde"])).split("\n\n")[1]  # nothing to compare with: no such column
 
@@ -181,7 +207,8 @@ def test_numbers_in_latex_have_the_digits_of_their_limits():
     assert latex.limited([1.8342, 1.2143, 2.4521]) == r"$1.8\;[1.2,\,2.5]$"
     assert latex.limited([0.83427, 0.81214, 0.85245]) == r"$0.834\;[0.812,\,0.852]$"
     assert latex.limited([-0.0004, -1.2, 1.3]) == r"$0.0\;[-1.2,\,1.3]$"
-    assert latex.limited([0.0, 0.0, 3.0], 1.13) == "$<1.1$"
+    assert latex.limited([0.0, 0.0, 3.0], 1.13) == "$<3.0$"
+    assert latex.limited([0.0, np.nan, np.nan], 1.13) == "$<1.1$"
     assert latex.limited([0.0, 0.0, 3.0]) == r"$0.0\;[0.0,\,3.0]$"
     assert latex.limited([2.0, np.nan, np.nan]) == "$2.0$"
     assert latex.limited([np.nan] * 3) == "--"

@@ -22,8 +22,6 @@ from sdelens.sdes import Instant, build_sde
 from sdelens.theory._supported import check_law
 from tests.checks import compilations, stepped
 
-pytestmark = pytest.mark.xdist_group("private")  # all use the same programs
-
 N, B, D, C, S = 6, 2, 3, 1.0, 0.7
 LARGEST_Z, DRAWS = 5.2, 4000
 

@@ -1,4 +1,4 @@
-"""Every optimizer and model against what each must have of its own; the ensemble's part is in test_ensemble.py."""
+"""Runs of a few optimizers and models of every kind, and float64 in all; the ensemble's part is in test_ensemble.py."""
 
 import functools
 
@@ -26,16 +26,15 @@ PROBLEM = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
 NOISE = sl.GaussianNoise([1.0, 0.5, 2.0])
 
 FEW = [("sgd", "sde"), ("adamw", "optimizer"), ("lion", "empirical")]
+# One of each kind: with and without accumulators, of the first and second order, with more noise, of momentum.
+SOME = [*FEW, ("signsgd", "sde"), ("nesterov", "sde"), ("rmspropw", "second-order"), ("adamw", "full-noise")]
+SOME += [("adamw", "malladi2022")]
 SIZES = {"steps": 25, "paths": 101, "record": sl.Record(every=4, keep_paths=16)}
 STATISTICS = ["loss_mean", "loss_std", "loss_group_mean", "grad_norm_mean", "x_mean", "x_var", "n_paths"]
 
 
 def over(cases):
-    """One worker runs all tests of a model, so that the run they start from is compiled once."""
-    return pytest.mark.parametrize(
-        ("name", "model"),
-        [pytest.param(*case, marks=pytest.mark.xdist_group("-".join(case)), id="-".join(case)) for case in cases],
-    )
+    return pytest.mark.parametrize(("name", "model"), cases, ids=map("-".join, cases))
 
 
 def run(name, model, problem=PROBLEM, noise=NOISE, **options):
@@ -47,7 +46,7 @@ def usual(name, model):
     return run(name, model)
 
 
-@over(CASES)
+@over(SOME)
 def test_shapes_and_records(name, model):
     data = usual(name, model)
     assert dict(data.sizes) == {
@@ -67,13 +66,13 @@ def test_shapes_and_records(name, model):
         assert np.isfinite(variable).all()
 
 
-@over(CASES)
+@over(SOME)
 def test_same_seed_same_bits_and_another_seed_others(name, model):
     assert_same_numbers(run(name, model), usual(name, model))
     assert float(abs(usual(name, model).loss_mean - run(name, model, seed=1).loss_mean).max()) > 0
 
 
-@over(CASES)
+@over(SOME)
 def test_second_call_compiles_nothing_even_with_other_numbers(name, model):
     run(name, model)  # `usual` may have run before its programs were dropped (`bounded_memory`)
     other = jax.tree.map(lambda a: 0.9 * a, OPTIMIZERS[name])
@@ -167,7 +166,6 @@ def test_all_paths_diverged_is_nan_not_a_number():
     assert "diverged" in str(result)
 
 
-@pytest.mark.xdist_group("sgd-sde")
 def test_a_progress_bar_changes_no_number():
     bar, silent = (run("sgd", "sde", execution=sl.Execution(progress=shown)) for shown in (True, False))
     assert_same_numbers(bar, silent)

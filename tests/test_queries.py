@@ -109,7 +109,6 @@ def batch_gradient(index, x):
     return DESIGN[index].T @ np.tanh(DESIGN[index] @ x - LABELS[index]) / len(index)
 
 
-@pytest.mark.xdist_group("queries")
 @pytest.mark.parametrize("batches", [False, True], ids=["injected", "batches"])
 def test_queries_are_of_the_same_draw(batches):
     gradients, full = draws(batches), batch_gradient if batches else (lambda _, x: CURVATURE * x)
@@ -133,7 +132,6 @@ def test_queries_are_of_the_same_draw(batches):
             np.testing.assert_allclose(states[ours].x, states[theirs].x, rtol=1e-9, err_msg=theirs)
 
 
-@pytest.mark.xdist_group("queries")
 def test_the_curvature_of_sophia_is_that_of_the_draw():
     """Hutchinson's estimate is exact for a diagonal Hessian: ν is its running mean over every second step."""
     optimizer, state = OPTIMIZERS["sophia"], courses(False)["sophia"]
@@ -158,7 +156,6 @@ def test_sam_as_an_optax_transformation():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("queries-sdes")
 def test_at_equal_steps_the_scheme_is_the_algorithm_where_the_field_is_linear():
     """At Δt = η, with normal noise, without a norm; on a game and on a quadratic, also with momentum."""
     game, quadratic = sl.QuadraticGame([1.0, 2.0], 0.1, start=0.5), sl.Quadratic(CURVATURE, START)
@@ -179,7 +176,6 @@ def test_at_equal_steps_the_scheme_is_the_algorithm_where_the_field_is_linear():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("queries-sdes")
 @pytest.mark.parametrize("batches", [False, True], ids=["injected", "batches"])
 def test_drift_and_diffusion_are_the_mean_and_the_covariance_of_the_update(batches):
     """At one point, ρ not small, from 131 072 draws of the update and of the SDE's step.
@@ -241,11 +237,10 @@ def test_the_mean_direction_equals_a_fine_quadrature():
         np.testing.assert_allclose(found[1], turned, atol=2e-3 * max(np.abs(turned).max(), 1))
 
 
-@pytest.mark.xdist_group("queries-run")
 def test_sam_runs_its_sde_by_default_and_can_be_swept_over_rho():
     problem, noise = sl.Quadratic([0.5, 1.0, 2.0], start=1.0), sl.GaussianNoise(1.0)
     optimizer = sl.SAM(sl.SGD(0.02), RHO)
-    sweep = sl.sweep(problem, noise, optimizer, over={"rho": [0.1, 0.2], "base.lr": [0.01, 0.02]}, steps=40, paths=256)
+    sweep = sl.sweep(problem, noise, optimizer, over={"rho": [0.0, 0.2], "base.lr": [0.01, 0.02]}, steps=40, paths=256)
     assert list(sweep.dataset.model.values) == ["optimizer", "sde"]
     assert sweep.dataset.time.dims == ("base.lr", "step")
     assert (sweep.errors().error_lower < 0.01).all()
@@ -260,6 +255,7 @@ def test_descriptions_and_labels():
     assert optimizer.at_lr(0.05).rho == 0.2
     assert sl.Extragradient(sl.SGD(0.1)).at_lr(0.05).extrapolation == 0.05
     assert _optimizer("extragradient(sgd)", 0.3).lr == 0.3
+    assert _optimizer("muon(0.1, b1=0.5)", None) == sl.Muon(0.1, b1=0.5)
     nested = sl.SAM(sl.Extragradient(sl.SGD(0.1)), 0.2)
     assert optimizer_label(nested.describe()) == "SAM on Extragradient on SGD"
     assert sl.models_of(nested) == ["optimizer", "empirical"]
@@ -291,7 +287,7 @@ def test_nested_wrappers_ask_the_gradients_of_the_outer_one():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: sl.SAM(sl.SGD(0.1), 0.0), "rho: got 0.0"),
+        (lambda: sl.SAM(sl.SGD(0.1), -0.1), "rho: got -0.1"),
         (lambda: sl.SAM(0.1), "base: got float; give an optimizer"),
         (lambda: sl.SAM(sl.SGD), "base: got the class SGD itself"),
         (lambda: sl.SAM(sl.SGD(0.1), 0.1, normalise=1), "normalise: got 1"),

@@ -31,7 +31,6 @@ RECORD = sl.Record(
     marginals=[2, 0],
     times=[0, 8, 17],
 )
-on_one_worker = pytest.mark.xdist_group("recording")
 
 
 @functools.cache
@@ -48,7 +47,6 @@ def path(run, name):
     return run.dataset[f"path_{name}"].values.astype(float)  # (model, path, step, …)
 
 
-@on_one_worker
 def test_averages_are_those_of_the_paths(run):
     x, decay, first = path(run, "x"), 0.7, 5
     ema, start, late = [x[:, :, 0]], [x[:, :, 0]], [x[:, :, 0]]
@@ -65,7 +63,6 @@ def test_averages_are_those_of_the_paths(run):
         np.testing.assert_allclose(found, losses, rtol=1e-4, atol=1e-6)
 
 
-@on_one_worker
 def test_the_parts_of_a_state_are_those_of_the_equations(run):
     """One step of Adam from m = v = 0: m = 0.2 g, v = 0.1 g², and with bias correction x moves by 0.1 sign(g)."""
     m, v, x = (path(run, name)[0] for name in ("m", "v", "x"))
@@ -81,7 +78,6 @@ def test_the_parts_of_a_state_are_those_of_the_equations(run):
     np.testing.assert_allclose(found, momentum.mean(axis=1), rtol=1e-4, atol=1e-6)
 
 
-@on_one_worker
 def test_hitting_times_are_those_of_the_paths(run):
     below = path(run, "x")[..., 1] < 0.5
     first = np.where(below.any(axis=-1), below.argmax(axis=-1), np.nan)
@@ -96,7 +92,6 @@ def test_hitting_times_are_those_of_the_paths(run):
     assert off == pytest.approx(capped[1].mean() - capped[0].mean())
 
 
-@on_one_worker
 def test_values_of_every_path_are_those_of_the_paths(run, tmp_path):
     data, at = run.dataset, [0, 8, 17]
     np.testing.assert_array_equal(data.moment, at)
@@ -116,7 +111,6 @@ def test_values_of_every_path_are_those_of_the_paths(run, tmp_path):
         assert "table" in shown._repr_html_()
 
 
-@on_one_worker
 def test_all_of_it_is_saved_printed_and_estimated(run, tmp_path):
     run.save(tmp_path / "run.nc")
     again = sl.load(tmp_path / "run.nc")
@@ -134,7 +128,6 @@ def test_all_of_it_is_saved_printed_and_estimated(run, tmp_path):
     assert more.result_bytes - less.result_bytes == every_path * 10**6
 
 
-@on_one_worker
 def test_a_sweep_and_other_conditions_of_the_same_kind(run):
     """A sweep whose only point is the run has its numbers, without compiling anything."""
     run.title()
@@ -144,7 +137,6 @@ def test_a_sweep_and_other_conditions_of_the_same_kind(run):
     assert_same_numbers(found.at(lr=0.1).dataset, run.dataset)
 
 
-@on_one_worker
 def test_chunks_give_the_same_numbers(run):
     found = sl.compare(
         PROBLEM, NOISE, OPTIMIZER, ["optimizer"], record=RECORD, execution=sl.Execution(chunk=10), **SIZES
@@ -252,6 +244,7 @@ class Bare(sl.OptimizerSDE):
         (dict(averages={"ema": "0.9"}), r"averages\['ema'\]: got '0.9'"),
         (dict(averages={"an ema": 0.9}), "averages: got the name 'an ema'"),
         (dict(averages={"v": 0.9}), "averages: got the name 'v', which is that of a part"),
+        (dict(averages={"late": 10**6}), r"averages\['late'\]: starts at step 1000000, but the run has"),
         (dict(hits=lambda p: True), "hits: got .*; give a mapping"),
         (dict(hits={"low": lambda p: p["b"]}), r"hits\['low'\]: returned float32; return a Boolean"),
         (dict(hits={"low": lambda p: p["b"] < jnp.zeros(2)}), r"hits\['low'\]: returned bool of shape \(2,\)"),

@@ -14,7 +14,6 @@ from sdelens.core.files import atomic_path
 from sdelens.run.models import coarse_of
 from tests.checks import assert_same_numbers
 
-pytestmark = pytest.mark.xdist_group("result")  # most share the programs of one run
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9)
 SIZES = dict(steps=30, paths=200, record=sl.Record(every=3))
 

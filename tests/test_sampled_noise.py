@@ -17,11 +17,10 @@ import sdelens as sl
 from sdelens.cases.starts import start_of
 from sdelens.core.random import Stream, stream_key
 from sdelens.integrate import Discrete, EulerMaruyama
+from sdelens.noise import check_multipliers
 from sdelens.sdes import build_sde
 from sdelens.theory._supported import check_law
 from tests.checks import stepped
-
-pytestmark = pytest.mark.xdist_group("sampled noise")  # all use the same programs
 
 DRAWS, FEW, LARGEST_Z = 20_000, 4000, 5.2
 TWO = sl.Quadratic([1.0, 2.0], start=[0.3, -0.2])
@@ -144,6 +143,11 @@ def signs_of(noise):
     return build_sde("sde", least_squares(), noise.bind(least_squares()), sl.SignSGD(0.1))
 
 
+def falling(k):
+    """A multiplier that is negative from step 3 on."""
+    return 1.0 - 0.5 * k
+
+
 BAD = {
     "biased": (lambda: sl.SampledNoise(one_or_two).bind(TWO), "the stochastic gradient would be biased"),
     "rare": (lambda: sl.SampledNoise(rare).bind(TWO), "check_mean=False"),
@@ -179,8 +183,8 @@ BAD = {
     ),
     "schedule of both": (lambda: sl.ScheduledNoise(sl.GaussianNoise(1.0)), "got both or neither"),
     "negative multiplier": (
-        lambda: sl.ScheduledNoise(sl.GaussianNoise(1.0), lambda k: 1.0 - k),
-        "multipliers must not be negative",
+        lambda: check_multipliers(sl.UniformNoise(1.0) + sl.ScheduledNoise(sl.GaussianNoise(1.0), falling), 4),
+        "multiplier: got -0.5 at step 3; multipliers must be finite and not negative throughout the run",
     ),
     "ratios": (
         lambda: sl.ScheduledNoise(sl.GaussianNoise(1.0), batch_ratio=[(5, 1), (9, 2)]),
@@ -212,6 +216,7 @@ def test_what_is_unlikely_is_said_and_what_is_meant_is_taken():
     with pytest.warns(RuntimeWarning, match="would have too much noise"):
         sl.SampledNoise(normal, variance=2.0).bind(TWO)
     sl.SampledNoise(rare, check_mean=False).bind(TWO)
+    check_multipliers(sl.ScheduledNoise(sl.GaussianNoise(1.0), falling), 3)  # the run ends before it is negative
     assert not sl.SampledNoise(normal, variance=1.0).bind(TWO).describe()["rerunnable"]
 
 

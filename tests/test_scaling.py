@@ -18,6 +18,7 @@ import sdelens as sl
 from sdelens.core import names
 from sdelens.optimizers import State
 from sdelens.scaling import RULES, rescale
+from sdelens.scaling.code import as_code
 from sdelens.sdes import Instant, build_sde
 from sdelens.shell.app import app
 from tests.checks import assert_shown_well
@@ -358,7 +359,10 @@ def test_the_account_names_every_number_and_rounding():
 def test_l2_in_the_gradient_stays_and_decoupled_decay_moves():
     for name, after in (("adam", 0.1), ("adamw", 0.2)):
         assert rescale({**DICT, "optimizer": name}, 4).optimizer["weight_decay"] == pytest.approx(after)
-    assert rescale(DICT, 4, decay="independent").optimizer["weight_decay"] == pytest.approx(0.4)
+    independent = rescale(DICT, 4, decay="independent")
+    assert independent.optimizer == {**rescale({**DICT, "decay": "independent"}, 4).optimizer}
+    assert independent.optimizer["weight_decay"] == pytest.approx(0.4)
+    assert "weight_decay=666.666666667" in as_code(independent, "torch")  # 0.4/6e-4, which lr multiplies there
     assert rescale({**DICT, "decay": "l2"}, 4).optimizer["weight_decay"] == 0.1
     assert rescale(DICT, 4, "malladi2022").optimizer["weight_decay"] == 0.1
     assert rescale(DICT, 4, "linear").optimizer["weight_decay"] == pytest.approx(0.1)
@@ -414,6 +418,8 @@ BAD = {
     "momentum": (lambda: rescale(DICT, 4, momentum="token"), ["momentum: got 'token'"]),
     "time of signs": (lambda: rescale(sl.Lion(0.1), 2, momentum="time"), ["momentum: got 'time'"]),
     "decay": (lambda: rescale(DICT, 4, decay="both"), ["decay: got 'both'"]),
+    "no rule": (lambda: rescale(sl.Muon(0.1), 2), ["optimizer: got Muon, for which no scaling rule is known"]),
+    "decay twice": (lambda: rescale({**DICT, "decay": "coupled"}, 4, decay="l2"), ["'l2', but the dict has 'coupled'"]),
     "decay of a specification": (lambda: rescale(sl.SGD(0.1), 4, decay="l2"), ["leave it out"]),
     "steps": (lambda: rescale(DICT, 4, steps=0), ["steps: got 0"]),
     "warm-up": (lambda: rescale(DICT, 4, warmup=1.5), ["warmup: got 1.5"]),

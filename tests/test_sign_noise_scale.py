@@ -33,7 +33,7 @@ def sign_coverage(law, runs, count, dim, size):
     wrong = finite = 0
     for run in range(runs):
         values, truth = signed_draws(law, run, count, dim, size)
-        low, high = sl.gradient_noise(values, tails=False).noise_scale_limits(norm="l1")
+        low, high = sl.gradient_noise(values, tails=False, confidence=0.95).noise_scale_limits(norm="l1")
         wrong += truth < low or truth > high
         finite += np.isfinite(high)
     return wrong / runs, finite / runs
@@ -143,7 +143,7 @@ def nuclear_coverage(law, runs, count, shape, ratio):
     estimates = []
     for run in range(runs):
         values, truth = matrix_draws(law, run, count, shape, ratio)
-        found = sl.gradient_noise(values, matrices=True, tails=False)
+        found = sl.gradient_noise(values, matrices=True, tails=False, confidence=0.95)
         low, high = found.noise_scale_limits(norm="nuclear")
         wrong += truth < low or truth > high
         finite += np.isfinite(high)

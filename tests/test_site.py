@@ -1,22 +1,48 @@
 """The documentation knows every public name, page and figure. What the site's own build checks is not repeated here."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+from sdelens import explorer
+from tests.site import DOCS, site_module
+
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 OF_THE_SITE = {"README.md", "index.md", "architecture.md", "changelog.md"}
 
 
 def test_every_public_name_is_documented():
     pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location("public_names", DOCS / "site" / "public_names.py")
-    public_names = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(public_names)
-    assert public_names.undocumented() == []
+    assert site_module("public_names").undocumented() == []
+
+
+def test_the_explorer_is_a_valid_page():
+    assert site_module("html_rules").findings(explorer.page()) == []
+
+
+PAGE = '<html lang="en"><title>t</title><h1>A page</h1>{}</html>'
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("<p>", "</html> closes <p>"),
+        ('<p id="a"></p><p id="a"></p>', "the id 'a' occurs twice"),
+        ('<label for="a">x</label>', "label for refers to 'a'"),
+        ('<input id="a">', "a control has no label"),
+        ('<img src="a.png">', "an image has no alt: a.png"),
+        ("<button></button>", "a <button> says nothing"),
+        ("<h3>x</h3>", "a heading of level 3 follows one of level 1"),
+        ('<p tabindex="">x</p>', "<p> has tabindex=''"),
+    ],
+)
+def test_an_invalid_page_is_found(body, said):
+    assert [found for found in site_module("html_rules").findings(PAGE.format(body)) if said in found]
+
+
+def test_a_valid_page_has_no_findings():
+    body = '<label>x<input></label><a href="b.html"><img alt="a figure" src="a.png"></a><h2 id="a">x</h2><br>'
+    assert site_module("html_rules").findings(PAGE.format(body)) == []
 
 
 def test_a_code_host_lists_every_page():

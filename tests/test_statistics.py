@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdelens.run.statistics import (
-    BUCKETS,
-    QUANTILE_ERROR,
-    StepStatistics,
-    _counted,
-    _counted_apart,
-    merge,
-    observe,
-    quantiles,
-    unpack,
-)
+from sdelens.run.statistics import StepStatistics, _counted, _counted_apart, observe, unpack
+from sdelens.run.summary import BUCKETS, QUANTILE_ERROR, merge, quantiles
 
 
 @functools.partial(jax.jit, static_argnames="groups")
@@ -49,7 +40,8 @@ def test_merged_shards_equal_numpy(sizes, groups, seed):
     merged, first = None, 0
     for size in sizes:
         part = slice(first, first + size)
-        merged = merge(merged, summary_of(loss[part], x[:, part], alive[part], first, groups))
+        own = summary_of(loss[part], x[:, part], alive[part], first, groups)
+        merged = own if merged is None else merge(merged, own)
         first += size
     kept = loss[alive].astype(np.float64)
     mean, std = merged.overall()
@@ -78,16 +70,14 @@ def test_quantiles_are_within_the_stated_error(low, high):
     values = np.exp(rng.uniform(np.log(low), np.log(high), 20_001)) if low > 0 else rng.uniform(low, high, 20_001)
     values = values.astype(np.float32)
     levels = np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
-    sketch = summary_of(values, np.zeros((1, len(values)), np.float32), np.ones(len(values), bool), 0, 1).histogram
-    ours = quantiles(sketch, levels)[0]
+    summary = summary_of(values, np.zeros((1, len(values)), np.float32), np.ones(len(values), bool), 0, 1)
+    ours = quantiles(summary.histogram, summary.buckets, levels)[0]
     exact = np.quantile(values, levels, method="inverted_cdf")
     assert (np.abs(ours - exact) <= QUANTILE_ERROR * np.abs(exact) + 1e-9).all()
 
 
 def test_quantiles_of_zeros_and_of_nothing():
-    sketch = np.zeros((2, BUCKETS), int)
-    sketch[0, BUCKETS // 2] = 10
-    result = quantiles(sketch, np.array([0.1, 0.9]))
+    result = quantiles(np.array([[10], [0]]), np.array([BUCKETS // 2]), np.array([0.1, 0.9]))
     np.testing.assert_array_equal(result[0], [0, 0])
     assert np.isnan(result[1]).all()
 

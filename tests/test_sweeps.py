@@ -16,7 +16,6 @@ from sdelens.run import grid
 from sdelens.run.replace import field_names, replaced
 from tests.checks import assert_same_numbers, assert_shown_well, compilations
 
-pytestmark = pytest.mark.xdist_group("sweeps")  # nearly all share programs
 PROBLEM, NOISE, OPTIMIZER = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise([1.0, 2.0]), sl.AdamW(0.05, b2=0.9)
 MODELS = ["optimizer", "sde"]
 SIZES = dict(steps=9, paths=48, record=sl.Record(every=3))
@@ -210,7 +209,7 @@ def test_figures_of_one_to_three_keys(found):
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.3", "0.05"]
     assert len(axes.texts) == 4
     (line,) = sl.Sweep(found.dataset).plot(quantity="error", at={"noise.scale": 0, "weight_decay": 0}).axes
-    assert line.get_ylabel() == "error of the mean-loss curve [%]"
+    assert line.get_ylabel() == "error of the mean-loss curve (%)"
     with pytest.raises(ValueError, match=r"4 keys are swept.*at=\{'b1': 0.9\}"):
         sl.Sweep(found.dataset.expand_dims(b1=[0.9, 0.8]).assign_attrs(over=json.dumps({**OVER, "b1": []}))).plot()
 
@@ -225,10 +224,10 @@ def test_unresolved_errors_are_written_alike_in_the_table_and_the_figure():
     assert [cell.startswith("<") for cell in printed] == [cell.startswith("<") for cell in drawn]
     assert any(cell.startswith("<") for cell in printed)
     assert not all(cell.startswith("<") for cell in printed)
-    assert [float(a.strip("<% ")) for a in printed] == pytest.approx([float(a.strip("<")) for a in drawn], rel=0.02)
+    assert [float(a.strip("<% ")) for a in printed] == pytest.approx([float(a.strip("< ")) for a in drawn], rel=0.02)
     late = [text.get_text() for text in found.plot(quantity="late_error").axes[0].texts]
     floors = [found.at(point).point_errors(late=True)["sde"] for point in found.points]
-    assert [cell.startswith("<") for cell in late] == [error == 0 for error, _ in floors]
+    assert [cell.startswith("<") for cell in late] == [error <= floor for error, floor in floors]
 
 
 class Interrupted(BaseException):

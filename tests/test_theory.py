@@ -37,10 +37,6 @@ def named(value):
     return getattr(value, "name", type(value).__name__)
 
 
-RUNS = pytest.mark.xdist_group("theory-runs")
-"""Tests that look at `run`."""
-
-
 @cache
 def predicted(index):
     """The prediction of one optimizer; several tests look at it."""
@@ -64,9 +60,7 @@ def rotated(seed=0):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((4, 4)))[0]
 
 
-CLOSURE = [
-    pytest.param(i, marks=pytest.mark.xdist_group(f"closure-{i}"), id=f"{i}-{named(ALL[i])}") for i in range(len(ALL))
-]
+CLOSURE = [pytest.param(i, id=f"{i}-{named(ALL[i])}") for i in range(len(ALL))]
 
 
 @pytest.mark.parametrize("index", CLOSURE)
@@ -111,7 +105,6 @@ def test_matrices_give_what_vectors_give(index):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.xdist_group("closure-0")
 def test_a_rotation_changes_no_loss_of_sgd():
     basis = rotated()
     turned = sl.Quadratic((basis * CURVATURE) @ basis.T, basis @ np.ones(4))
@@ -149,9 +142,7 @@ def drawn(case, rng, count):
     return scale * draws[case](shape)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.xdist_group(f"exact-{case.split(',')[0]}")) for case in EXACT]
-)
+@pytest.mark.parametrize("case", EXACT)
 def test_one_step_of_signsgd_on_a_normal_cloud_is_exact(case):
     """E x and Var x after one large step from a normal x, on 200 000 draws: 42 comparisons at 5 standard errors."""
     problem, noise, _ = EXACT[case]
@@ -277,7 +268,6 @@ def test_a_random_start_is_taken_with_its_moments():
     np.testing.assert_allclose(first.x_var, 1, atol=5 * math.sqrt(2 / 4096))
 
 
-@RUNS
 def test_a_prediction_joins_a_simulation(tmp_path, run):
     optimizer = sl.SGD(0.05)
     found = sl.theory.predict(PROBLEM, NOISE, optimizer, steps=40)
@@ -305,7 +295,6 @@ def test_a_prediction_joins_a_simulation(tmp_path, run):
         run.merge(elsewhere)
 
 
-@RUNS
 def test_a_logged_curve_and_a_bound_join_a_simulation(tmp_path, run):
     mean = run.dataset.loss_mean.sel(model="optimizer").values
     half = run.with_curve("mine", 1.1 * mean[5:31:5], np.arange(5, 31, 5))
@@ -876,7 +865,6 @@ def test_the_overview_says_what_its_parts_say():
     assert "No bound: bounds are known for SGD, SignSGD, RMSpropW, AdamW." in str(unbounded)
 
 
-@RUNS
 def test_theory_is_added_to_a_simulation_where_it_exists(run):
     both, remarks = sl.theory.add_theory(run, PROBLEM, NOISE, sl.SGD(0.05))
     assert both.models[-1] == "prediction"
@@ -905,7 +893,7 @@ def test_theory_and_sdes_do_not_know_each_other():
 @pytest.mark.parametrize(
     "noise",
     [
-        pytest.param(make([0.3, 0.1, 0.01]), marks=pytest.mark.xdist_group(f"exact-{name}"), id=name)
+        pytest.param(make([0.3, 0.1, 0.01]), id=name)
         for name, make in (
             ("laplace", sl.LaplaceNoise),
             ("uniform", sl.UniformNoise),

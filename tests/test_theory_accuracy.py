@@ -52,10 +52,10 @@ def case(name, problem, noise, optimizer, bound, *marks):
         case("lion", QUADRATIC, UNIT, sl.Lion(LR, weight_decay=THETA), 1e-3, study),
         case("signum", QUADRATIC, UNIT, sl.Signum(LR, weight_decay=THETA), 1e-3, study),
         case("t3-rmspropw", QUADRATIC, sl.StudentTNoise(1.0, 3), RMS, 1e-3, study),
-        case("t3-adamw", QUADRATIC, sl.StudentTNoise(1.0, 3), ADAM, 2e-3, slow),
-        case("rmspropw", QUADRATIC, UNIT, RMS, 1e-3, slow),
+        case("t3-adamw", QUADRATIC, sl.StudentTNoise(1.0, 3), ADAM, 2e-3, study),
+        case("rmspropw", QUADRATIC, UNIT, RMS, 1e-3, study),
         case("adamw", QUADRATIC, UNIT, ADAM, 2e-3, slow),
-        case("t2-signsgd", QUADRATIC, sl.StudentTNoise(1.0, 2), SIGN, 5e-3, slow),
+        case("t2-signsgd", QUADRATIC, sl.StudentTNoise(1.0, 2), SIGN, 5e-3, study),
         case("t1-signsgd", QUADRATIC, sl.StudentTNoise(1.0, 1), SIGN, 5e-3, study),
         case("matrix-signsgd", MATRIX, COVARIANCE, SIGN, 2e-2, study),
         case("matrix-rmspropw", MATRIX, COVARIANCE, RMS, 2e-2, study),
@@ -82,16 +82,13 @@ def test_the_closure_follows_20_000_paths(problem, noise, optimizer, bound, meas
 @pytest.mark.parametrize(
     ("problem", "noise", "optimizer"),
     [
-        pytest.param(MATRIX, COVARIANCE, SIGN, id="matrix-signsgd"),
         pytest.param(MATRIX, COVARIANCE, ADAM, id="matrix-adamw"),
-        pytest.param(REGRESSION, sl.MinibatchNoise(1), SIGN, id="regression-1-signsgd"),
         pytest.param(REGRESSION, sl.MinibatchNoise(8), RMS, id="regression-8-rmspropw"),
         pytest.param(FINITE, sl.MinibatchNoise(8), SIGN, id="sample-8-signsgd"),
-        pytest.param(FINITE, sl.MinibatchNoise(8), ADAM, id="sample-8-adamw"),
     ],
 )
 def test_the_closure_of_coupled_coordinates_follows_4000_paths(problem, noise, optimizer):
-    """The same bound of 2 %, which 4000 paths resolve."""
+    """The same bound of 2 %, which 4000 paths resolve, for a few of the cases above."""
     assert against_paths(problem, noise, optimizer, 4000, 0.99).error_upper <= 2e-2
 
 
@@ -101,7 +98,7 @@ def test_the_closure_of_coupled_coordinates_follows_4000_paths(problem, noise, o
         pytest.param(QUADRATIC, UNIT, id="diagonal", marks=study),
         pytest.param(MATRIX, COVARIANCE, id="matrix", marks=slow),
         pytest.param(REGRESSION, sl.MinibatchNoise(4), id="one pass", marks=study),
-        pytest.param(FINITE, sl.MinibatchNoise(4), id="finite sample", marks=slow),
+        pytest.param(FINITE, sl.MinibatchNoise(4), id="finite sample", marks=study),
     ],
 )
 def test_sgd_is_predicted_exactly(problem, noise, measured):
@@ -138,7 +135,7 @@ def furthest(found, simulated, measured, allowed):
 
 
 NORMAL, STUDENT = (sl.GaussianNoise(SIGMA), 0.03), (sl.StudentTNoise(SIGMA, 5), 0.10)
-HERE = {("normal", "signsgd"), ("normal", "adamw"), ("t", "rmspropw")}
+HERE = {("normal", "adamw"), ("t", "rmspropw")}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +161,7 @@ def test_signsgd_s_variances_at_rest_under_noise_without_variance(df, measured):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [pytest.param(o, id=o.name, marks=slow if o.name in ("signsgd", "adamw") else study) for o in AT_REST]
+    "optimizer", [pytest.param(o, id=o.name, marks=slow if o.name == "adamw" else study) for o in AT_REST]
 )
 def test_covariances_at_rest_with_matrices(optimizer, measured):
     basis = np.linalg.qr(np.random.default_rng(5).standard_normal((4, 4)))[0]
@@ -196,7 +193,7 @@ def loss_at_rest(problem, optimizer, scale):
         pytest.param(
             lambda: sl.AdamW(LR, weight_decay=1.0, v0="second-moment"), 0.0, (0.9, 1.2), id="adamw", marks=slow
         ),
-        pytest.param(lambda: sl.AdamW(LR, v0="second-moment"), 1.0, (1.9, 2.1), id="adam with l2", marks=slow),
+        pytest.param(lambda: sl.AdamW(LR, v0="second-moment"), 1.0, (1.9, 2.1), id="adam with l2", marks=study),
     ],
 )
 def test_what_twice_the_noise_does_to_the_loss_at_rest(make, l2, growth, measured):

@@ -105,7 +105,6 @@ def test_the_gradient_in_the_law_of_student_t_noise_is_that_of_differences():
     assert_gradient_is_that_of_differences(final, {"scale": 1.2, "df": 2.5})
 
 
-@pytest.mark.xdist_group("derivatives-sgd")
 def test_vmap_over_learning_rates_is_a_loop_and_jit_compiles_once():
     noise, lrs = sl.GaussianNoise(SIGMA), [0.01, 0.03, 0.1]
 
@@ -244,7 +243,6 @@ def test_signs_are_stable_at_every_learning_rate_that_decay_allows():
     assert sl.theory.stability_limit(problem(), noise, sl.Lion(0.1, weight_decay=0.5)).lr == pytest.approx(4.0)
 
 
-@pytest.mark.xdist_group("derivatives-sgd")
 def test_the_time_to_a_loss_is_where_the_curve_crosses_it():
     noise, optimizer, target = sl.GaussianNoise(SIGMA), sl.SGD(0.02), 0.6
     curve = np.asarray(sl.theory.predicted_loss(problem(), noise, optimizer, steps=STEPS), float)
@@ -263,7 +261,6 @@ def test_the_time_to_a_loss_is_where_the_curve_crosses_it():
     assert "the stationary loss is" in never.reason
 
 
-@pytest.mark.xdist_group("derivatives-sgd")
 def test_the_optimal_learning_rate_is_that_of_a_fine_grid():
     noise = sl.GaussianNoise(SIGMA)
     found = sl.theory.optimise(problem(), noise, sl.SGD(0.01), steps=STEPS, over="lr")

@@ -164,11 +164,14 @@ def test_labels_at_line_ends_do_not_overlap():
         (None, {"scale": "symlog"}, ValueError, "scale: got 'symlog'"),
         (None, {"models": ["malladi2022"]}, ValueError, "'malladi2022' is in none of the results"),
         (None, {"relative": True, "unknown": True}, ValueError, "the infimum of 'b' is not known"),
+        ("one without", {"models": ["sde"]}, ValueError, r"'b' has none of \['sde'\], so it would not be drawn"),
     ],
 )
 def test_bad_arguments_of_an_overlay(results, options, kind, message):
     options = dict(options)
     infimum = float("nan") if options.pop("unknown", False) else 0.0
-    results = {"a": of_seed(0), "b": of_seed(1, infimum=infimum)} if results is None else results
+    if not isinstance(results, dict | list):
+        second = of_seed(1, infimum=infimum)
+        results = {"a": of_seed(0), "b": second if results is None else second.select(["optimizer"])}
     with pytest.raises(kind, match=message):
         sl.overlay(results, **options)

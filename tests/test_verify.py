@@ -13,12 +13,7 @@ from sdelens.scaling import _verify, rescale, verify
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 ADAMW = sl.AdamW(0.002, b1=0.98, b2=0.998, weight_decay=0.5)
 
-TINY = pytest.mark.xdist_group("verify-sgd")
-"""Of gradient descent in one coordinate on two paths: one program."""
-ADAMW_RUNS = pytest.mark.xdist_group("verify-adamw")
 
-
-@TINY
 @pytest.mark.parametrize("ratio", [4, 1.5, 0.5])
 def test_runs_without_noise_meet_at_equal_samples(ratio):
     """Gradient descent x ← (1 − ηλ)x: k steps at η and k/δ at δη differ by O(η) alone, at every record."""
@@ -47,7 +42,6 @@ def parts(ratio):
     return verify(problem, sl.GaussianNoise(1.0), ADAMW, ratio, without, steps=6000, paths=4096)
 
 
-@ADAMW_RUNS
 @pytest.mark.parametrize("ratio", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_full_rule_holds_where_noise_dominates_and_its_parts_are_needed(ratio):
     """Measured over seeds: path-wise 1 to 2.5 %, asymptotic .99; without the decay's part 1.17 and 1.28."""
@@ -60,14 +54,12 @@ def test_full_rule_holds_where_noise_dominates_and_its_parts_are_needed(ratio):
     assert (frame.path_error_lower[["decay", "lr"]] > 0.1).all()
 
 
-@ADAMW_RUNS
 def test_figure_is_on_a_clock_of_samples(tmp_path):
     figure = parts(4).plot(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
     assert figure.axes[-1].get_xlabel() == "samples, in steps at batch × 1"
 
 
-@ADAMW_RUNS
 def test_every_run_has_its_own_stiffness():
     """Of its own optimizer under its own noise: √E g² is √(g² + 1) at batch × 1 and √(g² + ¼) at batch × 4."""
     found = parts(4)
@@ -78,7 +70,6 @@ def test_every_run_has_its_own_stiffness():
         assert found.stiffness[label] == pytest.approx(expected, rel=2e-2)
 
 
-@pytest.mark.xdist_group("verify-start")
 @pytest.mark.parametrize("signal", [0.5, 4.0])
 def test_what_the_start_lets_expect(signal):
     """Every coordinate with one SNR at the larger batch: a factor of 2, or 3.5 % and a floor beside it."""
@@ -112,7 +103,6 @@ def test_stiffness_is_the_largest_curvature_over_what_is_stable():
     assert np.isnan(stiffness(problem, sl.GaussianNoise(2.0), sl.SignSGD(0.1)))
 
 
-@TINY
 @pytest.mark.parametrize(("stiff", "grows"), [(0.9, False), (1.1, True)])
 def test_gradient_descent_grows_beyond_its_stiffness_and_not_within(stiff, grows):
     found = verify(sl.Quadratic([5.0]), sl.GaussianNoise(1e-9), sl.SGD(0.2 * stiff), 2, steps=100, paths=2)
@@ -169,7 +159,6 @@ def test_what_does_not_fit_is_named(given, message):
         verify(sl.Quadratic(CURVATURE), arguments.pop("noise"), ADAMW, arguments.pop("batch_ratio"), **arguments)
 
 
-@TINY
 def test_runs_are_independent():
     """At a ratio of 1 both are the same but for their draws."""
     found = verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.1), 1, steps=100, paths=2)
@@ -177,7 +166,6 @@ def test_runs_are_independent():
     assert (one != other).all()
 
 
-@TINY
 def test_runs_that_diverge_are_named():
     with pytest.warns(RuntimeWarning, match="of 'batch × 4' diverged"):
         verify(sl.Quadratic([1.0]), sl.GaussianNoise(1.0), sl.SGD(0.9), 4, steps=2000, paths=2)

@@ -86,7 +86,8 @@ from .run.options import Execution as Execution
 from .run.options import ExponentialAverage as ExponentialAverage
 from .run.options import PolyakAverage as PolyakAverage
 from .run.options import Record as Record
-from .run.processes import join_processes as join_processes
+from .run.shares import Share as Share
+from .run.shares import join as join
 from .scaling._advise import Advice as Advice
 from .scaling._advise import advise as advise
 from .sdes import SDE as SDE

@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
 from sdelens.diagnosis import GradientNoise
 from sdelens.diagnosis.gradients import Groups, as_groups
 from sdelens.diagnosis.windows import Windows
@@ -84,7 +85,7 @@ def add_stack(state: NoiseSums, stack: Any) -> NoiseSums:
     return found
 
 
-def noise_of(state: Any, *, batch_size: float, groups: Groups = None, confidence: float = 0.95) -> GradientNoise:
+def noise_of(state: Any, *, batch_size: float, groups: Groups = None, confidence: float = CONFIDENCE) -> GradientNoise:
     """The noise of the latest steps, from an optax state that contains a `NoiseSums` anywhere.
 
     Args:

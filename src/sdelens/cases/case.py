@@ -17,11 +17,11 @@ from jax import Array
 from sdelens.cases.starts import Start, start_of
 from sdelens.core import check
 from sdelens.core.compilation import compiler_options, quick
-from sdelens.noise import AbstractNoise, NoiseLaw
+from sdelens.noise import AbstractNoise, NoiseLaw, check_multipliers
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Optimizer
 from sdelens.problems import AbstractProblem
+from sdelens.results.dataset_files import FORMAT
 from sdelens.results.printable import Parts, Printable
-from sdelens.results.result import FORMAT
 
 __all__ = ["Case", "Estimate", "check_schedule", "check_start", "check_subject", "result_attributes"]
 
@@ -63,6 +63,7 @@ class Case:
         """
         check_subject(problem, noise, optimizer)
         check_schedule(optimizer, steps)
+        check_multipliers(noise, steps)
         if isinstance(optimizer.unwrapped, FromOptax):
             optimizer.unwrapped.check(problem.layout)
         begin = start_of(start, problem, optimizer)

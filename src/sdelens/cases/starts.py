@@ -59,7 +59,7 @@ class Start(eqx.Module):
 
     def centre(self) -> Array:
         """Mean initial position, for a random start the mean of 1024 draws: shape (d,)."""
-        stream = Stream(jnp.zeros(2, jnp.uint32), jnp.arange(1024, dtype=jnp.uint32))
+        stream = Stream(*jax.device_put((np.zeros(2, np.uint32), np.arange(1024, dtype=np.uint32))))
         x = self.state(stream, State).x
         return x if x.ndim == 1 else x.mean(axis=-1)
 

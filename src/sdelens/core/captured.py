@@ -253,10 +253,11 @@ def _parts(value: Any) -> Iterator[Any]:
 def _entries(collection: Any) -> Iterator[Any]:
     """The number of entries of a collection, and its entries; of mappings keys and values."""
     yield len(collection)
-    for item in sorted(collection, key=repr) if isinstance(collection, set | frozenset) else collection:
-        yield item
-        if isinstance(collection, dict | types.MappingProxyType):
-            yield collection[item]
+    if isinstance(collection, dict | types.MappingProxyType):
+        for entry in list(collection.items()):  # it may grow on the way: some libraries keep what they looked up
+            yield from entry
+    else:
+        yield from sorted(collection, key=repr) if isinstance(collection, set | frozenset) else collection
 
 
 def _read(function: types.FunctionType) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from sdelens.core import check
@@ -43,20 +44,20 @@ SMALL = 3e8
 """Number of computed array elements up to which the quick way is taken: it adds at most 0.02 s and saves 0.5 s."""
 
 _GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE,CONDITIONAL"
-_NARROW: dict[str, Any] = {
-    "xla_gpu_enable_command_buffer": _GRAPHS,
-    "xla_cpu_use_fusion_emitters": True,
-    "xla_backend_optimization_level": 3,
-    "xla_cpu_parallel_codegen_split_count": 32,
-}
+_HAS_CHOICE = jaxlib.version.__version_info__ < (0, 11, 1)
+"""Whether XLA can compile loops of a CPU in its older way, which takes less time; later versions refuse the option."""
+
+
+def _options(emitters: bool, level: int, parts: int) -> dict[str, Any]:
+    chosen = {"xla_backend_optimization_level": level, "xla_cpu_parallel_codegen_split_count": parts}
+    return chosen | ({"xla_cpu_use_fusion_emitters": emitters} if _HAS_CHOICE else {})
+
+
+_NARROW = {"xla_gpu_enable_command_buffer": _GRAPHS} | _options(True, 3, 32)
 """For speed: XLA's defaults, whatever XLA_FLAGS says; a GPU runs whole loops as CUDA graphs, saving 15 µs per step."""
 WIDE = _NARROW | {"xla_cpu_prefer_vector_width": 512}
 """The same options with vectors of 512 bits, on CPUs that have them: a third faster."""
-_QUICK = _NARROW | {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+_QUICK = _NARROW | _options(False, 0, 1)
 _OPTIONS: dict[Way, dict[str, Any]] = {"quick": _QUICK, "narrow": _NARROW, "wide": WIDE}
 _WRONG_IN_WIDE = frozenset({"atan", "atan2"})
 """Primitives for which jaxlib 0.10.2 can return wrong numbers in wide vectors; the tests check all others."""

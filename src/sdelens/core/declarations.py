@@ -16,6 +16,7 @@ __all__ = [
     "canonical_name",
     "declare_noise",
     "declare_optimizer",
+    "scaled_names",
 ]
 
 
@@ -29,7 +30,7 @@ class OptimizerDeclaration:
         meaning: a short description for lists.
         specification: the class, or its ``"module:name"``, which is imported when it is needed.
         defaults: numbers of the specification other than lr and weight_decay, with their default values.
-        scaling_rule: the rule of `sdelens.scaling.RULES` that keeps its SDE.
+        scaling_rule: the rule of `sdelens.scaling.RULES` that keeps its SDE; "" if none is known.
         accepted: names that a dict of its hyperparameters may contain besides lr and weight_decay, as in this library
             or in PyTorch.
         common: default values of these on which PyTorch and optax agree.
@@ -40,7 +41,7 @@ class OptimizerDeclaration:
     label: str
     meaning: str
     specification: Any
-    scaling_rule: str
+    scaling_rule: str = ""
     defaults: Mapping[str, float] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
     common: Mapping[str, float] = field(default_factory=dict)
@@ -139,7 +140,7 @@ _OURS = (
     OptimizerDeclaration(
         "momentum",
         "Momentum",
-        "SGD with momentum, heavy-ball or with nesterov=True, damped by 1 - b1",
+        "SGD with momentum, heavy-ball or with nesterov=True, damped by 1 − b1",
         "sdelens.optimizers:Momentum",
         "linear",
         {"b1": 0.9},
@@ -172,6 +173,12 @@ _OURS = (
         "sum-of-squares",
         {"initial_accumulator": 0.1, "eps": 1e-7},
         ("eps", "initial_accumulator"),
+    ),
+    OptimizerDeclaration(
+        "muon",
+        "Muon",
+        "the matrix sign of a momentum for matrices (networks), and the sign for other parameters",
+        "sdelens.optimizers:Muon",
     ),
 )
 OPTIMIZERS: Final[dict[str, OptimizerDeclaration]] = {declared.name: declared for declared in _OURS}
@@ -206,6 +213,11 @@ ALIASES: Final = {"adam": "adamw", "rmsprop": "rmspropw"}
 def canonical_name(name: str) -> str:
     """The name of the declaration to which a name or an alias refers."""
     return ALIASES.get(name, name)
+
+
+def scaled_names() -> tuple[str, ...]:
+    """Names and aliases of the optimizers for which a scaling rule is known."""
+    return (*(name for name, declared in OPTIMIZERS.items() if declared.scaling_rule), *ALIASES)
 
 
 def declare_optimizer(declaration: OptimizerDeclaration) -> None:

@@ -4,13 +4,22 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
-__all__ = ["atomic_path", "check_figure_path", "held_folder", "save_figure"]
+__all__ = ["atomic_path", "check_figure_path", "few_colours", "held_folder", "save_figure", "texts_of"]
+
+_METADATA: Final = {
+    "png": {"Title": "title", "Description": "texts", "Software": "by"},
+    "svg": {"Title": "title", "Description": "texts", "Creator": "by"},
+    "pdf": {"Title": "title", "Subject": "texts", "Creator": "by"},
+}
+"""What a file says of its figure, by its format and the format's own name for it."""
 
 
 @contextlib.contextmanager
@@ -96,7 +105,8 @@ def check_figure_path(path: str | os.PathLike[str]) -> str:
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a figure atomically, in the format given by the suffix of `path`.
 
-    Fonts are embedded in PDF and PostScript as TrueType (Type 42), as journals require.
+    Fonts are embedded in PDF and PostScript as TrueType (Type 42), as journals require. PNG, SVG and PDF name their
+    title, all their texts and the library's version, so that a file says what it shows.
 
     Raises:
         ValueError: if matplotlib does not support the suffix.
@@ -104,6 +114,27 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     import matplotlib as mpl
 
     suffix = check_figure_path(path)
-    dots = mpl.rcParams["savefig.dpi"]
+    dots, texts = mpl.rcParams["savefig.dpi"], texts_of(figure)
+    said = {"title": texts[0] if texts else "", "texts": "\n".join(texts), "by": f"sdelens {version('sdelens')}"}
+    metadata = {key: said[part] for key, part in _METADATA.get(suffix, {}).items()} or None
     with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42}), atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=200 if dots == "figure" else dots)
+        figure.savefig(temporary, format=suffix, dpi=200 if dots == "figure" else dots, metadata=metadata)
+
+
+def few_colours(picture: "Image") -> "Image":
+    """The picture of a figure with 128 colours, which weighs a third."""
+    from PIL.Image import Dither, Quantize
+
+    # The median cut keeps the colours of large areas: with the other methods pale grey bands become coloured.
+    return picture.convert("RGB").quantize(128, Quantize.MEDIANCUT, kmeans=2, dither=Dither.NONE)
+
+
+def texts_of(figure: "Figure") -> list[str]:
+    """The texts of a figure, each once: titles, labels of axes, what is written in it, and legends; not ticks."""
+    found = [figure.get_suptitle(), figure.get_supxlabel(), figure.get_supylabel()]
+    for axes in figure.axes:
+        found += [axes.get_title(loc) for loc in ("left", "center", "right")]
+        found += [axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
+    found += [text.get_text() for legend in legends for text in (legend.get_title(), *legend.get_texts())]
+    return list(dict.fromkeys(text for each in found if (text := " ".join(each.split()))))

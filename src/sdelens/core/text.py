@@ -1,17 +1,21 @@
 """Plain text for a terminal: tables that fit its width, wrapped sentences, records in one line."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
-__all__ = ["brief", "terminal_width", "text_table", "wrapped"]
+__all__ = ["brief", "listed", "terminal_width", "text_table", "wrapped"]
 
 _NARROWEST: Final = 40
 _PROSE: Final = 24
 """Length from which on the words of a cell may be wrapped."""
 _GAP: Final = 2
+_SIGNS: Final = "=≈±≤≥≠<>×÷−–"
+_TOGETHER: Final = re.compile(rf" (?=[{_SIGNS}%](?:[ .,;:)\]]|$))|(?<=[ \0][{_SIGNS}]) ")
+"""Spaces at which no line ends: those of "d = 5", "1 − β", "0.1 – 0.2" and "99 %"."""
 _FEW, _LONG = 8, 60
 """Most entries, and most characters, that a short line shows of one part."""
 
@@ -24,6 +28,8 @@ def terminal_width() -> int:
 def wrapped(text: str, width: int | None = None, first: str = "", rest: str = "") -> list[str]:
     """Lines of a sentence, not longer than `width`; by default the terminal's.
 
+    A number stays on a line with its unit, and what is on both sides of a sign with this, where the width allows it.
+
     Args:
         text: the sentence; its own line breaks are kept.
         width: characters in a line.
@@ -34,16 +40,29 @@ def wrapped(text: str, width: int | None = None, first: str = "", rest: str = ""
     lines: list[str] = []
     for part in text.split("\n"):
         begins = rest if lines else first
-        lines += textwrap.wrap(
-            part, width, initial_indent=begins, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-        ) or [begins.rstrip()]
+        found = _wrapped(_TOGETHER.sub("\0", part), width, begins, rest)
+        if any(len(line) > width for line in found):
+            found = _wrapped(part, width, begins, rest)
+        lines += [line.replace("\0", " ") for line in found] or [begins.rstrip()]
     return lines
+
+
+def _wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def listed(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of names, each with a wrapped text beside it, that fit the terminal."""
+    indent = max((len(name) for name, _ in rows), default=0) + _GAP
+    return [line for name, text in rows for line in wrapped(text, None, name.ljust(indent), " " * indent)]
 
 
 def text_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, keys: int = 1
 ) -> list[str]:
-    """Lines of a table with the first column aligned left and the others aligned right.
+    """Lines of a table with the first column and sentences aligned left, and the others aligned right.
 
     A table that is wider than `width` gets headings of two lines, then wrapped sentences in its cells; what is still
     too wide is continued below, where the first columns are repeated.
@@ -76,7 +95,7 @@ def text_table(
 
 def _in_two_lines(name: str) -> int:
     """The fewest characters into which a heading fits in two lines."""
-    words = name.split()
+    words = _TOGETHER.sub("\0", name).split(" ")
     sides = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(len(words) + 1)]
     return min(max(map(len, pair)) for pair in sides)
 
@@ -119,13 +138,15 @@ def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[
             return [text]
         return wrapped(text, widths[i])
 
+    prose = [not i or _is_prose(rows, i) for i in range(len(head))]
+
     def lines(cells: Sequence[str], above: bool) -> list[str]:
         parts = [cell(text, i) for i, text in enumerate(cells)]
         height = max(len(part) for part in parts)
         filled = [[""] * (height - len(p)) + p if above else p + [""] * (height - len(p)) for p in parts]
         return [
             (" " * _GAP)
-            .join(text.rjust(widths[i]) if i else text.ljust(widths[i]) for i, text in enumerate(row))
+            .join(text.ljust(widths[i]) if prose[i] else text.rjust(widths[i]) for i, text in enumerate(row))
             .rstrip()
             for row in zip(*filled, strict=True)
         ]

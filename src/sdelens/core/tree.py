@@ -149,7 +149,7 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
             "for example jnp.array([1.0, 2.0])."
         )
     dtype = jnp.result_type(*[p.dtype for p in parts])
-    flat = jnp.asarray(np.concatenate([p.astype(dtype) for p in parts]))
+    flat = jax.device_put(np.concatenate([p.astype(dtype) for p in parts]))
     return flat, Layout(treedef, tuple(shapes), tuple(dtypes), tuple(names), tuple(static))
 
 

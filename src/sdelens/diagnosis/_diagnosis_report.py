@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from sdelens.core.limits import CONFIDENCE
+from sdelens.core.numerals import MISSING, percent
 from sdelens.diagnosis.moments import DOUBLING, FALSE_ALARM, Group
 from sdelens.results.printable import Parts, Table
 
 __all__ = ["general_notes", "parts", "verdict"]
 
 _SHOWN = 20
-_UNKNOWN = "–"
 _MEASURE = (
     "Next: measure the gradients of about 20 steps (sdelens.torch.watch, or sl.gradient_noise in JAX), and give the "
     "result as noise=."
@@ -119,7 +120,7 @@ def parts(found: Diagnosed) -> Parts:
     if not found.known:
         return [verdict(found), *found.notes]
     scale = found.batch_size is not None
-    head = ["group", "size", "‖∇f‖²", "tr Σ", "SNR", "95 % limits"] + (["noise scale"] if scale else [])
+    head = ["group", "size", "‖∇f‖²", "tr Σ", "SNR", f"{100 * CONFIDENCE:g} % limits", *["noise scale"] * scale]
     shown = sorted(found.parts, key=lambda name: -found.parts[name].signal)[:_SHOWN]
     names = [name for name in found.parts if name in shown]
     rows = [_row(name, found.parts[name], found.batch_size) for name in names]
@@ -133,10 +134,10 @@ def parts(found: Diagnosed) -> Parts:
 
 def _row(name: str, part: Group, batch: float | None) -> list[str]:
     if part.size == 0:
-        return [name, "0"] + [_UNKNOWN] * (4 + (batch is not None))
+        return [name, "0"] + [MISSING] * (4 + (batch is not None))
     known = not math.isnan(part.snr)
     row = [name, f"{part.size:,}", f"{part.signal:.3g}", f"{part.noise:.3g}"]
-    row += [f"{part.snr:.3g}" if known else _UNKNOWN, _between(part.lower, part.upper)]
+    row += [f"{part.snr:.3g}" if known else MISSING, _between(part.lower, part.upper)]
     if batch is not None:
         low, high = (batch / snr**2 if snr > 0 else math.inf for snr in (part.upper, part.lower))
         row.append(f"{batch / part.snr**2:.3g} ({_between(low, high)})" if known else _between(low, high))
@@ -153,8 +154,8 @@ def _ratio_rows(found: Diagnosed) -> list[list[str]]:
         rule = _word(found, ratio) + ("" if ratio <= found.legal_ratio else ", β < 0")
         rows.append(
             [
-                *(f"{ratio:g}", snr, found.regime_at(ratio), _percent(found.expected_error(ratio))),
-                *(_between(*errors, _percent), rule),
+                *(f"{ratio:g}", snr, found.regime_at(ratio), percent(found.expected_error(ratio))),
+                *(_between(*errors, percent), rule),
             ]
         )
     return rows
@@ -176,7 +177,7 @@ def _between(low: float, high: float, number: Any = None) -> str:
         lambda value: f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.2g}"
     )
     if low <= 0 and math.isinf(high):
-        return _UNKNOWN
+        return MISSING
     if math.isinf(low):
         return "no noise"
     if math.isinf(high):
@@ -187,10 +188,6 @@ def _between(low: float, high: float, number: Any = None) -> str:
 def _times(ratio: float, batch: float | None) -> str:
     factor = f"{ratio:.2g}" if ratio < 99 else f"{ratio:.3g}" if ratio < 1e5 else f"{ratio:.1e}"
     return f"{factor} times the batch size" + ("" if batch is None else f" ({batch * ratio:.3g})")
-
-
-def _percent(value: float) -> str:
-    return _UNKNOWN if math.isnan(value) else f"{100 * value:.2g} %" if value < 0.995 else f"{100 * value:.0f} %"
 
 
 def _capital(words: str) -> str:

@@ -63,7 +63,14 @@ def plot_noise_scales(sheet: Sheet, groups: "pd.DataFrame", batch_size: float, c
     axes.annotate(words, place, xytext=(4, 0), textcoords="offset points", color=_ORANGE, va="center", fontsize=7)
     axes.set(xscale="log", xlim=(low, high), ylim=(-0.6, len(chosen) + 0.2), xlabel="noise scale (samples)")
     axes.set_yticks(range(len(chosen)), [str(name) for name in reversed(chosen)])
-    sheet.headline(f"Noise scales with {100 * confidence:g} % limits; right of the line noise dominates", axes)
+    whole = groups.loc["all"]
+    if whole.noise_scale_lower > batch_size:
+        said = f"Noise dominates: the noise scale is {whole.noise_scale / batch_size:.3g} times the batch size"
+    elif whole.noise_scale_upper < batch_size:
+        said = f"Signal dominates: the noise scale is {whole.noise_scale / batch_size:.3g} times the batch size"
+    else:
+        said = "It cannot be told whether noise dominates: the limits contain the batch size"
+    sheet.headline(f"{said}\nbars: {100 * confidence:g} % limits; right of the dashed line noise dominates", axes)
 
 
 def plot_rule(sheet: Sheet, found: _Ruled) -> None:
@@ -93,4 +100,8 @@ def plot_rule(sheet: Sheet, found: _Ruled) -> None:
     axes.set_xticks([], minor=True)
     axes.set(xlabel="batch size / present batch size", ylabel="error of the loss curve (%)")
     axes.legend(loc="upper left", frameon=True, framealpha=0.8, edgecolor="none")
-    sheet.headline("Error of the square-root rule", axes)
+    kept = f"keeps the loss curve within {100 * found.tolerance:g} %"
+    said = (
+        f"{kept} up to {sure:.3g} times the batch" if sure > 1 else f"is not certain to {kept.replace('keeps', 'keep')}"
+    )
+    sheet.headline(f"The square-root rule {said}", axes)

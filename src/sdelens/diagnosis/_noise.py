@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
 from sdelens.diagnosis._estimates import ALL, SEVERAL, Estimates
 from sdelens.diagnosis._shares import PhaseShares, phase_shares
 from sdelens.diagnosis._tails import Tail
@@ -53,7 +54,7 @@ class GradientNoise(Plotted):
         source: Moments | Windows,
         per: str = "sample",
         population: int | None = None,
-        confidence: float = 0.95,
+        confidence: float = CONFIDENCE,
         step_batch_size: float | None = None,
     ) -> None:
         if source.count - source.points < 1:

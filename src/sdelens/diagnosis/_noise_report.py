@@ -3,6 +3,9 @@
 import math
 from typing import TYPE_CHECKING, Protocol
 
+from sdelens.core.limits import normal_point
+from sdelens.core.numerals import MISSING, number, percent
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -16,8 +19,6 @@ _NORMS = {
     "nuclear": ("nuclear norm", "For methods that orthogonalise the gradient (Muon), the noise scale "),
 }
 """Name of every dual norm, and how a sentence about it begins."""
-_SURE = 2.58
-"""Standard errors from which a sign is taken as resolved: two-sided 99 %."""
 
 
 class MeasuredNoise(Protocol):
@@ -52,7 +53,7 @@ class MeasuredNoise(Protocol):
 def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
     """Header and rows of each table: sizes and noise scales; tails, if there are any."""
     percent = f"{100 * noise.confidence:g} % limits"
-    head = ["group", "size", "|grad|^2 ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
+    head = ["group", "size", "‖∇f‖² ± sem", f"tr Σ per {noise.per} ± sem", "SNR", "noise scale", percent]
     for norm in noise.dual_norms:
         head += [f"noise scale of {_NORMS[norm][0].removesuffix(' norm')}", percent]
     rows, tails, fitted = [], [], noise.tails
@@ -62,7 +63,7 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
             str(int(row["size"])),
             f"{row.gradient_square:.3g} ± {row.gradient_square_sem:.1g}",
             f"{row.trace:.3g} ± {row.trace_sem:.1g}",
-            "–" if math.isnan(row.snr) else f"{row.snr:.2g}",
+            MISSING if math.isnan(row.snr) else f"{row.snr:.2g}",
             *_scale_cells(row.noise_scale, row.noise_scale_lower, row.noise_scale_upper),
         ]
         for norm in noise.dual_norms:
@@ -79,22 +80,22 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
 
 def _scale_cells(scale: float, low: float, high: float) -> list[str]:
     """A noise scale and its limits; only a limit if it is not resolved."""
-    limits = f"{_number(low)} – {_number(high)}" if math.isfinite(high) else f"> {_number(low)}"
-    return [_number(scale), "–" if math.isnan(low) else limits]
+    limits = f"{number(low)} – {number(high)}" if math.isfinite(high) else f"> {number(low)}"
+    return [number(scale), MISSING if math.isnan(low) else limits]
 
 
 def _tail_cells(own: "Tail") -> list[str]:
     if own.reason is not None:
-        return ["–"] * 7
+        return [MISSING] * 7
     low, high = own.efficiency_limits
     return [
         f"{own.kappa:.3f}",
         f"{_limit(own.lower)} – {_limit(own.upper)}",
-        _number(own.df),
-        "–" if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
+        number(own.df),
+        MISSING if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
         f"{own.kurtosis:.2g} ± {own.kurtosis_sem:.1g}",
-        _number(own.efficiency),
-        f"{_number(low)} – {_number(high)}",
+        number(own.efficiency),
+        f"{number(low)} – {number(high)}",
     ]
 
 
@@ -107,15 +108,15 @@ def verdict(noise: MeasuredNoise, size: float) -> list[str]:
     ]
     if size < low:
         said.append(
-            f"Noise dominates: the noise scale is above {_number(low)} samples"
+            f"Noise dominates: the noise scale is above {number(low)} samples"
             + (", and the gradient is not distinguishable from 0." if math.isinf(high) else ".")
         )
         dominated: bool | None = True
     elif size > high:
-        said.append(f"The gradient dominates: the noise scale is below {_number(high)} samples.")
+        said.append(f"The gradient dominates: the noise scale is below {number(high)} samples.")
         dominated = False
     else:
-        where = f"is above {_number(low)}" if math.isnan(high) else f"lies between {_number(low)} and {_number(high)}"
+        where = f"is above {number(low)}" if math.isnan(high) else f"lies between {number(low)} and {number(high)}"
         said.append(
             f"It is not resolved whether noise dominates: the noise scale {where} samples. More gradients narrow this "
             "range."
@@ -149,10 +150,10 @@ def _dual_scale_words(noise: MeasuredNoise, norm: str, size: float) -> str:
     if math.isnan(low):
         return f"{methods}of the {label} is not known: {reason}."
     if reason is not None:
-        return f"{methods}of the {label} is above {_number(low)} samples; more is not known: {reason}."
+        return f"{methods}of the {label} is above {number(low)} samples; more is not known: {reason}."
     side = "noise dominates" if size < low else "the gradient dominates" if size > high else None
     told = "it is not resolved which of them dominates" if side is None else f"{side} for them"
-    return f"{methods}of the {label} is {_number(scale)} samples ({_number(low)} – {_number(high)}): {told}."
+    return f"{methods}of the {label} is {number(scale)} samples ({number(low)} – {number(high)}): {told}."
 
 
 def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> list[str]:
@@ -169,11 +170,11 @@ def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> li
     else:
         said.append(
             f"Tails: the distribution of {law} has heavier tails than normal, like Student's t with ν = "
-            f"{_number(own.df)}."
+            f"{number(own.df)}."
         )
     if own.zeros:
         said.append(
-            f"{100 * own.zeros:.2g} % of the values are exactly 0; the tail index is that of the distribution of the "
+            f"{percent(own.zeros)} of the values are exactly 0; the tail index is that of the distribution of the "
             "other values."
         )
     if own.lower >= 0.5:
@@ -201,7 +202,7 @@ def _sign_words(own: "Tail", dominated: bool | None) -> str:
     """Whether the tails favour the sign or the value of a gradient, and whether its sign points downhill."""
     low, high = own.efficiency_limits
     worth = (
-        f"for a small signal, the sign of one gradient is as informative as the values of {_number(own.efficiency)} "
+        f"for a small signal, the sign of one gradient is as informative as the values of {number(own.efficiency)} "
         "gradients"
     )
     where = {
@@ -210,26 +211,22 @@ def _sign_words(own: "Tail", dominated: bool | None) -> str:
         None: "This comparison applies only where noise dominates.",
     }[dominated]
     descent = f"mean of E g E sign(g)/σ: {own.sign_descent:.2g} ± {own.sign_descent_sem:.1g}"
-    if low > 1 and own.sign_descent < -_SURE * own.sign_descent_sem:
+    if low > 1 and own.sign_descent < -normal_point() * own.sign_descent_sem:
         return (
             "Sign-based methods such as SignSGD are not suitable, although the tails are heavy: the noise is skewed, "
             f"and steps of −sign(g) increase the loss on average ({descent})."
         )
-    skewed = own.asymmetry > _SURE * own.asymmetry_sem
-    if low > 1 and skewed and own.sign_descent < _SURE * own.sign_descent_sem:
+    skewed = own.asymmetry > normal_point() * own.asymmetry_sem
+    if low > 1 and skewed and own.sign_descent < normal_point() * own.sign_descent_sem:
         return (
             "No verdict on sign-based methods is possible: the tails favour them, but the noise is skewed, and these "
             f"gradients do not show whether steps of −sign(g) reduce the loss ({descent})."
         )
     if low > 1:
-        return f"Sign-based methods such as SignSGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}"
+        return f"Sign-based methods such as SignSGD are preferable: {worth} ({number(low)} – {number(high)}). {where}"
     if high < 1:
-        return f"Linear methods such as SGD are preferable: {worth} ({_number(low)} – {_number(high)}). {where}"
-    return f"The tails favour neither the sign nor the value: {worth} ({_number(low)} – {_number(high)})."
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else ("∞" if math.isinf(value) else f"{value:.3g}")
+        return f"Linear methods such as SGD are preferable: {worth} ({number(low)} – {number(high)}). {where}"
+    return f"The tails favour neither the sign nor the value: {worth} ({number(low)} – {number(high)})."
 
 
 def _limit(kappa: float) -> str:

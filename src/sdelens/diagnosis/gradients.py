@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
 from sdelens.core.random import Stream, stream_key
 from sdelens.diagnosis._noise import ALL, GradientNoise
 from sdelens.diagnosis._patterns import OTHER, labels_by
@@ -36,7 +37,7 @@ def gradient_noise(
     matrices: Matrices = None,
     tails: bool = True,
     tail_coordinates: int = 32,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> GradientNoise:
     r"""Estimate size, scale, phases and tails of gradient noise from gradients at one point, in one pass.
@@ -94,7 +95,7 @@ def gradient_noise(
     seed = check.at_least("seed", seed, 0)
     keep = check.at_least("tail_coordinates", tail_coordinates, 1) if tails else 0
     if not 0 < check.number("confidence", confidence) < 1:
-        raise ValueError(f"confidence: got {confidence}; it must lie between 0 and 1, for example 0.95.")
+        raise ValueError(f"confidence: got {confidence}; it must lie between 0 and 1, for example 0.99.")
     size, listed = 1.0, None
     if isinstance(batch_size, Sequence | np.ndarray) and not isinstance(batch_size, str):
         listed = [float(check.at_least("batch_size", b, 1)) for b in batch_size]

@@ -24,6 +24,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from sdelens.core.limits import normal_point
+
 __all__ = [
     "CHUNK",
     "DOUBLING",
@@ -43,7 +45,6 @@ FALSE_ALARM = 1e-3
 """Probability that the SNR of a group without any signal exceeds its limit."""
 _BLOCKS, _LEAST_BLOCK = 64, 16
 """Number of contiguous blocks of a tensor used to detect correlation of coordinates, and their least size."""
-_INTERVAL = 1.959964
 DOUBLING: Final = 250.0
 """Steps within which squared gradients are allowed to double; in a young run, a quarter of its steps."""
 _YOUNG: Final = 0.25
@@ -294,8 +295,8 @@ class Group(NamedTuple):
         signal: estimate of ‖∇f‖², may be negative; from moments, of what is left of it over the memory of m.
         noise: estimate of tr Σ at the present batch; from moments, with what turns over of the gradient.
         snr: estimate of √(‖∇f‖²/tr Σ); NaN if it is not resolved, and always from moments, which only bound it.
-        lower: lower 95 % limit of the SNR, 0 if the signal is not resolved.
-        upper: upper 95 % limit of the SNR; infinite from moments.
+        lower: lower 99 % limit of the SNR, 0 if the signal is not resolved.
+        upper: upper 99 % limit of the SNR; infinite from moments.
         limit: SNR that has to be exceeded for the signal to count as resolved; NaN if there is no such number.
         design: factor of the variance due to correlation between coordinates.
         concentrated: upper bound of the SNR of a coordinate drawn in proportion to its signal; NaN if not known.
@@ -324,7 +325,7 @@ class Group(NamedTuple):
 def combine(parts: Sequence[Split]) -> Group:
     r"""Signal, noise and the lower limit of their ratio over some tensors.
 
-    With G and S the sums of `Split.least`, the lower limit of SNR² is G/S − 1.96 √(D Var(G − (G/S)S))/S, or 0 if G/S is
+    With G and S the sums of `Split.least`, the lower limit of SNR² is G/S − z √(D Var(G − (G/S)S))/S, or 0 if G/S is
     not above the limit of a group without signal. For that limit G is treated as C(χ²_ν/ν − 1), C = Σ c_φS/(1 − c_φ),
     with ν such that the variance agrees; it is exceeded with probability `FALSE_ALARM`. D ≥ 1 is the ratio of the
     scatter of contiguous blocks of a tensor to that of independent coordinates.
@@ -347,7 +348,7 @@ def combine(parts: Sequence[Split]) -> Group:
         signal,
         noise,
         math.nan,
-        math.sqrt(max(ratio - _INTERVAL * error, 0.0)) if resolved else 0.0,
+        math.sqrt(max(ratio - normal_point() * error, 0.0)) if resolved else 0.0,
         math.inf,
         limit,
         design,

@@ -95,7 +95,7 @@ def coefficients(
     with jax.enable_x64(True):
         at = _vector("x", x if x is not None else getattr(state, "x", None), dim)
         # A linear loss with that gradient: the initial state of the optimizer and the noise need a problem.
-        slope = jnp.asarray(gradient)
+        slope = jax.device_put(gradient)
         problem = Problem(lambda x: slope @ x, at)
         layout = problem.layout
         update = optimizer.update_on(layout, at.dtype)
@@ -114,7 +114,7 @@ def coefficients(
         parts = tuple(i for i, owner in enumerate(update.owners) if owner is not None)
         call = partial(_integrands, optimizer, law, at, inner, slope, layout=layout, parts=parts)
         centre = np.asarray(_steps(optimizer, at, inner, slope[:, None], layout, parts))[..., 0].T
-        integrals = _whole_line(lambda t: np.asarray(call(jnp.asarray(t))), law)
+        integrals = _whole_line(lambda t: np.asarray(call(jax.device_put(t))), law)
         names = ("x", *(_name(optimizer, inner, layout)[i] for i in parts))
     mass = integrals[:, :1]
     if not (np.abs(mass - 1) < _MASS).all():
@@ -124,16 +124,16 @@ def coefficients(
 
 def _vector(name: str, value: Any, dim: int) -> Array:
     if value is None:
-        return jnp.zeros(dim)
+        return jax.device_put(np.zeros(dim))
     array = np.asarray(check.finite_array(name, value, (0, 1)), np.float64)
     if array.shape not in ((), (dim,)):
         raise ValueError(f"{name}: got shape {array.shape}; the gradient has {dim} coordinates, so give ({dim},).")
-    return jnp.asarray(np.broadcast_to(array, (dim,)))
+    return jax.device_put(np.array(np.broadcast_to(array, (dim,))))
 
 
 def _inner(optimizer: Optimizer, problem: Problem, noise: NoiseLaw, state: Any, x: Array) -> Any:
     """The state of the optimizer besides x, in float64."""
-    stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
+    stream = Stream(*jax.device_put((np.zeros(2, np.uint32), np.zeros(1, np.uint32))))
     if isinstance(optimizer, FromOptax):
         own = optimizer.begin(State(x), problem.layout, stream)
         if isinstance(state, State):

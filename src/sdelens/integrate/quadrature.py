@@ -99,7 +99,7 @@ class Quadrature(Integration):
             )
         with jax.enable_x64(True):
             rule = rule_of(CoordinateLaw(noise, problem.dim), _ORDER, _TOLERANCE)
-        self.rule = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), rule)
+        self.rule = jax.tree.map(lambda a: jax.device_put(np.asarray(a).astype(dtype)), rule)
         self.discrete, self.lr = discrete, optimizer.lr
         self.substeps, self.increments, self.accumulators = substeps, increments, accumulators
 

@@ -21,7 +21,7 @@ class Extragradient(Wrapped):
 
     Args:
         base: the optimizer that moves with the extrapolated gradient, for example ``sl.SGD(lr=0.1)``.
-        rho: ρ > 0, the rate of extrapolation; None means the learning rate of the base.
+        rho: ρ ≥ 0, the rate of extrapolation; None means the learning rate of the base, and 0 is the base itself.
 
     `at_lr` keeps ρ unless it is None.
 
@@ -39,7 +39,7 @@ class Extragradient(Wrapped):
     name: ClassVar[str] = "extragradient"
     base: Optimizer = eqx.field()
     rho: float | None = eqx.field(
-        default=None, converter=lambda value: None if value is None else check.positive("rho", value)
+        default=None, converter=lambda value: None if value is None else check.nonnegative("rho", value)
     )
 
     def __check_init__(self) -> None:

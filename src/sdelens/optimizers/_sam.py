@@ -21,7 +21,7 @@ class SAM(Wrapped):
 
     Args:
         base: the optimizer that moves with ĝ, for example ``sl.SGD(lr=0.1)``.
-        rho: ρ > 0, the distance by which x is moved uphill, or for USAM the factor of g.
+        rho: ρ ≥ 0, the distance by which x is moved uphill, or for USAM the factor of g; 0 is the base itself.
         normalise: whether g is divided by its norm over all parameters.
 
     `at_lr` keeps ρ. A second moment at which the base may start is that of g, not that of ĝ.
@@ -40,7 +40,7 @@ class SAM(Wrapped):
 
     name: ClassVar[str] = "sam"
     base: Optimizer = eqx.field()
-    rho: float = eqx.field(default=0.05, converter=number(check.positive, "rho"))
+    rho: float = eqx.field(default=0.05, converter=number(check.nonnegative, "rho"))
     normalise: bool = eqx.field(default=True, static=True)
 
     def __check_init__(self) -> None:

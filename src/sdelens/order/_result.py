@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens.core.files import atomic_path
+from sdelens.core.limits import OF_FEW
 from sdelens.core.names import noise_label, optimizer_label, problem_label
+from sdelens.core.numerals import MISSING
 from sdelens.results import latex
 from sdelens.results.printable import Parts, Plotted, Table
 
@@ -37,7 +39,7 @@ class WeakOrder(Plotted):
         confidence: level of the limits of the slopes.
     """
 
-    def __init__(self, table: "pd.DataFrame", info: dict[str, Any], confidence: float = 0.95) -> None:
+    def __init__(self, table: "pd.DataFrame", info: dict[str, Any], confidence: float = OF_FEW) -> None:
         self.table, self.info, self.confidence = table, info, confidence
 
     @property
@@ -144,8 +146,8 @@ class WeakOrder(Plotted):
                     model,
                     scheme,
                     f"{row.slope:.3f}" if known else "not resolved",
-                    f"{_two(row.lower)} – {_two(row.upper)}" if known else "-",
-                    *(f"{e:.2e} ± {s:.0e}" for e, s in zip(part.error, part["sem"], strict=True)),
+                    f"{_two(row.lower)} – {_two(row.upper)}" if known else MISSING,
+                    *(f"{e:.2e}" + f" ± {s:.0e}" * (s > 0) for e, s in zip(part.error, part["sem"], strict=True)),
                 ]
             )
         return [self._title(), Table(head, rows, keys=2), *self.notes()]
@@ -170,7 +172,7 @@ class WeakOrder(Plotted):
         """Notes on the meaning and the limitations of the numbers."""
         used = self.table[self.table.scheme == RESOLVED]
         notes = [
-            "error: root mean square of E u(x) - E u(X) over times and test functions u, relative to the largest |E "
+            "error: root mean square of E u(x) − E u(X) over times and test functions u, relative to the largest |E "
             f"u|; test functions: {', '.join(self.table.function.unique())}.",
         ]
         left = float((used.unresolved / used["size"]).max())

@@ -14,7 +14,7 @@ from jax import Array
 from sdelens.cases.case import Case
 from sdelens.cases.starts import Start
 from sdelens.core.compilation import quick
-from sdelens.core.progress import progress_bar
+from sdelens.core.progress import progress_bar, stage
 from sdelens.integrate import Coupled, Discrete, Integration
 from sdelens.integrate import Empirical as EmpiricalStepper
 from sdelens.noise import AbstractNoise, NoiseLaw
@@ -23,9 +23,8 @@ from sdelens.order._functions import TestFunction
 from sdelens.order._kernel import FINENESS, SignChain
 from sdelens.order._result import COARSE, RESOLVED
 from sdelens.problems import AbstractProblem
-from sdelens.run.ensemble import padded_paths, run_ensemble
+from sdelens.run.ensemble import compilations, padded_paths, run_ensemble
 from sdelens.run.models import ClosedForm, Empirical
-from sdelens.run.processes import current
 
 __all__ = ["Row", "Study"]
 
@@ -115,7 +114,7 @@ class Study:
         functions = _coupled_functions([test.value for test in self.tests], len(self.models))
         rows: list[Row] = []
         total = sum(self.steps(o)[-1] for o in self.family) * len(plan.own)
-        with progress_bar(progress if current().index == 0 else False, total) as report:
+        with progress_bar(progress, total) as report:
             for optimizer in self.family:
                 tick = partial(self._tick, report, f"η = {optimizer.lr:g}")
                 run = partial(self._coupled_run, noise, optimizer, plan=plan, functions=functions, report=tick)
@@ -134,7 +133,6 @@ class Study:
 
     @staticmethod
     def _tick(report: Callable[[int, str], None], label: str, done: int) -> None:
-        current().check()
         report(done, label)
 
     def _coupled_run(
@@ -163,9 +161,13 @@ class Study:
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
         width = min(padded_paths(-(-len(plan.own) // devices)), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
+        with stage(f"compiling η = {optimizer.lr:g}"):
+            for compilation in compilations(stepper, own, 0.0, None):
+                if compilation is not None:
+                    compilation()
         with np.errstate(invalid="ignore", over="ignore"):  # diverged paths are detected below
             name, median = f"order/{optimizer.lr:.9g}", np.array([0.5])
-            summary = run_ensemble(stepper, own, self.seed, name, 0.0, median, report, group=current())
+            summary = run_ensemble(stepper, own, self.seed, name, 0.0, median, report)
         count = summary.paths[1:, None, None]
         lost = int(plan.paths - summary.paths[-1])
         if lost or not np.isfinite(summary.seen_mean).all():

@@ -35,7 +35,6 @@ from sdelens.problems import AbstractProblem
 from sdelens.run.models import ClosedForm, Empirical, Model, Models, check_model, chosen_models
 from sdelens.run.options import Execution, Options
 from sdelens.run.plan import checked_seed, plan_of
-from sdelens.run.processes import current
 from sdelens.sdes import sdes_of
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def weak_order(
         start: as in `compare`.
         method: ``"coupled"``, ``"kernel"`` (SignSGD on a separable problem), or ``"auto"``: the kernel if possible.
         seed: seed of all randomness.
-        execution: devices and progress, as in `compare`; nothing is saved or resumed.
+        execution: devices and progress, as in `compare`; nothing is saved, resumed or divided into shares.
 
     Returns:
         A `WeakOrder`; print it, or see its `slope`, `slopes`, `errors`, `plot`.
@@ -122,6 +121,9 @@ def weak_order(
     if (fewest := check.at_least("paths", paths, 1)) < 2:
         raise ValueError(f"paths: got {fewest}; give 2 or more, which a standard error needs.")
     options = Options(steps=1, paths=paths, seed=seed, execution=execution)
+    for name in ("share", "executor"):
+        if getattr(options.execution, name) is not None:
+            raise ValueError(f"{name}: weak_order runs in one process; give an execution without {name}.")
     plan = plan_of(options, problem.dim)
     seed = checked_seed(options)
     if isinstance(optimizer.unwrapped, FromOptax):
@@ -152,8 +154,7 @@ def weak_order(
             if method == "kernel":
                 raise ValueError(f"method: got 'kernel', but {error}; use method='coupled'.") from error
     if rows is None:
-        with current().run():
-            rows = study.by_coupling(bound, plan, substeps, options.execution.progress)
+        rows = study.by_coupling(bound, plan, substeps, options.execution.progress)
     info = {
         "optimizer": optimizer.describe(),
         "problem": problem.describe(),

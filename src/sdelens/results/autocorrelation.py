@@ -11,11 +11,14 @@ delete-one jackknife over paths (Tukey 1958) and Student's t with P − 1 degree
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
+from sdelens.core.numerals import MISSING, between, number
 from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.tracking import Interval, late_window
 
@@ -40,20 +43,25 @@ class Autocorrelation(Plotted):
         times: integrated autocorrelation time in steps of every model, with columns value, lower and upper.
         of: what is correlated.
         kinds: kind of each model by label.
+        confidence: one-sided confidence of each limit.
+        remarks: why a time or its limits are missing, if they are.
     """
 
     table: "pd.DataFrame"
     times: "pd.DataFrame"
     of: str
     kinds: Mapping[str, str]
+    confidence: float
+    remarks: tuple[str, ...] = ()
 
     def _parts(self) -> Parts:
         rows = []
         for model, row in self.times.iterrows():
-            limits = "-" if np.isnan(row.upper) else f"{row.lower:.4g} – {row.upper:.4g}"
-            rows.append([str(model), "-" if np.isnan(row.value) else f"{row.value:.4g}", limits])
+            limits = MISSING if np.isnan(row.upper) else between(row.lower, row.upper, _written)
+            rows.append([str(model), _written(row.value), limits])
         said = f"Integrated autocorrelation time of {self.of} in steps."
-        return [said, Table(["model", "steps", "limits"], rows).without_empty()]
+        table = Table(["model", "steps", f"{100 * self.confidence:g} % limits"], rows)
+        return [said, table.without_empty(), *self.remarks]
 
     def _draw(self, sheet: "Sheet") -> None:
         from sdelens.results.plotting import look_of, written
@@ -66,10 +74,16 @@ class Autocorrelation(Plotted):
         axes.axhline(0, color="0.6", linewidth=0.8)
         axes.set_xlabel("lag in steps")
         axes.set_ylabel(f"autocorrelation of {self.of}")
-        axes.legend()
+        axes.margins(x=0)
+        sheet.label_lines(axes)
+        each = ", ".join(f"{written(model)} {self.times.value[model]:.3g}" for model in self.kinds)
+        sheet.headline(f"Steps between independent values: {each}", axes)
 
 
-def correlated(values: np.ndarray, lags: int, confidence: float = 0.99) -> tuple[list[Interval], Interval]:
+_written = partial(number, digits=4)
+
+
+def correlated(values: np.ndarray, lags: int, confidence: float = CONFIDENCE) -> tuple[list[Interval], Interval]:
     """Autocorrelation at the lags 0, …, `lags`, and the integrated autocorrelation time, in records.
 
     Args:
@@ -130,7 +144,7 @@ def autocorrelation_of(
     of: Any = 0,
     since: int | None = None,
     lags: int | None = None,
-    confidence: float = 0.99,
+    confidence: float = CONFIDENCE,
 ) -> Autocorrelation:
     """Autocorrelation of the kept paths; see `Result.autocorrelation`.
 
@@ -162,7 +176,7 @@ def autocorrelation_of(
     wanted = (records - 1) // 2 if lags is None else check.at_least("lags", lags, every) // every
     if wanted >= records:
         raise ValueError(f"lags: got {lags}; the chosen records cover {(records - 1) * every} steps, give fewer.")
-    tables, times = {}, {}
+    tables, times, counts = {}, {}, {}
     for model in kinds:
         own = values.sel(model=model).transpose("path", "step").values[:, chosen]
         own = own[np.isfinite(own).all(axis=1)].astype(float)
@@ -171,12 +185,31 @@ def autocorrelation_of(
         rows, time = correlated(own, wanted, confidence)
         index = pd.Index(np.arange(wanted + 1) * every, name="lag")
         tables[model] = pd.DataFrame(rows, index, columns=list(Interval._fields))
-        times[model] = [every * number for number in time]
+        times[model] = [every * value for value in time]
+        counts[model] = len(own)
     if not tables:
         raise ValueError("of: no kept path is finite in the chosen window.")
     frame = pd.DataFrame.from_dict(times, orient="index", columns=list(Interval._fields), dtype=float)
     frame.index.name = "model"
-    return Autocorrelation(pd.concat(tables, names=["model"]), frame, name, {m: kinds[m] for m in tables})
+    kept = {m: kinds[m] for m in tables}
+    remarks = _remarks(frame, counts, every * wanted, every * (records - 1))
+    return Autocorrelation(pd.concat(tables, names=["model"]), frame, name, kept, confidence, remarks)
+
+
+def _remarks(times: "pd.DataFrame", counts: Mapping[str, int], lags: int, covered: int) -> tuple[str, ...]:
+    """Why times or limits are missing: too few lags, or too few paths."""
+    said = []
+    without = [str(model) for model in times.index[times.value.isna()]]
+    if without:
+        remedy = "give more lags, or a longer run" if lags < covered // 2 else "give a longer run, or an earlier since"
+        said.append(
+            f"No time of {', '.join(without)}: no window of {_WINDOWS:g} times the time fits into the lags up to "
+            f"{lags} steps; the records cover {covered} steps. To get one, {remedy}."
+        )
+    few = [f"{model} ({count})" for model, count in counts.items() if count < _FEWEST_PATHS]
+    if few:
+        said.append(f"No limits of {', '.join(few)}: they need {_FEWEST_PATHS} kept paths that are finite.")
+    return tuple(said)
 
 
 def _series(dataset: "xr.Dataset", of: Any) -> tuple["xr.DataArray", str]:

@@ -1,15 +1,19 @@
 """Names of lines at their right ends, in place of a legend."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_hex, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["End", "label_ends"]
+__all__ = ["End", "label_ends", "legible"]
+
+_CONTRAST: Final = 4.5
+"""Smallest contrast of text with its background, as WCAG 2.2 asks for (1.4.3, level AA)."""
 
 
 class End(NamedTuple):
@@ -29,9 +33,9 @@ class End(NamedTuple):
 
     @classmethod
     def of(cls, text: str, colour: str, at: np.ndarray, values: np.ndarray) -> "End":
-        """The last finite point of a line."""
+        """The finite point of a line that is furthest to the right."""
         finite = np.flatnonzero(np.isfinite(values))
-        last = finite[-1] if finite.size else 0
+        last = finite[::-1][np.argmax(at[finite][::-1])] if finite.size else 0
         return cls(text, colour, float(at[last]) if finite.size else np.nan, float(values[last]))
 
 
@@ -49,24 +53,45 @@ def label_ends(axes: "Axes", ends: Sequence[End]) -> None:
     shown = [end for end in ends if np.isfinite(end.at) and (end.value > 0 or not is_log)]
     points = [to_axes.transform((end.at, end.value)) for end in shown]
     order = np.argsort([point[1] for point in points], kind="stable")
-    heights = _spread([min(max(float(points[i][1]), 0.0), 1.0) for i in order], least)
+    sizes = [least * (1 + shown[i].text.count("\n")) for i in order]
+    heights = _spread([min(max(float(points[i][1]), 0.0), 1.0) for i in order], sizes)
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "axes fraction", "annotation_clip": False}
     for i, y in zip(order, heights, strict=True):
         end, (x, own) = shown[i], points[i]
-        axes.annotate(f" {end.text}", (1.02, y), color=end.colour, va="center", fontsize=size, **place)
+        text = "\n".join(f" {line}" for line in end.text.splitlines())
+        axes.annotate(text, (1.02, y), color=legible(end.colour), va="center", fontsize=size, **place)
         if x < 0.999 or abs(own - y) > 0.3 * least:
             line = {"arrowstyle": "-", "color": end.colour, "lw": 0.5}
             axes.annotate("", (1.02, y), (x, min(max(own, 0.0), 1.0)), arrowprops=line, **place)
 
 
-def _spread(wanted: list[float], least: float) -> list[float]:
-    """Rising heights at least `least` apart, as near as possible to those wanted in the sense of least squares."""
+def legible(colour: Any) -> str:
+    """The colour for text on white: darkened, if necessary, to a contrast of 4.5."""
+    own = np.array(to_rgb(colour))
+    shades = [own * share for share in np.linspace(1, 0, 101)]
+    return to_hex(next(shade for shade in shades if 1.05 / (_luminance(shade) + 0.05) >= _CONTRAST))
+
+
+def _luminance(colour: np.ndarray) -> float:
+    """Relative luminance of a colour of sRGB, between 0 and 1."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def _spread(wanted: list[float], sizes: list[float]) -> list[float]:
+    """Rising heights of texts that do not overlap, as near as possible to those wanted in the sense of least squares.
+
+    Args:
+        wanted: rising heights of the middles of the texts.
+        sizes: height of each text.
+    """
     blocks: list[tuple[float, int]] = []  # mean of wanted minus the offsets within the block, and number of entries
-    for i, y in enumerate(wanted):
-        mean, count = y - i * least, 1
+    offsets = np.cumsum(sizes) - 0.5 * np.array(sizes)
+    for y, offset in zip(wanted, offsets, strict=True):
+        mean, count = y - float(offset), 1
         while blocks and blocks[-1][0] > mean:
             before, number = blocks.pop()
             mean, count = (mean * count + before * number) / (count + number), count + number
         blocks.append((mean, count))
     level = [mean for mean, count in blocks for _ in range(count)]
-    return [y + i * least for i, y in enumerate(level)]
+    return [y + float(offset) for y, offset in zip(level, offsets, strict=True)]

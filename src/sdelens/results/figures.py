@@ -12,12 +12,15 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.core.files import check_figure_path, save_figure
+from sdelens.results.end_labels import End, label_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-__all__ = ["PAPER", "STYLE", "Sheet", "drawn", "line_scale", "style"]
+__all__ = ["PAPER", "STYLE", "Sheet", "drawn", "line_scale", "plain_ticks", "style"]
 
 STYLE: Final[dict[str, Any]] = {
     "figure.figsize": (5.6, 4.8),
@@ -70,6 +73,12 @@ PAPER: Final[dict[str, Any]] = {
 _STYLES: Final = {"screen": STYLE, "paper": PAPER}
 _WIDTHS: Final = {1: 3.25, 2: 6.75}
 """Width in inches of one and of two columns: those of ICML; IEEE has 3.5 and 7.2, ACM 3.3 and 7.0."""
+_FEW: Final = 6
+"""Most lines that are named at their ends."""
+_BESIDE: Final = 24
+"""Most letters of a line of text beside a figure."""
+_LETTERS: Final = 14.2
+"""Letters of a title on an inch, on a screen."""
 _STACKED: Final = 0.65
 """Height of a panel of a stack, relative to that beside the others."""
 _TALL: Final = 1.1
@@ -143,12 +152,25 @@ def _chosen(name: str, columns: int | None, width: float | None) -> _Style:
 
 @contextlib.contextmanager
 def _applied(chosen: _Style) -> Iterator[None]:
+    plt.draw_if_interactive()  # the first use of a notebook's backend sets settings that must outlive the style's
     token = _used.set(chosen)
     try:
         with plt.style.context(chosen.settings):
             yield
     finally:
         _used.reset(token)
+
+
+def plain_ticks(*axes: "Axis") -> None:
+    """Ticks of logarithmic axes at 1, 2 and 5 times powers of 10, written as numbers, where they span less than 50."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in axes:
+        low, high = sorted(axis.get_view_interval())
+        if high < 50 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def line_scale() -> float:
@@ -232,9 +254,12 @@ class Sheet:
     def headline(self, text: str, axes: "Axes | None" = None) -> None:
         """The title above `axes`, or above the whole figure; the caller's instead, if there is one.
 
-        A figure of a paper has only the caller's.
+        Its first line says what the figure shows; lines are broken to fit the figure. A figure of a paper has only the
+        caller's.
         """
-        said = ("" if self.is_paper else text) if self._heading is None else self._heading
+        letters = int(_LETTERS * (self.figure.get_size_inches()[0] - (0.3 if axes is None else 0.7)))
+        lines = [textwrap.fill(line.replace(" = ", "\u00a0=\u00a0"), letters) for line in text.splitlines()]
+        said = ("" if self.is_paper else "\n".join(lines)) if self._heading is None else self._heading
         if not said:
             return
         if axes is None and self._axes is not None:
@@ -244,22 +269,82 @@ class Sheet:
         else:
             axes.set_title(said, loc="left")
 
+    def label_lines(self, axes: "Axes", above: bool = False, **legend: Any) -> bool:
+        """Name the labelled lines of `axes` at their right ends, and what else has a label in a legend.
+
+        A legend names all of them in the caller's axes, whose margin others decide on, in the narrow columns of a
+        paper, and where there are more than six lines. Scale and limits of the axes must be set before.
+
+        Args:
+            axes: the axes.
+            above: whether the legend is above the panels of a new figure.
+            legend: arguments of the legend.
+
+        Returns:
+            Whether the lines are named at their ends.
+        """
+        entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+        lines = {label: line for handle, label in entries if (line := _line_of(handle)) is not None}
+        at_ends = not (self.is_given or self.is_paper) and 0 < len(lines) <= _FEW
+        if at_ends:
+            ends = [End.of(_short_lines(name), str(line.get_color()), *_points(line)) for name, line in lines.items()]
+            label_ends(axes, ends)
+            entries = [(handle, label) for handle, label in entries if label not in lines]
+        if entries and above:
+            self._legend_above(axes, entries)
+        elif entries:
+            look: dict[str, Any] = {"frameon": True, "framealpha": 0.7, "edgecolor": "none", **legend}
+            axes.legend(*zip(*entries, strict=True), **look)
+        return at_ends
+
     def legend_above(self, axes: "Axes", columns: int = 1) -> None:
         """A legend of `axes` above the panels of a new figure, within the caller's axes."""
-        handles, labels = axes.get_legend_handles_labels()
+        self._legend_above(axes, list(zip(*axes.get_legend_handles_labels(), strict=True)), columns)
+
+    def _legend_above(self, axes: "Axes", entries: list[tuple[Any, str]], columns: int = 1) -> None:
+        handles, labels = zip(*entries, strict=True)
         if self.is_given:
             axes.legend(handles, labels)
             return
         size = min(8, float(plt.rcParams["font.size"]))
         columns = 1 if self.is_paper else columns
         letters = int(self.figure.get_size_inches()[0] * 72 / (0.6 * size) / columns) - 8
-        labels = [textwrap.fill(label, letters) for label in labels]
-        self.figure.legend(handles, labels, loc="outside upper left", fontsize=size, ncols=columns)
+        self.figure.legend(
+            handles,
+            [textwrap.fill(label, letters) for label in labels],
+            loc="outside upper left",
+            fontsize=size,
+            ncols=columns,
+        )
 
     def align(self) -> None:
         """Align the labels of the vertical axes of a new figure."""
         if not self.is_given:
             self.figure.align_ylabels()
+
+
+def _short_lines(name: str) -> str:
+    """A name in lines that are short enough to stand beside a figure."""
+    return "\n".join(textwrap.fill(line, _BESIDE, break_long_words=False) for line in name.splitlines())
+
+
+def _line_of(handle: Any) -> "Line2D | None":
+    """The line of an entry of a legend, if it is one."""
+    from matplotlib.container import ErrorbarContainer
+    from matplotlib.lines import Line2D
+
+    line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+    return line if isinstance(line, Line2D) and len(_points(line)[0]) > 1 and not _is_straight(line) else None
+
+
+def _is_straight(line: "Line2D") -> bool:
+    """Whether a line was drawn over the whole height of the axes, and so ends nowhere."""
+    x, y = _points(line)
+    return len(x) == 2 and x[0] == x[1] and bool((y == [0, 1]).all())
+
+
+def _points(line: "Line2D") -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
 
 
 def _axes_of(ax: Any) -> "list[Axes] | None":

@@ -22,11 +22,14 @@ independently of T, which they may not be.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
+from sdelens.core.numerals import MISSING, number, signed, with_limits
 from sdelens.results.printable import Parts, Plotted, Table
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ class Survival(NamedTuple):
         return _error(self.influence)
 
 
-def survival_of(first: np.ndarray, until: np.ndarray, steps: int, confidence: float = 0.99) -> Survival:
+def survival_of(first: np.ndarray, until: np.ndarray, steps: int, confidence: float = CONFIDENCE) -> Survival:
     """The law of the first step at which a condition holds.
 
     Args:
@@ -139,10 +142,10 @@ class HittingTimes(Plotted):
         rows = []
         for key, row in self.table.iterrows():
             name, model = cast("tuple[str, str]", key)
-            mean = f"{row['mean']:.4g} ({row.lower:.4g} – {row.upper:.4g})"
-            off = "-"
+            mean = with_limits(row["mean"], row.lower, row.upper, partial(number, digits=4))
+            off = MISSING
             if np.isfinite(row.difference_upper):
-                off = f"{row.difference:+.3g} ({row.difference_lower:+.3g} – {row.difference_upper:+.3g})"
+                off = with_limits(row.difference, row.difference_lower, row.difference_upper, partial(signed, digits=3))
             rows.append([name, model, f"{int(row.hits)} of {int(row.paths)}", mean, off])
         head = ["condition", "model", "hit", "mean step (limits)", "difference (limits)"]
         said = (
@@ -173,7 +176,12 @@ class HittingTimes(Plotted):
             axes.set_ylim(0, 1.02)
             axes.set_xlabel("step")
             axes.set_ylabel(f"share of paths before {name!r}")
-            axes.legend()
+            axes.margins(x=0)
+            sheet.label_lines(axes)
+        means: dict[Any, float] = self.table["mean"].to_dict()
+        several = len(names) > 1
+        each = [f"{written(m)} {value:.3g}" + f" ({name})" * several for (name, m), value in means.items()]
+        sheet.headline(f"Mean number of steps: {', '.join(each)}")
 
 
 def times_of(
@@ -181,7 +189,7 @@ def times_of(
     streams: Mapping[str, str],
     kinds: Mapping[str, str],
     reference: str | None,
-    confidence: float = 0.99,
+    confidence: float = CONFIDENCE,
 ) -> HittingTimes:
     """Hitting times of all models that have paths; see `Result.hitting_times`.
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from sdelens.core import check
+
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PATHLESS", "merged", "pooled", "renamed", "seeds_of", "selected"]
+__all__ = ["PATHLESS", "checked_label", "merged", "pooled", "renamed", "seeds_of", "selected"]
 
 PATHLESS: Final = ("prediction", "forecast", "logged")
 """Kinds of models that are a single curve, not an ensemble."""
@@ -83,10 +85,32 @@ def _concatenated(first: "xr.Dataset", second: "xr.Dataset") -> "xr.Dataset":
 
 
 def renamed(dataset: "xr.Dataset", names: Mapping[str, str]) -> "xr.Dataset":
-    """The dataset with other names of its models; `names` are checked."""
-    models = {names.get(label, label): _refers(m, names) for label, m in json.loads(dataset.attrs["models"]).items()}
-    labels = [names.get(str(label), str(label)) for label in dataset.model.values]
+    """The dataset with other names of its models, by the old ones.
+
+    Raises:
+        ValueError: if there is no such model, or two models would have one name.
+    """
+    if not isinstance(names, Mapping):
+        raise TypeError(f"names: got {type(names).__name__}; give the new labels by the old ones.")
+    before = [str(label) for label in dataset.model.values]
+    wanted = {check.choice("names", old, before): checked_label("names", new) for old, new in names.items()}
+    labels = [wanted.get(label, label) for label in before]
+    twice = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
+    if twice:
+        raise ValueError(f"names: two models would be called {twice[0]!r}; give each its own label.")
+    models = {wanted.get(label, label): _refers(m, wanted) for label, m in json.loads(dataset.attrs["models"]).items()}
     return dataset.assign_coords(model=labels).assign_attrs(models=json.dumps(models))
+
+
+def checked_label(argument: str, label: Any) -> str:
+    """A name of a model or of a bound.
+
+    Raises:
+        TypeError: if it is no text, or empty.
+    """
+    if not isinstance(label, str) or not label.strip():
+        raise TypeError(f"{argument}: got {label!r}; give a name.")
+    return label
 
 
 def _refers(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -96,9 +120,19 @@ def _refers(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def selected(dataset: "xr.Dataset", models: Sequence[str]) -> "xr.Dataset":
-    """The dataset with only these models, in this order; `models` are checked."""
+    """The dataset with only these models, in this order.
+
+    Raises:
+        ValueError: if there is no such model, or one is named twice.
+    """
+    known = [str(label) for label in dataset.model.values]
+    if isinstance(models, str) or not isinstance(models, Sequence) or not models:
+        raise TypeError(f"models: got {models!r}; give a list of labels, of {known}.")
+    wanted = [check.choice("models", label, known) for label in models]
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"models: got {list(models)}; name each once.")
     settings = json.loads(dataset.attrs["models"])
-    return dataset.sel(model=list(models)).assign_attrs(models=json.dumps({label: settings[label] for label in models}))
+    return dataset.sel(model=wanted).assign_attrs(models=json.dumps({label: settings[label] for label in wanted}))
 
 
 def pooled(datasets: Sequence["xr.Dataset"]) -> "xr.Dataset":

@@ -107,13 +107,14 @@ def limited(numbers: Sequence[float], below: float = math.nan) -> Latex:
 
     Args:
         numbers: the number, its lower and its upper limit; NaN for limits that are not known.
-        below: what a value of 0, which is not resolved, is written as after "<"; NaN to write 0.
+        below: a value that is not larger is not resolved: "<" and its upper limit, or else this number, are written.
     """
     value, low, high = numbers
     if not math.isfinite(value):
         return Latex(_NONE)
-    if value == 0 and below > 0:
-        return Latex(f"$<{_digits(below, _decimals(below))}$")
+    if below > 0 and value <= below:
+        least = high if math.isfinite(high) else below
+        return Latex(f"$<{_digits(least, _decimals(least))}$")
     if not math.isfinite(low + high):
         return number(value, _decimals(abs(value)))
     decimals = _decimals(high - low)

@@ -32,6 +32,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdelens.core.limits import CONFIDENCE
+
 __all__ = ["LEVELS", "QUANTITIES", "LawDifference", "law_differences"]
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -74,7 +76,7 @@ def law_differences(
     joint: Sequence[int],
     paired: bool,
     quantities: Sequence[str] = QUANTITIES,
-    confidence: float = 0.99,
+    confidence: float = CONFIDENCE,
     resamples: int = 999,
     seed: int = 0,
 ) -> Rows:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
+from sdelens.core.numerals import MISSING, between, number
 from sdelens.results.law_statistics import QUANTITIES, LawDifference, law_differences
 from sdelens.results.printable import Parts, Plotted, Table
 
@@ -54,7 +56,7 @@ class Laws(Plotted):
                 own: Any = table.xs((model, step), level=("model", "step"))
                 for name in (c for c in columns if ("w1", c) in own.index):
                     row = own.loc["w1", name]
-                    cells = [_number(row.value), _limits(row), _number(row.floor), _number(row.p_value, 2)]
+                    cells = [number(row.value), _limits(row), number(row.floor), number(row.p_value, 2)]
                     more = [_cell(own, quantity, name) for quantity in others]
                     rows.append([str(model), str(step), name, *cells, *more])
         said = (
@@ -85,8 +87,12 @@ class Laws(Plotted):
         axes.set_xlabel("step")
         of = "coordinates" if column == "all" else column
         axes.set_ylabel(f"W$_1$ of {of}")
-        axes.legend()
-        sheet.headline(f"Distance from the laws of {written(self.reference)} (dotted: a perfect model)", axes)
+        axes.margins(x=0)
+        sheet.label_lines(axes)
+        last = table[table.index.get_level_values("step") == table.index.get_level_values("step").max()]
+        each = ", ".join(f"{written(str(model))} {row.value:.2g}" for (model, _), row in last.iterrows())
+        said = f"Distance from the law of {written(self.reference)} at the last step: {each}"
+        sheet.headline(f"{said}\ndotted: the distance that a perfect model would show", axes)
 
 
 def compared_laws(
@@ -96,7 +102,7 @@ def compared_laws(
     reference: str,
     at: Any = None,
     quantities: Sequence[str] = QUANTITIES,
-    confidence: float = 0.99,
+    confidence: float = CONFIDENCE,
     resamples: int = 999,
     paths: int = 2048,
 ) -> Laws:
@@ -150,9 +156,10 @@ def _steps(dataset: "xr.Dataset", at: Any) -> list[int]:
     stored = [int(step) for step in dataset.moment.values]
     if at is None:
         return stored[-1:]
-    if isinstance(at, str):
-        check.choice("at", at, ["all"])
+    if at == "all":
         return stored
+    if isinstance(at, str):
+        raise ValueError(f"at: got {at!r}; give None for the last stored step, 'all', or steps among {stored}.")
     wanted = [check.at_least("at", step, 0) for step in (at if np.ndim(at) else [at])]
     for step in wanted:
         if step not in stored:
@@ -179,13 +186,9 @@ def main_column(columns: Sequence[str]) -> str:
     return next((name for name in ("all", *(c for c in columns if c.startswith("x["))) if name in columns), "loss")
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return "-" if np.isnan(value) else f"{value:.{digits}g}"
-
-
 def _limits(row: Any) -> str:
-    return "-" if np.isnan(row.upper) else f"{row.lower:.3g} – {row.upper:.3g}"
+    return MISSING if np.isnan(row.upper) else between(row.lower, row.upper)
 
 
 def _cell(own: Any, quantity: str, name: str) -> str:
-    return _number(own.loc[(quantity, name)].value) if (quantity, name) in own.index else "-"
+    return number(own.loc[(quantity, name)].value) if (quantity, name) in own.index else MISSING

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.limits import normal_point
 from sdelens.results.end_labels import End, label_ends
 from sdelens.results.figures import Sheet, drawn, line_scale
 from sdelens.results.plotting import written
@@ -21,7 +22,6 @@ __all__ = ["overlay"]
 _COLOURS: Final = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C510A", "#332288", "#56B4E9", "#882255")
 """Okabe and Ito's, without the light ones, and Tol's: safe for colour-blind readers."""
 _DASHES: Final = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)), (0, (2, 2)))
-_NORMAL_99: Final = 2.5758
 _LOG_FROM: Final = 5.0
 _CLOCKS: Final = {"time": "time  $t = k\\eta$", "step": "optimizer step", "samples": "samples"}
 _SCALES: Final = ("log", "linear")
@@ -67,8 +67,8 @@ def overlay(
     Args:
         results: results by name.
         path: file to save the figure to, in the format of its suffix.
-        models: labels of the models to draw, where a result has them; by default the optimizer, or the first model of
-            a result without one.
+        models: labels of the models to draw, of which every result has one or more; by default the optimizer, or the
+            first model of a result without one.
         over: ``"time"`` t = kη, ``"step"`` k, or ``"samples"``, if the noise has a batch size.
         scale: ``"log"`` or ``"linear"``; by default logarithmic if the curves span more than a factor of 5.
         relative: whether the infimum of each problem is subtracted; by default if all of them are known.
@@ -82,8 +82,8 @@ def overlay(
         The figure.
 
     Raises:
-        ValueError, TypeError: if an argument does not fit, a model is in none of the results, or an infimum or a batch
-            size that is needed is not known.
+        ValueError, TypeError: if an argument does not fit, a result has none of the models, a curve has no point that
+            the scale can show, or an infimum or a batch size that is needed is not known.
 
     Examples:
         >>> import sdelens as sl
@@ -110,12 +110,31 @@ def overlay(
     if lost:
         has = sorted({label for r in results.values() for label in r.models})
         raise ValueError(f"models: {lost[0]!r} is in none of the results, which have {has}.")
+    empty = [name for name in results if all(curve.name != name for curve in curves)]
+    if empty:
+        raise ValueError(
+            f"models: {empty[0]!r} has none of {list(models or ())}, so it would not be drawn; it has "
+            f"{results[empty[0]].models}. Give one of these too, or leave this result out."
+        )
+    _check_shown(curves, scale)
     quantities = {r.dataset.attrs.get("quantity", "loss") for r in results.values()}
     if len(quantities) > 1:
         raise ValueError(f"results: they show different quantities, {sorted(quantities)}; give those of one.")
     label = f"mean {quantities.pop()}" + (" $-$ infimum" if above else "")
     draw = functools.partial(_draw, curves=curves, over=over, scale=scale, label=label)
     return drawn(draw, path, ax=ax, figsize=figsize, title=title, style=style, columns=columns)
+
+
+def _check_shown(curves: Sequence[_Curve], scale: str | None) -> None:
+    """Refuse curves that the figure could not show."""
+    for curve in curves:
+        if not np.isfinite(curve.value).any():
+            raise ValueError(f"results: {curve.model!r} of {curve.name!r} has no finite loss; leave it out.")
+        if scale == "log" and not (curve.value > 0).any():
+            raise ValueError(
+                f"scale: got 'log', but the curve of {curve.model!r} of {curve.name!r} is nowhere above 0; give "
+                "'linear'."
+            )
 
 
 def _curves(name: str, result: Result, models: Sequence[str] | None, over: str, above: bool) -> list[_Curve]:
@@ -133,7 +152,7 @@ def _curves(name: str, result: Result, models: Sequence[str] | None, over: str, 
         here = data.sel(model=model)
         value = here.loss_mean.values - (infimum if above else 0.0)
         found.append(
-            _Curve(name, model, np.asarray(at, float), value, _NORMAL_99 * np.nan_to_num(here.loss_sem.values))
+            _Curve(name, model, np.asarray(at, float), value, normal_point() * np.nan_to_num(here.loss_sem.values))
         )
     return found
 
@@ -172,7 +191,8 @@ def _draw(sheet: Sheet, curves: list[_Curve], over: str, scale: str | None, labe
     last = max(float(curve.at[-1]) for curve in curves)
     axes.set(xlabel=_CLOCKS[over], ylabel=label, xlim=(min(float(curve.at[0]) for curve in curves), last))
     firsts = [next(curve for curve in curves if curve.name == name) for name in names]
-    label_ends(axes, [End.of(written(c.name), colours[c.name], c.at, c.value) for c in firsts])
+    ends = [np.where(c.value > 0, c.value, np.nan) if logarithmic else c.value for c in firsts]
+    label_ends(axes, [End.of(written(c.name), colours[c.name], c.at, v) for c, v in zip(firsts, ends, strict=True)])
     if len(models) > 1:
         for model in models:
             axes.plot([], [], color="0.2", label=written(model), **looks[model])

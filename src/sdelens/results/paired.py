@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from sdelens.core.limits import OF_FEW
+from sdelens.core.numerals import with_limits
 from sdelens.results.tracking import Curves, TrackingError, tracking_error
 
 __all__ = ["MEASURED", "Change", "change", "late_part", "measured", "on_grid", "scale_of", "seeds_needed", "shown"]
@@ -49,7 +51,7 @@ class Change(NamedTuple):
     seeds: int
 
 
-def change(ours: np.ndarray, reference: np.ndarray, height: np.ndarray, confidence: float = 0.95) -> Change:
+def change(ours: np.ndarray, reference: np.ndarray, height: np.ndarray, confidence: float = OF_FEW) -> Change:
     """Change of the mean of a against that of b, one number per seed, with two-sided limits.
 
     Args:
@@ -73,7 +75,7 @@ def change(ours: np.ndarray, reference: np.ndarray, height: np.ndarray, confiden
     return Change(difference, difference - half, difference + half, ratio, *limits, deviation, count)
 
 
-def seeds_needed(found: Change, bound: float, confidence: float = 0.95) -> float:
+def seeds_needed(found: Change, bound: float, confidence: float = OF_FEW) -> float:
     """Number of seeds at which a relative change as estimated would be told from `bound`; infinite beyond 1000.
 
     It is NaN if the scatter over seeds is not known.
@@ -148,12 +150,9 @@ def scale_of(minimum: float | None) -> str:
     return "the decrease of the reference" if minimum is None else f"the loss minus {minimum:g}"
 
 
-def shown(row: Any, name: str, written: Callable[[float], str]) -> str:
-    """A number of a row with its limits, as text; "–" for what is not known."""
-    found, low, high = row[name], row[f"{name}_lower"], row[f"{name}_upper"]
-    if not math.isfinite(found):
-        return f"– ({written(low)} – {written(high)})" if math.isfinite(low + high) else "–"
-    return f"{written(found)} ({written(low)} – {written(high)})" if math.isfinite(low + high) else written(found)
+def shown(row: Any, name: str, write: Callable[[float], str]) -> str:
+    """A number of a row with its limits, as text."""
+    return with_limits(row[name], row[f"{name}_lower"], row[f"{name}_upper"], write)
 
 
 def _quantile(confidence: float, count: int) -> float:

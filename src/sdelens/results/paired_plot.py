@@ -55,7 +55,8 @@ def plot_paired(sheet: Sheet, runs: Mapping[str, Compared], confidence: float, t
     top.set_ylabel("loss")
     (rest or [top])[-1].set_xlabel(clock)
     sheet.headline(title, top)
-    top.legend(fontsize=7, ncols=1 + (len(runs) > 6))
+    top.margins(x=0)
+    sheet.label_lines(top, fontsize=7, ncols=1 + (len(runs) > 6))
     sheet.align()
 
 

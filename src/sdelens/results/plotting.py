@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from sdelens.core.limits import normal_point
 from sdelens.core.names import noise_label, optimizer_label, problem_label
-from sdelens.results.end_labels import End, label_ends
+from sdelens.core.numerals import number, resolved
 from sdelens.results.figures import Sheet, line_scale
 
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ _NAMES: Final = {
 }
 _LOG_FROM: Final = 5.0
 _FEW: Final = 6
-"""Most curves that are labelled at their ends, or for which the legend has one column."""
+"""Most curves for which the legend has one column."""
+_FALLS: Final = 0.25
+"""Slope of an error above which it is said to fall with η."""
 _SYMLOG_FROM: Final = 30.0
-_NORMAL_99: Final = 2.5758
-"""Two-sided 99 % point of the normal law."""
 
 
 def look_of(kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -83,8 +84,8 @@ def plot_losses(
     dataset: "xr.Dataset",
     reference: str,
     kinds: Mapping[str, str],
-    compared: bool,
     height: float | None,
+    errors: Mapping[str, tuple[float, float]],
 ) -> None:
     """Mean loss per model, minus the infimum where it is known, and differences from the reference below.
 
@@ -95,47 +96,49 @@ def plot_losses(
         dataset: dataset of a result.
         reference: label of the model that is drawn with the grey band and with which the others are compared.
         kinds: kind of model (``"optimizer"``, ``"sde"``, …) per label.
-        compared: whether there is a lower panel.
         height: the scale of the differences; by default the reference's mean loss minus the infimum at each time.
+        errors: error of the mean-loss curve of every model that is compared, and the one that a perfect model would
+            show; without any, there is no lower panel.
     """
     rank = list(_LOOKS)  # the optimizer is drawn first, independently of the order of runs and merges
     models = sorted(kinds, key=lambda model: rank.index(kinds[model]) if kinds[model] in rank else len(rank))
     looks = look_of({model: kinds[model] for model in models})
     infimum = float(dataset.attrs["infimum"])
     minimum = infimum if np.isfinite(infimum) else 0.0
-    if compared:
+    if errors:
         panels = sheet.panels(2, size=(5.6, 4.8), sharex=True, height_ratios=[2.2, 1])
     else:
         panels = sheet.panels(size=(5.6, 3.4))
-    # Where others decide on the margin, and in a paper's narrow column, a legend takes less room.
-    at_ends = not (sheet.is_given or sheet.is_paper) and len(models) <= _FEW
-    _plot_curves(panels[0], dataset, models, reference, looks, minimum, at_ends)
+    at_ends = _plot_curves(sheet, panels[0], dataset, models, reference, looks, minimum)
     if len(panels) > 1:
         base = dataset.loss_mean.sel(model=reference).values - minimum
         scale = np.where(base > 0, base, np.nan) if height is None else np.full(base.shape, height)
         _plot_differences(panels[1], dataset, models, reference, looks, scale, at_ends)
         panels[1].set_ylabel("difference (%)" if height is None else "difference\n(% of height)")
     panels[-1].set_xlabel(dataset.attrs.get("clock", "time  $t = k\\eta$"))
-    sheet.headline(_title(dataset), panels[0])
+    each = [f"{written(model)} {resolved(*errors[model])}" for model in models if model in errors]
+    said = f"Difference from {written(reference)}: " + ", ".join(text.replace(" ", "\u00a0") for text in each)
+    sheet.headline(said * bool(errors) + "\n" * bool(errors) + _title(dataset), panels[0])
     sheet.align()
 
 
 def _plot_curves(
+    sheet: Sheet,
     axes: "Axes",
     dataset: "xr.Dataset",
     models: list[str],
     shown: str,
     looks: dict[str, Any],
     minimum: float,
-    at_ends: bool,
-) -> None:
+) -> bool:
+    """Draw the upper panel; returns whether its lines are named at their ends."""
     time = dataset.time.values
     mean = dataset.loss_mean.values - minimum
     finite = mean[np.isfinite(mean)]
     # A range of less than a factor of five is easier to read on a linear axis.
     is_loss = "quantity" not in dataset.attrs
     logarithmic = bool(is_loss and finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
-    low, ends = np.full(time.shape, np.nan), []
+    low = np.full(time.shape, np.nan)
     banded = [m for m in models if m == shown or not dataset.n_paths.sel(model=m).values.any()]
     bands = {m: band for m in banded if (band := _quantile_band(dataset, m)) is not None}
     floor = minimum + 1e-3 * finite.min() if logarithmic else -np.inf
@@ -151,8 +154,7 @@ def _plot_curves(
         axes.fill_between(time, low, curve + spread, label="± standard deviation over paths", **shade)
     for model in models:
         curve = dataset.loss_mean.sel(model=model).values - minimum
-        axes.plot(time, curve, label="" if at_ends else written(model), **looks[model])
-        ends.append(End.of(written(model), looks[model]["color"], time, curve))
+        axes.plot(time, curve, label=written(model), **looks[model])
     if logarithmic:
         axes.set_yscale("log")
         positive_low = low[low > 0.02 * finite.min()]
@@ -162,18 +164,15 @@ def _plot_curves(
         for label, look in zip(dataset.bound.values, itertools.cycle(map(_scaled, _BOUNDS)), strict=False):
             bound = dataset.loss_bound.sel(bound=label).values - minimum
             bound = np.where(np.isfinite(bound), bound, np.nan)
-            axes.plot(time, bound, label="" if at_ends else written(str(label)), **look)
-            ends.append(End.of(written(str(label)), look["color"], time, bound))
+            axes.plot(time, bound, label=written(str(label)), **look)
         axes.set_ylim(limits[0], max(limits[1], min(axes.get_ylim()[1], 3 * finite.max())))
     quantity = dataset.attrs.get("quantity", "loss")
     mean = "" if not dataset.n_paths.values.any() else "mean "
     axes.set_ylabel(f"{mean}{quantity}" if minimum == 0 else f"{mean}{quantity} $-$ infimum")
     crowded: dict[str, Any] = {"ncols": 2, "fontsize": 7, "loc": "upper right"} if len(models) > _FEW else {}
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=True, framealpha=0.5, edgecolor="none", **crowded)
-    if at_ends:
+    if len(time) > 1:
         axes.set_xlim(time[0], time[-1])
-        label_ends(axes, ends)
+    return sheet.label_lines(axes, framealpha=0.5, **crowded)
 
 
 def _quantile_band(dataset: "xr.Dataset", model: str) -> tuple[np.ndarray, np.ndarray, str] | None:
@@ -205,7 +204,7 @@ def _plot_differences(
         here = dataset.sel(model=model)
         ratio = 100 * (here.loss_mean.values - base) / scale
         sem = np.hypot(np.nan_to_num(here.loss_sem.values), np.nan_to_num(sem_base))
-        half = 100 * _NORMAL_99 * sem / scale
+        half = 100 * normal_point() * sem / scale
         look = {k: v for k, v in looks[model].items() if k != "alpha"}
         if half.any():
             label = None if axes.collections else "99 % interval"
@@ -260,20 +259,31 @@ def plot_orders(sheet: Sheet, errors: "pd.DataFrame", slopes: Any, title: str, r
                 panel.plot(part.lr, part.error, color=look["color"], alpha=0.25, linewidth=0.7 * line_scale())
                 continue
             slope = slopes.loc[(model, scheme, "all"), "slope"]
-            label = written(model) + (f": {slope:.2f}" if np.isfinite(slope) else ": not resolved")
-            half = np.minimum(_NORMAL_99 * part["sem"], 0.99 * part.error)
+            label = f"{written(model)}:\n" + (
+                f"slope {number(round(slope, 2), 2)}" if np.isfinite(slope) else "not resolved"
+            )
+            half = np.minimum(normal_point() * part["sem"], 0.99 * part.error)
             panel.errorbar(part.lr, part.error, half, label=label, marker="o", markersize=3.5, capsize=2, **look)
         _reference_slopes(panel, errors.lr.to_numpy(), top, lowest)
         panel.set_title(headings.get(scheme, scheme), loc="left")
         panel.set(xlabel="learning rate $\\eta$", ylabel="relative weak error")
         if not sheet.is_given:
             panel.label_outer()
-        if sheet.is_paper:
-            panel.legend(title="fitted slope", loc="lower right", handlelength=3.2)
-        else:
-            where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "handlelength": 3.2}
-            panel.legend(title="fitted slope (bars: 99 %; faint: single functions)", **where)
-    sheet.headline("" if sheet.is_given else title)
+        sheet.label_lines(panel, loc="lower right", handlelength=3.2)
+    said = [f"{written(m)} {_order_text(slopes.loc[(m, schemes[0], 'all'), 'slope'])}" for m in models]
+    key = "bold: all test functions, with 99 % limits; faint: single functions"
+    sheet.headline("" if sheet.is_given else f"Weak error: {', '.join(said)}\n{title}\n{key}")
+
+
+def _order_text(slope: float) -> str:
+    """How an error falls with η, in words."""
+    if not np.isfinite(slope):
+        return "is not resolved"
+    return (
+        f"falls like $\\eta^{{{slope:.2f}}}$"
+        if slope > _FALLS
+        else f"does not fall with $\\eta$ (slope {number(round(slope, 2), 2)})"
+    )
 
 
 def _reference_slopes(axes: "Axes", lrs: np.ndarray, top: float, lowest: float) -> None:

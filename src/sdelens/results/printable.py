@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sdelens.core.files import few_colours
 from sdelens.core.text import text_table, wrapped
 from sdelens.results import latex
 
@@ -161,11 +162,15 @@ class Plotted(Printable):
     def _picture(self, title: str) -> str:
         if not self._has_figure:
             return ""
+        from PIL import Image
+
         from sdelens.results.figures import drawn
 
         figure, stream = drawn(self._draw, title="", style="screen"), io.BytesIO()
         figure.savefig(stream, format="png", dpi=_DOTS, facecolor="white")
-        data = base64.b64encode(_few_colours(stream)).decode()
+        small = io.BytesIO()
+        few_colours(Image.open(stream)).save(small, format="png", optimize=True)
+        data = base64.b64encode(small.getvalue()).decode()
         width = round(figure.get_size_inches()[0] * _DOTS / 2)
         return f'<img width="{width}" alt="{escape(title)}" src="data:image/png;base64,{data}">'
 
@@ -173,15 +178,6 @@ class Plotted(Printable):
     def _has_figure(self) -> bool:
         """Whether this object has something to draw."""
         return True
-
-
-def _few_colours(stream: io.BytesIO) -> bytes:
-    """The image with 128 colours, which weighs half."""
-    from PIL import Image
-
-    small = io.BytesIO()
-    Image.open(stream).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
-    return small.getvalue()
 
 
 def _as_text(parts: Parts) -> list[str]:

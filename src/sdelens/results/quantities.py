@@ -1,6 +1,6 @@
 """The quantities that compare a model with its reference: their names, labels and columns, in one place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from sdelens.results.tracking import Interval
@@ -8,7 +8,7 @@ from sdelens.results.tracking import Interval
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["QUANTITIES", "Quantity", "columns", "long_table", "wide_table", "written_error"]
+__all__ = ["QUANTITIES", "Quantity", "columns", "long_table", "wide_table"]
 
 
 class Quantity(NamedTuple):
@@ -52,20 +52,6 @@ QUANTITIES = {
 def columns(quantity: str) -> tuple[str, str, str]:
     """Names of the columns of a quantity's value, lower limit and upper limit in `Result.errors`."""
     return quantity, f"{quantity}_lower", f"{quantity}_upper"
-
-
-def written_error(error: float, floor: float, written: Callable[[float], str]) -> str:
-    """An error of a mean-loss curve as text, in the tables and figures of a sweep.
-
-    An error of 0, where noise explains the whole difference, is not resolved: "<" and the error that a perfect model
-    would show are written instead.
-
-    Args:
-        error: the error.
-        floor: the error that a perfect model would show; 0 or NaN if there is none.
-        written: formats one number.
-    """
-    return f"<{written(floor)}" if error == 0 and floor > 0 else written(error)
 
 
 def long_table(rows: Mapping[str, Mapping[str, Interval]]) -> "pd.DataFrame":

@@ -7,6 +7,7 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.core.names import point_label
+from sdelens.core.numerals import percent
 from sdelens.results.printable import Parts, Printable
 
 __all__ = ["Best", "best_of", "mean_and_sem"]
@@ -51,9 +52,9 @@ class Best(Printable):
             return found
         found += f"; next {point_label(self.runner_up)}, {self.difference:.2g} above it"
         if self.resolved:
-            return f"{found} (distinguishable from all others at {self.confidence:.0%})"
+            return f"{found} (distinguishable from all others at {percent(self.confidence, 3)})"
         others = f"{len(self.ties)} point{'s' * (len(self.ties) > 1)}"
-        return f"{found} (not distinguishable from {others} at {self.confidence:.0%})"
+        return f"{found} (not distinguishable from {others} at {percent(self.confidence, 3)})"
 
 
 def best_of(

@@ -11,11 +11,13 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.core.files import atomic_path
+from sdelens.core.limits import CONFIDENCE, normal_point
 from sdelens.results import sweep_tables
+from sdelens.results.dataset_files import read_dataset, write_dataset
 from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.quantities import QUANTITIES, columns
 from sdelens.results.ranking import Best, best_of, mean_and_sem
-from sdelens.results.result import Result, read_dataset, write_dataset
+from sdelens.results.result import Result
 from sdelens.results.tracking import late_window
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class Sweep(Plotted):
         frame.index = pd.MultiIndex.from_product([*self.over.values(), self.models], names=[*self.over, "model"])
         return frame
 
-    def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame":
+    def errors(self, reference: str | None = None, confidence: float = CONFIDENCE) -> "pd.DataFrame":
         """`Result.errors` of every point, indexed by the swept keys and the model.
 
         Args:
@@ -124,7 +126,7 @@ class Sweep(Plotted):
             self._errors[reference, confidence] = pd.concat(frames)
         return self._errors[reference, confidence].copy()
 
-    def best(self, model: str | None = None, confidence: float = 0.99) -> Best:
+    def best(self, model: str | None = None, confidence: float = CONFIDENCE) -> Best:
         r"""The point with the smallest late loss of a model, and the points statistically indistinguishable from it.
 
         Points share their random numbers, so each point is compared with the best one group of paths at a time. Let D
@@ -353,7 +355,7 @@ class Sweep(Plotted):
         if quantity == LATE_LOSS:
             infimum = np.array([self._infimum(index) for index in np.ndindex(self._shape)]).reshape(self._shape)
             known = np.isfinite(infimum).all()
-            low, high = ((value - (infimum if known else 0)) + sign * 2.576 * sem for sign in (-1, 1))
+            low, high = ((value - (infimum if known else 0)) + sign * normal_point() * sem for sign in (-1, 1))
             value = value - infimum if known else value
             if np.isfinite(value).any():
                 best = self.best(model)
@@ -377,7 +379,7 @@ class Sweep(Plotted):
 
     def _label(self, quantity: str) -> str:
         if quantity != LATE_LOSS:
-            return QUANTITIES[quantity].label + (" [%]" if QUANTITIES[quantity].percent else "")
+            return QUANTITIES[quantity].label + (" (%)" if QUANTITIES[quantity].percent else "")
         known = all(np.isfinite(self._infimum(index)) for index in np.ndindex(self._shape))
         return "mean loss $-$ infimum, last third" if known else "mean loss, last third"
 

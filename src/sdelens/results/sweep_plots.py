@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -11,9 +12,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from sdelens.core.names import value_labels
+from sdelens.core.numerals import number, resolved
 from sdelens.results.figures import Sheet
 from sdelens.results.plotting import look_of, written
-from sdelens.results.quantities import written_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,10 @@ _EVEN: Final = 4.0
 _MOST_CELLS: Final = 100
 _NARROW: Final = 0.3
 """Width in inches of a cell that has room for a number."""
+_LETTERS: Final = 7.0
+"""Size of the numbers in cells, in points, if they fit."""
+_WIDTH: Final = 0.85
+"""Width of a digit with its share of the margins, of cell and figure, relative to its size."""
 _FAR: Final = 1e3
 _COLUMNS: Final = 3
 _BEST: Final = {"linestyle": "-", "linewidth": 2.2}
@@ -40,6 +45,7 @@ _NAMES: Final = {
     "eps": "$\\epsilon$",
     "weight_decay": "weight decay $\\theta$",
 }
+_SYMBOLS: Final = {"lr": "η", "b1": "β₁", "b2": "β₂", "eps": "ε", "weight_decay": "θ"}
 
 
 class Panel(NamedTuple):
@@ -94,8 +100,34 @@ def plot_sweep(
     else:
         ((model, panel),) = panels.items()
         _heat_maps(sheet, over, panel, f"{label}\n{written(model)}")
-    width = int(sheet.figure.get_size_inches()[0] * 13)
-    sheet.headline("\n".join(textwrap.wrap(title.replace(" = ", "\u00a0=\u00a0"), width)))
+    sheet.headline(f"{message(over, panels, label)}\n{title}")
+
+
+def message(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], label: str) -> str:
+    """What the figure shows: where the late loss is smallest; of another quantity, its extremes and where they are."""
+    (model, panel), *others = panels.items()
+    shape = tuple(map(len, over.values()))
+    names = {key: value_labels(values) for key, values in over.items()}
+    unit = "\u00a0%" if label.endswith(" (%)") else ""
+    label = label.removesuffix(" (%)")
+
+    def at(flat: int) -> str:
+        point = np.unravel_index(flat, shape)
+        return ", ".join(
+            f"{_SYMBOLS.get(key, _name(key))} = {names[key][int(i)]}" for key, i in zip(names, point, strict=True)
+        )
+
+    known = np.where(np.isfinite(panel.value) & ~panel.lost, panel.value, np.nan)
+    if others or not np.isfinite(known).any():
+        return label
+    if panel.marks:
+        best = int(np.ravel_multi_index(panel.marks[0], shape))
+        also = len(panel.marks) - 1
+        told = f"; {also} other{'s' * (also > 1)} cannot be told from it" if also else ""
+        return f"{written(model)}: smallest late loss {_two(float(panel.value.flat[best]))} at {at(best)}{told}"
+    low, high = int(np.nanargmin(known)), int(np.nanargmax(known))
+    least, most = (resolved(float(panel.value.flat[i]), float(panel.floor.flat[i]), _two) for i in (low, high))
+    return f"{written(model)}: {label} {least}{unit} at {at(low)}, {most}{unit} at {at(high)}"
 
 
 def _lines(
@@ -124,7 +156,7 @@ def _lines(
         axes.plot(position, 0.03, "x", color="black", transform=axes.get_xaxis_transform(), clip_on=False, **say)
     axes.set_xlabel(_name(key))
     axes.set_ylabel(label)
-    axes.legend(frameon=True, framealpha=0.5, edgecolor="none")
+    sheet.label_lines(axes)
 
 
 def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label: str) -> None:
@@ -141,6 +173,8 @@ def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label:
     colours: Any = plt.get_cmap(_MAP).with_extremes(over="#d9d9d9")
     wide = 0.7 * float(sheet.figure.get_size_inches()[0]) / (columns * len(xs))
     few = len(xs) * len(ys) <= _MOST_CELLS and (sheet.is_given or wide > _NARROW)
+    longest = max((len(_cell_text(*pair)) for pair in zip(panel.value.flat, panel.floor.flat, strict=True)), default=1)
+    letters = min(_LETTERS, 72 * wide / (_WIDTH * longest)) if few else 0.0
     image: ScalarMappable | None = None
     for f, axes in enumerate(grid):
         if f >= len(facets):
@@ -151,7 +185,7 @@ def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label:
         shown = np.ma.masked_invalid(value.T)
         image = axes.pcolormesh(x.edges, y.edges, shown, norm=norm, cmap=colours, edgecolors="white", linewidth=0.5)
         axes.grid(visible=False)
-        _cells(axes, own, x, y, lambda v: colours(norm(v)), few)
+        _cells(axes, own, x, y, lambda v: colours(norm(v)), letters)
         for n, mark in enumerate(panel.marks):
             if mark[2:] in ((), (f,)):
                 style: dict[str, Any] = _TIE if n else _BEST
@@ -175,17 +209,21 @@ def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label:
         sheet.figure.supxlabel(words, fontsize=7, color="0.35", x=0.02, ha="left")
 
 
-def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, few: bool) -> None:
-    """Write numbers in the cells if there are few, and draw crosses where paths diverged."""
+def _cell_text(value: float, floor: float) -> str:
+    return resolved(value, floor, _two) if np.isfinite(value) else ""
+
+
+def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, letters: float) -> None:
+    """Write numbers in the cells, in letters of so many points (0: none), and draw crosses where paths diverged."""
     for i, j in np.ndindex(panel.value.shape):
-        value, floor = float(panel.value[i, j]), float(panel.floor[i, j])
+        value = float(panel.value[i, j])
         if panel.lost[i, j]:
             axes.add_patch(_box(x, y, i, j, facecolor="#f2f2f2", edgecolor="0.55", hatch="xxx", linewidth=0.5))
-        elif few and np.isfinite(value):
-            text = written_error(value, floor, _digits)
+        elif letters and np.isfinite(value):
+            text = _cell_text(value, float(panel.floor[i, j]))
             red, green, blue, _ = colour(value)
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
+            look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": letters}
             axes.text(float(x.at[i]), float(y.at[j]), text, color="white" if dark else "black", **look)
 
 
@@ -257,8 +295,7 @@ def _is_wide(values: np.ndarray) -> bool:
     return bool(finite.size and finite.min() > 0 and finite.max() > _LOG_FROM * finite.min())
 
 
-def _digits(value: float) -> str:
-    return f"{value:.2g}" if abs(value) < 100 or abs(value) >= 1e4 else f"{value:.0f}"
+_two = partial(number, digits=2)
 
 
 def _name(key: str) -> str:

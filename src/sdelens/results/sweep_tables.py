@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sdelens.core.names import value_labels
+from sdelens.core.numerals import resolved
 from sdelens.results import latex, tables
-from sdelens.results.quantities import written_error
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+    from sdelens.results.recorded import RecordedRun
 
 __all__ = ["latex_table", "notes", "table", "title"]
 
@@ -26,7 +28,7 @@ class TabulatedSweep(Protocol):
     dataset: "xr.Dataset"
 
     @property
-    def first(self) -> tables.TabulatedResult: ...
+    def first(self) -> "RecordedRun": ...
     @property
     def over(self) -> dict[str, list[Any]]: ...
     @property
@@ -64,7 +66,7 @@ def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
         row += ["diverged" if lost else f"{value:.4g} ± {sem:.1g}" for value, sem, lost in cells[i]]
         errors = sweep.at(points[i]).point_errors() if others else {}
         for error, floor in (errors[model] for model in others):
-            row.append(written_error(error, floor, tables.percent))
+            row.append(resolved(error, floor))
         rows.append([*row, str(int(cells[i, :, 2].max()))])
     return head, rows
 
@@ -113,4 +115,5 @@ def notes(sweep: TabulatedSweep) -> list[str]:
     indexed = [key for key in sweep.over if "values" in sweep.dataset[key].attrs]
     found += [f"{key}: {sweep.dataset[key].attrs['values']}." for key in indexed]
     seconds = float(sweep.dataset.wall_time.sum())
-    return [*found, f"{count} points on {device['count']} × {device['kind']}, {seconds:.1f} s."]
+    shares = f" in {device['shares']} shares" if "shares" in device else ""
+    return [*found, f"{count} points{shares} on {device['count']} × {device['kind']}, {seconds:.1f} s."]

@@ -1,51 +1,27 @@
 """A result in words and tables: title, table of errors, further tables and notes, as text and as HTML."""
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens.core.limits import CONFIDENCE
 from sdelens.core.names import hyperparameters, noise_label, optimizer_label, problem_label, schedule_label
+from sdelens.core.numerals import between, percent, resolved, with_limits
 from sdelens.results import latex
 from sdelens.results.edge import sharpness_notes
 from sdelens.results.joined import seeds_of
 from sdelens.results.laws import main_column
-from sdelens.results.quantities import QUANTITIES, columns, written_error
+from sdelens.results.printable import Table
+from sdelens.results.quantities import QUANTITIES, columns
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import xarray as xr
+    from sdelens.results.recorded import RecordedRun
 
-    from sdelens.results.hitting import HittingTimes
-    from sdelens.results.laws import Laws
-
-__all__ = ["details", "latex_table", "notes", "percent", "table", "title"]
+__all__ = ["details", "latex_table", "notes", "table", "title"]
 
 
-class TabulatedResult(Protocol):
-    """The part of the interface of `sdelens.Result` that the tables use."""
-
-    dataset: "xr.Dataset"
-
-    @property
-    def info(self) -> dict[str, Any]: ...
-    @property
-    def models(self) -> list[str]: ...
-    @property
-    def settings(self) -> dict[str, dict[str, Any]]: ...
-    @property
-    def observables(self) -> list[str]: ...
-    @property
-    def compares(self) -> bool: ...
-    def has_paths(self, model: str) -> bool: ...
-    def moments(self, model: str) -> float: ...
-    def of(self, observable: str) -> "TabulatedResult": ...
-    def errors(self, reference: str | None = None, confidence: float = 0.99) -> "pd.DataFrame": ...
-    def laws(self, *, quantities: Sequence[str]) -> "Laws": ...
-    def hitting_times(self) -> "HittingTimes": ...
-
-
-def title(result: TabulatedResult, without: Collection[str] = (), without_noise: Collection[str] = ()) -> str:
+def title(result: "RecordedRun", without: Collection[str] = (), without_noise: Collection[str] = ()) -> str:
     """One line that says what was run, without the named numbers of the optimizer and of the noise."""
     info, run = result.info, result.info["run"]
     noise = {k: v for k, v in info["noise"].items() if k not in without_noise}
@@ -67,7 +43,7 @@ def _seeds(run: dict[str, Any]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
+def table(result: "RecordedRun") -> tuple[list[str], list[list[str]]]:
     """Header and rows of the printed table, as text."""
     if {model["model"] for model in result.settings.values()} <= {"forecast", "logged"}:
         return _forecast_table(result)
@@ -97,7 +73,7 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
         if model in errors:
             row = errors[model]
             limits = "-" if np.isnan(row["error_upper"]) else _limits(row)
-            shift = f"{100 * row['late_shift']:+.2g} %" if np.isfinite(row["late_shift"]) else "-"
+            shift = percent(row["late_shift"], plus=True)
             error = "diverged" if row["diverged"] and np.isnan(row["error"]) else _error(row)
             middle = [error, limits, percent(row["floor"]), shift, _thirds(row), _quantiles(row)]
             if np.isfinite(row["discretisation"]):
@@ -108,7 +84,7 @@ def table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def _forecast_table(result: TabulatedResult) -> tuple[list[str], list[list[str]]]:
+def _forecast_table(result: "RecordedRun") -> tuple[list[str], list[list[str]]]:
     """Header and rows of forecasts and the logged curve beside them."""
     levels = result.dataset["quantile"].values
     share = f"{100 * (levels[-1] - levels[0]):.3g} % band"
@@ -120,13 +96,13 @@ def _forecast_table(result: TabulatedResult) -> tuple[list[str], list[list[str]]
         low, high = (float(here.loss_quantile.isel(step=known, quantile=i)) for i in (0, -1))
         band = f"{low:.5g} – {high:.5g}" if np.isfinite(low) else "-"
         row = errors.get(model)
-        compared = ["-", "-"] if row is None else [percent(row["error"]), f"{100 * row['late_shift']:+.2g} %"]
+        compared = ["-", "-"] if row is None else [percent(row["error"]), percent(row["late_shift"], plus=True)]
         rows.append([model, str(int(here.step[known])), f"{float(here.loss_mean[known]):.5g}", band, *compared])
     return ["curve", "last step", "loss", share, "error", "last third"], rows
 
 
 def latex_table(
-    result: TabulatedResult, reference: str | None = None, confidence: float = 0.99
+    result: "RecordedRun", reference: str | None = None, confidence: float = CONFIDENCE
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows in LaTeX: final losses with standard errors, and what compares models, with limits."""
     compared = result.compares or reference is not None
@@ -154,9 +130,9 @@ def latex_table(
     return head, rows
 
 
-def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Further tables with caption, header and rows: observables, and the laws of coordinates at the last step."""
-    found: list[tuple[str, list[str], list[list[str]]]] = []
+def details(result: "RecordedRun") -> list[Table]:
+    """Further tables: observables, the laws of coordinates at the last step, and hitting times."""
+    found: list[Table] = []
     if result.observables:
         rows = []
         for name in result.observables:
@@ -170,16 +146,17 @@ def details(result: TabulatedResult) -> list[tuple[str, list[str], list[list[str
                 final = f"{float(here.loss_mean):.5g} ± {float(here.loss_sem):.1g}"
                 rows.append([name, model, final, error, limits, spread])
         caption = "Observables: errors relative to the rise of the optimizer's mean above its smallest value."
-        found.append((caption, ["observable", "model", "final ± sem", "error", "99 % limits", "spread"], rows))
+        head = ["observable", "model", "final ± sem", "error", "99 % limits", "spread"]
+        found.append(Table(head, rows, caption, keys=2))
     if "law_loss" in result.dataset and result.compares:
         found.append(_laws_table(result))
     if "hit_step" in result.dataset:
         said, times = result.hitting_times().caption_and_table()
-        found.append((said, list(times.head), [list(row) for row in times.rows]))
+        found.append(times._replace(caption=said))
     return found
 
 
-def _laws_table(result: TabulatedResult) -> tuple[str, list[str], list[list[str]]]:
+def _laws_table(result: "RecordedRun") -> Table:
     """Distances of the laws at the last stored step: of the coordinates together, or of the loss without them."""
     found = result.laws(quantities=["w1"])
     step = int(found.table.index.unique("step")[-1])
@@ -197,15 +174,18 @@ def _laws_table(result: TabulatedResult) -> tuple[str, list[str], list[list[str]
         f"Laws of {of} of every path at step {step}: W₁ distance from the optimizer's in its standard deviations (mean "
         "over directions), 99 % limits, what a perfect model shows (floor), and how often it shows as much (p)."
     )
-    return caption, ["model", "W₁", "limits", "floor", "p", "largest"], rows
+    return Table(["model", "W₁", "limits", "floor", "p", "largest"], rows, caption)
 
 
-def notes(result: TabulatedResult) -> list[str]:
+def notes(result: "RecordedRun") -> list[str]:
     """What the table's columns mean, the devices used, and how to use more."""
     device = result.info["device"]
     seconds = sum(m["wall_time"] for m in result.info["models"].values())
+    shares = device.get("shares", 1)
     notes = [f"{device['count']} × {device['kind']}, {seconds:.1f} s."]
-    if device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in result.info["run"]:
+    if shares > 1:
+        notes = [f"{shares} shares, the first on {device['count']} × {device['kind']}, {seconds:.1f} s in all."]
+    elif device["platform"] == "cpu" and device["count"] < device["cores"] and "paths" in result.info["run"]:
         notes.append(
             f"This machine has {device['cores']} cores: jax.config.update('jax_num_cpu_devices', {device['cores']}) "
             "before the "
@@ -264,13 +244,13 @@ def notes(result: TabulatedResult) -> list[str]:
 
 
 def _error(row: dict[Any, Any]) -> str:
-    """The error, or "<" and what a perfect model shows if it is not resolved."""
-    return written_error(row["error"], row["floor"], percent)
+    """The error; if it is not resolved, "<" and its upper limit, or without one what a perfect model shows."""
+    return resolved(row["error"], row["floor"], upper=row["error_upper"])
 
 
 def _limits(row: dict[Any, Any]) -> str:
     """The limits of the error."""
-    return f"{percent(row['error_lower'])} – {percent(row['error_upper'])}"
+    return between(row["error_lower"], row["error_upper"], percent)
 
 
 def _thirds(row: dict[Any, Any]) -> str:
@@ -287,12 +267,5 @@ def _quantiles(row: dict[Any, Any]) -> str:
 
 def _interval(row: dict[Any, Any]) -> str:
     """The ratio of standard deviations with its limits."""
-    if not np.isfinite(row["spread"]):
-        return "-"
-    limits = f" ({row['spread_lower']:.2f} – {row['spread_upper']:.2f})" if np.isfinite(row["spread_upper"]) else ""
-    return f"{row['spread']:.2f}{limits}"
-
-
-def percent(value: float) -> str:
-    """A share in percent, with two digits."""
-    return "-" if np.isnan(value) else f"{100 * value:.2g} %"
+    value, low, high = (row[column] for column in columns("spread"))
+    return with_limits(value, low, high, "{:.2f}".format)

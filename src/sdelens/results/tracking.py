@@ -33,6 +33,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdelens.core.limits import CONFIDENCE
+
 __all__ = [
     "FEWEST_GROUPS",
     "Curves",
@@ -103,7 +105,7 @@ def tracking_error(
     curve: Curves,
     reference: Curves,
     minimum: float,
-    confidence: float = 0.99,
+    confidence: float = CONFIDENCE,
     resamples: int = 4000,
     seed: int = 0,
     height: float | None = None,
@@ -153,7 +155,7 @@ def tracking_error(
     return TrackingError(error, lower, upper, floor, shift, *limits)
 
 
-def spread_ratio(curve: Curves, reference: Curves, confidence: float = 0.99) -> Interval:
+def spread_ratio(curve: Curves, reference: Curves, confidence: float = CONFIDENCE) -> Interval:
     """Standard deviation over paths relative to the reference's, averaged over the recorded steps.
 
     Steps at which all paths, or all paths outside one group, agree up to rounding (the start) are left out. The limits

@@ -4,10 +4,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sdelens.core.names import optimizer_label
-from sdelens.results.figures import Sheet
+from sdelens.results.figures import Sheet, plain_ticks
 from sdelens.scaling._advice_text import Advised
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ def plot_advice(sheet: Sheet, advice: Advised) -> None:
     _frontier(left, advice)
     for right in rest:
         if "lr" in advice.table:
-            _rates(right, advice)
+            _rates(sheet, right, advice)
         else:
-            _efficiency(right, advice)
-    sheet.headline("")
+            _efficiency(sheet, right, advice)
+    sheet.headline(advice.recommendation)
 
 
 def _frontier(axes: "Axes", advice: Advised) -> None:
@@ -68,18 +68,17 @@ def _frontier(axes: "Axes", advice: Advised) -> None:
         axes.annotate(
             f"{size:g}" + " (present)" * own,
             (1 + 1 / place, 1 + place),
-            xytext=(-4, -12) if own else (5, 4),
-            ha="right" if own else "left",
+            xytext=(-4, -3),
+            ha="right",
+            va="top",
             textcoords="offset points",
             fontsize=7,
             color=colour,
             bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none", alpha=0.7),
         )
     axes.set(xscale="log", yscale="log", xlabel="optimizer steps / fewest steps", ylabel="samples / fewest samples")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0.75)
+    plain_ticks(axes.xaxis, axes.yaxis)
     title = "Steps and samples to one loss, by batch size"
     if unknown:
         title += "\n(the noise scale is unknown)"
@@ -88,7 +87,7 @@ def _frontier(axes: "Axes", advice: Advised) -> None:
     axes.set_title(title, loc="left")
 
 
-def _rates(axes: "Axes", advice: Advised) -> None:
+def _rates(sheet: Sheet, axes: "Axes", advice: Advised) -> None:
     table = advice.table
     sizes = np.asarray(table.index, float)
     curved = (table.lr_lower < table.lr_upper).any() or table.lr_surge.notna().any()
@@ -103,16 +102,14 @@ def _rates(axes: "Axes", advice: Advised) -> None:
     if table.lr_surge.notna().any():
         axes.plot(sizes, table.lr_surge, color=_ORANGE, linestyle=(0, (4, 2)), label="best single step (2405.14578)")
     axes.set(xscale="log", yscale="log", xlabel="batch size (samples)")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes.yaxis)
     axes.set_ylabel("learning rate / present one" if advice.is_factor else "learning rate")
     axes.set_title(f"Learning rate, {optimizer_label({'name': advice.family})}", loc="left")
     _mark(axes, advice)
-    axes.legend(fontsize=7, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+    sheet.label_lines(axes, fontsize=7, loc="upper left")
 
 
-def _efficiency(axes: "Axes", advice: Advised) -> None:
+def _efficiency(sheet: Sheet, axes: "Axes", advice: Advised) -> None:
     table = advice.table
     sizes = np.asarray(table.index, float)
     low = table.efficiency_lower.fillna(0)
@@ -124,7 +121,7 @@ def _efficiency(axes: "Axes", advice: Advised) -> None:
     axes.set(xscale="log", ylim=(0, 1), xlabel="batch size (samples)", ylabel="fewest samples / samples")
     axes.set_title("Efficiency", loc="left")
     _mark(axes, advice)
-    axes.legend(fontsize=7, loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
+    sheet.label_lines(axes, fontsize=7, loc="upper right")
 
 
 def _mark(axes: "Axes", advice: Advised) -> None:

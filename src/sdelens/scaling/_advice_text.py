@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Protocol
 
+from sdelens.core.numerals import MISSING, between
 from sdelens.results.printable import Parts, Remarks, Table
 from sdelens.scaling._noise_source import NoiseScale
 from sdelens.scaling._rules import ADAPTIVE
@@ -124,7 +125,7 @@ def interval(value: float, low: float, high: float) -> str:
         return f"– ({' and '.join(known) or 'unknown'})"
     if math.isnan(low) and math.isnan(high):
         return _short(value)
-    ends = ("–" if math.isnan(end) else _short(end) for end in (low, high))
+    ends = (MISSING if math.isnan(end) else _short(end) for end in (low, high))
     return f"{_short(value)} ({' to '.join(ends)})"
 
 
@@ -197,7 +198,7 @@ def _cells(advice: Advised) -> tuple[list[str], list[list[str]]]:
         if "steps" in advice.table:
             cells += [_short(row.steps), _short(row.samples)]
         if rated:
-            cells += [_short(row.lr), f"{_short(row.lr_lower)}–{_short(row.lr_upper)}"]
+            cells += [_short(row.lr), between(row.lr_lower, row.lr_upper, _short)]
             cells += [_short(row[name]) for name in ("lr_sqrt", "lr_linear", "lr_surge")]
             cells += [f"{row[name]:.4g}" for name in head[len(cells) :]]
         rows.append(cells)
@@ -213,11 +214,11 @@ def _percent(row: "object") -> str:
     value, low, high = (100 * getattr(row, f"efficiency{side}") for side in ("", "_lower", "_upper"))
     if math.isnan(value):
         known = [f"{word} {v:.0f} %" for word, v in (("at least", low), ("at most", high)) if not math.isnan(v)]
-        return ", ".join(known) or "–"
+        return ", ".join(known) or MISSING
     if low == high or (math.isnan(low) and math.isnan(high)):
         return f"{value:.0f} %"
-    ends = ("–" if math.isnan(end) else f"{end:.0f}" for end in (low, high))
-    return f"{value:.0f} % ({' to '.join(ends)})"
+    ends = (MISSING if math.isnan(end) else f"{end:.0f}" for end in (low, high))
+    return f"{value:.0f} % ({' – '.join(ends)})"
 
 
 def _lr_range(row: "object") -> str:
@@ -227,5 +228,5 @@ def _lr_range(row: "object") -> str:
 
 def _short(value: float) -> str:
     if not math.isfinite(value):
-        return "–"
+        return MISSING
     return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"

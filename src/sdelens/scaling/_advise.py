@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from sdelens.core import check
-from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
+from sdelens.core.declarations import OPTIMIZERS, canonical_name, scaled_names
 from sdelens.results.printable import Parts, Plotted
 from sdelens.scaling._factors import Change, damping, scaled
 from sdelens.scaling._noise_source import NoiseScale, noise_scale_of
@@ -203,7 +203,7 @@ def _numbers(optimizer: Any) -> tuple[Hyperparameters, bool]:
         if len(readings) > 1:
             raise ValueError(f"optimizer: got {len(readings)} parameter groups; give one of them.")
         return readings[0].numbers, False
-    name = check.choice("optimizer", optimizer.lower(), (*OPTIMIZERS, *ALIASES))
+    name = check.choice("optimizer", optimizer.lower(), scaled_names())
     declared = OPTIMIZERS[canonical_name(name)]
     return read({"optimizer": name, "lr": 1.0, **declared.defaults}, None)[0][0].numbers, True
 

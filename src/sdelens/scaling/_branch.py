@@ -12,6 +12,7 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.core.files import held_folder
+from sdelens.core.limits import OF_FEW
 from sdelens.core.progress import progress_bar
 from sdelens.scaling._branch_store import Kept
 from sdelens.scaling._branches import BASE, Branches, BranchRun, Curve, Plan
@@ -39,7 +40,7 @@ def branch(
     rules: str | Mapping[str, Mapping[str, Any]] | None = None,
     tolerance: float = 0.05,
     minimum: float | None = None,
-    confidence: float = 0.95,
+    confidence: float = OF_FEW,
     predicted: "Diagnosis | None" = None,
     folder: str | os.PathLike[str] | None = None,
     progress: bool | None = None,

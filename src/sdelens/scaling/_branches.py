@@ -4,10 +4,12 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from sdelens.core.numerals import percent
 from sdelens.core.text import brief
 from sdelens.results.paired import MEASURED, Change, late_part, measured, on_grid, scale_of, seeds_needed, shown
 from sdelens.results.paired_plot import Compared, plot_paired
@@ -214,9 +216,9 @@ class Branches(Plotted):
                 "–" if row["steps"] is None else f"{row['steps']:g}",
                 f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "–",
                 shown(row, "difference", lambda v: f"{v:+.2g}"),
-                shown(row, "relative", lambda v: f"{100 * v:+.2g} %"),
-                shown(row, "error", lambda v: f"{100 * v:.2g} %"),
-                shown(row, "predicted", lambda v: f"{100 * v:.2g} %"),
+                shown(row, "relative", partial(percent, plus=True)),
+                shown(row, "error", percent),
+                shown(row, "predicted", percent),
                 row["verdict"],
             ]
             for row in self._rows

@@ -190,7 +190,11 @@ class Ramp(Plotted):
             rate.set_ylabel("learning rate")
             rate.set_ylim(bottom=0)
         (rest or [batch])[-1].set_xlabel("optimizer step")
-        sheet.headline(f"Batch size and learning rate, rule {self.rule}", batch)
+        sizes, rates = self.batch_size, self.numbers["lr"]
+        sheet.headline(
+            f"Batch size {sizes[0]:g} to {sizes[-1]:g}, learning rate at most {rates.max():.3g}\nrule {self.rule}",
+            batch,
+        )
         sheet.align()
 
 

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from sdelens.core import check
-from sdelens.core.declarations import OPTIMIZERS, canonical_name
+from sdelens.core.declarations import OPTIMIZERS, canonical_name, scaled_names
 from sdelens.scaling._rules import ADAPTIVE, default_rule
 
 __all__ = ["Recommendation", "recommended"]
@@ -49,7 +49,7 @@ def recommended(
         ValueError: if the optimizer is unknown or a number is out of its range; the message names it.
     """
     delta = check.positive("ratio", ratio)
-    name = OPTIMIZERS[canonical_name(check.choice("family", family, (*OPTIMIZERS, "adam", "rmsprop")))].of_family
+    name = OPTIMIZERS[canonical_name(check.choice("family", family, scaled_names()))].of_family
     beta = check.fraction("b1", b1)
     if name not in (*ADAPTIVE, "signsgd"):
         return _own(name, delta, beta)

@@ -70,7 +70,7 @@ def rescale(
         momentum: how decays β are scaled: ``"samples"`` (1 − β × δ), ``"second-moment"`` (β₁ unchanged, β₂ to the power
             δ), ``"half-life"`` (every β to the power δ), ``"time"`` (1 − β is multiplied by the learning rate's factor)
             or ``"fixed"``; None selects the default of the rule.
-        decay: ``"coupled"``, ``"independent"`` or ``"l2"``, for a dict that does not state it.
+        decay: ``"coupled"``, ``"independent"`` or ``"l2"``, for a dict that does not state it; the new dict does.
         accumulators: for an optax state: ``"scale"`` converts second moments to the new batch at once, and Adam's step
             count to the same number of samples, as `sdelens.torch.rescale` does; ``"keep"`` leaves both unchanged.
         snr: for ``rule="signal-to-noise"``, u at the old batch size: a number, or (estimate, lower limit, upper limit),
@@ -154,7 +154,7 @@ def read(
         ValueError, TypeError: if something cannot be read; the message names it.
     """
     if isinstance(optimizer, Mapping):
-        return [read_dict(optimizer, decay)], lambda parts: parts[0]
+        return [read_dict(_stating(optimizer, decay))], lambda parts: parts[0]
     if isinstance(optimizer, list):
         if not optimizer or not all(isinstance(group, Mapping) for group in optimizer):
             raise TypeError(
@@ -179,9 +179,26 @@ def read(
     return [read_specification(optimizer)], lambda parts: parts[0]
 
 
+def _stating(given: Mapping[str, Any], decay: str | None) -> Mapping[str, Any]:
+    """The dict with the kind of decay, so that what is made of the rescaled dict knows it too.
+
+    Raises:
+        ValueError: if the dict states another kind, or has a number under this name.
+    """
+    stated = given.get("decay")
+    if stated is None and "decoupled_weight_decay" in given:
+        stated = "coupled" if given["decoupled_weight_decay"] else L2
+    if decay is None or stated == decay:
+        return given
+    if stated is None:
+        return {**given, "decay": decay}
+    remedy = "leave one of them out" if isinstance(stated, str) else "name this number b2 in the dict"
+    raise ValueError(f"decay: got {decay!r}, but the dict has {stated!r}; {remedy}.")
+
+
 def _in_group(number: int, group: Mapping[str, Any], decay: str | None) -> Reading:
     try:
-        return read_dict(group, decay)
+        return read_dict(_stating(group, decay))
     except (ValueError, TypeError) as error:
         raise type(error)(f"group {number}: {error}") from error
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from sdelens.core.declarations import OPTIMIZERS
+from sdelens.core.declarations import OPTIMIZERS, scaled_names
 from sdelens.optimizers import DecayedOptimizer, FromOptax, Wrapped
 from sdelens.optimizers.schedules import Cosine, Polynomial, Schedule, Warmup
 from sdelens.scaling.hyperparameters import Hyperparameters, Reading
@@ -20,13 +20,13 @@ def read_specification(given: Any) -> Reading:
     Raises:
         TypeError: if it is not a specification, or one whose numbers rules cannot access.
     """
-    if not isinstance(given, DecayedOptimizer) or given.name not in OPTIMIZERS:
+    if not isinstance(given, DecayedOptimizer) or given.name not in scaled_names():
         kind = (
             "an optax transformation, whose hyperparameters cannot be read"
             if isinstance(given, FromOptax)
             else "which asks for gradients at other points, for which no rule is known (rescale its base)"
             if isinstance(given, Wrapped)
-            else "which is not supported"
+            else "for which no scaling rule is known"
         )
         raise TypeError(
             f"optimizer: got {type(given).__name__}, {kind}; give one of sl.SGD, sl.AdamW, …, a dict of its "

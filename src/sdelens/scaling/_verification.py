@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens.core.limits import CONFIDENCE
 from sdelens.core.names import noise_label, optimizer_label, problem_label
+from sdelens.core.numerals import MISSING, percent, with_limits
 from sdelens.optimizers import Optimizer
 from sdelens.results.printable import Parts, Plotted, Table
 from sdelens.results.quantities import columns
@@ -49,7 +51,7 @@ class Verification(Plotted):
     stiffness: dict[str, float]
     other_steps: int
 
-    def agreement(self, confidence: float = 0.99) -> "pd.DataFrame":
+    def agreement(self, confidence: float = CONFIDENCE) -> "pd.DataFrame":
         """How well every rescaled run agrees with the original run, at equal numbers of samples.
 
         Columns:
@@ -98,7 +100,7 @@ class Verification(Plotted):
             if row is None:
                 rows.append([*cells, "-", "-", "-"])
                 continue
-            path = _range(row, "path_error", lambda v: f"{100 * v:.2g} %")
+            path = _range(row, "path_error", percent)
             late = _range(row, "asymptotic_ratio", lambda v: f"{v:.3f}")
             rows.append([*cells, path, late, _short(row["spread"])])
         head = ["run", "optimizer", "stiffness", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
@@ -118,7 +120,7 @@ class Verification(Plotted):
         if self.expected is not None:
             said.append(
                 "From there to the stationary distribution, the expected path-wise error of the square-root rule is "
-                f"about {100 * self.expected:.2g} %, without the error from larger steps."
+                f"about {percent(self.expected)}, without the error from larger steps."
             )
         return [title, Table(head, rows), note, *([" ".join(said)] if said else [])]
 
@@ -135,5 +137,5 @@ def _short(value: float) -> str:
 def _range(row: dict[Any, Any], name: str, written: Any) -> str:
     found, low, high = (row[column] for column in columns(name))
     if not np.isfinite(found):
-        return "diverged" if row["diverged"] else "-"
-    return f"{written(found)} ({written(low)} – {written(high)})" if np.isfinite(high) else written(found)
+        return "diverged" if row["diverged"] else MISSING
+    return with_limits(found, low, high, written)

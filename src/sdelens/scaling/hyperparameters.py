@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any, Final
 
 from sdelens.core import check
-from sdelens.core.declarations import ALIASES, OPTIMIZERS, canonical_name
+from sdelens.core.declarations import OPTIMIZERS, canonical_name, scaled_names
 from sdelens.core.names import DECAYS
 
 __all__ = ["Hyperparameters", "Reading", "read_dict"]
@@ -157,14 +157,14 @@ def _named(given: Mapping[str, Any]) -> str:
     """The optimizer's name, as given or inferred from the keys."""
     name = given.get("optimizer")
     if name is not None:
-        return check.choice("optimizer", str(name).lower(), (*OPTIMIZERS, *ALIASES))
+        return check.choice("optimizer", str(name).lower(), scaled_names())
     if "decoupled_weight_decay" in given and "betas" in given:
         return "adamw" if given["decoupled_weight_decay"] else "adam"
     if "alpha" in given:
         return "rmsprop"
     if "dampening" in given:
         return "sgd"
-    listed = ", ".join(repr(n) for n in (*OPTIMIZERS, *ALIASES))
+    listed = ", ".join(repr(n) for n in scaled_names())
     raise ValueError(f"optimizer: the dict does not name an optimizer; add the key 'optimizer' with one of {listed}.")
 
 
@@ -258,7 +258,7 @@ def _record(name: str, family: str, lr: float, values: dict[str, float], decay: 
         dampening = values.get("dampening", 0.0)
         if dampening >= 1:
             raise ValueError(
-                f"dampening: got {dampening:g}; it must be less than 1, because the gradient is multiplied by 1 - "
+                f"dampening: got {dampening:g}; it must be less than 1, because the gradient is multiplied by 1 − "
                 "dampening."
             )
         if dampening != momentum:  # if equal, the buffer is a mean, and they are kept equal

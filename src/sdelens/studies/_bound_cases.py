@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import sdelens as sl
+from sdelens.core.limits import normal_point
 from sdelens.studies._draw import KEY, ROWS, draw_items, panels, scale_y
 from sdelens.studies._measure import largest_ratio
 from sdelens.studies._study import Outcome, Picture, Plan
@@ -95,8 +96,9 @@ def run_bounds(plan: Plan, names: list[str], form: str, expected: Mapping[str, f
     def draw() -> Any:
         figure, axes = panels(len(names), 3)
         for axis, (name, (time, mean, error, bound)) in zip(axes, shown.items(), strict=True):
+            half = normal_point() * error
             axis.plot(time, mean, color="#000000", linewidth=2.4, alpha=0.75, label="mean loss (band: 99 %)")
-            axis.fill_between(time, mean - 2.58 * error, mean + 2.58 * error, color="0.8", linewidth=0)
+            axis.fill_between(time, mean - half, mean + half, color="0.8", linewidth=0)
             axis.plot(time, bound, color="#CC79A7", linestyle=(0, (5, 2)), label="bound")
             axis.set_title(name, loc="left")
             axis.set_xlabel("time  $t = k\\eta$")

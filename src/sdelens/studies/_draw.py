@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdelens.core.limits import normal_point
+from sdelens.core.numerals import resolved
+from sdelens.results.figures import plain_ticks
 from sdelens.results.plotting import look_of, written
 from sdelens.studies._study import Picture
 
@@ -117,7 +120,8 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool, ti
             own = data.sel(model=result.optimizer)
             low, high = (own.loss_quantile.sel(quantile=q).values - infimum for q in (0.05, 0.95))
             if normal:
-                low, high = (curves[result.optimizer] + sign * 1.645 * own.loss_std.values for sign in (-1, 1))
+                half = normal_point(0.9) * own.loss_std.values
+                low, high = (curves[result.optimizer] + sign * half for sign in (-1, 1))
             axis.fill_between(time, np.maximum(low, 0.3 * finite.min()), high, color="0.85", linewidth=0)
         for label, curve in curves.items():
             (entries[label],) = axis.plot(time, curve, label=written(label), **looks[label])
@@ -150,25 +154,21 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool, ti
 def _write_errors(axis: "Axes", result: "Result", looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the error of every model into the upper right corner, where a falling loss leaves room."""
     for row, (label, (error, floor)) in enumerate(result.point_errors().items()):
-        said = f"{100 * error:.2g} %" if error > floor else f"< {100 * floor:.2g} %"
         place: dict[str, Any] = {"xytext": (-3, -3 - 12 * row), "xycoords": "axes fraction"}
         look = {"color": looks[label]["color"], "ha": "right", "va": "top"}
-        axis.annotate(f"{written(label)}: {said}", (1, 1), textcoords="offset points", **place, **look)
+        axis.annotate(
+            f"{written(label)}: {resolved(error, floor)}", (1, 1), textcoords="offset points", **place, **look
+        )
 
 
 def scale_y(axis: "Axes", values: Any) -> None:
     """Set a logarithmic scale if values span a factor of 5, with ticks at 1, 2, 5 if they do not span one of 50."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     values = np.asarray(values, float)
     low, high = values.min(), values.max()
     if low <= 0 or high < 5 * low:
         return
     axis.set_yscale("log")
-    if high < 50 * low:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axis.yaxis)
 
 
 def log_axes(axis: "Axes", ticks: Sequence[float], xlabel: str, ylabel: str) -> None:
@@ -185,7 +185,7 @@ def mark_series(axis: "Axes", at: Sequence[float], table: Mapping[str, Sequence[
     """Draw a line with markers for each name; standard errors are drawn as 99 % intervals."""
     for look, (name, values) in zip(MARKS, table.items(), strict=False):
         value, error = np.array(values).T
-        axis.errorbar(at, value, 2.58 * error, label=name, capsize=2, markersize=4, **look)
+        axis.errorbar(at, value, normal_point() * error, label=name, capsize=2, markersize=4, **look)
 
 
 def draw_items(items: Sequence[Any], label: str, logarithmic: bool = False) -> "Figure":

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sdelens.core import numerals
+from sdelens.results.printable import Table
 from sdelens.results.report import write_rendered
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._records import Record
@@ -14,9 +16,12 @@ from sdelens.studies._verdicts import FAILS, FAMILY_RATE, HOLDS, OPEN, Item
 
 __all__ = ["row_of", "write_page"]
 
-_KINDS = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+_KINDS = {HOLDS: "good", FAILS: "bad", OPEN: "open"}
 _HEAD = ["number", "value", "limits", "must be", "verdict", "expected", "power"]
-_CLOSE = 1e-3
+_CAPTION = (
+    "Numbers with one-sided {:.5g} % limits; power: chance that limits as wide as these resolve a number that is as "
+    "expected."
+)
 
 
 def row_of(record: Record) -> list[str]:
@@ -86,9 +91,7 @@ def _entry(folder: Path, record: Record, preset: str, seed: int) -> dict[str, An
         "remarks": remarks,
         "figures": [_embedded(folder, p, "svg", "image/svg+xml") for p in record.pictures],
         "films": [_embedded(folder, a, "gif", "image/gif") for a in record.animations],
-        "confidence": f"{100 * confidence:.5g} %",
-        "head": _HEAD,
-        "rows": [_row(item) for item in record.items],
+        "numbers": Table(_HEAD, [_row(item) for item in record.items], _CAPTION.format(100 * confidence)),
         "seconds": f"{record.seconds:.0f}",
     }
 
@@ -99,14 +102,13 @@ def _embedded(folder: Path, shown: dict[str, str], ending: str, kind: str) -> di
 
 
 def _row(item: Item) -> list[str]:
-    def number(value: float) -> str:
-        if not math.isfinite(value):
-            return "-" if math.isnan(value) else "∞" if value > 0 else "−∞"
-        return (f"{100 * value:.3g} %" if item.percent else f"{value:.4g}").replace("-", "−")
+    def written(value: float) -> str:
+        return numerals.percent(value, 3) if item.percent else numerals.number(value, 4)
 
-    power = "-" if math.isnan(item.power) else f"{item.power:.2f}"
-    limits = f"{number(item.lower)} to {number(item.upper)}"
-    return [item.label, number(item.value), limits, _bounds(item, number), item.verdict, number(item.expected), power]
+    power = numerals.MISSING if math.isnan(item.power) else f"{item.power:.2f}"
+    limits = f"{written(item.lower)} to {written(item.upper)}"
+    bounds = _bounds(item, written)
+    return [item.label, written(item.value), limits, bounds, item.verdict, written(item.expected), power]
 
 
 def _bounds(item: Item, number: Any) -> str:

@@ -2,13 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdelens.core import check
+from sdelens.core.tasks import completed
 from sdelens.results.printable import Parts, Printable, Table
 from sdelens.results.report import claim_folder
+from sdelens.run.options import check_executor
 from sdelens.studies import _records
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._page import row_of, write_page
@@ -70,6 +74,7 @@ def reproduce(
     overwrite: bool = False,
     progress: bool | None = None,
     tell: Callable[[str], None] | None = None,
+    executor: "Executor | Callable[[], Executor] | None" = None,
 ) -> Reproduction:
     """Run claims of the paper and of this library, and write a report with a verdict on each.
 
@@ -83,6 +88,8 @@ def reproduce(
         overwrite: replace existing files of the claims; with `resume`, only those that cannot be kept.
         progress: progress display of single runs, as in `compare`.
         tell: function called with a line of text when a claim ends.
+        executor: as in `sdelens.Execution`; every claim is then run by a worker, which must reach the folder `out`.
+            A claim whose worker dies is run again and continues from its checkpoints.
 
     Returns:
         A `Reproduction`: records by claim, and the path of the page.
@@ -92,7 +99,10 @@ def reproduce(
         FileExistsError: if the folder contains a report and neither `resume` nor `overwrite` is given, or a claim's
             folder has runs that cannot be resumed and `overwrite` is not given, or files of other origin.
         OSError: if the folder cannot be written, or another run uses it.
+        RuntimeError: if the executor loses the workers of a claim three times, or cannot run any more.
     """
+    if executor is not None:
+        check_executor(executor)
     preset = check.choice("preset", preset, PRESETS)
     seed = check.at_least("seed", seed, 0)
     names = list(STUDIES) if not claims else [check.choice("claim", name, STUDIES) for name in claims]
@@ -104,19 +114,53 @@ def reproduce(
         wanted = {name: _records.identity(study, preset, seed, confidence_of(study)) for name, study in STUDIES.items()}
         found = {name: _records.kept(folder / name, wanted[name]) for name in STUDIES}
         shown = {name: record for name, record in found.items() if record is not None and name not in names}
-        for number, name in enumerate(names, 1):
-            record = found[name] if resume else None
-            if record is None:
-                _records.begin(folder / name, wanted[name], resume, overwrite)
-                record = _run(STUDIES[name], preset, seed, folder / name, wanted[name], progress)
+        tasks: dict[str, _Claim] = {}
+        for name in names:
+            if not resume or found[name] is None:
+                tasks[name] = (name, preset, seed, folder.absolute() / name, wanted[name], progress)
+
+        def begin(name: str) -> None:
+            _records.begin(folder / name, wanted[name], resume, overwrite)
+
+        for number, (name, record) in enumerate(_in_turn(names, found, tasks, begin, executor), 1):
             records[name] = record
             page = write_page(folder, [*names, *shown], records | shown, preset, seed)
             say(f"{number:2}/{len(names)}  {_line(record)}")
     return Reproduction(records, page)
 
 
-def _run(study: Study, preset: str, seed: int, own: Path, wanted: dict, progress: bool | None) -> Record:
+_Claim = tuple[str, str, int, Path, dict[str, Any], bool | None]
+"""A claim to run: name, preset, seed, folder, identity of its record, and display of progress."""
+
+
+def _in_turn(
+    names: Sequence[str],
+    found: Mapping[str, Record | None],
+    tasks: Mapping[str, _Claim],
+    begin: Callable[[str], None],
+    executor: Any,
+) -> Iterator[tuple[str, Record]]:
+    """The records of claims, one after another or, on an executor, those that are kept first and then as they end."""
+    if executor is None:
+        for name in names:
+            if name in tasks:
+                begin(name)
+                yield name, _run(tasks[name])
+            elif (record := found[name]) is not None:
+                yield name, record
+        return
+    for name in names:
+        if name not in tasks and (record := found[name]) is not None:
+            yield name, record
+    for name in tasks:
+        begin(name)
+    yield from completed(executor, _run, {name: (*task[:-1], False) for name, task in tasks.items()}, "claim {}".format)
+
+
+def _run(claim: _Claim) -> Record:
     """Run a claim and return its record; an error in one claim does not stop the others."""
+    name, preset, seed, own, wanted, progress = claim
+    study = STUDIES[name]
     start = time.perf_counter()
     try:
         outcome = run_study(study, preset, seed, own, progress)

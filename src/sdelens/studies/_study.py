@@ -14,7 +14,7 @@ from sdelens.results.result import Result
 from sdelens.results.sweep import Sweep, load
 from sdelens.run import api
 from sdelens.run.options import Execution
-from sdelens.run.statistics import GROUPS
+from sdelens.run.summary import GROUPS
 from sdelens.studies._verdicts import Estimate, Item, at_least, at_most, joined, within
 
 if TYPE_CHECKING:

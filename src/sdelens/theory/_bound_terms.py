@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from sdelens.cases.case import Case
 from sdelens.core import check
-from sdelens.core.compilation import program
+from sdelens.core.compilation import program, quick
 from sdelens.noise import NoiseLaw
 from sdelens.problems import AbstractProblem, Quadratic
 from sdelens.theory._fluctuation import at_rest, by_law_if, law_is_needed
@@ -242,7 +242,7 @@ def of_adaptive(draft: Draft, case: Case, known: Constants, form: str) -> None:
     draft.assume(
         "noise dominates",
         None if check.is_traced(dominates) or not dominates else True,
-        f"largest |grad|/sigma at the start {shown(ratio, 3)}",
+        f"largest |∂f|/σ at the start {shown(ratio, 3)}",
     )
     scale += number(optimizer.eps)  # ε reduces the rate, and the noise of a step only decreases
     mu, smooth = known.convexity, known.smoothness
@@ -293,7 +293,7 @@ def _of_fluctuation(draft: Draft, case: Case) -> tuple[Any, Any]:
         "v fluctuates little",
         True if gentle else None,
         f"b2 = {shown(b2)}, excess kurtosis of the noise {shown(kurtosis.max(), 3)}; taken "
-        + ("from the law of the noise" if use_law else "to first order in 1 - b2"),
+        + ("from the law of the noise" if use_law else "to first order in 1 − b2"),
     )
     none, total = jnp.zeros_like(start), jnp.broadcast_to(case.noise.variance(start), start.shape)
     squares = (total, (jnp.asarray(kurtosis, total.dtype) + 2) * total**2)
@@ -345,11 +345,11 @@ def _start_signal(case: Case) -> tuple[Any, Any]:
     """∇f and |Y| at the start."""
     start = case.problem.start
     grad = case.problem.evaluate(start)[1]
-    sign = case.noise.mean_sign(grad, start)
-    if not check.any_traced(grad, sign):
+    if not check.any_traced(grad, start, case.noise):
         return np.asarray(grad, np.float64), np.abs(signal(case.noise, np.asarray(grad), start))
     if case.noise.normal:
         return grad, jnp.abs(grad) / jnp.sqrt(2 * case.noise.variance(start))
+    sign = case.noise.mean_sign(grad, start)
     return grad, lax.erf_inv(jnp.abs(jnp.broadcast_to(sign, grad.shape)))
 
 
@@ -371,15 +371,15 @@ def _is_unimodal(case: Case) -> bool | None:
     start = case.problem.start
     if check.any_traced(_scales(case), case.noise):
         return True if case.noise.normal else None
-    scale = jnp.asarray(_scales(case), start.dtype)
-    levels = (case.noise.density(level * scale, start) for level in np.linspace(0, 8, 200, dtype=np.float32))
-    densities = (np.broadcast_to(np.asarray(density, np.float64), start.shape) for density in levels)
-    inner = peak = next(densities)
-    for outer in densities:
-        if (outer > inner + 1e-5 * peak.max()).any():
-            return False
-        inner = outer
-    return True
+    density = np.asarray(_densities(case.noise, np.asarray(_scales(case), start.dtype), start), np.float64)
+    return bool((density[1:] <= density[:-1] + 1e-5 * density[0].max()).all())
+
+
+@quick
+def _densities(noise: NoiseLaw, scale: Array, start: Array) -> Array:
+    """Densities of the noise at 200 multiples of its scale, from 0 to 8."""
+    levels = jnp.linspace(0, 8, 200, dtype=start.dtype)
+    return lax.map(lambda level: jnp.broadcast_to(noise.density(level * scale, start), start.shape), levels)
 
 
 def _first_exit(case: Case, known: Constants, grad: Any, boundary: float) -> Any:

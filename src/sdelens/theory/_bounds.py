@@ -83,7 +83,8 @@ class LossBound(Plotted):
         if math.isfinite(self.asymptote):
             axes.axhline(self.asymptote, color="0.35", linestyle=(0, (4, 2)), label="for t → ∞")
         axes.set(xlabel="time  $t = k\\eta$", ylabel="loss")
-        axes.legend()
+        axes.margins(x=0)
+        sheet.label_lines(axes)
         sheet.headline(self.title, axes)
 
     @property

@@ -69,4 +69,6 @@ def plot_shares(sheet: Sheet, shares: np.ndarray, time: np.ndarray | None) -> No
         axes.set(xlabel="time  $t = k\\eta$", xlim=(time[0], time[-1]) if len(time) > 1 else None)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
     axes.set(ylabel="coordinates (%)", ylim=(0, 100))
-    sheet.headline("Phases of SignSGD", axes)
+    first, last = (" – ".join(f"{100 * share:.0f}" for share in shares[i]) for i in (0, -1))
+    said = f"SignSGD: {first} % of the coordinates in phases 1 – 2 – 3"
+    sheet.headline(said if time is None else f"{said} at the start, {last} % at the end", axes)

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 
 from sdelens.core import check
 from sdelens.core.compilation import program
+from sdelens.core.numerals import percent
 from sdelens.noise import AbstractNoise
 from sdelens.optimizers import AdamW, DecayedOptimizer, Optimizer, RMSpropW
 from sdelens.optimizers.schedules import Interpolated
@@ -439,7 +440,8 @@ def _remarks(
         if np.abs(u[j] - box[j]).min() < 1e-3:
             remarks.append(f"{name}: {value:.4g} is a bound; the best value may lie beyond it, see bounds=")
         if max(abs(c - 1) for c in changes[name]) < _FLAT:
-            remarks.append(f"{name}: hardly matters; halving or doubling changes the {what} by less than {_FLAT:.0%}")
+            least = percent(_FLAT)
+            remarks.append(f"{name}: hardly matters; halving or doubling changes the {what} by less than {least}")
     return remarks
 
 

@@ -11,6 +11,7 @@ from jax import Array
 from scipy.special import erfinv
 
 from sdelens.core import check
+from sdelens.core.compilation import quick
 from sdelens.core.tree import Layout, flatten_parameters
 from sdelens.noise import AbstractNoise, NoiseLaw
 from sdelens.problems import AbstractProblem
@@ -71,7 +72,7 @@ class Phases(Plotted):
         rows = []
         points = [("", 0)] if self.time is None else [(f", t = {self.time[i]:g}", i) for i in (0, -1)]
         for where, i in points:
-            for label, shares in (("coordinates", self.shares), ("of |grad|^2", self.gradient_shares)):
+            for label, shares in (("coordinates", self.shares), ("of ‖∇f‖²", self.gradient_shares)):
                 rows.append([label + where, *(f"{100 * v:.1f} %" for v in np.atleast_2d(shares)[i])])
         where = f"{self.signal.shape[-1]} coordinates"
         where += "" if self.time is None else f", {len(self.time)} times from {self.time[0]:g} to {self.time[-1]:g}"
@@ -130,7 +131,7 @@ def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any =
         gradient, holder = _gradients(subject)
         x, bound = np.broadcast_to(np.asarray(holder.start), gradient.shape), noise.bind(holder)
         time = _times(time, gradient)
-    check_law(bound, jnp.asarray(x[0]))
+    check_law(bound, jax.device_put(np.asarray(x[0])))
     value = np.abs(signal(bound, gradient.T, x.T).T)
     phase = np.where(value > BOUNDARIES[0], 1, np.where(value >= BOUNDARIES[1], 2, 3))
     within = phase[..., None] == np.arange(1, 4)
@@ -144,12 +145,22 @@ def phases(subject: Any, noise: AbstractNoise, *, along: Any = None, time: Any =
 def signal(noise: NoiseLaw, gradient: Any, x: Any) -> np.ndarray:
     """Y for noise bound to a problem, at gradients and positions of shape (d,) or (d, T)."""
     dtype = jnp.result_type(float)
-    gradient, x = jnp.asarray(gradient, dtype), jnp.asarray(x, dtype)
+    gradient, x = (np.asarray(a).astype(dtype) for a in (gradient, x))
     if noise.normal:
-        none = gradient == 0  # also where there is no noise either
-        return np.asarray(jnp.where(none, 0, gradient / jnp.sqrt(2 * noise.variance(x))), np.float64)
-    sign = np.asarray(jnp.broadcast_to(noise.mean_sign(gradient, x), gradient.shape), np.float64)
-    return np.asarray(erfinv(np.clip(sign, -1, 1)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = gradient / np.sqrt(2 * np.asarray(_variance(noise, x), np.float64))
+        return np.where(gradient == 0, 0.0, ratio)  # 0 also where there is no noise either
+    return np.asarray(erfinv(np.clip(np.asarray(_mean_sign(noise, gradient, x), np.float64), -1, 1)))
+
+
+@quick
+def _variance(noise: NoiseLaw, x: Array) -> Array:
+    return noise.variance(x)
+
+
+@quick
+def _mean_sign(noise: NoiseLaw, gradient: Array, x: Array) -> Array:
+    return jnp.broadcast_to(noise.mean_sign(gradient, x), gradient.shape)
 
 
 class Gradient(AbstractProblem):

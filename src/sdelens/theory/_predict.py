@@ -252,7 +252,7 @@ def _start(case: Case, model: LinearGradient) -> tuple[State, Array]:
     def initial(x: Array) -> State:
         return optimizer.initial_state(case.problem, case.noise, x)
 
-    stream = Stream(jnp.zeros(2, jnp.uint32), jnp.arange(_START_DRAWS, dtype=jnp.uint32))
+    stream = Stream(*jax.device_put((np.zeros(2, np.uint32), np.arange(_START_DRAWS, dtype=np.uint32))))
     state = start.state(stream, initial)
     if state.x.ndim == 1:
         return state, jnp.zeros_like(model.curvature)

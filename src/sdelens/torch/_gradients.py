@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdelens.core import check
+from sdelens.core.limits import CONFIDENCE
 from sdelens.diagnosis import GradientNoise
 from sdelens.diagnosis.gradients import Groups, as_groups
 from sdelens.diagnosis.logged import logged
@@ -164,7 +165,7 @@ class GradientWatch:
         self._handles = []
         self._close()
 
-    def result(self, *, per: str = "sample", confidence: float = 0.95) -> GradientNoise:
+    def result(self, *, per: str = "sample", confidence: float = CONFIDENCE) -> GradientNoise:
         """The noise of the micro-batches so far; call it only after the current backward pass has ended.
 
         Under data parallelism, this is what this process knows; `gather` joins all of them.
@@ -176,7 +177,7 @@ class GradientWatch:
         self._close()
         return self._result(None, per, confidence)
 
-    def gather(self, *, per: str = "sample", confidence: float = 0.95) -> GradientNoise:
+    def gather(self, *, per: str = "sample", confidence: float = CONFIDENCE) -> GradientNoise:
         """The noise of the micro-batches of all processes; every process must call it, and gets the same result.
 
         Raises:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sdelens.core import check
+from sdelens.core.limits import OF_FEW
+from sdelens.core.numerals import percent
 from sdelens.core.progress import progress_bar
 from sdelens.results.paired import MEASURED, Change, measured, on_grid, scale_of, seeds_needed, shown
 from sdelens.results.paired_plot import Compared, plot_paired
@@ -126,8 +129,8 @@ class SVAG(Plotted):
                 f"{row.lr:.4g}",
                 f"{row.loss:.4g}" if math.isfinite(row.loss) else "–",
                 shown(row, "difference", lambda v: f"{v:+.2g}"),
-                shown(row, "relative", lambda v: f"{100 * v:+.2g} %"),
-                shown(row, "error", lambda v: f"{100 * v:.2g} %"),
+                shown(row, "relative", partial(percent, plus=True)),
+                shown(row, "error", percent),
                 row.verdict,
             ]
             for factor, row in self.table.iterrows()
@@ -177,7 +180,7 @@ def svag(
     seeds: int = 3,
     tolerance: float = 0.05,
     minimum: float | None = None,
-    confidence: float = 0.95,
+    confidence: float = OF_FEW,
     rule: str | None = None,
     evaluate: Callable[[Any], Any] | None = None,
     progress: bool | None = None,
