@@ -17,6 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
+from sdelens.core.files import save_figure
+from sdelens.results.end_labels import End, label_ends
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 PROBLEM = sl.Quadratic(CURVATURE, start=0.0)
@@ -45,7 +47,8 @@ def sign_loss(gain, tie, slope):
 
 def sgd_cases():
     """For each case: label, share of coordinates that is sent, and numbers of workers."""
-    return [(f"random-k, $\\omega$ = {1 / keep - 1:g}", keep, (1, 2, 4, 8, 16, 32)) for keep in (1.0, 0.5, 0.25)]
+    sent = {1.0: "all sent", 0.5: "half sent", 0.25: "a quarter sent"}
+    return [(f"{said}, $\\omega$ = {1 / keep - 1:g}", keep, (1, 2, 4, 8, 16, 32)) for keep, said in sent.items()]
 
 
 def sign_cases():
@@ -54,26 +57,30 @@ def sign_cases():
     few, even, odd = (1, 4, 16), (2, 4, 8, 16, 32), (1, 3, 9, 31)
     flat, steep = 2 / math.pi, math.sqrt(2 / math.pi)
     return [
-        (LOOKS[0], "Cauchy noise, vote, even $N$", cauchy, vote, flat, vote.gain, even),
-        (LOOKS[0], "Cauchy noise, vote, odd $N$", cauchy, vote, flat, vote.gain, odd),
-        (LOOKS[1], "Cauchy noise, mean", cauchy, None, flat, lambda n: 1.0, few),
-        (LOOKS[2], "normal noise, vote, even $N$", normal, vote, steep, vote.gain, even),
-        (LOOKS[2], "normal noise, vote, odd $N$", normal, vote, steep, vote.gain, odd),
-        (LOOKS[3], "normal noise, mean", normal, None, steep, math.sqrt, few),
+        (LOOKS[0], "Cauchy, vote, even $N$", cauchy, vote, flat, vote.gain, even),
+        (LOOKS[0], "Cauchy, vote, odd $N$", cauchy, vote, flat, vote.gain, odd),
+        (LOOKS[1], "Cauchy, mean", cauchy, None, flat, lambda n: 1.0, few),
+        (LOOKS[2], "normal, vote, even $N$", normal, vote, steep, vote.gain, even),
+        (LOOKS[2], "normal, vote, odd $N$", normal, vote, steep, vote.gain, odd),
+        (LOOKS[3], "normal, mean", normal, None, steep, math.sqrt, few),
     ]
 
 
 def draw(axes, label, look, workers, formula, found):
-    """Draw a line for the formula, dots for the optimizer and crosses for the SDE, and print their ratios."""
+    """Draw a line for the formula, dots for the optimizer and crosses for the SDE, and print their ratios.
+
+    Returns the name of the line for its end.
+    """
     color, marker = look
     dashes = (0, (5, 2)) if "odd" in label else "-"
-    axes.loglog(workers, formula, color=color, label=label, linewidth=1, linestyle=dashes)
+    axes.loglog(workers, formula, color=color, linewidth=1, linestyle=dashes)
     axes.loglog(workers, found[:, 0], color=color, marker=marker, linestyle="none", markersize=4)
     axes.loglog(workers, found[:, 1], color=color, marker="x", linestyle="none", markersize=7)
     for n, stated, (own, sde) in zip(workers, formula, found, strict=True):
         print(
             f"{label:28} N = {n:3d}: formula {stated:.3e}, optimizer {own / stated:.3f} of it, SDE {sde / stated:.3f}"
         )
+    return End.of(label, color, np.array(workers), np.array(formula))
 
 
 def main():
@@ -83,27 +90,33 @@ def main():
     parser.add_argument("--paths", type=int, default=400)
     arguments = parser.parse_args()
     with sl.style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.9))
+        ends = {left: [], right: []}
         for look, (label, keep, workers) in zip(LOOKS, sgd_cases(), strict=False):
             noises = [sl.DistributedNoise(sl.GaussianNoise(1.0), n, sl.RandomK(keep)) for n in workers]
             found = np.array([simulated(noise, sl.SGD(LR), arguments.paths) for noise in noises])
-            draw(left, label, look, workers, [sgd_loss(n, 1 / keep - 1) for n in workers], found)
+            ends[left].append(draw(left, label, look, workers, [sgd_loss(n, 1 / keep - 1) for n in workers], found))
         for look, label, noise, compression, slope, gain, workers in sign_cases():
             noises = [sl.DistributedNoise(noise, n, compression) for n in workers]
             found = np.array([simulated(each, sl.SignSGD(LR), arguments.paths) for each in noises])
             ties = [0.0 if compression is None else compression.tie(n) for n in workers]
             formula = [sign_loss(gain(n), tie, slope) for n, tie in zip(workers, ties, strict=True)]
-            draw(right, label, look, workers, formula, found)
+            ends[right].append(draw(right, label, look, workers, formula, found))
         for axes, title in ((left, "SGD, normal noise"), (right, "SignSGD")):
             axes.set_xscale("log", base=2)
             axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
             axes.set_xlabel("workers $N$")
             axes.set_title(title, loc="left")
-            axes.legend(loc="lower left", fontsize="small")
-        right.set_ylim(bottom=8e-4)
-        figure.suptitle("Lines: formula; dots: optimizer; crosses: SDE", x=0.01, ha="left", fontsize="medium")
+            label_ends(axes, ends[axes])
+        figure.suptitle(
+            "More workers reduce the loss at rest; under Cauchy noise only a vote does, the mean does not\n"
+            "lines: formula; filled marks: optimizer; crosses: SDE",
+            x=0.01,
+            ha="left",
+            fontsize="medium",
+        )
         left.set_ylabel("mean loss at rest")
-    figure.savefig(arguments.out, dpi=200)
+    save_figure(figure, arguments.out)
     print(f"Written to {arguments.out}")
 
 

@@ -11,7 +11,7 @@ import sdelens as sl
 
 source = Path(__file__).parents[1] / "src"
 assert source not in Path(sl.__file__).parents, f"{sl.__file__} is not an installed copy"
-for name in ("py.typed", "__init__.pyi", "results/templates/index.html", "explorer/assets/engine.js"):
+for name in ("py.typed", "__init__.pyi", "results/templates/results.html", "explorer/assets/engine.js"):
     assert files("sdelens").joinpath(name).is_file(), f"the package lacks {name}"
 
 result = sl.compare(sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.SignSGD(lr=0.1), steps=20, paths=64)

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
+from sdelens.core.files import save_figure
 from sdelens.results.end_labels import End, label_ends
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
@@ -87,7 +88,7 @@ def main():
             loc="left",
         )
         label_ends(axes, ends)
-    figure.savefig(arguments.out, dpi=200)
+    save_figure(figure, arguments.out)
     print(f"Written to {arguments.out}")
 
 

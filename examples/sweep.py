@@ -25,15 +25,16 @@ def main():
     """Write the figures and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(), help="an existing folder")
+    parser.add_argument("--share", type=int, default=1, help="divide the numbers of paths by this, for a first look")
     arguments = parser.parse_args()
     over = {"lr": LRS, "weight_decay": [0, 0.1, 0.3, 1, 3]}
-    sizes = dict(steps=300, paths=320, record=sl.Record(every=10))
+    sizes = dict(steps=300, paths=320 // arguments.share, record=sl.Record(every=10))
     loss = sl.sweep(*REGRESSION, sl.AdamW(1e-2, b2=0.99), ["optimizer"], over=over, **sizes)
     print(loss)
     loss.plot(arguments.out / "sweep.png")
 
     over = {"lr": LRS, "b2": [0.8, 0.9, 0.95, 0.99, 0.999]}
-    sizes = dict(steps=200, paths=8192, record=sl.Record(every=5))
+    sizes = dict(steps=200, paths=8192 // arguments.share, record=sl.Record(every=5))
     tracking = sl.sweep(*QUADRATIC, sl.AdamW(1e-2), ["optimizer", "sde"], over=over, **sizes)
     print(tracking)
     tracking.plot(arguments.out / "sweep-error.png", quantity="error")

@@ -8,9 +8,12 @@ is kept in `build/tutorials`, by the hash of the script and of the library's sou
 
 import base64
 import hashlib
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import html_rules
 import jupytext
 import latex2mathml.converter
 import nbformat
@@ -49,9 +52,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     library = hashlib.sha256()
     for source in sorted((ROOT / "src").rglob("*.py")):
         library.update(source.read_bytes())
-    for script in sorted(SCRIPTS.glob("*.py")):
-        key = hashlib.sha256(script.read_bytes() + library.digest()).hexdigest()[:16]
-        notebook = executed(script, KEPT / f"{script.stem}-{key}.ipynb")
+    scripts = sorted(SCRIPTS.glob("*.py"))
+    keys = [hashlib.sha256(script.read_bytes() + library.digest()).hexdigest()[:16] for script in scripts]
+    kept = [KEPT / f"{script.stem}-{key}.ipynb" for script, key in zip(scripts, keys, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each has a process of its own, which rarely fills all cores
+        notebooks = list(pool.map(executed, scripts, kept))
+    for script, notebook in zip(scripts, notebooks, strict=True):
         body, figures = page_of(notebook, script.stem)
         parts: dict[str, str | bytes] = {f"{script.stem}.md": body, f"{script.stem}.ipynb": nbformat.writes(notebook)}
         for name, content in (parts | figures).items():
@@ -65,7 +71,7 @@ def executed(script: Path, kept: Path) -> nbformat.NotebookNode:
         return nbformat.read(kept, as_version=4)
     notebook = jupytext.read(script)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    work = KEPT / "work"
+    work = KEPT / "work" / script.stem
     work.mkdir(parents=True, exist_ok=True)
     try:
         NotebookClient(
@@ -102,16 +108,30 @@ def page_of(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, 
                 figures[figure] = base64.b64decode(data["image/png"])
                 blocks.append(f"![{alt}]({figure})")
             elif "text/html" in data:
-                table = re.search(r"<table.*</table>", data["text/html"], re.S)
-                blocks.append(re.sub(r"<table[^>]*>", "<table>", table.group()) if table else data["text/plain"])
+                blocks.append(_shown(data["text/html"]))
             else:
-                text = output.get("text") or data.get("text/plain", "")
-                blocks.append(f"``` {{ .text .output }}\n{text.strip()}\n```")
+                text = (output.get("text") or data.get("text/plain", "")).strip()
+                prose = "" if "  " in text else " .prose"  # columns keep their places, sentences are wrapped
+                blocks.append(f"``` {{ .text .output{prose} }}\n{text}\n```")
         if (alt is None) != (len(figures) == before):
             raise PluginError(f'{name}: a figure and its cell\'s alt="..." go together, in the cell:\n{cell.source}')
     note = f"[This page as a notebook]({name}.ipynb), made by executing `examples/tutorials/{name}.py`."
     head, _, rest = blocks[0].partition("\n")
     return "\n\n".join([head, note, rest, *blocks[1:]]) + "\n", figures
+
+
+def _shown(html: str) -> str:
+    """What a notebook shows of an object, in the site's own style, as one block of Markdown: its tables and sentences.
+
+    Its figure is left out: a page has the figures of its cells, with their texts.
+    """
+    html = re.sub(r"<style.*?</style>|<img[^>]*>", "", html, flags=re.S)
+    html = re.sub(r"<(table|tr) [^>]*>", r"<\1>", html)
+    columns = re.compile(r"<thead>.*?</thead>", re.S)
+    html = columns.sub(lambda head: head.group().replace("<th>", '<th scope="col">'), html)
+    html = re.sub(r"<th[^>]*></th>", "<td></td>", html).replace("<th>", '<th scope="row">')
+    html = re.sub(r"(?<=<th scope=\"col\">)[^<]*", lambda name: re.sub(r"(?<=[_/])", "<wbr>", name.group()), html)
+    return f'<div class="output">{"".join(line.strip() for line in html.splitlines())}</div>'
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -122,16 +142,29 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _mathml(latex: str) -> str:
-    return latex2mathml.converter.convert(" ".join(latex.split()), display="block")
+    latex = " ".join(latex.split()).replace("{aligned}", "{align*}")  # the converter knows only the latter
+    made = latex2mathml.converter.convert(latex, display="block")
+    # It writes the upright letters of \mathrm as character references, which alone are drawn in italics.
+    made = re.sub(r"<mi>(&#x000[4-7][0-9A-F];)</mi>", r'<mi mathvariant="normal">\1</mi>', made)
+    # Names such as E and Cov come as operators with wide spaces: a thin space suffices, and none before a bracket.
+    made = re.sub(r"<mo>([A-Za-z]+)</mo>(?=<mo[^>]*>(?:&#x00028;|\[))", r'<mo lspace="0.17em" rspace="0">\1</mo>', made)
+    return re.sub(r"<mo>([A-Za-z]+)</mo>", r'<mo lspace="0.17em" rspace="0.17em">\1</mo>', made)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make every figure a link to itself, so that a tap enlarges it."""
+    """Make figures links to themselves, so that a tap enlarges them, and keep a number beside its unit in tables."""
+    html = html.replace("<th></th>", "<td></td>")
+    html = re.sub(r"(?<=<td>)[^<]*", lambda cell: re.sub(r"(?<=\d) (?=[%±])|(?<=±) ", "\u00a0", cell.group()), html)
     return re.sub(r"(?<!>)(<img [^>]*src=\"([^\"]+\.png)\"[^>]*>)", r'<a href="\2">\1</a>', html)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Refuse pages that would load anything from another host."""
+    """Refuse pages that would load anything from another host; add what the theme lacks for valid, readable HTML."""
+    output = output.replace(' tabindex=""', "").replace('role="dialog">', 'role="dialog" aria-label="Search">')
+    output = output.replace('type="checkbox" id="__toc">', 'type="checkbox" id="__toc" aria-label="Contents">')
+    wrong = html_rules.findings(output)
+    if wrong:
+        raise PluginError(f"{page.file.src_uri}: {'; '.join(wrong)}")
     fetched = FETCHED.search(output)
     if fetched and 'rel="canonical"' not in fetched.group():
         raise PluginError(f"{page.file.src_uri} loads something from another host: {fetched.group()}")

@@ -21,7 +21,7 @@ import sdelens as sl
 # %%
 small = sl.AdamW(lr=2e-3, b1=0.98, b2=0.998, weight_decay=0.5)
 new = sl.scaling.rescale(small, 4, steps=10_000, warmup=500, clip_norm=1.0)
-print(new)
+new
 
 # %% [markdown]
 # The same from the shell, where JAX is not needed:
@@ -50,7 +50,7 @@ variants = {
 problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=[0.5, 0.25, 0.125, 0.05])
 noise = sl.GaussianNoise(scale=1.0)
 found = sl.scaling.verify(problem, noise, small, 4, variants, steps=3000, paths=1024)
-print(found)
+found
 
 # %% alt="Mean loss at equal numbers of examples: the full rule follows the smaller batch, rules without a part do not"
 found.plot()
@@ -63,7 +63,7 @@ found.plot()
 
 # %%
 far = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=[8.0, 4.0, 2.0, 0.8])
-print(sl.scaling.verify(far, noise, small, 4, {"full rule": full}, steps=3000, paths=512))
+sl.scaling.verify(far, noise, small, 4, {"full rule": full}, steps=3000, paths=512)
 
 # %% [markdown]
 # Therefore measure the regime of your own run first: [is my run noise-dominated?](noise_dominated.md) The page on

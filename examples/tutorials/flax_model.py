@@ -71,7 +71,7 @@ result = sl.compare(
     paths=32,
     record=sl.Record(every=5, observables={"accuracy": accuracy}),
 )
-print(result)
+result
 
 # %% alt="Mean loss of Adam on the digits: the curve of its SDE coincides, and that of the earlier SDE lies below"
 result.plot()
@@ -88,7 +88,7 @@ result.of("accuracy").plot()
 import optax
 
 mine = sl.FromOptax(lambda lr: optax.chain(optax.clip_by_global_norm(1.0), optax.lion(lr)), lr=1e-3)
-print(sl.compare(problem, sl.MinibatchNoise(16), mine, steps=100, paths=32, record=sl.Record(every=10)))
+sl.compare(problem, sl.MinibatchNoise(16), mine, steps=100, paths=32, record=sl.Record(every=10))
 
 # %% [markdown]
 # ## Linen, Equinox, Haiku

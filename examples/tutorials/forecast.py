@@ -38,7 +38,7 @@ def a_run(path, lr):
 
 fitted = [a_run(path, lr=2e-3) for path in files]
 forecaster = sl.forecast.fit(fitted)
-print(forecaster)
+forecaster
 
 # %% [markdown]
 # The first table gives the numbers of the fitted problem with 90 % limits. *Identified* says whether these runs tell
@@ -55,7 +55,7 @@ forecaster.plot()
 
 # %%
 longer = sl.AdamW(lr=2e-3, b1=0.9, b2=0.99, schedule=sl.Warmup(100, sl.Cosine(6150, end=0.1)))
-print(forecaster.final(longer, steps=6250, batch_size=64))
+forecaster.final(longer, steps=6250, batch_size=64)
 
 # %% [markdown]
 # What happened is in another log. The comparison begins after the warm-up, as the fit does: the first steps, in which
@@ -69,7 +69,7 @@ print(f"predicted {predicted.dataset.loss_mean.values[0, -1]:.4f}, happened {hap
 both.plot()
 
 # %%
-print(both)
+both
 
 # %% [markdown]
 # ## Another learning rate
@@ -90,7 +90,7 @@ print(f"predicted {found.value:.4f} ({found.lower:.4f} to {found.upper:.4f}), ha
 
 # %%
 best = forecaster.best_schedule(6250, longer, batch_size=64)
-print(best)
+best
 
 # %% alt="The chosen schedule stays at its peak for three quarters of the run, then falls; below, the predicted losses"
 best.plot()

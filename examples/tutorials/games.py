@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
+from sdelens.results.end_labels import End, label_ends
 
 coupling, lr, scale = 1.0, 0.005, 0.2
 game = sl.QuadraticGame(coupling, start=[1.0, 1.0])
@@ -35,7 +36,7 @@ results = {"descent-ascent": sl.compare(game, noise, sl.SGD(lr), **sizes)}
 rates = [0.1, 0.3, 1.0]
 for rho in rates:
     results[f"extragradient, ρ = {rho}"] = sl.compare(game, noise, sl.Extragradient(sl.SGD(lr), rho), **sizes)
-print(results["extragradient, ρ = 0.3"])
+results["extragradient, ρ = 0.3"]
 
 # %% [markdown]
 # ## The curve in closed form
@@ -88,17 +89,20 @@ sweep = sl.sweep(small, noise, sl.Extragradient(sl.SGD(lr), 1.0), over=over, **s
 late = sweep.dataset.loss_mean.isel(step=slice(-30, None)).mean("step")
 
 # %% alt="Mean Hamiltonian against time: extragradient falls, faster for larger ρ; at rest it is least at ρ = 1"
-colours = ["0.45", "#0072B2", "#D55E00", "#009E73"]
+looks = {"optimizer": dict(alpha=0.5, linewidth=3), "sde": dict(color="black", linestyle=(0, (5, 2)), linewidth=1)}
+colours, dotted = ["0.45", "#0072B2", "#D55E00", "#009E73"], (0, (1, 1.2))
 with sl.style():
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), constrained_layout=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6))
+    ends = []
     for (name, result), colour, rho in zip(results.items(), colours, [0.0, *rates], strict=True):
         data = result.dataset.loss_mean
-        left.plot(data.time, data.sel(model="optimizer"), color=colour, alpha=0.5, linewidth=3, label=name)
-        left.plot(data.time, data.sel(model="sde"), color="black", linestyle=(0, (5, 2)), linewidth=1)
-        left.plot(data.time, hamiltonian(data.time, rho), color=colour, linestyle=(0, (1, 1.2)), linewidth=1.4)
+        for model, look in looks.items():
+            left.plot(data.time, data.sel(model=model), **{"color": colour, **look})
+        left.plot(data.time, hamiltonian(data.time, rho), color=colour, linestyle=dotted, linewidth=1.4)
+        ends.append(End.of(name.replace(", ", "\n"), colour, data.time.values, data.sel(model="optimizer").values))
     left.set(yscale="log", xlabel="time $t = k\\eta$", ylabel="mean Hamiltonian ½‖F‖²", ylim=(1e-4, 3))
-    left.set_title("Algorithm, SDE (dashed), closed form (dotted)")
-    left.legend(fontsize=7)
+    left.set_xlim(data.time[0], data.time[-1])
+    left.set_title("Extragradient converges\nthick: algorithm; dashed: SDE; dotted: closed form", loc="left")
     rho = np.geomspace(0.2, 7.0, 200)
     right.plot(rho, lr * scale**2 / 2 * (1 / rho + rho * coupling**2), color="0.3", label="closed form at rest")
     for model, marker in (("optimizer", "o"), ("sde", "x")):
@@ -107,8 +111,9 @@ with sl.style():
     right.set_xticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
     right.set_yticks([2e-4, 3e-4, 5e-4], ["2e-4", "3e-4", "5e-4"])
     right.minorticks_off()
-    right.set_title("The size of the cloud")
-    right.legend()
+    right.set_title("The cloud is smallest at $\\rho$ = 1", loc="left")
+    right.legend(loc="upper center")
+    label_ends(left, ends)
 
 # %% [markdown]
 # ## Your own game
@@ -123,7 +128,7 @@ def payoff(x, y):
 
 
 own = sl.Game(payoff, start=(np.ones(2), np.ones(2)))
-print(sl.compare(own, noise, sl.Extragradient(sl.SGD(lr), 0.3), steps=800, paths=500))
+sl.compare(own, noise, sl.Extragradient(sl.SGD(lr), 0.3), steps=800, paths=500)
 
 # %% [markdown]
 # The page on [optimizers that query gradients](../queries.md) describes SAM, the extragradient method, and optimizers

@@ -7,7 +7,6 @@
 
 # %%
 import os
-import textwrap
 
 import jax
 
@@ -33,7 +32,7 @@ sizes = dict(steps=2000, paths=2000, record=sl.Record(every=20))
 try:
     sl.simulate(problem, cauchy, sl.SGD(lr=0.01), "sde", steps=10)
 except ValueError as error:
-    print(textwrap.fill(str(error), 100))
+    print(error)
 
 # %% [markdown]
 # The optimizer itself can be run. The median of the loss over paths stays below 10, but the mean is determined by the
@@ -109,7 +108,7 @@ for name, result in results.items():
 
 # %%
 gradients = 0.1 + np.random.default_rng(0).standard_t(3, (400, 50))
-print(sl.gradient_noise(gradients, batch_size=1))
+sl.gradient_noise(gradients, batch_size=1)
 
 # %% [markdown]
 # The page on the [method](../method.md) gives the laws and their formulas, and the page on

@@ -69,7 +69,7 @@ trainer.train()
 # %%
 logs = pd.DataFrame(trainer.state.log_history).set_index("step")
 names = ["loss", "noise/noise_scale", "noise/noise_scale_lower", "noise/noise_scale_upper", "noise/snr"]
-print(logs[names].groupby("step").first().round(3).to_string())
+logs[names].groupby("step").first().round(3)
 
 # %% [markdown]
 # The noise scale is in sequences, the unit of the batch size. It grows during a run, and with it the batch size that is

@@ -81,7 +81,7 @@ logger.save()
 logs = pd.read_csv(f"{logger.log_dir}/metrics.csv")
 measured = logs[logs["noise/noise_scale_lower"].notna()]
 names = ["noise_scale", "noise_scale_lower", "noise_scale_upper", "snr", "largest_ratio"]
-print(measured.set_index("step")[[f"noise/{name}" for name in names]].round(2).to_string())
+measured.set_index("step")[[f"noise/{name}" for name in names]].round(2)
 
 
 # %% alt="Loss of the run, falling; below, the noise scale with its limits, rising"
@@ -104,8 +104,10 @@ drawn()
 # The verdict and the advice of the last measurement, in words, and the whole table of the advice:
 
 # %%
-print(noise.history[-1].text, "\n")
-print(noise.history[-1].advice)
+print(noise.history[-1].text)
+
+# %%
+noise.history[-1].advice
 
 # %% [markdown]
 # The page on [training loops](../training-loops.md) says what else can be done with a run.

@@ -92,7 +92,7 @@ def of_examples(params, state, key):
 sums = noise_sums(32, windows=10).init(params)
 for i in range(10):
     sums = of_examples(params, sums, jax.random.fold_in(key, i))
-print(noise_of(sums, batch_size=1, groups={"first": "first", "second": "second"}))
+noise_of(sums, batch_size=1, groups={"first": "first", "second": "second"})
 
 # %% [markdown]
 # The page on [training loops](../training-loops.md) has the details.

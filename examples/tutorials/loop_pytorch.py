@@ -96,7 +96,7 @@ found = sl.scaling.branch(
     rules={"full": {}, "nothing": {"rule": "none"}},
     predicted=monitor.last.diagnosis,
 )
-print(found)
+found
 
 # %% alt="Held-out loss at equal samples for batches of 32 to 256, with and without the rule, and the differences"
 found.plot()
@@ -117,7 +117,7 @@ found = svag(
     factors=[2],
     evaluate=lambda model: cross_entropy(model(x[test]), y[test]),
 )
-print(found)
+found
 
 # %% [markdown]
 # Other loops: [Hugging Face](loop_huggingface.md), [Lightning](loop_lightning.md), [optax](loop_optax.md). The page on

@@ -61,7 +61,7 @@ train(30)
 
 # %%
 early = sl.diagnose(optimizer, noise=measured(), batch_size=32)
-print(early)
+early
 
 # %% [markdown]
 # SNR is ‖∇f‖/√tr Σ for one batch of 32, and √δ times as large at δ times the batch. The *larger* batch must be
@@ -76,7 +76,7 @@ save("late-50.pt")
 train(50)
 save("late.pt")
 late = sl.diagnose(optimizer, noise=measured(), batch_size=32)
-print(late)
+late
 
 # %%
 print("The rule holds up to, and fails from, this many times the batch:", late.largest_ratio_limits)

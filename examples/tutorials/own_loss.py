@@ -50,7 +50,7 @@ problem = sl.Problem(loss, start, (features.astype(np.float32), targets.astype(n
 optimizer = sl.AdamW(lr=0.02, b1=0.9, b2=0.99, weight_decay=0.01)
 noise = sl.GaussianNoise({"w": 0.5, "b": 0.3})  # a pytree like the parameters, or one number for all
 result = sl.compare(problem, noise, optimizer, steps=300, paths=2000, record=sl.Record(every=5))
-print(result)
+result
 
 # %% [markdown]
 # The columns mean the following. **error** is the distance between the mean-loss curves of a model and of the
@@ -70,7 +70,7 @@ result.plot()
 
 # %%
 real = sl.compare(problem, sl.MinibatchNoise(8), optimizer, steps=300, paths=128, record=sl.Record(every=10))
-print(real)
+real
 
 # %% [markdown]
 # ## Accessing the numbers

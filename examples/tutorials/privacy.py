@@ -47,8 +47,7 @@ noise = sl.DPNoise(sl.MinibatchNoise(8), clip=3.0, multiplier=1.0)
 for optimizer in (sl.SGD(lr=0.02), sl.SignSGD(lr=0.02)):
     record = sl.Record(every=10)
     row = sl.compare(problem, noise, optimizer, steps=100, paths=256, record=record).errors().loc["sde"]
-    limits = f"{100 * row.error_lower:.2f} to {100 * row.error_upper:.2f} %"
-    print(f"DP-{optimizer.name:8} error of the SDE's mean loss {100 * row.error:.2f} %, 99 % limits {limits}")
+    print(f"DP-{optimizer.name:8} error of the SDE's mean loss at most {100 * row.error_upper:.1f} % (99 % limit)")
 
 # %% [markdown]
 # ## More and more noise
