@@ -5,7 +5,7 @@ EXTRAS ?= dev
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests of one group share programs, and run on one worker; the budgets of programs are those of two workers.
+# Tests of a file or a group share programs, and run on one worker; the budgets of programs are those of two workers.
 PARALLEL := -n auto --dist loadgroup
 
 .PHONY: demo test test-all test-slow studies lint format bench bench-quick docs package clean help
@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 6200
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 5600
 
 test-all: test test-slow
 
