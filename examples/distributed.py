@@ -48,7 +48,7 @@ def sign_loss(gain, tie, slope):
 def sgd_cases():
     """For each case: label, share of coordinates that is sent, and numbers of workers."""
     sent = {1.0: "all sent", 0.5: "half sent", 0.25: "a quarter sent"}
-    return [(f"{said}, $\\omega$ = {1 / keep - 1:g}", keep, (1, 2, 4, 8, 16, 32)) for keep, said in sent.items()]
+    return [(f"{said}, ω = {1 / keep - 1:g}", keep, (1, 2, 4, 8, 16, 32)) for keep, said in sent.items()]
 
 
 def sign_cases():
@@ -57,11 +57,11 @@ def sign_cases():
     few, even, odd = (1, 4, 16), (2, 4, 8, 16, 32), (1, 3, 9, 31)
     flat, steep = 2 / math.pi, math.sqrt(2 / math.pi)
     return [
-        (LOOKS[0], "Cauchy, vote, even $N$", cauchy, vote, flat, vote.gain, even),
-        (LOOKS[0], "Cauchy, vote, odd $N$", cauchy, vote, flat, vote.gain, odd),
+        (LOOKS[0], "Cauchy, vote, even N", cauchy, vote, flat, vote.gain, even),
+        (LOOKS[0], "Cauchy, vote, odd N", cauchy, vote, flat, vote.gain, odd),
         (LOOKS[1], "Cauchy, mean", cauchy, None, flat, lambda n: 1.0, few),
-        (LOOKS[2], "normal, vote, even $N$", normal, vote, steep, vote.gain, even),
-        (LOOKS[2], "normal, vote, odd $N$", normal, vote, steep, vote.gain, odd),
+        (LOOKS[2], "normal, vote, even N", normal, vote, steep, vote.gain, even),
+        (LOOKS[2], "normal, vote, odd N", normal, vote, steep, vote.gain, odd),
         (LOOKS[3], "normal, mean", normal, None, steep, math.sqrt, few),
     ]
 

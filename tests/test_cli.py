@@ -360,7 +360,7 @@ WORKERS = ["minibatch", "dp", "distributed"]
         (("--noise", "cauchy"), "noise: got 'cauchy'; choose one of 'gaussian'"),
         (("--problem", "mlp(mnits)"), "dataset: got 'mnits'"),
         (("--problem", "cnn(heads=2)"), "problem: cnn: got 'heads'; choose one of 'dataset', 'subset'"),
-        (("--problem", "cnn(mnist, data_dir=nowhere)"), "data_dir: the folder 'nowhere' does not exist"),
+        (("--problem", "cnn(mnist, data_dir=nowhere)"), "data_dir: 'nowhere' does not exist; give the folder"),
         (("--lr", "-1"), "lr: got -1.0"),
         (("--optimizer", "sgd(b1=0.9)"), "optimizer: sgd: got 'b1'; choose one of 'lr', 'weight_decay'"),
         (("--optimizer", "sgd(lr=0.1)", "--lr", "0.2"), "lr: got 0.1 and 0.2; give one learning rate"),

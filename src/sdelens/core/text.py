@@ -14,8 +14,8 @@ _PROSE: Final = 24
 """Length from which on the words of a cell may be wrapped."""
 _GAP: Final = 2
 _SIGNS: Final = "=≈±≤≥≠<>×÷−–"
-_TOGETHER: Final = re.compile(rf" (?=[{_SIGNS}%](?:[ .,;:)\]]|$))|(?<=[ \0][{_SIGNS}]) ")
-"""Spaces at which no line ends: those of "d = 5", "1 − β", "0.1 – 0.2" and "99 %"."""
+_TOGETHER: Final = re.compile(rf" (?=[{_SIGNS}%](?:[ .,;:)\]]|$))|(?<=[ \0][{_SIGNS}]) |(?<=\bseed) (?=\d)")
+"""Spaces at which no line ends: those of "d = 5", "1 − β", "0.1 – 0.2", "99 %" and "seed 0"."""
 _FEW, _LONG = 8, 60
 """Most entries, and most characters, that a short line shows of one part."""
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from sdelens.core import check
 from sdelens.core.files import check_figure_path, save_figure
+from sdelens.core.text import wrapped
 from sdelens.results.end_labels import End, label_ends
 
 if TYPE_CHECKING:
@@ -258,8 +259,7 @@ class Sheet:
         caller's.
         """
         letters = int(_LETTERS * (self.figure.get_size_inches()[0] - (0.3 if axes is None else 0.7)))
-        lines = [textwrap.fill(line.replace(" = ", "\u00a0=\u00a0"), letters) for line in text.splitlines()]
-        said = ("" if self.is_paper else "\n".join(lines)) if self._heading is None else self._heading
+        said = ("" if self.is_paper else "\n".join(wrapped(text, letters))) if self._heading is None else self._heading
         if not said:
             return
         if axes is None and self._axes is not None:
