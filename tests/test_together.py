@@ -100,7 +100,7 @@ def test_models_are_renamed_and_selected():
     ):
         with pytest.raises(ValueError, match=message):
             first.rename(wanted)
-    with pytest.raises(TypeError, match="label: got 3"):
+    with pytest.raises(TypeError, match="names: got 3"):
         first.rename({"sde": 3})
     with pytest.raises(ValueError, match="models: got 'sdo'"):
         first.select(["sdo"])

@@ -14,7 +14,7 @@ from sdelens.core import check
 from sdelens.core.text import listed, wrapped
 from sdelens.shell import forecast
 from sdelens.shell.advise import advise
-from sdelens.shell.case_options import NAMED, Subject, SubjectOptions, numbers
+from sdelens.shell.case_options import Subject, SubjectOptions, named, numbers
 from sdelens.shell.command import Command, Group, takes_options
 from sdelens.shell.diagnose import diagnose
 from sdelens.shell.explore import explore
@@ -233,14 +233,14 @@ def order(
 
 @_command("sdelens info", "sdelens info optimizers", "sdelens info --json")
 def info(
-    topic: Annotated[str | None, typer.Argument(help=f"What to explain: {', '.join(NAMED)}.")] = None,
+    topic: Annotated[str | None, typer.Argument(help=f"What to explain: {', '.join(named())}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     devices: Devices = None,
 ) -> None:
     """Show versions, devices, and the names that options accept; or what the names of one kind mean."""
     if topic is not None:
         with refusals():
-            meanings = NAMED[check.choice("topic", topic, NAMED)]
+            meanings = named()[check.choice("topic", topic, named())]
         rows = [[name, meaning] for name, meaning in meanings.items()]
         typer.echo(json.dumps(meanings, indent=2, ensure_ascii=False) if as_json else "\n".join(listed(rows)))
         return
@@ -262,7 +262,7 @@ def _info(as_json: bool) -> None:
         "packages": packages,
         "devices": [f"{d.platform}:{d.id} ({d.device_kind})" for d in jax.devices()],
         "cores": os.cpu_count(),
-        **{topic: list(meanings) for topic, meanings in NAMED.items()},
+        **{topic: list(meanings) for topic, meanings in named().items()},
     }
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -3,10 +3,10 @@
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sdelens.core import check, names
 from sdelens.core.declarations import ALIASES, NOISES, OPTIMIZERS, WRAPPERS, NoiseDeclaration, canonical_name
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from sdelens.problems import AbstractProblem
 
 __all__ = [
-    "NAMED",
     "Subject",
     "SubjectOptions",
     "listing",
     "made_value",
+    "named",
     "numbers",
     "optax_optimizers",
 ]
@@ -32,22 +32,23 @@ _RATE = 0.01
 """The learning rate if none is given."""
 
 
-NAMED: Final = {
-    "problems": names.PROBLEMS,
-    "datasets": names.DATASETS,
-    "noises": names.meanings(NOISES),
-    "compressions": names.COMPRESSIONS,
-    "optimizers": names.meanings(OPTIMIZERS),
-    "wrappers": names.meanings(WRAPPERS),
-    "schedules": names.SCHEDULES,
-    "models": names.MODELS,
-    "integrators": names.INTEGRATORS,
-    "increments": names.INCREMENTS,
-    "observables": names.OBSERVABLES,
-    "rules": names.SCALING_RULES,
-    "momenta": names.MOMENTA,
-}
-"""Names that options accept, by kind, with their meanings."""
+def named() -> dict[str, Mapping[str, str]]:
+    """Names that options accept at present, by kind, with their meanings; declarations from outside add to them."""
+    return {
+        "problems": names.PROBLEMS,
+        "datasets": names.DATASETS,
+        "noises": names.meanings(NOISES),
+        "compressions": names.COMPRESSIONS,
+        "optimizers": names.meanings(OPTIMIZERS),
+        "wrappers": names.meanings(WRAPPERS),
+        "schedules": names.SCHEDULES,
+        "models": names.MODELS,
+        "integrators": names.INTEGRATORS,
+        "increments": names.INCREMENTS,
+        "observables": names.OBSERVABLES,
+        "rules": names.SCALING_RULES,
+        "momenta": names.MOMENTA,
+    }
 
 
 @dataclass(frozen=True)
