@@ -6,6 +6,8 @@ folder `demo`. It takes about three minutes on two cores.
 
 import argparse
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -55,12 +57,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="few paths and steps, to see that it runs")
     arguments = parser.parse_args()
+    given = shlex.join(sys.argv[1:])
+    command = f"python examples/demo.py {given}" if given else "make demo"
     with claim_folder(arguments.out, overwrite=True) as folder:
-        run(folder, 50 if arguments.small else 1, arguments.seed)
+        run(folder, 50 if arguments.small else 1, arguments.seed, command)
 
 
-def run(folder: Path, share: int, seed: int) -> None:
-    """Run the comparisons, with sizes divided by `share`, and write them to a folder."""
+def run(folder: Path, share: int, seed: int, command: str) -> None:
+    """Run the comparisons, with sizes divided by `share`, and write them to a folder; the page names the command."""
     begin = time.perf_counter()
     results, rows = {}, []
     for on, problem, runs, steps, paths in (
@@ -79,7 +83,7 @@ def run(folder: Path, share: int, seed: int) -> None:
             rows += [[on, label, written(row[0]), *(row[i] for i in shown)] for row in body if row[0] != "optimizer"]
             print(f"{time.perf_counter() - begin:6.1f} s  {name}", flush=True)
     print("", *text_table(["on", "optimizer", "model", *COLUMNS], rows, keys=3), "", MEANING, sep="\n")
-    page = write_report(folder, results, "Optimizers and their SDEs, side by side", "make demo")
+    page = write_report(folder, results, "Optimizers and their SDEs, side by side", command)
     print(f"\n{time.perf_counter() - begin:.0f} s in all. Figures, tables and data: {page}")
 
 

@@ -191,7 +191,7 @@ def test_hugging_face(data, tmp_path):
     one.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # the factor of mixed precision
     one.train()
     assert one.accelerator.scaler.get_scale() == 1024
-    rows = [row for row in one.state.log_history if "noise/noise_scale" in row]
+    rows = [row for row in one.state.log_history if "noise/micro_batches" in row]
     assert [row["step"] for row in rows] == [20, 40]
     own = [row["step"] for row in one.state.log_history if "loss" in row]
     assert own == [10, 20, 30, 40]  # its own logs are there as before

@@ -27,16 +27,19 @@ def row(error, lower=NAN, upper=NAN, diverged=0):
         (row(0.02, 0.0, 0.049), "good", "indistinguishable at this number of paths: error < 4.9 %"),
         (row(0.02, 0.0, 0.0501), "open", "not resolved at this number of paths: error < 5.1 %"),
         (row(0.04, 0.03, 0.06), "open", "differs by 4 % (3 % – 6 %)"),
-        (row(0.74, 0.738, 0.742), "bad", "differs by 74 % (74 % – 74 %)"),
+        (row(0.74, 0.738, 0.742), "bad", "differs by 74 % (73 % – 75 %)"),
         (row(0.74), "open", "differs by 74 %, without limits"),
         (row(NAN, diverged=3), "open", "cannot be compared: paths diverged"),
         (row(NAN), "open", "cannot be compared"),
+        (row(0.0), "open", "shows no difference, without limits"),
+        (row(0.0, 0.0, 0.0), "good", "equal to the optimizer"),
+        (row(0.01, 0.005, 0.02, diverged=1), "open", "within 2 % of the optimizer; 1 diverged path is left out"),
     ],
 )
 def test_the_limits_decide_what_is_said(given, kind, said):
     found = agreement_of(given)
     assert (found.kind, found.said) == (kind, said)
-    assert (found.kind == "good") == (found.upper <= CLOSE)
+    assert (found.kind == "good") == (found.upper <= CLOSE and not given["diverged"])
     assert (found.kind == "bad") == (found.lower > CLOSE)
 
 

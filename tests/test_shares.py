@@ -245,7 +245,9 @@ def test_an_executor_has_the_bits_of_one_machine_and_keeps_finished_shares(whole
     pool.fails = lambda argument: next(stops)
     with pytest.raises(TaskError, match="share 2 was lost 3 times"):
         compare(executor=pool, shares=3, checkpoint=tmp_path / "c")
-    with pytest.raises(FileExistsError, match="contains finished shares of a run; continue that run with resume=True"):
+    with pytest.raises(
+        FileExistsError, match="contains shares of an unfinished run; continue that run with resume=True"
+    ):
         compare(executor=pool, shares=3, checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match="contains shares of a different run: shares is 3, here 4"):
         compare(executor=pool, shares=4, checkpoint=tmp_path / "c", resume=True)

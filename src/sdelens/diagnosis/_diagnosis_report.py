@@ -120,7 +120,8 @@ def parts(found: Diagnosed) -> Parts:
     if not found.known:
         return [verdict(found), *found.notes]
     scale = found.batch_size is not None
-    head = ["group", "size", "‖∇f‖²", "tr Σ", "SNR", f"{100 * CONFIDENCE:g} % limits", *["noise scale"] * scale]
+    limits = f"{100 * found.info.get('confidence', CONFIDENCE):g} % limits"
+    head = ["group", "size", "‖∇f‖²", "tr Σ", "SNR", limits, *["noise scale"] * scale]
     shown = sorted(found.parts, key=lambda name: -found.parts[name].signal)[:_SHOWN]
     names = [name for name in found.parts if name in shown]
     rows = [_row(name, found.parts[name], found.batch_size) for name in names]

@@ -320,6 +320,7 @@ class _Tally:
             "betas": [list(pair) for pair in sorted(self.betas)],
             "numbers": total.size,
             "another_rule": None if None in self.others else next(iter(self.others), None),
+            "confidence": noise.confidence,
         }
         known = total.signal != 0 or total.noise != 0
         why = "" if known else "all measured gradients are 0"

@@ -89,7 +89,10 @@ class Diagnosis(Plotted):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """99 % limits of the SNR; the lower is 0 if no signal is resolved, the upper is infinite from moments."""
+        """Limits of the SNR; the lower is 0 if no signal is resolved, the upper is infinite from moments.
+
+        Their confidence is that of the measured gradients, 99 % by default, and 99 % from moments.
+        """
         return self.total.lower, self.total.upper
 
     @property
@@ -99,7 +102,10 @@ class Diagnosis(Plotted):
 
     @property
     def noise_scale_limits(self) -> tuple[float, float]:
-        """99 % limits of the noise scale in samples, 0 or infinite where there is none; NaN without a batch size."""
+        """Limits of the noise scale in samples, with the confidence of `limits`.
+
+        They are 0 or infinite where there is none, and NaN without a batch size.
+        """
         return self._scales(self.total)[1:]
 
     @property
@@ -184,7 +190,7 @@ class Diagnosis(Plotted):
 
     @functools.cached_property
     def groups(self) -> "pd.DataFrame":
-        """A row per group and one for all: size, signal ‖∇f‖², noise tr Σ, snr with its 99 % limits, and more.
+        """A row per group and one for all: size, signal ‖∇f‖², noise tr Σ, snr with its limits, and more.
 
         ``resolved`` is whether a signal is distinguishable from 0, ``limit`` the SNR that has to be exceeded for it (of
         moments); ``design`` is the factor by which correlation between coordinates increases the variance;

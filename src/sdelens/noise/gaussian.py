@@ -62,6 +62,8 @@ class GaussianNoise(AbstractNoise):
             raise TypeError("scale: is missing; give the standard deviation, or covariance=...")
         if scale is not None and covariance is not None:
             raise TypeError("scale: got a scale and a covariance; give one of them.")
+        if callable(scale):
+            raise TypeError("scale: got a function; give real numbers, or covariance=function, which returns a matrix.")
         self.scale = None if scale is None else nonnegative("scale", scale, "the standard deviation")
         self.covariance = _Varying(covariance) if callable(covariance) else _checked_matrix(covariance)
 

@@ -306,7 +306,7 @@ def _one_by_one() -> bool:
 def _as_data(data: Any) -> Any:
     """Data as arrays that are not tied to a device."""
     try:
-        return jax.tree.map(lambda a: jax.device_put(np.asarray(a)), data)
+        return jax.tree.map(lambda a: jax.device_put(np.array(a)), data)  # a copy: device_put can share memory
     except TypeError as error:
         raise TypeError(f"data: cannot be converted to arrays ({error}); give a pytree of numeric arrays.") from error
 

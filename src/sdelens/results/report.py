@@ -89,7 +89,7 @@ def write_report(
         verdicts += found
     models = dict.fromkeys(row["model"] for row in verdicts)
     lead = [
-        summary(model, [row["agreement"] for row in rows], rows[0]["reference"])
+        summary(f"mean-loss curve of the {model}", [row["agreement"] for row in rows], rows[0]["reference"])
         for model in models
         if (rows := [row for row in verdicts if row["model"] == model])
     ]
@@ -206,7 +206,7 @@ def write_sweep(
     lead = []
     for model, rows in sweep.errors().groupby(level="model", sort=False) if sweep.compares else []:
         found = [agreement_of(row) for row in rows.to_dict("records")]
-        lead.append(summary(written(str(model)), found, cases="points"))
+        lead.append(summary(f"mean-loss curve of the {written(str(model))}", found, cases="points"))
     if np.isfinite(sweep.late_loss().xs(sweep.reference, level="model").late_loss).any():
         lead.append(f"Best point of the {written(sweep.reference)}: {sweep.best().sentence()}.")
     short = f"{_label(sweep.first)} over {' and '.join(sweep.over)}"

@@ -19,8 +19,9 @@ from sdelens.run.checkpoint import open_checkpoints
 from sdelens.run.datasets import result_dataset, sweep_dataset
 from sdelens.run.description import LEVELS, Description, SweepDescription
 from sdelens.run.ensemble import kept_rows, path_bytes, run_ensemble
-from sdelens.run.experiment import identity, prepare, run, share_identity
-from sdelens.run.grid import grid_identity, grid_of, run_grid
+from sdelens.run.experiment import Experiment, identity, prepare, run, share_code_of, share_identity
+from sdelens.run.grid import Grid, grid_identity, grid_of, run_grid
+from sdelens.run.grid import share_code_of as grid_code_of
 from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, Models, models_of
 from sdelens.run.options import Execution, Options, Record, record_steps
@@ -93,7 +94,7 @@ def compare(
     if options.execution.executor is not None:
         experiment = prepare(problem, noise, optimizer, models, _local(options))
         _warn(law_warnings(experiment.case, experiment.models.values()))
-        subject, identified = (problem, noise, optimizer, models), share_identity(identity(experiment))
+        subject, identified = (problem, noise, optimizer, models), _identified(experiment, options)
         found, texts = _remotely(subject, None, options, 1, identified)
         _warn(texts)
         return found
@@ -105,6 +106,34 @@ def compare(
         dataset, texts = result_dataset(cast("Description", share.description), share.parts)
         _warn(texts)
         return Result(dataset)
+
+
+def identity_of_share(
+    problem: AbstractProblem,
+    noise: AbstractNoise,
+    optimizer: Optimizer,
+    models: Models = None,
+    *,
+    over: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What shares of a run agree in, `Share.identity`, for the arguments of `compare` or of `sweep`; nothing is run.
+
+    Raises:
+        ValueError, TypeError: as `compare`.
+    """
+    chosen = Options(**options)
+    if over is None:
+        return _identified(prepare(problem, noise, optimizer, models, chosen), chosen)
+    return _identified(grid_of(problem, noise, optimizer, models, over, chosen), chosen)
+
+
+def _identified(given: Experiment | Grid, options: Options) -> dict[str, Any]:
+    """The identity of the shares of a run; its code is traced only if it is compared with that of earlier shares."""
+    compared = options.execution.executor is None or options.execution.checkpoint is not None
+    if isinstance(given, Grid):
+        return share_identity(grid_identity(given), grid_code_of(given) if compared else None)
+    return share_identity(identity(given), share_code_of(given) if compared else None)
 
 
 def _local(options: Options) -> Options:
@@ -223,7 +252,7 @@ def sweep(
     options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
     if options.execution.executor is not None:
         grid = grid_of(problem, noise, optimizer, models, over, _local(options))
-        subject, identified = (problem, noise, optimizer, models), share_identity(grid_identity(grid))
+        subject, identified = (problem, noise, optimizer, models), _identified(grid, options)
         found, texts = _remotely(subject, over, options, len(grid.experiments), identified)
         _warn(texts)
         return found
@@ -280,14 +309,19 @@ def estimate(
     """
     options = Options(steps=steps, paths=paths, seed=seed, start=start, record=record, execution=execution)
     points = compilations = 1.0
+    shares = None
     if options.execution.executor is not None:
-        of_one = replace(options.execution, executor=None, shares=None, share=(0, options.execution.shares or 1))
-        options = replace(options, execution=of_one)
+        shares = options.execution.shares or 1
+        whole = replace(options.execution, executor=None, shares=None)
+        options = replace(options, execution=whole if over is not None else replace(whole, share=(0, shares)))
     if over is None:
         experiment = prepare(problem, noise, optimizer, models, options)
     else:
         grid = grid_of(problem, noise, optimizer, models, over, options)
-        experiment, points = grid.experiments[0], len(grid.experiments)
+        if shares is not None and len(grid.experiments) < shares:  # divided by paths, otherwise by points
+            options = replace(options, execution=replace(options.execution, share=(0, shares)))
+            grid, shares = grid_of(problem, noise, optimizer, models, over, options), None
+        experiment, points = grid.experiments[0], -(-len(grid.experiments) // (shares or 1))
         compilations = len(grid.programs()) / len(experiment.models)
     plan = experiment.plan
     records = min(3, len(record_steps(plan.steps, plan.record_every)) - 1)

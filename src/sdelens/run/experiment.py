@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
+import jax
 import numpy as np
 
 from sdelens.cases.case import Case, check_subject
@@ -46,13 +47,17 @@ __all__ = [
     "code_of",
     "description_of",
     "identity",
+    "plan_of_code",
     "prepare",
     "run",
+    "share_code_of",
     "share_identity",
     "simulated",
     "work_of",
 ]
 
+_TRACED = 16
+"""Paths of the chunk for which the code of a share is traced."""
 _VERSIONS = ("sdelens", "jax", "jaxlib", "optax", "equinox", "numpy")
 
 
@@ -195,7 +200,9 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
         parts = dict(simulated(experiment, report, checkpoints))
     plan, (index, count) = experiment.plan, experiment.share
     paths = (plan.own.start, plan.own.stop)
-    return Share(index, count, paths, None, plan.block, share_identity(identity(experiment)), description, parts)
+    code = None if plan.share is None else share_code_of(experiment)
+    identified = share_identity(identity(experiment), code)
+    return Share(index, count, paths, None, plan.block, identified, description, parts)
 
 
 def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:
@@ -290,6 +297,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     case = experiment.case
     found["values"] = {part: digest(getattr(case, part)) for part in ("problem", "noise", "optimizer", "start")}
     found["values"]["infimum"] = case.problem.infimum
+    found["x64"] = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     return found if experiment.plan.share is None else found | {"share": list(experiment.share)}
 
 
@@ -299,10 +307,20 @@ def code_of(experiment: Experiment) -> dict[str, str]:
     return {label: fingerprint(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
 
 
-def share_identity(identified: dict[str, Any]) -> dict[str, Any]:
-    """What shares of one run agree in: its identity, but of the device only the kind."""
+def share_code_of(experiment: Experiment) -> dict[str, str]:
+    """`code_of` the run, whatever the number of devices, the chunk and the share."""
+    return code_of(replace(experiment, plan=plan_of_code(experiment.plan)))
+
+
+def plan_of_code(plan: Plan) -> Plan:
+    """The plan with the sizes for which the code of a share is traced."""
+    return plan._replace(devices=plan.devices[:1], parameter_shards=1, chunk=_TRACED, share=None, runs=1)
+
+
+def share_identity(identified: dict[str, Any], code: Any) -> dict[str, Any]:
+    """What shares of one run agree in: its identity, but of the device only the kind, and its code."""
     found = {name: value for name, value in identified.items() if name != "share"}
-    return found | {"device": {"platform": found["device"]["platform"]}}
+    return found | {"device": {"platform": found["device"]["platform"]}, "code": code}
 
 
 def description_of(experiment: Experiment, with_doubts: bool = True) -> Description:

@@ -18,14 +18,23 @@ from sdelens.run.checkpoint import Checkpoints, digest
 from sdelens.run.datasets import part_name
 from sdelens.run.description import SweepDescription
 from sdelens.run.ensemble import fingerprint
-from sdelens.run.experiment import Experiment, description_of, identity, prepare, share_identity, simulated, work_of
+from sdelens.run.experiment import (
+    Experiment,
+    description_of,
+    identity,
+    plan_of_code,
+    prepare,
+    share_identity,
+    simulated,
+    work_of,
+)
 from sdelens.run.models import ClosedForm, chosen_models
 from sdelens.run.options import Options
 from sdelens.run.replace import field_names, replaced
 from sdelens.run.shares import Share
 from sdelens.run.summary import Parts
 
-__all__ = ["Grid", "grid_identity", "grid_of", "run_grid"]
+__all__ = ["Grid", "grid_identity", "grid_of", "run_grid", "share_code_of"]
 
 _ROOTS = ("problem", "noise")
 _LONGEST = 64
@@ -108,7 +117,8 @@ def grid_of(problem: Any, noise: Any, optimizer: Any, models: Any, over: Any, op
             "number of coordinates."
         )
     count = len(grid.experiments)  # all points share their programs, so more time for compiling them pays off
-    return Grid(values, [replace(e, plan=e.plan._replace(runs=count)) for e in grid.experiments])
+    chunk = min(experiment.plan.chunk for experiment in grid.experiments)
+    return Grid(values, [replace(e, plan=e.plan._replace(runs=count, chunk=chunk)) for e in grid.experiments])
 
 
 def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
@@ -152,7 +162,8 @@ def run_grid(
     plan, (index, count) = first.plan, first.share
     own = None if points is None else tuple(chosen)
     paths = (plan.own.start, plan.own.stop)
-    return Share(index, count, paths, own, plan.block, share_identity(identified), _described(grid), parts)
+    code = None if plan.share is None and points is None else share_code_of(grid)
+    return Share(index, count, paths, own, plan.block, share_identity(identified, code), _described(grid), parts)
 
 
 def _described(grid: Grid) -> SweepDescription:
@@ -192,7 +203,8 @@ def grid_identity(grid: Grid) -> dict[str, Any]:
         [digested(part) for part in (e.case.problem, e.case.noise, e.case.optimizer, e.case.start)]
         for e in grid.experiments
     ]
-    found["over"] = {key: [_plain(value) for value in values] for key, values in grid.over.items()}
+    plain = {key: [_plain(value) for value in values] for key, values in grid.over.items()}
+    found["over"] = json.loads(json.dumps(plain))  # as it is read from a file, with lists in place of tuples
     found["points"] = digest((), json.dumps(numbers))
     return found
 
@@ -201,6 +213,12 @@ def _code(grid: Grid) -> str:
     """A hash of the traced code of all models."""
     code = [fingerprint(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
     return digest((), json.dumps(code))
+
+
+def share_code_of(grid: Grid) -> str:
+    """A hash of the traced code of all models, whatever the number of devices, the chunk and the share."""
+    plain = [replace(e, plan=plan_of_code(e.plan)) for e in grid.experiments]
+    return _code(replace(grid, experiments=plain))
 
 
 def _is_label(values: list[Any]) -> bool:

@@ -241,9 +241,10 @@ def _share(given: Any) -> tuple[int, int]:
     """The index and the number of shares, checked."""
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(f"share: got {given!r}; give the index of the share, from 0, and their number: (0, 4).")
-    count = check.at_least("share[1]", given[1], 1)
-    index = check.at_least("share[0]", given[0], 0)
-    if index >= count:
+    index, count = (check.whole("share", value) for value in given)
+    if count < 1:
+        raise ValueError(f"share: got {index} of {count}; the number of shares must be 1 or more.")
+    if not 0 <= index < count:
         raise ValueError(f"share: got {index} of {count}; the index of a share must be from 0 to {count - 1}.")
     return index, count
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from sdelens.run.experiment import prepare, run
 from sdelens.run.grid import grid_of, run_grid
 from sdelens.run.options import Execution, Options
 from sdelens.run.plan import paths_of_share
-from sdelens.run.shares import Join, Share, share_name
+from sdelens.run.shares import SHARE_FILES, Join, Share, share_name
 
 __all__ = ["run_remotely"]
 
@@ -119,7 +119,7 @@ def _computed(data: tuple[bytes, bytes]) -> bytes:
     """Compute a share in the worker; the bytes of its file."""
     common, own = data
     task = cloudpickle.loads(own)
-    with jax.enable_x64(True) if task.wide else nullcontext():
+    with jax.enable_x64(task.wide):
         problem, noise, optimizer, models, over = cloudpickle.loads(common)
         options, execution = task.options, task.options.execution
         saved = open_checkpoints(execution.checkpoint, execution.checkpoint_every, execution.resume)
@@ -134,10 +134,15 @@ def _computed(data: tuple[bytes, bytes]) -> bytes:
 
 
 class _Kept:
-    """The finished shares of a run that is executed elsewhere, in a folder, if there is one."""
+    """The finished shares of a run that is executed elsewhere, in a folder, if there is one.
+
+    Attributes:
+        files: the files of this run, which are removed at its end.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self.files: set[Path] = set()
 
     def found(self, count: int, identified: Mapping[str, Any]) -> Iterator[tuple[int, Share]]:
         """The shares that an earlier call finished.
@@ -145,24 +150,31 @@ class _Kept:
         Raises:
             ValueError: if they are of another run, naming what differs.
         """
-        for path in sorted(self._folder.glob("share-*")) if self._folder is not None else ():
+        for path in sorted(self._folder.glob(SHARE_FILES)) if self._folder is not None else ():
             try:
                 share = Share.from_bytes(path.read_bytes())
             except ValueError:
-                path.unlink()  # damaged, so it is computed again
-                continue
-            known = {**share.identity, "device": None, "shares": share.count}
-            if differing := differences(known, {**identified, "device": None, "shares": count}):
+                continue  # damaged, so it is computed again and replaced
+            here = dict(identified)
+            known = {**share.identity, "shares": share.count}
+            if share.identity["device"] != here["device"]:  # that of the workers; the code is traced for the device
+                known.pop("code", None)
+                here.pop("code", None)
+                known["device"] = here["device"]
+            if differing := differences(known, {**here, "shares": count}):
                 raise ValueError(
                     f"checkpoint: {str(self._folder)!r} contains shares of a different run: {'; '.join(differing)}. "
                     "Use the settings of that run, or give another folder."
                 )
+            self.files.add(path)
             yield share.index, share
 
     def save(self, share: Share, data: bytes) -> None:
         if self._folder is not None:
-            with atomic_path(self._folder / share_name(share.index, share.count)) as temporary:
+            path = self._folder / share_name(share.index, share.count)
+            with atomic_path(path) as temporary:
                 Path(temporary).write_bytes(data)
+            self.files.add(path)
 
 
 @contextmanager
@@ -175,13 +187,14 @@ def _kept_shares(execution: Execution) -> Iterator[_Kept]:
     assert isinstance(folder, str | os.PathLike)
     try:
         with held_folder("checkpoint", folder) as held:
-            if not execution.resume and any(held.glob("share-*")):
+            if not execution.resume and any([*held.glob(SHARE_FILES), *held.glob("running-*")]):
                 raise FileExistsError(
-                    f"checkpoint: {str(held)!r} contains finished shares of a run; continue that run with resume=True, "
-                    "or delete the folder to start from the beginning."
+                    f"checkpoint: {str(held)!r} contains shares of an unfinished run; continue that run with "
+                    "resume=True, or delete the folder to start from the beginning."
                 )
-            yield _Kept(held)
-            for path in held.glob("share-*"):
+            kept = _Kept(held)
+            yield kept
+            for path in kept.files:
                 path.unlink()
     finally:
         with suppress(OSError):  # raised if the folder is not empty

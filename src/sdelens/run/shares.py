@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,10 @@ from sdelens.run.description import Description, SweepDescription
 from sdelens.run.store import decoded, encoded, head_of
 from sdelens.run.summary import Nodes, Part, Parts, Summary, add, merge, packed, total, unpacked
 
-__all__ = ["Join", "Share", "join", "share_files", "share_name"]
+__all__ = ["SHARE_FILES", "Join", "Share", "head", "join", "share_files", "share_name"]
+
+SHARE_FILES = "share-*-of-*.safetensors"
+"""Pattern of the names of the files of shares in a folder."""
 
 _FORMAT = 1
 _SHOWN = 5
@@ -67,11 +71,11 @@ class Share(Printable):
         for number, part in enumerate(self.parts.values()):
             arrays |= packed(part.nodes, f"{number}/")
         kind = "sweep" if isinstance(self.description, SweepDescription) else "result"
-        head = {"sdelens_share": _FORMAT, "index": self.index, "count": self.count, "paths": self.paths}
-        head |= {"points": self.points, "block": self.block, "identity": self.identity, "kind": kind}
-        head |= {"description": asdict(self.description), "digest": _digest(arrays)}
-        head |= {"parts": [[name, part.seconds] for name, part in self.parts.items()]}
-        return encoded(arrays, head)
+        told = {"sdelens_share": _FORMAT, "index": self.index, "count": self.count, "paths": self.paths}
+        told |= {"points": self.points, "block": self.block, "identity": self.identity, "kind": kind}
+        told |= {"description": asdict(self.description)}
+        told |= {"parts": [[name, part.seconds] for name, part in self.parts.items()]}
+        return encoded(arrays, told | {"digest": _digest(arrays, told)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Share":
@@ -81,16 +85,16 @@ class Share(Printable):
             ValueError: if they are damaged, or are not a share.
         """
         try:
-            arrays, head = decoded(data)
-            sound = _digest(arrays) == head["digest"]
+            arrays, told = decoded(data)
+            sound = _digest(arrays, told) == told["digest"]
         except Exception as error:
             raise ValueError("it is not a share of a run, or is damaged") from error
         if not sound:
             raise ValueError("it is damaged")
         parts = {
-            name: Part(unpacked(arrays, f"{number}/"), seconds) for number, (name, seconds) in enumerate(head["parts"])
+            name: Part(unpacked(arrays, f"{number}/"), seconds) for number, (name, seconds) in enumerate(told["parts"])
         }
-        return replace(_without_parts(head), parts=parts)
+        return replace(_without_parts(told), parts=parts)
 
     def _parts(self) -> Shown:
         first = self.description.points[0] if isinstance(self.description, SweepDescription) else self.description
@@ -100,28 +104,29 @@ class Share(Printable):
         return [f"Share {self.index} of {self.count}: {what}.", "Save it by save(path), and join all by sl.join."]
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of arrays and their names."""
-    found = hashlib.sha256()
+def _digest(arrays: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> str:
+    """SHA-256 of arrays with their names, types and shapes, and of the description without the digest itself."""
+    plain = json.dumps({name: value for name, value in told.items() if name != "digest"}, sort_keys=True)
+    found = hashlib.sha256(plain.encode())
     for name in sorted(arrays):
-        found.update(name.encode())
+        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         found.update(np.ascontiguousarray(arrays[name]).tobytes())
     return found.hexdigest()
 
 
-def _without_parts(head: Mapping[str, Any]) -> Share:
+def _without_parts(told: Mapping[str, Any]) -> Share:
     """A share with all but its statistics, from the description in its file."""
-    if head.get("sdelens_share") != _FORMAT:
+    if told.get("sdelens_share") != _FORMAT:
         raise ValueError("it is not a share of a run")
-    told = head["description"]
-    if head["kind"] == "sweep":
-        of_points = [Description(**point) for point in told["points"]]
-        description: Description | SweepDescription = SweepDescription(**{**told, "points": of_points})
+    described = told["description"]
+    if told["kind"] == "sweep":
+        of_points = [Description(**point) for point in described["points"]]
+        description: Description | SweepDescription = SweepDescription(**{**described, "points": of_points})
     else:
-        description = Description(**told)
-    points = None if head["points"] is None else tuple(head["points"])
-    own = {name: head[name] for name in ("index", "count", "block", "identity")}
-    return Share(**own, paths=tuple(head["paths"]), points=points, description=description)
+        description = Description(**described)
+    points = None if told["points"] is None else tuple(told["points"])
+    own = {name: told[name] for name in ("index", "count", "block", "identity")}
+    return Share(**own, paths=tuple(told["paths"]), points=points, description=description)
 
 
 class Join:
@@ -159,6 +164,11 @@ class Join:
             raise ValueError(
                 f"shares: {name} is of another run than {other}: {'; '.join(differing[:_SHOWN])}{more}. Join the "
                 "shares of one run."
+            )
+        if (share.points is None) != (first.points is None):
+            raise ValueError(
+                f"shares: one of {name} and {other} has some points of the sweep, the other some paths of all points; "
+                "join the shares of one run."
             )
         self._names[share.index], self._paths[share.index] = name, share.paths
         if share.points is not None:
@@ -243,8 +253,9 @@ def join(shares: "Iterable[Share | str | os.PathLike[str]] | str | os.PathLike[s
     """The result of a run from all of its shares, which ``Execution(share=(i, n))`` computed.
 
     The numbers are those of one machine that runs all paths, up to the rounding of sums over paths. They have the same
-    bits if the shares consist of whole chunks, which is so if ``chunk`` is given and there are at least as many chunks
-    as shares, and if the machines have the same kind and number of devices.
+    bits if the shares consist of whole chunks and the machines have the same kind and number of devices. Shares consist
+    of whole chunks if ``chunk`` is given, is a multiple of the number of devices, and there are at least as many chunks
+    as shares.
 
     Args:
         shares: shares or their files, in any order, each read when it is needed; or the folder of the files.
@@ -273,7 +284,7 @@ def join(shares: "Iterable[Share | str | os.PathLike[str]] | str | os.PathLike[s
         if isinstance(one, Share):
             joined.announce(one, f"number {number}")
         elif isinstance(one, str | os.PathLike):
-            joined.announce(_head(Path(one)), repr(str(one)))
+            joined.announce(head(Path(one)), repr(str(one)))
         else:
             raise TypeError(f"shares: got {type(one).__name__}; give shares, their files, or the folder of the files.")
     joined.check()
@@ -285,11 +296,16 @@ def join(shares: "Iterable[Share | str | os.PathLike[str]] | str | os.PathLike[s
     return found
 
 
-def _head(path: Path) -> Share:
-    """A share with all but its statistics, read from its file."""
+def head(path: Path) -> Share:
+    """A share with all but its statistics, read from its file.
+
+    Raises:
+        ValueError: if the file is not a share.
+        OSError: if it cannot be read.
+    """
     try:
         return _without_parts(head_of(path))
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"shares: {str(path)!r} is not a share of a run, or is damaged; run that share again."
         ) from error
@@ -312,8 +328,13 @@ def share_files(folder: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         ValueError: if there are none.
+        FileNotFoundError: if there is no such folder or file.
     """
-    found = sorted(Path(folder).glob("share-*-of-*.safetensors")) if Path(folder).is_dir() else [Path(folder)]
+    if not Path(folder).exists():
+        raise FileNotFoundError(
+            f"shares: there is no file or folder {str(folder)!r}; give the folder of the shares, or their files."
+        )
+    found = sorted(Path(folder).glob(SHARE_FILES)) if Path(folder).is_dir() else [Path(folder)]
     if not found:
         raise ValueError(f"shares: {str(folder)!r} contains no files of shares (share-…-of-….safetensors).")
     return found

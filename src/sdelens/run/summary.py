@@ -116,6 +116,8 @@ def add(nodes: Nodes, node: tuple[int, int], summary: Summary) -> None:
     while (sibling := nodes.pop((level, index ^ 1), None)) is not None:
         summary = merge(sibling, summary) if index % 2 else merge(summary, sibling)
         level, index = level + 1, index // 2
+    if (level, index) in nodes:
+        raise ValueError(f"the paths of block {index} of level {level} are there already")
     nodes[level, index] = summary
 
 

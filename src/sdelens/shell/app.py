@@ -87,7 +87,12 @@ def compare(
             return
         if (share := run.chosen_share) is not None:
             refuse_of_share(theory=theory, curve=curve)
-            typer.echo(output.write_share(share, lambda kept: _compared(setting, saved_to(options, kept))))
+            from sdelens.run.api import identity_of_share
+
+            def identify() -> Any:
+                return identity_of_share(setting.problem, setting.noise, setting.optimizer, **options)
+
+            typer.echo(output.write_share(share, lambda kept: _compared(setting, saved_to(options, kept)), identify))
             return
         with output.claimed() as (folder, checkpoints):
             _compare(setting, saved_to(options, checkpoints), theory, logged, folder)

@@ -1,6 +1,6 @@
 """The shell's options for results, shared by its commands, and the folder that they name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,9 @@ from typing import Annotated, Any
 from sdelens.shell.panels import OUTPUT, DryRun
 
 __all__ = ["Output", "RunOutput"]
+
+_SHOWN = 5
+"""Most differences that a message names."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,40 @@ class RunOutput(Output):
             with keep_checkpoints(kept, self.checkpoint_every, self.resume) as checkpoints:
                 yield folder, checkpoints
 
-    def write_share(self, share: tuple[int, int], compute: Callable[[Any], Any]) -> str:
+    def write_share(
+        self, share: tuple[int, int], compute: Callable[[Any], Any], identify: Callable[[], Mapping[str, Any]]
+    ) -> str:
         """Compute a share, with checkpoints of its own, and write its file to the folder; returns a line that says so.
 
-        With ``--resume``, a share whose file is there already is not computed again.
+        With ``--resume``, a share of this run whose file is there already is not computed again.
 
         Args:
             share: its number, and the number of all.
             compute: returns the share, given its checkpoints.
+            identify: returns the identity of the run, `Share.identity`.
 
         Raises:
-            ValueError: if there is no folder.
+            ValueError: if there is no folder, or if the file that is there is of another run.
             FileExistsError: if the file is there, and neither ``--resume`` nor ``--overwrite`` is given.
         """
+        from sdelens.core.differences import differences
         from sdelens.run.checkpoint import keep_checkpoints
-        from sdelens.run.shares import share_name
+        from sdelens.run.shares import SHARE_FILES, head, share_name
 
         self.require_folder("each share is written to a file in that folder", share="/".join(map(str, share)))
         assert self.out is not None
         path = self.out / share_name(*share)
+        if others := [p.name for p in self.out.glob(SHARE_FILES) if not p.name.endswith(f"-of-{share[1]}.safetensors")]:
+            raise ValueError(
+                f"share: got {share[0]} of {share[1]}, but {str(self.out)!r} contains {others[0]!r}, one of another "
+                "number of shares; give another folder."
+            )
         if path.exists() and self.resume:
+            if differing := differences(head(path).identity, identify()):
+                raise ValueError(
+                    f"out: {str(path)!r} is a share of another run: {'; '.join(differing[:_SHOWN])}. Give another "
+                    "folder, or --overwrite in place of --resume."
+                )
             return f"{path} is there already."
         if path.exists() and not self.overwrite:
             raise FileExistsError(f"out: {str(path)!r} exists; give another folder, --resume or --overwrite.")

@@ -58,7 +58,12 @@ def sweep(
             return
         if (share := run.chosen_share) is not None:
             refuse_of_share(quantity=quantity)
-            typer.echo(output.write_share(share, lambda kept: sl.sweep(*case, over=grid, **saved_to(options, kept))))
+            from sdelens.run.api import identity_of_share
+
+            def compute(checkpoints: Any) -> Any:
+                return sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
+
+            typer.echo(output.write_share(share, compute, lambda: identity_of_share(*case, over=grid, **options)))
             return
         with output.claimed() as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
