@@ -24,7 +24,10 @@ __all__ = ["Untraced", "alike", "captured"]
 
 T = TypeVar("T")
 
-_LIBRARIES: Final = ("sdelens", "jax", "jaxlib", "numpy", "scipy", "optax", "equinox", "builtins", "abc", "typing")
+_LIBRARIES: Final = (
+    *("sdelens", "jax", "jaxlib", "numpy", "scipy", "optax", "equinox", "builtins", "abc", "typing"),
+    *("chex", "einops", "flax", "haiku", "jaxtyping"),
+)
 _COLLECTIONS: Final = (tuple, list, dict, set, frozenset, deque, types.MappingProxyType)
 _OF_CREATION: Final = ("__init__", "__post_init__", "__new__", "__init_subclass__", "__repr__", "__str__")
 """Methods that a run does not call."""
