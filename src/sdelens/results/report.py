@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sdelens.core.files import atomic_path, held_folder
+from sdelens.core.files import atomic_path, held_folder, save_figure
 from sdelens.core.names import optimizer_label, problem_label
 from sdelens.core.numerals import signed, with_limits
 from sdelens.core.progress import stage
@@ -46,7 +46,7 @@ _COMPARED = (
     "mean loss from the optimizer's, relative to it, with 99 % intervals."
 )
 _ALONE = "Mean loss; the band is the middle 90 % of the paths or, of a prediction, a standard deviation to either side."
-_SMALL_SIZE, _SMALL_DPI = (2.9, 2.0), 200
+_SMALL_SIZE = (2.9, 2.0)
 
 
 def write_report(
@@ -166,8 +166,7 @@ def _write_small(path: Path, result: Result) -> None:
         ]
         axes.legend(handles=lines[:_MOST_NAMES], handlelength=1.8, labelspacing=0.2, frameon=True, edgecolor="none")
         plt.close(figure)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=_SMALL_DPI)
+        save_figure(figure, path)
 
 
 def write_sweep(

@@ -193,16 +193,17 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
     description = description_of(experiment)
     for doubt in description.doubts if experiment.plan.share is None else ():
         warnings.warn(doubt, RuntimeWarning, stacklevel=3)
+    is_share = experiment.plan.share is not None
+    identified = identity(experiment) if is_share or checkpoints is not None else {}  # it reads all data
     if checkpoints is not None:
-        checkpoints.start(identity(experiment) | {"code": code_of(experiment)})
+        checkpoints.start(identified | {"code": code_of(experiment)})
     work, done = work_of([experiment], checkpoints)
     with progress_bar(progress, work, done) as report:
         parts = dict(simulated(experiment, report, checkpoints))
     plan, (index, count) = experiment.plan, experiment.share
     paths = (plan.own.start, plan.own.stop)
-    code = None if plan.share is None else share_code_of(experiment)
-    identified = share_identity(identity(experiment), code)
-    return Share(index, count, paths, None, plan.block, identified, description, parts)
+    shared = share_identity(identified, share_code_of(experiment)) if is_share else {}
+    return Share(index, count, paths, None, plan.block, shared, description, parts)
 
 
 def work_of(experiments: Sequence[Experiment], checkpoints: Checkpoints | None) -> tuple[int, int]:

@@ -149,7 +149,8 @@ def run_grid(
 ) -> Share:
     """Run every point, or those of these numbers, continuing from checkpoints if there are any."""
     chosen = list(range(len(grid.experiments)) if points is None else points)
-    identified = grid_identity(grid)
+    is_share = grid.experiments[0].plan.share is not None or points is not None
+    identified = grid_identity(grid) if is_share or checkpoints is not None else {}  # it reads all data
     if checkpoints is not None:
         more = {} if points is None else {"share of points": chosen}
         checkpoints.start(identified | more | {"code": _code(grid)})
@@ -162,8 +163,8 @@ def run_grid(
     plan, (index, count) = first.plan, first.share
     own = None if points is None else tuple(chosen)
     paths = (plan.own.start, plan.own.stop)
-    code = None if plan.share is None and points is None else share_code_of(grid)
-    return Share(index, count, paths, own, plan.block, share_identity(identified, code), _described(grid), parts)
+    shared = share_identity(identified, share_code_of(grid)) if is_share else {}
+    return Share(index, count, paths, own, plan.block, shared, _described(grid), parts)
 
 
 def _described(grid: Grid) -> SweepDescription:

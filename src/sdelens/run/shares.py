@@ -42,7 +42,7 @@ class Share(Printable):
         paths: its first path and its end (exclusive).
         points: numbers of its points in a sweep, None if it has all.
         block: number of paths by which its statistics were reduced.
-        identity: what shares of one run agree in.
+        identity: what shares of one run agree in; empty if it is all of a run.
         description: all that the result needs besides statistics.
         parts: the statistics and wall times, by model.
     """
@@ -235,8 +235,7 @@ class Join:
         """Warnings about the law of the noise, which the shares did not give."""
         assert self._first is not None
         description = self._first[0].description
-        points = description.points if isinstance(description, SweepDescription) else [description]
-        return list(dict.fromkeys(text for point in points for text in point.doubts))
+        return list(description.doubts) if isinstance(description, Description) else []  # a sweep gives none
 
     def _whole(self, trees: dict[int, Nodes]) -> Summary:
         """The summary of all paths; where blocks differ, their trees are joined in the order of the paths."""

@@ -5,7 +5,23 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["MODELS", "OUTPUT", "PLACE", "RECORD", "SIZE", "WHAT", "Devices", "DryRun"]
+from sdelens.core import names
+
+__all__ = [
+    "MODELS",
+    "OUTPUT",
+    "PLACE",
+    "RECORD",
+    "SIZE",
+    "WHAT",
+    "ClipNorm",
+    "Devices",
+    "DryRun",
+    "MomentumRule",
+    "OldSteps",
+    "OldWarmup",
+    "ScalingRule",
+]
 
 WHAT = partial(typer.Option, rich_help_panel="What is run")
 SIZE = partial(typer.Option, rich_help_panel="How much is run")
@@ -18,3 +34,19 @@ Devices = Annotated[int | None, PLACE(help="Number of devices to use; default on
 DryRun = Annotated[
     bool, OUTPUT("--dry-run", help="Only estimate the time, the memory and the size of the results; nothing is run.")
 ]
+ScalingRule = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Default: the one that keeps the optimizer's SDE. One of {', '.join(names.SCALING_RULES)}, which "
+        "'sdelens info rules' explains."
+    ),
+]
+MomentumRule = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How the decays β are scaled. One of {', '.join(names.MOMENTA)}, which 'sdelens info momenta' explains."
+    ),
+]
+OldSteps = Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")]
+OldWarmup = Annotated[int | None, typer.Option(help="Warm-up steps of the old run.")]
+ClipNorm = Annotated[float | None, typer.Option(help="Norm to which gradients are clipped.")]

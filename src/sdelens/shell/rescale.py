@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sdelens.core import names
+from sdelens.shell.panels import ClipNorm, MomentumRule, OldSteps, OldWarmup, ScalingRule
 from sdelens.shell.session import named
 
 __all__ = ["rescale"]
@@ -28,20 +28,8 @@ def rescale(
         str | None,
         typer.Option(help="'step' or 'epoch': after which the scheduler is called. Default: from the step counts."),
     ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Default: the one that keeps the optimizer's SDE. One of {', '.join(names.SCALING_RULES)}, which "
-            "'sdelens info rules' explains."
-        ),
-    ] = None,
-    momentum: Annotated[
-        str | None,
-        typer.Option(
-            help=f"How the decays β are scaled. One of {', '.join(names.MOMENTA)}, which 'sdelens info momenta' "
-            "explains."
-        ),
-    ] = None,
+    rule: ScalingRule = None,
+    momentum: MomentumRule = None,
     snr: Annotated[
         float | None, typer.Option(help="The measured signal-to-noise ratio, for rules that use it.")
     ] = None,
@@ -49,9 +37,9 @@ def rescale(
         str | None,
         typer.Option(help="'coupled', 'independent' or 'l2': how weight decay acts, if not as in this optimizer."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Warm-up steps of the old run.")] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Norm to which gradients are clipped.")] = None,
+    steps: OldSteps = None,
+    warmup: OldWarmup = None,
+    clip_norm: ClipNorm = None,
     batch_size: Annotated[
         float | None, typer.Option(help="Batch size of the old run, the unit of decay times.")
     ] = None,

@@ -7,6 +7,7 @@ import typer
 from sdelens.core import names
 from sdelens.core.declarations import OPTIMIZERS, canonical_name, scaled_names
 from sdelens.shell.case_options import listing, numbers
+from sdelens.shell.panels import ClipNorm, MomentumRule, OldSteps, OldWarmup, ScalingRule
 
 __all__ = ["scale"]
 
@@ -34,23 +35,11 @@ def scale(
             "not; 'l2': weight decay is part of the gradient (adam, rmsprop, sgd)."
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the old run.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Warm-up steps of the old run.")] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Norm to which gradients are clipped.")] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Default: the one that keeps the optimizer's SDE. One of {', '.join(names.SCALING_RULES)}, which "
-            "'sdelens info rules' explains."
-        ),
-    ] = None,
-    momentum: Annotated[
-        str | None,
-        typer.Option(
-            help=f"How the decays β are scaled. One of {', '.join(names.MOMENTA)}, which 'sdelens info momenta' "
-            "explains."
-        ),
-    ] = None,
+    steps: OldSteps = None,
+    warmup: OldWarmup = None,
+    clip_norm: ClipNorm = None,
+    rule: ScalingRule = None,
+    momentum: MomentumRule = None,
     snr: Annotated[
         str | None,
         typer.Option(
