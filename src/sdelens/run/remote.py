@@ -1,7 +1,7 @@
 """Runs on an executor: each share, a range of paths or a group of points of a sweep, is computed by a worker."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +62,7 @@ def run_remotely(
     Raises:
         ValueError: if the folder for checkpoints contains shares of another run.
         TaskError: if a share is lost again and again, or the executor cannot run any more.
+        Exception: what a worker raises, with the number of the share and the remedy as a note.
     """
     execution = options.execution
     assert execution.executor is not None
@@ -78,16 +79,34 @@ def run_remotely(
         ended = len(done)
         with progress_bar(execution.progress, len(tasks), ended) as report:
             report(0, f"{ended} of {len(tasks)} shares")
-            named = "share {}".format
-            with closing(completed(execution.executor, _computed, left, named)) as found:
+            run = completed(execution.executor, _computed, left, _named(len(tasks)), _remedy(execution))
+            with closing(run) as found:
                 for index, data in found:
                     share = Share.from_bytes(data)
-                    joined.announce(share, named(index))
+                    joined.announce(share, f"share {index}")
                     kept.save(share, data)
                     joined.add(share)
                     ended += 1
                     report(1, f"{ended} of {len(tasks)} shares")
         return joined.finish()
+
+
+def _named(count: int) -> Callable[[int], str]:
+    """The name of a share in messages, by its number."""
+    return lambda index: f"share {index} of {count}"
+
+
+def _remedy(execution: Execution) -> str:
+    """What to do after an error of a worker."""
+    if execution.checkpoint is None:
+        return (
+            "Correct the cause and run again; with checkpoint=folder the shares that have ended are kept, and "
+            "resume=True runs only the others."
+        )
+    return (
+        f"The shares that have ended are kept in {str(execution.checkpoint)!r}; correct the cause and run again with "
+        "resume=True."
+    )
 
 
 def _tasks(options: Options, points: int) -> dict[int, Task]:
