@@ -194,15 +194,17 @@ def run(experiment: Experiment, progress: bool | None, checkpoints: Checkpoints 
     for doubt in description.doubts if experiment.plan.share is None else ():
         warnings.warn(doubt, RuntimeWarning, stacklevel=3)
     is_share = experiment.plan.share is not None
-    identified = identity(experiment) if is_share or checkpoints is not None else {}  # it reads all data
+    identified, code = dict[str, Any](), dict[str, str]()
+    if is_share or checkpoints is not None:  # all data are read, and all code is traced
+        identified, code = identity(experiment), (share_code_of if is_share else code_of)(experiment)
     if checkpoints is not None:
-        checkpoints.start(identified | {"code": code_of(experiment)})
+        checkpoints.start(identified | {"code": code})
     work, done = work_of([experiment], checkpoints)
     with progress_bar(progress, work, done) as report:
         parts = dict(simulated(experiment, report, checkpoints))
     plan, (index, count) = experiment.plan, experiment.share
     paths = (plan.own.start, plan.own.stop)
-    shared = share_identity(identified, share_code_of(experiment)) if is_share else {}
+    shared = share_identity(identified, code) if is_share else {}
     return Share(index, count, paths, None, plan.block, shared, description, parts)
 
 

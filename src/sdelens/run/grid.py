@@ -150,10 +150,12 @@ def run_grid(
     """Run every point, or those of these numbers, continuing from checkpoints if there are any."""
     chosen = list(range(len(grid.experiments)) if points is None else points)
     is_share = grid.experiments[0].plan.share is not None or points is not None
-    identified = grid_identity(grid) if is_share or checkpoints is not None else {}  # it reads all data
+    identified, code = dict[str, Any](), ""
+    if is_share or checkpoints is not None:  # all data are read, and all code is traced
+        identified, code = grid_identity(grid), (share_code_of if is_share else _code)(grid)
     if checkpoints is not None:
         more = {} if points is None else {"share of points": chosen}
-        checkpoints.start(identified | more | {"code": _code(grid)})
+        checkpoints.start(identified | more | {"code": code})
     parts: Parts = {}
     with progress_bar(progress, *work_of([grid.experiments[i] for i in chosen], checkpoints)) as report:
         for i in chosen:
@@ -163,7 +165,7 @@ def run_grid(
     plan, (index, count) = first.plan, first.share
     own = None if points is None else tuple(chosen)
     paths = (plan.own.start, plan.own.stop)
-    shared = share_identity(identified, share_code_of(grid)) if is_share else {}
+    shared = share_identity(identified, code) if is_share else {}
     return Share(index, count, paths, own, plan.block, shared, _described(grid), parts)
 
 
