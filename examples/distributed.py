@@ -18,7 +18,6 @@ import numpy as np
 
 import sdelens as sl
 from sdelens.core.files import save_figure
-from sdelens.results.end_labels import End, label_ends
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 PROBLEM = sl.Quadratic(CURVATURE, start=0.0)
@@ -67,20 +66,16 @@ def sign_cases():
 
 
 def draw(axes, label, look, workers, formula, found):
-    """Draw a line for the formula, dots for the optimizer and crosses for the SDE, and print their ratios.
-
-    Returns the name of the line for its end.
-    """
+    """Draw a line for the formula, dots for the optimizer and crosses for the SDE, and print their ratios."""
     color, marker = look
     dashes = (0, (5, 2)) if "odd" in label else "-"
-    axes.loglog(workers, formula, color=color, linewidth=1, linestyle=dashes)
+    axes.loglog(workers, formula, label=label, color=color, linewidth=1, linestyle=dashes)
     axes.loglog(workers, found[:, 0], color=color, marker=marker, linestyle="none", markersize=4)
     axes.loglog(workers, found[:, 1], color=color, marker="x", linestyle="none", markersize=7)
     for n, stated, (own, sde) in zip(workers, formula, found, strict=True):
         print(
             f"{label:28} N = {n:3d}: formula {stated:.3e}, optimizer {own / stated:.3f} of it, SDE {sde / stated:.3f}"
         )
-    return End.of(label, color, np.array(workers), np.array(formula))
 
 
 def main():
@@ -91,23 +86,22 @@ def main():
     arguments = parser.parse_args()
     with sl.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.9))
-        ends = {left: [], right: []}
         for look, (label, keep, workers) in zip(LOOKS, sgd_cases(), strict=False):
             noises = [sl.DistributedNoise(sl.GaussianNoise(1.0), n, sl.RandomK(keep)) for n in workers]
             found = np.array([simulated(noise, sl.SGD(LR), arguments.paths) for noise in noises])
-            ends[left].append(draw(left, label, look, workers, [sgd_loss(n, 1 / keep - 1) for n in workers], found))
+            draw(left, label, look, workers, [sgd_loss(n, 1 / keep - 1) for n in workers], found)
         for look, label, noise, compression, slope, gain, workers in sign_cases():
             noises = [sl.DistributedNoise(noise, n, compression) for n in workers]
             found = np.array([simulated(each, sl.SignSGD(LR), arguments.paths) for each in noises])
             ties = [0.0 if compression is None else compression.tie(n) for n in workers]
             formula = [sign_loss(gain(n), tie, slope) for n, tie in zip(workers, ties, strict=True)]
-            ends[right].append(draw(right, label, look, workers, formula, found))
+            draw(right, label, look, workers, formula, found)
         for axes, title in ((left, "SGD, normal noise"), (right, "SignSGD")):
             axes.set_xscale("log", base=2)
             axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
             axes.set_xlabel("workers $N$")
             axes.set_title(title, loc="left")
-            label_ends(axes, ends[axes])
+            sl.label_lines(axes)
         figure.suptitle(
             "More workers reduce the loss at rest; under Cauchy noise only a vote does, the mean does not\n"
             "lines: formula; filled marks: optimizer; crosses: SDE",

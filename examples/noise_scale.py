@@ -17,7 +17,6 @@ import numpy as np
 
 import sdelens as sl
 from sdelens.core.files import save_figure
-from sdelens.results.end_labels import End, label_ends
 
 CURVATURE = np.array([0.5, 1.0, 2.0, 5.0])
 THETA = 1.0
@@ -68,26 +67,24 @@ def main():
     scales, points = np.geomspace(0.5, 32, 25), [0.5, 1, 2, 4, 8, 16, 32]
     with sl.style():
         figure, axes = plt.subplots(figsize=(5.6, 3.8))
-        ends = []
         for label, (problem, optimizer, look) in cases().items():
             laws = [sl.theory.stationary(problem, sl.GaussianNoise(float(scale)), optimizer) for scale in scales]
             dots = [simulated(problem, float(scale), optimizer, arguments.paths) for scale in points]
             line = {key: value for key, value in look.items() if key != "marker"}
             predicted = np.array([loss_at_rest(law.variance) for law in laws])
-            axes.loglog(scales, predicted, **line)
-            ends.append(End.of(label, look["color"], scales, predicted))
+            axes.loglog(scales, predicted, label=label, **line)
             axes.loglog(points, dots, linestyle="none", marker=look["marker"], color=look["color"], markersize=4)
         problem, optimizer, look = cases()["AdamW, decay 1"]
         bounds = [sl.theory.loss_bound(problem, sl.GaussianNoise(float(s)), optimizer, [0.0]).asymptote for s in scales]
-        axes.loglog(scales, bounds, color=look["color"], linewidth=0.9, linestyle=(0, (1, 1)))
-        ends.append(End.of("bound for decay 1", look["color"], scales, np.array(bounds)))
+        dotted = {"color": look["color"], "linewidth": 0.9, "linestyle": (0, (1, 1))}
+        axes.loglog(scales, bounds, label="bound for decay 1", **dotted)
         axes.set(xlabel="noise scale $\\sigma$", ylabel="mean loss at rest", xlim=(scales[0] / 1.1, scales[-1] * 1.1))
         axes.set_title(
             "Only decoupled weight decay bounds the loss, however large the noise\n"
             f"quadratic, $d$ = 4, $\\eta$ = {LR:g}; lines: predicted, marks: simulated",
             loc="left",
         )
-        label_ends(axes, ends)
+        sl.label_lines(axes)
     save_figure(figure, arguments.out)
     print(f"Written to {arguments.out}")
 

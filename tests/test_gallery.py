@@ -79,6 +79,23 @@ def test_names_at_the_ends_of_lines_can_be_read(colour):
     assert colour != "#0072B2" or legible(colour) == "#0072b2"  # dark enough as it is
 
 
+def test_lines_have_their_labels_at_their_ends():
+    import matplotlib.pyplot as plt
+
+    import sdelens as sl
+
+    with sl.style():
+        _, axes = plt.subplots()
+        with pytest.raises(ValueError, match="no line of them has a label"):
+            sl.label_lines(axes)
+        for label, height in {"first": 1.0, "second": 1.01, "_hidden": 2.0}.items():
+            axes.plot([0, 1, 2], [0, 1, height], label=label)
+        sl.label_lines(axes)
+        labels = [text for text in axes.texts if text.get_text()]
+    assert [text.get_text().strip() for text in labels] == ["first", "second"]
+    assert labels[1].xyann[1] - labels[0].xyann[1] > 0.02  # apart, though the ends are 0.005 of the height apart
+
+
 def test_a_picture_is_written_with_its_command_and_its_texts(tmp_path, monkeypatch):
     import sdelens as sl
 

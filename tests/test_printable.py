@@ -122,12 +122,24 @@ def test_numbers_are_written_in_one_way():
     assert [numerals.percent(v) for v in (0.00412, 1.0, 12.34, np.nan)] == ["0.41 %", "100 %", "1200 %", "-"]
     assert [numerals.percent(v, plus=True) for v in (0.004, -0.004)] == ["+0.4 %", "−0.4 %"]
     assert (numerals.signed(0.5), numerals.fixed(-0.126, 2)) == ("+0.5", "−0.13")
-    assert numerals.resolved(0.0, 0.011) == numerals.resolved(0.0109, 0.011) == "< 1.1 %"
-    assert numerals.resolved(0.0, 0.011, upper=0.034) == "< 3.4 %"
-    assert numerals.resolved(0.02, 0.011, upper=0.034) == "2 %"
-    assert numerals.resolved(0.0, 0.0) == "0 %"  # the same random numbers and model: no error at all
+    assert numerals.resolved(0.0, 0.011, 0.012) == numerals.resolved(0.011, 0.011, 0.012) == "< 1.2 %"
+    assert numerals.resolved(0.0, 0.011, 0.034) == "< 3.4 %"
+    assert numerals.resolved(0.02, 0.011, np.nan) == "2 %"
+    assert numerals.resolved(0.0, 0.0, 0.0) == "0 %"  # the same random numbers and model: no error at all
     assert numerals.with_limits(0.5, 0.25, 0.75) == "0.5 (0.25 – 0.75)"
     assert numerals.with_limits(np.nan, 0.25, np.nan) == "-"
+    assert numerals.resolved(0.0, 0.011, np.nan) == "-"  # no limit, so nothing is known
+
+
+def test_limits_have_the_digits_that_tell_them_apart():
+    between, percent = numerals.between, numerals.percent
+    assert between(0.1, 0.2) == "0.1 – 0.2"
+    assert between(0.4151, 0.4249, percent) == "41.5 % – 42.5 %"  # both are 42 %
+    assert between(0.41998, 0.42001, percent) == "41.998 % – 42.001 %"
+    assert between(0.41999999, 0.42000001, percent) == "42 %"
+    assert between(0.5, 0.5, percent) == "50 %"
+    assert between(np.nan, np.nan) == "-"
+    assert between(1.001, 1.002, "{:.2f}".format) == "1.00"  # its digits do not vary
 
 
 def test_normal_points():
@@ -208,7 +220,7 @@ def test_numbers_in_latex_have_the_digits_of_their_limits():
     assert latex.limited([0.83427, 0.81214, 0.85245]) == r"$0.834\;[0.812,\,0.852]$"
     assert latex.limited([-0.0004, -1.2, 1.3]) == r"$0.0\;[-1.2,\,1.3]$"
     assert latex.limited([0.0, 0.0, 3.0], 1.13) == "$<3.0$"
-    assert latex.limited([0.0, np.nan, np.nan], 1.13) == "$<1.1$"
+    assert latex.limited([0.0, np.nan, np.nan], 1.13) == "--"
     assert latex.limited([0.0, 0.0, 3.0]) == r"$0.0\;[0.0,\,3.0]$"
     assert latex.limited([2.0, np.nan, np.nan]) == "$2.0$"
     assert latex.limited([np.nan] * 3) == "--"

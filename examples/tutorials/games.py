@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
-from sdelens.results.end_labels import End, label_ends
 
 coupling, lr, scale = 1.0, 0.005, 0.2
 game = sl.QuadraticGame(coupling, start=[1.0, 1.0])
@@ -93,13 +92,12 @@ looks = {"optimizer": dict(alpha=0.5, linewidth=3), "sde": dict(color="black", l
 colours, dotted = ["0.45", "#0072B2", "#D55E00", "#009E73"], (0, (1, 1.2))
 with sl.style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6))
-    ends = []
     for (name, result), colour, rho in zip(results.items(), colours, [0.0, *rates], strict=True):
         data = result.dataset.loss_mean
         for model, look in looks.items():
-            left.plot(data.time, data.sel(model=model), **{"color": colour, **look})
+            label = name.replace(", ", "\n") if model == "optimizer" else None
+            left.plot(data.time, data.sel(model=model), label=label, **{"color": colour, **look})
         left.plot(data.time, hamiltonian(data.time, rho), color=colour, linestyle=dotted, linewidth=1.4)
-        ends.append(End.of(name.replace(", ", "\n"), colour, data.time.values, data.sel(model="optimizer").values))
     left.set(yscale="log", xlabel="time $t = k\\eta$", ylabel="mean Hamiltonian ½‖F‖²", ylim=(1e-4, 3))
     left.set_xlim(data.time[0], data.time[-1])
     left.set_title("Extragradient converges\nthick: algorithm; dashed: SDE; dotted: closed form", loc="left")
@@ -113,7 +111,7 @@ with sl.style():
     right.minorticks_off()
     right.set_title("The cloud is smallest at $\\rho$ = 1", loc="left")
     right.legend(loc="upper center")
-    label_ends(left, ends)
+    sl.label_lines(left)
 
 # %% [markdown]
 # ## Your own game

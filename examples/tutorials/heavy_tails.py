@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import sdelens as sl
-from sdelens.results.end_labels import End, label_ends
 
 problem = sl.Quadratic(curvature=[0.5, 1.0, 2.0, 5.0], start=1.0)
 cauchy = sl.StudentTNoise(scale=1.0, df=1)
@@ -63,28 +62,20 @@ for name, result in results.items():
 colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 with sl.style():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.4))
-    ends = []
     for (name, result), colour in zip(results.items(), colours, strict=True):
         data = result.dataset.loss_mean.sel(step=slice(0, 800))
-        left.plot(data.time, data.sel(model="optimizer"), color=colour, alpha=0.5, linewidth=3)
+        left.plot(data.time, data.sel(model="optimizer"), label=name, color=colour, alpha=0.5, linewidth=3)
         left.plot(data.time, data.sel(model="sde"), color=colour, linestyle=(0, (5, 2)), linewidth=1)
-        ends.append(End.of(name, colour, data.time.values, data.sel(model="optimizer").values))
     left.set(yscale="log", xlabel="time $t = k\\eta$", ylabel="mean loss", xlim=(0, 8))
     left.set_title("SignSGD and its SDE (dashed)\nagree under every noise", loc="left")
-    label_ends(left, ends)
+    sl.label_lines(left)
     sgd_data = sgd.dataset.isel(model=0)
     median = sgd_data.loss_quantile.sel(quantile=0.5)
-    right.plot(sgd_data.time, sgd_data.loss_mean, color="#D55E00")
-    right.plot(sgd_data.time, median, color="black")
+    right.plot(sgd_data.time, sgd_data.loss_mean, label="mean", color="#D55E00")
+    right.plot(sgd_data.time, median, label="median", color="black")
     right.set(yscale="log", xlabel="time $t = k\\eta$", ylabel="loss", xlim=(0, 20))
     right.set_title("SGD under Cauchy noise (ν = 1):\nthe mean is that of the largest draw", loc="left")
-    label_ends(
-        right,
-        [
-            End.of("mean", "#D55E00", sgd_data.time.values, sgd_data.loss_mean.values),
-            End.of("median", "black", sgd_data.time.values, median.values),
-        ],
-    )
+    sl.label_lines(right)
 
 # %% [markdown]
 # ## Stationary loss

@@ -66,6 +66,7 @@ from .problems import QuadraticGame as QuadraticGame
 from .problems import Rosenbrock as Rosenbrock
 from .problems import network as network
 from .results.autocorrelation import Autocorrelation as Autocorrelation
+from .results.end_labels import label_lines as label_lines
 from .results.figures import style as style
 from .results.hitting import HittingTimes as HittingTimes
 from .results.laws import Laws as Laws

@@ -6,15 +6,18 @@ have a hyphen, because they are copied; `sdelens.shell.streams` writes a hyphen 
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
-__all__ = ["MISSING", "between", "fixed", "number", "percent", "resolved", "signed", "with_limits"]
+__all__ = ["MISSING", "Writer", "between", "fixed", "number", "percent", "resolved", "signed", "with_limits"]
 
 MISSING: Final = "-"
 """What is written for a number that is not known."""
 _MINUS: Final = "−"
 _LARGE: Final = 1e5
 """From here on numbers are written with an exponent."""
+_MORE_DIGITS: Final = range(3, 6)
+Writer: TypeAlias = Callable[..., str]
+"""What writes a number; between limits that it rounds to the same text, it is asked for more `digits`."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -53,26 +56,35 @@ def _signed(text: str) -> str:
     return _MINUS + text[1:] if text.startswith("-") else text
 
 
-def between(low: float, high: float, write: Callable[[float], str] = number) -> str:
-    """A range, such as 0.1 – 0.2."""
-    return f"{write(low)} – {write(high)}"
+def between(low: float, high: float, write: Writer = number) -> str:
+    """A range, such as 0.1 – 0.2.
+
+    Where both ends are rounded to the same text, they have as many digits as tell them apart, up to five; where these
+    do not, and where the ends are equal or not known, there is one text.
+    """
+    ends = write(low), write(high)
+    for digits in _MORE_DIGITS if low < high else ():
+        if ends[0] == ends[1]:
+            ends = write(low, digits=digits), write(high, digits=digits)
+    return ends[0] if ends[0] == ends[1] else " – ".join(ends)
 
 
-def with_limits(value: float, low: float, high: float, write: Callable[[float], str] = number) -> str:
+def with_limits(value: float, low: float, high: float, write: Writer = number) -> str:
     """A number followed by its limits if both are finite; what is not known is `MISSING`."""
     found = write(value) if math.isfinite(value) else MISSING
     return f"{found} ({between(low, high, write)})" if math.isfinite(low + high) else found
 
 
-def resolved(error: float, floor: float, write: Callable[[float], str] = percent, upper: float = math.nan) -> str:
-    """An error; if it is not larger than what a perfect model would show, "<" and a number that it is below.
+def resolved(error: float, floor: float, upper: float, write: Writer = percent) -> str:
+    """An error; if it is not larger than what a perfect model would show, "<" and its upper limit.
 
     Args:
         error: the error.
         floor: the error that a perfect model would show on average; 0 or NaN if there is none.
+        upper: the upper limit of the error; where it is not known, nothing can be said of an error that is not larger
+            than the floor, and it is `MISSING`.
         write: writes one of them.
-        upper: the upper limit of the error, which is written after "<"; where it is not known, the floor is.
     """
-    if floor > 0 and error <= floor:
-        return f"< {write(upper if math.isfinite(upper) else floor)}"
-    return write(error)
+    if not floor > 0 or error > floor:
+        return write(error)
+    return f"< {write(upper)}" if math.isfinite(upper) else MISSING

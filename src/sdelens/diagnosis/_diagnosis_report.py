@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sdelens.core.limits import CONFIDENCE
-from sdelens.core.numerals import MISSING, percent
+from sdelens.core.numerals import MISSING, Writer, between, percent
 from sdelens.diagnosis.moments import DOUBLING, FALSE_ALARM, Group
 from sdelens.results.printable import Parts, Table
 
@@ -172,18 +172,19 @@ def _word(found: Diagnosed, ratio: float) -> str:
     return "probably holds" if expected <= found.tolerance else "probably fails"
 
 
-def _between(low: float, high: float, number: Any = None) -> str:
+def _short(value: float, digits: int = 2) -> str:
+    return f"{value:.0f}" if 100 <= value < 1e5 else f"{value:.{digits}g}"
+
+
+def _between(low: float, high: float, write: Writer = _short) -> str:
     """Limits in words, 0 and infinite ones as such."""
-    write = number or (
-        lambda value: f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.2g}"
-    )
     if low <= 0 and math.isinf(high):
         return MISSING
     if math.isinf(low):
         return "no noise"
     if math.isinf(high):
         return f"at least {write(low)}"
-    return f"below {write(high)}" if low <= 0 else f"{write(low)} – {write(high)}"
+    return f"below {write(high)}" if low <= 0 else between(low, high, write)
 
 
 def _times(ratio: float, batch: float | None) -> str:

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from sdelens.core.limits import normal_point
-from sdelens.core.numerals import MISSING, number, percent
+from sdelens.core.numerals import MISSING, between, number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,7 @@ def tables(noise: MeasuredNoise) -> list[tuple[list[str], list[list[str]]]]:
 
 def _scale_cells(scale: float, low: float, high: float) -> list[str]:
     """A noise scale and its limits; only a limit if it is not resolved."""
-    limits = f"{number(low)} – {number(high)}" if math.isfinite(high) else f"> {number(low)}"
+    limits = between(low, high) if math.isfinite(high) else f"> {number(low)}"
     return [number(scale), MISSING if math.isnan(low) else limits]
 
 
@@ -90,12 +90,12 @@ def _tail_cells(own: "Tail") -> list[str]:
     low, high = own.efficiency_limits
     return [
         f"{own.kappa:.3f}",
-        f"{_limit(own.lower)} – {_limit(own.upper)}",
+        between(own.lower, own.upper, _limit),
         number(own.df),
         MISSING if math.isnan(own.normal_p) else f"{own.normal_p:.1g}",
         f"{own.kurtosis:.2g} ± {own.kurtosis_sem:.1g}",
         number(own.efficiency),
-        f"{number(low)} – {number(high)}",
+        between(low, high),
     ]
 
 
@@ -153,7 +153,7 @@ def _dual_scale_words(noise: MeasuredNoise, norm: str, size: float) -> str:
         return f"{methods}of the {label} is above {number(low)} samples; more is not known: {reason}."
     side = "noise dominates" if size < low else "the gradient dominates" if size > high else None
     told = "it is not resolved which of them dominates" if side is None else f"{side} for them"
-    return f"{methods}of the {label} is {number(scale)} samples ({number(low)} – {number(high)}): {told}."
+    return f"{methods}of the {label} is {number(scale)} samples ({between(low, high)}): {told}."
 
 
 def _tail_words(own: "Tail", noise: MeasuredNoise, dominated: bool | None) -> list[str]:
@@ -223,12 +223,12 @@ def _sign_words(own: "Tail", dominated: bool | None) -> str:
             f"gradients do not show whether steps of −sign(g) reduce the loss ({descent})."
         )
     if low > 1:
-        return f"Sign-based methods such as SignSGD are preferable: {worth} ({number(low)} – {number(high)}). {where}"
+        return f"Sign-based methods such as SignSGD are preferable: {worth} ({between(low, high)}). {where}"
     if high < 1:
-        return f"Linear methods such as SGD are preferable: {worth} ({number(low)} – {number(high)}). {where}"
-    return f"The tails favour neither the sign nor the value: {worth} ({number(low)} – {number(high)})."
+        return f"Linear methods such as SGD are preferable: {worth} ({between(low, high)}). {where}"
+    return f"The tails favour neither the sign nor the value: {worth} ({between(low, high)})."
 
 
-def _limit(kappa: float) -> str:
+def _limit(kappa: float, digits: int = 3) -> str:
     """A limit of κ as text; infinite outside the range of the fit."""
-    return f"{'−' if kappa < 0 else ''}{'∞' if math.isinf(kappa) else f'{abs(kappa):.3f}'}"
+    return f"{'−' if kappa < 0 else ''}{'∞' if math.isinf(kappa) else f'{abs(kappa):.{digits}f}'}"

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sdelens.core import check
 from sdelens.core.files import atomic_path
 from sdelens.core.limits import OF_FORECAST, normal_point
-from sdelens.core.numerals import percent
+from sdelens.core.numerals import between, percent
 from sdelens.forecast._as_result import Band, result_of
 from sdelens.forecast._curve import log_losses, places
 from sdelens.forecast._dynamics import Setting, kind_of, setting_of
@@ -409,7 +409,7 @@ class Forecaster(Plotted):
             [
                 str(name),
                 f"{row.value:.4g}",
-                f"{row.lower:.3g} – {row.upper:.3g}",
+                between(row.lower, row.upper),
                 "at a bound" if name in bounds else _identified(row.uncertainty),
             ]
             for name, row in limits.iterrows()

@@ -9,7 +9,7 @@ import numpy as np
 from sdelens.core.files import atomic_path
 from sdelens.core.limits import OF_FEW
 from sdelens.core.names import noise_label, optimizer_label, problem_label
-from sdelens.core.numerals import MISSING
+from sdelens.core.numerals import MISSING, between
 from sdelens.results import latex
 from sdelens.results.printable import Parts, Plotted, Table
 
@@ -146,7 +146,7 @@ class WeakOrder(Plotted):
                     model,
                     scheme,
                     f"{row.slope:.3f}" if known else "not resolved",
-                    f"{_two(row.lower)} – {_two(row.upper)}" if known else MISSING,
+                    between(row.lower, row.upper, _decimal) if known else MISSING,
                     *(f"{e:.2e}" + f" ± {s:.0e}" * (s > 0) for e, s in zip(part.error, part["sem"], strict=True)),
                 ]
             )
@@ -243,6 +243,6 @@ class WeakOrder(Plotted):
         )
 
 
-def _two(value: float) -> str:
-    """Format with two decimals, with a Unicode minus sign and no minus sign before 0."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
+def _decimal(value: float, digits: int = 2) -> str:
+    """Format with so many decimals, with a Unicode minus sign and no minus sign before 0."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -63,7 +63,7 @@ class Comparison:
             "quantile_95": Interval(self._quantile_error(model, 0.95)),
             "diverged": Interval(float(n_paths[0] - n_paths[-1])),
         }
-        order = min(loss_moments(self._dataset, label) for label in (model, self.reference))
+        order = self._order(model)
         return {k: v if order > QUANTITIES[k].moment else Interval(v.value) for k, v in found.items()}
 
     def point_error(self, model: str, late: bool = False) -> tuple[float, float]:
@@ -73,6 +73,13 @@ class Comparison:
         height = self.height if late else None
         value = tracking_error(*self._both(model, covered), self.minimum, resamples=0, height=height)
         return value.error, value.floor
+
+    def stated_error(self, model: str) -> tuple[float, float, float]:
+        """``error``, its floor, and its upper limit if it is not larger than the floor, NaN otherwise."""
+        error, floor = self.point_error(model)
+        needed = error <= floor and self._order(model) > QUANTITIES["error"].moment
+        upper = tracking_error(*self._both(model, self._covered(model)), self.minimum).upper if needed else np.nan
+        return error, floor, upper
 
     @functools.cached_property
     def minimum(self) -> float:
@@ -90,6 +97,10 @@ class Comparison:
             return None
         curve = self._dataset.loss_mean.sel(model=self.reference).values - self.minimum
         return float(np.sqrt(np.nanmean(curve**2)))
+
+    def _order(self, model: str) -> float:
+        """Order below which the losses of both have moments."""
+        return min(loss_moments(self._dataset, label) for label in (model, self.reference))
 
     def _integrator_error(self, model: str) -> float:
         """Error between a model with substeps and the same at Δt = η; NaN if that was not run."""

@@ -9,8 +9,9 @@ from matplotlib.colors import to_hex, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
-__all__ = ["End", "label_ends", "legible"]
+__all__ = ["End", "label_ends", "label_lines", "legible", "named_lines"]
 
 _CONTRAST: Final = 4.5
 """Smallest contrast of text with its background, as WCAG 2.2 asks for (1.4.3, level AA)."""
@@ -37,6 +38,52 @@ class End(NamedTuple):
         finite = np.flatnonzero(np.isfinite(values))
         last = finite[::-1][np.argmax(at[finite][::-1])] if finite.size else 0
         return cls(text, colour, float(at[last]) if finite.size else np.nan, float(values[last]))
+
+    @classmethod
+    def of_line(cls, text: str, line: "Line2D") -> "End":
+        """That of a line of matplotlib."""
+        return cls.of(text, to_hex(line.get_color()), *_points(line))
+
+
+def label_lines(axes: "Axes") -> None:
+    """Write the label of each line of `axes` beside its right end, in the colour of the line, in place of a legend.
+
+    The labels are kept apart, and a thin line leads to an end that its label is not beside. Set the scale of the axes,
+    and limits that are not those of the data, before; of the room at the right, matplotlib's constrained layout
+    (``with sl.style():``) takes care.
+
+    Args:
+        axes: the axes, with labels given to ``plot`` or ``errorbar``.
+
+    Raises:
+        ValueError: if no line of the axes has a label.
+    """
+    lines = named_lines(axes)
+    if not lines:
+        raise ValueError("axes: no line of them has a label; give label= to plot.")
+    label_ends(axes, [End.of_line(name, line) for name, line in lines.items()])
+
+
+def named_lines(axes: "Axes") -> "dict[str, Line2D]":
+    """The lines of `axes` that have a label, without those over their whole height, which end nowhere."""
+    from matplotlib.container import ErrorbarContainer
+    from matplotlib.lines import Line2D
+
+    found = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+        if isinstance(line, Line2D) and len(_points(line)[0]) > 1 and not _is_straight(line):
+            found[label] = line
+    return found
+
+
+def _points(line: "Line2D") -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+
+
+def _is_straight(line: "Line2D") -> bool:
+    x, y = _points(line)
+    return len(x) == 2 and x[0] == x[1] and bool((y == [0, 1]).all())
 
 
 def label_ends(axes: "Axes", ends: Sequence[End]) -> None:

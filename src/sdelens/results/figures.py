@@ -13,13 +13,12 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.files import check_figure_path, save_figure
 from sdelens.core.text import wrapped
-from sdelens.results.end_labels import End, label_ends
+from sdelens.results.end_labels import End, label_ends, named_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 __all__ = ["PAPER", "STYLE", "Sheet", "drawn", "line_scale", "plain_ticks", "style"]
 
@@ -284,10 +283,10 @@ class Sheet:
             Whether the lines are named at their ends.
         """
         entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
-        lines = {label: line for handle, label in entries if (line := _line_of(handle)) is not None}
+        lines = named_lines(axes)
         at_ends = not (self.is_given or self.is_paper) and 0 < len(lines) <= _FEW
         if at_ends:
-            ends = [End.of(_short_lines(name), str(line.get_color()), *_points(line)) for name, line in lines.items()]
+            ends = [End.of_line(_short_lines(name), line) for name, line in lines.items()]
             label_ends(axes, ends)
             entries = [(handle, label) for handle, label in entries if label not in lines]
         if entries and above:
@@ -326,25 +325,6 @@ class Sheet:
 def _short_lines(name: str) -> str:
     """A name in lines that are short enough to stand beside a figure."""
     return "\n".join(textwrap.fill(line, _BESIDE, break_long_words=False) for line in name.splitlines())
-
-
-def _line_of(handle: Any) -> "Line2D | None":
-    """The line of an entry of a legend, if it is one."""
-    from matplotlib.container import ErrorbarContainer
-    from matplotlib.lines import Line2D
-
-    line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
-    return line if isinstance(line, Line2D) and len(_points(line)[0]) > 1 and not _is_straight(line) else None
-
-
-def _is_straight(line: "Line2D") -> bool:
-    """Whether a line was drawn over the whole height of the axes, and so ends nowhere."""
-    x, y = _points(line)
-    return len(x) == 2 and x[0] == x[1] and bool((y == [0, 1]).all())
-
-
-def _points(line: "Line2D") -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
 
 
 def _axes_of(ax: Any) -> "list[Axes] | None":

@@ -107,14 +107,13 @@ def limited(numbers: Sequence[float], below: float = math.nan) -> Latex:
 
     Args:
         numbers: the number, its lower and its upper limit; NaN for limits that are not known.
-        below: a value that is not larger is not resolved: "<" and its upper limit, or else this number, are written.
+        below: a value that is not larger is not resolved: "<" and its upper limit are written, or a dash without one.
     """
     value, low, high = numbers
     if not math.isfinite(value):
         return Latex(_NONE)
     if below > 0 and value <= below:
-        least = high if math.isfinite(high) else below
-        return Latex(f"$<{_digits(least, _decimals(least))}$")
+        return Latex(f"$<{_digits(high, _decimals(high))}$" if math.isfinite(high) else _NONE)
     if not math.isfinite(low + high):
         return number(value, _decimals(abs(value)))
     decimals = _decimals(high - low)

@@ -8,14 +8,14 @@ or its loss above a given infimum.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
 from sdelens.core.limits import OF_FEW
-from sdelens.core.numerals import with_limits
+from sdelens.core.numerals import Writer, with_limits
 from sdelens.results.tracking import Curves, TrackingError, tracking_error
 
 __all__ = ["MEASURED", "Change", "change", "late_part", "measured", "on_grid", "scale_of", "seeds_needed", "shown"]
@@ -150,7 +150,7 @@ def scale_of(minimum: float | None) -> str:
     return "the decrease of the reference" if minimum is None else f"the loss minus {minimum:g}"
 
 
-def shown(row: Any, name: str, write: Callable[[float], str]) -> str:
+def shown(row: Any, name: str, write: Writer) -> str:
     """A number of a row with its limits, as text."""
     return with_limits(row[name], row[f"{name}_lower"], row[f"{name}_upper"], write)
 

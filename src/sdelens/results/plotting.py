@@ -85,7 +85,7 @@ def plot_losses(
     reference: str,
     kinds: Mapping[str, str],
     height: float | None,
-    errors: Mapping[str, tuple[float, float]],
+    errors: Mapping[str, tuple[float, float, float]],
 ) -> None:
     """Mean loss per model, minus the infimum where it is known, and differences from the reference below.
 
@@ -97,8 +97,8 @@ def plot_losses(
         reference: label of the model that is drawn with the grey band and with which the others are compared.
         kinds: kind of model (``"optimizer"``, ``"sde"``, …) per label.
         height: the scale of the differences; by default the reference's mean loss minus the infimum at each time.
-        errors: error of the mean-loss curve of every model that is compared, and the one that a perfect model would
-            show; without any, there is no lower panel.
+        errors: error of the mean-loss curve of every model that is compared, the one that a perfect model would
+            show, and the upper limit of an error that is not larger than this; without any, there is no lower panel.
     """
     rank = list(_LOOKS)  # the optimizer is drawn first, independently of the order of runs and merges
     models = sorted(kinds, key=lambda model: rank.index(kinds[model]) if kinds[model] in rank else len(rank))

@@ -154,6 +154,15 @@ class RecordedRun:
         comparison = Comparison(self.dataset, self._reference(None))
         return {m: comparison.point_error(m, late) for m in self.models if m != comparison.reference}
 
+    def stated_errors(self) -> dict[str, tuple[float, float, float]]:
+        """``error`` of every model against the optimizer, its floor, and its upper limit where it is not resolved.
+
+        An error is resolved if it is larger than the floor; its limits are not computed, which takes longer, and the
+        upper one is NaN.
+        """
+        comparison = Comparison(self.dataset, self._reference(None))
+        return {m: comparison.stated_error(m) for m in self.models if m != comparison.reference}
+
     def laws(
         self,
         at: Any = None,

@@ -165,7 +165,7 @@ class Result(RecordedRun, Plotted):
         shown = self._reference(reference) if compared else self.models[0]
         kinds = {label: model["model"] for label, model in self.settings.items()}
         compare = Comparison(self.dataset, shown)
-        errors = {label: compare.point_error(label) for label in self.models if label != shown} if compared else {}
+        errors = {label: compare.stated_error(label) for label in self.models if label != shown} if compared else {}
         plot_losses(sheet, self.dataset, shown, kinds, compare.height, errors)
 
     def export(

@@ -168,8 +168,8 @@ class Sweep(Plotted):
         """Plot a quantity over the grid: a line for one key, a heat map for two, a heat map per value of a third key.
 
         Crosses mark points at which paths diverged; the frame marks the smallest late loss, dashed frames mark points
-        indistinguishable from it. As in the table, an error of 0 is written as "<" and the error that a perfect model
-        would show.
+        indistinguishable from it. As in the table, an error that is not larger than what a perfect model would show is
+        written as "<" and its upper limit.
 
         Args:
             path: where to save the figure.

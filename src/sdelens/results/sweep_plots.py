@@ -126,7 +126,7 @@ def message(over: Mapping[str, list[Any]], panels: Mapping[str, Panel], label: s
         told = f"; {also} other{'s' * (also > 1)} cannot be told from it" if also else ""
         return f"{written(model)}: smallest late loss {_two(float(panel.value.flat[best]))} at {at(best)}{told}"
     low, high = int(np.nanargmin(known)), int(np.nanargmax(known))
-    least, most = (resolved(float(panel.value.flat[i]), float(panel.floor.flat[i]), _two) for i in (low, high))
+    least, most = (_stated(panel, np.unravel_index(i, shape)) for i in (low, high))
     return f"{written(model)}: {label} {least}{unit} at {at(low)}, {most}{unit} at {at(high)}"
 
 
@@ -173,7 +173,7 @@ def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label:
     colours: Any = plt.get_cmap(_MAP).with_extremes(over="#d9d9d9")
     wide = 0.7 * float(sheet.figure.get_size_inches()[0]) / (columns * len(xs))
     few = len(xs) * len(ys) <= _MOST_CELLS and (sheet.is_given or wide > _NARROW)
-    longest = max((len(_cell_text(*pair)) for pair in zip(panel.value.flat, panel.floor.flat, strict=True)), default=1)
+    longest = max((len(_stated(panel, index)) for index in np.ndindex(panel.value.shape)), default=1)
     letters = min(_LETTERS, 72 * wide / (_WIDTH * longest)) if few else 0.0
     image: ScalarMappable | None = None
     for f, axes in enumerate(grid):
@@ -209,8 +209,10 @@ def _heat_maps(sheet: Sheet, over: Mapping[str, list[Any]], panel: Panel, label:
         sheet.figure.supxlabel(words, fontsize=7, color="0.35", x=0.02, ha="left")
 
 
-def _cell_text(value: float, floor: float) -> str:
-    return resolved(value, floor, _two) if np.isfinite(value) else ""
+def _stated(panel: Panel, index: tuple[Any, ...]) -> str:
+    """The value at a point, an error that is not resolved by its upper limit; nothing where there is none."""
+    value, floor, upper = (float(part[index]) for part in (panel.value, panel.floor, panel.high))
+    return resolved(value, floor, upper, _two) if np.isfinite(value) else ""
 
 
 def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, letters: float) -> None:
@@ -220,7 +222,7 @@ def _cells(axes: "Axes", panel: Panel, x: _Axis, y: _Axis, colour: Any, letters:
         if panel.lost[i, j]:
             axes.add_patch(_box(x, y, i, j, facecolor="#f2f2f2", edgecolor="0.55", hatch="xxx", linewidth=0.5))
         elif letters and np.isfinite(value):
-            text = _cell_text(value, float(panel.floor[i, j]))
+            text = _stated(panel, (i, j))
             red, green, blue, _ = colour(value)
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": letters}

@@ -64,9 +64,8 @@ def table(sweep: TabulatedSweep) -> tuple[list[str], list[list[str]]]:
     for i in shown:
         row = [labels[key][sweep.over[key].index(value)] for key, value in points[i].items()]
         row += ["diverged" if lost else f"{value:.4g} ± {sem:.1g}" for value, sem, lost in cells[i]]
-        errors = sweep.at(points[i]).point_errors() if others else {}
-        for error, floor in (errors[model] for model in others):
-            row.append(resolved(error, floor))
+        errors = sweep.at(points[i]).stated_errors() if others else {}
+        row += [resolved(*errors[model]) for model in others]
         rows.append([*row, str(int(cells[i, :, 2].max()))])
     return head, rows
 
@@ -105,8 +104,8 @@ def notes(sweep: TabulatedSweep) -> list[str]:
     found = ["late loss: mean over the last third of the run. All points share their random numbers."]
     if sweep.compares:
         found.append(
-            "error: L2 of the mean-loss curve against the optimizer's, relative to that; <: below what a perfect model "
-            "shows at these path numbers; `errors` has limits."
+            "error: L2 of the mean-loss curve against the optimizer's, relative to that; <: not larger than what a "
+            "perfect model shows at these path numbers, and below this upper 99 % limit; `errors` has all limits."
         )
     if count > _ROWS:
         found.append(f"The {_SHOWN} best of {count} points; `late_loss` has all.")

@@ -1,13 +1,14 @@
 """A result in words and tables: title, table of errors, further tables and notes, as text and as HTML."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdelens.core.limits import CONFIDENCE
 from sdelens.core.names import hyperparameters, noise_label, optimizer_label, problem_label, schedule_label
-from sdelens.core.numerals import between, percent, resolved, with_limits
+from sdelens.core.numerals import between, number, percent, resolved, with_limits
 from sdelens.results import latex
 from sdelens.results.edge import sharpness_notes
 from sdelens.results.joined import seeds_of
@@ -163,9 +164,13 @@ def _laws_table(result: "RecordedRun") -> Table:
     rows = []
     for model in found.table.index.unique("model"):
         own = found.table.xs((model, step, "w1"), level=("model", "step", "quantity"))
-        shown = own.loc[main_column(list(own.index))]
+        shown: Any = own.loc[main_column(list(own.index))]
         single = own[own.index.str.startswith("x[")]
-        cells = [f"{shown.value:.3g}", f"{shown.lower:.2g} – {shown.upper:.2g}", f"{shown.floor:.3g}"]
+        cells = [
+            f"{shown.value:.3g}",
+            between(shown.lower, shown.upper, partial(number, digits=2)),
+            f"{shown.floor:.3g}",
+        ]
         largest = f"{single.value.max():.3g} ({single.value.idxmax()})" if single.value.notna().any() else "-"
         rows.append([model, *(cells if np.isfinite(shown.value) else ["-"] * 3), f"{shown.p_value:.2g}", largest])
     count = result.dataset.sizes.get("marginal", 0)
@@ -244,8 +249,8 @@ def notes(result: "RecordedRun") -> list[str]:
 
 
 def _error(row: dict[Any, Any]) -> str:
-    """The error; if it is not resolved, "<" and its upper limit, or without one what a perfect model shows."""
-    return resolved(row["error"], row["floor"], upper=row["error_upper"])
+    """The error; if it is not resolved, "<" and its upper limit."""
+    return resolved(row["error"], row["floor"], row["error_upper"])
 
 
 def _limits(row: dict[Any, Any]) -> str:

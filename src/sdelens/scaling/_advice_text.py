@@ -226,7 +226,7 @@ def _lr_range(row: "object") -> str:
     return "" if math.isclose(low, high) else f" ({low:.3g} to {high:.3g})"
 
 
-def _short(value: float) -> str:
+def _short(value: float, digits: int = 3) -> str:
     if not math.isfinite(value):
         return MISSING
-    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.{digits}g}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sdelens.core.numerals import percent
+from sdelens.core.numerals import percent, signed
 from sdelens.core.text import brief
 from sdelens.results.paired import MEASURED, Change, late_part, measured, on_grid, scale_of, seeds_needed, shown
 from sdelens.results.paired_plot import Compared, plot_paired
@@ -215,7 +215,7 @@ class Branches(Plotted):
                 f"{row['ratio']:g}",
                 "–" if row["steps"] is None else f"{row['steps']:g}",
                 f"{row['loss']:.4g}" if math.isfinite(row["loss"]) else "–",
-                shown(row, "difference", lambda v: f"{v:+.2g}"),
+                shown(row, "difference", signed),
                 shown(row, "relative", partial(percent, plus=True)),
                 shown(row, "error", percent),
                 shown(row, "predicted", percent),

@@ -101,7 +101,7 @@ class Verification(Plotted):
                 rows.append([*cells, "-", "-", "-"])
                 continue
             path = _range(row, "path_error", percent)
-            late = _range(row, "asymptotic_ratio", lambda v: f"{v:.3f}")
+            late = _range(row, "asymptotic_ratio", "{:.3f}".format)
             rows.append([*cells, path, late, _short(row["spread"])])
         head = ["run", "optimizer", "stiffness", "final loss ± sem", "path-wise error", "asymptotic ratio", "spread"]
         floor = (

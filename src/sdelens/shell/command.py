@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
 
+from sdelens.core.text import terminal_width
 from sdelens.shell.session import refusals
 from sdelens.shell.streams import protect_streams
 
@@ -17,6 +18,8 @@ __all__ = ["Command", "Group", "takes_options"]
 
 _TYPES = {float: "<number>", int: "<integer>", str: "<text>", Path: "<path>"}
 """Types of values as the help shows them; options without a value show none."""
+_NARROW = 70
+"""Characters of a line below which types have no column of their own, which long names of options need."""
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,15 +54,25 @@ class _PlainTypes:
     """A command whose help shows types in plain English."""
 
     callback: Any
+    params: list[Any]
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters, including --help."""
-        kinds = self.kinds
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        narrow = terminal_width() < _NARROW
         for param in params:
-            shown = _TYPES.get(kinds.get(param.name, bool))
-            param.display_type_rich = lambda ctx, shown=shown: shown
+            shown = _TYPES.get(self.kinds.get(param.name, bool))
+            beside = None if narrow else shown
+            param.display_type_rich = lambda ctx, shown=beside: shown
+            if shown:
+                text = self.texts[param.name]
+                param.help = f"{shown} {text}" if narrow else text
         return params
+
+    @functools.cached_property
+    def texts(self) -> dict[str, str]:
+        """The help of each parameter, as it is written."""
+        return {param.name: param.help or "" for param in self.params}
 
     @functools.cached_property
     def kinds(self) -> dict[str, Any]:

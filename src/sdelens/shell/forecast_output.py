@@ -1,6 +1,7 @@
 """What the shell's `forecast` prints and writes."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,9 +41,11 @@ def curve_of(found: "Result") -> "pd.DataFrame":
 
 def table_of(curve: "pd.DataFrame", confidence: float) -> list[str]:
     """Lines of a table of the predicted losses at some steps."""
+    from sdelens.core.numerals import between, number
     from sdelens.core.text import text_table
 
-    limits = [f"{row.lower:.4g} – {row.upper:.4g}" for row in curve.itertuples()]
+    ends = zip(curve["lower"].tolist(), curve["upper"].tolist(), strict=True)
+    limits = [between(low, high, partial(number, digits=4)) for low, high in ends]
     parts = [[f"{step}" for step in curve["step"]], [f"{loss:.4g}" for loss in curve["loss"]], limits]
     head = ["step", "loss", f"{100 * confidence:g} % limits"]
     if "logged" in curve:

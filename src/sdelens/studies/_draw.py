@@ -153,12 +153,10 @@ def _draw_losses(results: Mapping[str, "Result"], columns: int, normal: bool, ti
 
 def _write_errors(axis: "Axes", result: "Result", looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the error of every model into the upper right corner, where a falling loss leaves room."""
-    for row, (label, (error, floor)) in enumerate(result.point_errors().items()):
+    for row, (label, error) in enumerate(result.stated_errors().items()):
         place: dict[str, Any] = {"xytext": (-3, -3 - 12 * row), "xycoords": "axes fraction"}
         look = {"color": looks[label]["color"], "ha": "right", "va": "top"}
-        axis.annotate(
-            f"{written(label)}: {resolved(error, floor)}", (1, 1), textcoords="offset points", **place, **look
-        )
+        axis.annotate(f"{written(label)}: {resolved(*error)}", (1, 1), textcoords="offset points", **place, **look)
 
 
 def scale_y(axis: "Axes", values: Any) -> None:

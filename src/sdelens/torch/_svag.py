@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdelens.core import check
 from sdelens.core.limits import OF_FEW
-from sdelens.core.numerals import percent
+from sdelens.core.numerals import percent, signed
 from sdelens.core.progress import progress_bar
 from sdelens.results.paired import MEASURED, Change, measured, on_grid, scale_of, seeds_needed, shown
 from sdelens.results.paired_plot import Compared, plot_paired
@@ -128,7 +128,7 @@ class SVAG(Plotted):
                 f"{row.steps:g}",
                 f"{row.lr:.4g}",
                 f"{row.loss:.4g}" if math.isfinite(row.loss) else "–",
-                shown(row, "difference", lambda v: f"{v:+.2g}"),
+                shown(row, "difference", signed),
                 shown(row, "relative", partial(percent, plus=True)),
                 shown(row, "error", percent),
                 row.verdict,
