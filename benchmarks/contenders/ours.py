@@ -18,14 +18,20 @@ def specification(optimizer: str) -> Any:
 
 
 def ensemble(
-    optimizer: str, dim: int, every: int, increments: str = "gaussian", model: str = "sde", devices: int | None = None
+    optimizer: str,
+    dim: int,
+    every: int,
+    increments: str = "gaussian",
+    model: str = "sde",
+    devices: int | None = None,
+    kernel: bool = False,
 ) -> Callable[[int, int, int], Curve]:
     """`sdelens.simulate` of the SDE (or of another one in closed form)."""
     problem, noise = sl.Quadratic(curvature(dim), start=START), sl.GaussianNoise(SIGMA)
     specified, sde = specification(optimizer), sl.ClosedForm(model, increments=increments)
 
     def run(seed: int, paths: int, steps: int) -> Curve:
-        execution = sl.Execution(devices=devices or jax.devices(), progress=False)
+        execution = sl.Execution(devices=devices or jax.devices(), progress=False, kernel=kernel)
         options: dict[str, Any] = dict(steps=steps, paths=paths, seed=seed, record=sl.Record(every=every))
         result = sl.simulate(problem, noise, specified, sde, **options, execution=execution)
         found = result.dataset.isel(model=0)

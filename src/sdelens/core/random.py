@@ -45,7 +45,9 @@ _threefry = jax.jit(threefry2x32, inline=True)
 """The same function for use inside jitted functions, traced once for each shape."""
 
 
-def _words_of(key: Array) -> Words:
+def _words_of(key: Array | Words) -> Words:
+    if isinstance(key, tuple):
+        return key
     return lax.index_in_dim(key, 0, keepdims=False), lax.index_in_dim(key, 1, keepdims=False)
 
 
@@ -59,25 +61,43 @@ class Stream(NamedTuple):
     """The random numbers of one step of many paths.
 
     Attributes:
-        key: the stream's key, uint32 of shape (2,).
+        key: the stream's key, uint32 of shape (2,), or its two words.
         paths: global indices of the paths, uint32 of shape (P,).
+        coordinate: the only coordinate that is drawn, 2p + i as the pair (p, i), with p uint32 of shape () and i = 0
+            or 1; None: all. The draws are those of this coordinate among all others, and `size` must be 1.
     """
 
-    key: Array
+    key: Array | Words
     paths: Array
+    coordinate: tuple[Array, int] | None = None
 
     def at(self, step: Array | int | np.integer, substep: Array | int | np.integer = 0) -> "Stream":
         """The stream of one step and substep; its draws are independent of all others'."""
         counter = (jnp.asarray(step).astype(jnp.uint32), jnp.asarray(substep).astype(jnp.uint32))
-        return self._replace(key=jnp.stack(_threefry(_words_of(self.key), counter)))
+        words = _threefry(_words_of(self.key), counter)
+        return self._replace(key=words if isinstance(self.key, tuple) else jnp.stack(words))
 
     def bits(self, size: int, lane: int | Array = 0) -> Words:
         """Two independent words per coordinate and path: uint32, each of shape (size, P)."""
-        key = _threefry(_words_of(self.key), (jnp.uint32(lane), jnp.uint32(0x5DE1E45)))
-        return _made_once(key, self.paths, size)
+        key = self._lane_key(lane)
+        if self.coordinate is None:
+            return _made_once(key, self.paths, size)
+        if size != 1:
+            raise ValueError(f"size: got {size} for one coordinate; it must be 1.")
+        return self._block(key, 2 * self.coordinate[0] + self.coordinate[1])
+
+    def _lane_key(self, lane: int | Array) -> Words:
+        return _threefry(_words_of(self.key), (jnp.uint32(lane), jnp.uint32(0x5DE1E45)))
+
+    def _block(self, key: Words, index: Array) -> Words:
+        """Both words of one counter per path, each of shape (1, P)."""
+        return _threefry(key, (self.paths[None, :], jnp.broadcast_to(index, (1, 1))))
 
     def words(self, size: int, lane: int | Array = 0) -> Array:
         """One word per coordinate and path, uint32 of shape (size, P): coordinates 2c and 2c + 1 share pair c."""
+        if self.coordinate is not None:
+            pair, member = self.coordinate  # compilers compute the block of both members of a pair only once
+            return self._block(self._lane_key(lane), pair)[member]
         first, second = self.bits(-(-size // 2), lane)
         odd = lax.iota(jnp.uint32, 2)[None, :, None] == 1
         return jnp.where(odd, second[:, None], first[:, None]).reshape(-1, first.shape[-1])[:size]
@@ -146,12 +166,14 @@ class Stream(NamedTuple):
 
     def signs(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> Array:
         """±1 with equal probability, shape (size, P): one bit each, coordinate c is bit c mod 64 of block ⌊c/64⌋."""
+        if self.coordinate is not None:
+            index = 2 * self.coordinate[0] + self.coordinate[1]
+            first, second = self._block(self._lane_key(lane), index // 64)
+            return _sign_of(jnp.where(index % 64 < 32, first, second) << (31 - index % 32)).astype(dtype)
         blocks, used = -(-size // 64), 1 if size <= 32 else 2
-
         words = jnp.stack(self.bits(blocks, lane)[:used], axis=1)
         words = words.reshape(-1, 1, words.shape[-1])
-        bits = (words << (31 - lax.iota(jnp.uint32, min(size, 32))[None, :, None])) & jnp.uint32(0x80000000)
-        ones = lax.bitcast_convert_type(bits | jnp.uint32(0x3F800000), jnp.float32)
+        ones = _sign_of(words << (31 - lax.iota(jnp.uint32, min(size, 32))[None, :, None]))
         return ones.reshape(-1, words.shape[-1])[:size].astype(dtype)
 
     def normal(self, size: int, dtype: jnp.dtype, lane: int | Array = 0) -> Array:
@@ -219,6 +241,12 @@ def _made_once(key: Words, paths: Array, size: int) -> Words:
         return first, second
 
     return lax.platform_dependent(cpu=on_cpu, default=words)
+
+
+def _sign_of(word: Array) -> Array:
+    """±1 in float32, the sign of which is the first bit of the word."""
+    ones = (word & jnp.uint32(0x80000000)) | jnp.uint32(0x3F800000)
+    return lax.bitcast_convert_type(ones, jnp.float32)
 
 
 def _unit(word: Array) -> Array:

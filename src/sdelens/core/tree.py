@@ -166,6 +166,8 @@ def sum_coordinates(values: Array) -> Array:
     """
     if values.ndim == 1:
         return jnp.sum(values)
+    if values.shape[0] == 1:
+        return values.reshape(values.shape[1:])
     if values.shape[0] <= _UNROLL:
         return functools.reduce(operator.add, values)
     return jnp.matmul(jnp.ones(values.shape[0], values.dtype), values, precision="highest")

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.arrays import restored
 from sdelens.core.names import noise_label, optimizer_label, problem_label
 
 __all__ = ["settings_of"]
@@ -44,9 +45,9 @@ def settings_of(
             f"problem: the explorer shows quadratic losses, not {problem_label(dict(problem))}; see result.plot() or "
             "explore sl.Quadratic with the curvatures of interest."
         )
-    curvature = np.asarray(problem["curvature"], np.float64)
+    curvature = restored(problem["curvature"])
     origin = problem["start"] if start is None else start
-    x = np.broadcast_to(np.asarray(origin, np.float64), curvature.shape[:1])
+    x = np.broadcast_to(restored(origin), curvature.shape[:1])
     chosen = _chosen(curvature, coordinates)
     curvature = _selected(curvature, chosen)
     return {
@@ -111,7 +112,7 @@ def _noise(noise: Mapping[str, Any], dim: int, chosen: list[int]) -> dict[str, A
         )
     if noise.get("df", 3.0) < _LEAST_DF:
         raise ValueError(f"noise: the explorer shows Student t noise with df of {_LEAST_DF} or more.")
-    scale = np.broadcast_to(np.asarray(noise["scale"], np.float64), (dim,))[chosen]
+    scale = np.broadcast_to(restored(noise["scale"]), (dim,))[chosen]
     if scale.min() <= 0:
         raise ValueError("noise: has scale 0; the explorer shows scales greater than 0.")
     return {"name": name, "scale": _two(scale), **({"df": float(noise["df"])} if "df" in noise else {})}

@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -61,6 +62,21 @@ class Stepper(eqx.Module):
     @abc.abstractmethod
     def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
         """State at k + 1 from the state at k, ∇f at that state (if it is needed) and the stream of the whole run."""
+
+    def steps(
+        self, first: Array, end: Array, state: Any, stream: Stream, held: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """State at step `end` from the state at step `first`; `held`, if given, is applied to the state of every step.
+
+        It evaluates ∇f anew at every step.
+        """
+
+        def moved(k: Array, state: Any) -> Any:
+            x = self.position(state)
+            new = self.step(k, state, self.evaluate(x)[1] if self.needs_gradient else x, stream)
+            return new if held is None else held(new)
+
+        return lax.fori_loop(first, end, moved, state)
 
 
 class Integration(Stepper):

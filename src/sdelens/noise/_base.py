@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from sdelens.core import check
+from sdelens.core.arrays import plain
 from sdelens.core.random import Stream
 from sdelens.problems import AbstractProblem
 
@@ -383,10 +384,10 @@ def laid_out(name: str, value: Any, problem: AbstractProblem) -> Array:
     return jnp.asarray(problem.layout.broadcast(name, value).astype(dtype))
 
 
-def described(value: Any) -> float | list[float]:
-    """The numbers of a scalar, array or pytree for `describe`: one number where all are equal."""
+def described(value: Any) -> Any:
+    """The numbers of a scalar, array or pytree for `describe`: one number where all are equal, otherwise `plain`."""
     values = np.concatenate([np.ravel(np.asarray(a, dtype=np.float64)) for a in jax.tree.leaves(value)])
-    return float(values[0]) if bool((values == values[0]).all()) else values.tolist()
+    return float(values[0]) if bool((values == values[0]).all()) else plain(values)
 
 
 def nonzero(scale: Array) -> Array:

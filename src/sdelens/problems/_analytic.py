@@ -1,5 +1,6 @@
 """Losses in closed form, for x of shape (d,) or (d, P), paths last."""
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 from jax import Array
 
 from sdelens.core import check
+from sdelens.core.arrays import plain
 from sdelens.core.matrix import times
 from sdelens.core.tree import Layout, flatten_parameters, sum_coordinates
 from sdelens.problems._base import AbstractProblem
 
-__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock", "curvature_and_start", "plain", "vector_layout"]
+__all__ = ["EmbeddedSaddle", "Quadratic", "Rosenbrock", "curvature_and_start", "vector_layout"]
 
 
 class Quadratic(AbstractProblem):
@@ -209,9 +211,9 @@ def _separable_infimum(curvature: np.ndarray, lam: float, xi: float) -> float:
 
 def vector_layout(start: Array) -> Layout:
     """The layout of parameters that are one vector."""
-    return flatten_parameters(np.zeros(start.shape, start.dtype))[1]
+    return _vector_layout(start.shape, jax.dtypes.canonicalize_dtype(start.dtype))
 
 
-def plain(array: Array) -> Any:
-    """The array as lists of numbers, for `describe`."""
-    return np.asarray(array, dtype=np.float64).tolist()
+@lru_cache(maxsize=64)
+def _vector_layout(shape: tuple[int, ...], dtype: Any) -> Layout:
+    return flatten_parameters(np.zeros(shape, dtype))[1]

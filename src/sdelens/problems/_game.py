@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 
 from sdelens.core import check
+from sdelens.core.arrays import plain
 from sdelens.core.compilation import quick
 from sdelens.core.tree import Layout, flatten_parameters, sum_coordinates
-from sdelens.problems._analytic import plain, vector_layout
+from sdelens.problems._analytic import vector_layout
 from sdelens.problems._base import AbstractProblem
 
 __all__ = ["Game", "QuadraticGame"]

@@ -8,9 +8,10 @@ import numpy as np
 from jax import Array
 
 from sdelens.core import check
+from sdelens.core.arrays import plain
 from sdelens.core.matrix import symmetric_root, times
 from sdelens.core.tree import Layout, column, sum_coordinates
-from sdelens.problems._analytic import curvature_and_start, plain, vector_layout
+from sdelens.problems._analytic import curvature_and_start, vector_layout
 from sdelens.problems._base import AbstractProblem
 
 __all__ = ["LinearRegression"]

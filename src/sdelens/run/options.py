@@ -164,6 +164,9 @@ class Execution:
         devices: number or list of the devices of this process to use, by default all.
         parameter_shards: number of devices of this process over which the parameters and accumulators of each path are
             split, for models that do not fit on one device; the paths are split over groups of that many devices.
+        kernel: on a GPU, run the steps between two records as one kernel that keeps the states in registers, for models
+            whose coordinates move independently of one another (a warning names the others, which run as usual). The
+            results differ by rounding. On a CPU the kernel is interpreted, which is slow and only useful for tests.
         share: run only a share of the paths, ``(i, n)`` with i from 0 to n − 1: `compare`, `simulate` and `sweep` then
             return a `Share`, and `sdelens.join` gives the result of all shares.
         executor: run shares in other processes, on this or other machines: a ``concurrent.futures.Executor``, such as
@@ -187,6 +190,7 @@ class Execution:
     chunk: int | None = None
     devices: int | Sequence[Any] | None = None
     parameter_shards: int = 1
+    kernel: bool = False
     share: tuple[int, int] | None = None
     executor: "Executor | Callable[[], Executor] | None" = None
     shares: int | None = None
@@ -199,6 +203,10 @@ class Execution:
         if self.chunk is not None:
             check.at_least("chunk", self.chunk, 1)
         check.at_least("parameter_shards", self.parameter_shards, 1)
+        if not isinstance(self.kernel, bool):
+            raise TypeError(f"kernel: got {self.kernel!r}; give True or False.")
+        if self.kernel and self.parameter_shards > 1:
+            raise ValueError("kernel: got True, but the parameters of a path are split over devices; give one of both.")
         if self.share is not None:
             object.__setattr__(self, "share", _share(self.share))
         if self.shares is not None:

@@ -150,8 +150,8 @@ def _advanced(
         stream = Stream(key, paths)
         every, end = span.record_every, span.steps
 
-        def step(k: Array, state: Any, grad: Array) -> Any:
-            return jax.tree.map(partial(_held, static=static), stepper.step(k, state, grad, stream))
+        def held(state: Any) -> Any:
+            return jax.tree.map(partial(_held, static=static), state)
 
         def record(k: Any, carry: Carry, loss: Array, grad: Array) -> tuple[Array, StepStatistics]:
             return _recorded(stepper, observables, carry, loss, grad, k, span.offset, static)
@@ -169,7 +169,7 @@ def _advanced(
                 row = jnp.where(due, row, buffer)
             else:
                 alive, new = record(k, carry, loss, grad)
-            state = lax.cond(k < end, lambda y: step(k, y, grad), lambda y: y, carry.state)
+            state = lax.cond(k < end, lambda y: held(stepper.step(k, y, grad, stream)), lambda y: y, carry.state)
             return Carry(state, alive), written(out, row, new)
 
         def along_records(i: Array, loop: tuple[Carry, StepStatistics]) -> tuple[Carry, StepStatistics]:
@@ -177,11 +177,7 @@ def _advanced(
             first = (span.done + i) * every
             alive, new = record(jnp.minimum(first, end), carry, *stepper.evaluate(stepper.position(carry.state)))
 
-            def advance(k: Array, state: Any) -> Any:
-                x = stepper.position(state)
-                return step(k, state, stepper.evaluate(x)[1] if stepper.needs_gradient else x)
-
-            state = lax.fori_loop(first, jnp.minimum(first + every, end), advance, carry.state)
+            state = stepper.steps(first, jnp.minimum(first + every, end), carry.state, stream, held)
             return Carry(state, alive), written(out, i, new)
 
         state = jax.tree.map(lambda a, n: _held(a[:n], static) if n else a, carry.state, rows)

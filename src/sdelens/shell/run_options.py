@@ -81,6 +81,7 @@ class RunOptions:
     chunk: Annotated[int | None, PLACE(help=_help(Execution, "chunk"))] = None
     devices: Devices = None
     parameter_shards: Annotated[int, PLACE(help=_help(Execution, "parameter_shards"))] = 1
+    kernel: Annotated[bool, PLACE(help=_help(Execution, "kernel"))] = False
     share: Annotated[
         str | None,
         PLACE(
@@ -127,7 +128,10 @@ class RunOptions:
                 keep=("x",) if self.keep is None else [name.strip() for name in self.keep.split(",")],
             ),
             "execution": sl.Execution(
-                chunk=self.chunk, parameter_shards=self.parameter_shards, share=self.chosen_share
+                chunk=self.chunk,
+                parameter_shards=self.parameter_shards,
+                kernel=self.kernel,
+                share=self.chosen_share,
             ),
         }
 

@@ -1,0 +1,268 @@
+"""Steps between two records as one kernel of a GPU, which keeps the states of its paths in registers.
+
+XLA runs a step of an SDE on a GPU as a few kernels, each of which reads and writes the whole state. If every coordinate
+moves by itself, a block of paths of two coordinates can instead take all steps between two records in one kernel,
+written with Pallas: it reads the state once and writes it once. Two coordinates, because the generator makes the random
+words of two at a time, and because the sizes of Triton's arrays are powers of two.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jax.extend.core import Literal
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from sdelens.core.compilation import quick
+from sdelens.core.pathwise import differs
+from sdelens.core.random import Stream
+from sdelens.integrate._base import Stepper
+from sdelens.integrate.discrete import Discrete
+from sdelens.integrate.euler import EulerMaruyama
+
+__all__ = ["InKernel", "NoKernelError", "in_kernel"]
+
+_PATHS, _WARPS = 1024, 4
+"""Paths of a block at most, and the warps of 32 threads that run it: 16 numbers a thread share the keys of a step. For
+RMSprop's SDE this takes 80 registers and 110 instructions per number on an H200, and with half the paths 131."""
+_CALLS: Final = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+"""Operations that call a function, and the name of its jaxpr among their parameters."""
+_ERF: Final = (4.0711224e-05, -0.00038102555, 0.00125181948, 0.000205611221)
+_ERF_REST: Final = (-0.0193216382, 0.102814382, 0.636616501, 1.12837921)
+"""−log(1 − erf t)/t for 0 ≤ t ≤ 4, a polynomial with the highest power first; erf has a relative error of 2e-7."""
+_CHECKED: Final = 2
+"""Paths and steps of the comparison with the stepper itself."""
+
+
+def _erf(x: Array) -> Array:
+    """The error function in float32; it is 1 beyond 4."""
+    t = jnp.minimum(jnp.abs(x), 4)
+    value = jnp.float32(0)
+    for a in _ERF + _ERF_REST:
+        value = np.float32(a) + value * t
+    return -jnp.sign(x) * jnp.expm1(-t * value)
+
+
+_LACKING: Final[dict[str, Callable[[Array], Array]]] = {"copy": lambda a: a, "erf": _erf}
+"""Operations that Pallas lacks on a GPU, by other operations."""
+
+
+class NoKernelError(ValueError):
+    """The steps of a model cannot be run as one kernel; the message says why."""
+
+
+class InKernel(Stepper):
+    """Any stepper that moves every coordinate by itself, with its steps between records as one kernel.
+
+    Attributes:
+        stepper: what advances the paths.
+        interpret: whether Pallas interprets the kernel, on any device, instead of compiling it for a GPU.
+        paths: largest number of paths of a block, a power of two.
+        warps: number of warps that run a block.
+    """
+
+    stepper: Stepper
+    interpret: bool = eqx.field(static=True)
+    paths: int = eqx.field(static=True, default=_PATHS)
+    warps: int = eqx.field(static=True, default=_WARPS)
+
+    def init(self, stream: Stream) -> Any:  # noqa: D102
+        return self.stepper.init(stream)
+
+    def position(self, state: Any) -> Array:  # noqa: D102
+        return self.stepper.position(state)
+
+    def parts(self, state: Any) -> dict[str, Array]:  # noqa: D102
+        return self.stepper.parts(state)
+
+    def observables(self, state: Any) -> Array:  # noqa: D102
+        return self.stepper.observables(state)
+
+    @property
+    def draws(self) -> int:  # noqa: D102
+        return self.stepper.draws
+
+    @property
+    def needs_gradient(self) -> bool:  # noqa: D102
+        return self.stepper.needs_gradient
+
+    @property
+    def expensive_gradient(self) -> bool:  # noqa: D102
+        return self.stepper.expensive_gradient
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
+        return self.stepper.evaluate(x)
+
+    def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:  # noqa: D102
+        return self.stepper.step(k, state, grad, stream)
+
+    def steps(
+        self, first: Array, end: Array, state: Any, stream: Stream, held: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """The steps first, …, end − 1 of all paths, by one kernel."""
+        dim, paths = self.position(state).shape
+        leaves, of_state = jax.tree.flatten(state)
+        numbers, of_stepper = jax.tree.flatten(self.stepper)
+        even, block = dim + dim % 2, _block(paths, self.paths)
+        given = (
+            [_aligned(a, even) for a in leaves],
+            [_aligned(jnp.asarray(a), even) for a in numbers],
+            stream.paths,
+            [jnp.reshape(a, 1) for a in (stream.key[0], stream.key[1], first, end)],
+        )
+        specs = jax.tree.map(partial(_spec, block=block), given[:2])
+
+        def kernel(states: list[Any], stepper: list[Any], paths: Any, span: list[Any], *out: Any) -> None:
+            key, ids = (span[0][0], span[1][0]), paths[:]
+            pair = pl.program_id(0).astype(jnp.uint32)
+
+            def member(refs: list[Any], i: int) -> list[Array]:
+                return [ref[0] if ref.shape == (1,) else ref[i : i + 1] for ref in refs]
+
+            movers = [jax.tree.unflatten(of_stepper, member(stepper, i)) for i in (0, 1)]
+
+            def moved(k: Array, both: list[Any]) -> list[Any]:
+                return [_moved(movers[i], k, both[i], key, ids, pair, i) for i in (0, 1)]
+
+            begin = [jax.tree.unflatten(of_state, member(states, i)) for i in (0, 1)]
+            done = lax.fori_loop(span[2][0], span[3][0], moved, begin)
+            for i in (0, 1):
+                for ref, value in zip(out, jax.tree.leaves(done[i]), strict=True):
+                    ref[0 if ref.shape == (1,) else slice(i, i + 1)] = value
+
+        outputs = pl.pallas_call(
+            kernel,
+            grid=(even // 2, paths // block),
+            in_specs=(*specs, pl.BlockSpec((block,), lambda i, j: (j,)), [pl.BlockSpec((1,), lambda i, j: (0,))] * 4),
+            out_specs=specs[0],
+            out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in given[0]],
+            input_output_aliases={i: i for i, a in enumerate(leaves) if jnp.ndim(a)},
+            interpret=self.interpret,
+            compiler_params=triton.CompilerParams(num_warps=self.warps),
+            name="steps",
+        )(*given)
+        back = [a[:dim] if jnp.ndim(b) else a[0] for a, b in zip(outputs, leaves, strict=True)]
+        return jax.tree.unflatten(of_state, back)
+
+
+def in_kernel(stepper: Stepper, interpret: bool) -> InKernel:
+    """A stepper with its steps between records as one kernel, compared with the stepper itself on two paths.
+
+    Args:
+        stepper: what advances the paths.
+        interpret: whether Pallas interprets the kernel instead of compiling it for a GPU.
+
+    Raises:
+        NoKernelError: if the steps cannot be run as one kernel; the message says why.
+    """
+    leaves, structure = jax.tree.flatten(stepper)
+    key = (structure, tuple((jnp.shape(a), jnp.result_type(a)) for a in leaves), interpret)
+    if key not in _REFUSALS:
+        _REFUSALS[key] = _refusal(stepper, interpret)
+    if _REFUSALS[key]:
+        raise NoKernelError(_REFUSALS[key])
+    return InKernel(stepper, interpret)
+
+
+_REFUSALS: dict[Any, str] = {}
+"""Why steppers of a structure have no kernel, empty if they have one."""
+
+
+def _refusal(stepper: Stepper, interpret: bool) -> str:
+    """Why the steps of a stepper cannot be run as one kernel; empty if they can."""
+    if type(stepper) not in (Discrete, EulerMaruyama):
+        return "only optimizers and SDEs in closed form, without averages and conditions, have one"
+    if stepper.expensive_gradient:
+        return "evaluating its gradient dominates the cost of a step"
+    words = (jax.ShapeDtypeStruct((size,), jnp.uint32) for size in (2, 1))
+    state = jax.eval_shape(stepper.init, Stream(*words))  # type: ignore[arg-type]
+    dim = stepper.position(state).shape[0]
+    if stepper.draws not in (0, dim):
+        return "it draws several random numbers per coordinate"
+    leaves = [jax.eval_shape(jnp.asarray, a) for a in jax.tree.leaves((stepper, state))]
+    if any(a.dtype == jnp.float64 or a.shape not in ((), (dim,), (dim, 1)) for a in leaves):
+        return "it has numbers in float64, or arrays that are not one number per coordinate"
+    try:
+        if not interpret:  # lowered on any machine, so that it fails here and not during the run
+            _same.trace(stepper, InKernel(stepper, interpret=False)).lower(lowering_platforms=("cuda",))
+        same = bool(_same(stepper, InKernel(stepper, interpret=True)))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        return f"Pallas cannot compile it ({str(error).splitlines()[0].split('. Please')[0]})"
+    return "" if same else "its coordinates do not move independently of one another"
+
+
+@quick
+def _same(stepper: Stepper, kernel: InKernel) -> Array:
+    """Whether a few steps of two paths are the same with and without the kernel, except for rounding."""
+    stream = Stream(jnp.array([1, 2], jnp.uint32), lax.iota(jnp.uint32, _CHECKED))
+
+    def wide(leaf: Array) -> Array:
+        column = leaf.reshape(leaf.shape[0], -1) if jnp.ndim(leaf) else leaf
+        return jnp.broadcast_to(column, (leaf.shape[0], _CHECKED)) if jnp.ndim(leaf) else jnp.asarray(leaf)
+
+    begin = jax.tree.map(wide, stepper.init(stream))
+    ends = [one.steps(jnp.int32(0), jnp.int32(_CHECKED), begin, stream) for one in (stepper, kernel)]
+    rows = [jnp.concatenate([a for a in jax.tree.leaves(end) if jnp.ndim(a)]).T for end in ends]
+    return ~differs(*rows)
+
+
+def _block(paths: int, most: int) -> int:
+    """Paths of a block: the largest power of two that divides the number of paths, at most `most`."""
+    return min(paths & -paths, most)
+
+
+def _aligned(leaf: Array, rows: int) -> Array:
+    """An array as the kernel takes it: an even number of coordinates, or one number of shape (1,)."""
+    if not jnp.ndim(leaf):
+        return jnp.reshape(leaf, 1)
+    missing = rows - leaf.shape[0]
+    return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf
+
+
+def _spec(leaf: Array, block: int) -> pl.BlockSpec:
+    """What of an array block (i, j) of the grid takes: pair i of the coordinates, block j of the paths."""
+    if leaf.ndim == 2:
+        return pl.BlockSpec((2, block), lambda i, j: (i, j))
+    return pl.BlockSpec((1,), lambda i, j: (0,)) if leaf.shape == (1,) else pl.BlockSpec((2,), lambda i, j: (i,))
+
+
+def _moved(mover: Stepper, k: Array, state: Any, key: Any, paths: Array, pair: Array, member: int) -> Any:
+    """One step of one coordinate, without what it does not use, such as the loss."""
+
+    def step(mover: Stepper, k: Array, state: Any, key: Any, paths: Array, pair: Array) -> Any:
+        x = mover.position(state)
+        grad = mover.evaluate(x)[1] if mover.needs_gradient else x
+        return mover.step(k, state, grad, Stream(key, paths, (pair, member)))
+
+    arguments = (mover, k, state, key, paths, pair)
+    traced, shape = jax.make_jaxpr(step, return_shape=True)(*arguments)
+    jaxpr, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals), instantiate=True)
+    return jax.tree.unflatten(jax.tree.structure(shape), _evaluated(jaxpr, traced.consts, jax.tree.leaves(arguments)))
+
+
+def _evaluated(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    """The outputs of a jaxpr, with the operations that Pallas lacks on a GPU expressed by others."""
+    known = dict(zip(jaxpr.constvars, constants, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def value(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else known[variable]
+
+    for equation in jaxpr.eqns:
+        given, name = [value(v) for v in equation.invars], equation.primitive.name
+        if name in _CALLS:
+            inner = equation.params[_CALLS[name]]
+            found = _evaluated(inner.jaxpr, inner.consts, given)
+        elif name in _LACKING:
+            found = [_LACKING[name](*given)]
+        else:
+            found = equation.primitive.bind(*given, **equation.params)
+            found = found if equation.primitive.multiple_results else [found]
+        known |= dict(zip(equation.outvars, found, strict=True))
+    return [value(v) for v in jaxpr.outvars]
