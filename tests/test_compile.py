@@ -15,7 +15,7 @@ from jax import lax
 import sdelens as sl
 from sdelens.core.captured import Untraced, alike, captured
 from sdelens.core.compilation import _OPTIONS, SMALL, Program, _way, compiled_ahead, operations
-from sdelens.run.ensemble import padded_paths
+from sdelens.run.sizes import padded_paths
 from tests.checks import compilations
 
 X = np.ones((3, 4), np.float32)
@@ -81,10 +81,11 @@ def test_what_another_thread_compiled_is_found():
     program = Program(lambda x, n: lax.fori_loop(0, n, lambda _, y: y * jnp.sin(x), x))
     x = jnp.asarray(X)
     with compilations() as compiled:
-        with compiled_ahead([("a", program.compilation(9, x, 3)), ("b", program.compilation(9, x, 3))]) as wait:
+        one, other = (program.traced(9, x, 3).compilation() for _ in "ab")
+        with compiled_ahead([("a", one), ("b", other)]) as wait:
             wait("a")
-        assert program.compilation(9, x, 3) is None
-        assert program.compilation(SMALL, x, 3) is not None  # by the other way
+        assert program.traced(9, x, 3).compilation() is None
+        assert program.traced(SMALL, x, 3).compilation() is not None  # by the other way
         program.chosen(9, x, 3)(x, 3)
     assert len(compiled) == 1
 
@@ -255,8 +256,10 @@ def adder(value):
 def test_functions_are_equal_if_their_code_and_what_they_read_are(one, two, equal):
     first, second = Holder(1.0, one, Untraced("a")), Holder(2.0, two, Untraced("b"))
     assert (captured(first) == captured(second)) is equal
-    assert (jax.tree.structure(alike(first)) == jax.tree.structure(alike(second))) is equal
-    assert alike(second).number == 2.0
+    one, other = alike(first), alike(second)
+    assert (jax.tree.structure(one[0]) == jax.tree.structure(other[0])) is equal
+    assert (one[1] == other[1]) is equal
+    assert other[0].number == 2.0
 
 
 def test_what_functions_read_through_modules_and_objects_is_noticed():
@@ -301,7 +304,7 @@ def test_a_changed_function_is_not_taken_for_the_one_that_it_was():
     def closes(x):
         return x * value
 
-    before = captured(Holder(1.0, reads)), captured(alike(Holder(1.0, closes)))
+    before = captured(Holder(1.0, reads)), captured(alike(Holder(1.0, closes))[0])
     settings.other = 5  # the function does not name it
     assert captured(Holder(1.0, reads)) == before[0]
     settings.rate, value = 2.0, 2.0
@@ -315,10 +318,10 @@ def test_a_changed_function_is_not_taken_for_the_one_that_it_was():
         return closes
 
     old = closing(1.0)
-    assert alike(Holder(1.0, old)).function is old
+    assert alike(Holder(1.0, old))[0].function is old
     old.__closure__[0].cell_contents = 2.0
     new = closing(1.0)
-    assert alike(Holder(1.0, new)).function is new
+    assert alike(Holder(1.0, new))[0].function is new
 
 
 def test_a_dictionary_that_grows_while_it_is_read_is_read():

@@ -23,7 +23,8 @@ from sdelens.run import ensemble
 from sdelens.run.experiment import prepare
 from sdelens.run.options import Options
 from sdelens.run.plan import plan_of
-from sdelens.run.segment import segment, start
+from sdelens.run.programs import Programs
+from sdelens.run.segment import RecordRange
 from sdelens.run.summary import QUANTILE_ERROR
 from tests.checks import assert_same_numbers, compilations
 
@@ -254,14 +255,14 @@ def test_parameters_split_over_devices_give_the_same(problem, interval):
     whole = sl.compare(problem, NOISE, OPTIMIZER, MODELS, execution=on_one, **sizes).dataset
     assert_same_numbers(split, whole, 2.5e-5)  # of the value and of the scale: together at most 5e-5 of the scale
     experiment = prepare(problem, NOISE, OPTIMIZER, MODELS, Options(execution=over_two, **sizes))
-    static, sharded = ensemble._laid_out(experiment.plan)
-    for model in experiment.models.values():
-        stepper = experiment.stepper(model)
-        paths = jax.device_put(np.arange(70, dtype=np.uint32), sharded)
-        key, span = np.zeros(2, np.uint32), ensemble.RecordRange(0, 2, 10, interval, 0.0)
-        carry = start(stepper, paths, key, 70, static)
-        buffer = ensemble._buffer(experiment.plan, stepper)
-        after, _ = segment(stepper, experiment.observables, carry, paths, key, span, static, buffer)
+    for stepper in experiment.steppers.values():
+        programs = Programs(stepper, experiment.plan, 0.0, experiment.observables)
+        held, observables = programs.placed()
+        paths = jax.device_put(np.arange(70, dtype=np.uint32), programs.sharded)
+        key, span = np.zeros(2, np.uint32), RecordRange(0, 2, 10, interval, 0.0)
+        carry = programs.started(held, paths, 0, "walk")
+        advance = programs.segment.function
+        after, _ = advance(held, observables, carry, paths, key, span, programs.static, programs.buffer)
         sizes_held = {
             s.data.shape for leaf in jax.tree.leaves(after.state) if leaf.ndim for s in leaf.addressable_shards
         }
@@ -303,7 +304,7 @@ def test_a_stepper_says_whether_its_gradient_is_dear():
     for problem, expensive in [(ANALYTIC, False), (ANALYTIC.with_l2(0.1), False), (FUNCTION, True), (l2, True)]:
         models = ["optimizer", "sde", "malladi2022", "empirical"]
         experiment = prepare(problem, NOISE, OPTIMIZER, models, Options(steps=2, paths=2))
-        assert [experiment.stepper(m).expensive_gradient for m in experiment.models.values()] == [expensive] * 4
+        assert [stepper.expensive_gradient for stepper in experiment.steppers.values()] == [expensive] * 4
 
 
 _NAMES = "exp expm1 log log1p sqrt cbrt sin cos tan sinh cosh tanh arcsin arccos arcsinh arctanh exp2 sign floor ceil"

@@ -70,7 +70,7 @@ def test_every_named_optimizer_is_taken(name):
         return stepper.step(jnp.asarray(0), state, stepper.evaluate(stepper.position(state))[1], stream)
 
     for model in models:
-        stepper = experiment.stepper(experiment.models[model])
+        stepper = experiment.steppers[model]
         after = jax.eval_shape(lambda stepper=stepper: stepper.position(stepped(stepper)))
         assert after.shape == (4, 1)
 

@@ -87,7 +87,7 @@ def test_float64_reaches_every_part_of_the_state(name, model):
     with jax.enable_x64(True):
         problem = sl.Quadratic([0.5, 1.0, 2.0], start=[1.0, -1.0, 2.0])
         experiment = prepare(problem, NOISE, OPTIMIZERS[name], [model], Options(steps=2, paths=2))
-        stepper = experiment.stepper(experiment.models[model])
+        stepper = experiment.steppers[model]
         stream = Stream(jnp.zeros(2, jnp.uint32), jnp.zeros(1, jnp.uint32))
 
         def step(state):

@@ -216,8 +216,7 @@ def test_a_condition_that_reads_a_changed_variable_is_another_condition():
     def key(level):
         record = sl.Record(hits={"low": lambda p: p["b"] < level}, observables={"o": lambda p: level * p["b"]})
         experiment = prepare(PROBLEM, NOISE, sl.SGD(0.1), ["optimizer"], Options(steps=2, paths=2, record=record))
-        stepper = experiment.stepper(experiment.models["optimizer"])
-        return captured(stepper), captured(experiment.observables)
+        return captured(experiment.steppers["optimizer"]), captured(experiment.observables)
 
     assert key(0.5) == key(0.5)
     assert all(one != other for one, other in zip(key(0.5), key(0.25), strict=True))

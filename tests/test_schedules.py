@@ -89,7 +89,7 @@ def test_without_noise_the_scheme_at_one_step_is_the_scheduled_algorithm(name, s
 
 def of(spec, *models, noise=NOISE):
     experiment = prepare(PROBLEM, noise, spec, list(models), Options(steps=2))
-    return [experiment.stepper(model) for model in experiment.models.values()]
+    return list(experiment.steppers.values())
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

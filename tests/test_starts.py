@@ -67,7 +67,7 @@ def test_no_model_divides_by_zero_at_the_start(name):
     problem = sl.Quadratic([0.0, 0.0, 1.0], start=[1.0, 0.0, 3.0])
     noise, models = sl.GaussianNoise([1e-30, 1e-10, 1.0]), sl.models_of(OPTIMIZERS[name])
     experiment = prepare(problem, noise, OPTIMIZERS[name], models, Options(steps=50))
-    steppers = [experiment.stepper(model) for model in experiment.models.values()]
+    steppers = list(experiment.steppers.values())
     for model, states in zip(models, stepped(steppers, 50, range(64)), strict=True):
         assert states.x.shape == (51, 3, 64), model
         assert np.isfinite(states.x).all(), model

@@ -3,7 +3,7 @@
 JAX identifies a function by its identity. A program that was traced from it would therefore be used again although a
 variable that the function reads has changed, and it would be compiled again for a function that is defined anew with
 the same code. `captured` is a key that changes with the variables and is the same for equal functions, and `alike`
-replaces the functions of a pytree by those of an equal one that was compiled before.
+replaces the functions of a pytree by those of an equal one that was compiled before, and gives the key with it.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ _TREE: Final = type(jax.tree.structure(0))
 
 _DIGESTS: dict[int, tuple[Any, str]] = {}
 """Arrays that functions have read, by their identity, with the digest of their contents."""
-_STRUCTURES: OrderedDict[Hashable, Any] = OrderedDict()
-"""The first structure of a pytree with every key, in the order of their last use."""
+_STRUCTURES: "OrderedDict[_Key, tuple[Any, _Key]]" = OrderedDict()
+"""The first structure of a pytree with every key, and the key itself, in the order of their last use."""
 
 
 class Untraced:
@@ -62,8 +62,8 @@ class Untraced:
         return 0
 
 
-def captured(*trees: Any) -> Hashable:
-    """A key of the structures of pytrees, which are those of its functions and options but not its arrays.
+def captured(tree: Any) -> Hashable:
+    """A key of the structure of a pytree, that is of its functions and options but not of its arrays.
 
     A function counts by its code, its default arguments and the values of its closure and of the globals that it names.
     Of these, numbers, texts, arrays, lists, tuples, mappings and data classes count by their contents, and functions by
@@ -77,22 +77,41 @@ def captured(*trees: Any) -> Hashable:
     Raises:
         ValueError: if a NumPy array has been changed in place since it was first seen.
     """
-    return _key(jax.tree.structure(trees))
+    return _key(jax.tree.structure(tree))
 
 
-def alike(tree: T) -> T:
-    """The pytree with the functions and options of the first one with the same key, so that JAX takes both as equal."""
+def alike(tree: T) -> tuple[T, Hashable]:
+    """The pytree with the functions and options of the first one with the same key, and the key: `captured` of it.
+
+    JAX then takes both pytrees as equal.
+    """
     leaves, structure = jax.tree.flatten(tree)
     key = _key(structure)
-    first = _STRUCTURES.get(key)
+    first, known = _STRUCTURES.get(key, (None, key))
     # A program might still be traced from the earlier functions, so the values that they read must not have changed.
     if first is None or (first != structure and _key(first) != key):
-        first = _STRUCTURES[key] = structure
-        while len(_STRUCTURES) > _KEPT:
-            _STRUCTURES.popitem(last=False)
-    _STRUCTURES.move_to_end(key)
+        first = structure
+    _STRUCTURES[known] = first, known
+    _STRUCTURES.move_to_end(known)
+    while len(_STRUCTURES) > _KEPT:
+        _STRUCTURES.popitem(last=False)
     found: T = jax.tree.unflatten(first, leaves)
-    return found
+    return found, known
+
+
+class _Key:
+    """What functions are and read, with its hash, which a tuple would compute again whenever a program is called."""
+
+    def __init__(self, parts: tuple[Hashable, ...]) -> None:
+        self._parts, self._hash = parts, hash(parts)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, _Key) and self._hash == other._hash and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class _Same:
@@ -129,10 +148,10 @@ class _Met(NamedTuple):
     names: set[str]
 
 
-def _key(structure: Any) -> Hashable:
+def _key(structure: Any) -> _Key:
     found: list[Hashable] = []
     _add(structure, found, {})
-    return tuple(found)
+    return _Key(tuple(found))
 
 
 def _add(value: Any, found: list[Hashable], seen: dict[int, _Met]) -> None:

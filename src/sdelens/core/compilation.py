@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import jax
@@ -30,6 +30,7 @@ __all__ = [
     "SMALL",
     "WIDE",
     "Program",
+    "Traced",
     "Way",
     "cache_programs",
     "compiled_ahead",
@@ -130,37 +131,50 @@ class Program:
         return self.chosen(1, *arguments, **named)(*arguments, **named)
 
     def chosen(self, repeats: float, *arguments: Any, **named: Any) -> Any:
-        """The jitted function with the compiler options that suit the arguments.
+        """The jitted function with the compiler options that suit the arguments, those of `traced`."""
+        return self.traced(repeats, *arguments, **named).function
+
+    def traced(self, repeats: float, *arguments: Any, **named: Any) -> "Traced":
+        """The program for these arguments, not compiled.
 
         Args:
             repeats: number of iterations of loops whose length is not known from the program.
             arguments: arguments of the function; arrays may be replaced by their shapes.
             named: keyword arguments of the function.
         """
-        jaxpr = self._jitted["narrow"].trace(*arguments, **named).jaxpr
-        return self._jitted[_way(jaxpr, repeats, _platform(arguments))]
+        traced = self._jitted["narrow"].trace(*arguments, **named)
+        way = _way(traced.jaxpr, repeats, _platform(arguments))
+        compilation = partial(self._compilation, traced.jaxpr, way, *arguments, **named)
+        return Traced(self._jitted[way], traced.jaxpr, traced.out_info, compilation)
 
-    def compilation(self, repeats: float, *arguments: Any) -> Callable[[], Any] | None:
-        """A function that compiles the program of `chosen` for these arguments; None if one was returned before.
-
-        Tracing is done at once; the function may be called in another thread. Later runs use the compiled program.
-        """
-        jaxpr = self._jitted["narrow"].trace(*arguments).jaxpr
-        way = _way(jaxpr, repeats, _platform(arguments))
+    def _compilation(self, jaxpr: ClosedJaxpr, way: Way, *arguments: Any, **named: Any) -> Callable[[], Any] | None:
         compiled = self._compiled.setdefault(jaxpr, set())
         if way in compiled:
             return None
         compiled.add(way)
-        compiling: Callable[[], Any] = self._jitted[way].lower(*arguments).compile
+        compiling: Callable[[], Any] = self._jitted[way].lower(*arguments, **named).compile
         return compiling
 
     def lower(self, *arguments: Any) -> Any:
         """The lowered program for these arguments, not compiled."""
         return self._jitted["narrow"].lower(*arguments)
 
-    def shapes(self, *arguments: Any) -> Any:
-        """Shapes of the function's value."""
-        return self._jitted["narrow"].eval_shape(*arguments)
+
+class Traced(NamedTuple):
+    """A program for arguments of some shapes.
+
+    Attributes:
+        function: the jitted function to call.
+        jaxpr: its operations.
+        shapes: shapes of its value.
+        compilation: lowers the program and returns a function that compiles it, which may be called in another thread;
+            None if one was returned before. Calls of `function` then use the compiled program.
+    """
+
+    function: Any
+    jaxpr: ClosedJaxpr
+    shapes: Any
+    compilation: Callable[[], Callable[[], Any] | None]
 
 
 @contextmanager
@@ -168,7 +182,7 @@ def compiled_ahead(compilations: Iterable[tuple[str, Callable[[], Any] | None]])
     """Compile on all cores in the background; yields a function that waits until the programs of a name are ready.
 
     Args:
-        compilations: names, in the order in which they will be needed, each with a result of `Program.compilation`.
+        compilations: names, in the order in which they will be needed, each with a result of `Traced.compilation`.
     """
     waiting: dict[str, list[Future[Any]]] = {}
     pool = ThreadPoolExecutor(len(cores()))

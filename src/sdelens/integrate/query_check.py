@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from sdelens.core.captured import alike, captured
+from sdelens.core.captured import alike
 from sdelens.core.compilation import quick
 from sdelens.core.pathwise import MOST_COORDINATES, PATHS_LAST, differs
 from sdelens.core.random import Stream, stream_key
@@ -50,7 +50,8 @@ def check_queried(discrete: Discrete) -> None:
     if getattr(found, "shape", None) != shape:
         given = f"shape {found.shape}" if hasattr(found, "shape") else type(found).__name__
         raise ValueError(f"optimizer: {name} returns {given} for a gradient of shape {shape}; return that shape.")
-    if bool(_mixed(alike(discrete), paths, captured=captured(discrete))):
+    known, key = alike(discrete)
+    if bool(_mixed(known, paths, captured=key)):
         raise ValueError(
             f"optimizer: {name} mixes paths: the gradient of one path depends on the other paths. {_SHAPES}."
         )

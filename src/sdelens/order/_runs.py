@@ -23,8 +23,11 @@ from sdelens.order._functions import TestFunction
 from sdelens.order._kernel import FINENESS, SignChain
 from sdelens.order._result import COARSE, RESOLVED
 from sdelens.problems import AbstractProblem
-from sdelens.run.ensemble import compilations, padded_paths, run_ensemble
+from sdelens.run.ensemble import run_paths
 from sdelens.run.models import ClosedForm, Empirical
+from sdelens.run.programs import Programs
+from sdelens.run.sizes import padded_paths
+from sdelens.run.summary import total
 
 __all__ = ["Row", "Study"]
 
@@ -161,13 +164,14 @@ class Study:
         fitting = max(min(_CHUNK, _CHUNK_BYTES // (8 * numbers)), 1)
         width = min(padded_paths(-(-len(plan.own) // devices)), fitting) * devices
         own = plan._replace(steps=steps[-1], record_every=steps[0], chunk=width, keep_paths=0)
+        programs = Programs(stepper, own, 0.0)
         with stage(f"compiling η = {optimizer.lr:g}"):
-            for compilation in compilations(stepper, own, 0.0, None):
+            for compilation in programs.compilations():
                 if compilation is not None:
                     compilation()
         with np.errstate(invalid="ignore", over="ignore"):  # diverged paths are detected below
             name, median = f"order/{optimizer.lr:.9g}", np.array([0.5])
-            summary = run_ensemble(stepper, own, self.seed, name, 0.0, median, report)
+            summary = total(run_paths(programs, self.seed, name, median, report))
         count = summary.paths[1:, None, None]
         lost = int(plan.paths - summary.paths[-1])
         if lost or not np.isfinite(summary.seen_mean).all():

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.extend.core import jaxpr_as_fun
 
-from sdelens.core.captured import alike, captured
+from sdelens.core.captured import alike
 from sdelens.core.compilation import program, quick
 from sdelens.core.tree import Layout
 
@@ -64,7 +64,7 @@ def check_loss(problem: LossProblem) -> None:
             f"loss: the call {call} fails ({error}); give a function that can be called in this way."
         ) from error
     _check_returned(problem, *first.out_avals)
-    values, grad = (np.asarray(a) for a in _at_start(alike(problem), captured(problem)))
+    values, grad = (np.asarray(a) for a in _at_start(*alike(problem)))
     if not np.isfinite(values).all():
         raise ValueError(
             f"loss: is {values if values.ndim == 0 else 'not finite'} at the start; choose a start where it is finite."
@@ -132,7 +132,8 @@ def check_examples(problem: LossProblem, count: int) -> None:
     start = np.asarray(problem.start)
     moved = jax.device_put(start + (0.1 * (1 + np.abs(start)) * step).astype(start.dtype))
     try:
-        found = jax.device_get([_of_parts(alike(problem), x, captured(problem)) for x in (problem.start, moved)])
+        known, key = alike(problem)
+        found = jax.device_get([_of_parts(known, x, key) for x in (problem.start, moved)])
         fits = all(
             own.shape == whole[part].shape and np.allclose(own, whole[part], rtol=1e-3, atol=1e-5, equal_nan=True)
             for whole, owns in found

@@ -18,13 +18,14 @@ from sdelens.results.sweep import Sweep
 from sdelens.run.checkpoint import open_checkpoints
 from sdelens.run.datasets import result_dataset, sweep_dataset
 from sdelens.run.description import LEVELS, Description, SweepDescription
-from sdelens.run.ensemble import kept_rows, path_bytes, run_ensemble
+from sdelens.run.ensemble import run_ensemble
 from sdelens.run.experiment import Experiment, identity, prepare, run, share_code_of, share_identity
 from sdelens.run.grid import Grid, grid_identity, grid_of, run_grid
 from sdelens.run.grid import share_code_of as grid_code_of
 from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, Models, models_of
 from sdelens.run.options import Execution, Options, Record, record_steps
+from sdelens.run.sizes import kept_rows, path_bytes
 from sdelens.run.summary import BUCKETS
 from sdelens.sdes import Builder
 
@@ -138,7 +139,9 @@ def _identified(given: Experiment | Grid, options: Options) -> dict[str, Any]:
 
 def _local(options: Options) -> Options:
     """Options with which this process checks a run that workers execute, whose devices are not known here."""
-    return replace(options, execution=Execution(chunk=options.execution.chunk, devices=1))
+    return replace(
+        options, execution=Execution(chunk=options.execution.chunk, devices=1, kernel=options.execution.kernel)
+    )
 
 
 def _remotely(*arguments: Any) -> tuple[Any, list[str]]:
@@ -333,9 +336,8 @@ def estimate(
     )
     seconds = compiling = 0.0
     flight = 0
-    for model in experiment.models.values():
-        stepper = experiment.stepper(model)
-        times = []
+    for label, model in experiment.models.items():
+        stepper, times = experiment.steppers[label], []
         for _ in range(2):
             begin = time.perf_counter()
             watched = experiment.observables
@@ -351,8 +353,7 @@ def estimate(
         12 + plan.groups * (3 + 2 * named) + 3 * named + (2 * problem.dim if problem.dim <= MAX_COORDINATES else 0)
     )
     recorded = len(record_steps(plan.steps, plan.record_every))
-    steppers = [experiment.stepper(model) for model in experiment.models.values()]
-    rows = max(kept_rows(stepper, plan) for stepper in steppers)
+    rows = max(kept_rows(stepper, plan) for stepper in experiment.steppers.values())
     of_every_path = len(plan.moments) * (1 + named + len(plan.marginals))
     of_every_path += 1 + len(experiment.hits) if experiment.hits else 0
     stored = (numbers + plan.keep_paths * rows) * recorded + plan.paths * of_every_path

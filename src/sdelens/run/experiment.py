@@ -25,20 +25,14 @@ from sdelens.noise import NoiseLaw
 from sdelens.optimizers import FromOptax
 from sdelens.run.checkpoint import Checkpoints, digest
 from sdelens.run.description import LEVELS, Description
-from sdelens.run.ensemble import (
-    chunk_size,
-    compilations,
-    fingerprint,
-    kept_shapes,
-    part_shapes,
-    path_steps,
-    run_paths,
-)
+from sdelens.run.ensemble import path_steps, run_paths
 from sdelens.run.law_warnings import law_warnings
 from sdelens.run.models import Model, check_model, chosen_models, coarse_of
 from sdelens.run.options import AnyAverage, Options, PolyakAverage, record_steps
 from sdelens.run.plan import Plan, checked_seed, plan_of
+from sdelens.run.programs import Programs
 from sdelens.run.shares import Share
+from sdelens.run.sizes import chunk_size, kept_shapes, part_shapes
 from sdelens.run.summary import Part, Summary, total
 
 __all__ = [
@@ -73,6 +67,7 @@ class Experiment:
         observables: what is recorded in addition to the loss.
         averages: moving averages of x by name.
         hits: the conditions whose first steps are stored.
+        steppers: what the ensemble runs for every model, by label.
         share: the number of the share that is run, and that of all shares.
     """
 
@@ -83,26 +78,27 @@ class Experiment:
     observables: Observables
     averages: dict[str, AnyAverage]
     hits: tuple[PathFunction, ...]
+    steppers: dict[str, Stepper]
     share: tuple[int, int] = (0, 1)
 
-    def stepper(self, model: Model) -> Stepper:
-        """The stepper that the ensemble runs for a model."""
-        return self._watched(model.stepper(self.case), self.hits)
-
-    def _watched(self, stepper: Stepper, hits: tuple[PathFunction, ...]) -> Stepper:
+    def watched(self, stepper: Stepper, hits: tuple[PathFunction, ...]) -> Stepper:
         """A stepper that carries the averages, and tests these conditions, if there are any."""
         if not (self.averages or hits):
             return stepper
         averages = tuple(_moving(average) for average in self.averages.values())
         return Watched(stepper, averages, tuple(self.averages), hits, self.case.problem.layout)
 
-    def check(self, label: str, model: Model) -> None:
-        """Refuse a model that cannot be built, or whose state lacks a part that is to be recorded.
+    def checked(self, label: str, model: Model) -> Stepper:
+        """The stepper of a model, if it can be built and its state has all parts that are to be recorded.
 
         Raises:
             ValueError, TypeError: naming what does not fit, and the model.
         """
         inner = check_model(model, self.case)
+        self._check_parts(label, inner)
+        return self.watched(inner, self.hits)
+
+    def _check_parts(self, label: str, inner: Stepper) -> None:
         if self.averages and (taken := self.averages.keys() & part_shapes(inner).keys()):
             raise ValueError(
                 f"averages: got the name {min(taken)!r}, which is that of a part of the state of the model {label!r}; "
@@ -111,7 +107,7 @@ class Experiment:
         used = self.plan.keep if self.plan.keep_paths else ()
         if not (set(used) - {"x"} or self.observables.of_state or any(hit.of_state for hit in self.hits)):
             return
-        parts = part_shapes(self._watched(inner, ()))
+        parts = part_shapes(self.watched(inner, ()))
         self.observables.check(label, parts["x"], parts)
         for hit in self.hits:
             check_condition(hit, label, parts["x"], parts, self.case.problem.layout)
@@ -153,13 +149,29 @@ def prepare(
     observables = observables_of(record.observables, case, tuple(averages))
     hits = hits_of(record.hits, case.problem)
     share = options.execution.share or (0, 1)
-    experiment = Experiment(case, chosen, plan, seed, observables, averages, hits, share)
-    for label, model in chosen.items():
-        experiment.check(label, model)
+    experiment = Experiment(case, chosen, plan, seed, observables, averages, hits, {}, share)
+    steppers = {label: experiment.checked(label, model) for label, model in chosen.items()}
     if options.execution.chunk is None:
-        fitting = [chunk_size(experiment.stepper(m), plan) for m in chosen.values()]
-        experiment = replace(experiment, plan=plan._replace(chunk=min(fitting)))
-    return experiment
+        plan = plan._replace(chunk=min(chunk_size(stepper, plan) for stepper in steppers.values()))
+    if options.execution.kernel:
+        steppers = {label: _with_kernel(label, stepper, plan) for label, stepper in steppers.items()}
+    return replace(experiment, plan=plan, steppers=steppers)
+
+
+def _with_kernel(label: str, stepper: Stepper, plan: Plan) -> Stepper:
+    """The stepper with its steps between records as one kernel if there can be one, otherwise unchanged."""
+    from sdelens.integrate.kernel import NoKernelError, in_kernel  # Pallas takes a while to import
+
+    platform = plan.devices[0].platform
+    try:
+        if plan.record_every == 1:
+            raise NoKernelError("every step is recorded; give a larger record.every")
+        if platform not in ("cpu", "gpu", "cuda"):
+            raise NoKernelError(f"there is none for the platform {platform}")
+        return in_kernel(stepper, interpret=platform == "cpu")
+    except NoKernelError as error:
+        warnings.warn(f"kernel: the model {label!r} runs without one: {error}.", RuntimeWarning, stacklevel=4)
+        return stepper
 
 
 def _check_starts(averages: dict[str, AnyAverage], steps: int) -> None:
@@ -234,17 +246,18 @@ def simulated(
     """
     saved = {} if checkpoints is None else checkpoints.finished
     names = {label: f"{name}: {label}" if name else label for label in experiment.models}
-    steppers = {label: experiment.stepper(m) for label, m in experiment.models.items() if names[label] not in saved}
-    offset = experiment.case.problem.infimum or 0.0
-    ahead = (
-        (label, compilation)
-        for label, stepper in steppers.items()
-        for compilation in compilations(stepper, experiment.plan, offset, experiment.observables)
-    )
+    offset, programs = experiment.case.problem.infimum or 0.0, dict[str, Programs]()
+
+    def ahead() -> Iterator[tuple[str, Callable[[], Any] | None]]:
+        for label, stepper in experiment.steppers.items():
+            if names[label] not in saved:
+                programs[label] = Programs(stepper, experiment.plan, offset, experiment.observables)
+                yield from ((label, compilation) for compilation in programs[label].compilations())
+
     with contextlib.ExitStack() as stack:
         with stage("compiling"):
             start_loss = experiment.case.start_loss()
-            wait = stack.enter_context(compiled_ahead(ahead))
+            wait = stack.enter_context(compiled_ahead(ahead()))
             import xarray  # noqa: F401  (needed for the result; imported here while programs compile)
 
         for label, model in experiment.models.items():
@@ -258,17 +271,9 @@ def simulated(
                     wait(label)
                 if checkpoints is not None:
                     checkpoints.begin(full)
-                nodes = run_paths(
-                    steppers[label],
-                    experiment.plan,
-                    experiment.seed,
-                    model.stream,
-                    offset,
-                    np.array(LEVELS) if experiment.plan.share is None else None,
-                    partial(_reported, report, full),
-                    experiment.observables,
-                    checkpoints,
-                )
+                levels = np.array(LEVELS) if experiment.plan.share is None else None
+                reported = partial(_reported, report, full)
+                nodes = run_paths(programs[label], experiment.seed, model.stream, levels, reported, checkpoints)
                 seconds = time.perf_counter() - begin if checkpoints is None else checkpoints.finish(full, nodes)
                 part = Part(nodes, seconds)
             _check_start_loss(start_loss, total(part.nodes))
@@ -307,7 +312,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 def code_of(experiment: Experiment) -> dict[str, str]:
     """A hash of every model's traced code."""
     plan, observables = experiment.plan, experiment.observables
-    return {label: fingerprint(experiment.stepper(m), plan, observables) for label, m in experiment.models.items()}
+    return {label: Programs(s, plan, 0.0, observables).fingerprint() for label, s in experiment.steppers.items()}
 
 
 def share_code_of(experiment: Experiment) -> dict[str, str]:
@@ -342,7 +347,7 @@ def description_of(experiment: Experiment, with_doubts: bool = True) -> Descript
         marginals=plan.marginals,
         moments=plan.moments,
         hits=[hit.name for hit in experiment.hits],
-        kept={label: kept_shapes(experiment.stepper(m), plan) for label, m in experiment.models.items()},
+        kept={label: kept_shapes(stepper, plan) for label, stepper in experiment.steppers.items()},
         attributes=attributes(experiment),
         doubts=law_warnings(case, experiment.models.values()) if with_doubts else [],
     )

@@ -17,7 +17,6 @@ from sdelens.integrate import Stepper
 from sdelens.run.checkpoint import Checkpoints, digest
 from sdelens.run.datasets import part_name
 from sdelens.run.description import SweepDescription
-from sdelens.run.ensemble import fingerprint
 from sdelens.run.experiment import (
     Experiment,
     description_of,
@@ -30,6 +29,7 @@ from sdelens.run.experiment import (
 )
 from sdelens.run.models import ClosedForm, chosen_models
 from sdelens.run.options import Options
+from sdelens.run.programs import Programs
 from sdelens.run.replace import field_names, replaced
 from sdelens.run.shares import Share
 from sdelens.run.summary import Parts
@@ -63,8 +63,7 @@ class Grid:
         """What is compiled: the first stepper of each distinct structure, with its experiment."""
         found: dict[Any, tuple[Experiment, Stepper]] = {}
         for experiment in self.experiments:
-            for model in experiment.models.values():
-                stepper = experiment.stepper(model)
+            for stepper in experiment.steppers.values():
                 shapes = tuple((np.shape(a), jax.dtypes.result_type(a)) for a in jax.tree.leaves(stepper))
                 found.setdefault((jax.tree.structure(stepper), shapes, experiment.plan), (experiment, stepper))
         return found
@@ -214,7 +213,7 @@ def grid_identity(grid: Grid) -> dict[str, Any]:
 
 def _code(grid: Grid) -> str:
     """A hash of the traced code of all models."""
-    code = [fingerprint(stepper, e.plan, e.observables) for e, stepper in grid.programs().values()]
+    code = [Programs(s, e.plan, 0.0, e.observables).fingerprint() for e, s in grid.programs().values()]
     return digest((), json.dumps(code))
 
 

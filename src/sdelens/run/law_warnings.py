@@ -55,14 +55,14 @@ def _of_zeros(case: Case) -> list[str]:
 def _of_squares(case: Case, name: str) -> list[str]:
     """Doubts about V, an average of squares that the SDEs replace by its mean, or by its mean and variance."""
     x, b2, optimizer = case.problem.start, float(case.optimizer.unwrapped.b2), case.optimizer.name
-    if case.noise.lacks_fourth_moment(x):
+    if not case.noise.normal and case.noise.lacks_fourth_moment(x):
         return [
             f"noise: {name} noise has no fourth moment, so V of {optimizer}, an average of squared gradients, has no "
             "variance, and rare large gradients dominate it. SDEs with its mean can be wrong by a tenth or more of the "
             "late loss (measured for Adam: +13 % for Student t with ν = 3, +111 % for ν = 2.2); rely on the model "
             "'optimizer'."
         ]
-    kurtosis = float(np.max(np.asarray(case.noise.excess_kurtosis(x), np.float64)))
+    kurtosis = 0.0 if case.noise.normal else float(np.max(np.asarray(case.noise.excess_kurtosis(x), np.float64)))
     fluctuation = math.sqrt((1 - b2) / (1 + b2) * (kurtosis + 2)) if math.isfinite(kurtosis) else 0.0
     if fluctuation <= _LARGE:
         return []

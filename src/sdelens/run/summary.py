@@ -185,20 +185,22 @@ def quantiles(histogram: np.ndarray, buckets: np.ndarray, levels: np.ndarray) ->
 
     Interpolates within the bucket; the error is at most the bucket's width, a fraction `QUANTILE_ERROR` of the value.
     """
-    result = np.full((histogram.shape[0], len(levels)), np.nan)
+    rows, columns = histogram.shape
     if not buckets.size:
-        return result
+        return np.full((rows, len(levels)), np.nan)
     low, high = (edge[buckets] for edge in _bucket_edges())
-    cumulative = np.cumsum(histogram, axis=1)
-    counted = cumulative[:, -1]
-    rows = np.arange(histogram.shape[0])
-    for level, column in zip(levels, result.T, strict=True):
-        rank = level * counted
-        i = (cumulative < rank[:, None]).sum(axis=1).clip(0, buckets.size - 1)
-        within = histogram[rows, i]
-        share = (rank - (cumulative[rows, i] - within)) / np.maximum(within, 1)
-        column[:] = np.where(counted > 0, low[i] + share.clip(0, 1) * (high[i] - low[i]), np.nan)
-    return result
+    # Counts up to a bucket, on from row to row: one ascending array, in which all ranks are looked up at once.
+    cumulative = np.cumsum(histogram, dtype=np.int64)
+    ends = cumulative[columns - 1 :: columns]
+    before = np.concatenate([[0], ends[:-1]])
+    counted = (ends - before)[:, None]
+    rank = levels * counted
+    first = columns * np.arange(rows)[:, None]
+    reached = np.searchsorted(cumulative, before[:, None] + np.ceil(rank).astype(np.int64))
+    i = (reached - first).clip(0, columns - 1)
+    within, upto = histogram.ravel()[first + i], cumulative[first + i] - before[:, None]
+    share = (rank - (upto - within)) / np.maximum(within, 1)
+    return np.where(counted > 0, low[i] + share.clip(0, 1) * (high[i] - low[i]), np.nan)
 
 
 def packed(nodes: Nodes, prefix: str) -> dict[str, np.ndarray]:

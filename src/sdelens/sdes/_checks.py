@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sdelens.core.captured import alike, captured
+from sdelens.core.captured import alike
 from sdelens.core.compilation import quick
 from sdelens.core.pathwise import MOST_COORDINATES, PATHS_LAST, differs
 from sdelens.core.random import Stream
@@ -112,7 +112,8 @@ def check_pathwise(sde: SDE, start: Array) -> None:
     grad, dW = (jnp.asarray(spread((*own, paths)), start.dtype) for own in (start.shape, sde.noise_shape))
     stream = Stream(jnp.asarray(np.zeros(2, np.uint32)), jnp.asarray(np.arange(paths, dtype=np.uint32)))
     try:
-        mixed = _mixed(alike(sde), y, grad, dW, stream, captured=captured(sde))
+        known, key = alike(sde)
+        mixed = _mixed(known, y, grad, dW, stream, captured=key)
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"models: {name} fails for one path, an array of shape {(*start.shape, 1)} ({type(error).__name__}: "
