@@ -39,6 +39,8 @@ _ERF_REST: Final = (-0.0193216382, 0.102814382, 0.636616501, 1.12837921)
 """−log(1 − erf t)/t for 0 ≤ t ≤ 4, a polynomial with the highest power first; erf has a relative error of 2e-7."""
 _CHECKED: Final = 2
 """Paths and steps of the comparison with the stepper itself."""
+_COORDINATES: Final = 9
+"""Coordinates of the comparison: an interpreted kernel runs two after another."""
 
 
 def _erf(x: Array) -> Array:
@@ -110,11 +112,12 @@ class InKernel(Stepper):
         dim, paths = self.position(state).shape
         leaves, of_state = jax.tree.flatten(state)
         numbers, of_stepper = jax.tree.flatten(self.stepper)
-        even, block = dim + dim % 2, _block(paths, self.paths)
+        block = min(self.paths, 1 << (paths - 1).bit_length())
+        shape = (dim + dim % 2, -(-paths // block) * block)  # of whole blocks
         given = (
-            [_aligned(a, even) for a in leaves],
-            [_aligned(jnp.asarray(a), even) for a in numbers],
-            stream.paths,
+            [_filled(a, shape) for a in leaves],
+            [_filled(jnp.asarray(a), shape) for a in numbers],
+            _filled(stream.paths, shape[1:]),
             [jnp.reshape(a, 1) for a in (stream.key[0], stream.key[1], first, end)],
         )
         specs = jax.tree.map(partial(_spec, block=block), given[:2])
@@ -139,7 +142,7 @@ class InKernel(Stepper):
 
         outputs = pl.pallas_call(
             kernel,
-            grid=(even // 2, paths // block),
+            grid=(shape[0] // 2, shape[1] // block),
             in_specs=(*specs, pl.BlockSpec((block,), lambda i, j: (j,)), [pl.BlockSpec((1,), lambda i, j: (0,))] * 4),
             out_specs=specs[0],
             out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in given[0]],
@@ -148,12 +151,12 @@ class InKernel(Stepper):
             compiler_params=triton.CompilerParams(num_warps=self.warps),
             name="steps",
         )(*given)
-        back = [a[:dim] if jnp.ndim(b) else a[0] for a, b in zip(outputs, leaves, strict=True)]
+        back = [a[:dim, :paths] if jnp.ndim(b) else a[0] for a, b in zip(outputs, leaves, strict=True)]
         return jax.tree.unflatten(of_state, back)
 
 
 def in_kernel(stepper: Stepper, interpret: bool) -> InKernel:
-    """A stepper with its steps between records as one kernel, compared with the stepper itself on two paths.
+    """A stepper with its steps between records as one kernel, compared with the stepper itself on a few coordinates.
 
     Args:
         stepper: what advances the paths.
@@ -189,6 +192,7 @@ def _refusal(stepper: Stepper, interpret: bool) -> str:
     leaves = [jax.eval_shape(jnp.asarray, a) for a in jax.tree.leaves((stepper, state))]
     if any(a.dtype == jnp.float64 or a.shape not in ((), (dim,), (dim, 1)) for a in leaves):
         return "it has numbers in float64, or arrays that are not one number per coordinate"
+    stepper = jax.tree.map(lambda a: a[:_COORDINATES] if jnp.ndim(a) else a, stepper)
     try:
         if not interpret:  # lowered on any machine, so that it fails here and not during the run
             _same.trace(stepper, InKernel(stepper, interpret=False)).lower(lowering_platforms=("cuda",))
@@ -213,17 +217,12 @@ def _same(stepper: Stepper, kernel: InKernel) -> Array:
     return ~differs(*rows)
 
 
-def _block(paths: int, most: int) -> int:
-    """Paths of a block: the largest power of two that divides the number of paths, at most `most`."""
-    return min(paths & -paths, most)
-
-
-def _aligned(leaf: Array, rows: int) -> Array:
-    """An array as the kernel takes it: an even number of coordinates, or one number of shape (1,)."""
+def _filled(leaf: Array, shape: tuple[int, ...]) -> Array:
+    """An array as the kernel takes it: filled up with zeros to whole blocks, or one number of shape (1,)."""
     if not jnp.ndim(leaf):
         return jnp.reshape(leaf, 1)
-    missing = rows - leaf.shape[0]
-    return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)) if missing else leaf
+    missing = [(0, n - m) for n, m in zip(shape, leaf.shape, strict=False)]
+    return jnp.pad(leaf, missing) if any(n for _, n in missing) else leaf
 
 
 def _spec(leaf: Array, block: int) -> pl.BlockSpec:
