@@ -1,6 +1,6 @@
 """The figures: what a step costs in each contender, with lower bounds; and how the cost scales."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ _COLOURS: Final = {
 }
 _LINE: Final = "#0072B2"
 _FLOORS: Final = {"our normals alone": (0, (4, 2)), "arithmetic alone": (0, (1, 1.5))}
+_LABELS: Final = {"paths": "paths", "steps": "steps", "dimension": "dimension d", "records": "steps between records"}
 _FLOOR_LABELS: Final = {"our normals alone": "random numbers alone", "arithmetic alone": "arithmetic alone"}
 
 
@@ -39,11 +40,12 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(r["name"] for t in tasks for r in t["rows"] if r["group"] != "floor"))
     device, count = unit(found["environment"]), len(found["environment"]["devices"])
     several = any(row["setting"] == ALL for task in tasks for row in task["rows"])
-    with _figure((8.4, 3.6)) as figure:
+    with _figure((8.4, 3.8)) as figure:
         axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
         for axis, task in zip(axes, tasks, strict=True):
             _dots(axis, task, names)
-        figure.suptitle(_message(tasks[0], device), fontsize=10)
+        _name_floors(axes[0], tasks[0], len(names))
+        _headline(figure, _message(tasks[0], device))
         axes[len(axes) // 2].set_xlabel("ns per path, step and coordinate; medians and quartiles")
         _legend(figure, device, count if several else 1)
         _write(figure, path)
@@ -54,9 +56,15 @@ def draw_scaling(found: Mapping[str, Any], path: Path) -> None:
     panels = found["questions"].get("costs")
     if panels is None:
         return
-    with _figure((9.6, 2.3)) as figure:
-        _scaling(figure.subplots(1, 5, width_ratios=[1, 1, 1, 1, 0.6]), panels)
+    with _figure((8.4, 4.8)) as figure:
+        _scaling(figure.subplots(2, 3), panels)
+        _headline(figure, _scaling_message(panels))
         _write(figure, path)
+
+
+def _headline(figure: "Figure", text: str) -> None:
+    """Above the figure, what it shows, and in a second line what was measured."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize="medium")
 
 
 @contextmanager
@@ -75,9 +83,18 @@ def _figure(size: tuple[float, float]) -> Iterator["Figure"]:
 
 
 def _write(figure: "Figure", path: Path) -> None:
-    from sdelens.core.files import save_figure
+    """Save a figure in 128 colours, a third of its weight, with the texts that it says of itself."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from sdelens.core.files import few_colours, save_figure
 
     save_figure(figure, path)
+    image, info = Image.open(path), PngInfo()
+    for key, text in image.info.items():
+        if isinstance(text, str):
+            info.add_itxt(key, text)
+    few_colours(image.convert("RGB")).save(path, pnginfo=info, optimize=True)
 
 
 def _message(task: Mapping[str, Any], device: str) -> str:
@@ -88,8 +105,25 @@ def _message(task: Mapping[str, Any], device: str) -> str:
         for row in rows
         if row["group"] != "sdelens"
     ]
-    where = f"RMSpropW SDE on one {device}, d = {spaced(task['dim'])}"
-    return f"{where}: other libraries take {_rounded(min(others))} to {_rounded(max(others))} times as long"
+    dim = f"d = {spaced(task['dim'])}"
+    return (
+        f"Other libraries take {_rounded(min(others))} to {_rounded(max(others))} times as long as sdelens, {dim}\n"
+        f"RMSpropW SDE on one {device}"
+    )
+
+
+def _scaling_message(panels: Mapping[str, Any]) -> str:
+    """What the figure shows: the range of the costs beyond the start-up, and the speed of all devices over one."""
+    start = costs.start_up(panels)
+    found = {name: [float(np.median(costs.costs(row, start))) for row in panels[name]] for name in _LABELS}
+    sizes = [cost for name in _LABELS if name != "records" for cost in found[name]]
+    one, every = (float(np.median(costs.costs(row))) for row in panels["devices"])
+    return (
+        f"Beyond the start-up of {_rounded(1000 * float(np.median(start)))} ms, a step of a path costs "
+        f"{_rounded(min(sizes))} to {_rounded(max(sizes))} ns per coordinate,\n"
+        f"{_rounded(found['records'][0])} ns if every step is recorded; {panels['cores']} devices are "
+        f"{_rounded(one / every)} times as fast as one\nRMSpropW SDE; d = 10 where it is not varied"
+    )
 
 
 def _rounded(value: float) -> str:
@@ -139,36 +173,61 @@ def _dots(axis: "Axes", task: Mapping[str, Any], names: list[str]) -> None:
 def _legend(figure: "Figure", unit: str, devices: int) -> None:
     from matplotlib.lines import Line2D
 
+    if devices == 1:  # all dots are of that one
+        return
+    dot: dict[str, Any] = {"color": "0.3", "marker": "o", "linestyle": "none"}
     handles = [
-        Line2D([], [], color="0.3", marker="o", linestyle="none", label=f"one {unit}"),
-        Line2D(
-            [], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label=f"all {devices} {unit}s"
-        ),
-        *(Line2D([], [], color="0.4", linestyle=_FLOORS[n], label=_FLOOR_LABELS[n]) for n in _FLOORS),
+        Line2D([], [], label=f"one {unit}", **dot),
+        Line2D([], [], label=f"all {devices} {unit}s", markerfacecolor="white", **dot),
     ]
-    if devices == 1:
-        del handles[1]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
-def _scaling(axes: Sequence["Axes"], panels: Mapping[str, Any]) -> None:
-    """Cost per unit against one size at a time, start-up included (line) and taken off (dots)."""
+def _name_floors(axis: "Axes", task: Mapping[str, Any], count: int) -> None:
+    """Write beside the lines of one panel what they are: outside of both, at their lower ends, where no dots are."""
+    floors = {row["name"]: row for row in task["rows"] if row["name"] in _FLOORS and row["setting"] == ONE}
+    at = {name: float(np.median(ensembles.costs(row, task["dim"]))) for name, row in floors.items()}
+    for name, place in at.items():
+        sign = -1 if place == min(at.values()) else 1
+        look: dict[str, Any] = {"color": "0.4", "fontsize": 7, "rotation": 90, "va": "bottom", "zorder": 0}
+        axis.annotate(
+            _FLOOR_LABELS[name],
+            (place, count - 0.5),
+            (2 * sign, 0),
+            textcoords="offset points",
+            ha="left" if sign > 0 else "right",
+            **look,
+        )
+
+
+def _scaling(axes: np.ndarray, panels: Mapping[str, Any]) -> None:
+    """Cost per unit against one size at a time, with the start-up and beyond it; speed of devices; memory."""
+    from sdelens.results.end_labels import label_lines
+
+    (*sizes, last), (records, devices, memory) = axes
     start = costs.start_up(panels)
-    labels = {"paths": "paths", "steps": "steps", "dimension": "dimension d", "records": "steps between records"}
-    for axis, (panel, label) in zip(axes, labels.items(), strict=False):
+    for axis, (panel, label) in zip([*sizes, last, records], _LABELS.items(), strict=True):
         at = [row["at"] for row in panels[panel]]
         whole = [np.median(costs.costs(row)) for row in panels[panel]]
         beyond = [np.median(costs.costs(row, start)) for row in panels[panel]]
-        axis.plot(at, whole, color="0.6", linestyle=(0, (4, 2)), marker="s", markersize=3, label="with start-up")
+        axis.plot(at, whole, color="0.5", linestyle=(0, (4, 2)), marker="s", markersize=3, label="with start-up")
         axis.plot(at, beyond, color=_LINE, marker="o", markersize=4, label="beyond it")
-        axis.set(xscale="log", xlabel=label, ylim=(0, 1.25 * max(*whole, *beyond)))
-    axes[0].set_ylabel("ns per path, step\nand coordinate")
-    axes[0].legend(loc="upper right")
-    axis = axes[4]
+        axis.set(xscale="log", xlabel=label, ylim=(0, 1.15 * max(*whole, *beyond)))
+        axis.minorticks_off()
+    top = max(axis.get_ylim()[1] for axis in (*sizes, last))
+    for axis in (*sizes, last):
+        axis.set_ylim(0, top)
+    label_lines(last)
+    for row in axes:
+        row[0].set_ylabel("ns per path, step\nand coordinate")
     names = ["1 device", f"{panels['cores']} devices"]
     speed = [1 / np.median(costs.costs(row)) for row in panels["devices"]]
     relative = [s / speed[0] for s in speed]
-    bars = axis.bar(names, relative, 0.6, color=_LINE)
-    axis.bar_label(bars, [f"{r:.2f}" for r in relative], padding=2)
-    axis.set(ylabel="speed", ylim=(0, 1.2 * max(relative)))
-    axis.grid(False, axis="x")
+    bars = devices.bar(names, relative, 0.6, color=_LINE)
+    devices.bar_label(bars, [f"{r:.2f}" for r in relative], padding=2)
+    devices.set(ylabel="speed, relative to one", ylim=(0, 1.2 * max(relative)))
+    devices.grid(False, axis="x")
+    used = [row["bytes"] / 2**20 for row in panels["memory"]]
+    memory.plot([row["steps"] for row in panels["memory"]], used, color=_LINE, marker="o", markersize=4)
+    memory.set(xscale="log", xlabel="steps, with 100 records", ylabel="peak memory (MiB)", ylim=(0, 1.25 * max(used)))
+    memory.minorticks_off()
