@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdelens.core.limits import CONFIDENCE
+from sdelens.core.machine import one_blas_thread
 
 __all__ = [
     "FEWEST_GROUPS",
@@ -101,6 +102,7 @@ class TrackingError(NamedTuple):
     shift_upper: float
 
 
+@one_blas_thread()
 def tracking_error(
     curve: Curves,
     reference: Curves,
