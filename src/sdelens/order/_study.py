@@ -123,7 +123,9 @@ def weak_order(
     options = Options(steps=1, paths=paths, seed=seed, execution=execution)
     for name in ("share", "executor"):
         if getattr(options.execution, name) is not None:
-            raise ValueError(f"{name}: weak_order runs in one process; give an execution without {name}.")
+            raise ValueError(
+                f"{name}: weak_order runs in one process, on all of its devices; give an execution without {name}."
+            )
     plan = plan_of(options, problem.dim)
     seed = checked_seed(options)
     if isinstance(optimizer.unwrapped, FromOptax):

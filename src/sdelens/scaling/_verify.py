@@ -86,6 +86,11 @@ def verify(
     Raises:
         ValueError, TypeError: if an argument is invalid, naming it; or from `rescale`.
     """
+    if execution is not None and execution.share is not None:
+        raise ValueError(
+            "share: verify compares several runs, so it needs all of their paths; give executor= and shares= in place "
+            "of share."
+        )
     if isinstance(batch_ratio, Ramp):
         options = {"rescaled": rescaled, "steps": steps, "rule": rule, "momentum": momentum, "snr": snr}
         options |= {"record_every": record_every, "model": None if model == "optimizer" else model}

@@ -154,7 +154,8 @@ def _in_turn(
             yield name, record
     for name in tasks:
         begin(name)
-    yield from completed(executor, _run, {name: (*task[:-1], False) for name, task in tasks.items()}, "claim {}".format)
+    own = {name: (*task[:-1], False) for name, task in tasks.items()}
+    yield from completed(executor, _run, own, "claim {}".format, "Claims that have ended are kept for resume=True.")
 
 
 def _run(claim: _Claim) -> Record:
