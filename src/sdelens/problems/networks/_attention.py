@@ -44,18 +44,21 @@ class Block(eqx.Module):
         )
 
     def __call__(self, x: Array) -> Array:
-        """Output in the shape of x."""
-        x = x + self.out(self._attend(self.qkv(self.attention_norm(x))))
-        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=True))
+        """Output in the shape of x; all but the attention acts on rows, as `LayerNorm` does."""
+        rows = x.reshape(-1, x.shape[-1])
+        rows = rows + self.out(self._attend(self.qkv(self.attention_norm(rows)), x.shape[1]))
+        rows = rows + self.down(jax.nn.gelu(self.up(self.mlp_norm(rows)), approximate=True))
+        return rows.reshape(x.shape)
 
-    def _attend(self, qkv: Array) -> Array:
-        n, positions, triple = qkv.shape
-        q, k, v = jnp.moveaxis(qkv.reshape(n, positions, 3, self.heads, -1), 2, 0)
+    def _attend(self, qkv: Array, positions: int) -> Array:
+        """Attention within every `positions` consecutive rows: (rows, width) from queries, keys and values."""
+        q, k, v = jnp.moveaxis(qkv.reshape(-1, positions, 3, self.heads, qkv.shape[-1] // (3 * self.heads)), 2, 0)
         scores = widened(jnp.einsum("nthc,nshc->nhts", q, k)) / np.sqrt(q.shape[-1]).astype(np.float32)
         if self.causal:
             scores = jnp.where(np.tril(np.ones((positions, positions), bool)), scores, -1e30)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("nhts,nshc->nthc", weights, v).reshape(n, positions, triple // 3)
+        weights = jax.nn.softmax(scores.reshape(-1, positions), axis=-1).astype(v.dtype)
+        attended = jnp.einsum("nhts,nshc->nthc", weights.reshape(scores.shape), v)
+        return attended.reshape(qkv.shape[0], -1)
 
 
 def blocks(rng: np.random.Generator, depth: int, width: int, heads: int, mlp: int, causal: bool) -> tuple[Block, ...]:
