@@ -142,7 +142,11 @@ def _numbers(text: str) -> list[str]:
 
 
 def _kinds(texts: str) -> set[str]:
-    """Lines with ``#`` for their numbers; an unresolved number has "<" before it, and some lines are only a number."""
+    """Lines with ``#`` for their numbers; an unresolved number has "<" before it, and some lines are only a number.
+
+    With few paths, several points of a sweep cannot be told from the best one: what is said of them is left out.
+    """
+    texts = re.sub(r"; \d+ others? cannot be told from it|; dashed: not distinguishable from it", "", texts)
     return {re.sub(r"[<−-]?\s*\d[\d.,]*(e[−+-]?\d+)?", " #", line).strip() for line in texts.splitlines()}
 
 

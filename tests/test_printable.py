@@ -135,6 +135,7 @@ def test_limits_have_the_digits_that_tell_them_apart():
     between, percent = numerals.between, numerals.percent
     assert between(0.1, 0.2) == "0.1 – 0.2"
     assert between(0.4151, 0.4249, percent) == "41.5 % – 42.5 %"  # both are 42 %
+    assert between(0.42001, 0.4229, percent) == "42.0 % – 42.3 %"
     assert between(0.41998, 0.42001, percent) == "41.998 % – 42.001 %"
     assert between(0.41999999, 0.42000001, percent) == "42 %"
     assert between(0.5, 0.5, percent) == "50 %"

@@ -23,6 +23,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
+from PIL import Image
 
 from sdelens import explorer
 
@@ -39,6 +40,8 @@ ELSEWHERE = [
     (r"\]\((?:\.\./)?CONTRIBUTING\.md\)", "](architecture.md)"),
     (r"\]\((?:\.\./)?CHANGELOG\.md\)", "](changelog.md)"),
 ]
+_WIDE = 1.7
+"""Width over height from which on a figure may be as wide as the text."""
 EQUATION = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.M | re.S)
 FETCHED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>", re.I)
 
@@ -152,10 +155,24 @@ def _mathml(latex: str) -> str:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make figures links to themselves, so that a tap enlarges them, and keep a number beside its unit in tables."""
+    """Make figures links to themselves, so that a tap enlarges them; keep the parts of a number in tables together."""
     html = html.replace("<th></th>", "<td></td>")
-    html = re.sub(r"(?<=<td>)[^<]*", lambda cell: re.sub(r"(?<=\d) (?=[%±])|(?<=±) ", "\u00a0", cell.group()), html)
-    return re.sub(r"(?<!>)(<img [^>]*src=\"([^\"]+\.png)\"[^>]*>)", r'<a href="\2">\1</a>', html)
+    html = re.sub(r"(?<=<td>)[^<]*", lambda cell: _together(cell.group()), html)
+    return re.sub(r"(?<!>)<img [^>]*src=\"([^\"]+\.png)\"[^>]*>", lambda found: _linked(found, page), html)
+
+
+def _together(cell: str) -> str:
+    """Text of a cell in which no line ends before a unit, around ± and before –, after "<" and within 1e-05."""
+    cell = re.sub(r"(?<=\d) (?=[%±–])|(?<=±) |(?<=&lt;) (?=\d)", "\u00a0", cell)
+    return re.sub(r"[\d.]+e-\d+", r'<span class="number">\g<0></span>', cell)
+
+
+def _linked(image: re.Match[str], page: Page) -> str:
+    """An image as a link to its file; a wide one, whose letters would be small, is marked as such."""
+    file = ROOT / "docs" / Path(page.file.src_uri).parent / image.group(1)
+    width, height = Image.open(file).size if file.exists() else (1, 1)
+    shown = image.group().replace("<img ", '<img class="wide" ', 1) if width > _WIDE * height else image.group()
+    return f'<a href="{image.group(1)}">{shown}</a>'
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

@@ -5,6 +5,7 @@ have a hyphen, because they are copied; `sdelens.shell.streams` writes a hyphen 
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -16,6 +17,7 @@ _MINUS: Final = "−"
 _LARGE: Final = 1e5
 """From here on numbers are written with an exponent."""
 _MORE_DIGITS: Final = range(3, 6)
+_NUMBER: Final = re.compile(r"(\d+)(?:\.(\d+))?")
 Writer: TypeAlias = Callable[..., str]
 """What writes a number; between limits that it rounds to the same text, it is asked for more `digits`."""
 
@@ -62,11 +64,23 @@ def between(low: float, high: float, write: Writer = number) -> str:
     Where both ends are rounded to the same text, they have as many digits as tell them apart, up to five; where these
     do not, and where the ends are equal or not known, there is one text.
     """
-    ends = write(low), write(high)
+    ends = [write(low), write(high)]
     for digits in _MORE_DIGITS if low < high else ():
         if ends[0] == ends[1]:
-            ends = write(low, digits=digits), write(high, digits=digits)
+            ends = _with_equal_decimals([write(low, digits=digits), write(high, digits=digits)])
     return ends[0] if ends[0] == ends[1] else " – ".join(ends)
+
+
+def _with_equal_decimals(texts: list[str]) -> list[str]:
+    """Numbers with zeros at their ends, so that 42 % beside 42.3 % is 42.0 %; those with an exponent as they are."""
+    if any("e" in text for text in texts):
+        return texts
+    parts = [_NUMBER.split(text, maxsplit=1) for text in texts]  # before, whole part, decimals, after
+    most = max(len(decimals or "") for _, _, decimals, _ in parts)
+    return [
+        f"{before}{whole}.{(decimals or '').ljust(most, '0')}{after}" if most else text
+        for text, (before, whole, decimals, after) in zip(texts, parts, strict=True)
+    ]
 
 
 def with_limits(value: float, low: float, high: float, write: Writer = number) -> str:
