@@ -1,14 +1,13 @@
 """Shares of a run: joined they have the numbers of one machine; executors run them, also if workers die."""
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +15,13 @@ import pytest
 
 import sdelens as sl
 from sdelens.core import tasks
-from sdelens.core.tasks import TaskError, completed
+from sdelens.core.tasks import TaskError
+from sdelens.run.description import SweepDescription
 from sdelens.run.shares import Join, Share, share_name
+from sdelens.run.store import encoded
 from sdelens.run.summary import Part, Summary, add, total
 from tests.checks import assert_same_numbers, shell
+from tests.executors import Pool
 
 CASE = sl.Quadratic([1.0, 2.0]), sl.GaussianNoise(1.0), sl.RMSpropW(0.05, 0.9), ["sde"]
 WATCHED = {"averages": {"ema": 0.9}, "hits": {"low": lambda x: x[0] < 0}, "marginals": 2, "times": 2}
@@ -59,7 +61,7 @@ def test_shares_that_do_not_fit_are_refused(shares, tmp_path):
     files = [tmp_path / share_name(i, 3) for i in range(3)]
     for share, path in zip(shares, files, strict=True):
         share.save(path)
-    with pytest.raises(ValueError, match=r"shares: shares 0, 2 of 3 are missing; run them with the settings"):
+    with pytest.raises(ValueError, match=r"shares: 2 of 3 missing, share-0-of-3\S*, share-2-of-3\S*; run what is"):
         sl.join(files[1:2])
     with pytest.raises(ValueError, match=r"number 2 and number 0 are both share 0 of 3; give each share once"):
         sl.join([*shares[:2], shares[0]])
@@ -78,11 +80,44 @@ def test_shares_that_do_not_fit_are_refused(shares, tmp_path):
     data = bytearray(files[2].read_bytes())
     data[-9] ^= 1
     files[2].write_bytes(data)
-    with pytest.raises(ValueError, match=r"share-2-of-3\S*: it is damaged; run that share again"):
+    with pytest.raises(ValueError, match=r"share-2-of-3\S*' is damaged; run that share again"):
         sl.join(files)
     files[2].write_bytes(data[:100])
-    with pytest.raises(ValueError, match=r"share-2-of-3\S*' is not a share of a run, or is damaged"):
-        sl.join(tmp_path / path.name for path in files)
+    for path, reason in refused(files[2], data, shares):
+        with pytest.raises((ValueError, TypeError, OSError), match=reason):
+            sl.join([*files[:2], path])
+    for given, message in {
+        (): "shares: got none",
+        tmp_path / "none": "there is no file or folder '.*none'; give the folder of the shares",
+        3: "shares: got int; give shares, their files",
+    }.items():
+        with pytest.raises((ValueError, TypeError, OSError), match=message):
+            sl.join(given)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty' contains no files of shares .* give the folder in which they were"):
+        sl.join([tmp_path / "empty"])
+
+
+def refused(path, data, shares):
+    """Files that `join` refuses in place of the last share, and what it says of them."""
+    path.write_bytes(data[:100])
+    yield path, r"share-2-of-3\S*' is not a share of a run, or is damaged; leave it out, or run that share again"
+    path.write_bytes(data[:-2000])
+    yield path, r"share-2-of-3\S*' is not a share of a run, or is damaged"
+    path.write_bytes(b"{}")
+    yield path, r"share-2-of-3\S*' is not a share of a run, or is damaged"
+    newer = json.loads(json.dumps(shares[2].identity["versions"])) | {"jax": "0.9.9"}
+    replace(shares[2], identity=shares[2].identity | {"versions": newer}).save(path)
+    yield path, r"share-2-of-3\S*' is of another run than .*versions\.jax is 0\.9\.9.* with the same versions"
+    replace(shares[2], identity=shares[2].identity | {"code": {"sde": "0" * 64}}).save(path)
+    yield path, r"code\.sde differs\. The code is what JAX traces from all functions; run all shares with the same"
+    of_sweep = SweepDescription({}, {}, "", None, [], [shares[2].description])
+    replace(shares[2], description=of_sweep).save(path)
+    yield path, r"share-2-of-3\S*' is of sweep, but '.*share-0-of-3\S*' of compare; join the shares of one run"
+    told = json.loads(json.dumps(shares[2].identity))
+    path.write_bytes(encoded({}, {"sdelens_share": 0, "identity": told}))
+    yield path, r"share-2-of-3\S*' was written by another version of sdelens; join it with that version"
+    yield path.parent / "none", r"there is no file or folder '.*none'; give the folder of the shares, or their files"
 
 
 def test_warnings_come_from_all_paths(shares):
@@ -151,125 +186,6 @@ def test_shares_that_divide_blocks_are_joined_in_the_order_of_their_paths(shares
         np.testing.assert_allclose(found.mean, summary_of(np.arange(28)).mean, rtol=1e-14)
 
 
-class Pool:
-    """An executor whose tasks fail in the way that `fails(argument)` returns: an exception, or None."""
-
-    def __init__(self, fails):
-        self.fails, self.broken, self.closed = fails, False, False
-
-    def submit(self, function, *arguments):
-        if self.broken:
-            raise BrokenExecutor("a process was terminated abruptly")
-        future, error = Future(), self.fails(arguments[-1])
-        if error is None:
-            future.set_result(function(*arguments))
-        else:
-            self.broken = isinstance(error, BrokenExecutor)
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, wait, cancel_futures):
-        self.closed = True
-
-
-def once(keys, error):
-    """Fails at the first attempt of each of these arguments."""
-    left = set(keys)
-
-    def fails(argument):
-        if argument in left:
-            left.remove(argument)
-            return error
-        return None
-
-    return fails
-
-
-class Travelled(Pool):
-    """An executor that sends what its tasks return as bytes, as processes do."""
-
-    def submit(self, function, *arguments):
-        future = super().submit(function, *arguments)
-        sent = Future()
-        sent.set_result(pickle.loads(pickle.dumps(future.result())))
-        return sent
-
-
-def square(number):
-    if isinstance(number, tuple):
-        number, kind = number
-        raise kind(f"{number} is not possible")
-    return number**2
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """The pauses before lost tasks are repeated, which are not made."""
-    made = []
-    monkeypatch.setattr(tasks, "_pause", lambda times: made.append(times) or 0.0)
-    return made
-
-
-def test_lost_tasks_are_repeated_and_broken_pools_made_anew(pauses):
-    numbers = {key: key for key in range(6)}
-    squares = {key: key**2 for key in numbers}
-    for error in (ConnectionError("reset by peer"), CancelledError()):
-        assert dict(completed(Pool(once([2, 5], error)), square, numbers)) == squares
-    assert pauses == [1] * 4
-    made = []
-
-    def make():
-        made.append(Pool(fails))
-        return made[-1]
-
-    fails = once([1, 4], BrokenExecutor("a process was terminated abruptly"))
-    assert dict(completed(make, square, numbers)) == squares
-    assert len(made) == 3
-    assert all(pool.closed for pool in made)
-
-
-def test_a_folder_that_a_lost_worker_holds_is_waited_for(pauses):
-    held = once([2], BlockingIOError("checkpoint: another run is writing to 'running-2'"))
-
-    def function(number):
-        if (error := held(number)) is not None:
-            raise error
-        return number
-
-    assert dict(completed(Pool(lambda n: None), function, {2: 2, 3: 3})) == {2: 2, 3: 3}
-    assert pauses == [1]
-
-
-def test_what_cannot_be_repeated_is_said(pauses):
-    numbers = {key: key for key in range(3)}
-    named = "share {} of 3".format, "Run again with resume=True."
-    lost = Pool(lambda n: ConnectionError("reset") if n == 2 else None)
-    with pytest.raises(TaskError, match=r"share 2 of 3 was lost 3 times, .* ConnectionError: reset\. Run again with"):
-        list(completed(lost, square, numbers, *named))
-    assert pauses == [1, 2]
-    broken = BrokenExecutor("terminated abruptly")
-    with pytest.raises(TaskError, match=r"it has lost a worker .*2 of 3 tasks are left\. Give a function that makes"):
-        list(completed(Pool(once([1], broken)), square, numbers))
-    with pytest.raises(TaskError, match="killed 3 times before any of them ended a task"):
-        list(completed(lambda: Pool(lambda n: broken), square, numbers))
-
-
-@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
-def test_an_error_of_the_task_ends_all_at_once(kind, pauses):
-    """What has ended together with it is passed on; the traceback of the worker and the name of the task are shown."""
-    named = "share {} of 3".format, "Run again with resume=True."
-    ended = {}
-    with pytest.raises(kind, match="13 is not possible") as raised:  # noqa: PT012 (a generator)
-        for key, value in completed(Travelled(lambda n: None), square, {0: (13, kind), 1: 2, 2: 3}, *named):
-            ended[key] = value
-    assert (ended, pauses) == ({1: 4, 2: 9}, [])
-    assert raised.value.__notes__ == ["This was raised by share 0 of 3. Run again with resume=True."]
-    assert 'raise kind(f"{number} is not possible")' in "".join(traceback.format_exception(raised.value))
-    unknown = Pool(lambda n: ModuleNotFoundError("No module named 'sdelens'"))
-    with pytest.raises(TaskError, match=r"0 cannot be run by the executor \(ModuleNotFoundError: .* same versions"):
-        list(completed(unknown, square, {0: 0}))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -296,8 +212,9 @@ def test_what_needs_all_paths_names_the_alternative():
             sl.weak_order(*case, [0.2, 0.1, 0.05], 0.8, execution=execution)
 
 
-def test_an_executor_has_the_bits_of_one_machine_and_keeps_finished_shares(whole, pauses, tmp_path):
-    pool = Pool(once([], None))
+def test_an_executor_has_the_bits_of_one_machine_and_keeps_finished_shares(whole, monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "_pause", lambda times: 0.0)
+    pool = Pool(None)
     counted = []
     pool.fails = counted.append
     assert_same_numbers(compare(executor=pool, shares=3, checkpoint=tmp_path / "c").dataset, whole.dataset)
@@ -367,7 +284,10 @@ def test_an_array_of_jobs_with_one_killed_has_the_bits_of_one_machine(tmp_path):
     again = shell(*SHELL[3:], "--share=0/2", "--out", str(out), "--resume")
     assert f"{share_name(0, 2)} is there already." in again.stdout
     assert "SignSGD" in shell("join", str(out)).stdout
-    assert "share 1 of 2 is missing; run it" in shell("join", str(out / share_name(0, 2)), expect=2).stderr
+    assert (
+        "1 of 2 missing, share-1-of-2.safetensors; run what is missing"
+        in shell("join", str(out / share_name(0, 2)), expect=2).stderr
+    )
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from sdelens.run.description import Description, SweepDescription
 from sdelens.run.store import decoded, encoded, head_of
 from sdelens.run.summary import Nodes, Part, Parts, Summary, add, merge, packed, total, unpacked
 
-__all__ = ["SHARE_FILES", "Join", "Share", "head", "join", "share_files", "share_name"]
+__all__ = ["SHARE_FILES", "Join", "Share", "head", "join", "read", "share_files", "share_name"]
 
 SHARE_FILES = "share-*-of-*.safetensors"
 """Pattern of the names of the files of shares in a folder."""
 
 _FORMAT = 1
 _SHOWN = 5
+_FOREIGN = "is not a share of a run, or is damaged; leave it out, or run that share again"
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +47,7 @@ class Share(Printable):
         identity: what shares of one run agree in; empty if it is all of a run.
         description: all that the result needs besides statistics.
         parts: the statistics and wall times, by model.
+        subject: the shell's options for problem, noise and optimizer; empty if the share was not computed there.
     """
 
     index: int
@@ -55,6 +58,7 @@ class Share(Printable):
     identity: Mapping[str, Any]
     description: Description | SweepDescription
     parts: Parts = field(default_factory=dict)
+    subject: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the share to a file, which `join` reads; an existing file is replaced once all is written.
@@ -73,6 +77,7 @@ class Share(Printable):
         kind = "sweep" if isinstance(self.description, SweepDescription) else "result"
         told = {"sdelens_share": _FORMAT, "index": self.index, "count": self.count, "paths": self.paths}
         told |= {"points": self.points, "block": self.block, "identity": self.identity, "kind": kind}
+        told |= {"subject": self.subject}
         told |= {"description": asdict(self.description)}
         told |= {"parts": [[name, part.seconds] for name, part in self.parts.items()]}
         return encoded(arrays, told | {"digest": _digest(arrays, told)})
@@ -88,9 +93,9 @@ class Share(Printable):
             arrays, told = decoded(data)
             sound = _digest(arrays, told) == told["digest"]
         except Exception as error:
-            raise ValueError("it is not a share of a run, or is damaged") from error
+            raise ValueError(_FOREIGN) from error
         if not sound:
-            raise ValueError("it is damaged")
+            raise ValueError("is damaged; run that share again")
         parts = {
             name: Part(unpacked(arrays, f"{number}/"), seconds) for number, (name, seconds) in enumerate(told["parts"])
         }
@@ -115,18 +120,29 @@ def _digest(arrays: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> str:
 
 
 def _without_parts(told: Mapping[str, Any]) -> Share:
-    """A share with all but its statistics, from the description in its file."""
-    if told.get("sdelens_share") != _FORMAT:
-        raise ValueError("it is not a share of a run")
-    described = told["description"]
-    if told["kind"] == "sweep":
-        of_points = [Description(**point) for point in described["points"]]
-        description: Description | SweepDescription = SweepDescription(**{**described, "points": of_points})
-    else:
-        description = Description(**described)
-    points = None if told["points"] is None else tuple(told["points"])
-    own = {name: told[name] for name in ("index", "count", "block", "identity")}
-    return Share(**own, paths=tuple(told["paths"]), points=points, description=description)
+    """A share with all but its statistics, from the description in its file.
+
+    Raises:
+        ValueError: saying what the file is, and what to do.
+    """
+    if "sdelens_share" not in told:
+        raise ValueError(_FOREIGN)
+    try:
+        if told["sdelens_share"] != _FORMAT:
+            raise ValueError("the format is another one")
+        described = told["description"]
+        if told["kind"] == "sweep":
+            of_points = [Description(**point) for point in described["points"]]
+            description: Description | SweepDescription = SweepDescription(**{**described, "points": of_points})
+        else:
+            description = Description(**described)
+        points = None if told["points"] is None else tuple(told["points"])
+        own = {name: told[name] for name in ("index", "count", "block", "identity", "subject")}
+        return Share(**own, paths=tuple(told["paths"]), points=points, description=description)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            "was written by another version of sdelens; join it with that version, or run that share again"
+        ) from error
 
 
 class Join:
@@ -159,11 +175,19 @@ class Join:
                 f"shares: {name} and {self._names[share.index]} are both share {share.index} of {share.count}; give "
                 "each share once."
             )
+        kinds = [type(one.description) is SweepDescription for one in (share, first)]
+        if kinds[0] != kinds[1]:
+            what = ["of sweep" if kind else "of compare" for kind in kinds]
+            raise ValueError(f"shares: {name} is {what[0]}, but {other} {what[1]}; join the shares of one run.")
         if differing := differences(share.identity, first.identity, where=f"in {other}"):
             more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            remedy = "Join the shares of one run."
+            if all(text.startswith("versions.") for text in differing):
+                remedy = "Run all shares with the same versions."
+            elif all(text.startswith("code") for text in differing):
+                remedy = "The code is what JAX traces from all functions; run all shares with the same functions."
             raise ValueError(
-                f"shares: {name} is of another run than {other}: {'; '.join(differing[:_SHOWN])}{more}. Join the "
-                "shares of one run."
+                f"shares: {name} is of another run than {other}: {'; '.join(differing[:_SHOWN])}{more}. {remedy}"
             )
         if (share.points is None) != (first.points is None):
             raise ValueError(
@@ -183,13 +207,11 @@ class Join:
         if self._first is None:
             raise ValueError("shares: got none; give the shares of a run, or their files.")
         count = self._first[0].count
-        if missing := [index for index in range(count) if index not in self._names]:
+        if missing := [share_name(index, count) for index in range(count) if index not in self._names]:
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-            listed = ", ".join(map(str, missing[:_SHOWN]))
             raise ValueError(
-                f"shares: {'share' if len(missing) == 1 else 'shares'} {listed}{more} of {count} "
-                f"{'is' if len(missing) == 1 else 'are'} missing; run {'it' if len(missing) == 1 else 'them'} with the "
-                "settings of the others."
+                f"shares: {len(missing)} of {count} missing, {', '.join(missing[:_SHOWN])}{more}; run what is missing "
+                "with the settings of the others."
             )
         if self._points:
             return
@@ -257,7 +279,7 @@ def join(shares: "Iterable[Share | str | os.PathLike[str]] | str | os.PathLike[s
     as shares.
 
     Args:
-        shares: shares or their files, in any order, each read when it is needed; or the folder of the files.
+        shares: shares, their files or folders of these, in any order; a file is read when it is needed.
 
     Returns:
         A `Result` or, if the shares are those of `sweep`, a `Sweep`. Wall times are sums over the shares.
@@ -277,21 +299,33 @@ def join(shares: "Iterable[Share | str | os.PathLike[str]] | str | os.PathLike[s
         >>> sl.join([run(0), run(1)]).models
         ['optimizer', 'sde']
     """
-    given: list[Any] = share_files(shares) if isinstance(shares, str | os.PathLike) else list(shares)
     joined = Join()
+    given = [one for part in _listed(shares) for one in ([part] if isinstance(part, Share) else share_files(part))]
     for number, one in enumerate(given):
         if isinstance(one, Share):
             joined.announce(one, f"number {number}")
-        elif isinstance(one, str | os.PathLike):
-            joined.announce(head(Path(one)), repr(str(one)))
         else:
-            raise TypeError(f"shares: got {type(one).__name__}; give shares, their files, or the folder of the files.")
+            joined.announce(head(one), repr(str(one)))
     joined.check()
     for one in given:
-        joined.add(one if isinstance(one, Share) else _read(Path(one)))
+        joined.add(one if isinstance(one, Share) else read(one))
     found, texts = joined.finish()
     for text in [*joined.doubts(), *texts]:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return found
+
+
+def _listed(shares: Any) -> list[Any]:
+    """Shares, and paths of files and folders.
+
+    Raises:
+        TypeError: if there is anything else.
+    """
+    given = [shares] if isinstance(shares, Share | str | os.PathLike) or not isinstance(shares, Iterable) else shares
+    found = list(given)
+    for one in found:
+        if not isinstance(one, Share | str | os.PathLike):
+            raise TypeError(f"shares: got {type(one).__name__}; give shares, their files, or the folder of the files.")
     return found
 
 
@@ -303,18 +337,39 @@ def head(path: Path) -> Share:
         OSError: if it cannot be read.
     """
     try:
-        return _without_parts(head_of(path))
+        with _readable(path):
+            told = head_of(path)
     except (AttributeError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"shares: {str(path)!r} is not a share of a run, or is damaged; run that share again."
-        ) from error
-
-
-def _read(path: Path) -> Share:
+        raise ValueError(f"shares: {str(path)!r} {_FOREIGN}.") from error
     try:
-        return Share.from_bytes(path.read_bytes())
+        return _without_parts(told)
     except ValueError as error:
-        raise ValueError(f"shares: {str(path)!r}: {error}; run that share again.") from error
+        raise ValueError(f"shares: {str(path)!r} {error}.") from error
+
+
+def read(path: Path) -> Share:
+    """The share in a file.
+
+    Raises:
+        ValueError: if the file is not a share, or is damaged.
+        OSError: if it cannot be read.
+    """
+    try:
+        with _readable(path):
+            return Share.from_bytes(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"shares: {str(path)!r} {error}.") from error
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which file cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(
+            f"shares: {str(path)!r} cannot be read ({error.strerror}); give files and folders that can be read."
+        ) from error
 
 
 def share_name(index: int, count: int) -> str:
@@ -329,11 +384,16 @@ def share_files(folder: str | os.PathLike[str]) -> list[Path]:
         ValueError: if there are none.
         FileNotFoundError: if there is no such folder or file.
     """
-    if not Path(folder).exists():
+    with _readable(folder):
+        there = Path(folder).exists()
+        found = sorted(Path(folder).glob(SHARE_FILES)) if Path(folder).is_dir() else [Path(folder)]
+    if not there:
         raise FileNotFoundError(
             f"shares: there is no file or folder {str(folder)!r}; give the folder of the shares, or their files."
         )
-    found = sorted(Path(folder).glob(SHARE_FILES)) if Path(folder).is_dir() else [Path(folder)]
     if not found:
-        raise ValueError(f"shares: {str(folder)!r} contains no files of shares (share-…-of-….safetensors).")
+        raise ValueError(
+            f"shares: {str(folder)!r} contains no files of shares (share-…-of-….safetensors); give the folder in which "
+            "they were saved."
+        )
     return found

@@ -5,8 +5,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,18 +17,15 @@ from sdelens.shell.case_options import Subject, SubjectOptions, named, numbers
 from sdelens.shell.command import Command, Group, takes_options
 from sdelens.shell.diagnose import diagnose
 from sdelens.shell.explore import explore
-from sdelens.shell.join import join, refuse_of_share, write_and_print
+from sdelens.shell.join import join, read_curve, refuse_of_share, write_and_print, write_and_print_comparison
 from sdelens.shell.output import Output, RunOutput
-from sdelens.shell.panels import OUTPUT, SIZE, Devices, DryRun
+from sdelens.shell.panels import SIZE, Curve, Devices, DryRun, Theory
 from sdelens.shell.reproduce import reproduce
 from sdelens.shell.rescale import rescale
 from sdelens.shell.run_options import RunOptions, models_from, saved_to
 from sdelens.shell.scale import scale
 from sdelens.shell.session import refusals, say, shell
 from sdelens.shell.sweep import sweep
-
-if TYPE_CHECKING:
-    from sdelens.forecast import Logged
 
 __all__ = ["app"]
 
@@ -62,17 +58,8 @@ def compare(
     subject: SubjectOptions,
     run: RunOptions,
     output: RunOutput,
-    theory: Annotated[
-        bool,
-        OUTPUT("--theory", help="Add the predicted loss and its bound (quadratic, linear-regression)."),
-    ] = False,
-    curve: Annotated[
-        Path | None,
-        OUTPUT(
-            help="Logged loss curve to add: CSV, also as W&B and TensorBoard export it, JSON, or a log of the Hugging "
-            "Face Trainer."
-        ),
-    ] = None,
+    theory: Theory = False,
+    curve: Curve = None,
 ) -> None:
     """Run an optimizer and its SDEs side by side, and print how well each SDE tracks the optimizer.
 
@@ -80,7 +67,7 @@ def compare(
     """
     with shell(run.devices):
         setting = subject.build()
-        logged = None if curve is None else _logged(curve)
+        logged = None if curve is None else read_curve(curve)
         options = run.arguments()
         if output.dry_run:
             _estimate(setting, options)
@@ -92,10 +79,14 @@ def compare(
             def identify() -> Any:
                 return identity_of_share(setting.problem, setting.noise, setting.optimizer, **options)
 
-            typer.echo(output.write_share(share, lambda kept: _compared(setting, saved_to(options, kept)), identify))
+            def compute(checkpoints: Any) -> Any:
+                return _compared(setting, saved_to(options, checkpoints))
+
+            typer.echo(output.write_share(share, compute, identify, subject))
             return
         with output.claimed() as (folder, checkpoints):
-            _compare(setting, saved_to(options, checkpoints), theory, logged, folder)
+            result = _compared(setting, saved_to(options, checkpoints))
+            write_and_print_comparison(folder, result, setting if theory else None, logged)
 
 
 def _compared(setting: Subject, run: dict[str, Any]) -> Any:
@@ -104,46 +95,10 @@ def _compared(setting: Subject, run: dict[str, Any]) -> Any:
     return sl.compare(setting.problem, setting.noise, setting.optimizer, **run)
 
 
-def _logged(path: Path) -> "Logged":
-    """The curve in a log, whose loss and step must have usual names here."""
-    import sdelens as sl
-
-    try:
-        return sl.forecast.read_log(path)
-    except ValueError as error:
-        name, _, reason = str(error).partition(": ")
-        if name not in ("loss", "step"):
-            raise
-        raise ValueError(f"curve: {reason.split(';')[0]}; rename the column of the {name} to {name!r}.") from error
-
-
 def _estimate(setting: Subject, options: dict[str, Any]) -> None:
     import sdelens as sl
 
     say(f"This would take {sl.estimate(setting.problem, setting.noise, setting.optimizer, **options)}.")
-
-
-def _compare(
-    setting: Subject,
-    run: dict[str, Any],
-    theory: bool,
-    logged: "Logged | None",
-    folder: Path | None,
-) -> None:
-    import sdelens as sl
-
-    subject = (setting.problem, setting.noise, setting.optimizer)
-    result = _compared(setting, run)
-    remarks: list[str] = []
-    if theory:
-        result, remarks = sl.theory.add_theory(result, *subject)
-    if logged is not None:
-        try:
-            result = result.with_curve("logged", logged.losses, logged.steps)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"curve: {error}") from error
-    said = [line for remark in remarks for line in wrapped(remark)]
-    write_and_print(folder, result, "compare", "\n".join([str(result), *said]), "\n".join(remarks))
 
 
 @_command(

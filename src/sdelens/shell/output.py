@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from sdelens.shell.case_options import SubjectOptions
 from sdelens.shell.panels import OUTPUT, DryRun
 
 __all__ = ["Output", "RunOutput"]
@@ -80,16 +81,21 @@ class RunOutput(Output):
                 yield folder, checkpoints
 
     def write_share(
-        self, share: tuple[int, int], compute: Callable[[Any], Any], identify: Callable[[], Mapping[str, Any]]
+        self,
+        share: tuple[int, int],
+        compute: Callable[[Any], Any],
+        identify: Callable[[], Mapping[str, Any]],
+        subject: SubjectOptions,
     ) -> str:
         """Compute a share, with checkpoints of its own, and write its file to the folder; returns a line that says so.
 
-        With ``--resume``, a share of this run whose file is there already is not computed again.
+        With ``--resume``, a share of this run whose file is there already is not computed again, unless it is damaged.
 
         Args:
             share: its number, and the number of all.
             compute: returns the share, given its checkpoints.
             identify: returns the identity of the run, `Share.identity`.
+            subject: the options that name what is run, kept in the file for ``sdelens join --theory``.
 
         Raises:
             ValueError: if there is no folder, or if the file that is there is of another run.
@@ -97,7 +103,7 @@ class RunOutput(Output):
         """
         from sdelens.core.differences import differences
         from sdelens.run.checkpoint import keep_checkpoints
-        from sdelens.run.shares import SHARE_FILES, head, share_name
+        from sdelens.run.shares import SHARE_FILES, share_name
 
         self.require_folder("each share is written to a file in that folder", share="/".join(map(str, share)))
         assert self.out is not None
@@ -107,15 +113,26 @@ class RunOutput(Output):
                 f"share: got {share[0]} of {share[1]}, but {str(self.out)!r} contains {others[0]!r}, one of another "
                 "number of shares; give another folder."
             )
-        if path.exists() and self.resume:
-            if differing := differences(head(path).identity, identify()):
+        found = _sound(path) if self.resume else None
+        if found is not None:
+            if differing := differences(found.identity, identify()):
                 raise ValueError(
                     f"out: {str(path)!r} is a share of another run: {'; '.join(differing[:_SHOWN])}. Give another "
                     "folder, or --overwrite in place of --resume."
                 )
             return f"{path} is there already."
-        if path.exists() and not self.overwrite:
+        if path.exists() and not (self.resume or self.overwrite):
             raise FileExistsError(f"out: {str(path)!r} exists; give another folder, --resume or --overwrite.")
         with keep_checkpoints(self.out / f"checkpoint-{share[0]}", self.checkpoint_every, self.resume) as checkpoints:
-            compute(checkpoints).save(path)
+            replace(compute(checkpoints), subject=asdict(subject)).save(path)
         return f"Written to {path}; when all are there: sdelens join {self.out} --out FOLDER"
+
+
+def _sound(path: Path) -> Any:
+    """The share in a file; None if there is none or it is damaged, so that it is computed again and replaced."""
+    from sdelens.run.shares import read
+
+    try:
+        return read(path) if path.exists() else None
+    except ValueError:
+        return None

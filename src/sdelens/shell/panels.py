@@ -1,6 +1,7 @@
 """Groups of options in the output of ``--help``, and options that several commands have."""
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,12 +16,15 @@ __all__ = [
     "SIZE",
     "WHAT",
     "ClipNorm",
+    "Curve",
     "Devices",
     "DryRun",
     "MomentumRule",
     "OldSteps",
     "OldWarmup",
+    "Quantities",
     "ScalingRule",
+    "Theory",
 ]
 
 WHAT = partial(typer.Option, rich_help_panel="What is run")
@@ -33,6 +37,22 @@ PLACE = partial(typer.Option, rich_help_panel="Where it runs")
 Devices = Annotated[int | None, PLACE(help="Number of devices to use; default on a CPU: one per core.")]
 DryRun = Annotated[
     bool, OUTPUT("--dry-run", help="Only estimate the time, the memory and the size of the results; nothing is run.")
+]
+Theory = Annotated[
+    bool, OUTPUT("--theory", help="Add the predicted loss and its bound (quadratic, linear-regression).")
+]
+Curve = Annotated[
+    Path | None,
+    OUTPUT(
+        help="Logged loss curve to add: CSV, also as W&B and TensorBoard export it, JSON, or a log of the Hugging Face "
+        "Trainer."
+    ),
+]
+Quantities = Annotated[
+    list[str] | None,
+    OUTPUT(
+        help="Quantity of a figure of a sweep: late_loss, error, late_error, late_shift or spread; may be repeated."
+    ),
 ]
 ScalingRule = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from sdelens.shell.case_options import SubjectOptions, made_value
 from sdelens.shell.constructors import values_of
 from sdelens.shell.join import refuse_of_share, write_and_print_sweep
 from sdelens.shell.output import RunOutput
-from sdelens.shell.panels import OUTPUT
+from sdelens.shell.panels import Quantities
 from sdelens.shell.run_options import RunOptions, saved_to
 from sdelens.shell.session import say, shell
 
@@ -26,10 +26,7 @@ def sweep(
     subject: SubjectOptions,
     run: RunOptions,
     output: RunOutput,
-    quantity: Annotated[
-        list[str] | None,
-        OUTPUT(help="Quantity of a figure: late_loss, error, late_error, late_shift or spread; may be repeated."),
-    ] = None,
+    quantity: Quantities = None,
 ) -> None:
     """Run an optimizer and its SDEs at every point of a grid of values, compiled once.
 
@@ -63,7 +60,10 @@ def sweep(
             def compute(checkpoints: Any) -> Any:
                 return sl.sweep(*case, over=grid, **saved_to(options, checkpoints))
 
-            typer.echo(output.write_share(share, compute, lambda: identity_of_share(*case, over=grid, **options)))
+            def identify() -> Any:
+                return identity_of_share(*case, over=grid, **options)
+
+            typer.echo(output.write_share(share, compute, identify, subject))
             return
         with output.claimed() as (folder, checkpoints):
             found = sl.sweep(*case, over=grid, **saved_to(options, checkpoints))

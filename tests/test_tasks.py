@@ -1,0 +1,109 @@
+"""Tasks on an executor: which are repeated, after which pauses, and what is said of the others."""
+
+import pickle
+import traceback
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+
+import pytest
+
+from sdelens.core import tasks
+from sdelens.core.tasks import TaskError, completed
+from tests.executors import Pool
+
+
+def once(keys, error):
+    """Fails at the first attempt of each of these arguments."""
+    left = set(keys)
+
+    def fails(argument):
+        if argument in left:
+            left.remove(argument)
+            return error
+        return None
+
+    return fails
+
+
+class Travelled(Pool):
+    """An executor that sends what its tasks return as bytes, as processes do."""
+
+    def submit(self, function, *arguments):
+        future = super().submit(function, *arguments)
+        sent = Future()
+        sent.set_result(pickle.loads(pickle.dumps(future.result())))
+        return sent
+
+
+def square(number):
+    if isinstance(number, tuple):
+        number, kind = number
+        raise kind(f"{number} is not possible")
+    return number**2
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses before lost tasks are repeated, which are not made."""
+    made = []
+    monkeypatch.setattr(tasks, "_pause", lambda times: made.append(times) or 0.0)
+    return made
+
+
+def test_lost_tasks_are_repeated_and_broken_pools_made_anew(pauses):
+    numbers = {key: key for key in range(6)}
+    squares = {key: key**2 for key in numbers}
+    for error in (ConnectionError("reset by peer"), CancelledError()):
+        assert dict(completed(Pool(once([2, 5], error)), square, numbers)) == squares
+    assert pauses == [1] * 4
+    made = []
+
+    def make():
+        made.append(Pool(fails))
+        return made[-1]
+
+    fails = once([1, 4], BrokenExecutor("a process was terminated abruptly"))
+    assert dict(completed(make, square, numbers)) == squares
+    assert len(made) == 3
+    assert all(pool.closed for pool in made)
+
+
+def test_a_folder_that_a_lost_worker_holds_is_waited_for(pauses):
+    held = once([2], BlockingIOError("checkpoint: another run is writing to 'running-2'"))
+
+    def function(number):
+        if (error := held(number)) is not None:
+            raise error
+        return number
+
+    assert dict(completed(Pool(lambda n: None), function, {2: 2, 3: 3})) == {2: 2, 3: 3}
+    assert pauses == [1]
+
+
+def test_what_cannot_be_repeated_is_said(pauses):
+    numbers = {key: key for key in range(3)}
+    named = "share {} of 3".format, "Run again with resume=True."
+    lost = Pool(lambda n: ConnectionError("reset") if n == 2 else None)
+    with pytest.raises(TaskError, match=r"share 2 of 3 was lost 3 times, .* ConnectionError: reset\. Run again with"):
+        list(completed(lost, square, numbers, *named))
+    assert pauses == [1, 2]
+    broken = BrokenExecutor("terminated abruptly")
+    with pytest.raises(TaskError, match=r"it has lost a worker .*2 of 3 tasks are left\. Give a function that makes"):
+        list(completed(Pool(once([1], broken)), square, numbers))
+    with pytest.raises(TaskError, match="killed 3 times before any of them ended a task"):
+        list(completed(lambda: Pool(lambda n: broken), square, numbers))
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_an_error_of_the_task_ends_all_at_once(kind, pauses):
+    """What has ended together with it is passed on; the traceback of the worker and the name of the task are shown."""
+    named = "share {} of 3".format, "Run again with resume=True."
+    ended = {}
+    with pytest.raises(kind, match="13 is not possible") as raised:  # noqa: PT012 (a generator)
+        for key, value in completed(Travelled(lambda n: None), square, {0: (13, kind), 1: 2, 2: 3}, *named):
+            ended[key] = value
+    assert (ended, pauses) == ({1: 4, 2: 9}, [])
+    assert raised.value.__notes__ == ["This was raised by share 0 of 3. Run again with resume=True."]
+    assert 'raise kind(f"{number} is not possible")' in "".join(traceback.format_exception(raised.value))
+    unknown = Pool(lambda n: ModuleNotFoundError("No module named 'sdelens'"))
+    with pytest.raises(TaskError, match=r"0 cannot be run by the executor \(ModuleNotFoundError: .* same versions"):
+        list(completed(unknown, square, {0: 0}))
