@@ -27,6 +27,10 @@ threadpoolctl.threadpool_limits(1, "blas")  # that of NumPy, where a plugin of p
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 
+from sdelens.core import compilation
+
+compilation.SMALL *= 5  # two workers leave no core idle, on which a user's programs are compiled for speed
+
 pytest_plugins = ["tests.meter", "tests.pages", "tests.results"]
 
 _MAPS = Path("/proc/self/maps")

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import sdelens as sl
+from sdelens.core import compilation
+from sdelens.shell import session
 from sdelens.shell.streams import protect_streams
 from tests.checks import assert_fits, assert_same_numbers, shell
 from tests.site import site_module
@@ -223,15 +225,12 @@ def test_an_optimizer_of_optax_by_name(asked):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--problem", "rosenbrock(start=[0.5, 0.5])", "--optimizer", "signsgd", "--lr", "0.001"),
         ("--problem", "embedded-saddle(lam=2)", "--models", "optimizer, sde(integrator=euler)"),
-        ("--problem", "mlp(breast-cancer, width=4, depth=2)", "--models", "optimizer,sde"),
-        ("--problem", "cnn(subset=16, data_seed=3, channels=2, dense=3)"),
         ("--optimizer", "optax:lion(lr=1e-3)", "--models", "optimizer, empirical(samples=4, accumulators=drift)"),
     ],
     ids=lambda o: o[1],
 )
-def test_every_problem_runs_by_name(options):
+def test_what_is_given_by_name_runs(options):
     model = "empirical" if options[1].startswith("optax:") else "sde"
     assert f"\n{model}" in shell("compare", *options, *SMALL).stdout
 
@@ -325,27 +324,42 @@ def test_missing_devices_are_one_line():
 
 
 @pytest.mark.slow
-def test_compiled_programs_are_kept_in_the_user_s_cache_unless_jax_has_another(tmp_path):
-    own, theirs = tmp_path / "user", tmp_path / "of-jax"
+def test_compiled_programs_are_kept_in_the_user_s_cache(tmp_path):
     command = ("compare", "--optimizer", "sgd", "--models", "optimizer", "--problem", "quadratic([1, 4])", *SMALL)
-    environment = dict(XDG_CACHE_HOME=str(own), JAX_ENABLE_COMPILATION_CACHE="true")
+    environment = dict(XDG_CACHE_HOME=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="true")
 
-    def programs(folder):
-        return {path.name for path in folder.glob("*-cache")}
+    def programs():
+        return {path.name for path in (tmp_path / "sdelens" / "programs").glob("*-cache")}
 
     first = script(*command, **environment)
-    kept = programs(own / "sdelens" / "programs")
+    kept = programs()
     assert kept
     again = script(*command, **environment)
     assert again.stdout.rsplit(",", 1)[0] == first.stdout.rsplit(",", 1)[0]  # but for the seconds at the end
-    assert programs(own / "sdelens" / "programs") == kept  # all were found
-    environment["XDG_CACHE_HOME"] = str(tmp_path / "unused")
-    script("--no-cache", *command, **environment)
-    script(
-        *command, **environment, JAX_COMPILATION_CACHE_DIR=str(theirs), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
-    )
-    assert not (tmp_path / "unused").exists()
-    assert programs(theirs)
+    assert programs() == kept  # all were found
+
+
+@pytest.mark.parametrize(
+    ("enabled", "folder", "keeps"), [(True, None, True), (True, "of-jax", False), (False, None, False)]
+)
+def test_programs_are_kept_unless_jax_has_a_folder_or_its_cache_is_off(monkeypatch, enabled, folder, keeps):
+    kept, before = [], jax.config.jax_enable_compilation_cache
+    monkeypatch.setattr(compilation, "cache_programs", lambda: kept.append(True))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if folder is not None:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    try:
+        session._keep_programs()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    assert kept == [True] * keeps
+
+
+def test_no_cache_turns_the_cache_of_jax_off_before_jax_starts(monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    assert "choose one of" in shell("--no-cache", "info", "nothing", expect=2).stderr
+    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 WORKERS = ["minibatch", "dp", "distributed"]

@@ -24,7 +24,7 @@ from sdelens.integrate import Discrete, EulerMaruyama
 from sdelens.run.experiment import prepare
 from sdelens.run.options import Options
 from sdelens.sdes import Instant, build_sde
-from tests.checks import stepped
+from tests.checks import stepped, tiered
 
 LAWS = {
     "gaussian": (sl.GaussianNoise, scipy.stats.norm),
@@ -393,9 +393,7 @@ TRACKED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "adagrad" else pytest.param(name, marks=pytest.mark.slow) for name in TRACKED]
-)
+@pytest.mark.parametrize("name", ["adagrad", *tiered([n for n in TRACKED if n != "adagrad"], ["nesterov", "lion"])])
 def test_tracking(name):
     spec, bound = TRACKED[name]
     options = {"steps": 150, "paths": 4096, "record": sl.Record(every=3)}

@@ -421,8 +421,14 @@ def test_the_noise_that_is_shared_is_that_of_the_gradient():
     np.testing.assert_allclose(paths[0], paths[1], atol=2e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "substeps"), [("rmspropw", 3), ("adamw", 1), ("lion", 1)])
+@pytest.mark.parametrize(
+    ("name", "substeps"),
+    [
+        pytest.param("rmspropw", 3, marks=pytest.mark.slow),
+        pytest.param("adamw", 1, marks=pytest.mark.study),
+        pytest.param("lion", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_quadrature_sampling_and_the_optimizer_agree(name, substeps):
     """Final mean loss within 5 standard errors and 3 % (what η = 0.02 leaves; sampling adds 1/K in v)."""
     optimizer = {
@@ -456,9 +462,8 @@ STUDIED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "sgd" else pytest.mark.study) for name in STUDIED]
-)
+@pytest.mark.study
+@pytest.mark.parametrize("name", STUDIED)
 def test_the_empirical_sde_is_of_weak_order_one(name, measured):
     """As `test_order` has it for the closed forms, on the same quadratic; of the slope the standard error is 0.05."""
     optimizer, paths = STUDIED[name]

@@ -427,9 +427,7 @@ TRACKED = {
 
 @pytest.mark.parametrize(
     "name",
-    tiered(
-        TRACKED, ["SGD, random-k, correlated", "SignSGD, vote of 9, Cauchy", "SignSGD, random-k", "Adam, quantised"]
-    ),
+    tiered(TRACKED, ["SGD, random-k, correlated", "SignSGD, vote of 9, Cauchy", "Adam, quantised"]),
 )
 def test_the_sde_tracks_the_optimizer(name):
     """Upper limits are one-sided, at 99 %."""

@@ -241,8 +241,15 @@ def test_the_empirical_sde_tracks_in_mean_and_spread(optimizer):
     assert_tracks(optimizer, 0.9999, steps=60, paths=640, record=sl.Record(every=10))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", [*SQUARES, *OTHERS], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(
+            o, id=o.name, marks=pytest.mark.slow if o.name in ("adamw", "signsgd", "lion") else pytest.mark.study
+        )
+        for o in [*SQUARES, *OTHERS]
+    ],
+)
 def test_the_empirical_sde_tracks_for_long_in_mean_and_spread(optimizer):
     assert_tracks(optimizer, 0.99999, steps=200, paths=4096, record=sl.Record(every=10))
 

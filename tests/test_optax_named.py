@@ -88,7 +88,7 @@ def on_a_network(name):
     return sl.compare(problem, sl.MinibatchNoise(8), made(KNOWN[name]), **options)
 
 
-@pytest.mark.parametrize("name", tiered(RUNNING, ["adamw", "contrib.muon", "adafactor", "contrib.schedule_free_adamw"]))
+@pytest.mark.parametrize("name", tiered(RUNNING, ["contrib.muon", "adafactor"]))
 def test_named_optimizers_run_on_a_network(name, measured):
     row = check(name, on_a_network(name))
     if name in COARSE:

@@ -97,9 +97,13 @@ def test_a_sign_too_steep_for_any_grid_goes_to_paths():
     assert study.info["method"] == "coupled"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("increments", "schedule"), [("gaussian", None), ("rademacher", None), ("gaussian", sl.Cosine(12))]
+    ("increments", "schedule"),
+    [
+        pytest.param("gaussian", None, marks=pytest.mark.study),
+        pytest.param("rademacher", None, marks=pytest.mark.slow),
+        pytest.param("gaussian", sl.Cosine(12), marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_agree_with_coupled_paths(increments, schedule):
     """18 differences in standard errors: above 5 in 1e-5 of cases."""

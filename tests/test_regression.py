@@ -153,11 +153,14 @@ def test_to_the_sign_a_batch_is_student_t_noise():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "optimizer"),
-    [(None, sl.SGD(0.02)), (30, sl.SignSGD(0.02)), (30, sl.RMSpropW(0.02)), (None, sl.AdamW(0.02))],
-    ids=["sgd", "signsgd, 30 examples", "rmspropw, 30 examples", "adamw"],
+    [
+        pytest.param(None, sl.SGD(0.02), id="sgd", marks=pytest.mark.study),
+        pytest.param(30, sl.SignSGD(0.02), id="signsgd, 30 examples", marks=pytest.mark.slow),
+        pytest.param(30, sl.RMSpropW(0.02), id="rmspropw, 30 examples", marks=pytest.mark.study),
+        pytest.param(None, sl.AdamW(0.02), id="adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_the_models_of_every_optimizer_run_on_it(samples, optimizer):
     subject = problem(samples)

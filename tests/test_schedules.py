@@ -12,7 +12,7 @@ from sdelens.optimizers.schedules import Schedule
 from sdelens.run.experiment import prepare
 from sdelens.run.options import Options
 from sdelens.sdes import Instant, build_sde, sdes_of
-from tests.checks import stepped
+from tests.checks import stepped, tiered
 
 PROBLEM, NOISE = sl.Quadratic([0.5, 1.0, 2.0], start=2.0), sl.GaussianNoise(1.0)
 SCHEDULES = {
@@ -31,6 +31,7 @@ OPTIMIZERS = {
     "nesterov": sl.Momentum(0.05, 0.8, nesterov=True, weight_decay=0.1),
     "lion": sl.Lion(0.05, 0.8, 0.9, 0.1),
 }
+EVERY_COMMIT = ["rmspropw", "nesterov"]
 
 
 def test_values():
@@ -118,7 +119,7 @@ def test_h_multiplies_drift_and_diffusion_of_x_and_leaves_the_accumulators(name)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("rmspropw", "nesterov") else pytest.mark.slow) for n in OPTIMIZERS]
+    "name", [*EVERY_COMMIT, *tiered([n for n in OPTIMIZERS if n not in EVERY_COMMIT], ["signsgd", "adamw"])]
 )
 def test_the_sde_tracks_the_scheduled_optimizer(name):
     """At 8 times within 2 % and 5 standard errors (false alarms below 5e-6); the schedule alone is worth over 20 %."""

@@ -916,13 +916,13 @@ BATCHES = [1, 2, 8]
 @pytest.mark.parametrize(
     ("samples", "batch_size"),
     [
-        pytest.param(n, b, marks=() if (i + j) % 3 == 1 else pytest.mark.slow)
+        pytest.param(n, b, marks=() if (i + j) % 3 == 1 else pytest.mark.study)
         for i, n in enumerate(SIZES)
         for j, b in enumerate(BATCHES)
     ],
 )
 def test_small_samples_stay_bounded(samples, batch_size):
-    """Every number of samples and every batch size once, each pair in the slow tier."""
+    """Every number of samples and every batch size once, each pair in the studies."""
     for seed in range(3):
         problem = sl.LinearRegression([[1.0, 0.4], [0.4, 0.5]], 0.5, samples=samples, seed=seed)
         for optimizer in (sl.SignSGD(0.03), sl.AdamW(0.03)):

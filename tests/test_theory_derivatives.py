@@ -12,6 +12,7 @@ import sdelens as sl
 from sdelens.cases.sharpness import Divisor, largest_eigenvalue
 from sdelens.core.compilation import quick
 from sdelens.results.edge import sharpness_notes
+from tests.checks import tiered
 
 CURVATURE, SIGMA = np.array([0.5, 2.0, 5.0]), np.array([1.0, 0.5, 2.0])
 STEPS = 40
@@ -57,7 +58,8 @@ def assert_gradient_is_that_of_differences(function, numbers):
     assert np.abs(expected).min() > 1e-8  # every number matters
 
 
-ALL = [pytest.param(n, marks=() if n in ("signsgd", "adamw") else pytest.mark.slow) for n in OPTIMIZERS]
+EVERY_COMMIT = ["signsgd", "adamw"]
+ALL = [*EVERY_COMMIT, *tiered([n for n in OPTIMIZERS if n not in EVERY_COMMIT], ["momentum", "lion"])]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -82,8 +84,7 @@ def test_schedules_differentiate_in_their_numbers():
     assert_gradient_is_that_of_differences(value, numbers)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["rmspropw", "adamw"])
+@pytest.mark.parametrize("name", tiered(["rmspropw", "adamw"], ["adamw"]))
 def test_the_gradient_in_b2_is_that_of_differences(name):
     """On both sides of the bound above which the fluctuation of v is described by the law of the noise."""
     kind, numbers = OPTIMIZERS[name]
@@ -122,7 +123,7 @@ def test_vmap_over_learning_rates_is_a_loop_and_jit_compiles_once():
     assert compiled._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ["adamw", *(pytest.param(n, marks=pytest.mark.slow) for n in ("signsgd", "lion"))])
+@pytest.mark.parametrize("name", ["adamw", *tiered(["signsgd", "lion"], ["lion"])])
 def test_the_stationary_loss_differentiates(name):
     kind, numbers = OPTIMIZERS[name]
 

@@ -20,6 +20,7 @@ __all__ = ["STUDY"]
 
 LR, THETA, STEPS = 0.01, 0.3, 1800
 ANGLE = math.pi / 6
+FRAMES = 60
 
 
 def _problem(start: Any = 0.0) -> Any:
@@ -66,7 +67,7 @@ def run(plan: Plan) -> Outcome:
                 items.append(plan.within(f"{name}, {which} axis, {said}", number, (1 - tolerance, 1 + tolerance)))
 
     def draw() -> "Figure":
-        figure, axes = panels(4, 4, width=2.2, height=2.2)
+        figure, axes = panels(len(clouds), 4, width=2.2, height=2.2)
         for axis, (name, cloud) in zip(axes, clouds.items(), strict=True):
             axis.plot(*cloud[:1500].T, ".", color="0.6", markersize=1.5, rasterized=False)
             law = laws[name, "algorithm"]
@@ -84,7 +85,7 @@ def run(plan: Plan) -> Outcome:
     def film(path: Path) -> None:
         start = _problem((1.5, 1.0))
         optimizer = _optimizers()["SignSGD"]
-        options = dict(steps=600, paths=300, record=sl.Record(every=10, keep_paths=300), seed=plan.seed)
+        options = dict(steps=10 * FRAMES, paths=300, record=sl.Record(every=10, keep_paths=300), seed=plan.seed)
         ensemble = sl.simulate(start, noise, optimizer, "optimizer", **options)
         animate_cloud(path, start, ensemble, laws["SignSGD", "algorithm"])
 
