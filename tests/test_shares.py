@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +252,51 @@ def test_sweeps_are_divided_by_points_or_by_paths(whole):
         assert_same_numbers(found.dataset.drop_vars("wall_time"), expected)
         assert found.dataset.lr.equals(expected.lr)
     assert_same_numbers(by_points.at(lr=0.05).dataset, whole.dataset)
+
+
+def said(script, folder, **variables):
+    """What a shell script calls `sdelens` and `sbatch` with, a word a line; `sbatch --parsable` prints a number."""
+    for name, body in {"sdelens": "", "sbatch": '[ "$1" = --parsable ] && echo 7 && exit\n'}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}printf '%s\\n' \"$@\"\n")
+        (folder / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"} | variables
+    done = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_scripts_of_the_page_for_job_arrays(tmp_path, monkeypatch):
+    """Two shares with few steps, the second of which is damaged: the array is submitted again, and all are joined."""
+    part = (Path(__file__).parents[1] / "docs/clusters.md").read_text().partition("## Job arrays")[2]
+    array, submit = re.findall(r"```sh\n(.*?)```", part, re.DOTALL)[:2]
+    pod = " ".join(re.findall(r"exec (sdelens.*?)volumeMounts", part, re.DOTALL)[0].split())
+    small = {"1000000": "64", "16384": "32", "/16": "/2", "/results/": ""}
+
+    def job(script, **variables):
+        words = said(script, tmp_path, **variables)
+        for large, own in small.items():
+            words = [word.replace(large, own) for word in words]
+        return shell(*words, "--models=optimizer", "--devices=1").stdout
+
+    monkeypatch.chdir(tmp_path)
+    for index in "01":
+        assert f"Written to shares/share-{index}-of-2" in job(array, SLURM_ARRAY_TASK_ID=index)
+    damaged = Path("shares") / share_name(1, 2)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    submitted = said(submit, tmp_path)
+    assert submitted[:2] == ["--dependency=afterok:7", "--wrap"]
+    join = submitted[2].removeprefix("sdelens ").partition(" --out ")[0].split()
+    assert "share-1-of-2.safetensors' is not a share of a run, or is damaged" in shell(*join, expect=2).stderr
+    assert "Written to shares/share-1-of-2" in job(array, SLURM_ARRAY_TASK_ID="1")
+    assert "share-1-of-2.safetensors is there already" in job(pod, JOB_COMPLETION_INDEX="1")
+    asked = []
+    monkeypatch.setattr(sl.theory, "add_theory", lambda result, *subject: asked.append(subject) or (result, ["Told."]))
+    (tmp_path / "log.csv").write_text("step,loss\n0,5\n64,4\n")
+    printed = shell(*join, "--theory", "--curve=log.csv").stdout
+    assert "2 shares" in printed
+    assert "logged" in printed
+    assert "Told." in printed
+    assert isinstance(asked[0][2], sl.AdamW)
+    assert "leave it out" in shell(*join, "--quantity=error", expect=2).stderr
 
 
 SHELL = [sys.executable, "-m", "sdelens", "compare", "--problem=quadratic([1, 2])", "--optimizer=signsgd"]
