@@ -34,7 +34,7 @@ compilation.SMALL *= 5  # two workers leave no core idle, on which a user's prog
 pytest_plugins = ["tests.meter", "tests.pages", "tests.results"]
 
 _MAPS = Path("/proc/self/maps")
-_ROOM = 30_000
+_ROOM = 20_000
 """Memory maps of compiled programs, some hundred a comparison, after which they are dropped; Linux allows 65530."""
 _EVERY = 8
 """The maps are counted, which takes 10 ms, after this many tests."""
@@ -45,7 +45,7 @@ def pytest_collection_finish():
     """Search for garbage rarely, and not in what was imported: it would take a tenth of the time of the tests."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 10)
+    gc.set_threshold(50_000, 10, 4)
 
 
 @pytest.hookimpl(tryfirst=True)
