@@ -171,7 +171,8 @@ class Execution:
             return a `Share`, and `sdelens.join` gives the result of all shares.
         executor: run shares in other processes, on this or other machines: a ``concurrent.futures.Executor``, such as
             Dask's ``client.get_executor()``, or a function that makes one, which is called again when a killed worker
-            has broken it. Shares whose worker died are run again.
+            has broken it. Shares that are lost with their worker are run again, after a pause; any other error ends
+            the run, and says in which share it was.
         shares: number of shares that the executor runs; several for each worker let fast ones take more. Those of a
             sweep are groups of points, or if there are fewer points, shares of the paths at every point.
         progress: show a progress bar, or a line every 10 s if standard error is not a terminal; by default only if it
