@@ -9,9 +9,9 @@ import xarray as xr
 from scipy import stats
 
 import sdelens as sl
+from sdelens.results.bootstrap import Bootstrap
 from sdelens.results.tracking import (
     Curves,
-    _Bootstrap,
     _LeftOut,
     _shift_limits,
     late_window,
@@ -163,7 +163,7 @@ def test_resampled_statistics_are_those_of_the_curves(equal, paired):
     na, nb = (np.full(groups, 10.0) if equal else rng.integers(5, 20, groups).astype(float) for _ in "ab")
     draws_a = rng.multinomial(groups, np.full(groups, 1 / groups), 7)
     draws_b = draws_a if paired else rng.multinomial(groups, np.full(groups, 1 / groups), 7)
-    found = _Bootstrap(a, b, na, nb, minimum, paired, None).statistics(draws_a, draws_b)
+    found = Bootstrap(a, b, na, nb, minimum, paired, None).statistics(draws_a, draws_b)
     stretch, base = np.sqrt(groups / (groups - 1)), nb @ b / nb.sum()
 
     def weights(drawn, counts):

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import NoiseLaw, RareGradients, nonzero
+from sdelens.noise._base import NoiseLaw, RareGradients
 from sdelens.noise._batch_sign import normal_signs, sampled_root
+from sdelens.noise._values import nonzero
 
 __all__ = ["JoinedLaw"]
 

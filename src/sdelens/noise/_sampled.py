@@ -19,8 +19,9 @@ from sdelens.core.captured import captured
 from sdelens.core.compilation import quick
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout, column
-from sdelens.noise._base import AbstractNoise, NoiseLaw, laid_out
+from sdelens.noise._base import AbstractNoise, NoiseLaw
 from sdelens.noise._batch_sign import sampled_root
+from sdelens.noise._values import laid_out
 from sdelens.problems import AbstractProblem
 
 __all__ = ["SampledNoise"]

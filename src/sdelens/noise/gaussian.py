@@ -14,7 +14,8 @@ from sdelens.core import check
 from sdelens.core.matrix import symmetric_root
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
-from sdelens.noise._base import AbstractNoise, NoiseLaw, density_over, described, laid_out, nonnegative, nonzero
+from sdelens.noise._base import AbstractNoise, NoiseLaw
+from sdelens.noise._values import density_over, described, laid_out, nonnegative, nonzero
 from sdelens.noise.scaled import NODES
 from sdelens.noise.sign import EXACT_UP_TO, SignCovariance, lower_root
 from sdelens.problems import AbstractProblem

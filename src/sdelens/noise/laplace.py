@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import nonnegative
+from sdelens.noise._values import nonnegative
 from sdelens.noise.scaled import ScaledNoise, half_rule
 
 __all__ = ["LaplaceNoise"]

@@ -11,7 +11,8 @@ from jax import Array
 from sdelens.core import check
 from sdelens.core.random import Stream
 from sdelens.core.tree import column
-from sdelens.noise._base import AbstractNoise, NoiseLaw, density_over, described, laid_out, nonzero
+from sdelens.noise._base import AbstractNoise, NoiseLaw
+from sdelens.noise._values import density_over, described, laid_out, nonzero
 from sdelens.problems import AbstractProblem
 
 __all__ = ["LEGENDRE", "NODES", "ScaledNoise", "half_rule"]

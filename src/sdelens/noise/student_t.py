@@ -14,7 +14,8 @@ from jax.scipy.special import betainc, gammaln
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.noise._base import AbstractNoise, described, nonnegative
+from sdelens.noise._base import AbstractNoise
+from sdelens.noise._values import described, nonnegative
 from sdelens.noise.scaled import LEGENDRE, ScaledNoise
 
 __all__ = ["StudentTNoise"]

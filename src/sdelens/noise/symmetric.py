@@ -13,7 +13,7 @@ from jax import Array
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.noise._base import described, nonnegative
+from sdelens.noise._values import described, nonnegative
 from sdelens.noise.scaled import ScaledNoise, half_rule
 
 __all__ = ["SymmetricNoise"]

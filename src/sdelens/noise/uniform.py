@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from sdelens.core.random import Stream
-from sdelens.noise._base import nonnegative
+from sdelens.noise._values import nonnegative
 from sdelens.noise.scaled import LEGENDRE, ScaledNoise
 
 __all__ = ["UniformNoise"]

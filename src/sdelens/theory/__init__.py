@@ -3,7 +3,8 @@
 from sdelens.theory._bounds import Assumption, LossBound, loss_bound
 from sdelens.theory._fluctuation import fluctuation_factors
 from sdelens.theory._matrix_sign import MatrixSign, matrix_sign
-from sdelens.theory._optimise import Optimum, OptimumByBatch, optimise
+from sdelens.theory._optimise import optimise
+from sdelens.theory._optimum import Optimum, OptimumByBatch
 from sdelens.theory._overview import Overview, add_theory, overview
 from sdelens.theory._phases import BOUNDARIES, Phases, phases
 from sdelens.theory._predict import estimate, predict, predicted_loss

@@ -20,9 +20,10 @@ from sdelens.noise.distributed import RandomKLaw, WorkersLaw
 from sdelens.optimizers import SGD, Lion, Optimizer, SignSGD, Signum, State
 from sdelens.problems import AbstractProblem
 from sdelens.results.result import Result
-from sdelens.theory._closure import Moments, Record, propagate, start_moments
+from sdelens.theory._closure import Moments, start_moments
 from sdelens.theory._linear import linear_gradient
 from sdelens.theory._moments import LinearGradient
+from sdelens.theory._propagation import Record, propagate
 from sdelens.theory._supported import check_known, check_law
 
 __all__ = ["estimate", "predict", "predicted_loss", "prepared", "require_variance"]

@@ -14,8 +14,8 @@ from sdelens.noise import AbstractNoise
 from sdelens.optimizers import Optimizer
 from sdelens.problems import AbstractProblem
 from sdelens.results.printable import Parts, Printable
-from sdelens.theory._closure import propagate
 from sdelens.theory._predict import prepared
+from sdelens.theory._propagation import propagate
 from sdelens.theory._stationary import stationary
 
 __all__ = ["TimeTo", "crossing", "time_to"]
