@@ -8,10 +8,11 @@ is kept in `build/tutorials`, by the hash of the script and of the library's sou
 
 import base64
 import hashlib
+import io
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import html_rules
 import jupytext
@@ -158,21 +159,21 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     """Make figures links to themselves, so that a tap enlarges them; keep the parts of a number in tables together."""
     html = html.replace("<th></th>", "<td></td>")
     html = re.sub(r"(?<=<td>)[^<]*", lambda cell: _together(cell.group()), html)
-    return re.sub(r"(?<!>)<img [^>]*src=\"([^\"]+\.png)\"[^>]*>", lambda found: _linked(found, page), html)
+    return re.sub(r"(<a [^>]*>)?<img [^>]*src=\"([^\"]+\.png)\"[^>]*>", lambda found: _linked(found, page, files), html)
 
 
 def _together(cell: str) -> str:
     """Text of a cell in which no line ends before a unit, around ± and before –, after "<" and within 1e-05."""
-    cell = re.sub(r"(?<=\d) (?=[%±–])|(?<=±) |(?<=&lt;) (?=\d)", "\u00a0", cell)
+    cell = re.sub(r"(?<=\d) (?=[%±–])|(?<=%) (?=–)|(?<=±) |(?<=&lt;) (?=\d)", "\u00a0", cell)
     return re.sub(r"[\d.]+e-\d+", r'<span class="number">\g<0></span>', cell)
 
 
-def _linked(image: re.Match[str], page: Page) -> str:
-    """An image as a link to its file; a wide one, whose letters would be small, is marked as such."""
-    file = ROOT / "docs" / Path(page.file.src_uri).parent / image.group(1)
-    width, height = Image.open(file).size if file.exists() else (1, 1)
+def _linked(image: re.Match[str], page: Page, files: Files) -> str:
+    """An image as a link to its file, unless it is a link already; a wide one, whose letters would be small, marked."""
+    file = files.get_file_from_path((PurePosixPath(page.file.src_uri).parent / image.group(2)).as_posix())
+    width, height = Image.open(io.BytesIO(file.content_bytes)).size if file else (1, 1)
     shown = image.group().replace("<img ", '<img class="wide" ', 1) if width > _WIDE * height else image.group()
-    return f'<a href="{image.group(1)}">{shown}</a>'
+    return shown if image.group(1) else f'<a href="{image.group(2)}">{shown}</a>'
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
