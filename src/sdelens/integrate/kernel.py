@@ -194,8 +194,10 @@ def _refusal(stepper: Stepper, interpret: bool) -> str:
         return "it has numbers in float64, or arrays that are not one number per coordinate"
     stepper = jax.tree.map(lambda a: a[:_COORDINATES] if jnp.ndim(a) else a, stepper)
     try:
-        if not interpret:  # lowered on any machine, so that it fails here and not during the run
-            _same.trace(stepper, InKernel(stepper, interpret=False)).lower(lowering_platforms=("cuda",))
+        if not interpret:  # so that it fails here and not during the run; it needs no GPU
+            device = jax.sharding.AbstractDevice("GPU", num_cores=None, platform="gpu")
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+                _same.trace(stepper, InKernel(stepper, interpret=False)).lower(lowering_platforms=("cuda",))
         same = bool(_same(stepper, InKernel(stepper, interpret=True)))
     except (NotImplementedError, TypeError, ValueError) as error:
         return f"Pallas cannot compile it ({str(error).splitlines()[0].split('. Please')[0]})"

@@ -160,8 +160,10 @@ def prepare(
 
 def _with_kernel(label: str, stepper: Stepper, plan: Plan) -> Stepper:
     """The stepper with its steps between records as one kernel if there can be one, otherwise unchanged."""
-    from sdelens.integrate.kernel import NoKernelError, in_kernel  # Pallas takes a while to import
-
+    try:
+        from sdelens.integrate.kernel import NoKernelError, in_kernel  # Pallas takes a while to import
+    except ImportError as error:
+        raise ValueError(f"kernel: got True, but this version of JAX has no Pallas for Triton ({error}).") from error
     platform = plan.devices[0].platform
     try:
         if plan.record_every == 1:
