@@ -12,6 +12,7 @@ from pathlib import Path
 import jaxlib.version
 import pytest
 
+gc.set_threshold(50_000, 10, 4)  # Python's own take a tenth of the time of tests
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the shell's, in the user's own folder
 
@@ -31,6 +32,7 @@ from sdelens.core import compilation
 
 compilation.SMALL *= 5  # two workers leave no core idle, on which a user's programs are compiled for speed
 
+collect_ignore = ["src/sdelens/callbacks"]  # no examples in docstrings there, and all of Transformers to import
 pytest_plugins = ["tests.meter", "tests.pages", "tests.results"]
 
 _MAPS = Path("/proc/self/maps")
@@ -42,10 +44,9 @@ _finished = itertools.count(1)
 
 
 def pytest_collection_finish():
-    """Search for garbage rarely, and not in what was imported: it would take a tenth of the time of the tests."""
+    """What was imported is no garbage, and need not be searched."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 4)
 
 
 @pytest.hookimpl(tryfirst=True)
