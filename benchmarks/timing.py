@@ -116,10 +116,15 @@ class _Worker:
         try:
             good, answer = self._pipe.recv()
         except EOFError:
+            self._process.join(5)
             raise RuntimeError(f"The process of {question[1:2]} died (exit code {self._process.exitcode}).") from None
         if not good:
             raise RuntimeError(answer)
         return answer
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
 
     def close(self) -> None:
         self._pipe.close()
@@ -165,7 +170,8 @@ class Workers:
     def forget(self) -> None:
         """Let go of what the contenders of a task hold: compiled programs and arrays."""
         for worker in self._workers.values():
-            worker.ask("forget")
+            if worker.alive:
+                worker.ask("forget")
 
     def __enter__(self) -> Self:
         return self
@@ -180,9 +186,10 @@ class Workers:
 
     def _worker(self, library: str, setting: str) -> _Worker:
         setting = self._known(setting)
-        if (library, setting) not in self._workers:
-            self._workers[library, setting] = _Worker(setting, self.accelerators > 0)
-        return self._workers[library, setting]
+        found = self._workers.get((library, setting))
+        if found is None or not found.alive:  # one that died, for want of memory, is replaced
+            found = self._workers[library, setting] = _Worker(setting, self.accelerators > 0)
+        return found
 
 
 def sized(workers: Workers, contender: Contender, seconds: float) -> tuple[Size, Any]:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from benchmarks import networks
 from benchmarks.__main__ import pages
 from benchmarks.contenders.task import Curve
 from benchmarks.report import Target
-from benchmarks.timing import ONE, Contender, Size, Workers, contest, deviation, interleave, ratio
+from benchmarks.timing import ALL, ONE, Contender, Size, Workers, contest, deviation, interleave, ratio
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +62,31 @@ def test_contenders_that_compute_something_else_are_refused():
     assert rows[0]["seconds"] == [4.0, 4.0]
     with pytest.raises(AssertionError, match=r"theirs.*14\.\d standard errors"):
         contest(_Fake({"ours": curve, "theirs": other}), ways, 2, seconds=None)
+
+
+class _Lacking(_Fake):
+    def run(self, contender, seed, size):
+        if "compiled" in contender.name:
+            raise RuntimeError("('…',) failed:\ntorch._inductor.exc.InvalidCxxCompiler: No working C++ compiler found")
+        return super().run(contender, seed, size)
+
+    def forget(self):
+        pass
+
+
+def test_what_the_machine_lacks_is_said_in_the_row_and_another_error_is_raised():
+    curve = Curve(np.array([1.0]), np.array([0.01]), 100)
+    names = ("sdelens", "PyTorch, torch.func", "PyTorch, torch.func, compiled")
+    ways = [Contender(name, "torch", ALL, "none:none", size=Size(100, 4)) for name in names]
+    rows = networks._contested(_Lacking(dict.fromkeys(names, curve)), ways, 2, 3.0, "vit")
+    found = {"steps": [], "compare": rows, "flops": {"vit": 5e4}, "peak": {ONE: {"matrix_flops_per_s": 3e7}}}
+    (table,) = (t for t in networks.tables(found | {"unit": "core"}) if t.title.startswith("ViT"))
+    # 3 models × 5e4 flop in 1e4 µs are 0.015 Gflop/s, half of the peak
+    assert table.rows[0] == ["sdelens", "all", "10000", "1.00 (1.00 – 1.00)", "0.0150", "50 %", "4.00", "0.0"]
+    assert table.rows[2] == [names[2], "all", "no C++ compiler", *["-"] * 5]
+    assert networks.failure(RuntimeError("XlaRuntimeError: RESOURCE_EXHAUSTED: …")) == "out of memory"
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        networks.failure(RuntimeError("ZeroDivisionError"))
 
 
 def test_a_worker_sees_one_core_and_says_what_failed():

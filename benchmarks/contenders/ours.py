@@ -34,7 +34,7 @@ def ensemble(
         execution = sl.Execution(devices=devices or jax.devices(), progress=False, kernel=kernel)
         options: dict[str, Any] = dict(steps=steps, paths=paths, seed=seed, record=sl.Record(every=every))
         result = sl.simulate(problem, noise, specified, sde, **options, execution=execution)
-        found = result.dataset.isel(model=0)
-        return Curve(np.asarray(found.loss_mean), np.asarray(found.loss_sem), paths)
+        found = result.dataset
+        return Curve(found.loss_mean.values[0], found.loss_sem.values[0], paths)
 
     return run
