@@ -25,7 +25,7 @@ from sdelens.run.options import Options
 from sdelens.run.plan import plan_of
 from sdelens.run.programs import Programs
 from sdelens.run.segment import RecordRange
-from sdelens.run.summary import QUANTILE_ERROR
+from sdelens.run.summary import QUANTILE_ERROR, total
 from tests.checks import assert_same_numbers, compilations
 
 BEGIN, SLOPES, SPREAD, LEVELS = np.array([1.0, -1.0, 2.0]), np.array([0.5, 1.0, 2.0]), 0.3, np.array([0.05, 0.5, 0.95])
@@ -84,14 +84,19 @@ SIZES, RECORD = {"steps": 25, "paths": 101}, sl.Record(every=4, keep_paths=16, m
 KEPT = ("x", "ema", "square", "loss", "start", "polyak")
 
 
-def walked(kind=KINDS[0], pull=0.1, slopes=SLOPES, begin=BEGIN, seed=0, dtype=np.float32, **options):
+def walking(kind=KINDS[0], pull=0.1, slopes=SLOPES, begin=BEGIN, dtype=np.float32, **options):
+    """The programs of a run of the stub."""
     walk = Walk(pull, jnp.asarray(slopes, dtype), jnp.asarray(begin, dtype), kind)
     options = {**SIZES, "record": RECORD, **options}
     moments = sorted({0, options["steps"] // options["record"].every // 2 * options["record"].every, options["steps"]})
     options["record"] = replace(options["record"], keep=KEPT, times=moments)
     plan = plan_of(Options(**options), len(BEGIN))
     watched = Watched(walk, AVERAGES, ("ema", "start", "polyak"), HITS, LAYOUT)
-    return ensemble.run_ensemble(watched, plan, seed, "walk", 0.0, LEVELS, observables=Seen())
+    return Programs(watched, plan, 0.0, Seen())
+
+
+def walked(*given, seed=0, **options):
+    return total(ensemble.run_paths(walking(*given, **options), seed, "walk", LEVELS))
 
 
 @functools.cache
@@ -224,6 +229,17 @@ def test_same_seed_same_bits_and_another_seed_others():
     for a, b in zip(walked(), usual(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.abs(walked(seed=1).kept[1] - usual().kept[1]).min() > 0
+
+
+def test_segments_begin_with_the_known_pace_and_leave_no_trace():
+    """Of 25 steps with records every 4: all in one segment, or the first record alone."""
+    for seconds, first in [(1e-3, 25), (1e3, 4)]:
+        programs, reported = walking(), []
+        programs.timed(25, seconds)
+        found = total(ensemble.run_paths(programs, 0, "walk", LEVELS, reported.append))
+        assert (reported[0], sum(reported)) == (first * 101, 25 * 101)
+        for a, b in zip(found, usual(), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_float64_is_float64():
