@@ -3,6 +3,7 @@
 import pickle
 import traceback
 from concurrent.futures import BrokenExecutor, CancelledError, Future
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,3 +108,16 @@ def test_an_error_of_the_task_ends_all_at_once(kind, pauses):
     unknown = Pool(lambda n: ModuleNotFoundError("No module named 'sdelens'"))
     with pytest.raises(TaskError, match=r"0 cannot be run by the executor \(ModuleNotFoundError: .* same versions"):
         list(completed(unknown, square, {0: 0}))
+
+
+def test_an_error_ends_the_processes_of_a_pool_that_was_made_here():
+    """Python would otherwise wait at its end for the tasks that they run."""
+    ended = []
+    pool = Pool(lambda n: None)
+    pool._processes = {7: SimpleNamespace(terminate=lambda: ended.append(7))}
+    assert dict(completed(lambda: pool, square, {0: 2})) == {0: 4}
+    assert (ended, pool.closed) == ([], True)
+    for executor, expected in ((pool, []), (lambda: pool, [7])):
+        with pytest.raises(ValueError, match="13 is not possible"):
+            list(completed(executor, square, {0: (13, ValueError)}))
+        assert ended == expected

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import sdelens as sl
+from sdelens.core.machine import one_blas_thread
 from sdelens.results.bootstrap import Bootstrap
 from sdelens.results.tracking import (
     Curves,
@@ -514,3 +516,12 @@ def test_spread_counts_the_paths_that_are_left():
     few = ensemble(rng, 1.0, 64, "b")
     lost = few._replace(counts=few.counts * 4, living=np.ones_like(few.groups) * few.counts[:, None])
     assert spread_ratio(lost, full, 0.95) == spread_ratio(few, full, 0.95)
+
+
+def test_linear_algebra_of_limits_has_one_thread():
+    """Several wait for one another on matrices of a hundred rows; afterwards there are as many as before."""
+    with threadpool_limits(2, "blas"):
+        before = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+        with one_blas_thread():
+            assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
+        assert [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"] == before
