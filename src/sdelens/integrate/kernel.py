@@ -195,7 +195,7 @@ def _refusal(stepper: Stepper, interpret: bool) -> str:
     stepper = jax.tree.map(lambda a: a[:_COORDINATES] if jnp.ndim(a) else a, stepper)
     try:
         if not interpret:  # so that it fails here and not during the run; it needs no GPU
-            device = jax.sharding.AbstractDevice("GPU", num_cores=None, platform="gpu")
+            device = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=132, platform="gpu")
             with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
                 _same.trace(stepper, InKernel(stepper, interpret=False)).lower(lowering_platforms=("cuda",))
         same = bool(_same(stepper, InKernel(stepper, interpret=True)))
