@@ -232,8 +232,8 @@ def test_same_seed_same_bits_and_another_seed_others():
 
 
 def test_segments_begin_with_the_known_pace_and_leave_no_trace():
-    """Of 25 steps with records every 4: all in one segment, or the first record alone."""
-    for seconds, first in [(1e-3, 25), (1e3, 4)]:
+    """Of 25 steps with records every 4: all up to the moment at step 12, or the first record alone."""
+    for seconds, first in [(1e-3, 12), (1e3, 4)]:
         programs, reported = walking(), []
         programs.timed(25, seconds)
         found = total(ensemble.run_paths(programs, 0, "walk", LEVELS, reported.append))
@@ -274,7 +274,8 @@ def test_parameters_split_over_devices_give_the_same(problem, interval):
     for stepper in experiment.steppers.values():
         programs = Programs(stepper, experiment.plan, 0.0, experiment.observables)
         held, observables = programs.placed()
-        paths = jax.device_put(np.arange(70, dtype=np.uint32), programs.sharded)
+        count = experiment.plan.chunk  # the 70 paths with those that fill up the devices: the programs of the run
+        paths = jax.device_put(np.arange(count, dtype=np.uint32), programs.sharded)
         key, span = np.zeros(2, np.uint32), RecordRange(0, 2, 10, interval, 0.0)
         carry = programs.started(held, paths, 0, "walk")
         advance = programs.segment.function
@@ -282,7 +283,7 @@ def test_parameters_split_over_devices_give_the_same(problem, interval):
         sizes_held = {
             s.data.shape for leaf in jax.tree.leaves(after.state) if leaf.ndim for s in leaf.addressable_shards
         }
-        assert sizes_held == {(4, 70)}
+        assert sizes_held == {(4, count)}
 
 
 def test_shards_that_do_not_fit_are_refused():
