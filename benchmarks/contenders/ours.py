@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 import sdelens as sl
 from benchmarks.contenders.task import B2, DECAY, EPS, LR, SIGMA, START, Curve, curvature
