@@ -29,7 +29,7 @@ KNOWN = optax_optimizers()
 # One of every kind of state and of update: means, squares and their sums, signs, norms of a layer, matrices and their
 # factors, projections, largest values so far, counts of signs, random keys, a distance that is estimated, two momenta,
 # an average of the parameters.
-KINDS = ["adabelief", "adafactor", "adagrad", "adamax", "adamw", "amsgrad", "contrib.galore", "contrib.muon"]
+KINDS = ["adafactor", "adagrad", "adamw", "amsgrad", "contrib.galore", "contrib.muon"]
 KINDS += ["contrib.prodigy", "lamb", "lion", "noisy_sgd", "rprop", "sm3"]
 KINDS += ["contrib.ademamix", "contrib.schedule_free_adamw"]
 RUNNING = sorted(KNOWN.keys() - ASK_FOR_MORE.keys() - OTHER_ARGUMENTS.keys())
@@ -57,9 +57,9 @@ def test_enough_of_them_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNNING)
+@pytest.mark.parametrize("name", [name for name in RUNNING if name not in KINDS])
 def test_every_named_optimizer_is_taken(name):
-    """A step of it and of its empirical SDE, of which only the shapes are computed."""
+    """A step of it and of its empirical SDE, of which only the shapes are computed; those of `KINDS` run below."""
     problem = sl.Quadratic([0.5, 1.0, 2.0, 5.0], start=1.0)
     models = ["optimizer", "empirical"]
     experiment = prepare(problem, sl.GaussianNoise(1.0), made(KNOWN[name]), models, Options(steps=2, paths=2))
