@@ -1,7 +1,7 @@
 """Two CPU devices for every test, chosen before JAX starts; one BLAS thread, since tests run side by side.
 
 What tests themselves compute with `jax.numpy` is compiled without optimisation, which halves its time. Ensembles choose
-their compiler options themselves, as they do for users.
+their compiler options themselves, as they do for users, but up to a larger size without optimisation.
 """
 
 import gc
