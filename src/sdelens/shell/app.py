@@ -243,7 +243,7 @@ _command(
     "sdelens sweep --optimizer sgd --over noise.scale=1,2 --models optimizer,sde --quantity error --out tracking",
 )(sweep)
 _command(
-    "sdelens join adamw --out adamw-result",
+    "sdelens join shares --theory --out adamw",
     "sdelens join share-0-of-2.safetensors share-1-of-2.safetensors",
 )(join)
 _command("sdelens reproduce --list", "sdelens reproduce --preset quick --out report")(reproduce)

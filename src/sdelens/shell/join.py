@@ -37,8 +37,7 @@ def join(
 ) -> None:
     """Print the result of a run from its shares, which compare or sweep with --share wrote.
 
-    With --out, it writes what compare or sweep writes for all paths. Shares of different runs are refused, and missing
-    ones are named.
+    With --out, it writes what compare or sweep writes. A share that is missing, damaged or of another run is named.
     """
     with shell(1) if theory else refusals():  # only theory needs JAX
         from sdelens.core import check
