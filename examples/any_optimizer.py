@@ -89,7 +89,7 @@ def main() -> None:
                 results[label] = result
                 rows += summary(name, lr, result)
                 print(f"{time.perf_counter() - begin:6.1f} s  {label}: {rows[-1]}", flush=True)
-        head = ["optimizer", "lr", "K", "error", "≤ (95 %)", "floor", "spread", "95 % limits", "W1 / null", "cost"]
+        head = ["optimizer", "lr", "K", "error", "≤ (99 %)", "floor", "spread", "99 % limits", "W1 / null", "cost"]
         print("", *text_table(head, rows), sep="\n")
         title = f"The SDE of any optimizer: {given.network.upper()}, mini-batches of {given.batch_size}"
         page = write_report(folder, results, title, shlex.join(["python", "examples/any_optimizer.py", *sys.argv[1:]]))
@@ -98,7 +98,7 @@ def main() -> None:
 
 def summary(name: str, lr: float, result: sl.Result) -> list[list[str]]:
     """Rows of the table, one per number of samples. Cost: time per sample relative to a step of the optimizer."""
-    errors, laws = result.errors(confidence=0.95), result.laws(quantities=["w1"]).table
+    errors, laws = result.errors(), result.laws(quantities=["w1"]).table
     seconds = {label: model["wall_time"] for label, model in result.info["models"].items()}
     rows = []
     for model, row in errors.iterrows():
