@@ -31,7 +31,7 @@ __all__ = ["InKernel", "NoKernelError", "in_kernel"]
 
 _PATHS, _WARPS = 1024, 4
 """Paths of a block at most, and the warps of 32 threads that run it: 16 numbers a thread share the keys of a step. For
-RMSprop's SDE this takes 80 registers and 110 instructions per number on an H200, and with half the paths 131."""
+RMSprop's SDE this takes 96 registers and 106 instructions per number on an H200, and with half the paths 127."""
 _CALLS: Final = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 """Operations that call a function, and the name of its jaxpr among their parameters."""
 _ERF: Final = (4.0711224e-05, -0.00038102555, 0.00125181948, 0.000205611221)
