@@ -50,8 +50,10 @@ SIGNS = {
 def test_of_signs_under_any_law(name):
     """Tolerances are those of the adaptive rule; of the sum, those of a density that is itself an integral."""
     noise, mean = SIGNS[name]
-    found = sl.coefficients(sl.SignSGD(LR, 0.1), GRADIENT, noise, x=X)
-    np.testing.assert_allclose(found.drift["x"], -mean - 0.1 * X, atol=1e-10)
+    few = slice(1, 3) if "+" in name else slice(None)
+    mean, x = mean[few], X[few]
+    found = sl.coefficients(sl.SignSGD(LR, 0.1), GRADIENT[few], noise, x=x)
+    np.testing.assert_allclose(found.drift["x"], -mean - 0.1 * x, atol=1e-10)
     np.testing.assert_allclose(found.covariance[:, 0, 0], LR * (1 - mean**2), atol=1e-10)
 
 
@@ -437,7 +439,7 @@ def test_quadrature_sampling_and_the_optimizer_agree(name, substeps):
         "lion": sl.FromOptax(optax.lion, 0.02),
     }[name]
     ways = ({"coefficients": "quadrature"}, {"samples": 16})
-    models = ["optimizer", *(sl.Empirical(substeps=n, **way) for way in ways for n in sorted({1, substeps}))]
+    models = ["optimizer", *(sl.Empirical(substeps=substeps, **way) for way in ways)]
     data = sl.compare(
         sl.Quadratic([1.0, 2.0, 4.0], start=[1.0, -1.0, 0.5]),
         UNIT,
