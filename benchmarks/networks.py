@@ -75,7 +75,7 @@ def _ways(network: str, paths: int, settings: Sequence[str], on_gpu: bool, quick
     """The contenders, sdelens first; on one core the MLP alone, and nothing that takes half a minute to compile."""
     size = Size(paths, (6 if network == "mlp" and not quick else 2) * _EVERY)
     looped = Size(4, 2 * _EVERY) if on_gpu else size  # path by path, whatever their number
-    where = settings[::-1] if network == "mlp" else settings[-1:]
+    where = settings[:1] if quick else settings[::-1] if network == "mlp" else settings[-1:]
     task = dict(network=network, every=_EVERY, whole=on_gpu)
     make = "benchmarks.contenders.networks:compare"
     ways = [Contender("sdelens", "sdelens", setting, make, task, size) for setting in where]
