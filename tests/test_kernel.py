@@ -61,7 +61,7 @@ class Coupled(SGDSDE):
 
 
 REFUSED = {
-    "its coordinates do not move": lambda: stepper(ClosedForm(Coupled), sl.SGD(0.1)),
+    "its coordinates do not move": lambda: stepper(ClosedForm(Coupled), sl.SGD(1e-4)),
     "several random numbers per coordinate": lambda: stepper("sde", sl.Lion(0.01)),
     "not one number per coordinate": lambda: stepper(
         "sde", noise=sl.GaussianNoise(0.1), problem=sl.Quadratic(np.eye(2) + 1.0)
