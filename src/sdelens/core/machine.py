@@ -2,11 +2,16 @@
 
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["cores", "one_blas_thread"]
+
+_LOCK: Final = threading.Lock()
+_LIMITS: Final[list[Any]] = []
+"""The limit that is in force, once for every block that needs it."""
 
 
 def cores() -> list[int]:
@@ -21,10 +26,17 @@ def one_blas_thread() -> Iterator[None]:
     """Linear algebra on one thread; also a decorator, ``@one_blas_thread()``.
 
     On matrices of a few hundred rows several threads mostly wait for one another, which takes many times as long if
-    other processes use the cores.
+    other processes use the cores. The limit holds for the whole process, until no thread of Python needs it any more.
     """
-    with _libraries().limit(limits=1, user_api="blas"):
+    with _LOCK:
+        _LIMITS.append(_LIMITS[-1] if _LIMITS else _libraries().limit(limits=1, user_api="blas"))
+    try:
         yield
+    finally:
+        with _LOCK:
+            limit = _LIMITS.pop()
+            if not _LIMITS:
+                limit.restore_original_limits()
 
 
 @functools.cache
