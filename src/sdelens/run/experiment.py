@@ -154,7 +154,8 @@ def prepare(
     if options.execution.chunk is None:
         plan = plan._replace(chunk=min(chunk_size(stepper, plan) for stepper in steppers.values()))
     if options.execution.kernel:
-        steppers = {label: _with_kernel(label, stepper, plan) for label, stepper in steppers.items()}
+        for label, stepper in steppers.items():  # no comprehension, of which warnings would count the frame
+            steppers[label] = _with_kernel(label, stepper, plan)
     return replace(experiment, plan=plan, steppers=steppers)
 
 
