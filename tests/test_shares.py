@@ -209,8 +209,9 @@ def test_what_needs_all_paths_names_the_alternative():
     case, share = CASE[:3], sl.Execution(share=(0, 2))
     with pytest.raises(ValueError, match=r"share: verify compares several runs, .* give executor= and shares="):
         sl.scaling.verify(*case, 4, steps=20, execution=share)
-    for name, execution in {"share": share, "executor": sl.Execution(executor=Pool(None), shares=2)}.items():
-        with pytest.raises(ValueError, match=f"{name}: weak_order runs in one process, on all of its devices; give"):
+    executor, kernel = sl.Execution(executor=Pool(None), shares=2), sl.Execution(kernel=True)
+    for name, execution in {"share": share, "executor": executor, "kernel": kernel}.items():
+        with pytest.raises(ValueError, match=f"{name}: weak_order runs in one process, .* an execution without {name}"):
             sl.weak_order(*case, [0.2, 0.1, 0.05], 0.8, execution=execution)
 
 

@@ -209,8 +209,16 @@ def _refusal(stepper: Stepper, key: Hashable, interpret: bool) -> str:
                 _same.trace(stepper, InKernel(stepper, interpret=False), key).lower(lowering_platforms=("cuda",))
         same = bool(_same(stepper, InKernel(stepper, interpret=True), key))
     except (NotImplementedError, TypeError, ValueError) as error:
-        return f"Pallas cannot compile it ({str(error).splitlines()[0].split('. Please')[0]})"
+        return _reason(error)
     return "" if same else "its coordinates do not move independently of one another"
+
+
+def _reason(error: Exception) -> str:
+    """Why steps cannot be compiled as a kernel, from what JAX says."""
+    text = str(error).splitlines()[0].split(". Please")[0].rstrip(".")
+    if "captures constants" in text:
+        return "its steps use arrays of constants, which Pallas does not take"
+    return f"its steps cannot be compiled for each coordinate by itself ({text})"
 
 
 @partial(quick, static_argnums=2)

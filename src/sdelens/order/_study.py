@@ -121,10 +121,11 @@ def weak_order(
     if (fewest := check.at_least("paths", paths, 1)) < 2:
         raise ValueError(f"paths: got {fewest}; give 2 or more, which a standard error needs.")
     options = Options(steps=1, paths=paths, seed=seed, execution=execution)
-    for name in ("share", "executor"):
-        if getattr(options.execution, name) is not None:
+    for name in ("share", "executor", "kernel"):
+        if getattr(options.execution, name) not in (None, False):
             raise ValueError(
-                f"{name}: weak_order runs in one process, on all of its devices; give an execution without {name}."
+                f"{name}: weak_order runs in one process, on all of its devices and without kernels; give an execution "
+                f"without {name}."
             )
     plan = plan_of(options, problem.dim)
     seed = checked_seed(options)
