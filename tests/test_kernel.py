@@ -60,7 +60,17 @@ class Coupled(SGDSDE):
         return sl.State(-grad.mean(axis=0, keepdims=True) + 0 * y.x)
 
 
+class Frozen(SGDSDE):
+    """An SDE in which only the first ten coordinates have a drift."""
+
+    def drift(self, t, y, grad):
+        return sl.State(jnp.where(jnp.arange(grad.shape[0])[:, None] < 10, -grad, 0))
+
+
 REFUSED = {
+    "do not move independently of one another": lambda: stepper(
+        ClosedForm(Frozen), sl.SGD(0.1), sl.GaussianNoise(0.1), sl.Quadratic(np.ones(12))
+    ),
     "its coordinates do not move": lambda: stepper(ClosedForm(Coupled), sl.SGD(1e-4)),
     "several random numbers per coordinate": lambda: stepper("sde", sl.Lion(0.01)),
     "not one number per coordinate": lambda: stepper(

@@ -40,8 +40,8 @@ _ERF_REST: Final = (-0.0193216382, 0.102814382, 0.636616501, 1.12837921)
 """−log(1 − erf t)/t for 0 ≤ t ≤ 4, a polynomial with the highest power first; erf has a relative error of 2e-7."""
 _CHECKED: Final = 2
 """Paths and steps of the comparison with the stepper itself."""
-_COORDINATES: Final = 9
-"""Coordinates of the comparison: an interpreted kernel runs two after another."""
+_COORDINATES: Final = 10_000
+"""Coordinates of the comparison at most. An interpreted kernel runs two after another: 0.3 s for so many."""
 _TOLERANCE: Final = 1e-3
 """Difference of two steps, relative to the largest step of a coordinate, that is rounding."""
 
@@ -159,7 +159,7 @@ class InKernel(Stepper):
 
 
 def in_kernel(stepper: Stepper, interpret: bool) -> InKernel:
-    """A stepper with its steps between records as one kernel, compared with the stepper itself on a few coordinates.
+    """A stepper with its steps between records as one kernel, compared with the stepper itself on two paths.
 
     Args:
         stepper: what advances the paths.
