@@ -60,6 +60,14 @@ class Coupled(SGDSDE):
         return sl.State(-grad.mean(axis=0, keepdims=True) + 0 * y.x)
 
 
+class Clipped(SGDSDE):
+    """An SDE whose drift is clipped to a norm that it does not reach near the start."""
+
+    def drift(self, t, y, grad):
+        norm = jnp.sqrt((grad**2).sum(axis=0, keepdims=True))
+        return sl.State(-grad / jnp.maximum(1, norm / 100))
+
+
 class Frozen(SGDSDE):
     """An SDE in which only the first ten coordinates have a drift."""
 
@@ -68,6 +76,7 @@ class Frozen(SGDSDE):
 
 
 REFUSED = {
+    "its coordinates do not move independently": lambda: stepper(ClosedForm(Clipped), sl.SGD(0.1)),
     "do not move independently of one another": lambda: stepper(
         ClosedForm(Frozen), sl.SGD(0.1), sl.GaussianNoise(0.1), sl.Quadratic(np.ones(12))
     ),

@@ -37,6 +37,7 @@ __all__ = [
     "compiled_ahead",
     "compiler_options",
     "operations",
+    "primitives",
     "program",
     "quick",
 ]
@@ -214,9 +215,9 @@ def _platform(arguments: Any) -> str:
 
 
 def _way(jaxpr: ClosedJaxpr, repeats: float, platform: str) -> Way:
-    if platform == "cpu" and operations(jaxpr, repeats) <= SMALL and _EQUALITY not in _primitives(jaxpr):
+    if platform == "cpu" and operations(jaxpr, repeats) <= SMALL and _EQUALITY not in primitives(jaxpr):
         return "quick"
-    return "narrow" if _primitives(jaxpr) & _WRONG_IN_WIDE else "wide"
+    return "narrow" if primitives(jaxpr) & _WRONG_IN_WIDE else "wide"
 
 
 @lru_cache(maxsize=256)
@@ -269,7 +270,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
+def primitives(jaxpr: ClosedJaxpr) -> frozenset[str]:
     """Names of all primitives in a program, including those in its loops, branches and calls."""
 
     def names(inner: Jaxpr) -> Iterator[str]:

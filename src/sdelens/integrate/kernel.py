@@ -22,7 +22,7 @@ from jax.extend.core import Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from sdelens.core.captured import alike
-from sdelens.core.compilation import quick
+from sdelens.core.compilation import primitives, quick
 from sdelens.core.random import Stream
 from sdelens.integrate._base import Stepper
 from sdelens.integrate.discrete import Discrete
@@ -55,6 +55,8 @@ def _erf(x: Array) -> Array:
     return -jnp.sign(x) * jnp.expm1(-t * value)
 
 
+_COMBINING: Final = ("reduce_", "arg", "cum", "dot_general", "sort", "top_k", "gather", "scatter")
+"""What the names of operations that combine coordinates begin with."""
 _LACKING: Final[dict[str, Callable[[Array], Array]]] = {"copy": lambda a: a, "erf": _erf}
 """Operations that Pallas lacks on a GPU, by other operations."""
 
@@ -207,7 +209,7 @@ def _refusal(stepper: Stepper, key: Hashable, interpret: bool) -> str:
             device = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=132, platform="gpu")
             with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
                 _same.trace(stepper, InKernel(stepper, interpret=False), key).lower(lowering_platforms=("cuda",))
-        same = bool(_same(stepper, InKernel(stepper, interpret=True), key))
+        same = not _combines(stepper) and bool(_same(stepper, InKernel(stepper, interpret=True), key))
     except (NotImplementedError, TypeError, ValueError) as error:
         return _reason(error)
     return "" if same else "its coordinates do not move independently of one another"
@@ -221,6 +223,29 @@ def _reason(error: Exception) -> str:
     return f"its steps cannot be compiled for each coordinate by itself ({text})"
 
 
+def _combines(stepper: Stepper) -> bool:
+    """Whether a step combines coordinates, as clipping by the norm does, which may change nothing where it is tried."""
+
+    def step(stepper: Stepper, k: Array, state: Any, stream: Stream) -> Any:
+        x = stepper.position(state)
+        return stepper.step(k, state, stepper.evaluate(x)[1] if stepper.needs_gradient else x, stream)
+
+    words = Stream(*(jax.ShapeDtypeStruct((size,), jnp.uint32) for size in (2, _CHECKED)))  # type: ignore[arg-type]
+    k, state = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(_begun, stepper, words)
+    found = primitives(jax.make_jaxpr(step)(stepper, k, state, words)) - {"reduce_precision"}
+    return any(name.startswith(_COMBINING) for name in found)
+
+
+def _begun(stepper: Stepper, stream: Stream) -> Any:
+    """The initial states of the paths of a stream."""
+
+    def wide(leaf: Array) -> Array:
+        column = leaf.reshape(leaf.shape[0], -1) if jnp.ndim(leaf) else leaf
+        return jnp.broadcast_to(column, (leaf.shape[0], _CHECKED)) if jnp.ndim(leaf) else jnp.asarray(leaf)
+
+    return jax.tree.map(wide, stepper.init(stream))
+
+
 @partial(quick, static_argnums=2)
 def _same(stepper: Stepper, kernel: InKernel, key: Hashable) -> Array:
     """Whether a few steps of two paths are the same with and without the kernel, except for rounding.
@@ -230,11 +255,7 @@ def _same(stepper: Stepper, kernel: InKernel, key: Hashable) -> Array:
     """
     stream = Stream(jnp.array([1, 2], jnp.uint32), lax.iota(jnp.uint32, _CHECKED))
 
-    def wide(leaf: Array) -> Array:
-        column = leaf.reshape(leaf.shape[0], -1) if jnp.ndim(leaf) else leaf
-        return jnp.broadcast_to(column, (leaf.shape[0], _CHECKED)) if jnp.ndim(leaf) else jnp.asarray(leaf)
-
-    begin = jax.tree.map(wide, stepper.init(stream))
+    begin = _begun(stepper, stream)
     apart = jnp.linspace(-1, 1, begin.x.size, dtype=begin.x.dtype).reshape(begin.x.shape)
     begin = begin._replace(x=begin.x + apart)
     usual, ours = (one.steps(jnp.int32(0), jnp.int32(_CHECKED), begin, stream) for one in (stepper, kernel))
