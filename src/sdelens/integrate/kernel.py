@@ -40,6 +40,8 @@ _ERF_REST: Final = (-0.0193216382, 0.102814382, 0.636616501, 1.12837921)
 """−log(1 − erf t)/t for 0 ≤ t ≤ 4, a polynomial with the highest power first; erf has a relative error of 2e-7."""
 _CHECKED: Final = 2
 """Paths and steps of the comparison with the stepper itself."""
+_FIRST_STEPS: Final = (0, 1000)
+"""From which steps on they are compared."""
 _COORDINATES: Final = 10_000
 """Coordinates of the comparison at most. An interpreted kernel runs two after another: 0.3 s for so many."""
 _TOLERANCE: Final = 1e-3
@@ -173,12 +175,15 @@ def in_kernel(stepper: Stepper, interpret: bool) -> InKernel:
     known, key = alike(stepper)
     numbers = tuple(_digest(a) for a in jax.tree.leaves(stepper))
     if (key, numbers, interpret) not in _REFUSALS:
+        if len(_REFUSALS) >= _MOST_REFUSALS:
+            _REFUSALS.clear()
         _REFUSALS[key, numbers, interpret] = _refusal(known, key, interpret)
     if reason := _REFUSALS[key, numbers, interpret]:
         raise NoKernelError(reason)
     return InKernel(stepper, interpret)
 
 
+_MOST_REFUSALS: Final = 512
 _REFUSALS: dict[Any, str] = {}
 """Why steppers have no kernel, empty if they have one. It may depend on their numbers, as on the radius of SAM."""
 
@@ -208,8 +213,11 @@ def _refusal(stepper: Stepper, key: Hashable, interpret: bool) -> str:
         if not interpret:  # so that it fails here and not during the run; it needs no GPU
             device = jax.sharding.AbstractDevice("NVIDIA H200", num_cores=132, platform="gpu")
             with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-                _same.trace(stepper, InKernel(stepper, interpret=False), key).lower(lowering_platforms=("cuda",))
-        same = not _combines(stepper) and bool(_same(stepper, InKernel(stepper, interpret=True), key))
+                _same.trace(stepper, InKernel(stepper, interpret=False), key, np.int32(0)).lower(
+                    lowering_platforms=("cuda",)
+                )
+        interpreted = InKernel(stepper, interpret=True)
+        same = not _combines(stepper) and all(bool(_same(stepper, interpreted, key, np.int32(k))) for k in _FIRST_STEPS)
     except (NotImplementedError, TypeError, ValueError) as error:
         return _reason(error)
     return "" if same else "its coordinates do not move independently of one another"
@@ -247,18 +255,17 @@ def _begun(stepper: Stepper, stream: Stream) -> Any:
 
 
 @partial(quick, static_argnums=2)
-def _same(stepper: Stepper, kernel: InKernel, key: Hashable) -> Array:
-    """Whether a few steps of two paths are the same with and without the kernel, except for rounding.
+def _same(stepper: Stepper, kernel: InKernel, key: Hashable, first: Array) -> Array:
+    """Whether a few steps of two paths from step `first` on are the same with and without the kernel, up to rounding.
 
     The steps are compared, not the states, since steps of a small learning rate hardly change the states. They begin
     at other points than the start, where coordinates may be equal.
     """
     stream = Stream(jnp.array([1, 2], jnp.uint32), lax.iota(jnp.uint32, _CHECKED))
-
     begin = _begun(stepper, stream)
     apart = jnp.linspace(-1, 1, begin.x.size, dtype=begin.x.dtype).reshape(begin.x.shape)
     begin = begin._replace(x=begin.x + apart)
-    usual, ours = (one.steps(jnp.int32(0), jnp.int32(_CHECKED), begin, stream) for one in (stepper, kernel))
+    usual, ours = (one.steps(first, first + _CHECKED, begin, stream) for one in (stepper, kernel))
 
     def equal(before: Array, usual: Array, ours: Array) -> Array:
         rounding = 32 * jnp.finfo(jnp.float32).eps * jnp.maximum(jnp.abs(before), jnp.abs(usual))

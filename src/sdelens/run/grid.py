@@ -138,6 +138,11 @@ def _checked_values(over: Any, known: list[str]) -> dict[str, list[Any]]:
         plain = [json.dumps(_plain(value)) for value in values]
         twice = next((i for i, value in enumerate(plain) if value in plain[:i]), None)
         if twice is not None:
+            if callable(values[twice]):
+                raise ValueError(
+                    f"{name}: got two functions that are both written as {plain[twice]}; give them different names, "
+                    "since the points of a result are named by them."
+                )
             raise ValueError(f"{name}: got {values[twice]!r} twice; give each value once.")
         found[str(key)] = values
     return found

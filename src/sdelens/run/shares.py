@@ -185,7 +185,10 @@ class Join:
             if all(text.startswith("versions.") for text in differing):
                 remedy = "Run all shares with the same versions."
             elif all(text.startswith("code") for text in differing):
-                remedy = "The code is what JAX traces from all functions; run all shares with the same functions."
+                remedy = (
+                    "The code is what JAX traces from all functions; run all shares with the same functions, and all "
+                    "or none with kernel=True."
+                )
             raise ValueError(
                 f"shares: {name} is of another run than {other}: {'; '.join(differing[:_SHOWN])}{more}. {remedy}"
             )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from sdelens.shell.case_options import SubjectOptions
 from sdelens.shell.panels import OUTPUT, DryRun
+from sdelens.shell.session import complain
 
 __all__ = ["Output", "RunOutput"]
 
@@ -129,10 +130,11 @@ class RunOutput(Output):
 
 
 def _sound(path: Path) -> Any:
-    """The share in a file; None if there is none or it is damaged, so that it is computed again and replaced."""
+    """The share in a file; None if there is none or it cannot be read, so that it is computed again and replaced."""
     from sdelens.run.shares import read
 
     try:
         return read(path) if path.exists() else None
-    except ValueError:
+    except ValueError as error:
+        complain(f"{path} cannot be read as a share and is computed again ({error})")
         return None
