@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...]`: measure, print tables, write speed.json and its two figures.
 
-All numbers of a question are of one run; compare quotients, not times of different runs. Everything together takes 25
-minutes on two cores, which should have nothing else to do. Without names: all but `checkpoint`, which needs 4 GB.
+All numbers of a question are of one run; compare quotients, not times of different runs. Everything together takes over
+half an hour on two cores, which should have nothing else to do. Without names: all but `checkpoint`, which needs 4 GB.
 """
 
 import argparse
