@@ -30,7 +30,7 @@ test: $(READY)
 test-all: test test-slow
 
 test-slow: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 2400
+	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 2620
 
 studies: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/test-studies.md

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["PAPER", "STYLE", "Sheet", "drawn", "line_scale", "plain_ticks", "style"]
+__all__ = ["PAPER", "STYLE", "Sheet", "drawn", "line_scale", "plain_ticks", "short_lines", "style"]
 
 STYLE: Final[dict[str, Any]] = {
     "figure.figsize": (5.6, 4.8),
@@ -286,7 +286,7 @@ class Sheet:
         lines = named_lines(axes)
         at_ends = not (self.is_given or self.is_paper) and 0 < len(lines) <= _FEW
         if at_ends:
-            ends = [End.of_line(_short_lines(name), line) for name, line in lines.items()]
+            ends = [End.of_line(short_lines(name), line) for name, line in lines.items()]
             label_ends(axes, ends)
             entries = [(handle, label) for handle, label in entries if label not in lines]
         if entries and above:
@@ -322,7 +322,7 @@ class Sheet:
             self.figure.align_ylabels()
 
 
-def _short_lines(name: str) -> str:
+def short_lines(name: str) -> str:
     """A name in lines that are short enough to stand beside a figure."""
     return "\n".join(textwrap.fill(line, _BESIDE, break_long_words=False) for line in name.splitlines())
 

@@ -10,7 +10,7 @@ import numpy as np
 from sdelens.core import check
 from sdelens.core.limits import normal_point
 from sdelens.results.end_labels import End, label_ends
-from sdelens.results.figures import Sheet, drawn, line_scale
+from sdelens.results.figures import Sheet, drawn, line_scale, short_lines
 from sdelens.results.plotting import written
 from sdelens.results.result import Result
 
@@ -23,6 +23,8 @@ _COLOURS: Final = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C51
 """Okabe and Ito's, without the light ones, and Tol's: safe for colour-blind readers."""
 _DASHES: Final = ("-", (0, (4, 1.6)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)), (0, (2, 2)))
 _LOG_FROM: Final = 5.0
+_AT_ENDS: Final = 6
+"""Results up to which each is named at the end of its line; more are named in a legend."""
 _CLOCKS: Final = {"time": "time  $t = k\\eta$", "step": "optimizer step", "samples": "samples"}
 _SCALES: Final = ("log", "linear")
 
@@ -61,8 +63,8 @@ def overlay(
 ) -> "Figure":
     """Draw mean losses of several results into one figure: of other optimizers, noises, problems or numbers of steps.
 
-    Each result has a colour and a label at the end of its line; each model has a line style, which a key explains if
-    there are several. Bands are 99 % intervals of the means.
+    Each result has a colour and, if there are at most six, a label at the end of its line, otherwise one in a legend;
+    each model has a line style, which a key explains if there are several. Bands are 99 % intervals of the means.
 
     Args:
         results: results by name.
@@ -74,7 +76,7 @@ def overlay(
         relative: whether the infimum of each problem is subtracted; by default if all of them are known.
         ax: axes to draw into instead of a new figure.
         figsize: width and height of a new figure in inches.
-        title: title; by default none.
+        title: title; by default that of the screen style.
         style: ``"screen"`` or ``"paper"``, as for `style`; by default the one in use.
         columns: number of columns of a paper that the figure covers, 1 or 2.
 
@@ -169,7 +171,7 @@ def _batch_size(result: Result) -> float | None:
 def _draw(sheet: Sheet, curves: list[_Curve], over: str, scale: str | None, label: str) -> None:
     (axes,) = sheet.panels(size=(5.6, 3.8))
     names, models = (list(dict.fromkeys(part)) for part in zip(*((c.name, c.model) for c in curves), strict=True))
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+    colours = dict(zip(names, _colours(len(names)), strict=True))
     looks: dict[str, dict[str, Any]] = {
         model: {"linestyle": _DASHES[i % len(_DASHES)], "linewidth": 1.6 * line_scale()}
         for i, model in enumerate(models)
@@ -192,9 +194,29 @@ def _draw(sheet: Sheet, curves: list[_Curve], over: str, scale: str | None, labe
     axes.set(xlabel=_CLOCKS[over], ylabel=label, xlim=(min(float(curve.at[0]) for curve in curves), last))
     firsts = [next(curve for curve in curves if curve.name == name) for name in names]
     ends = [np.where(c.value > 0, c.value, np.nan) if logarithmic else c.value for c in firsts]
-    label_ends(axes, [End.of(written(c.name), colours[c.name], c.at, v) for c, v in zip(firsts, ends, strict=True)])
+    at_ends = len(names) <= _AT_ENDS
+    if at_ends:
+        shown = [short_lines(written(name)) for name in names]
+        label_ends(axes, [End.of(s, colours[c.name], c.at, v) for s, c, v in zip(shown, firsts, ends, strict=True)])
+    else:
+        for name in names:
+            axes.plot([], [], color=colours[name], label=written(name))
     if len(models) > 1:
         for model in models:
             axes.plot([], [], color="0.2", label=written(model), **looks[model])
+    if not at_ends:
+        sheet.legend_above(axes, columns=3)
+    elif len(models) > 1:
         axes.legend(loc="upper right", frameon=True, framealpha=0.7, edgecolor="none")
-    sheet.headline("", axes)
+    bands = ", with 99 % intervals" if any(curve.half.any() for curve in curves) else ""
+    said = f"{label.partition(' $')[0].capitalize()} of {len(names)} result{'s' * (len(names) > 1)}{bands}"
+    sheet.headline("" if sheet.is_given else said, axes)
+
+
+def _colours(count: int) -> list[Any]:
+    """Colours of so many results: different ones, and from dark to light where there are many."""
+    if count <= len(_COLOURS):
+        return list(_COLOURS[:count])
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](place) for place in np.linspace(0, 0.92, count)]
