@@ -212,6 +212,7 @@ CASES = {
     "keep_paths": (lambda: sl.Record(keep_paths=-1), "keep_paths: got -1"),
     "record kind": (lambda: compare(record=3), "record: got 3; give sl.Record(...) or None."),
     "chunk": (lambda: sl.Execution(chunk=0), "chunk: got 0"),
+    "checkpoint empty": (lambda: sl.Execution(checkpoint=""), "checkpoint: got '', which is not the name of a folder"),
     "parameter_shards": (lambda: sl.Execution(parameter_shards=0), "parameter_shards: got 0; it must be 1 or more"),
     "execution kind": (
         lambda: compare(execution={"chunk": 2}),

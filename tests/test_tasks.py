@@ -2,11 +2,13 @@
 
 import pickle
 import traceback
-from concurrent.futures import BrokenExecutor, CancelledError, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
 
+import sdelens as sl
 from sdelens.core import tasks
 from sdelens.core.tasks import TaskError, completed
 from tests.executors import Pool
@@ -88,10 +90,35 @@ def test_what_cannot_be_repeated_is_said(pauses):
         list(completed(lost, square, numbers, *named))
     assert pauses == [1, 2]
     broken = BrokenExecutor("terminated abruptly")
-    with pytest.raises(TaskError, match=r"it has lost a worker .*2 of 3 tasks are left\. Give a function that makes"):
+    with pytest.raises(
+        TaskError, match=r"it has lost a worker .*2 of 3 tasks are left\. Give a function that makes"
+    ) as left:
         list(completed(Pool(once([1], broken)), square, numbers))
-    with pytest.raises(TaskError, match="killed 3 times before any of them ended a task"):
-        list(completed(lambda: Pool(lambda n: broken), square, numbers))
+    assert "__main__" not in str(left.value)  # a task has ended, so that the script is not the cause
+    always = lambda n: broken  # noqa: E731
+    for given, said in ((Pool(always), "lost a worker"), (lambda: Pool(always), "killed 3 times before any of them")):
+        with pytest.raises(TaskError, match=rf"{said}.* The usual cause is a script without the line if __name__ == "):
+            list(completed(given, square, numbers))
+
+
+def test_executors_that_cannot_run_are_refused():
+    """JAX waits without end in a forked process; a pool starts its processes with its first task only."""
+    forked, spawned = (ProcessPoolExecutor(2, mp_context=get_context(method)) for method in ("fork", "spawn"))
+    remedy = r"'fork', .*; give ProcessPoolExecutor\(2, mp_context=multiprocessing\.get_context\(\"spawn\"\)\)\."
+    with pytest.raises(ValueError, match=rf"^executor: got a ProcessPoolExecutor .*{remedy}"):
+        sl.Execution(executor=forked, shares=2)
+    with pytest.raises(ValueError, match=remedy):
+        list(completed(lambda: forked, square, {0: 1}))
+    assert sl.Execution(executor=spawned, shares=2).executor is spawned
+    with pytest.raises(TypeError, match=r"^executor: got a function that returns 3; it must return .*spawn"):
+        list(completed(lambda: 3, square, {0: 1}))
+    threads = ThreadPoolExecutor(1)
+    for executor in (threads, spawned):
+        executor.shutdown()
+        with pytest.raises(
+            TaskError, match=r"^executor: it has been shut down .*; use it before .*, or give a function"
+        ):
+            list(completed(executor, square, {0: 1}))
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
-__all__ = ["TaskError", "completed"]
+__all__ = ["TaskError", "check_executor", "completed"]
 
 _ATTEMPTS = 3
 """How often a task is lost before it is given up, and how often in a row a pool breaks before any task ends."""
@@ -16,6 +16,11 @@ _PAUSE = 1.0
 """Seconds before a lost task is started for the second time; before the third time they are four times as many."""
 _LOST = (CancelledError, OSError, EOFError)
 """What an executor raises if the connection to a worker is lost: `ConnectionError` and `TimeoutError` are `OSError`."""
+_SPAWNED = 'ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))'
+_GUARD = (
+    "The usual cause is a script without the line if __name__ == '__main__': before what it runs; spawned workers "
+    "import the script, and would run it again. Otherwise the workers may need more memory."
+)
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
@@ -29,6 +34,26 @@ class _WorkerError(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
+
+
+def check_executor(executor: Any) -> None:
+    """Refuse what is neither an executor nor a function that makes one, and a pool of forked processes.
+
+    Raises:
+        TypeError, ValueError: saying what to give.
+    """
+    is_executor = callable(getattr(executor, "submit", None))
+    if isinstance(executor, type) or not (is_executor or callable(executor)):
+        raise TypeError(
+            f"executor: got {executor!r}; give a concurrent.futures.Executor, such as client.get_executor() of Dask, "
+            "or a function without arguments that makes one."
+        )
+    context = getattr(executor, "_mp_context", None)  # nothing public tells the start method of a pool
+    if context is not None and context.get_start_method() == "fork":
+        raise ValueError(
+            "executor: got a ProcessPoolExecutor with the start method 'fork', whose processes would wait without "
+            f"end, because JAX runs several threads; give {_SPAWNED}."
+        )
 
 
 def completed(
@@ -57,7 +82,9 @@ def completed(
         remedy: what to do after an error, as the last sentence of messages.
 
     Raises:
-        TaskError: if a task is lost three times, or the executor cannot run it, or breaks and cannot be made again.
+        TaskError: if a task is lost three times, or the executor cannot run it, breaks and cannot be made again, or
+            has been shut down.
+        TypeError, ValueError: if the executor, or what the function makes, is refused by `check_executor`.
     """
     pool: _Pool[_Key] = _Pool(executor)
     try:
@@ -73,7 +100,7 @@ class _Pool(Generic[_Key]):
 
     def __init__(self, executor: Any) -> None:
         self._make: Callable[[], Executor] | None = None if hasattr(executor, "submit") else executor
-        self._executor: Executor = executor if self._make is None else self._make()
+        self._executor: Executor = executor if self._make is None else self._made()
         self.running: dict[Future, _Key] = {}
 
     @property
@@ -86,7 +113,19 @@ class _Pool(Generic[_Key]):
         assert self._make is not None
         self.running.clear()
         self.close(wait=False)
-        self._executor = self._make()
+        self._executor = self._made()
+
+    def _made(self) -> Executor:
+        """A new executor, checked."""
+        assert self._make is not None
+        executor = self._make()
+        if not callable(getattr(executor, "submit", None)):
+            raise TypeError(
+                f"executor: got a function that returns {executor!r}; it must return a new "
+                f"concurrent.futures.Executor, for example {_SPAWNED}."
+            )
+        check_executor(executor)
+        return executor
 
     def submit(self, key: _Key, function: Callable[[Any], Any], argument: Any) -> None:
         self.running[self._executor.submit(_attempted, function, argument)] = key
@@ -145,13 +184,24 @@ class _Tasks(Generic[_Key, _Value]):
                 self._renew(broken)
 
     def _start(self) -> BrokenExecutor | None:
-        """Start the tasks whose time has come; why the executor takes no more, or None."""
+        """Start the tasks whose time has come; why the executor takes no more, or None.
+
+        Raises:
+            TaskError: if it has been shut down.
+        """
         now = time.monotonic()
         for key in [key for key, due in self._due.items() if due <= now]:
             try:
                 self._pool.submit(key, self._function, self._left[key])
             except BrokenExecutor as broken:
                 return broken
+            except RuntimeError as error:
+                if "shutdown" not in str(error):  # the words of Python's and Dask's executors
+                    raise
+                raise self._given_up(
+                    f"executor: it has been shut down ({error}); use it before it is shut down, that is inside its "
+                    f"with block, or give a function that makes it, such as executor=lambda: {_SPAWNED}."
+                ) from error
             del self._due[key]
         return None
 
@@ -200,15 +250,16 @@ class _Tasks(Generic[_Key, _Value]):
         """
         self._breaks += 1
         if not self._pool.can_be_renewed:
+            cause = f" {_GUARD}" if len(self._left) == self._count else ""
             raise self._given_up(
                 f"executor: it has lost a worker and cannot run anything more ({broken}); {len(self._left)} of "
                 f"{self._count} tasks are left. Give a function that makes the executor, which is called again then, "
-                "for example executor=lambda: ProcessPoolExecutor(4)."
+                f"for example executor=lambda: {_SPAWNED}.{cause}"
             ) from broken
         if self._breaks == _ATTEMPTS:
             raise self._given_up(
-                f"executor: its workers were killed {_ATTEMPTS} times before any of them ended a task ({broken}); do "
-                "they have enough memory?"
+                f"executor: its workers were killed {_ATTEMPTS} times before any of them ended a task ({broken}). "
+                f"{_GUARD}"
             ) from broken
         time.sleep(_pause(self._breaks))
         self._pool.renew()

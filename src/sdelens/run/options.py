@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.tasks import check_executor
 
 if TYPE_CHECKING:
     from sdelens.run.checkpoint import Checkpoints
@@ -20,7 +21,6 @@ __all__ = [
     "Options",
     "PolyakAverage",
     "Record",
-    "check_executor",
     "record_steps",
 ]
 
@@ -171,8 +171,9 @@ class Execution:
             return a `Share`, and `sdelens.join` gives the result of all shares.
         executor: run shares in other processes, on this or other machines: a ``concurrent.futures.Executor``, such as
             Dask's ``client.get_executor()``, or a function that makes one, which is called again when a killed worker
-            has broken it. Shares that are lost with their worker are run again, after a pause; any other error ends
-            the run, and says in which share it was.
+            has broken it. A pool of processes must spawn them, not fork them: ``ProcessPoolExecutor(2,
+            mp_context=multiprocessing.get_context("spawn"))``. Shares that are lost with their worker are run again,
+            after a pause; any other error ends the run, and says in which share it was.
         shares: number of shares that the executor runs; several for each worker let fast ones take more. Those of a
             sweep are groups of points, or if there are fewer points, shares of the paths at every point.
         progress: show a progress bar, or a line every 10 s if standard error is not a terminal; by default only if it
@@ -217,6 +218,10 @@ class Execution:
             raise ValueError(
                 f"{lacking}: got None, but {given} is given; give both: what runs the shares, and how many."
             )
+        if isinstance(self.checkpoint, str) and not self.checkpoint:
+            raise ValueError(
+                "checkpoint: got '', which is not the name of a folder; give the path of a folder, or None."
+            )
         if self.executor is None:
             return
         check_executor(self.executor)
@@ -231,19 +236,6 @@ class Execution:
         if self.checkpoint is None and (self.resume or self.checkpoint_every is not None):
             name = "resume" if self.resume else "checkpoint_every"
             raise ValueError(f"{name}: got {getattr(self, name)}, but no folder; give a folder as checkpoint=.")
-
-
-def check_executor(executor: Any) -> None:
-    """Refuse what is neither an executor nor a function that makes one.
-
-    Raises:
-        TypeError: saying what to give.
-    """
-    if isinstance(executor, type) or not (callable(getattr(executor, "submit", None)) or callable(executor)):
-        raise TypeError(
-            f"executor: got {executor!r}; give a concurrent.futures.Executor, such as client.get_executor() of Dask, "
-            "or a function without arguments that makes one."
-        )
 
 
 def _share(given: Any) -> tuple[int, int]:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sdelens.core import check
-from sdelens.core.tasks import completed
+from sdelens.core.tasks import check_executor, completed
 from sdelens.results.printable import Parts, Printable, Table
 from sdelens.results.report import claim_folder
-from sdelens.run.options import check_executor
 from sdelens.studies import _records
 from sdelens.studies._claims import STUDIES
 from sdelens.studies._page import row_of, write_page
