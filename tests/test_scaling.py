@@ -402,6 +402,14 @@ def test_dicts_keep_what_is_no_number_and_groups_are_kept_apart():
     assert rescale({"optimizer": "rmsprop", "learning_rate": 1e-3, "decay": 0.9}, 4).optimizer["decay"] == 0.6
 
 
+def test_keys_of_pytorch_and_optax_without_a_number_to_rescale_are_kept():
+    flags = dict.fromkeys(("fused", "foreach", "maximize", "capturable", "differentiable", "amsgrad"), False)
+    names = {"params": [0, 1, 2], "param_names": ["a"], "name": "head", "mask": None, "mu_dtype": "float32"}
+    own = {**flags, **names, "no_weight_decay": True, "group_name": "embedding", "eps_root": 0.0}
+    new = rescale({**DICT, **own}, 4).optimizer
+    assert {key: new[key] for key in own} == own
+
+
 def test_a_memory_of_no_steps_stays_none_and_one_step_is_the_limit():
     assert rescale(sl.AdamW(1e-3, b1=0.0, b2=0.99), 4).optimizer.b1 == 0
     assert rescale(sl.AdamW(1e-3, b1=0.9, b2=0.95), 10).optimizer.b1 == 0
@@ -425,6 +433,22 @@ BAD = {
     "warm-up": (lambda: rescale(DICT, 4, warmup=1.5), ["warmup: got 1.5"]),
     "clip": (lambda: rescale(DICT, 4, clip_norm=-1), ["clip_norm: got -1"]),
     "unknown number": (lambda: rescale({**DICT, "trust": 0.1, "x": 2}, 4), ["trust = 0.1, x = 2"]),
+    "misspelt pair": (
+        lambda: rescale({"optimizer": "adamw", "lr": 3e-4, "beta": (0.9, 0.95)}, 4),
+        ["beta = (0.9, 0.95)", "Did you mean 'betas'?"],
+    ),
+    "misspelt in advise": (
+        lambda: sl.advise(1000, batch_size=256, optimizer={"optimizer": "adamw", "lr": 3e-4, "beta": (0.9, 0.95)}),
+        ["Did you mean 'betas'?"],
+    ),
+    "misspelt without a number": (lambda: rescale({**DICT, "weight_decays": None}, 4), ["mean 'weight_decay'?"]),
+    "misspelt flag": (lambda: rescale({**DICT, "amsgrat": False}, 4), ["amsgrat = False", "mean 'amsgrad'?"]),
+    "pair without a rule": (lambda: rescale({**DICT, "range": [0.1, 0.2]}, 4), ["range = [0.1, 0.2]"]),
+    "number as the kind of decay": (lambda: rescale({**DICT, "decay": 0.9}, 4), ["decay = 0.9 of adamw"]),
+    "pair of another optimizer": (
+        lambda: rescale({"optimizer": "sgd", "lr": 0.1, "betas": (0.9, 0.95)}, 4),
+        ["betas = (0.9, 0.95) of sgd"],
+    ),
     "no name": (lambda: rescale({"lr": 0.1}, 4), ["optimizer: the dict does not name an optimizer"]),
     "name": (lambda: rescale({"optimizer": "adan", "lr": 0.1}, 4), ["optimizer: got 'adan'"]),
     "no lr": (lambda: rescale({"optimizer": "sgd"}, 4), ["lr: the dict has no learning rate"]),

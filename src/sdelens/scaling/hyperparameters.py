@@ -1,7 +1,8 @@
 """A common record of hyperparameters, whatever their original form; here read from plain dicts, without JAX."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Final
@@ -33,6 +34,10 @@ _UNCHANGED: Final = ("initial_scale", "lr_scale")
 _ABSENT: Final = ("lr_decay", "momentum_decay")
 """Numbers that have no effect if they are 0."""
 _CYCLED: Final = ("max_momentum", "base_momentum")
+_FLAGS: Final = ("amsgrad", "centered", "nesterov", "decoupled_weight_decay", "eps_in_sqrt", "bias_correction")
+_WAYS: Final = ("fused", "foreach", "maximize", "capturable", "differentiable", "mask", "mu_dtype", "accumulator_dtype")
+_KEPT: Final = ("optimizer", "params", "param_names", "name", *_FLAGS, *_WAYS)
+"""Keys of PyTorch, optax and this library that hold no number to rescale; they are kept as they are."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def read_dict(given: Mapping[str, Any], decay: str | None = None) -> Reading:
     """Read the hyperparameters of a dict: a hand-written one, PyTorch's arguments or a PyTorch parameter group.
 
     Args:
-        given: ``optimizer`` and its numbers. Keys whose values are not numbers are kept.
+        given: ``optimizer`` and its numbers. Keys without numbers are kept, unless they look like a misspelt one.
         decay: how weight decay acts, if the dict does not state it.
 
     Raises:
@@ -172,7 +177,7 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
     """The key of each number in the dict, and its value, by the library's names.
 
     Raises:
-        ValueError: if there are numbers without a rule; the message names them.
+        ValueError: if there are numbers without a rule, or misspelt keys; the message names them.
     """
     keys: dict[str, tuple[str, int | None]] = {}
     takes = (*OPTIMIZERS[family].accepted, "weight_decay")
@@ -200,16 +205,16 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
             "the rescaling; give the live scheduler to sdelens.torch.rescale, or remove this key, and create a new "
             "scheduler for the new batch size with the rescaled numbers."
         )
-    unknown = [
-        key
-        for key, value in given.items()
-        if key not in known and isinstance(value, Real) and not isinstance(value, bool) and key != "params"
-    ]
+    readable = {*known, *_KEPT, *_UNCHANGED, *_ABSENT, "betas", "decay"}.union(*_ALIASES.values())
+    others = [key for key in given if key not in known.union(_KEPT)]
+    near = {key: _near(key, readable) for key in others if key not in readable}
+    unknown = [key for key in others if near.get(key) or _has_numbers(given[key])]
     if unknown:
+        meant = ", ".join(repr(other) for key in unknown if (other := near.get(key)))
         raise ValueError(
             f"optimizer: no scaling rule is known for {', '.join(f'{k} = {given[k]!r}' for k in unknown)} of "
             f"{family}; remove the key, and choose its value for the new batch size yourself. Rules are known for "
-            f"{', '.join(('lr', *takes))}."
+            f"{', '.join(('lr', *takes))}." + (f" Did you mean {meant}?" if meant else "")
         )
     checks = dict.fromkeys(("eps", "eps_root", "initial_accumulator", "weight_decay", "dampening"), check.nonnegative)
     values = {
@@ -217,6 +222,19 @@ def _collected(given: Mapping[str, Any], family: str) -> tuple[dict[str, tuple[s
         for ours, (key, index) in keys.items()
     }
     return keys, values
+
+
+def _near(key: Any, names: Iterable[str]) -> str | None:
+    """The name of which `key` is probably a misspelling: similar, and of nearly the same length."""
+    found = difflib.get_close_matches(str(key).lower(), names, n=1, cutoff=0.8)
+    return found[0] if found and abs(len(found[0]) - len(str(key))) <= 2 else None
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether it is a number or a sequence of numbers."""
+    if isinstance(value, tuple | list):
+        return bool(value) and all(map(_has_numbers, value))
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _decay(given: Mapping[str, Any], name: str, asked: str | None) -> str:
