@@ -13,9 +13,14 @@ from sdelens.core.arrays import MOST_LISTED, plain, restored
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4"])
 def test_arrays_are_read_back_exactly(shape, dtype):
     array = np.asarray(np.random.default_rng(0).normal(size=shape[::-1])).T.astype(dtype)
-    read = restored(json.loads(json.dumps(plain(array))))
-    np.testing.assert_array_equal(read, array)
+    written = json.loads(json.dumps(plain(array)))
+    read = restored(written)
+    np.testing.assert_array_equal(read.astype(dtype), array)
     assert read.dtype == np.float64
+
+
+def test_numbers_in_float32_are_written_as_they_are_printed():
+    assert plain(np.float32([[0.1, 2.4], [1e-8, -3]])) == [[0.1, 2.4], [1e-8, -3.0]]
 
 
 def test_large_problems_describe_all_their_numbers():

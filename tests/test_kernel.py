@@ -82,12 +82,12 @@ REFUSED = {
     ),
     "its coordinates do not move": lambda: stepper(ClosedForm(Coupled), sl.SGD(1e-4)),
     "several random numbers per coordinate": lambda: stepper("sde", sl.Lion(0.01)),
-    "not one number per coordinate": lambda: stepper(
+    "has a matrix or another array": lambda: stepper(
         "sde", noise=sl.GaussianNoise(0.1), problem=sl.Quadratic(np.eye(2) + 1.0)
     ),
     "only optimizers and SDEs in closed form": lambda: stepper(sl.Empirical()),
     "its steps use arrays of constants": lambda: stepper("optimizer", sl.SignSGD(0.01), sl.StudentTNoise(0.1, 3.0)),
-    "compiled for each coordinate by itself": lambda: stepper("sde", sl.SGD(0.1), problem=sl.Rosenbrock(np.ones(5))),
+    "computed for each coordinate by itself": lambda: stepper("sde", sl.SGD(0.1), problem=sl.Rosenbrock(np.ones(5))),
     "dominates the cost": lambda: stepper("sde", RMSPROP, sl.GaussianNoise(0.1), FUNCTION),
 }
 

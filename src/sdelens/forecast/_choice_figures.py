@@ -45,7 +45,8 @@ def plot_schedules(sheet: Sheet, curves: Sequence[Any], loss: Any) -> None:
         bottom.set_ylabel("predicted loss")
     (rest or [top])[-1].set(xlabel="optimizer step", xlim=(0, end * 1.02))
     over = min(float(curve.losses[-1]) for curve in curves[1:]) - loss.value
-    sheet.headline(f"The best schedule ends at a predicted loss of {loss.value:.4g}, {over:.2g} less than others", top)
+    said = f"The best schedule ends at a predicted loss of {loss.value:.4g} (bar: limits), the next {over:.2g} higher"
+    sheet.headline(said, top)
     sheet.label_lines(top, above=True)
     sheet.align()
 
@@ -84,7 +85,7 @@ def plot_losses_along(
     axes.set_ylabel("predicted final loss")
     sheet.legend_above(axes)
     where = label.removesuffix(" (%)")
-    sheet.headline(f"Smallest predicted loss {loss.min():.4g}, {where} {best:.3g}{unit}", axes)
+    sheet.headline(f"Smallest predicted loss {loss.min():.4g}, {where}: {best:.3g}{unit}", axes)
 
 
 def plot_frontier(sheet: Sheet, table: "pd.DataFrame", target: float, best: float, critical: Any) -> None:

@@ -207,7 +207,9 @@ def _refusal(stepper: Stepper, key: Hashable, interpret: bool) -> str:
         return "it draws several random numbers per coordinate"
     leaves = [jax.eval_shape(jnp.asarray, a) for a in jax.tree.leaves((stepper, state))]
     if any(a.dtype == jnp.float64 or a.shape not in ((), (dim,), (dim, 1)) for a in leaves):
-        return "it has numbers in float64, or arrays that are not one number per coordinate"
+        return (
+            "its numbers are in float64, or its problem or noise has a matrix or another array than one per coordinate"
+        )
     stepper = jax.tree.map(lambda a: a[:_COORDINATES] if jnp.ndim(a) else a, stepper)
     try:
         if not interpret:  # so that it fails here and not during the run; it needs no GPU
@@ -228,7 +230,7 @@ def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0].split(". Please")[0].rstrip(".")
     if "captures constants" in text:
         return "its steps use arrays of constants, which Pallas does not take"
-    return f"its steps cannot be compiled for each coordinate by itself ({text})"
+    return f"its steps cannot be computed for each coordinate by itself, as those on a diagonal quadratic can ({text})"
 
 
 def _combines(stepper: Stepper) -> bool:

@@ -68,8 +68,8 @@ def laid_out(name: str, value: Any, problem: AbstractProblem) -> Array:
 
 def described(value: Any) -> Any:
     """The numbers of a scalar, array or pytree for `describe`: one number where all are equal, otherwise `plain`."""
-    values = np.concatenate([np.ravel(np.asarray(a, dtype=np.float64)) for a in jax.tree.leaves(value)])
-    return float(values[0]) if bool((values == values[0]).all()) else plain(values)
+    values = np.concatenate([np.ravel(np.asarray(a)) for a in jax.tree.leaves(value)])
+    return plain(values[0] if bool((values == values[0]).all()) else values)
 
 
 def nonzero(scale: Array) -> Array:

@@ -100,7 +100,9 @@ def _rates(sheet: Sheet, axes: "Axes", advice: Advised) -> None:
         )
     axes.plot(sizes, table.lr, "o-", color=_BLUE, markersize=3.5, label=f"rule {table.rule.iloc[-1]}")
     if table.lr_surge.notna().any():
-        axes.plot(sizes, table.lr_surge, color=_ORANGE, linestyle=(0, (4, 2)), label="best single step (2405.14578)")
+        axes.plot(
+            sizes, table.lr_surge, color=_ORANGE, linestyle=(0, (4, 2)), label="best single step (Li et al. 2024)"
+        )
     axes.set(xscale="log", yscale="log", xlabel="batch size (samples)")
     plain_ticks(axes.yaxis)
     axes.set_ylabel("learning rate / present one" if advice.is_factor else "learning rate")
