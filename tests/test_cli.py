@@ -455,6 +455,28 @@ def test_errors_name_the_arguments_of_the_shell(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("rescale nowhere.pt --ratio 4 --out new.pt", "checkpoint: 'nowhere.pt' does not exist"),
+        ("rescale old.pt --ratio 0 --out new.pt", "ratio: got 0.0; it must be greater than 0"),
+        ("rescale old.pt --ratio 4 --out old.pt", "out: 'old.pt' exists already"),
+        ("rescale old.pt --ratio 4 --out new.pt", "checkpoint: reading a checkpoint needs PyTorch; install it with"),
+        (
+            "diagnose old.pt",
+            "checkpoints: reading a checkpoint needs PyTorch; install it with pip install 'sdelens[torch]'",
+        ),
+    ],
+)
+def test_without_pytorch_arguments_are_checked_and_the_message_says_what_to_install(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "old.pt").write_bytes(b"PK")
+    assert message in shell(*arguments.split(), expect=2).stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "of_this_kind"),
     [
         (("--noise", "distributed(gausian, 2)"), ["gaussian", "student-t", "laplace", "uniform", *WORKERS]),

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import math
 import numbers
 import sys
@@ -20,6 +21,7 @@ __all__ = [
     "fraction",
     "nonnegative",
     "positive",
+    "reading_by_pytorch",
     "whole",
 ]
 
@@ -150,6 +152,16 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
         hint = f" Did you mean {next(o for o in options if o.lower() == near[0])!r}?"
     listed = ", ".join(repr(o) for o in options)
     raise ValueError(f"{name}: got {value!r}; choose one of {listed}.{hint}")
+
+
+def reading_by_pytorch(name: str) -> None:
+    """Refuse a checkpoint, which only PyTorch can read, if PyTorch is not installed."""
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise ImportError(
+            f"{name}: reading a checkpoint needs PyTorch; install it with pip install 'sdelens[torch]'."
+        ) from error
 
 
 def float_dtype(name: str, value: Any, known: Iterable[str]) -> str:

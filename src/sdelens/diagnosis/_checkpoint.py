@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdelens.core import check
 from sdelens.diagnosis._layouts import Place, is_megatron, locate, megatron_state, plain_state
 from sdelens.diagnosis._load import RefusedError, load, orbax
 from sdelens.diagnosis._names import Names, models_in, names_beside
@@ -188,12 +189,7 @@ def _names(path: Path) -> Names | None:
 
 def _distributed(folder: Path, key: str | None) -> Iterator[Tensor]:
     """The tensors of a distributed checkpoint, each of which is read when it is yielded."""
-    try:
-        import torch  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise ImportError(
-            "state: reading a checkpoint needs PyTorch; install it with pip install 'sdelens[torch]'."
-        ) from error
+    check.reading_by_pytorch("state")
     from sdelens.diagnosis._dcp import Stored, read_folder
 
     def loaded(value: Any) -> Any:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sdelens.core import check
+
 __all__ = ["RefusedError", "load", "orbax"]
 
 _INERT = (
@@ -38,12 +40,9 @@ def load(path: Path) -> Any:
         RefusedError: if the file contains other objects.
         ValueError: if it is empty, damaged or of another kind.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "state: reading a checkpoint needs PyTorch; install it with pip install 'sdelens[torch]'."
-        ) from error
+    check.reading_by_pytorch("state")
+    import torch
+
     name = repr(str(path))
     _refuse_others(path, name)
     with path.open("rb") as file:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from sdelens.shell.case_options import numbers
-from sdelens.shell.session import named
+from sdelens.shell.session import check_exist, named
 
 __all__ = ["CANNOT_TELL", "diagnose"]
 
@@ -56,8 +56,8 @@ def diagnose(
     from sdelens.diagnosis import diagnose as of
 
     check.choice("format", output, ("text", "json"))
-    _check_exist("checkpoints", checkpoints)
-    _check_exist("earlier", [] if earlier is None else [earlier])
+    check_exist("checkpoints", checkpoints)
+    check_exist("earlier", [] if earlier is None else [earlier])
     with named(state="checkpoints"):
         found = of(
             checkpoints if len(checkpoints) > 1 else checkpoints[0],
@@ -74,12 +74,6 @@ def diagnose(
     typer.echo(json.dumps(found.to_dict(), indent=2) if output == "json" else str(found))
     if all(found.holds(ratio) is None for ratio in found.ratios):
         raise typer.Exit(CANNOT_TELL)
-
-
-def _check_exist(name: str, paths: list[Path]) -> None:
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{name}: {str(path)!r} does not exist; give the path of a checkpoint.")
 
 
 def _groups(given: list[str] | None) -> str | dict[str, str] | None:

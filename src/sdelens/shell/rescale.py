@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from sdelens.core import check
 from sdelens.shell.panels import ClipNorm, MomentumRule, OldSteps, OldWarmup, ScalingRule
-from sdelens.shell.session import named
+from sdelens.shell.session import check_exist, named
 
 __all__ = ["rescale"]
 
@@ -48,6 +49,11 @@ def rescale(
     ] = "scale",
 ) -> None:
     """Rewrite a checkpoint of PyTorch so that the run continues at another batch size, and print the new arguments."""
+    check_exist("checkpoint", [checkpoint])
+    check.positive("ratio", ratio)
+    if out.exists():
+        raise FileExistsError(f"out: {str(out)!r} exists already; give a name that does not exist.")
+    check.reading_by_pytorch("checkpoint")
     from sdelens.torch import rescale_checkpoint
 
     with named(path="checkpoint", batch_ratio="ratio"):

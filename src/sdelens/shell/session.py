@@ -4,8 +4,9 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from sdelens.core.machine import cores
 from sdelens.core.text import wrapped
 
-__all__ = ["command_line", "complain", "named", "one_line_warnings", "refusals", "say", "shell"]
+__all__ = ["check_exist", "command_line", "complain", "named", "one_line_warnings", "refusals", "say", "shell"]
 
 
 @contextmanager
@@ -86,12 +87,19 @@ def _fail(error: Exception) -> NoReturn:
     raise typer.Exit(2)
 
 
+def check_exist(name: str, paths: Iterable[Path]) -> None:
+    """Refuse checkpoints that do not exist."""
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{name}: {str(path)!r} does not exist; give the path of a checkpoint.")
+
+
 @contextmanager
 def named(**arguments: str) -> Iterator[None]:
     """Give arguments of the library the names that they have in the shell, in errors: ``named(path="out")``."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         name, colon, rest = str(error).partition(":")
         if not colon or name not in arguments:
             raise
