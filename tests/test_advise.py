@@ -248,8 +248,15 @@ def test_the_shell_prints_the_same_advice(tmp_path):
     found = json.loads(shell(str(tmp_path / "log.csv"), *options).output)
     assert [row["batch_size"] for row in found["table"]] == [64, 128, 256]
     assert (tmp_path / "a.png").exists()
+    (tmp_path / "empty.csv").write_text("\n")
+    (tmp_path / "a.csv").write_bytes((tmp_path / "a.png").read_bytes())
     for arguments, message in (
         (("abc",), "neither a number"),
+        ((str(tmp_path / "empty.csv"),), "empty.csv' is empty; give a CSV file with at least one row"),
+        (
+            (str(tmp_path / "a.csv"),),
+            "a.csv' is not a text file; give a CSV file with the columns step or samples, and",
+        ),
         (("12", "--b1", "0.9"), "lr: not given"),
         (("12", "--format", "xml"), "format: got 'xml'"),
     ):

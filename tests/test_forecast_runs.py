@@ -9,6 +9,7 @@ import pytest
 import sdelens as sl
 from sdelens.forecast._logs import thinned
 from sdelens.forecast._run import Run
+from tests.checks import shell
 
 SGD = sl.SGD(lr=0.1)
 CURVE = ([10, 20, 40], [3.0, 2.5, 2.0])
@@ -60,7 +61,7 @@ def test_several_runs_of_one_export(tmp_path):
     frame = pd.DataFrame(
         {"Step": [10, 20, 40], "a - train/loss": [3.0, 2.5, 2.0], "b - train/loss": [5.0, np.nan, 4.0]}
     )
-    with pytest.raises(ValueError, match=r"loss: .* 'a - train/loss', 'b - train/loss'; name one with loss="):
+    with pytest.raises(ValueError, match=r"loss: .* 'a - train/loss', 'b - train/loss'; name one by the argument loss"):
         Run(frame, SGD)
     assert holds(Run(frame, SGD, loss="a"))
     run = Run(frame, SGD, loss="b - train/loss")
@@ -139,8 +140,12 @@ def test_schedule_and_log_must_agree():
         (CURVE, {"lr": [0.1]}, "lr: got 1 learning rates for 3 steps"),
         (CURVE, {"lr": [0.3] * 3}, "its lr is 0.1, but the largest logged learning rate is 0.3"),
         (CURVE, {"lr": [0.1] * 3, "warmup": 20}, "warmup: got 20, but the log has learning rates from step 10 on"),
-        ({"step": [1], "ppl": [2.0]}, {}, "loss: no column .* name one of its columns with loss=: 'step', 'ppl'"),
-        ({"epoch": [1], "loss": [2.0]}, {}, "step: no column .* with step=: 'epoch'"),
+        (
+            {"step": [1], "ppl": [2.0]},
+            {},
+            "loss: no column .* name one of its columns by the argument loss: 'step', 'ppl'",
+        ),
+        ({"epoch": [1], "loss": [2.0]}, {}, "step: no column .* by the argument step: 'epoch'"),
         ({"step": [1], "loss": [2.0]}, {"loss": "los"}, "has no column 'los'; its columns are 'step', 'loss'"),
         ({"step": [1], "iter": [2], "loss": [2.0]}, {}, "step: .* several columns .* 'step', 'iter'; name one"),
         ({"step": [1], "loss": ["high"]}, {}, "row 1 of column 'loss' of the table is 'high'; give numbers"),
@@ -199,11 +204,16 @@ def test_event_files_of_tensorboard(tmp_path):
 
 
 def test_without_tensorboard_the_message_says_what_to_install(tmp_path, monkeypatch):
+    """And the shell, by the name that the log has there."""
     monkeypatch.setitem(__import__("sys").modules, "tensorboard.backend.event_processing.event_accumulator", None)
     path = tmp_path / "events.out.tfevents.1.host"
     path.touch()
-    with pytest.raises(ImportError, match="pip install tensorboard"):
+    with pytest.raises(ImportError, match=r"pip install 'sdelens\[forecast\]'"):
         Run(path, SGD)
+    assert (
+        "logs: reading the event files"
+        in shell("forecast", "fit", str(path), "--optimizer", "sgd(0.1)", expect=2).stderr
+    )
 
 
 STEPS = np.arange(1, 20_001)

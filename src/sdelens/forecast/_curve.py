@@ -29,8 +29,9 @@ def places(plan: Plan, at: ArrayLike | None) -> NDArray[np.int64]:
         grids = np.linspace(first, steps, _RECORDS // 2), np.geomspace(first, steps, _RECORDS // 2)
         return np.unique(np.concatenate([grid.round() for grid in grids])).astype(np.int64)
     places = np.asarray(check.finite_array("at", at, (1,)))
-    if not places.size or (places < 0).any() or (places > steps).any() or (places % 1 != 0).any():
-        raise ValueError(f"at: give whole steps from 0 to {steps}.")
+    wrong = places[(places < 0) | (places > steps) | (places % 1 != 0)]
+    if wrong.size:
+        raise ValueError(f"at: got {wrong[0]:g}, but the run has {steps} steps; give whole steps from 0 to {steps}.")
     if (np.diff(places) <= 0).any():
         raise ValueError("at: must be strictly increasing; sort the steps and remove duplicates.")
     return places.astype(np.int64)

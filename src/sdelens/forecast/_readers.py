@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from sdelens.core.text import brief
-from sdelens.forecast._tables import KINDS, Table, listed, of_file, of_frame, split_name
+from sdelens.forecast._tables import FILES, Table, listed, of_file, of_frame, split_name
 
 __all__ = ["Logged", "read_log"]
 
@@ -80,7 +80,10 @@ def read_log(curve: Any, *, loss: str | None = None, step: str | None = None, lr
         table = of_frame(curve)
     else:
         shape = f" of shape {np.shape(curve)}" if isinstance(curve, np.ndarray) else ""
-        raise TypeError(f"curve: got {type(curve).__name__}{shape}; give {KINDS}.")
+        raise TypeError(
+            f"curve: got {type(curve).__name__}{shape}; give a pair (steps, losses) of arrays, a pandas DataFrame, or "
+            f"the path of {FILES}."
+        )
     for argument, value in (("loss", loss), ("step", step), ("lr", lr)):
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{argument}: got {type(value).__name__}; give the name of a column of the log.")
@@ -122,7 +125,7 @@ def _chosen(table: Table, loss: str | None, step: str | None, lr: str | None) ->
     if losses is None:
         raise ValueError(
             f"loss: no column of {table.source} has a usual name of a loss, such as 'loss' or 'train/loss'; name one "
-            f"of its columns with loss=: {listed(plain)}."
+            f"of its columns by the argument loss: {listed(plain)}."
         )
     run, _ = split_name(losses)
     near = [name for name in plain if name != losses and split_name(name)[0] in (run, None)]  # W&B: of the same run
@@ -137,7 +140,7 @@ def _chosen(table: Table, loss: str | None, step: str | None, lr: str | None) ->
         if named is None:
             raise ValueError(
                 f"step: no column of {table.source} has a usual name of the step, such as 'step' or 'iteration'; name "
-                f"one of its columns with step=: {listed(near)}."
+                f"one of its columns by the argument step: {listed(near)}."
             )
         steps = _steps(table, named, column.known)
     assert steps is not None
@@ -161,7 +164,7 @@ def _steps(table: Table, name: str, needed: np.ndarray) -> np.ndarray:
     if lost.size:
         raise ValueError(
             f"step: row {lost[0] + 1} of {table.source} has a loss but no {name!r} ({lost.size} such rows); drop these "
-            "rows, or name another column with step=."
+            "rows, or name another column by the argument step."
         )
     return np.where(column.known, column.values, np.nan)
 
@@ -195,8 +198,8 @@ def _usual(
     first = table.column(found[0]) if len(found) > 1 else None
     if first is not None and not all(first.same(table.column(name), rows) for name in found[1:]):
         raise ValueError(
-            f"{argument}: {table.source} has several columns that can be meant: {listed(found)}; name one with "
-            f"{argument}=."
+            f"{argument}: {table.source} has several columns that can be meant: {listed(found)}; name one by "
+            f"the argument {argument}."
         )
     return found[0] if found else None
 

@@ -1,7 +1,6 @@
 """Tables of logs: named columns of numbers, from CSV, JSON, data frames and TensorBoard's events."""
 
 import importlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,16 +10,16 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["KINDS", "Column", "Table", "listed", "of_file", "of_frame", "split_name"]
+from sdelens.core.csv_files import as_frame, plain_header, read_text, separator_of
+
+__all__ = ["FILES", "Column", "Table", "listed", "of_file", "of_frame", "split_name"]
 
 _NUMBER: Final = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*")
 
 _MISSING: Final = ("", "none", "null", "na", "n/a")
 
-KINDS: Final = (
-    "a pair (steps, losses) of arrays, a pandas DataFrame, or the path of a CSV file, of a JSON or JSONL log, or of a "
-    "TensorBoard event file or its folder"
-)
+FILES: Final = "a CSV file, a JSON or JSONL log, or an event file of TensorBoard or its folder"
+"""The logs that are read from files."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def listed(names: Iterable[str], most: int = 20) -> str:
 def of_file(path: Path) -> Table:
     """The table in a file or folder, by its name and its first bytes."""
     if not path.exists():
-        raise FileNotFoundError(f"curve: there is no file {str(path)!r}; give {KINDS}.")
+        raise FileNotFoundError(f"curve: there is no file {str(path)!r}; check its name and its folder.")
     if path.is_dir():
         state = path / "trainer_state.json"
         return _json(state) if state.is_file() else _events(path)
@@ -84,33 +83,15 @@ def of_file(path: Path) -> Table:
     return _csv(path)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"curve: {str(path)!r} is not a text file; give {KINDS}.") from error
-
-
 def _csv(path: Path) -> Table:
     """A table with commas, semicolons or tabs; without a header if its first line is two numbers."""
-    import pandas as pd
-
-    text = _text(path).lstrip("\r\n")
-    if not text.strip():
-        raise ValueError(f"curve: {str(path)!r} is empty; give a log with at least one row.")
-    bare = re.sub(r'"[^"]*"', "", text.partition("\n")[0])
-    separator = max(("\t", ";", ","), key=bare.count)
-    fields = [field for field in bare.split(separator) if field.strip()]
+    text = read_text("curve", path, FILES).lstrip("\r\n")
+    separator = separator_of(text)
+    fields = [field for field in plain_header(text).split(separator) if field.strip()]
     headless = len(fields) == 2 and all(_NUMBER.fullmatch(field) for field in fields)
-    names = ["step", "loss"] if headless else None
     options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "index_col": False}
-    try:
-        frame = pd.read_csv(io.StringIO(text), sep=separator, names=names, **options)
-    except pd.errors.ParserError as error:
-        raise ValueError(
-            f"curve: {str(path)!r} cannot be read as a table ({str(error).strip()}); give a CSV file with a line of "
-            "names and the same number of fields in every line."
-        ) from error
+    names = ["step", "loss"] if headless else None
+    frame = as_frame("curve", path, text, sep=separator, names=names, **options)
     source = f"the file {path.name}"
 
     def column(name: str) -> Column:
@@ -174,7 +155,7 @@ def of_frame(curve: Any) -> Table:
 
 def _json(path: Path) -> Table:
     """Records of JSON: a list, one in every line, a dict of columns, or the state of the Hugging Face Trainer."""
-    text = _text(path)
+    text = read_text("curve", path, FILES)
     try:
         content: Any = json.loads(text)
         if path.suffix.lower() != ".json" and isinstance(content, dict) and not _has_lists(content):
@@ -216,7 +197,7 @@ def _events(path: Path) -> Table:
         if not folders:
             raise ValueError(
                 f"curve: the folder {str(path)!r} holds no event file of TensorBoard (events.out.tfevents.…) and no "
-                f"trainer_state.json; give {KINDS}."
+                f"trainer_state.json; give {FILES}."
             )
         if len(folders) > 1 and path not in folders:
             inner = listed(str(folder.relative_to(path)) for folder in folders)
@@ -227,8 +208,8 @@ def _events(path: Path) -> Table:
         tensor_util = importlib.import_module("tensorboard.util.tensor_util")
     except ImportError as error:
         raise ImportError(
-            "curve: reading the event files of TensorBoard needs its library; install it with pip install tensorboard, "
-            "or export the curve as CSV."
+            "curve: reading the event files of TensorBoard needs its library; install it with pip install "
+            "'sdelens[forecast]', or export the curve as CSV."
         ) from error
     every = {event_accumulator.SCALARS: 0, event_accumulator.TENSORS: 0}  # 0: keep them all
     events = event_accumulator.EventAccumulator(str(path), size_guidance=every).Reload()

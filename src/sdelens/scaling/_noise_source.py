@@ -4,11 +4,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from sdelens.core import check
+from sdelens.core.csv_files import as_frame, read_text
 
 __all__ = ["NoiseLog", "NoiseScale", "noise_log", "noise_scale_of"]
 
@@ -16,6 +18,7 @@ _RECENT: Final = 5
 """The last fifth of a log is what it says of the present."""
 _ROWS: Final = 5
 """Rows of a log whose median is taken before a fit."""
+_FILE: Final = "a CSV file with the columns step or samples, and noise_scale"
 _AT: Final = {"samples": ("samples",), "steps": ("step", "steps", "global_step")}
 
 
@@ -138,7 +141,8 @@ def noise_log(given: Any, name: str = "noise_scale") -> NoiseLog:
     import pandas as pd
 
     if isinstance(given, str | os.PathLike):
-        given = pd.read_csv(given)
+        path = Path(given)
+        given = as_frame(name, path, read_text(name, path, _FILE))
     elif isinstance(given, Mapping):
         given = pd.DataFrame(dict(given))
     if not isinstance(given, pd.DataFrame):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from sdelens.core import check
+from sdelens.core.csv_files import read_text, separator_of
 from sdelens.shell.case_options import SubjectOptions
 from sdelens.shell.constructors import calls
 from sdelens.shell.session import named
@@ -182,14 +183,8 @@ def _number(name: str, text: str) -> float:
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Number of the line and cells by column of every row that is not empty."""
-    if not table.is_file():
-        raise FileNotFoundError(f"runs: there is no file {str(table)!r}; give a CSV file with one row per run.")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"runs: {str(table)!r} is not a text file; give a CSV file with one row per run.") from error
-    header = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=max((",", ";", "\t"), key=header.count))
+    text = read_text("runs", table, "a CSV file with one row per run")
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator_of(text))
     names = [name.strip().lower().replace("-", "_").replace(" ", "_") for name in next(reader, [])]
     for name in names:
         check.choice(f"runs: columns of {str(table)!r}", name, _TABLE)
