@@ -442,6 +442,7 @@ def test_errors_are_one_line_with_the_remedy(arguments, message):
     [
         ("explore --no-open --result nowhere.nc", "result: there is no file 'nowhere.nc'; give one that was"),
         ("explore --no-open --out /nowhere/page.html", "out: the folder '/nowhere' does not exist; create it first"),
+        (f"explore --no-open --out {'a' * 300}", f"out: '{'a' * 300}' cannot be written (File name too long); give"),
         ("advise 100 --batch-size 2 --plot /nowhere/a.png", "plot: the folder '/nowhere' does not exist"),
         ("diagnose nowhere.pt", "checkpoints: 'nowhere.pt' does not exist; give the path of a checkpoint"),
         ("diagnose . --earlier nowhere.pt", "earlier: 'nowhere.pt' does not exist"),

@@ -1,6 +1,8 @@
 """Results: what they hold, the table of errors, files, figures."""
 
+import errno
 import io
+from functools import partial
 from pathlib import Path
 
 import h5netcdf
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 import sdelens as sl
-from sdelens.core.files import atomic_path
+from sdelens.core.files import atomic_path, held_folder
 from sdelens.run.models import coarse_of
 from tests.checks import assert_same_numbers
 
@@ -116,6 +118,45 @@ def test_nothing_is_written_half(result, tmp_path, monkeypatch):
 def test_atomic_path_needs_its_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"), atomic_path(tmp_path / "no" / "a.nc"):
         pass
+
+
+def test_errors_of_the_system_name_the_file_that_was_asked_for(result, tmp_path):
+    """Also where a temporary file was at fault; errors about other files stay as they are."""
+    long, name = tmp_path / f"{'a' * 300}.png", tmp_path / "a.png"
+    said = r"^path: '.*/a+\.\w+' cannot be written \(.*\); give another file\.$"
+    for write in (result.plot, result.save, partial(result.explore, show=False)):
+        with pytest.raises(OSError, match=said):
+            write(long)
+    full, other = (OSError(errno.ENOSPC, "No space left", *of) for of in ((), ("other.txt",)))
+    with pytest.raises(OSError, match=said), atomic_path(name):
+        raise full
+    with pytest.raises(OSError, match=r"other\.txt"), atomic_path(name):
+        raise other
+    with pytest.raises(FileNotFoundError, match=said), atomic_path(name) as temporary:
+        Path(temporary).unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_path_is_refused(result):
+    for use in (result.plot, result.save, result.export, partial(result.explore, show=False), sl.load):
+        with pytest.raises(TypeError, match=r"^path: got 3; give a path, as text or as a pathlib\.Path\."):
+            use(3)
+
+
+def test_a_folder_made_for_what_fails_is_removed_unless_something_is_in_it(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "file").touch()
+    for folder in ("old", "old/a", "new/a", "file"):
+        with pytest.raises(OSError, match=r"give a folder|disk full"), held_folder("out", tmp_path / folder):
+            raise OSError("disk full")
+    with pytest.raises(OSError, match="disk full"), held_folder("out", tmp_path / "kept" / "a") as folder:  # noqa: PT012
+        (folder / "b").touch()
+        raise OSError("disk full")
+    with held_folder("out", tmp_path / "ended"):
+        pass
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
+        "ended", "file", "kept", "kept/a", "kept/a/b", "old"
+    }  # fmt: skip
 
 
 def test_table_and_html_show_every_model(result):

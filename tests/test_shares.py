@@ -67,6 +67,9 @@ def test_shares_that_do_not_fit_are_refused(shares, tmp_path):
         sl.join(files[1:2])
     with pytest.raises(ValueError, match=r"number 2 and number 0 are both share 0 of 3; give each share once"):
         sl.join([*shares[:2], shares[0]])
+    doubled = shell("join", *map(str, [*files, files[0]]), "--out", str(tmp_path / "new"), expect=2)
+    assert "are both share 0 of 3" in doubled.stderr
+    assert not (tmp_path / "new").exists()
     other = replace(shares[1], identity=shares[1].identity | {"run": shares[1].identity["run"] | {"seed": 5}})
     other.save(tmp_path / "other")
     with pytest.raises(

@@ -158,6 +158,7 @@ def test_labels_at_line_ends_do_not_overlap():
     ("results", "options", "kind", "message"),
     [
         ([], {}, TypeError, "results: got list"),
+        ({}, {}, ValueError, "results: got none, an empty mapping; give results by name"),
         ({"a": 3}, {}, TypeError, "results: 'a' is int"),
         (None, {"over": "epoch"}, ValueError, "over: got 'epoch'"),
         (None, {"over": "samples"}, ValueError, "the noise of 'a' has no batch size"),
@@ -175,3 +176,8 @@ def test_bad_arguments_of_an_overlay(results, options, kind, message):
         results = {"a": of_seed(0), "b": second if results is None else second.select(["optimizer"])}
     with pytest.raises(kind, match=message):
         sl.overlay(results, **options)
+
+
+def test_lines_are_named_in_axes_alone():
+    with pytest.raises(TypeError, match=r"^axes: got None; give the axes of matplotlib that contain the lines"):
+        sl.label_lines(None)

@@ -1,6 +1,8 @@
 """Checkpoints of PyTorch on disk, rescaled to another batch size."""
 
+import errno
 import json
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -180,7 +182,7 @@ def test_a_checkpoint_that_cannot_be_rescaled_is_refused_and_nothing_is_written(
     assert [p.name for p in tmp_path.iterdir()] == ["old.pt"]
 
 
-def test_paths_that_do_not_fit_are_refused(tmp_path):
+def test_paths_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     path = stored(tmp_path / "old.pt", state_of(model_run(3)[1]))
     with pytest.raises(FileExistsError, match="exists already"):
         sl.torch.rescale_checkpoint(path, 2, path)
@@ -188,6 +190,13 @@ def test_paths_that_do_not_fit_are_refused(tmp_path):
         sl.torch.rescale_checkpoint(tmp_path / "none.pt", 2, tmp_path / "new.pt")
     with pytest.raises(FileNotFoundError, match="out: the folder"):
         sl.torch.rescale_checkpoint(path, 2, tmp_path / "none/new.pt")
+    refused = PermissionError(errno.EACCES, "Permission denied", ".new.pt.a3x.pt")
+    monkeypatch.setattr("tempfile.mkstemp", Mock(side_effect=refused))
+    with pytest.raises(
+        PermissionError, match=r"^out: '.*/new\.pt' cannot be written \(Permission denied\); give anoth"
+    ):
+        sl.torch.rescale_checkpoint(path, 2, tmp_path / "new.pt")
+    monkeypatch.undo()
     (tmp_path / "dcp").mkdir()
     (tmp_path / "dcp/.metadata").touch()
     with pytest.raises(ValueError, match="format_utils dcp_to_torch"):

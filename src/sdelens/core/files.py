@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["atomic_path", "check_figure_path", "few_colours", "held_folder", "save_figure", "texts_of"]
+__all__ = [
+    "as_path",
+    "atomic_path",
+    "check_figure_path",
+    "check_writable",
+    "few_colours",
+    "held_folder",
+    "save_figure",
+    "texts_of",
+]
 
 _METADATA: Final = {
     "png": {"Title": "title", "Description": "texts", "Software": "by"},
@@ -22,44 +31,119 @@ _METADATA: Final = {
 """What a file says of its figure, by its format and the format's own name for it."""
 
 
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary file next to `path` that replaces it if the block succeeds, and is deleted otherwise."""
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"path: {str(target)!r} is a folder; give the name of a file.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path: the folder {str(target.parent)!r} does not exist; create it first.")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
+def as_path(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """The path that an argument of this name gives.
+
+    Raises:
+        TypeError: if it is not one.
+    """
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
+        return Path(path)
+    except TypeError as error:
+        raise TypeError(f"{name}: got {path!r}; give a path, as text or as a pathlib.Path.") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], name: str = "path") -> Iterator[str]:
+    """A temporary file next to `path` that replaces it if the block succeeds, and is deleted otherwise.
+
+    Args:
+        path: the file.
+        name: name of the argument, for error messages.
+
+    Raises:
+        TypeError: if it is not a path.
+        OSError: if it cannot be written; the message names the argument and the file.
+    """
+    target = as_path(path, name)
+    temporary = _temporary(name, target)
+    try:
+        with _unwritable(name, target, temporary):
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
+
+
+def check_writable(path: str | os.PathLike[str], name: str = "path") -> None:
+    """Refuse a file that cannot be written, before what is written there is computed.
+
+    Raises:
+        TypeError, OSError: as `atomic_path`.
+    """
+    Path(_temporary(name, as_path(path, name))).unlink()
+
+
+def _temporary(name: str, target: Path) -> str:
+    """A new, empty file next to the target."""
+    with _unwritable(name, target):
+        if target.is_dir():
+            raise IsADirectoryError(f"{name}: {str(target)!r} is a folder; give the name of a file.")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"{name}: the folder {str(target.parent)!r} does not exist; create it first.")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    return temporary
+
+
+@contextlib.contextmanager
+def _unwritable(name: str, target: Path, temporary: str | None = None) -> Iterator[None]:
+    """Let errors of the system name the file that was asked for: all, or only those about a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (temporary is not None and error.filename not in (temporary, None)):
+            raise
+        raise type(error)(
+            f"{name}: {str(target)!r} cannot be written ({error.strerror}); give another file."
+        ) from error
 
 
 @contextlib.contextmanager
 def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
     """The folder, created if needed and locked against other runs until the block or the process ends.
 
+    Folders that are created here are removed if the block fails, unless they contain something.
+
     Args:
         name: name of the argument, for error messages.
         path: the folder.
 
     Raises:
+        TypeError: if it is not a path.
         NotADirectoryError: if it is a file.
         BlockingIOError: if another run has locked it.
         OSError: if it cannot be created or written to.
     """
+    folder = as_path(path, name)
+    created = [part for part in (folder, *folder.parents) if not _exists(part)]
+    try:
+        with _locked(name, folder):
+            yield folder
+    except BaseException:
+        for part in created:
+            with contextlib.suppress(OSError):  # it is not empty, or was not created
+                part.rmdir()
+        raise
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # nobody may look
+        return False
+
+
+@contextlib.contextmanager
+def _locked(name: str, folder: Path) -> Iterator[None]:
+    """Create the folder, and lock it until the block ends."""
     import filelock
 
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
+    if _exists(folder) and not folder.is_dir():
         raise NotADirectoryError(f"{name}: {str(folder)!r} is a file; give a folder.")
     lock = filelock.FileLock(folder / ".sdelens-lock")
     try:
@@ -78,7 +162,7 @@ def held_folder(name: str, path: str | os.PathLike[str]) -> Iterator[Path]:
         reason = f"{name}: {str(folder)!r} cannot be written to ({error.strerror}); give another folder."
         raise type(error)(reason) from error
     try:
-        yield folder
+        yield
     finally:
         with contextlib.suppress(OSError):  # the folder itself may be gone
             Path(lock.lock_file).unlink()
@@ -89,12 +173,13 @@ def check_figure_path(path: str | os.PathLike[str]) -> str:
     """The format of a figure, which is the suffix of `path`.
 
     Raises:
+        TypeError: if it is not a path.
         ValueError: if matplotlib does not support it.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
-    suffix = Path(path).suffix.lstrip(".").lower()
+    suffix = as_path(path).suffix.lstrip(".").lower()
     if suffix not in known:
         raise ValueError(
             f"path: got {str(path)!r}; its suffix must be one of {', '.join('.' + k for k in sorted(known))}."

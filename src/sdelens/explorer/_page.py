@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import platformdirs
 
-from sdelens.core.files import atomic_path
+from sdelens.core.files import as_path, atomic_path
 
 __all__ = ["open_page", "page"]
 
@@ -60,7 +60,7 @@ def open_page(
         target = platformdirs.user_cache_path("sdelens") / "explorer.html"
         target.parent.mkdir(parents=True, exist_ok=True)
     else:
-        target = Path(path)
+        target = as_path(path)
     with atomic_path(target) as temporary:
         Path(temporary).write_text(page(settings), encoding="utf-8")
     target = target.resolve()

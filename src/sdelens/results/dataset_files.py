@@ -1,10 +1,9 @@
 """Files of results and sweeps: NetCDF, written as a whole or not at all."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sdelens.core.files import atomic_path
+from sdelens.core.files import as_path, atomic_path
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,9 +29,10 @@ def read_dataset(path: str | os.PathLike[str]) -> "xr.Dataset":
     """
     import xarray as xr
 
-    if Path(path).is_dir():
+    path = as_path(path)
+    if path.is_dir():
         raise IsADirectoryError(f"path: {str(path)!r} is a folder; give the .nc file in it.")
-    if not Path(path).is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {str(path)!r}; give one that was written by save.")
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:

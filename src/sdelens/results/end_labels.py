@@ -56,8 +56,11 @@ def label_lines(axes: "Axes") -> None:
         axes: the axes, with labels given to ``plot`` or ``errorbar``.
 
     Raises:
+        TypeError: if it is not axes.
         ValueError: if no line of the axes has a label.
     """
+    if not hasattr(axes, "get_legend_handles_labels"):
+        raise TypeError(f"axes: got {axes!r}; give the axes of matplotlib that contain the lines.")
     lines = named_lines(axes)
     if not lines:
         raise ValueError("axes: no line of them has a label; give label= to plot.")

@@ -94,8 +94,10 @@ def overlay(
         ...         for o in (sl.SGD(0.1), sl.SignSGD(0.1))}
         >>> figure = sl.overlay(runs, over="step")
     """
-    if not isinstance(results, Mapping) or not results:
+    if not isinstance(results, Mapping):
         raise TypeError(f"results: got {type(results).__name__}; give results by name, {{'AdamW': result}}.")
+    if not results:
+        raise ValueError("results: got none, an empty mapping; give results by name, {'AdamW': result}.")
     for name, result in results.items():
         if not isinstance(result, Result):
             raise TypeError(f"results: {name!r} is {type(result).__name__}; give a Result.")

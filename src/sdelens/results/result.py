@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdelens.core.files import atomic_path
+from sdelens.core.files import as_path, atomic_path
 from sdelens.core.limits import CONFIDENCE
 from sdelens.results import added, joined, latex, tables
 from sdelens.results.comparison import Comparison
@@ -176,7 +176,7 @@ class Result(RecordedRun, Plotted):
         Raises:
             ValueError: if the suffix is neither of these.
         """
-        suffix = Path(path).suffix.lower()
+        suffix = as_path(path).suffix.lower()
         if suffix == ".csv":
             text = self.errors(reference, confidence).to_csv()
         elif suffix == ".tex":

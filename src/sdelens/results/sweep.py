@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdelens.core import check
-from sdelens.core.files import atomic_path
+from sdelens.core.files import as_path, atomic_path
 from sdelens.core.limits import CONFIDENCE, normal_point
 from sdelens.results import sweep_tables
 from sdelens.results.dataset_files import read_dataset, write_dataset
@@ -228,7 +228,7 @@ class Sweep(Plotted):
         Raises:
             ValueError: if the suffix is not ``.csv``.
         """
-        if Path(path).suffix.lower() != ".csv":
+        if as_path(path).suffix.lower() != ".csv":
             raise ValueError(f"path: got {str(path)!r}; end it in .csv.")
         frame = self.late_loss()
         if self.compares:

@@ -171,7 +171,6 @@ def keep_checkpoints(
         OSError: if the folder cannot be written, or is a file.
     """
     every = None if every is None else check.at_least("checkpoint_every", every, 1)
-    created = [part for part in Path(folder).parents if not part.exists()]
     try:
         with held_folder("checkpoint", folder) as held:
             store = Store(held)
@@ -182,11 +181,9 @@ def keep_checkpoints(
                 )
             yield Checkpoints(store, every)
             store.remove()
-            created = []
     finally:
-        for part in dict.fromkeys((Path(folder), *created)):
-            with suppress(OSError):  # raised if the folder is not empty, or was not created
-                part.rmdir()
+        with suppress(OSError):  # raised if the folder is not empty, or was not created
+            Path(folder).rmdir()
 
 
 @contextmanager

@@ -134,9 +134,11 @@ def fit(
             read = _from_table(runs, optimizer or [], given, columns)
         found = sl.forecast.fit(read, skip=skip)
         if plot is not None:
-            found.plot(plot)
+            with named(path="plot"):
+                found.plot(plot)
         if out is not None:
-            found.save(out)
+            with named(path="out"):
+                found.save(out)
         typer.echo(as_json(fit_as_dict(found)) if form == "json" else str(found))
 
 
@@ -216,9 +218,11 @@ def predict(
             found = found.with_curve("logged", run.losses, run.steps)
         curve = curve_of(found)
         if plot is not None:
-            found.plot(plot)
+            with named(path="plot"):
+                found.plot(plot)
         if out is not None:
-            write_curve(found, curve, out)
+            with named(path="out"):
+                write_curve(found, curve, out)
         if form == "json":
             typer.echo(as_json(prediction_as_dict(found, curve)))
             return

@@ -105,11 +105,10 @@ def check_figure(name: str, path: Path | None) -> None:
 
 def check_file(name: str, path: Path | None, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse, before anything is computed, a file that cannot be written."""
+    from sdelens.core.files import check_writable
+
     if path is None:
         return
     if suffixes and path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: got {str(path)!r}; its suffix must be one of {', '.join(suffixes)}.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{name}: {str(path)!r} is a folder; give the name of a file.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{name}: the folder {str(path.parent)!r} does not exist; create it first.")
+    check_writable(path, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sdelens.core import check
-from sdelens.core.files import atomic_path
+from sdelens.core.files import atomic_path, check_writable
 from sdelens.torch._layouts import LIGHTNING, Place, arguments_of, left_alone, lightning_counts, places, trainer_state
 from sdelens.torch._optimizers import KNOWN, Known, known_by_fields
 from sdelens.torch._plan import Options, Plan, RescaledRun, Target, plan
@@ -71,6 +71,7 @@ def rescale_checkpoint(
 
     Raises:
         FileNotFoundError, FileExistsError: if `path` does not exist, or `out` does.
+        OSError: if `out` cannot be written.
         ValueError, TypeError: if the checkpoint cannot be read or converted; nothing is then written.
     """
     options = Options(
@@ -79,8 +80,7 @@ def rescale_checkpoint(
     source, target = _source(Path(path)), Path(out)
     if target.exists():
         raise FileExistsError(f"out: {str(target)!r} exists already; give a name that does not exist.")
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"out: the folder {str(target.absolute().parent)!r} does not exist; create it first.")
+    check_writable(target, "out")
     if optimizer is not None:
         optimizer = check.choice("optimizer", optimizer, KNOWN)
     rescaled = (_folder if source.is_dir() else _file)(source, target, options, optimizer)
@@ -251,7 +251,7 @@ def _account(
 def _save(content: Any, out: Path) -> None:
     import torch
 
-    with atomic_path(out) as temporary:
+    with atomic_path(out, "out") as temporary:
         torch.save(content, temporary)
 
 
