@@ -65,8 +65,8 @@ def _chosen(curvature: np.ndarray, coordinates: Sequence[int] | None) -> list[in
     if coordinates is None:
         if dim > 2:
             raise ValueError(
-                f"coordinates: the problem has {dim}, and the explorer shows one or two; choose them, as "
-                f"coordinates=(0, {dim - 1})."
+                f"coordinates: the problem has {dim}, and the explorer shows one or two; choose them, for "
+                f"example 0 and {dim - 1}."
             )
         return list(range(dim))
     chosen = [check.whole("coordinates", i) for i in coordinates]

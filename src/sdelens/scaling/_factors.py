@@ -143,8 +143,8 @@ def check_legal(numbers: Hyperparameters, change: Change) -> None:
     raise ValueError(
         f"batch_ratio: got {float(ratio):g}, at which 1 − {name} = {factor:g} × {forgets:.6g} = "
         f"{factor * forgets:.4g} exceeds 1, so that {name} would be negative. The largest possible ratio is "
-        f"{least:g} ({listed}). Alternatives: {'; '.join(_alternatives(numbers, change, name))}; or a ratio of at most "
-        f"{least:g}, in one step or by a ramp (sl.scaling.ramp)."
+        f"{least:g} ({listed}). Alternatives: momentum {'; '.join(_alternatives(numbers, change, name))}; or a ratio "
+        f"of at most {least:g}, in one step or by a ramp (sl.scaling.ramp)."
     )
 
 
@@ -158,16 +158,14 @@ def _alternatives(numbers: Hyperparameters, change: Change, name: str) -> list[s
     ways = []
     squares = second_moments(numbers)
     if squares:
-        ways.append(
-            f"momentum='second-moment' (only {', '.join(squares)} changes, to the power {float(change.ratio):g})"
-        )
+        ways.append(f"'second-moment' (only {', '.join(squares)} changes, to the power {float(change.ratio):g})")
     if change.momentum == "samples" and (change.rule.lr is not None or numbers.family in ADAPTIVE):
         factor = _time_factor(change)
         if factor * (1 - numbers.memories[name]) <= 1:
-            ways.append(f"momentum='time' (1 − {name} is multiplied by {factor:.6g}, like lr)")
-    ways.append("momentum='fixed'")
+            ways.append(f"'time' (1 − {name} is multiplied by {factor:.6g}, like lr)")
+    ways.append("'fixed'")
     beta, ratio = numbers.memories[name], float(change.ratio)
-    half = f"momentum='half-life' ({name} to the power {ratio:g} is {beta**ratio:.3g}"
+    half = f"'half-life' ({name} to the power {ratio:g} is {beta**ratio:.3g}"
     if damping(numbers) > 0 and numbers.family not in _SIGNS:
         there = {k: b**ratio for k, b in numbers.memories.items()}
         new = dataclasses.replace(numbers, memories=there)

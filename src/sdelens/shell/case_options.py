@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sdelens.core import check, names
 from sdelens.core.declarations import ALIASES, NOISES, OPTIMIZERS, WRAPPERS, NoiseDeclaration, canonical_name
-from sdelens.shell.constructors import Call, calls, terms
+from sdelens.shell.constructors import Call, calls, check_argument, terms
 from sdelens.shell.panels import WHAT
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _made(argument: str, call: Call, known: dict[str, Callable[..., Any]]) -> An
     signature = inspect.signature(make)
     label = f"{argument}: {call.name}"
     for key in call.named:
-        check.choice(label, key, signature.parameters)
+        check_argument(label, key, signature.parameters)
     try:
         bound = signature.bind(*call.positional, **call.named)
     except TypeError as error:
@@ -353,7 +353,7 @@ def _from_optax(name: str, rate: Any, arguments: dict[str, Any], positional: tup
     if positional:
         raise ValueError(f"optimizer: {name} has {positional[0]!r} without a name; write key=value.")
     for argument in arguments:
-        check.choice(f"optimizer: {name}", argument, parameters)
+        check_argument(f"optimizer: {name}", argument, parameters)
     for argument, value in {"lr": rate, **arguments}.items():
         if isinstance(value, Call):
             raise ValueError(f"optimizer: {name} takes numbers and words; for {argument}={value.name}(...) use Python.")

@@ -2,9 +2,12 @@
 
 import ast
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["Call", "calls", "terms", "value_of", "values_of"]
+from sdelens.core import check
+
+__all__ = ["Call", "calls", "check_argument", "terms", "value_of", "values_of"]
 
 _NAME = re.compile(r"[A-Za-z][\w.:-]*")
 _WORDS = {"true": True, "false": False, "none": None}
@@ -97,6 +100,19 @@ def _call(argument: str, text: str) -> Call:
             raise ValueError(f"{argument}: {name} has {key} twice; give it once.")
         named[key] = value_of(argument, value)
     return Call(name, tuple(positional), named)
+
+
+def check_argument(label: str, name: str, known: Iterable[str]) -> None:
+    """Refuse an argument that does not exist; the pair ``betas`` of PyTorch has two names here.
+
+    Raises:
+        ValueError: if it does not; the message begins with the label and says what was probably meant.
+    """
+    names = list(known)
+    decays = [f"{decay}={value}" for decay, value in (("b1", 0.9), ("b2", 0.99)) if decay in names]
+    if name in ("beta", "betas") and decays:
+        raise ValueError(f"{label}: got {name!r}; write decays one by one, as in {', '.join(decays)}.")
+    check.choice(label, name, names)
 
 
 def _split(argument: str, text: str, separator: str = ",") -> list[str]:

@@ -212,7 +212,7 @@ def _check_rectified(state: StateOf, change: Change, pace: float) -> None:
             f"optimizer: {state.label}: at b2 = {change.new.memories['b2']:.4g} and step {step / pace:.4g}, RAdam "
             f"would no longer divide by the root of its second moment (it averages {after:.3g} squares; more than 5 "
             "are needed), and its steps would change in size; rescale later in the run, by a smaller ratio, or with "
-            "momentum='fixed'."
+            "momentum 'fixed'."
         )
 
 

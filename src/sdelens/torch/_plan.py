@@ -211,7 +211,7 @@ def _ends(
         if not math.isclose(found["lr"] / group["lr"], _factor(made[number]), rel_tol=1e-6):
             raise ValueError(
                 f"scheduler: it changes the momentum, and with momentum {options.momentum!r} the factor of lr would "
-                "change with it; give momentum='samples' or 'fixed', or create a new scheduler for the new batch size."
+                "change with it; choose momentum 'samples' or 'fixed', or make a new scheduler for the new batch size."
             )
         return float(found[key][0] if key == "betas" else found[key])
 
