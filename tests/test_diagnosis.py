@@ -17,6 +17,7 @@ import optax
 import pytest
 
 import sdelens as sl
+from sdelens.diagnosis._diagnosis_report import _rule
 from sdelens.diagnosis.expected import largest_ratio, path_error
 from sdelens.diagnosis.moments import Weights, combine, split
 from tests import synthetic
@@ -460,6 +461,11 @@ def test_mixed_groups_and_the_range():
     assert "β < 0" in text  # b1 = .9 has no rule at 16
     assert_shown_well(found)
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["legal_ratio"] == pytest.approx(10)
+
+
+def test_the_largest_batch_of_the_rule_is_said_to_be_a_batch():
+    found = SimpleNamespace(tolerance=0.05, largest_ratio_limits=(1.3, np.inf), legal_ratio=10, batch_size=32)
+    assert _rule(found) == "the square-root rule holds within 5 % up to 1.3 times the batch size (a batch of 41.6)"
 
 
 @pytest.mark.parametrize("kind", synthetic.KINDS)

@@ -189,7 +189,7 @@ def _between(low: float, high: float, write: Writer = _short) -> str:
 
 def _times(ratio: float, batch: float | None) -> str:
     factor = f"{ratio:.2g}" if ratio < 99 else f"{ratio:.3g}" if ratio < 1e5 else f"{ratio:.1e}"
-    return f"{factor} times the batch size" + ("" if batch is None else f" ({batch * ratio:.3g})")
+    return f"{factor} times the batch size" + ("" if batch is None else f" (a batch of {batch * ratio:.3g})")
 
 
 def _capital(words: str) -> str:

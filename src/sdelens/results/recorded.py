@@ -155,10 +155,10 @@ class RecordedRun:
         return {m: comparison.point_error(m, late) for m in self.models if m != comparison.reference}
 
     def stated_errors(self) -> dict[str, tuple[float, float, float]]:
-        """``error`` of every model against the optimizer, its floor, and its upper limit where it is not resolved.
+        """For every model the tuple (error, floor, upper limit) of its ``error`` against the optimizer.
 
-        An error is resolved if it is larger than the floor; its limits are not computed, which takes longer, and the
-        upper one is NaN.
+        The upper limit is what to state where the error is not resolved, that is, not larger than the floor. Elsewhere
+        it is NaN, because limits take longer to compute.
         """
         comparison = Comparison(self.dataset, self._reference(None))
         return {m: comparison.stated_error(m) for m in self.models if m != comparison.reference}
