@@ -249,7 +249,7 @@ def test_bad_predictions_are_refused(fitted, tmp_path):
     refused("schedule: got 3 multipliers for 4 steps", fitted.predict, adamw(), steps=4, schedule=[1, 1, 1])
     refused("confidence: got 1", fitted.predict, adamw(), steps=4, confidence=1.0)
     refused("at: must be strictly increasing", fitted.predict, adamw(), steps=9, at=[3, 2])
-    refused("at: give whole steps from 0 to 9", fitted.predict, adamw(), steps=9, at=[10])
+    refused("at: got 10, but the run has 9 steps; give whole", fitted.predict, adamw(), steps=9, at=[10])
     refused("confidence: got 90", fitted.final, adamw(), steps=9, confidence=90)
     refused("schedule: got the multiplier 1.5", fitted.predict, adamw(), steps=2, schedule=[1, 1.5])
     refused("sgd moves in proportion to the gradient", fitted.predict, sl.SGD(lr=0.1), steps=9)
