@@ -25,12 +25,12 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 5600
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not study" --max-programs 5700
 
 test-all: test test-slow
 
 test-slow: $(READY)
-	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 2620
+	$(BIN)/pytest $(PARALLEL) -m slow --max-programs 2900
 
 studies: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m study --studies-page docs/test-studies.md
