@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-__all__ = ["Stream", "stream_key", "threefry2x32"]
+__all__ = ["Stream", "horner", "stream_key", "threefry2x32"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -215,11 +215,11 @@ def _normal_quantile(u: Array) -> Array:
 
 def _polynomial(coefficients: tuple[float, ...], t: Array) -> Array:
     """A polynomial in float32, highest power first; its even and its odd powers can be summed at the same time."""
-    even, odd = (_horner(coefficients[::-1][first::2][::-1], t * t) for first in (0, 1))
+    even, odd = (horner(coefficients[::-1][first::2][::-1], t * t) for first in (0, 1))
     return even + odd * t
 
 
-def _horner(coefficients: tuple[float, ...], t: Array) -> Array:
+def horner(coefficients: tuple[float, ...], t: Array) -> Array:
     """A polynomial in float32, highest power first."""
     value = jnp.float32(coefficients[0])
     for a in coefficients[1:]:

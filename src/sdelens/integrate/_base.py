@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from sdelens.core.random import Stream
 
-__all__ = ["MAX_COORDINATES", "Integration", "Stepper"]
+__all__ = ["MAX_COORDINATES", "Integration", "Stepper", "Wrapper"]
 
 MAX_COORDINATES = 64
 """Moments of single coordinates are recorded up to this dimension."""
@@ -63,6 +63,11 @@ class Stepper(eqx.Module):
     def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
         """State at k + 1 from the state at k, ∇f at that state (if it is needed) and the stream of the whole run."""
 
+    def moved(self, k: Array, state: Any, stream: Stream) -> Any:
+        """State at k + 1 from the state at k, with ∇f evaluated at that state if it is needed."""
+        x = self.position(state)
+        return self.step(k, state, self.evaluate(x)[1] if self.needs_gradient else x, stream)
+
     def steps(
         self, first: Array, end: Array, state: Any, stream: Stream, held: Callable[[Any], Any] | None = None
     ) -> Any:
@@ -71,12 +76,51 @@ class Stepper(eqx.Module):
         It evaluates ∇f anew at every step.
         """
 
-        def moved(k: Array, state: Any) -> Any:
-            x = self.position(state)
-            new = self.step(k, state, self.evaluate(x)[1] if self.needs_gradient else x, stream)
+        def once(k: Array, state: Any) -> Any:
+            new = self.moved(k, state, stream)
             return new if held is None else held(new)
 
-        return lax.fori_loop(first, end, moved, state)
+        return lax.fori_loop(first, end, once, state)
+
+
+class Wrapper(Stepper):
+    """Any stepper; subclasses change some of what it does.
+
+    Attributes:
+        stepper: what advances the paths.
+    """
+
+    stepper: Stepper
+
+    def init(self, stream: Stream) -> Any:
+        return self.stepper.init(stream)
+
+    def position(self, state: Any) -> Array:
+        return self.stepper.position(state)
+
+    def parts(self, state: Any) -> dict[str, Array]:
+        return self.stepper.parts(state)
+
+    def observables(self, state: Any) -> Array:
+        return self.stepper.observables(state)
+
+    @property
+    def draws(self) -> int:
+        return self.stepper.draws
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.stepper.needs_gradient
+
+    @property
+    def expensive_gradient(self) -> bool:
+        return self.stepper.expensive_gradient
+
+    def evaluate(self, x: Array) -> tuple[Array, Array]:
+        return self.stepper.evaluate(x)
+
+    def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:
+        return self.stepper.step(k, state, grad, stream)
 
 
 class Integration(Stepper):

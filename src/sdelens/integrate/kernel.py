@@ -23,8 +23,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from sdelens.core.captured import alike
 from sdelens.core.compilation import primitives, quick
-from sdelens.core.random import Stream
-from sdelens.integrate._base import Stepper
+from sdelens.core.random import Stream, horner
+from sdelens.integrate._base import Stepper, Wrapper
 from sdelens.integrate.discrete import Discrete
 from sdelens.integrate.euler import EulerMaruyama
 
@@ -35,8 +35,8 @@ _PATHS, _WARPS = 1024, 4
 RMSprop's SDE this takes 96 registers and 106 instructions per number on an H200, and with half the paths 127."""
 _CALLS: Final = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 """Operations that call a function, and the name of its jaxpr among their parameters."""
-_ERF: Final = (4.0711224e-05, -0.00038102555, 0.00125181948, 0.000205611221)
-_ERF_REST: Final = (-0.0193216382, 0.102814382, 0.636616501, 1.12837921)
+_ERF: tuple[float, ...] = (4.0711224e-05, -0.00038102555, 0.00125181948, 0.000205611221)
+_ERF += (-0.0193216382, 0.102814382, 0.636616501, 1.12837921)
 """−log(1 − erf t)/t for 0 ≤ t ≤ 4, a polynomial with the highest power first; erf has a relative error of 2e-7."""
 _CHECKED: Final = 2
 """Paths and steps of the comparison with the stepper itself."""
@@ -51,10 +51,7 @@ _TOLERANCE: Final = 1e-3
 def _erf(x: Array) -> Array:
     """The error function in float32; it is 1 beyond 4."""
     t = jnp.minimum(jnp.abs(x), 4)
-    value = jnp.float32(0)
-    for a in _ERF + _ERF_REST:
-        value = np.float32(a) + value * t
-    return -jnp.sign(x) * jnp.expm1(-t * value)
+    return -jnp.sign(x) * jnp.expm1(-t * horner(_ERF, t))
 
 
 _COMBINING: Final = ("reduce_", "arg", "cum", "dot_general", "sort", "top_k", "gather", "scatter")
@@ -67,7 +64,7 @@ class NoKernelError(ValueError):
     """The steps of a model cannot be run as one kernel; the message says why."""
 
 
-class InKernel(Stepper):
+class InKernel(Wrapper):
     """Any stepper that moves every coordinate by itself, with its steps between records as one kernel.
 
     Attributes:
@@ -77,40 +74,9 @@ class InKernel(Stepper):
         warps: number of warps that run a block.
     """
 
-    stepper: Stepper
     interpret: bool = eqx.field(static=True)
     paths: int = eqx.field(static=True, default=_PATHS)
     warps: int = eqx.field(static=True, default=_WARPS)
-
-    def init(self, stream: Stream) -> Any:  # noqa: D102
-        return self.stepper.init(stream)
-
-    def position(self, state: Any) -> Array:  # noqa: D102
-        return self.stepper.position(state)
-
-    def parts(self, state: Any) -> dict[str, Array]:  # noqa: D102
-        return self.stepper.parts(state)
-
-    def observables(self, state: Any) -> Array:  # noqa: D102
-        return self.stepper.observables(state)
-
-    @property
-    def draws(self) -> int:  # noqa: D102
-        return self.stepper.draws
-
-    @property
-    def needs_gradient(self) -> bool:  # noqa: D102
-        return self.stepper.needs_gradient
-
-    @property
-    def expensive_gradient(self) -> bool:  # noqa: D102
-        return self.stepper.expensive_gradient
-
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
-        return self.stepper.evaluate(x)
-
-    def step(self, k: Array, state: Any, grad: Array, stream: Stream) -> Any:  # noqa: D102
-        return self.stepper.step(k, state, grad, stream)
 
     def steps(
         self, first: Array, end: Array, state: Any, stream: Stream, held: Callable[[Any], Any] | None = None
@@ -235,14 +201,9 @@ def _reason(error: Exception) -> str:
 
 def _combines(stepper: Stepper) -> bool:
     """Whether a step combines coordinates, as clipping by the norm does, which may change nothing where it is tried."""
-
-    def step(stepper: Stepper, k: Array, state: Any, stream: Stream) -> Any:
-        x = stepper.position(state)
-        return stepper.step(k, state, stepper.evaluate(x)[1] if stepper.needs_gradient else x, stream)
-
     words = Stream(*(jax.ShapeDtypeStruct((size,), jnp.uint32) for size in (2, _CHECKED)))  # type: ignore[arg-type]
     k, state = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(_begun, stepper, words)
-    found = primitives(jax.make_jaxpr(step)(stepper, k, state, words)) - {"reduce_precision"}
+    found = primitives(jax.make_jaxpr(type(stepper).moved)(stepper, k, state, words)) - {"reduce_precision"}
     return any(name.startswith(_COMBINING) for name in found)
 
 
@@ -298,9 +259,7 @@ def _moved(mover: Stepper, k: Array, state: Any, key: Any, paths: Array, pair: A
     """One step of one coordinate, without what it does not use, such as the loss."""
 
     def step(mover: Stepper, k: Array, state: Any, key: Any, paths: Array, pair: Array) -> Any:
-        x = mover.position(state)
-        grad = mover.evaluate(x)[1] if mover.needs_gradient else x
-        return mover.step(k, state, grad, Stream(key, paths, (pair, member)))
+        return mover.moved(k, state, Stream(key, paths, (pair, member)))
 
     arguments = (mover, k, state, key, paths, pair)
     traced, shape = jax.make_jaxpr(step, return_shape=True)(*arguments)

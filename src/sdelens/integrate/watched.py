@@ -10,7 +10,7 @@ from jax import Array
 from sdelens.cases.path_functions import PathFunction
 from sdelens.core.random import Stream
 from sdelens.core.tree import Layout, sum_coordinates
-from sdelens.integrate._base import Stepper
+from sdelens.integrate._base import Wrapper
 
 __all__ = ["Average", "Exponential", "Polyak", "Watched", "WatchedState"]
 
@@ -70,7 +70,7 @@ class WatchedState(NamedTuple):
     firsts: Any
 
 
-class Watched(Stepper):
+class Watched(Wrapper):
     """Any stepper, with averages of x and conditions that are tested after every step, and at the start.
 
     Attributes:
@@ -81,7 +81,6 @@ class Watched(Stepper):
         layout: layout of the parameters, for the conditions.
     """
 
-    stepper: Stepper
     averages: tuple[Average, ...]
     names: tuple[str, ...] = eqx.field(static=True)
     conditions: tuple[PathFunction, ...] = eqx.field(static=True)
@@ -110,21 +109,6 @@ class Watched(Stepper):
 
     def observables(self, state: WatchedState) -> Array:  # noqa: D102
         return self.stepper.observables(state.inner)
-
-    @property
-    def draws(self) -> int:  # noqa: D102
-        return self.stepper.draws
-
-    @property
-    def needs_gradient(self) -> bool:  # noqa: D102
-        return self.stepper.needs_gradient
-
-    @property
-    def expensive_gradient(self) -> bool:  # noqa: D102
-        return self.stepper.expensive_gradient
-
-    def evaluate(self, x: Array) -> tuple[Array, Array]:  # noqa: D102
-        return self.stepper.evaluate(x)
 
     def step(self, k: Array, state: WatchedState, grad: Array, stream: Stream) -> WatchedState:  # noqa: D102
         inner = self.stepper.step(k, state.inner, grad, stream)
