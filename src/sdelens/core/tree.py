@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["Layout", "column", "flatten_parameters", "sum_coordinates"]
+__all__ = ["Layout", "column", "flatten_parameters", "over_paths", "sum_coordinates"]
 
 _UNROLL = 16
 
@@ -151,6 +151,11 @@ def flatten_parameters(tree: Any, name: str = "start") -> tuple[Array, Layout]:
     dtype = jnp.result_type(*[p.dtype for p in parts])
     flat = jax.device_put(np.concatenate([p.astype(dtype) for p in parts]))
     return flat, Layout(treedef, tuple(shapes), tuple(dtypes), tuple(names), tuple(static))
+
+
+def over_paths(leaf: Array, paths: int) -> Array:
+    """A leaf of a state with a column for each of P paths: (n, P) from (n,), (n, 1) or (n, P); a number as it is."""
+    return jnp.broadcast_to(leaf.reshape(leaf.shape[0], -1), (leaf.shape[0], paths)) if leaf.ndim else leaf
 
 
 def column(values: Array, like: Array) -> Array:

@@ -25,6 +25,7 @@ from jax import Array, lax
 
 from sdelens.cases.starts import Start
 from sdelens.core.random import Stream
+from sdelens.core.tree import over_paths
 from sdelens.integrate._base import Integration
 from sdelens.integrate._positive import kept_positive
 from sdelens.optimizers import State
@@ -71,7 +72,7 @@ class EulerMaruyama(Integration):
 
     def init(self, stream: Stream) -> State:  # noqa: D102
         state = self.start.state(stream, self.sde.init)
-        x = jnp.broadcast_to(state.x.reshape(state.x.shape[0], -1), (state.x.shape[0], stream.paths.shape[0]))
+        x = over_paths(state.x, stream.paths.shape[0])
         found = jax.eval_shape(self.sde.compute_cache, x, x, stream)
         return state._replace(found=jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found))
 

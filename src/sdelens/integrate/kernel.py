@@ -24,6 +24,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from sdelens.core.captured import alike
 from sdelens.core.compilation import primitives, quick
 from sdelens.core.random import Stream, horner
+from sdelens.core.tree import over_paths
 from sdelens.integrate._base import Stepper, Wrapper
 from sdelens.integrate.discrete import Discrete
 from sdelens.integrate.euler import EulerMaruyama
@@ -209,12 +210,7 @@ def _combines(stepper: Stepper) -> bool:
 
 def _begun(stepper: Stepper, stream: Stream) -> Any:
     """The initial states of the paths of a stream."""
-
-    def wide(leaf: Array) -> Array:
-        column = leaf.reshape(leaf.shape[0], -1) if jnp.ndim(leaf) else leaf
-        return jnp.broadcast_to(column, (leaf.shape[0], _CHECKED)) if jnp.ndim(leaf) else jnp.asarray(leaf)
-
-    return jax.tree.map(wide, stepper.init(stream))
+    return jax.tree.map(lambda leaf: over_paths(jnp.asarray(leaf), _CHECKED), stepper.init(stream))
 
 
 @partial(quick, static_argnums=2)

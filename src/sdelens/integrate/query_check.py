@@ -13,6 +13,7 @@ from sdelens.core.captured import alike
 from sdelens.core.compilation import quick
 from sdelens.core.pathwise import MOST_COORDINATES, PATHS_LAST, differs
 from sdelens.core.random import Stream, stream_key
+from sdelens.core.tree import over_paths
 from sdelens.integrate.discrete import Discrete
 from sdelens.optimizers import Wrapped
 
@@ -61,7 +62,7 @@ def _queried(discrete: Discrete, paths: Array) -> Array:
     """The gradient by which the optimizer moves in its first step, for these paths."""
     stream, first = Stream(jnp.asarray(stream_key(0, "check")), paths), jnp.asarray(0)
     state = discrete.init(stream)
-    x = jnp.broadcast_to(state.x.reshape(state.x.shape[0], -1), (state.x.shape[0], paths.shape[0]))
+    x = over_paths(state.x, paths.shape[0])
     grad = discrete.evaluate(x)[1] if discrete.needs_gradient else x
     gradient = discrete.noise.gradient(first, x, grad, stream)
     return discrete.optimizer.queried(x, state.inner, gradient, discrete.query(first, stream))

@@ -9,7 +9,7 @@ from jax import Array
 
 from sdelens.cases.path_functions import PathFunction
 from sdelens.core.random import Stream
-from sdelens.core.tree import Layout, sum_coordinates
+from sdelens.core.tree import Layout, over_paths, sum_coordinates
 from sdelens.integrate._base import Wrapper
 
 __all__ = ["Average", "Exponential", "Polyak", "Watched", "WatchedState"]
@@ -93,10 +93,7 @@ class Watched(Wrapper):
         if not self.conditions:
             return WatchedState(inner, averages, None)
         paths = stream.paths.shape[0]
-        wide = {
-            n: jnp.broadcast_to(a.reshape(a.shape[0], -1), (a.shape[0], paths)) if a.ndim else a
-            for n, a in self.stepper.parts(inner).items()
-        }
+        wide = {n: over_paths(a, paths) for n, a in self.stepper.parts(inner).items()}
         wide |= dict.fromkeys(self.names, wide["x"])
         none = jnp.full((len(self.conditions) + 1, paths), -1, jnp.int32)
         return WatchedState(inner, averages, self._tested(jnp.asarray(0), wide, none))

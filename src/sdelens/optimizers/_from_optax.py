@@ -12,7 +12,7 @@ from jax import Array
 
 from sdelens.core import check
 from sdelens.core.random import Stream
-from sdelens.core.tree import Layout
+from sdelens.core.tree import Layout, over_paths
 from sdelens.optimizers._accumulators import Leaf, leaves_of
 from sdelens.optimizers._base import Optimizer, Query, State, number
 from sdelens.optimizers._elementwise import QUERIED, Update, update_of
@@ -146,7 +146,7 @@ class FromOptax(Optimizer):
         paths = stream.paths
 
         def of_paths(leaf: Leaf, value: Array) -> Array:
-            wide = jnp.broadcast_to(value.reshape(value.shape[0], -1), (value.shape[0], paths.shape[0]))
+            wide = over_paths(value, paths.shape[0])
             return jax.vmap(partial(_folded, leaf), in_axes=-1, out_axes=-1)(wide, paths)
 
         return tuple(
